@@ -1,0 +1,52 @@
+# `make run` starts the registry, `make test` passes the tests; both need Python 3.11 or newer and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
+
+.PHONY: run test check format schema lock clean
+.DELETE_ON_ERROR:
+
+run: .venv/run
+	@NODE_REGISTRY_DEV_AGENT=$${NODE_REGISTRY_DEV_AGENT:-true} exec $(BIN)/node-registry serve
+
+test: .venv/dev
+	$(BIN)/pytest
+
+check: .venv/dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+schema: .venv/dev
+	$(BIN)/node-registry export-schema > schema.graphql
+
+# The newest versions that fit pyproject.toml, with hashes and without addresses.
+lock: .venv/dev
+	$(LOCK) --upgrade --extra embedded --group dev --output-file requirements/dev.lock
+	$(LOCK) --constraint requirements/dev.lock --extra embedded --group build --output-file requirements/run.lock
+	$(LOCK) --constraint requirements/dev.lock --output-file requirements/server.lock
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/run: requirements/run.lock pyproject.toml | .venv/bin/python
+	$(PIP) --require-hashes --requirement requirements/run.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: requirements/dev.lock .venv/run
+	$(PIP) --require-hashes --requirement requirements/dev.lock
+	@touch $@

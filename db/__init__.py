@@ -1,0 +1,1 @@
+"""The tables, and every statement that touches them; knows nothing of GraphQL or HTTP."""

@@ -1,0 +1,107 @@
+"""The engine and its pool: the one way to a connection, and where its failures get their name."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import asyncpg
+import orjson
+from sqlalchemy import URL, event, make_url, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from db.errors import Unavailable
+
+_RETRY_AFTER_SECONDS = 1.0
+_TRANSIENT_CLASSES = {"08", "40", "53", "55", "57"}
+"""SQLSTATE classes that pass by themselves: connection, rollback, resources, locks, operator."""
+
+
+class Database:
+    """A bounded pool of connections to one PostgreSQL database.
+
+    Sessions raise Unavailable where the database cannot be reached, is too busy, or gave up a
+    statement; other errors of PostgreSQL are faults of ours and pass through as they are.
+    """
+
+    def __init__(
+        self, url: str | URL, *, pool_size: int = 10, statement_timeout_seconds: float = 10
+    ) -> None:
+        self.url = make_url(url).set(drivername="postgresql+asyncpg")
+        self.engine: AsyncEngine = create_async_engine(
+            self.url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=statement_timeout_seconds / 2,
+            pool_use_lifo=True,
+            json_serializer=lambda value: orjson.dumps(value).decode(),
+            json_deserializer=orjson.loads,
+            connect_args={
+                "timeout": statement_timeout_seconds / 2,
+                "server_settings": {
+                    "application_name": "node-registry",
+                    "statement_timeout": f"{statement_timeout_seconds:.3f}s",
+                    "idle_in_transaction_session_timeout": f"{statement_timeout_seconds * 2:.3f}s",
+                    "timezone": "UTC",
+                    # Planning these short statements costs less than compiling them ever saves.
+                    "jit": "off",
+                },
+            },
+        )
+        event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
+        self._reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """One transaction: committed at the end of the block, undone when it raises."""
+        with _named_failures():
+            async with (
+                AsyncSession(self.engine, expire_on_commit=False) as session,
+                session.begin(),
+            ):
+                yield session
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """Each statement by itself, with its own snapshot and no round trip to begin or end."""
+        with _named_failures():
+            async with AsyncSession(self._reads, expire_on_commit=False) as session:
+                yield session
+
+    async def ping(self) -> None:
+        async with self.read() as session:
+            await session.execute(text("SELECT 1"))
+
+    async def listening_connection(self) -> asyncpg.Connection:
+        """A connection beside the pool, for LISTEN; the caller closes it."""
+        args, kwargs = self.engine.dialect.create_connect_args(self.url)
+        with _named_failures():
+            return await asyncpg.connect(
+                *args,
+                **kwargs,
+                timeout=5,
+                server_settings={"application_name": "node-registry-listen"},
+            )
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def _refuse_closed(dbapi_connection: object, *_: object) -> None:
+    """After a restart of PostgreSQL the pool's sockets are closed already: no need to ask it."""
+    if dbapi_connection.driver_connection.is_closed():  # type: ignore[attr-defined]  # asyncpg's
+        raise DisconnectionError
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, TimeoutError, PoolTimeout, asyncpg.InterfaceError) as error:
+        raise Unavailable(_RETRY_AFTER_SECONDS) from error
+    except (DBAPIError, asyncpg.PostgresError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
+        if invalidated or (getattr(cause, "sqlstate", None) or "")[:2] in _TRANSIENT_CLASSES:
+            raise Unavailable(_RETRY_AFTER_SECONDS) from error
+        raise

@@ -1,0 +1,85 @@
+"""What the registry refuses, as facts: each error carries a code and the values it is about."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class RegistryError(Exception):
+    """A refusal that a caller is told about. `code` is one of the documented ones.
+
+    `retryable` says whether the same request may succeed later, unchanged.
+    """
+
+    code: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts: Mapping[str, object] = facts
+
+
+class BadInput(RegistryError):
+    """A value is not of the documented kind; `field` is its path in the input, e.g. `labels[3]`."""
+
+    code = "BAD_INPUT"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}", field=field)
+
+
+class NodeNotFound(RegistryError):
+    code = "NODE_NOT_FOUND"
+
+    def __init__(self, node_id: str) -> None:
+        super().__init__(f"no node {node_id!r} is registered", nodeId=node_id)
+
+
+class NodeIdTaken(RegistryError):
+    """Another run of an agent holds the id and is still sending heartbeats."""
+
+    code = "NODE_ID_TAKEN"
+    retryable = True
+
+    def __init__(
+        self,
+        node_id: str,
+        *,
+        holder_hostname: str | None,
+        holder_address: str | None,
+        held_since: str,
+        retry_after_seconds: float,
+    ) -> None:
+        super().__init__(
+            f"{node_id!r} is held by {holder_hostname or 'a host without a name'}"
+            f" at {holder_address or 'an unknown address'} since {held_since}",
+            nodeId=node_id,
+            holderHostname=holder_hostname,
+            holderAddress=holder_address,
+            heldSince=held_since,
+            retryAfterSeconds=retry_after_seconds,
+        )
+
+
+class StaleBoot(RegistryError):
+    """The run of the agent that sent this has been replaced by another."""
+
+    code = "STALE_BOOT"
+
+    def __init__(self, node_id: str) -> None:
+        super().__init__(
+            f"another run of the agent has registered {node_id!r} since", nodeId=node_id
+        )
+
+
+class Unavailable(RegistryError):
+    """The database cannot be reached, or is too busy, at the moment."""
+
+    code = "UNAVAILABLE"
+    retryable = True
+
+    def __init__(self, retry_after_seconds: float) -> None:
+        super().__init__(
+            "the registry cannot reach its database at the moment",
+            retryAfterSeconds=retry_after_seconds,
+        )

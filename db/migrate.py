@@ -1,0 +1,78 @@
+"""Brings a database to this version's schema, and says when one is behind or ahead of it."""
+
+from importlib.resources import files
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+_LOCK = "node_registry_migrations"
+
+
+class SchemaMismatch(Exception):
+    """The database's schema is not the one that this version of the registry needs."""
+
+    def __init__(self, found: str | None, needed: str, *, ahead: bool) -> None:
+        self.found, self.needed, self.ahead = found, needed, ahead
+        remedy = (
+            "start the version of the registry that made it, or a newer one"
+            if ahead
+            else "run `node-registry migrate`"
+        )
+        super().__init__(
+            f"the database is at schema {found or 'none'}, this registry needs {needed}: {remedy}"
+        )
+
+
+async def migrate(engine: AsyncEngine, target: str = "head") -> None:
+    """Applies what is missing. Replicas that start at once wait for one another.
+
+    Raises DBAPIError when a lock is not had in 5 s: nothing is changed then, try again.
+    """
+    async with engine.connect() as connection:
+        await connection.exec_driver_sql("SET statement_timeout = '10min'")
+        await connection.execute(sa.select(sa.func.pg_advisory_lock(sa.func.hashtext(_LOCK))))
+        # A migration gives way to the service: it must not queue for a lock with others behind it.
+        await connection.exec_driver_sql("SET lock_timeout = '5s'")
+        await connection.commit()
+        try:
+            await connection.run_sync(_run, target)
+        finally:
+            await connection.invalidate()  # gives up the lock and the settings with the session
+
+
+async def require_current(engine: AsyncEngine) -> None:
+    """Raises SchemaMismatch unless the database is exactly at this version's schema."""
+    async with engine.connect() as connection:
+        found = await connection.run_sync(
+            lambda sync: MigrationContext.configure(sync).get_current_revision()
+        )
+    script = ScriptDirectory.from_config(_config())
+    needed = script.get_current_head() or ""
+    if found != needed:
+        known = {revision.revision for revision in script.walk_revisions()}
+        raise SchemaMismatch(found, needed, ahead=found is not None and found not in known)
+
+
+def _run(connection: sa.Connection, target: str) -> None:
+    config = _config()
+    config.attributes["connection"] = connection
+    script = ScriptDirectory.from_config(config)
+    found = MigrationContext.configure(connection).get_current_revision()
+    known = {revision.revision for revision in script.walk_revisions()}
+    if found is not None and found not in known:
+        raise SchemaMismatch(found, script.get_current_head() or "", ahead=True)
+    if target == "base":
+        command.downgrade(config, target)
+    else:
+        command.upgrade(config, target)
+    connection.commit()
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")))
+    return config

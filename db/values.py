@@ -1,0 +1,45 @@
+"""The registry's closed sets of values, as PostgreSQL stores them: in lower case."""
+
+from enum import StrEnum
+
+
+class NodeRole(StrEnum):
+    PRODUCTION = "production"
+    DEVELOPMENT = "development"
+    BACKUP = "backup"
+
+
+class NodeType(StrEnum):
+    ROUTER = "router"
+    GATEWAY = "gateway"
+    WORKER = "worker"
+
+
+class NodeStatus(StrEnum):
+    ONLINE = "online"
+    DEGRADED = "degraded"
+    OFFLINE = "offline"
+    MAINTENANCE = "maintenance"
+
+
+class StatusReason(StrEnum):
+    REGISTERED = "registered"
+    HEARTBEAT = "heartbeat"
+    SELF_REPORTED = "self_reported"
+    MISSED_HEARTBEATS = "missed_heartbeats"
+    FLAPPING = "flapping"
+    MAINTENANCE_STARTED = "maintenance_started"
+    MAINTENANCE_ENDED = "maintenance_ended"
+    DEREGISTERED = "deregistered"
+    SEEDED = "seeded"
+
+
+class ProfileType(StrEnum):
+    LLM = "llm"
+    SERVICE = "service"
+    CAPABILITY = "capability"
+
+
+class RegistryMode(StrEnum):
+    NORMAL = "normal"
+    PROTECTED = "protected"

@@ -1,0 +1,132 @@
+"""The change log, and the only place that sets a node's status.
+
+Whoever changes a status locks the node's row first and calls `apply` last: the log's counter is
+one row, so its lock puts the changes of all processes in one order, the order of their commits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, StatusChange
+from db.values import NodeStatus, StatusReason
+
+CHANNEL = "node_registry_changes"
+"""Where NOTIFY tells the newest revision, and nothing else."""
+
+REGISTRY = "registry"
+"""The actor of a change that nobody asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change about to be made; `previous` is None for a node that is new."""
+
+    node: UUID
+    previous: NodeStatus | None
+    status: NodeStatus
+    reason: StatusReason
+    actor: str = REGISTRY
+    note: str | None = None
+
+
+_APPLY = text(f"""
+WITH transition AS (
+    SELECT * FROM unnest(CAST(:nodes AS uuid[]), CAST(:previous AS text[]), CAST(:status AS text[]),
+                         CAST(:reason AS text[]), CAST(:note AS text[]), CAST(:actor AS text[]))
+        WITH ORDINALITY AS t (node, previous, status, reason, note, actor, ordinal)
+), counter AS (
+    UPDATE registry_state
+    SET revision = revision + :count, changed_at = greatest(changed_at, clock_timestamp())
+    RETURNING revision, changed_at
+), moved AS (
+    UPDATE nodes
+    SET status = t.status, status_reason = t.reason, updated_at = c.changed_at,
+        maintenance_until = CASE WHEN t.status = 'maintenance' THEN maintenance_until END,
+        status_since = CASE WHEN t.previous = t.status THEN nodes.status_since ELSE c.changed_at END
+    FROM transition t, counter c
+    WHERE nodes.id = t.node
+), logged AS (
+    INSERT INTO status_changes
+        (revision, node_id, previous_status, status, reason, note, actor, changed_at)
+    SELECT c.revision - :count + t.ordinal, t.node, t.previous, t.status, t.reason, t.note, t.actor,
+           c.changed_at
+    FROM transition t, counter c
+)
+SELECT revision, pg_notify('{CHANNEL}', revision::text) FROM counter
+""")  # noqa: S608  # the channel's name is ours
+
+
+async def apply(session: AsyncSession, transitions: Sequence[Transition]) -> int:
+    """Makes the changes, gives them the next revisions in order, and returns the last of these."""
+    row = await session.execute(
+        _APPLY,
+        {
+            "count": len(transitions),
+            "nodes": [t.node for t in transitions],
+            "previous": [t.previous for t in transitions],
+            "status": [t.status for t in transitions],
+            "reason": [t.reason for t in transitions],
+            "note": [t.note for t in transitions],
+            "actor": [t.actor for t in transitions],
+        },
+    )
+    revision: int = row.scalar_one()
+    return revision
+
+
+async def current_revision(session: AsyncSession) -> int:
+    revision: int = (await session.scalars(select(REGISTRY_STATE.revision))).one()
+    return revision
+
+
+async def oldest_revision(session: AsyncSession) -> int:
+    """The first revision that the log still holds; one past the newest when it holds none."""
+    oldest = select(func.min(STATUS_CHANGE.revision)).scalar_subquery()
+    newest = select(REGISTRY_STATE.revision + 1).scalar_subquery()
+    revision: int = (await session.scalars(select(func.coalesce(oldest, newest)))).one()
+    return revision
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedChange:
+    """A row of the log with the name of its node."""
+
+    revision: int
+    node: UUID
+    node_id: str
+    previous_status: NodeStatus | None
+    status: NodeStatus
+    reason: StatusReason
+    note: str | None
+    actor: str
+    changed_at: datetime
+
+
+LOGGED = select(
+    STATUS_CHANGE.revision,
+    STATUS_CHANGE.node_id,
+    NODE.node_id,
+    STATUS_CHANGE.previous_status,
+    STATUS_CHANGE.status,
+    STATUS_CHANGE.reason,
+    STATUS_CHANGE.note,
+    STATUS_CHANGE.actor,
+    STATUS_CHANGE.changed_at,
+).join_from(StatusChange, Node, STATUS_CHANGE.node_id == NODE.id)
+"""Selects the parts of LoggedChange, in order."""
+
+
+async def after(
+    session: AsyncSession, revision: int, *, upto: int | None = None, limit: int = 1000
+) -> list[LoggedChange]:
+    """The changes behind `revision`, in order."""
+    statement = LOGGED.where(STATUS_CHANGE.revision > revision).order_by(STATUS_CHANGE.revision)
+    if upto is not None:
+        statement = statement.where(STATUS_CHANGE.revision <= upto)
+    rows = await session.execute(statement.limit(limit))
+    return [LoggedChange(*row) for row in rows]

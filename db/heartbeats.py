@@ -1,0 +1,149 @@
+"""Recording heartbeats: many in one statement, each with its own outcome."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import changes
+from db.changes import Transition
+from db.errors import NodeNotFound, RegistryError, StaleBoot
+from db.liveness import Pace
+from db.values import NodeStatus, StatusReason
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatReport:
+    """One heartbeat as an agent sends it; `metrics` is None where it measured nothing."""
+
+    node_id: str
+    boot_id: str
+    sequence: int
+    degraded: bool = False
+    metrics: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The node after a heartbeat was heard, or was too old to say anything new."""
+
+    node_id: str
+    status: NodeStatus
+    received_at: datetime
+    next_interval: float
+
+
+# Rows are locked in the order of their ids, so that two batches never wait for one another in a
+# ring. What a heartbeat changes of the status is decided here and made by changes.apply.
+_RECORD = text("""
+WITH report AS (
+    SELECT * FROM unnest(CAST(:node_ids AS text[]), CAST(:boot_ids AS text[]),
+                         CAST(:sequences AS bigint[]), CAST(:degraded AS boolean[]),
+                         CAST(:metrics AS text[]), CAST(:intervals AS double precision[]))
+        WITH ORDINALITY
+        AS r (node_id, boot_id, sequence, degraded, metrics, interval_seconds, ordinal)
+), held AS (
+    SELECT n.id, n.status, n.status_reason, n.last_heartbeat, n.boot_id = r.boot_id AS same_boot,
+           r.ordinal, r.sequence, r.degraded, r.metrics, r.interval_seconds,
+           n.heartbeat_interval_seconds AS promised_seconds,
+           greatest(clock_timestamp(), n.heard_at) AS heard_at,
+           n.boot_id = r.boot_id AND r.sequence > coalesce(n.last_sequence, -1) AS newer,
+           CASE WHEN n.status = 'maintenance' THEN n.status
+                WHEN r.degraded THEN 'degraded'
+                ELSE 'online' END AS next
+    FROM report r
+    JOIN nodes n
+      ON n.node_id = r.node_id AND n.removed_at IS NULL AND n.boot_id IS NOT NULL
+    ORDER BY n.id
+    FOR UPDATE OF n
+), logged AS (
+    INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
+    SELECT heard_at, id, next, CAST(metrics AS jsonb) FROM held WHERE newer
+    RETURNING id AS heartbeat_id, node_id, timestamp
+), renewed AS (
+    UPDATE nodes n
+    SET last_heartbeat = l.timestamp, heard_at = l.timestamp, last_sequence = h.sequence,
+        last_heartbeat_id = l.heartbeat_id, reported_degraded = h.degraded,
+        heartbeat_interval_seconds = h.interval_seconds
+    FROM held h JOIN logged l ON l.node_id = h.id
+    WHERE n.id = h.id
+)
+SELECT ordinal, id, same_boot, newer, status, next,
+       CASE WHEN newer THEN heard_at ELSE last_heartbeat END AS received_at,
+       CASE WHEN newer THEN interval_seconds ELSE promised_seconds END AS interval_seconds,
+       newer AND (status <> next
+                  OR next = 'degraded' AND status_reason <> 'self_reported') AS changes
+FROM held
+ORDER BY ordinal
+""")
+
+
+async def record(
+    session: AsyncSession, reports: Sequence[HeartbeatReport], *, pace: Pace, actor: str
+) -> list[Recorded | RegistryError]:
+    """The outcome of each report, in the order given; none fails the others.
+
+    A report that is not newer than the node's last one changes nothing and tells how the node
+    stands. The log gets one row for each that is accepted.
+    """
+    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    for turn in _one_of_each_node(reports):
+        outcomes_of_turn = await _record(session, [reports[i] for i in turn], pace, actor)
+        for i, outcome in zip(turn, outcomes_of_turn, strict=True):
+            outcomes[i] = outcome
+    return outcomes
+
+
+def _one_of_each_node(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
+    """The indexes of the reports, in turns in which no node occurs twice."""
+    seen: dict[str, int] = {}
+    turns: list[list[int]] = []
+    for i, report in enumerate(reports):
+        turn = seen.get(report.node_id, 0)
+        seen[report.node_id] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(i)
+    return turns
+
+
+async def _record(
+    session: AsyncSession, reports: Sequence[HeartbeatReport], pace: Pace, actor: str
+) -> list[Recorded | RegistryError]:
+    rows = await session.execute(
+        _RECORD,
+        {
+            "node_ids": [report.node_id for report in reports],
+            "boot_ids": [report.boot_id for report in reports],
+            "sequences": [report.sequence for report in reports],
+            "degraded": [report.degraded for report in reports],
+            "metrics": [orjson.dumps(report.metrics or {}).decode() for report in reports],
+            "intervals": [pace.next_interval() for _ in reports],
+        },
+    )
+    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    transitions = []
+    for row in rows:
+        i = row.ordinal - 1
+        report = reports[i]
+        if not row.same_boot:
+            outcomes[i] = StaleBoot(report.node_id)
+            continue
+        if row.changes:
+            reason = StatusReason.SELF_REPORTED if report.degraded else StatusReason.HEARTBEAT
+            transitions.append(
+                Transition(row.id, NodeStatus(row.status), NodeStatus(row.next), reason, actor)
+            )
+        outcomes[i] = Recorded(
+            report.node_id,
+            NodeStatus(row.next if row.newer else row.status),
+            row.received_at,
+            row.interval_seconds,
+        )
+    if transitions:
+        await changes.apply(session, transitions)
+    return outcomes

@@ -1,0 +1,128 @@
+"""What happened to nodes: their heartbeats, their metrics, their status changes over time.
+
+Each question is asked for many nodes at once, so that a list costs as few statements as one node.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, text, true
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+from sqlmodel import col
+
+from db import changes
+from db.changes import LoggedChange
+from db.filters import NodeFilter
+from db.paging import Keyset, Page, take
+from db.tables import HEARTBEAT, NODE, STATUS_CHANGE, Heartbeat, Node
+
+HEARTBEATS = Keyset(
+    "heartbeats", (HEARTBEAT.timestamp, HEARTBEAT.id), (datetime, int), descending=True
+)
+STATUS_CHANGES = Keyset("changes", (STATUS_CHANGE.revision,), (int,), descending=True)
+
+
+async def heartbeats(
+    session: AsyncSession,
+    nodes: Sequence[UUID],
+    *,
+    first: int,
+    after: str | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> dict[UUID, Page[Heartbeat]]:
+    """A page of each node's heartbeats, newest first: those from `since` on and before `until`."""
+    statement = select(Heartbeat).where(HEARTBEAT.node_id == NODE.id)
+    if since is not None:
+        statement = statement.where(HEARTBEAT.timestamp >= since)
+    if until is not None:
+        statement = statement.where(HEARTBEAT.timestamp < until)
+    page = HEARTBEATS.page(statement, first=first, after=after).lateral()
+    rows = await session.scalars(
+        select(aliased(Heartbeat, page))
+        .select_from(Node)
+        .join(page, true())
+        .where(NODE.id.in_(nodes))
+        .order_by(page.c.timestamp.desc(), page.c.id.desc())
+    )
+    found: dict[UUID, list[Heartbeat]] = {node: [] for node in nodes}
+    for row in rows:
+        found[row.node_id].append(row)
+    return {node: take(found[node], first) for node in nodes}
+
+
+async def latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Any]:
+    """The metrics of each node's last heartbeat; a node without one is left out."""
+    rows = await session.execute(
+        select(NODE.id, HEARTBEAT.metrics)
+        .join(
+            Heartbeat,
+            (HEARTBEAT.id == NODE.last_heartbeat_id) & (HEARTBEAT.timestamp == NODE.last_heartbeat),
+        )
+        .where(NODE.id.in_(nodes))
+    )
+    return {row.id: row.metrics for row in rows}
+
+
+async def status_changes(
+    session: AsyncSession, node_filter: NodeFilter, *, first: int, after: str | None
+) -> Page[LoggedChange]:
+    """A page of the changes of all nodes that the filter means, newest first."""
+    statement = STATUS_CHANGES.page(
+        changes.LOGGED.where(node_filter.condition()), first=first, after=after
+    )
+    return take([LoggedChange(*row) for row in await session.execute(statement)], first)
+
+
+async def status_changes_of(
+    session: AsyncSession, nodes: Sequence[UUID], *, first: int, after: str | None
+) -> dict[UUID, Page[LoggedChange]]:
+    """A page of each node's own changes, newest first."""
+    subject = aliased(Node)
+    page = STATUS_CHANGES.page(
+        changes.LOGGED.where(STATUS_CHANGE.node_id == subject.id), first=first, after=after
+    ).lateral()
+    rows = await session.execute(
+        select(page)
+        .select_from(subject)
+        .join(page, true())
+        .where(col(subject.id).in_(nodes))
+        .order_by(page.c.revision.desc())
+    )
+    found: dict[UUID, list[LoggedChange]] = {node: [] for node in nodes}
+    for row in rows:
+        change = LoggedChange(*row)
+        found[change.node].append(change)
+    return {node: take(found[node], first) for node in nodes}
+
+
+# The last change before the period tells the status at its start; before a node's first change,
+# and after its last if it was removed, it was not available.
+_AVAILABILITY = text("""
+WITH change AS (
+    SELECT node_id, status, changed_at,
+           lead(changed_at, 1, 'infinity') OVER (PARTITION BY node_id ORDER BY revision) AS ended_at
+    FROM status_changes
+    WHERE node_id = ANY(CAST(:nodes AS uuid[]))
+      AND changed_at < :until
+)
+SELECT node_id,
+       extract(epoch FROM sum(least(ended_at, :until) - greatest(changed_at, :since)))
+       / extract(epoch FROM CAST(:until AS timestamptz) - CAST(:since AS timestamptz))
+FROM change
+WHERE status IN ('online', 'degraded') AND ended_at > :since
+GROUP BY node_id
+""")
+
+
+async def availability(
+    session: AsyncSession, nodes: Sequence[UUID], *, since: datetime, until: datetime
+) -> dict[UUID, float]:
+    """The part of the time from `since` to `until`, 0 to 1, that each was ONLINE or DEGRADED."""
+    rows = await session.execute(
+        _AVAILABILITY, {"nodes": list(nodes), "since": since, "until": until}
+    )
+    return dict.fromkeys(nodes, 0.0) | {node: float(part) for node, part in rows}

@@ -1,0 +1,159 @@
+"""Nodes: finding, listing, maintaining and removing them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import changes
+from db.changes import Transition
+from db.errors import NodeNotFound
+from db.filters import NodeFilter
+from db.liveness import STATUS_BY_HEARTBEATS, Pace
+from db.paging import Keyset, Page, take
+from db.tables import NODE, Node
+from db.values import NodeStatus, StatusReason
+
+_REGISTERED = NODE.removed_at.is_(None)
+
+
+class NodeOrder(Enum):
+    """How a list of nodes may be sorted; ties fall to the node's id."""
+
+    NODE_ID = "node_id"
+    NAME = "node_name"
+    STATUS_SINCE = "status_since"
+    REGISTERED_AT = "registered_at"
+
+    def keyset(self, *, descending: bool) -> Keyset:
+        kind = datetime if self in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT} else str
+        return Keyset(
+            f"nodes.{self.value}.{'desc' if descending else 'asc'}",
+            (getattr(Node, self.value), NODE.id),
+            (kind, UUID),
+            descending=descending,
+        )
+
+    def key(self, node: Node) -> tuple[Any, UUID]:
+        return getattr(node, self.value), node.id
+
+
+async def find(session: AsyncSession, node_id: str) -> Node | None:
+    statement = select(Node).where(NODE.node_id == node_id, _REGISTERED)
+    return (await session.scalars(statement)).one_or_none()
+
+
+async def by_uuid(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Node]:
+    """Those of them that are still registered."""
+    rows = await session.scalars(select(Node).where(NODE.id.in_(nodes), _REGISTERED))
+    return {node.id: node for node in rows}
+
+
+async def matching(
+    session: AsyncSession, nodes: Sequence[UUID], node_filter: NodeFilter
+) -> set[UUID]:
+    """Those of them that the filter means, the removed ones included."""
+    rows = await session.scalars(select(NODE.id).where(NODE.id.in_(nodes), node_filter.condition()))
+    return set(rows)
+
+
+async def listed(
+    session: AsyncSession,
+    node_filter: NodeFilter,
+    order: Keyset,
+    *,
+    first: int,
+    after: str | None,
+) -> Page[Node]:
+    statement = order.page(
+        select(Node).where(_REGISTERED, node_filter.condition()), first=first, after=after
+    )
+    return take((await session.scalars(statement)).all(), first)
+
+
+async def count(session: AsyncSession, node_filter: NodeFilter) -> int:
+    statement = select(func.count()).select_from(Node).where(_REGISTERED, node_filter.condition())
+    return (await session.scalars(statement)).one()
+
+
+async def count_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
+    rows = await session.execute(
+        select(NODE.status, func.count()).where(_REGISTERED).group_by(NODE.status)
+    )
+    return dict.fromkeys(NodeStatus, 0) | dict(rows.tuples().all())
+
+
+async def start_maintenance(
+    session: AsyncSession, node_id: str, *, note: str | None, until: datetime | None, actor: str
+) -> Node:
+    """Takes the node out of use until an operator, or `until`, ends it. Raises NodeNotFound."""
+    node = await _locked(session, node_id)
+    await session.execute(update(Node).where(NODE.id == node.id).values(maintenance_until=until))
+    await changes.apply(
+        session,
+        [
+            Transition(
+                node.id,
+                node.status,
+                NodeStatus.MAINTENANCE,
+                StatusReason.MAINTENANCE_STARTED,
+                actor,
+                note,
+            )
+        ],
+    )
+    await session.refresh(node)
+    return node
+
+
+async def end_maintenance(
+    session: AsyncSession, node_id: str, *, pace: Pace, note: str | None, actor: str
+) -> Node:
+    """Leaves the node in the status that its heartbeats say. Raises NodeNotFound."""
+    node = await _locked(session, node_id)
+    if node.status is NodeStatus.MAINTENANCE:
+        status = await session.execute(
+            text(f"SELECT {STATUS_BY_HEARTBEATS} FROM nodes WHERE id = :id"),  # noqa: S608  # ours
+            {"id": node.id, "grace": pace.grace},
+        )
+        await changes.apply(
+            session,
+            [
+                Transition(
+                    node.id,
+                    node.status,
+                    NodeStatus(status.scalar_one()),
+                    StatusReason.MAINTENANCE_ENDED,
+                    actor,
+                    note,
+                )
+            ],
+        )
+        await session.refresh(node)
+    return node
+
+
+async def deregister(session: AsyncSession, node_id: str, *, note: str | None, actor: str) -> int:
+    """Removes the node, keeps its history, returns the change's revision. Raises NodeNotFound."""
+    node = await _locked(session, node_id)
+    await session.execute(update(Node).where(NODE.id == node.id).values(removed_at=func.now()))
+    return await changes.apply(
+        session,
+        [
+            Transition(
+                node.id, node.status, NodeStatus.OFFLINE, StatusReason.DEREGISTERED, actor, note
+            )
+        ],
+    )
+
+
+async def _locked(session: AsyncSession, node_id: str) -> Node:
+    statement = select(Node).where(NODE.node_id == node_id, _REGISTERED).with_for_update()
+    node = (await session.scalars(statement)).one_or_none()
+    if node is None:
+        raise NodeNotFound(node_id)
+    return node

@@ -1,0 +1,189 @@
+"""Registration: how an agent's run comes to hold a node's id."""
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import changes
+from db.changes import Transition
+from db.errors import NodeIdTaken, Unavailable
+from db.liveness import Pace
+from db.profiles import ProfileContent
+from db.profiles import put as put_profiles
+from db.tables import NODE, Node
+from db.values import NodeRole, NodeStatus, NodeType, StatusReason
+
+_ATTEMPTS = 5
+_REGISTERED = NODE.removed_at.is_(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an agent says of its node. None leaves what is known as it is."""
+
+    role: NodeRole
+    type: NodeType
+    boot_id: str
+    node_id: str | None = None
+    name: str | None = None
+    labels: Sequence[str] | None = None
+    ip_address: str | None = None
+    local_ip: str | None = None
+    hostname: str | None = None
+    capabilities: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+    profiles: Sequence[ProfileContent] = ()
+    replaces_boot_id: str | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """The columns of `nodes` that it sets."""
+        said = {
+            "node_name": self.name,
+            "labels": None if self.labels is None else list(self.labels),
+            "ip_address": self.ip_address,
+            "local_ip": self.local_ip,
+            "hostname": self.hostname,
+            "capabilities": self.capabilities,
+            "metadata": self.metadata,
+        }
+        known = {column: value for column, value in said.items() if value is not None}
+        return {"node_role": self.role, "node_type": self.type, **known}
+
+
+async def register(
+    session: AsyncSession, registration: Registration, *, pace: Pace, actor: str
+) -> tuple[Node, bool]:
+    """The node as it stands afterwards, and whether it is new.
+
+    Of two registrations of one new id at once, one makes the node and the other finds it. Raises
+    NodeIdTaken while another run of an agent holds the id and is still heard.
+    """
+    for attempt in range(_ATTEMPTS):
+        held = await _held_by(session, registration)
+        if held is not None:
+            return await _register_again(session, held, registration, pace, actor), False
+        created = await _create(session, registration, pace, actor, plain_id=attempt == 0)
+        if created is not None:
+            return created, True
+    raise Unavailable(retry_after_seconds=1)
+
+
+async def _held_by(session: AsyncSession, registration: Registration) -> Node | None:
+    if registration.node_id is not None:
+        mine = NODE.node_id == registration.node_id
+    else:
+        # The reply to an agent's first registration may be lost: its boot id finds the node again.
+        await session.execute(
+            select(func.pg_advisory_xact_lock(func.hashtextextended(registration.boot_id, 0)))
+        )
+        mine = NODE.boot_id == registration.boot_id
+    return (
+        await session.scalars(
+            select(Node).where(mine, _REGISTERED).order_by(NODE.id).limit(1).with_for_update()
+        )
+    ).first()
+
+
+async def _create(
+    session: AsyncSession,
+    registration: Registration,
+    pace: Pace,
+    actor: str,
+    *,
+    plain_id: bool,
+) -> Node | None:
+    node_id = registration.node_id or _id_from(registration.hostname, plain=plain_id)
+    node = (
+        await session.scalars(
+            insert(Node)
+            .values(
+                node_id=node_id,
+                status=NodeStatus.ONLINE,
+                status_reason=StatusReason.REGISTERED,
+                boot_id=registration.boot_id,
+                boot_since=func.now(),
+                heard_at=func.now(),
+                heartbeat_interval_seconds=pace.next_interval(),
+                **{"node_name": node_id, **registration.columns()},
+            )
+            .on_conflict_do_nothing(index_elements=[NODE.node_id], index_where=_REGISTERED)
+            .returning(Node)
+        )
+    ).one_or_none()
+    if node is None:
+        return None
+    await put_profiles(session, node.id, registration.profiles)
+    await changes.apply(
+        session,
+        [Transition(node.id, None, NodeStatus.ONLINE, StatusReason.REGISTERED, actor)],
+    )
+    await session.refresh(node)
+    return node
+
+
+async def _register_again(
+    session: AsyncSession, node: Node, registration: Registration, pace: Pace, actor: str
+) -> Node:
+    values: dict[str, Any] = {
+        "heard_at": func.now(),
+        "updated_at": func.now(),
+        "heartbeat_interval_seconds": pace.next_interval(),
+        "reported_degraded": False,
+        **registration.columns(),
+    }
+    if node.boot_id != registration.boot_id:
+        await _refuse_while_heard(session, node, registration, pace)
+        values |= {
+            "boot_id": registration.boot_id,
+            "boot_since": func.now(),
+            "last_sequence": None,
+        }
+    await session.execute(update(Node).where(NODE.id == node.id).values(values))
+    await put_profiles(session, node.id, registration.profiles)
+    if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE}:
+        await changes.apply(
+            session,
+            [Transition(node.id, node.status, NodeStatus.ONLINE, StatusReason.REGISTERED, actor)],
+        )
+    await session.refresh(node)
+    return node
+
+
+async def _refuse_while_heard(
+    session: AsyncSession, node: Node, registration: Registration, pace: Pace
+) -> None:
+    """Two machines may claim one id, e.g. after a disk was cloned: the one that is heard keeps it.
+
+    An agent that started again proves it by naming the run before it from the same host and
+    address; it need not wait until that run has fallen silent.
+    """
+    restarted = node.boot_id == registration.replaces_boot_id and (
+        node.hostname,
+        node.local_ip,
+    ) == (registration.hostname, registration.local_ip)
+    if node.boot_id is None or restarted:
+        return
+    silent_in = text(
+        "SELECT extract(epoch FROM heard_at - now()) + heartbeat_interval_seconds + :grace"
+        " FROM nodes WHERE id = :id"
+    )
+    seconds = (await session.execute(silent_in, {"grace": pace.grace, "id": node.id})).scalar_one()
+    if seconds is not None and seconds > 0:
+        raise NodeIdTaken(
+            node.node_id,
+            holder_hostname=node.hostname,
+            holder_address=node.ip_address or node.local_ip,
+            held_since=str(node.boot_since),
+            retry_after_seconds=float(seconds),
+        )
+
+
+def _id_from(hostname: str | None, *, plain: bool) -> str:
+    stem = re.sub(r"[^a-z0-9.-]+", "-", (hostname or "").lower()).strip("-.")[:200] or "node"
+    return stem if plain else f"{stem}-{secrets.token_hex(3)}"

@@ -12,7 +12,8 @@ from uuid import UUID
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, StatusChange
+from db.filters import NodeFilter
+from db.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
 from db.values import NodeStatus, StatusReason
 
 CHANNEL = "node_registry_changes"
@@ -79,6 +80,10 @@ async def apply(session: AsyncSession, transitions: Sequence[Transition]) -> int
     return revision
 
 
+async def state(session: AsyncSession) -> RegistryState:
+    return (await session.scalars(select(RegistryState))).one()
+
+
 async def current_revision(session: AsyncSession) -> int:
     revision: int = (await session.scalars(select(REGISTRY_STATE.revision))).one()
     return revision
@@ -130,3 +135,17 @@ async def after(
         statement = statement.where(STATUS_CHANGE.revision <= upto)
     rows = await session.execute(statement.limit(limit))
     return [LoggedChange(*row) for row in rows]
+
+
+async def matching(session: AsyncSession, revisions: range, node_filter: NodeFilter) -> set[int]:
+    """Those of the revisions that the filter means, the last ones of removed nodes included."""
+    rows = await session.scalars(
+        select(STATUS_CHANGE.revision)
+        .join(Node, STATUS_CHANGE.node_id == NODE.id)
+        .where(
+            STATUS_CHANGE.revision >= revisions.start,
+            STATUS_CHANGE.revision < revisions.stop,
+            node_filter.condition(status=STATUS_CHANGE.status),
+        )
+    )
+    return set(rows)

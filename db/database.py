@@ -9,6 +9,7 @@ from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from db.errors import Unavailable
 
@@ -82,6 +83,11 @@ class Database:
                 timeout=5,
                 server_settings={"application_name": "node-registry-listen"},
             )
+
+    def connections_in_use(self) -> int:
+        pool = self.engine.pool
+        assert isinstance(pool, QueuePool)  # noqa: S101  # the kind that the engine was made with
+        return pool.checkedout()
 
     async def close(self) -> None:
         await self.engine.dispose()

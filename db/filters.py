@@ -1,9 +1,9 @@
 """Which nodes are meant: one filter, one SQL condition, for lists, change logs and live streams."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from sqlalchemy import ColumnElement, and_, exists, or_, true
 
 from db.tables import NODE, NODE_PROFILE, ROLE_PROFILE
@@ -21,19 +21,26 @@ class LabelSelector:
 
 @dataclass(frozen=True, slots=True)
 class NodeFilter:
-    """Every part that is given must hold. An empty collection of ids, roles… is met by no node."""
+    """Every part that is given must hold; an empty collection of ids, roles… is met by no node.
+
+    Hashable, so that what one filter means is asked once, whoever uses it.
+    """
 
     node_ids: tuple[str, ...] | None = None
     roles: tuple[NodeRole, ...] | None = None
     types: tuple[NodeType, ...] | None = None
     statuses: tuple[NodeStatus, ...] | None = None
     labels: LabelSelector | None = None
-    capabilities: Mapping[str, Any] | None = None
+    capabilities: str | None = None
+    """JSON text: what a node's capabilities must contain, by PostgreSQL's `@>`."""
     profile: str | None = None
     search: str | None = None
 
-    def condition(self) -> ColumnElement[bool]:
-        """True of the rows of `nodes` that the filter means, those of removed nodes included."""
+    def condition(self, status: ColumnElement[Any] = NODE.status) -> ColumnElement[bool]:
+        """True of the rows of `nodes` that the filter means, those of removed nodes included.
+
+        `status` is what `statuses` is about: of a change, the status that it led to.
+        """
         terms: list[ColumnElement[bool]] = []
         if self.node_ids is not None:
             terms.append(NODE.node_id.in_(self.node_ids))
@@ -42,11 +49,11 @@ class NodeFilter:
         if self.types is not None:
             terms.append(NODE.node_type.in_(self.types))
         if self.statuses is not None:
-            terms.append(NODE.status.in_(self.statuses))
+            terms.append(status.in_(self.statuses))
         if self.labels is not None:
             terms.extend(_label_terms(self.labels))
         if self.capabilities is not None:
-            terms.append(NODE.capabilities.contains(self.capabilities))
+            terms.append(NODE.capabilities.contains(orjson.loads(self.capabilities)))
         if self.profile is not None:
             terms.append(_has_enabled_profile(self.profile))
         if self.search is not None:

@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text, true
+from sqlalchemy import func, select, text, true
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from db import changes
 from db.changes import LoggedChange
+from db.errors import BadInput
 from db.filters import NodeFilter
 from db.paging import Keyset, Page, take
 from db.tables import HEARTBEAT, NODE, STATUS_CHANGE, Heartbeat, Node
@@ -72,7 +73,9 @@ async def status_changes(
 ) -> Page[LoggedChange]:
     """A page of the changes of all nodes that the filter means, newest first."""
     statement = STATUS_CHANGES.page(
-        changes.LOGGED.where(node_filter.condition()), first=first, after=after
+        changes.LOGGED.where(node_filter.condition(status=STATUS_CHANGE.status)),
+        first=first,
+        after=after,
     )
     return take([LoggedChange(*row) for row in await session.execute(statement)], first)
 
@@ -119,10 +122,17 @@ GROUP BY node_id
 
 
 async def availability(
-    session: AsyncSession, nodes: Sequence[UUID], *, since: datetime, until: datetime
+    session: AsyncSession, nodes: Sequence[UUID], *, since: datetime, until: datetime | None
 ) -> dict[UUID, float]:
-    """The part of the time from `since` to `until`, 0 to 1, that each was ONLINE or DEGRADED."""
+    """The part of the time from `since` to `until`, 0 to 1, that each was ONLINE or DEGRADED.
+
+    What lies in the future does not count. Raises BadInput when no time is left.
+    """
+    now: datetime = (await session.execute(select(func.now()))).scalar_one()
+    end = min(until or now, now)
+    if since >= end:
+        raise BadInput("since", "must lie before until, and in the past")
     rows = await session.execute(
-        _AVAILABILITY, {"nodes": list(nodes), "since": since, "until": until}
+        _AVAILABILITY, {"nodes": list(nodes), "since": since, "until": end}
     )
     return dict.fromkeys(nodes, 0.0) | {node: float(part) for node, part in rows}

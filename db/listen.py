@@ -1,36 +1,39 @@
-"""Hears of status changes: LISTEN on one connection, kept alive and made again when it is lost."""
+"""Hears of status changes: LISTEN on a connection of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
 from db.changes import CHANNEL
 from db.database import Database
 
+_ANSWER_SECONDS = 5
+
 
 class Listener:
-    """Wakes its caller when a change was committed, anywhere; says nothing of which."""
+    """Wakes its caller when a change was committed, by whatever process."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._woken = asyncio.Event()
 
     async def wait(self, timeout_seconds: float) -> int:
-        """Returns the log's revision, after a change or after the timeout, whichever is first.
+        """The log's revision, after the next change or after the timeout.
 
-        Asking for it is also what finds a dead connection: raises OSError, TimeoutError or
-        asyncpg's errors then.
+        Raises OSError, TimeoutError or asyncpg's errors when the connection is lost.
         """
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._woken.wait()
-        except TimeoutError:
-            pass
+        return await self.revision()
+
+    async def revision(self) -> int:
+        """Asks the connection itself: so a dead one is found, and no notification is relied on."""
         self._woken.clear()
         revision: int = await self._connection.fetchval(
-            "SELECT revision FROM registry_state", timeout=timeout_seconds
+            "SELECT revision FROM registry_state", timeout=_ANSWER_SECONDS
         )
         return revision
 
@@ -40,7 +43,6 @@ class Listener:
 
 @asynccontextmanager
 async def listening(database: Database) -> AsyncIterator[Listener]:
-    """Listens from here on; what was committed before is for the caller to read."""
     connection = await database.listening_connection()
     listener = Listener(connection)
     try:

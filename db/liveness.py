@@ -18,7 +18,7 @@ from db.values import NodeStatus, StatusReason
 
 TTL_INTERVALS = 3
 _JITTER = 0.1
-_SWEEP_LIMIT = 1000
+SWEEP_LIMIT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ WHERE removed_at IS NULL
            <= now()
     OR status = 'maintenance' AND maintenance_until <= now())
 ORDER BY id
-LIMIT {_SWEEP_LIMIT}
+LIMIT {SWEEP_LIMIT}
 FOR UPDATE SKIP LOCKED
 """)  # noqa: S608  # nothing in it comes from outside
 

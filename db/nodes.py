@@ -53,14 +53,6 @@ async def by_uuid(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, No
     return {node.id: node for node in rows}
 
 
-async def matching(
-    session: AsyncSession, nodes: Sequence[UUID], node_filter: NodeFilter
-) -> set[UUID]:
-    """Those of them that the filter means, the removed ones included."""
-    rows = await session.scalars(select(NODE.id).where(NODE.id.in_(nodes), node_filter.condition()))
-    return set(rows)
-
-
 async def listed(
     session: AsyncSession,
     node_filter: NodeFilter,

@@ -1,0 +1,101 @@
+"""The composition root: builds everything that the registry consists of, and owns its lifetime."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy import URL
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+
+from db import partitions
+from db.database import Database
+from db.embedded import embedded_postgres
+from db.migrate import migrate, require_current
+from graph.feed import ChangeFeed
+from graph.http import GraphQLOverHTTP
+from graph.liveness import Pacemaker
+from graph.logs import RequestIds
+from graph.metrics import Metrics
+from graph.pages import Pages
+from graph.schema import schema
+from graph.services import Services
+from graph.settings import Settings
+from graph.supervisor import supervised
+from graph.upkeep import keep_partitions
+from graph.websocket import GraphQLOverWebSocket
+
+
+@asynccontextmanager
+async def database_url(settings: Settings) -> AsyncIterator[URL]:
+    """The configured PostgreSQL, or one of our own for as long as the block lasts."""
+    if (external := settings.external_database) is not None:
+        yield external
+        return
+    async with embedded_postgres(settings.data_dir) as url:
+        yield url
+
+
+@asynccontextmanager
+async def running_services(settings: Settings) -> AsyncIterator[Services]:
+    """Raises SchemaMismatch, Unavailable and what the embedded server raises, before it serves."""
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(database_url(settings))
+        database = Database(
+            url,
+            pool_size=settings.db_pool_size,
+            statement_timeout_seconds=settings.db_statement_timeout_seconds,
+        )
+        stack.push_async_callback(database.close)
+        if settings.external_database is None:
+            await migrate(database.engine)
+        await require_current(database.engine)
+        async with database.write() as session:
+            await partitions.make_ahead(session)
+        feed = ChangeFeed(
+            database,
+            check_seconds=settings.listen_check_seconds,
+            queue_size=settings.subscriber_queue_size,
+        )
+        await feed.start()
+        pacemaker = Pacemaker(database, settings)
+        supervisor = await stack.enter_async_context(supervised())
+        supervisor.start("feed", feed.run())
+        supervisor.start("liveness", pacemaker.run())
+        supervisor.start("partitions", keep_partitions(database))
+        metrics = Metrics()
+        metrics.watch(
+            "node_registry_subscribers",
+            "Open subscriptions to status changes.",
+            lambda: feed.subscribers,
+        )
+        metrics.watch(
+            "node_registry_revision",
+            "Newest revision handed to subscribers.",
+            lambda: feed.revision,
+        )
+        metrics.watch(
+            "node_registry_pool_connections",
+            "Database connections in use.",
+            database.connections_in_use,
+        )
+        yield Services(settings, database, feed, pacemaker, metrics, supervisor)
+
+
+def build_app(services: Services) -> Starlette:
+    pages = Pages(services)
+    static = StaticFiles(directory=Path(__file__).parent / "static")
+    return Starlette(
+        routes=[
+            Route("/", pages.index),
+            Route("/health", pages.health),
+            Route("/health/live", pages.live),
+            Route("/metrics", pages.metrics),
+            Route("/graphql", GraphQLOverHTTP(schema, services)),
+            WebSocketRoute("/graphql", GraphQLOverWebSocket(schema, services)),
+            Mount("/static", static),
+        ],
+        middleware=[Middleware(RequestIds)],
+    )

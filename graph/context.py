@@ -1,0 +1,28 @@
+"""What a resolver has at hand."""
+
+from dataclasses import dataclass
+
+import strawberry
+
+from db.database import Database
+from graph.feed import ChangeFeed
+from graph.liveness import Pacemaker
+from graph.loader import NodeLoader
+from graph.metrics import Metrics
+from graph.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One for each operation. `actor` names the caller in what it changes."""
+
+    settings: Settings
+    database: Database
+    feed: ChangeFeed
+    pacemaker: Pacemaker
+    metrics: Metrics
+    loader: NodeLoader
+    actor: str
+
+
+Info = strawberry.Info[Context, None]

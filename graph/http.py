@@ -1,0 +1,221 @@
+"""GraphQL over HTTP, as the specification's draft has it, around Strawberry's schema.
+
+https://graphql.github.io/graphql-over-http/draft/ (2025). Strawberry's own view answers 500 or
+plain text to much malformed input and does not know the specification's media type.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
+from strawberry import Schema
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from strawberry.types.execution import ExecutionResult
+from strawberry.types.graphql import OperationType
+
+from db.errors import BadInput, RegistryError
+from graph import errors
+from graph.errors import RequestRefused
+from graph.requests import GraphQLRequest, first_problem
+from graph.services import Services
+
+GRAPHQL_RESPONSE = "application/graphql-response+json"
+JSON = "application/json"
+
+# Where the drafts differ: 400 for what is wrong with the document or its variables (newer ones
+# want 422), 200 once anything was executed (newer ones want 294 where there are errors).
+STATUS_NOT_EXECUTED = 400
+STATUS_EXECUTED = 200
+
+_BODY_SECONDS = 10
+_UTF8 = {None, "utf-8", "utf8"}
+_GRAPHIQL = FileResponse(Path(__file__).parent / "static" / "graphiql" / "index.html")
+_BY_METHOD = {
+    "GET": {OperationType.QUERY},
+    "POST": {OperationType.QUERY, OperationType.MUTATION},
+}
+
+
+class _Refused(Exception):
+    """Answered before anything was parsed; `status` is HTTP's."""
+
+    def __init__(self, status: int, error: RegistryError, **headers: str) -> None:
+        super().__init__(status)
+        self.status, self.error, self.headers = status, error, headers
+
+
+class GraphQLOverHTTP:
+    """The ASGI endpoint of one schema."""
+
+    def __init__(self, schema: Schema, services: Services) -> None:
+        self._schema = schema
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        response = _GRAPHIQL if _wants_page(request) else await self._answer(request)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        negotiated = _negotiated(request.headers.get("accept"))
+        media_type = negotiated or JSON
+        try:
+            _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
+            graphql_request = await _read(request, self._services.settings.max_body_bytes)
+            body, executed = await self._execute(request.method, graphql_request)
+        except _Refused as refused:
+            return _response(
+                refused.status,
+                {"errors": errors.refusal(refused.error)},
+                media_type,
+                refused.headers,
+            )
+        status = STATUS_EXECUTED if executed or media_type == JSON else STATUS_NOT_EXECUTED
+        return _response(status, body, media_type)
+
+    async def _execute(self, method: str, request: GraphQLRequest) -> tuple[dict[str, Any], bool]:
+        """The response, and whether execution began."""
+        try:
+            result = await self._schema.execute(
+                request.query,
+                variable_values=request.variables,
+                context_value=self._services.context(),
+                operation_name=request.operation_name,
+                allowed_operation_types=_BY_METHOD[method],
+                operation_extensions=request.extensions,
+            )
+        except CannotGetOperationTypeError as error:
+            raise _Refused(
+                400, RequestRefused(error.as_http_error_reason(), field="operationName")
+            ) from error
+        except InvalidOperationTypeError as error:
+            raise _wrong_method(error.operation_type) from error
+        return as_payload(result)
+
+
+def as_payload(result: ExecutionResult) -> tuple[dict[str, Any], bool]:
+    """The response, and whether execution began: without it there is no `data`."""
+    if not result.errors:
+        return {"data": result.data}, True
+    shown = errors.as_response(result.errors)
+    executed = result.data is not None or any(error.path for error in result.errors)
+    return ({"data": result.data, "errors": shown} if executed else {"errors": shown}), executed
+
+
+def _wants_page(request: Request) -> bool:
+    """A browser that opens the address, not a client that asks something."""
+    return (
+        request.method == "GET"
+        and "query" not in request.query_params
+        and "text/html" in request.headers.get("accept", "")
+    )
+
+
+def _negotiated(accept: str | None) -> str | None:
+    """The media type to answer with; None when none of ours is accepted.
+
+    The first of the client's types that is ours, as its order is its preference.
+    """
+    if not accept:
+        return JSON
+    for part in accept.split(","):
+        media_range, _, parameters = part.partition(";")
+        charset = _parameter(parameters, "charset")
+        if _parameter(parameters, "q") in {"0", "0.0"} or charset not in _UTF8:
+            continue
+        match media_range.strip().lower():
+            case "application/graphql-response+json":
+                return GRAPHQL_RESPONSE
+            case "application/json" | "application/*" | "*/*":
+                return JSON
+    return None
+
+
+def _parameter(parameters: str, name: str) -> str | None:
+    for parameter in parameters.split(";"):
+        key, _, value = parameter.partition("=")
+        if key.strip().lower() == name:
+            return value.strip().strip('"').lower()
+    return None
+
+
+async def _read(request: Request, max_bytes: int) -> GraphQLRequest:
+    if request.method == "GET":
+        parameters = _from_query_string(request)
+    elif request.method == "POST":
+        parameters = _parsed("body", await _body(request, max_bytes))
+    else:
+        raise _Refused(
+            405,
+            RequestRefused(f"{request.method} is not GraphQL: use GET or POST"),
+            Allow="GET, POST",
+        )
+    try:
+        return GraphQLRequest.model_validate(parameters)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise _Refused(400, BadInput(field or "body", problem)) from error
+
+
+def _from_query_string(request: Request) -> dict[str, Any]:
+    given = dict(request.query_params)
+    return given | {
+        name: _parsed(name, given[name]) for name in ("variables", "extensions") if given.get(name)
+    }
+
+
+async def _body(request: Request, max_bytes: int) -> bytes:
+    content_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    _require(content_type.strip().lower() == JSON, 415, "Content-Type", f"must be {JSON}")
+    utf8 = _parameter(parameters, "charset") in _UTF8
+    _require(utf8, 415, "Content-Type", "the charset must be utf-8")
+    declared = request.headers.get("content-length", "0")
+    size, too_large = (
+        int(declared) if declared.isdecimal() else 0,
+        f"must be at most {max_bytes} bytes",
+    )
+    _require(size <= max_bytes, 413, "body", too_large)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                _require(len(body) <= max_bytes, 413, "body", too_large)
+    except TimeoutError as error:
+        problem = f"must arrive within {_BODY_SECONDS} seconds"
+        raise _Refused(408, BadInput("body", problem), Connection="close") from error
+    return bytes(body)
+
+
+def _require(condition: bool, status: int, field: str, problem: str) -> None:  # noqa: FBT001  # an assertion
+    if not condition:
+        raise _Refused(status, BadInput(field, problem))
+
+
+def _parsed(field: str, text: bytes | str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise _Refused(400, BadInput(field, f"is not JSON: {error}")) from error
+
+
+def _wrong_method(operation_type: OperationType) -> _Refused:
+    match operation_type:
+        case OperationType.MUTATION:
+            refusal = RequestRefused("mutations are sent by POST")
+            return _Refused(405, refusal, Allow="POST")
+        case _:
+            refusal = RequestRefused("subscriptions are sent over a websocket at this address")
+            return _Refused(400, refusal)
+
+
+def _response(
+    status: int, body: dict[str, Any], media_type: str, headers: dict[str, str] | None = None
+) -> Response:
+    content_type = f"{media_type}; charset=utf-8"
+    return Response(orjson.dumps(body), status, {"content-type": content_type, **(headers or {})})

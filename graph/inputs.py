@@ -1,0 +1,275 @@
+"""The input types of the API; `checked` turns each into what `db` takes, or raises BadInput."""
+
+from datetime import datetime
+from typing import Any
+
+import orjson
+import strawberry
+
+from db import filters
+from db.errors import BadInput
+from db.heartbeats import HeartbeatReport
+from db.profiles import ProfileContent
+from db.registration import Registration
+from graph import validation
+from graph.enums import (
+    NodeOrder,
+    NodeRole,
+    NodeStatus,
+    NodeType,
+    OrderDirection,
+    ProfileType,
+    ReportedStatus,
+)
+from graph.scalars import JSON, IPAddress
+from graph.types import field
+from graph.validation import MAX_GPUS, MAX_METRICS_BYTES
+
+
+def optional(description: str) -> Any:
+    return strawberry.field(description=description, default=None)
+
+
+@strawberry.input(description="Which labels a node must, may or must not have.")
+class LabelSelector:
+    all: list[str] | None = optional("It has each of these.")
+    any: list[str] | None = optional("It has at least one of these.")
+    none: list[str] | None = optional("It has none of these.")
+
+    def checked(self, path: str) -> filters.LabelSelector:
+        return filters.LabelSelector(
+            all=None if self.all is None else validation.choices(f"{path}.all", self.all),
+            any=None if self.any is None else validation.choices(f"{path}.any", self.any),
+            none=None if self.none is None else validation.choices(f"{path}.none", self.none),
+        )
+
+
+@strawberry.input(description="Which nodes are meant: all that is given must hold.")
+class NodeFilter:
+    node_ids: list[str] | None = optional("One of these node ids.")
+    roles: list[NodeRole] | None = optional("One of these roles.")
+    types: list[NodeType] | None = optional("One of these types.")
+    statuses: list[NodeStatus] | None = optional(
+        "One of these statuses; of a change, the status that it led to."
+    )
+    labels: LabelSelector | None = optional("Labels that fit.")
+    capabilities: JSON | None = optional(
+        "The node's capabilities contain this JSON (PostgreSQL @>)."
+    )
+    profile: str | None = optional("An enabled profile of this name, its own or its role's.")
+    search: str | None = optional("Part of the node id, name or hostname, in any case.")
+
+    def checked(self) -> filters.NodeFilter:
+        path = "filter"
+        return filters.NodeFilter(
+            node_ids=None
+            if self.node_ids is None
+            else validation.choices(f"{path}.nodeIds", self.node_ids),
+            roles=None if self.roles is None else tuple(self.roles),
+            types=None if self.types is None else tuple(self.types),
+            statuses=None if self.statuses is None else tuple(self.statuses),
+            labels=None if self.labels is None else self.labels.checked(f"{path}.labels"),
+            capabilities=None
+            if self.capabilities is None
+            else _canonical(validation.document(f"{path}.capabilities", self.capabilities)),
+            profile=None
+            if self.profile is None
+            else validation.searched(f"{path}.profile", self.profile),
+            search=None
+            if self.search is None
+            else validation.searched(f"{path}.search", self.search),
+        )
+
+
+@strawberry.input(name="NodeOrder", description="How a list of nodes is sorted.")
+class NodeOrderInput:
+    field: NodeOrder = strawberry.field(description="What by.")
+    direction: OrderDirection = strawberry.field(
+        description="Which end comes first.", default=OrderDirection.ASC
+    )
+
+
+@strawberry.input(description="The load and memory of one GPU.")
+class GpuMetricsInput:
+    name: str = field("The GPU's name, as its driver gives it.")
+    utilization_percent: float | None = optional("How busy it is, 0 to 100.")
+    memory_total_mb: float | None = optional("Its memory, in MB.")
+    memory_free_mb: float | None = optional("Its free memory, in MB.")
+    temperature_celsius: float | None = optional("Its temperature.")
+
+    def checked(self, path: str) -> dict[str, Any]:
+        return {
+            "name": validation.name(f"{path}.name", self.name),
+            "utilization_percent": validation.measure(
+                f"{path}.utilizationPercent", self.utilization_percent
+            ),
+            "memory_total_mb": validation.measure(f"{path}.memoryTotalMb", self.memory_total_mb),
+            "memory_free_mb": validation.measure(f"{path}.memoryFreeMb", self.memory_free_mb),
+            "temperature_celsius": self.temperature_celsius,
+        }
+
+
+@strawberry.input(description="What an agent measured on its node; at most 16 KiB as JSON.")
+class NodeMetricsInput:
+    cpu_percent: float | None = optional("How busy the processors are, 0 to 100.")
+    memory_percent: float | None = optional("How much of the memory is in use, 0 to 100.")
+    memory_available_mb: float | None = optional("Memory that programs can still have, in MB.")
+    disk_percent: float | None = optional("How full the disk is, 0 to 100.")
+    load_average: float | None = optional("Runnable processes, averaged over the last minute.")
+    gpus: list[GpuMetricsInput] | None = optional("The GPUs of the node, at most 64.")
+    extra: JSON | None = optional("A JSON object with whatever else there is to say.")
+
+    def checked(self, path: str) -> dict[str, Any]:
+        """The document that the log keeps; what was not measured is left out."""
+        gpus = self.gpus or []
+        if len(gpus) > MAX_GPUS:
+            raise BadInput(f"{path}.gpus", f"must be at most {MAX_GPUS}")
+        measured = {
+            "cpu_percent": validation.measure(f"{path}.cpuPercent", self.cpu_percent),
+            "memory_percent": validation.measure(f"{path}.memoryPercent", self.memory_percent),
+            "memory_available_mb": validation.measure(
+                f"{path}.memoryAvailableMb", self.memory_available_mb
+            ),
+            "disk_percent": validation.measure(f"{path}.diskPercent", self.disk_percent),
+            "load_average": validation.measure(f"{path}.loadAverage", self.load_average),
+            "gpus": [gpu.checked(f"{path}.gpus[{i}]") for i, gpu in enumerate(gpus)] or None,
+            "extra": None
+            if self.extra is None
+            else validation.document(f"{path}.extra", self.extra, MAX_METRICS_BYTES),
+        }
+        return validation.document(
+            path, {k: v for k, v in measured.items() if v is not None}, MAX_METRICS_BYTES
+        )
+
+
+@strawberry.input(description="A profile that a node brings with it.")
+class ProfileInput:
+    name: str = field("Unique within the node.")
+    type: ProfileType = field("What it sets up.")
+    config: JSON = field("Its settings: a JSON object of at most 64 KiB.")
+    enabled: bool = strawberry.field(description="Whether it is in use.", default=True)
+
+    def checked(self, path: str) -> ProfileContent:
+        return ProfileContent(
+            name=validation.name(f"{path}.name", self.name),
+            type=self.type,
+            config=validation.document(f"{path}.config", self.config),
+            enabled=self.enabled,
+        )
+
+
+@strawberry.input(
+    description="What an agent says of its node. On a later registration, what is absent stays as"
+    " it was, and what is given replaces it."
+)
+class RegisterNodeInput:
+    node_id: str | None = optional("Absent: made from the hostname, and unique.")
+    name: str | None = optional("A name for people. Absent: the node id.")
+    role: NodeRole = field("What the node is for.")
+    type: NodeType = field("What the node does in the network.")
+    labels: list[str] | None = optional("At most 64 words of at most 63 characters.")
+    ip_address: IPAddress | None = optional("Its public address.")
+    local_ip: IPAddress | None = optional("Its address on its own network.")
+    hostname: str | None = optional("What the machine calls itself.")
+    capabilities: JSON | None = optional("What it can do: a JSON object of at most 64 KiB.")
+    metadata: JSON | None = optional("What else there is to say: a JSON object of at most 64 KiB.")
+    profiles: list[ProfileInput] | None = optional(
+        "Profiles to make or to replace, by their names; others stay."
+    )
+    boot_id: str = field(
+        "Names one run of the agent: a new one at every start."
+        " It tells a restart from two machines that claim one id."
+    )
+    replaces_boot_id: str | None = optional(
+        "The bootId of the run before, kept by the agent. From the same hostname and localIp it"
+        " proves a restart, which need not wait until the former run has fallen silent."
+    )
+
+    def checked(self) -> Registration:
+        path = "input"
+        return Registration(
+            role=self.role,
+            type=self.type,
+            boot_id=validation.identifier(f"{path}.bootId", self.boot_id),
+            node_id=None
+            if self.node_id is None
+            else validation.identifier(f"{path}.nodeId", self.node_id),
+            name=None if self.name is None else validation.name(f"{path}.name", self.name),
+            labels=None
+            if self.labels is None
+            else validation.labels(f"{path}.labels", self.labels),
+            ip_address=self.ip_address,
+            local_ip=self.local_ip,
+            hostname=None
+            if self.hostname is None
+            else validation.name(f"{path}.hostname", self.hostname),
+            capabilities=None
+            if self.capabilities is None
+            else validation.document(f"{path}.capabilities", self.capabilities),
+            metadata=None
+            if self.metadata is None
+            else validation.document(f"{path}.metadata", self.metadata),
+            profiles=_distinct(
+                f"{path}.profiles",
+                [
+                    profile.checked(f"{path}.profiles[{i}]")
+                    for i, profile in enumerate(self.profiles or [])
+                ],
+            ),
+            replaces_boot_id=self.replaces_boot_id,
+        )
+
+
+@strawberry.input(description="One heartbeat.")
+class RecordHeartbeatInput:
+    node_id: str = field("The node that sends it.")
+    boot_id: str = field("The bootId of the registration this run of the agent made.")
+    sequence: int = field(
+        "Counts up within one bootId;"
+        " a heartbeat that is not newer than the last one changes nothing."
+    )
+    status: ReportedStatus = strawberry.field(
+        description="What the node says of itself.", default=ReportedStatus.ONLINE
+    )
+    metrics: NodeMetricsInput | None = optional("What was measured.")
+
+    def checked(self, path: str) -> HeartbeatReport:
+        if self.sequence < 0:
+            raise BadInput(f"{path}.sequence", "must not be negative")
+        return HeartbeatReport(
+            node_id=validation.identifier(f"{path}.nodeId", self.node_id),
+            boot_id=validation.identifier(f"{path}.bootId", self.boot_id),
+            sequence=self.sequence,
+            degraded=self.status is ReportedStatus.DEGRADED,
+            metrics=None if self.metrics is None else self.metrics.checked(f"{path}.metrics"),
+        )
+
+
+@strawberry.input(description="Begins or ends a node's maintenance.")
+class SetMaintenanceInput:
+    node_id: str = field("The node.")
+    enabled: bool = field("True begins maintenance, false ends it.")
+    note: str | None = optional("Why; it stands in the change log.")
+    until: datetime | None = optional("When it ends by itself. Absent: when an operator ends it.")
+
+
+@strawberry.input(description="Removes a node; its history stays.")
+class DeregisterNodeInput:
+    node_id: str = field("The node.")
+    note: str | None = optional("Why; it stands in the change log.")
+
+
+def checked_note(note: str | None) -> str | None:
+    return None if note is None else validation.note("input.note", note)
+
+
+def _distinct(path: str, contents: list[ProfileContent]) -> tuple[ProfileContent, ...]:
+    if len(contents) > validation.MAX_PROFILES:
+        raise BadInput(path, f"must be at most {validation.MAX_PROFILES}")
+    if len({content.name for content in contents}) < len(contents):
+        raise BadInput(path, "must have different names")
+    return tuple(contents)
+
+
+def _canonical(value: dict[str, Any]) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()

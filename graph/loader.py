@@ -1,0 +1,62 @@
+"""Asks the database about many nodes at once, however deep in a query they are asked about."""
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from strawberry.dataloader import DataLoader
+
+from db.database import Database
+from db.errors import RegistryError
+
+T = TypeVar("T")
+Question = Callable[..., Awaitable[Mapping[UUID, Any]]]
+_Key = tuple[Question, tuple[tuple[str, Any], ...], UUID]
+
+
+class NodeLoader:
+    """Gathers the same question about several nodes into one statement.
+
+    Nothing is remembered: an answer is as fresh as the event or request that asks.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._loader: DataLoader[_Key, Any] = DataLoader(self._load, cache=False)
+
+    async def ask(
+        self,
+        question: Callable[..., Awaitable[Mapping[UUID, T]]],
+        node: UUID,
+        **arguments: Any,
+    ) -> T | None:
+        """`question(session, nodes, **arguments)` for this node; None where it has no answer."""
+        answer: T | None = await self._loader.load((question, tuple(arguments.items()), node))
+        return answer
+
+    async def _load(self, keys: list[_Key]) -> list[Any]:
+        nodes: dict[tuple[Question, tuple[tuple[str, Any], ...]], set[UUID]] = defaultdict(set)
+        for question, arguments, node in keys:
+            nodes[question, arguments].add(node)
+        async with self._database.read() as session:
+            answers = {
+                (question, arguments): await _answer(session, question, asked, dict(arguments))
+                for (question, arguments), asked in nodes.items()
+            }
+        return [
+            answer
+            if isinstance(answer := answers[question, arguments], Exception)
+            else answer.get(node)
+            for question, arguments, node in keys
+        ]
+
+
+async def _answer(
+    session: AsyncSession, question: Question, nodes: set[UUID], arguments: dict[str, Any]
+) -> Mapping[UUID, Any] | RegistryError:
+    try:
+        return await question(session, list(nodes), **arguments)
+    except RegistryError as error:
+        return error

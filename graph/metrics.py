@@ -1,0 +1,75 @@
+"""What Prometheus scrapes; names and units by its conventions, labels from bounded sets."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from strawberry.extensions import SchemaExtension
+from strawberry.types.graphql import OperationType
+
+MAX_OPERATION_NAMES = 100
+
+
+class Metrics:
+    """The metrics of one app; a process may hold several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.nodes = Gauge(
+            "node_registry_nodes", "Registered nodes.", ["status"], registry=self.registry
+        )
+        self.heartbeats = Counter(
+            "node_registry_heartbeats",
+            "Heartbeats by outcome: accepted, or the code of the refusal.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.operation_seconds = Histogram(
+            "node_registry_operation_duration_seconds",
+            "Queries and mutations, over HTTP and websockets.",
+            ["operation", "outcome"],
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self.connections = Gauge(
+            "node_registry_websocket_connections", "Open websockets.", registry=self.registry
+        )
+        self._operation_names: set[str] = set()
+
+    def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when it is scraped."""
+        Gauge(name, description, registry=self.registry).set_function(read)
+
+    def operation_label(self, name: str | None) -> str:
+        """The name that a client gave its operation, for the first hundred such names."""
+        if not name:
+            return "anonymous"
+        if name in self._operation_names:
+            return name
+        if len(self._operation_names) >= MAX_OPERATION_NAMES:
+            return "other"
+        self._operation_names.add(name)
+        return name
+
+
+class OperationTimer(SchemaExtension):
+    """Observes each query and mutation; a subscription has no duration to speak of."""
+
+    def on_operation(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        context = self.execution_context
+        if context.graphql_document is None or context.pre_execution_errors:
+            outcome = "errors"
+        elif context.operation_type is OperationType.SUBSCRIPTION:
+            return
+        else:
+            outcome = "ok"
+        metrics: Metrics = context.context.metrics
+        metrics.operation_seconds.labels(
+            metrics.operation_label(context.operation_name), outcome
+        ).observe(time.perf_counter() - started)

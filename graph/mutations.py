@@ -1,0 +1,215 @@
+"""The mutations: each is one transaction, acknowledged once it is committed."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated
+
+import strawberry
+
+from db import heartbeats, nodes, registration
+from db.errors import BadInput, RegistryError
+from db.heartbeats import HeartbeatReport, Recorded
+from graph import validation
+from graph.context import Context, Info
+from graph.enums import NodeStatus
+from graph.inputs import (
+    DeregisterNodeInput,
+    RecordHeartbeatInput,
+    RegisterNodeInput,
+    SetMaintenanceInput,
+    checked_note,
+)
+from graph.node import Node
+from graph.scalars import Revision
+from graph.types import field
+
+
+@strawberry.type(description="A node as registered.")
+class RegisterNodePayload:
+    node: Node = field("The node as it stands now.")
+    created: bool = field("Whether it was not known before.")
+    next_heartbeat_in_seconds: float = field(
+        "When to send the first heartbeat: the registry sets the pace."
+    )
+
+
+@strawberry.type(description="A heartbeat that was heard.")
+class RecordHeartbeatPayload:
+    node_id: str = field("The node that sent it.")
+    status: NodeStatus = field("What the registry says of the node now.")
+    received_at: datetime = field("When the node's last heartbeat was received.")
+    next_heartbeat_in_seconds: float = field(
+        "When to send the next one: the registry sets the pace."
+    )
+
+    @classmethod
+    def of(cls, recorded: Recorded) -> "RecordHeartbeatPayload":
+        return cls(
+            node_id=recorded.node_id,
+            status=recorded.status,
+            received_at=recorded.received_at,
+            next_heartbeat_in_seconds=recorded.next_interval,
+        )
+
+
+@strawberry.type(description="A heartbeat of a batch that was refused.")
+class HeartbeatRejected:
+    node_id: str = field("The node that it named.")
+    code: str = field("The error's code, e.g. STALE_BOOT.")
+    message: str = field("The error in words.")
+
+
+HeartbeatResult = Annotated[
+    RecordHeartbeatPayload | HeartbeatRejected,
+    strawberry.union("HeartbeatResult", description="What became of one heartbeat of a batch."),
+]
+
+
+@strawberry.type(description="A node whose maintenance began or ended.")
+class SetMaintenancePayload:
+    node: Node = field("The node as it stands now.")
+
+
+@strawberry.type(description="A node that was removed.")
+class DeregisterNodePayload:
+    node_id: str = field("The id that it had.")
+    revision: Revision = field("The change's place in the change log.")
+
+
+_INPUT = strawberry.argument(description="What to do it with.")
+
+
+@strawberry.type(description="What may be changed.")
+class Mutation:
+    @strawberry.mutation(
+        description="Makes a node known, or known again: an agent does so at every start."
+        " NODE_ID_TAKEN while another run of an agent holds the id and is still heard."
+    )
+    async def register_node(
+        self,
+        info: Info,
+        input: Annotated[RegisterNodeInput, _INPUT],  # noqa: A002  # the contract's name
+    ) -> RegisterNodePayload:
+        context = info.context
+        checked = input.checked()
+        async with context.database.write() as session:
+            node, created = await registration.register(
+                session, checked, pace=context.pacemaker.pace, actor=context.actor
+            )
+        return RegisterNodePayload(
+            node=Node.of(node),
+            created=created,
+            next_heartbeat_in_seconds=node.heartbeat_interval_seconds,
+        )
+
+    @strawberry.mutation(
+        description="Says that a node is alive. NODE_NOT_FOUND: register first."
+        " STALE_BOOT: another run of the agent has taken over."
+    )
+    async def record_heartbeat(
+        self,
+        info: Info,
+        input: Annotated[RecordHeartbeatInput, _INPUT],  # noqa: A002  # the contract's name
+    ) -> RecordHeartbeatPayload:
+        [outcome] = await _record(info.context, [input.checked("input")])
+        if isinstance(outcome, RegistryError):
+            raise outcome
+        return RecordHeartbeatPayload.of(outcome)
+
+    @strawberry.mutation(
+        description="For a gateway that speaks for many nodes: at most 1000, each accepted or"
+        " rejected on its own, in the order given."
+    )
+    async def record_heartbeats(
+        self,
+        info: Info,
+        inputs: Annotated[
+            list[RecordHeartbeatInput], strawberry.argument(description="The heartbeats.")
+        ],
+    ) -> list[HeartbeatResult]:
+        if len(inputs) > validation.MAX_BATCH:
+            raise BadInput("inputs", f"must be at most {validation.MAX_BATCH}")
+        checked = [_checked(f"inputs[{i}]", beat) for i, beat in enumerate(inputs)]
+        outcomes = iter(
+            await _record(
+                info.context, [beat for beat in checked if isinstance(beat, HeartbeatReport)]
+            )
+        )
+        return [
+            _result(beat.node_id, report if isinstance(report, BadInput) else next(outcomes))
+            for beat, report in zip(inputs, checked, strict=True)
+        ]
+
+    @strawberry.mutation(
+        description="Takes a node out of use, or back. It then has the status that its heartbeats"
+        " say."
+    )
+    async def set_maintenance(
+        self,
+        info: Info,
+        input: Annotated[SetMaintenanceInput, _INPUT],  # noqa: A002  # the contract's name
+    ) -> SetMaintenancePayload:
+        context = info.context
+        node_id = validation.searched("input.nodeId", input.node_id)
+        note = checked_note(input.note)
+        if input.until is not None and not input.enabled:
+            raise BadInput("input.until", "belongs to maintenance that begins")
+        async with context.database.write() as session:
+            if input.enabled:
+                node = await nodes.start_maintenance(
+                    session, node_id, note=note, until=input.until, actor=context.actor
+                )
+            else:
+                node = await nodes.end_maintenance(
+                    session,
+                    node_id,
+                    pace=context.pacemaker.pace,
+                    note=note,
+                    actor=context.actor,
+                )
+        return SetMaintenancePayload(node=Node.of(node))
+
+    @strawberry.mutation(
+        description="Removes a node; its history stays. A later registration makes a new node."
+    )
+    async def deregister_node(
+        self,
+        info: Info,
+        input: Annotated[DeregisterNodeInput, _INPUT],  # noqa: A002  # the contract's name
+    ) -> DeregisterNodePayload:
+        node_id = validation.searched("input.nodeId", input.node_id)
+        note = checked_note(input.note)
+        async with info.context.database.write() as session:
+            revision = await nodes.deregister(session, node_id, note=note, actor=info.context.actor)
+        return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))
+
+
+async def _record(
+    context: Context, reports: Sequence[HeartbeatReport]
+) -> list[Recorded | RegistryError]:
+    if not reports:
+        return []
+    async with context.database.write() as session:
+        outcomes = await heartbeats.record(
+            session, reports, pace=context.pacemaker.pace, actor=context.actor
+        )
+    for outcome in outcomes:
+        context.metrics.heartbeats.labels(
+            outcome.code if isinstance(outcome, RegistryError) else "accepted"
+        ).inc()
+    return outcomes
+
+
+def _checked(path: str, beat: RecordHeartbeatInput) -> HeartbeatReport | BadInput:
+    try:
+        return beat.checked(path)
+    except BadInput as error:
+        return error
+
+
+def _result(
+    node_id: str, outcome: Recorded | RegistryError
+) -> RecordHeartbeatPayload | HeartbeatRejected:
+    if isinstance(outcome, RegistryError):
+        return HeartbeatRejected(node_id=node_id, code=outcome.code, message=outcome.message)
+    return RecordHeartbeatPayload.of(outcome)

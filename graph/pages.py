@@ -1,0 +1,83 @@
+"""What the registry answers beside GraphQL: what it is, how it is, what it measures."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from db import nodes
+from db.errors import Unavailable
+from graph.services import Services
+from graph.version import SERVICE, STARTED_AT, VERSION
+
+LINKS = {
+    "graphql": "/graphql",
+    "graphiql": "/graphql",
+    "health": "/health",
+    "metrics": "/metrics",
+}
+_INDEX = (Path(__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
+
+
+class Pages:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def index(self, request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(_INDEX.replace("{version}", VERSION))
+        return _json({"service": SERVICE, "version": VERSION, "links": LINKS})
+
+    async def live(self, _: Request) -> Response:
+        """200 for as long as the process answers at all."""
+        return _json({"status": "alive"})
+
+    async def health(self, _: Request) -> Response:
+        """200 when the registry can do its work, 503 when it cannot; says which part fails."""
+        now = datetime.now(UTC)
+        url = self._services.database.url
+        try:
+            await self._services.database.ping()
+            connected = True
+        except Unavailable:
+            connected = False
+        failed = self._services.supervisor.failed
+        healthy = connected and not failed
+        body = {
+            "status": "healthy" if healthy else "unhealthy",
+            "service": SERVICE,
+            "version": VERSION,
+            "environment": self._services.settings.env,
+            "uptime_seconds": round((now - STARTED_AT).total_seconds(), 3),
+            "timestamp": now.isoformat(),
+            "database": {
+                "connected": connected,
+                "host": url.host or url.query.get("host"),
+                "port": url.port or int(str(url.query.get("port", 5432))),
+                "database": url.database,
+            },
+            "failed_tasks": failed,
+        }
+        return _json(body, 200 if healthy else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        metrics = self._services.metrics
+        try:
+            async with self._services.database.read() as session:
+                counts = await nodes.count_by_status(session)
+        except Unavailable:
+            metrics.nodes.clear()  # unknown is not the same as the last known
+        else:
+            for status, count in counts.items():
+                metrics.nodes.labels(status).set(count)
+        return Response(
+            generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST}
+        )
+
+
+def _json(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")

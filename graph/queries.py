@@ -1,0 +1,132 @@
+"""The queries."""
+
+from datetime import datetime
+from typing import Annotated
+
+import strawberry
+
+from db import changes, history, nodes
+from db.filters import EVERY_NODE
+from db.values import NodeStatus
+from graph import validation
+from graph.context import Info
+from graph.enums import NodeOrder, OrderDirection, RegistryMode
+from graph.inputs import NodeFilter, NodeOrderInput
+from graph.node import Node, NodeConnection
+from graph.scalars import Revision
+from graph.types import DEFAULT_PAGE_SIZE, After, First, StatusChangeConnection, field, page_size
+from graph.version import STARTED_AT, VERSION
+
+Filter = Annotated[
+    NodeFilter | None, strawberry.argument(description="Which nodes are meant. Absent: all.")
+]
+
+
+@strawberry.type(description="How many nodes there are, by status.")
+class NodeCounts:
+    total: int = field("All of them.")
+    online: int = field("Those that are ONLINE.")
+    degraded: int = field("Those that are DEGRADED.")
+    offline: int = field("Those that are OFFLINE.")
+    maintenance: int = field("Those in MAINTENANCE.")
+
+
+@strawberry.type(description="The registry itself.")
+class Registry:
+    version: str = field("Of the software that answers.")
+    environment: str = field("development or production.")
+    mode: RegistryMode = field("Whether it trusts what it hears.")
+    mode_reason: str | None = field("Why it does not.")
+    mode_since: datetime = field("Since when it is in that mode.")
+    revision: Revision = field("The newest revision of the change log.")
+    started_at: datetime = field("When the process that answers was started.")
+
+    @strawberry.field(description="How many nodes there are, by status.")
+    async def node_counts(self, info: Info) -> NodeCounts:
+        async with info.context.database.read() as session:
+            counts = await nodes.count_by_status(session)
+        return NodeCounts(
+            total=sum(counts.values()),
+            online=counts[NodeStatus.ONLINE],
+            degraded=counts[NodeStatus.DEGRADED],
+            offline=counts[NodeStatus.OFFLINE],
+            maintenance=counts[NodeStatus.MAINTENANCE],
+        )
+
+
+@strawberry.type(description="What may be asked.")
+class Query:
+    @strawberry.field(description="The registry itself.")
+    async def registry(self, info: Info) -> Registry:
+        async with info.context.database.read() as session:
+            state = await changes.state(session)
+        return Registry(
+            version=VERSION,
+            environment=info.context.settings.env,
+            mode=state.mode,
+            mode_reason=state.mode_reason,
+            mode_since=state.mode_since,
+            revision=Revision(state.revision),
+            started_at=STARTED_AT,
+        )
+
+    @strawberry.field(description="One node; null when none is registered under that id.")
+    async def node(
+        self,
+        info: Info,
+        node_id: Annotated[str, strawberry.argument(description="The node's id.")],
+    ) -> Node | None:
+        async with info.context.database.read() as session:
+            row = await nodes.find(session, validation.searched("nodeId", node_id))
+        return None if row is None else Node.of(row)
+
+    @strawberry.field(description="The nodes that fit, page by page.")
+    async def nodes(
+        self,
+        info: Info,
+        filter: Filter = None,  # noqa: A002  # the contract's name
+        order_by: Annotated[
+            NodeOrderInput | None,
+            strawberry.argument(description="How to sort them. Absent: by node id."),
+        ] = None,
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+    ) -> NodeConnection:
+        node_filter = EVERY_NODE if filter is None else filter.checked()
+        order = NodeOrder.NODE_ID if order_by is None else order_by.field
+        descending = order_by is not None and order_by.direction is OrderDirection.DESC
+        async with info.context.database.read() as session:
+            # Before the page: what changes in between is told twice rather than never.
+            revision = await changes.current_revision(session)
+            page = await nodes.listed(
+                session,
+                node_filter,
+                order.keyset(descending=descending),
+                first=page_size(first),
+                after=after,
+            )
+        return NodeConnection.of(
+            page,
+            order,
+            descending=descending,
+            after=after,
+            node_filter=node_filter,
+            revision=revision,
+        )
+
+    @strawberry.field(
+        description="The change log of the nodes that fit, newest first, removed nodes included."
+    )
+    async def status_changes(
+        self,
+        info: Info,
+        filter: Filter = None,  # noqa: A002  # the contract's name
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+    ) -> StatusChangeConnection:
+        node_filter = EVERY_NODE if filter is None else filter.checked()
+        async with info.context.database.read() as session:
+            page = await history.status_changes(
+                session, node_filter, first=page_size(first), after=after
+            )
+        return StatusChangeConnection.of(page, after)

@@ -1,0 +1,122 @@
+"""The custom scalars: how their values are written and what is refused."""
+
+import ipaddress
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NewType
+
+import strawberry
+from strawberry.types.scalar import ScalarDefinition
+
+IPAddress = NewType("IPAddress", str)
+JSON = NewType("JSON", object)
+Revision = NewType("Revision", int)
+
+MAX_JSON_DEPTH = 32
+_INT64 = range(-(2**63), 2**63)
+_INT64_DIGITS = 19
+
+
+def _parse_datetime(value: object) -> datetime:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")  # noqa: TRY004  # graphql-core reports ValueError
+    instant = datetime.fromisoformat(value)
+    if instant.tzinfo is None:
+        raise ValueError("must have an offset from UTC, e.g. Z or +00:00")
+    return instant.astimezone(UTC)
+
+
+def _parse_ip_address(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a string")  # noqa: TRY004  # as above
+    if "%" in value:
+        raise ValueError("must not name a zone")
+    return str(ipaddress.ip_address(value))
+
+
+def _parse_revision(value: object) -> int:
+    text = str(value) if type(value) is int else value
+    if (
+        not isinstance(text, str)
+        or not (text.isascii() and text.isdecimal())
+        or len(text) > _INT64_DIGITS
+    ):
+        raise ValueError("must be a whole number as a decimal string")
+    if (number := int(text)) not in _INT64:
+        raise ValueError("must fit 64 bits")
+    return number
+
+
+def _parse_json(value: object) -> object:
+    """Any JSON that PostgreSQL stores: no NUL, whole numbers of 64 bits, at most 32 levels."""
+    _check_json(value, MAX_JSON_DEPTH)
+    return value
+
+
+def _check_json(value: object, levels: int) -> None:
+    match value:
+        case str():
+            _check_text(value)
+        case bool() | None:
+            pass
+        case int():
+            if value not in _INT64:
+                raise ValueError("a whole number must fit 64 bits")
+        case float():
+            if not math.isfinite(value):
+                raise ValueError("a number must be finite")
+        case Mapping():
+            for key, item in value.items():
+                _check_text(key)
+                _check_json(item, _below(levels))
+        case list():
+            for item in value:
+                _check_json(item, _below(levels))
+
+
+def _below(levels: int) -> int:
+    if levels == 0:
+        raise ValueError(f"must have at most {MAX_JSON_DEPTH} levels")
+    return levels - 1
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise ValueError("text must not contain the character NUL")
+
+
+def _scalar(name: str, description: str, **options: Any) -> ScalarDefinition:
+    definition: ScalarDefinition = strawberry.scalar(name=name, description=description, **options)
+    return definition
+
+
+SCALARS: Mapping[object, ScalarDefinition] = {
+    datetime: _scalar(
+        "DateTime",
+        "An instant, ISO 8601 in UTC with an offset, e.g. 2025-01-17T14:30:00+00:00.",
+        specified_by_url="https://scalars.graphql.org/andimarek/date-time",
+        serialize=lambda value: value.astimezone(UTC).isoformat(),
+        parse_value=_parse_datetime,
+    ),
+    JSON: _scalar(
+        "JSON",
+        "Any JSON value.",
+        specified_by_url="https://ecma-international.org/publications-and-standards/standards/ecma-404/",
+        serialize=lambda value: value,
+        parse_value=_parse_json,
+    ),
+    IPAddress: _scalar(
+        "IPAddress",
+        "An IPv4 or IPv6 address without a prefix length.",
+        serialize=str,
+        parse_value=_parse_ip_address,
+    ),
+    Revision: _scalar(
+        "Revision",
+        "A position in the registry's change log: a whole number, sent as a decimal string."
+        " It starts at 1, has no gaps and never goes backwards.",
+        serialize=str,
+        parse_value=_parse_revision,
+    ),
+}

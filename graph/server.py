@@ -1,0 +1,92 @@
+"""Runs the app in uvicorn, from the first signal that may come to the last thing to be closed."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+
+import click
+import uvicorn
+
+from graph.app import build_app, running_services
+from graph.dev_agent import keep_dev_agent
+from graph.services import Services
+from graph.settings import Settings
+from graph.version import VERSION
+
+_BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to `serve`: uvicorn raises them anew once it is done, and what has to be
+    closed after it, PostgreSQL included, would not be.
+    """
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def configured(services: Services) -> Server:
+    settings = services.settings
+    return Server(
+        uvicorn.Config(
+            build_app(services),
+            http="httptools",
+            ws="websockets-sansio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws_max_size=settings.max_body_bytes,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+    )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Raises OSError when the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    address = (settings.http_host, settings.http_port)
+    return socket.create_server(address, family=family, backlog=_BACKLOG)
+
+
+async def serve(settings: Settings) -> None:
+    """Returns after SIGINT or SIGTERM, when everything is closed."""
+    main = asyncio.current_task()
+    server: Server | None = None
+
+    def stop() -> None:
+        if server is not None:
+            server.force_exit, server.should_exit = server.should_exit, True
+        elif main is not None:
+            main.cancel()
+
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, stop)
+    with contextlib.suppress(asyncio.CancelledError), listen(settings) as listening:
+        async with running_services(settings) as services:
+            url = _url(listening)
+            if settings.dev_agent:
+                services.supervisor.start("dev_agent", keep_dev_agent(url, settings.data_dir))
+            server = configured(services)
+            _announce(url, settings)
+            await server.serve(sockets=[listening])
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _announce(url: str, settings: Settings) -> None:
+    click.echo(
+        f"Node registry {VERSION}, {settings.env}\n"
+        f"  GraphQL   {url}/graphql\n"
+        f"  GraphiQL  {url}/graphql in a browser\n"
+        f"  Health    {url}/health\n"
+        f"  Metrics   {url}/metrics"
+    )

@@ -1,0 +1,36 @@
+"""What the app owns for as long as it runs."""
+
+from dataclasses import dataclass
+
+from db.database import Database
+from graph.context import Context
+from graph.feed import ChangeFeed
+from graph.liveness import Pacemaker
+from graph.loader import NodeLoader
+from graph.metrics import Metrics
+from graph.settings import Settings
+from graph.supervisor import Supervisor
+
+ANONYMOUS = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    database: Database
+    feed: ChangeFeed
+    pacemaker: Pacemaker
+    metrics: Metrics
+    supervisor: Supervisor
+
+    def context(self) -> Context:
+        """For one operation."""
+        return Context(
+            settings=self.settings,
+            database=self.database,
+            feed=self.feed,
+            pacemaker=self.pacemaker,
+            metrics=self.metrics,
+            loader=NodeLoader(self.database),
+            actor=ANONYMOUS,
+        )

@@ -1,0 +1,86 @@
+"""The registry's configuration, read from environment variables that begin with NODE_REGISTRY_."""
+
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from db.liveness import Pace
+
+
+class ConfigurationError(Exception):
+    """A setting is missing or wrong; the message is one line that names it."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="NODE_REGISTRY_", frozen=True)
+
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=9205, ge=0, le=65535)
+    env: Literal["development", "production"] = "development"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    data_dir: Path = Path(platformdirs.user_data_dir("dagi-node-registry"))
+    dev_agent: bool = False
+
+    database_url: str | None = None
+    db_host: str | None = None
+    db_port: int = Field(default=5432, ge=1, le=65535)
+    db_name: str = "node_registry"
+    db_user: str = "node_registry"
+    db_password: str | None = None
+    db_pool_size: int = Field(default=10, ge=2, le=100)
+    db_statement_timeout_seconds: float = Field(default=10, gt=0, le=3600)
+
+    heartbeat_min_interval_seconds: float = Field(default=10, gt=0, le=86400)
+    heartbeat_grace_seconds: float = Field(default=5, ge=0, le=86400)
+    heartbeat_target_rate: float = Field(default=1000, gt=0)
+    sweep_interval_seconds: float = Field(default=2, gt=0, le=3600)
+
+    bookmark_interval_seconds: float = Field(default=15, gt=0, le=3600)
+    listen_check_seconds: float = Field(default=5, gt=0, le=300)
+    subscriber_queue_size: int = Field(default=1000, ge=1)
+    max_operations_per_connection: int = Field(default=100, ge=1)
+    connection_init_seconds: float = Field(default=10, gt=0, le=300)
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    shutdown_seconds: int = Field(default=10, ge=0)
+
+    @property
+    def external_database(self) -> URL | None:
+        """The PostgreSQL to use; None means the embedded one."""
+        if self.database_url is not None:
+            try:
+                return make_url(self.database_url)
+            except ArgumentError as error:
+                raise ConfigurationError("NODE_REGISTRY_DATABASE_URL is not a URL") from error
+        if self.db_host is None:
+            return None
+        return URL.create(
+            "postgresql+asyncpg",
+            self.db_user,
+            self.db_password,
+            self.db_host,
+            self.db_port,
+            self.db_name,
+        )
+
+    def pace(self, live_nodes: int = 0) -> Pace:
+        return Pace(
+            min_interval=self.heartbeat_min_interval_seconds,
+            grace=self.heartbeat_grace_seconds,
+            target_rate=self.heartbeat_target_rate,
+            live_nodes=live_nodes,
+        )
+
+
+def load() -> Settings:
+    """Raises ConfigurationError for the first value that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigurationError(f"NODE_REGISTRY_{name}: {first['msg']}") from error

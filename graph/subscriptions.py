@@ -1,0 +1,87 @@
+"""The subscriptions."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated
+
+import strawberry
+
+from db.filters import EVERY_NODE
+from graph.context import Info
+from graph.follow import Changed, Event, HoleFound, Passed, follow, require_known
+from graph.node import Node
+from graph.queries import Filter
+from graph.scalars import Revision
+from graph.types import StatusChange, field
+
+
+@strawberry.type(
+    description="A node's status changed. With node, the node as it stood when the event was sent;"
+    " null once deregistered."
+)
+class NodeStatusChanged:
+    change: StatusChange = field("The entry of the change log.")
+    node: Node | None = field("The node; null once it was removed.")
+
+
+@strawberry.type(
+    description="Nothing that matches has happened up to this revision:"
+    " a client that reconnects may resume from it."
+)
+class Bookmark:
+    revision: Revision = field("How far the change log was read.")
+
+
+@strawberry.type(
+    description="The stream cannot go on without a hole, because the log was trimmed or this client"
+    " was too slow. Read nodes again, then resume from revision."
+)
+class ResyncRequired:
+    revision: Revision = field("Where to resume once the nodes were read again.")
+    reason: str = field("What happened.")
+
+
+NodeStatusEvent = Annotated[
+    NodeStatusChanged | Bookmark | ResyncRequired,
+    strawberry.union("NodeStatusEvent", description="What a stream of status changes says."),
+]
+
+
+@strawberry.type(description="What may be followed.")
+class Subscription:
+    @strawberry.subscription(
+        description="Every status change of the nodes that match, in order, none twice."
+    )
+    async def node_status_changes(
+        self,
+        info: Info,
+        filter: Filter = None,  # noqa: A002  # the contract's name
+        after: Annotated[
+            Revision | None,
+            strawberry.argument(description="Resume behind that revision. Absent: from now on."),
+        ] = None,
+    ) -> AsyncGenerator[NodeStatusEvent, None]:
+        context = info.context
+        node_filter = EVERY_NODE if filter is None else filter.checked()
+        if after is not None:
+            await require_known(context.database, after)
+        events = follow(
+            context.feed,
+            context.database,
+            node_filter,
+            after=after,
+            bookmark_seconds=context.settings.bookmark_interval_seconds,
+        )
+        return _shown(events)
+
+
+async def _shown(events: AsyncIterator[Event]) -> AsyncGenerator[NodeStatusEvent, None]:
+    async for event in events:
+        match event:
+            case Changed(change, node):
+                yield NodeStatusChanged(
+                    change=StatusChange.of(change), node=None if node is None else Node.of(node)
+                )
+            case Passed(revision):
+                yield Bookmark(revision=Revision(revision))
+            case HoleFound(revision, reason):
+                yield ResyncRequired(revision=Revision(revision), reason=reason)

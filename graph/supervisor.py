@@ -1,0 +1,45 @@
+"""Background tasks: each runs for as long as the app does, and one that dies is not overlooked."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+
+import structlog
+
+log = structlog.get_logger()
+
+
+class Supervisor:
+    """`failed` names the tasks that ended although they should not: the app is not ready then."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self._running: set[asyncio.Task[None]] = set()
+        self.failed: list[str] = []
+
+    def start(self, name: str, work: Coroutine[None, None, None]) -> None:
+        self._running.add(self._tasks.create_task(self._watch(name, work), name=name))
+
+    async def _watch(self, name: str, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            log.critical("background.died", task=name, exc_info=error)
+        else:
+            log.critical("background.ended", task=name)
+        self.failed.append(name)
+
+    def cancel(self) -> None:
+        for task in self._running:
+            task.cancel()
+
+
+@asynccontextmanager
+async def supervised() -> AsyncIterator[Supervisor]:
+    """Cancels what still runs at the end of the block, and waits for it."""
+    async with asyncio.TaskGroup() as tasks:
+        supervisor = Supervisor(tasks)
+        try:
+            yield supervisor
+        finally:
+            supervisor.cancel()

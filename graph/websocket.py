@@ -1,0 +1,211 @@
+"""GraphQL over websockets: the graphql-transport-ws protocol around Strawberry's schema.
+
+https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md. Strawberry's own handler dies of
+malformed messages, closes the socket for a syntax error and lets no one bound or share its work.
+"""
+
+import asyncio
+import contextlib
+import uuid
+from typing import Annotated, Any, Literal
+
+import orjson
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from strawberry import Schema
+from strawberry.types.execution import ExecutionResult, PreExecutionError
+
+from graph import errors
+from graph.errors import RateLimited
+from graph.http import as_payload
+from graph.requests import GraphQLRequest, first_problem
+from graph.services import Services
+
+log = structlog.get_logger()
+
+PROTOCOL = "graphql-transport-ws"
+_MAX_REASON_BYTES = 123
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Init(_Message):
+    type: Literal["connection_init"]
+    payload: dict[str, Any] | None = None
+
+
+class _Ping(_Message):
+    type: Literal["ping"]
+    payload: dict[str, Any] | None = None
+
+
+class _Pong(_Message):
+    type: Literal["pong"]
+    payload: dict[str, Any] | None = None
+
+
+class _Subscribe(_Message):
+    type: Literal["subscribe"]
+    id: str = Field(min_length=1, max_length=255)
+    payload: GraphQLRequest
+
+
+class _Complete(_Message):
+    type: Literal["complete"]
+    id: str = Field(min_length=1, max_length=255)
+
+
+_MESSAGE: TypeAdapter[_Init | _Ping | _Pong | _Subscribe | _Complete] = TypeAdapter(
+    Annotated[_Init | _Ping | _Pong | _Subscribe | _Complete, Field(discriminator="type")]
+)
+
+
+class _Close(Exception):
+    """Ends the connection with one of the protocol's codes."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+class GraphQLOverWebSocket:
+    """The ASGI endpoint of one schema; each connection is a `_Connection`."""
+
+    def __init__(self, schema: Schema, services: Services) -> None:
+        self._schema = schema
+        self._services = services
+
+    async def __call__(self, websocket: WebSocket) -> None:
+        offered = websocket.scope["subprotocols"]
+        await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
+        if PROTOCOL not in offered:
+            await websocket.close(4406, "Subprotocol not acceptable")
+            return
+        with self._services.metrics.connections.track_inprogress():
+            await _Connection(websocket, self._schema, self._services).serve()
+
+
+class _Connection:
+    def __init__(self, websocket: WebSocket, schema: Schema, services: Services) -> None:
+        self._websocket = websocket
+        self._schema = schema
+        self._services = services
+        self._acknowledged = False
+        self._operations: dict[str, asyncio.Task[None]] = {}
+
+    async def serve(self) -> None:
+        """Until either side ends the connection; operations that still run are cancelled then."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                try:
+                    await self._receive(tasks)
+                finally:
+                    for operation in self._operations.values():
+                        operation.cancel()
+        except* _Close as closes:
+            close = next(iter(closes.exceptions))
+            assert isinstance(close, _Close)  # noqa: S101  # what `except*` promises
+            reason = close.reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                await self._websocket.close(close.code, reason)
+        except* WebSocketDisconnect:
+            pass
+
+    async def _receive(self, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._services.settings.connection_init_seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(None if self._acknowledged else deadline):
+                    received = await self._websocket.receive()
+            except TimeoutError as error:
+                raise _Close(4408, "Connection initialisation timeout") from error
+            if received["type"] == "websocket.disconnect":
+                return
+            await self._handle(_message(received.get("text")), tasks)
+
+    async def _handle(
+        self, message: _Init | _Ping | _Pong | _Subscribe | _Complete, tasks: asyncio.TaskGroup
+    ) -> None:
+        match message:
+            case _Init():
+                if self._acknowledged:
+                    raise _Close(4429, "Too many initialisation requests")
+                self._acknowledged = True
+                await self._send({"type": "connection_ack"})
+            case _Ping():
+                echoed = {} if message.payload is None else {"payload": message.payload}
+                await self._send({"type": "pong", **echoed})
+            case _Pong():
+                pass
+            case _Subscribe():
+                await self._subscribe(message, tasks)
+            case _Complete():
+                if operation := self._operations.pop(message.id, None):
+                    operation.cancel()
+
+    async def _subscribe(self, message: _Subscribe, tasks: asyncio.TaskGroup) -> None:
+        if not self._acknowledged:
+            raise _Close(4401, "Unauthorized")
+        if message.id in self._operations:
+            raise _Close(4409, f"Subscriber for {message.id} already exists")
+        limit = self._services.settings.max_operations_per_connection
+        if len(self._operations) >= limit:
+            refused = RateLimited(f"at most {limit} operations at once on one connection")
+            await self._send_error(message.id, errors.refusal(refused))
+            return
+        self._operations[message.id] = tasks.create_task(self._run(message.id, message.payload))
+
+    async def _run(self, operation_id: str, request: GraphQLRequest) -> None:
+        structlog.contextvars.bind_contextvars(request_id=uuid.uuid4().hex, operation=operation_id)
+        try:
+            results = await self._schema.stream(
+                request.query,
+                variable_values=request.variables,
+                context_value=self._services.context(),
+                operation_name=request.operation_name,
+                operation_extensions=request.extensions,
+            )
+            async with contextlib.aclosing(results):
+                async for result in results:
+                    if isinstance(result, PreExecutionError):
+                        self._forget(operation_id)
+                        await self._send_error(
+                            operation_id, errors.as_response(result.errors or [])
+                        )
+                        return
+                    if isinstance(result, ExecutionResult):  # not one of @defer's or @stream's
+                        payload, _ = as_payload(result)
+                        await self._send({"type": "next", "id": operation_id, "payload": payload})
+            self._forget(operation_id)
+            await self._send({"type": "complete", "id": operation_id})
+        except WebSocketDisconnect:
+            pass
+        finally:
+            self._forget(operation_id)
+
+    def _forget(self, operation_id: str) -> None:
+        """Before the last message is sent, after which the client may use the id again."""
+        if self._operations.get(operation_id) is asyncio.current_task():
+            del self._operations[operation_id]
+
+    async def _send_error(self, operation_id: str, payload: list[dict[str, Any]]) -> None:
+        await self._send({"type": "error", "id": operation_id, "payload": payload})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self._websocket.send_text(orjson.dumps(message).decode())
+
+
+def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete:
+    if text is None:
+        raise _Close(4400, "Messages must be text")
+    try:
+        return _MESSAGE.validate_python(orjson.loads(text))
+    except orjson.JSONDecodeError as error:
+        raise _Close(4400, f"Messages must be JSON: {error}") from error
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise _Close(4400, f"Invalid message: {field} {problem}") from error

@@ -1,0 +1,159 @@
+"""A real PostgreSQL, a migrated template that each test clones, and a real server on a free port."""
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from sqlalchemy import URL, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from db import partitions
+from db.database import Database
+from db.embedded import embedded_postgres
+from db.migrate import migrate
+from graph.app import running_services
+from graph.server import configured, listen
+from graph.services import Services
+from graph.settings import Settings
+
+# A database that is thrown away need not survive a crash of the machine.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("NODE_REGISTRY_", "NODE_AGENT_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[URL]:
+    """NODE_REGISTRY_DATABASE_URL names a running server to test on; else one is started."""
+    given = os.environ.get("NODE_REGISTRY_DATABASE_URL") or os.environ.get("DATABASE_URL")
+    if given:
+        yield make_url(given).set(drivername="postgresql+asyncpg")
+        return
+    async with embedded_postgres(tmp_path_factory.mktemp("postgres"), options=FAST) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def template(postgres: URL) -> AsyncIterator[str]:
+    async with _new_database(postgres) as url:
+        database = Database(url)
+        await migrate(database.engine)
+        async with database.write() as session:
+            await partitions.make_ahead(session)
+        await database.close()
+        yield str(url.database)
+
+
+@pytest.fixture
+async def database_url(postgres: URL, template: str) -> AsyncIterator[URL]:
+    """A migrated database of the test's own."""
+    async with _new_database(postgres, template) as url:
+        yield url
+
+
+@pytest.fixture
+async def empty_database_url(postgres: URL) -> AsyncIterator[URL]:
+    async with _new_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture
+async def database(database_url: URL) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@asynccontextmanager
+async def _new_database(server: URL, template: str = "template1") -> AsyncIterator[URL]:
+    name = f"node_registry_test_{secrets.token_hex(6)}"
+    engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.connect() as connection:
+            await connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+        yield server.set(database=name)
+    finally:
+        async with engine.connect() as connection:
+            await connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+        await engine.dispose()
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A registry that listens on a real socket."""
+
+    url: str
+    services: Services
+    http: httpx.AsyncClient
+
+    @property
+    def graphql_url(self) -> str:
+        return f"{self.url}/graphql"
+
+    @property
+    def websocket_url(self) -> str:
+        return self.graphql_url.replace("http", "ws", 1)
+
+    async def post(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The whole response body, errors included."""
+        response = await self.http.post("/graphql", json={"query": query, "variables": variables})
+        body: dict[str, Any] = response.json()
+        return body
+
+    async def execute(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The data of an operation that must succeed."""
+        body = await self.post(query, **variables)
+        assert "errors" not in body, body["errors"]
+        data: dict[str, Any] = body["data"]
+        return data
+
+
+StartServer = Callable[..., AbstractAsyncContextManager[LiveServer]]
+
+
+@pytest.fixture
+def start_server(database_url: URL, tmp_path: Path) -> StartServer:
+    """Starts servers on the test's database, each with the settings it is given."""
+
+    @asynccontextmanager
+    async def start(**options: Any) -> AsyncIterator[LiveServer]:
+        settings = Settings(
+            **{
+                "database_url": database_url.render_as_string(hide_password=False),
+                "http_port": 0,
+                "data_dir": tmp_path,
+                "shutdown_seconds": 1,
+                **options,
+            }
+        )
+        async with running_services(settings) as services:
+            with listen(settings) as listening:
+                server = configured(services)
+                serving = asyncio.create_task(server.serve(sockets=[listening]))
+                while not server.started:
+                    await asyncio.sleep(0.005)
+                url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+                async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+                    yield LiveServer(url, services, http)
+                server.should_exit = True
+                await serving
+
+    return start
+
+
+@pytest.fixture
+async def server(start_server: StartServer) -> AsyncIterator[LiveServer]:
+    async with start_server() as live:
+        yield live

@@ -74,9 +74,9 @@ async def count(session: AsyncSession, node_filter: NodeFilter) -> int:
 
 async def count_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
     rows = await session.execute(
-        select(NODE.status, func.count()).where(_REGISTERED).group_by(NODE.status)
+        select(NODE.status, func.count().label("nodes")).where(_REGISTERED).group_by(NODE.status)
     )
-    return dict.fromkeys(NodeStatus, 0) | dict(rows.tuples().all())
+    return dict.fromkeys(NodeStatus, 0) | {row.status: row.nodes for row in rows}
 
 
 async def start_maintenance(

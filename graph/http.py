@@ -175,10 +175,8 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     utf8 = _parameter(parameters, "charset") in _UTF8
     _require(utf8, 415, "Content-Type", "the charset must be utf-8")
     declared = request.headers.get("content-length", "0")
-    size, too_large = (
-        int(declared) if declared.isdecimal() else 0,
-        f"must be at most {max_bytes} bytes",
-    )
+    size = int(declared) if declared.isdecimal() else 0
+    too_large = f"must be at most {max_bytes} bytes"
     _require(size <= max_bytes, 413, "body", too_large)
     body = bytearray()
     try:

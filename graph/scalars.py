@@ -2,6 +2,7 @@
 
 import ipaddress
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NewType
@@ -15,7 +16,7 @@ Revision = NewType("Revision", int)
 
 MAX_JSON_DEPTH = 32
 _INT64 = range(-(2**63), 2**63)
-_INT64_DIGITS = 19
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
 
 
 def _parse_datetime(value: object) -> datetime:
@@ -37,11 +38,7 @@ def _parse_ip_address(value: object) -> str:
 
 def _parse_revision(value: object) -> int:
     text = str(value) if type(value) is int else value
-    if (
-        not isinstance(text, str)
-        or not (text.isascii() and text.isdecimal())
-        or len(text) > _INT64_DIGITS
-    ):
+    if not isinstance(text, str) or not _WHOLE_NUMBER.fullmatch(text):
         raise ValueError("must be a whole number as a decimal string")
     if (number := int(text)) not in _INT64:
         raise ValueError("must fit 64 bits")
@@ -58,14 +55,10 @@ def _check_json(value: object, levels: int) -> None:
     match value:
         case str():
             _check_text(value)
-        case bool() | None:
-            pass
-        case int():
-            if value not in _INT64:
-                raise ValueError("a whole number must fit 64 bits")
-        case float():
-            if not math.isfinite(value):
-                raise ValueError("a number must be finite")
+        case int() if value not in _INT64:
+            raise ValueError("a whole number must fit 64 bits")
+        case float() if not math.isfinite(value):
+            raise ValueError("a number must be finite")
         case Mapping():
             for key, item in value.items():
                 _check_text(key)

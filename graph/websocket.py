@@ -173,9 +173,8 @@ class _Connection:
                 async for result in results:
                     if isinstance(result, PreExecutionError):
                         self._forget(operation_id)
-                        await self._send_error(
-                            operation_id, errors.as_response(result.errors or [])
-                        )
+                        refused = errors.as_response(result.errors or [])
+                        await self._send_error(operation_id, refused)
                         return
                     if isinstance(result, ExecutionResult):  # not one of @defer's or @stream's
                         payload, _ = as_payload(result)

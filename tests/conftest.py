@@ -1,4 +1,4 @@
-"""A real PostgreSQL, a migrated template that each test clones, and a real server on a free port."""
+"""A real PostgreSQL, a migrated template that each test clones, a real server on a free port."""
 
 import asyncio
 import os
@@ -142,13 +142,15 @@ def start_server(database_url: URL, tmp_path: Path) -> StartServer:
             with listen(settings) as listening:
                 server = configured(services)
                 serving = asyncio.create_task(server.serve(sockets=[listening]))
-                while not server.started:
+                while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
                     await asyncio.sleep(0.005)
                 url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-                async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-                    yield LiveServer(url, services, http)
-                server.should_exit = True
-                await serving
+                try:
+                    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+                        yield LiveServer(url, services, http)
+                finally:
+                    server.should_exit = True
+                    await serving
 
     return start
 

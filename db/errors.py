@@ -1,6 +1,6 @@
 """What the registry refuses, as facts: each error carries a code and the values it is about."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 
@@ -83,3 +83,12 @@ class Unavailable(RegistryError):
             "the registry cannot reach its database at the moment",
             retryAfterSeconds=retry_after_seconds,
         )
+
+
+class EmbeddedServerFailed(Exception):
+    """`problem` is one line; `log_lines` are the last that PostgreSQL said about it, if any."""
+
+    def __init__(self, problem: str, log_lines: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([problem, *log_lines]))
+        self.problem = problem
+        self.log_lines = tuple(log_lines)

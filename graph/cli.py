@@ -7,9 +7,9 @@ from typing import TypeVar
 import click
 import uvloop
 
+from db.data_folder import DataFolderInUse
 from db.database import Database
-from db.embedded import DataFolderInUse, EmbeddedServerFailed
-from db.errors import RegistryError
+from db.errors import EmbeddedServerFailed, RegistryError
 from db.migrate import SchemaMismatch, migrate
 from graph import logs
 from graph.app import database_url

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -35,14 +36,16 @@ def _settings_of_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def postgres(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[URL]:
+async def postgres() -> AsyncIterator[URL]:
     """NODE_REGISTRY_DATABASE_URL names a running server to test on; else one is started."""
     given = os.environ.get("NODE_REGISTRY_DATABASE_URL") or os.environ.get("DATABASE_URL")
     if given:
         yield make_url(given).set(drivername="postgresql+asyncpg")
         return
-    async with embedded_postgres(tmp_path_factory.mktemp("postgres"), options=FAST) as url:
-        yield url
+    # Not in pytest's own folder, which root's next run shuts to all others.
+    with tempfile.TemporaryDirectory(prefix="node-registry-test-") as folder:
+        async with embedded_postgres(Path(folder), options=FAST) as url:
+            yield url
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

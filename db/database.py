@@ -35,6 +35,7 @@ class Database:
             max_overflow=0,
             pool_timeout=statement_timeout_seconds / 2,
             pool_use_lifo=True,
+            native_inet_types=False,
             json_serializer=lambda value: orjson.dumps(value).decode(),
             json_deserializer=orjson.loads,
             connect_args={

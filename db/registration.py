@@ -42,7 +42,7 @@ class Registration:
     replaces_boot_id: str | None = None
 
     def columns(self) -> dict[str, Any]:
-        """The columns of `nodes` that it sets."""
+        """The attributes of Node that it sets."""
         said = {
             "node_name": self.name,
             "labels": None if self.labels is None else list(self.labels),
@@ -50,7 +50,7 @@ class Registration:
             "local_ip": self.local_ip,
             "hostname": self.hostname,
             "capabilities": self.capabilities,
-            "metadata": self.metadata,
+            "metadata_": self.metadata,
         }
         known = {column: value for column, value in said.items() if value is not None}
         return {"node_role": self.role, "node_type": self.type, **known}

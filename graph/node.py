@@ -1,7 +1,7 @@
 """The type Node, and pages of nodes."""
 
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 from uuid import UUID
 
 import strawberry
@@ -63,8 +63,8 @@ class Node:
             role=row.node_role,
             type=row.node_type,
             labels=row.labels,
-            ip_address=_address(row.ip_address),
-            local_ip=_address(row.local_ip),
+            ip_address=None if row.ip_address is None else IPAddress(row.ip_address),
+            local_ip=None if row.local_ip is None else IPAddress(row.local_ip),
             hostname=row.hostname,
             status=row.status,
             status_reason=row.status_reason,
@@ -199,7 +199,3 @@ class NodeConnection:
     async def total_count(self, info: Info) -> int:
         async with info.context.database.read() as session:
             return await nodes.count(session, self.filter)
-
-
-def _address(value: Any) -> IPAddress | None:
-    return None if value is None else IPAddress(str(value))

@@ -16,6 +16,7 @@ from graph.settings import Settings
 from graph.version import VERSION
 
 _BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75
 
 
 class Server(uvicorn.Server):
@@ -40,6 +41,8 @@ def configured(services: Services) -> Server:
             access_log=False,
             server_header=False,
             ws_max_size=settings.max_body_bytes,
+            # Longer than the pace of heartbeats, so that an agent finds its connection open.
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
     )

@@ -1,0 +1,215 @@
+"""One run of the agent: it registers its node and sends heartbeats at the registry's pace."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import structlog
+
+from agent import documents, identity
+from agent.client import (
+    FORBIDDEN,
+    UNAUTHENTICATED,
+    Connection,
+    RefusedError,
+    RegistryAwayError,
+)
+from agent.machine import Machine, observe
+from agent.metrics import Meter
+from agent.pace import Clock, retry_delay
+from agent.replies import HeartbeatRecorded, RecordHeartbeatData, Registered, RegisterNodeData
+from agent.settings import AgentSettings
+
+BAD_INPUT, NODE_ID_TAKEN, NODE_NOT_FOUND, STALE_BOOT = (
+    "BAD_INPUT",
+    "NODE_ID_TAKEN",
+    "NODE_NOT_FOUND",
+    "STALE_BOOT",
+)
+# What only a person can put right, e.g. a token: asking often does not help.
+SLOW_CODES = {BAD_INPUT, FORBIDDEN, UNAUTHENTICATED}
+SLOW_RETRY_SECONDS = 60.0
+# The registry jitters its pace; less than this factor is not news.
+PACE_CHANGE = 1.5
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+@dataclass
+class Run:
+    """Between `identity.hold` and its end; `boot_id` is of `identity.begin_boot`.
+
+    Without `patience_seconds` it keeps trying for as long as a later try can succeed.
+    """
+
+    connection: Connection
+    directory: Path
+    settings: AgentSettings
+    boot_id: str
+    patience_seconds: float | None = None
+    clock: Clock = field(default_factory=Clock)
+    meter: Meter = field(default_factory=Meter)
+    observe: Callable[[], Machine] = observe
+    node_id: str | None = None
+    """Set before `register`: the id to ask for when the directory holds none."""
+    sequence: int = 0
+    interval_seconds: float = 0.0
+    """The registry's pace; 0 until the first registration is accepted."""
+
+    async def keep_beating(self) -> NoReturn:
+        """Raises RefusedError when this run has to end, StateError when a file cannot be used."""
+        await self.register()
+        while True:
+            try:
+                await self.beat()
+            except RefusedError as refusal:
+                if refusal.code != NODE_NOT_FOUND:
+                    raise
+                log.warning("node.forgotten", node_id=self.node_id)
+                await self.register()
+            await self.clock.wait(self.interval_seconds)
+
+    async def register(self) -> Registered:
+        """Returns once the registry has accepted; the node id is on disk then."""
+        registered = await self._insist(self._register_once, ends_at={BAD_INPUT, STALE_BOOT})
+        log.info(
+            "node.registered",
+            node_id=self.node_id,
+            boot_id=self.boot_id,
+            created=registered.created,
+            status=registered.node.status,
+            next_heartbeat_in_seconds=self.interval_seconds,
+        )
+        return registered
+
+    async def beat(self) -> HeartbeatRecorded:
+        """Returns once a heartbeat is recorded: the newest one, with the figures of that moment."""
+        return await self._insist(self._beat_once, ends_at={STALE_BOOT, NODE_NOT_FOUND})
+
+    async def _register_once(self) -> Registered:
+        node_id = identity.read_node_id(self.directory) or self.node_id
+        former = identity.read_boot_id(self.directory)
+        registration = registration_input(self.settings, self.observe(), self.boot_id)
+        if node_id:
+            registration["nodeId"] = node_id
+        if former and former != self.boot_id:
+            registration["replacesBootId"] = former
+        data = await self.connection.ask(
+            documents.REGISTER_NODE, {"input": registration}, RegisterNodeData
+        )
+        registered = data.register_node
+        if node_id not in {None, registered.node.node_id}:
+            raise RegistryAwayError(f"asked for {node_id}, got {registered.node.node_id}")
+        identity.accept_boot(self.directory, registered.node.node_id, self.boot_id)
+        self.node_id = registered.node.node_id
+        self.interval_seconds = registered.next_heartbeat_in_seconds
+        return registered
+
+    async def _beat_once(self) -> HeartbeatRecorded:
+        # A heartbeat whose answer was lost is not sent again: this is the next one.
+        self.sequence += 1
+        heartbeat = {
+            "nodeId": self.node_id,
+            "bootId": self.boot_id,
+            "sequence": self.sequence,
+            "metrics": self.meter.read(),
+        }
+        data = await self.connection.ask(
+            documents.RECORD_HEARTBEAT, {"input": heartbeat}, RecordHeartbeatData
+        )
+        recorded = data.record_heartbeat
+        log.debug("heartbeat.recorded", sequence=self.sequence, status=recorded.status)
+        self._pace(recorded.next_heartbeat_in_seconds)
+        return recorded
+
+    def _pace(self, seconds: float) -> None:
+        slower, faster = seconds / self.interval_seconds, self.interval_seconds / seconds
+        if max(slower, faster) > PACE_CHANGE:
+            log.info("heartbeat.paced", next_heartbeat_in_seconds=seconds)
+        self.interval_seconds = seconds
+
+    async def _insist(self, attempt: Callable[[], Awaitable[T]], *, ends_at: set[str]) -> T:
+        """Tries until it succeeds, or a refusal is final, or patience ends."""
+        began = self.clock.now()
+        failures = 0
+        reported: str | None = None
+        while True:
+            try:
+                result = await attempt()
+            except (RegistryAwayError, RefusedError) as error:
+                failures += 1
+                if isinstance(error, RefusedError) and self._is_final(error, ends_at):
+                    raise
+                delay = self._delay(failures, error)
+                if self.patience_seconds is not None:
+                    left = self.patience_seconds - (self.clock.now() - began)
+                    if left <= error.retry_after_seconds:
+                        raise
+                    delay = min(delay, left)
+                reported = self._report(error, reported, failures, delay)
+            else:
+                if failures:
+                    seconds = round(self.clock.now() - began, 1)
+                    log.info("registry.recovered", failures=failures, seconds=seconds)
+                return result
+            await self.clock.wait(delay)
+
+    def _is_final(self, refusal: RefusedError, ends_at: set[str]) -> bool:
+        impatient = self.patience_seconds is not None and not refusal.retryable
+        return refusal.code in ends_at or impatient
+
+    def _delay(self, failures: int, error: RegistryAwayError | RefusedError) -> float:
+        at_least = error.retry_after_seconds
+        if isinstance(error, RefusedError) and error.code in SLOW_CODES:
+            at_least = max(at_least, SLOW_RETRY_SECONDS)
+        return retry_delay(
+            failures,
+            interval_seconds=self.interval_seconds,
+            at_least_seconds=at_least,
+            uniform=self.clock.uniform,
+        )
+
+    def _report(
+        self,
+        error: RegistryAwayError | RefusedError,
+        reported: str | None,
+        failures: int,
+        delay: float,
+    ) -> str:
+        """Logs what is new; returns what has been logged now, for the next call."""
+        if isinstance(error, RegistryAwayError):
+            event, kind = "registry.away", "away"
+            said: dict[str, object] = {"reason": error.reason}
+        else:
+            event, kind = "registry.refused", error.code
+            said = {"code": error.code, "message": error.message, "facts": dict(error.facts)}
+        # The wait for a holder is one that a person may want to end, so it is said each time.
+        news = kind != reported or kind == NODE_ID_TAKEN
+        (log.warning if news else log.debug)(
+            event,
+            registry_url=self.settings.registry_url,
+            failures=failures,
+            retry_in_seconds=round(delay, 1),
+            **said,
+        )
+        return kind
+
+
+def registration_input(settings: AgentSettings, machine: Machine, boot_id: str) -> dict[str, Any]:
+    """RegisterNodeInput. What is not known is left out, and stays as the registry has it."""
+    said = {
+        "name": settings.name,
+        "role": settings.node_role.value,
+        "type": settings.node_type.value,
+        "labels": None if settings.labels is None else list(settings.labels),
+        "ipAddress": machine.ip_address,
+        "localIp": machine.local_ip,
+        "hostname": machine.hostname,
+        "capabilities": machine.capabilities,
+        "metadata": machine.metadata,
+        "bootId": boot_id,
+    }
+    return {name: value for name, value in said.items() if value is not None}

@@ -1,0 +1,202 @@
+"""The command line: bootstrap, run and status. Results go to stdout, logs to stderr."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from agent import documents, identity
+from agent.beat import Run
+from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
+from agent.identity import StateError
+from agent.logs import configure_logs
+from agent.machine import observe
+from agent.replies import Node, NodeStatusData, NodeWithReason
+from agent.settings import AgentSettings, BadSettingError, load_settings
+from agent.stop import until_stopped
+
+BOOTSTRAP_PATIENCE_SECONDS = 60.0
+
+Command = TypeVar("Command", bound=Callable[..., None])
+T = TypeVar("T")
+
+
+def with_place_options(command: Command) -> Command:
+    for option in (
+        click.option("--registry-url", help="Where the registry is [http://127.0.0.1:9205]."),
+        click.option(
+            "--state-dir", help="Where the node id is kept [/etc/dagi or ~/.config/dagi]."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def with_node_options(command: Command) -> Command:
+    for option in (
+        click.option("--name", help="A name for people to read."),
+        click.option("--labels", help="With commas between them, e.g. router,gateway."),
+        click.option("--type", help="router, gateway or worker; goes before the type in --role."),
+        click.option(
+            "--role",
+            help="production, development or backup, alone or with the type: production-router"
+            " [development-worker].",
+        ),
+    ):
+        command = option(command)
+    return with_place_options(command)
+
+
+class MistoldError(click.ClickException):
+    exit_code = 2
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Each option may also be given as NODE_AGENT_REGISTRY_URL, NODE_AGENT_ROLE and so on;"
+    " the token only as NODE_AGENT_TOKEN, because everyone on a machine can read its command"
+    " lines.",
+)
+@click.option("--verbose", is_flag=True, help="Log every heartbeat and every attempt.")
+@click.version_option(package_name="dagi-node-registry")
+def main(*, verbose: bool) -> None:
+    """Registers this machine as a node of a DAGI network and keeps it alive there."""
+    configure_logs(verbose=verbose)
+
+
+@main.command()
+@with_node_options
+@click.option("--node-id", help="Take this id, e.g. one that the registry was seeded with.")
+@click.option("--json", "as_json", is_flag=True, help="Print the node as JSON.")
+def bootstrap(*, node_id: str | None, as_json: bool, **options: str | None) -> None:
+    """Register this machine, send one heartbeat and print the node.
+
+    A registry that is away is waited for, at most a minute. What it is told here holds for
+    later commands too.
+    """
+    with one_line_errors():
+        settings, directory = prepare(options, writing=True)
+        with identity.hold(directory):
+            check_node_id(node_id, directory)
+            node = call(settings, register_and_beat(settings, directory, node_id))
+            identity.remember(directory, settings.to_remember())
+    show(node, as_json=as_json)
+
+
+@main.command()
+@with_node_options
+@click.option("--exit-with-parent", is_flag=True, hidden=True)
+def run(*, exit_with_parent: bool, **options: str | None) -> None:
+    """Register this machine and send heartbeats until SIGTERM or SIGINT.
+
+    Ends with 1 when another run of the agent has taken the node over.
+    """
+    with one_line_errors():
+        settings, directory = prepare(options, writing=True)
+        with identity.hold(directory):
+            work = keep_beating(settings, directory)
+            call(settings, until_stopped(work, with_parent=exit_with_parent))
+
+
+@main.command()
+@with_place_options
+@click.option("--json", "as_json", is_flag=True, help="Print the node as JSON.")
+def status(*, as_json: bool, **options: str | None) -> None:
+    """Print what the registry says of this node. Ends with 0 when it is ONLINE, else with 1."""
+    with one_line_errors():
+        settings, directory = prepare(options, writing=False)
+        node_id = identity.read_node_id(directory)
+        if node_id is None:
+            fail(f"{directory} holds no node id: run node-agent bootstrap first")
+        node = call(settings, ask_for_node(settings, node_id))
+        if node is None:
+            fail(f"the registry at {settings.registry_url} knows no node {node_id!r}")
+    show(node, as_json=as_json)
+    sys.exit(0 if node.status == "ONLINE" else 1)
+
+
+def prepare(options: dict[str, str | None], *, writing: bool) -> tuple[AgentSettings, Path]:
+    """The settings, and the directory in which lies what bootstrap was told."""
+    directory = load_settings(options).state_dir or identity.find_state_dir(writing=writing)
+    told = identity.remembered(directory)
+    return load_settings(options, told, told_in=str(directory / identity.TOLD)), directory
+
+
+def check_node_id(wanted: str | None, directory: Path) -> None:
+    if wanted is None:
+        return
+    if not identity.is_node_id(wanted):
+        raise BadSettingError("--node-id", f"not an id: {wanted!r}")
+    held = identity.read_node_id(directory)
+    if held not in {None, wanted}:
+        raise BadSettingError("--node-id", f"{directory / identity.NODE_ID} already holds {held!r}")
+
+
+async def register_and_beat(settings: AgentSettings, directory: Path, node_id: str | None) -> Node:
+    """The node as it was registered, with what its first heartbeat has made of it."""
+    async with connect(settings) as connection:
+        run = new_run(connection, settings, directory)
+        run.node_id = node_id
+        run.patience_seconds = BOOTSTRAP_PATIENCE_SECONDS
+        registered = await run.register()
+        recorded = await run.beat()
+    news = {"status": recorded.status, "last_heartbeat": recorded.received_at}
+    return registered.node.model_copy(update=news)
+
+
+async def keep_beating(settings: AgentSettings, directory: Path) -> None:
+    async with connect(settings) as connection:
+        await new_run(connection, settings, directory).keep_beating()
+
+
+async def ask_for_node(settings: AgentSettings, node_id: str) -> NodeWithReason | None:
+    async with connect(settings) as connection:
+        data = await connection.ask(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
+    return data.node
+
+
+def connect(settings: AgentSettings) -> Connection:
+    token = settings.token.get_secret_value() if settings.token else None
+    return Connection(http_transport(settings.registry_url, token))
+
+
+def new_run(connection: Connection, settings: AgentSettings, directory: Path) -> Run:
+    machine = observe()
+    boot_id = identity.begin_boot(directory, machine.hostname, machine.local_ip)
+    return Run(connection, directory, settings, boot_id)
+
+
+def call(settings: AgentSettings, work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except RegistryAwayError as error:
+        fail(f"no usable answer from the registry at {settings.registry_url}: {error}")
+    except RefusedError as error:
+        fail(f"the registry at {settings.registry_url} refuses: {error}")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except BadSettingError as error:
+        raise MistoldError(str(error)) from None
+    except (StateError, OSError) as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    raise click.ClickException(message)
+
+
+def show(node: Node, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(node.model_dump_json(by_alias=True))
+        return
+    for name, value in node.model_dump(mode="json").items():
+        text = ", ".join(value) if isinstance(value, list) else value
+        click.echo(f"{name.replace('_', ' '):<16}{text or '-'}")

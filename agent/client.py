@@ -1,0 +1,186 @@
+"""Requests to the registry over one reused gql connection. Nothing is retried here."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from gql import Client, GraphQLRequest
+from gql.client import AsyncClientSession
+from gql.transport.async_transport import AsyncTransport
+from gql.transport.exceptions import TransportQueryError, TransportServerError
+from gql.transport.httpx import HTTPXAsyncTransport
+from httpx import Limits
+from pydantic import BaseModel, ValidationError
+
+from agent.settings import is_loopback
+
+TIMEOUT_SECONDS = 10.0
+# Long enough for a heartbeat to find the connection of the one before it, and too short for a
+# middlebox to have forgotten it. When the registry closes it first, httpx notices before it sends.
+KEEPALIVE_SECONDS = 30.0
+MAX_RETRY_AFTER_SECONDS = 3600.0
+MAX_REASON_LENGTH = 200
+
+UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED = "UNAUTHENTICATED", "FORBIDDEN", "RATE_LIMITED"
+CODE_OF_STATUS = {401: UNAUTHENTICATED, 403: FORBIDDEN, 429: RATE_LIMITED}
+
+ReplyT = TypeVar("ReplyT", bound=BaseModel)
+
+
+class RegistryAwayError(Exception):
+    """No usable answer came. The request may have been carried out or not."""
+
+    def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RefusedError(Exception):
+    """The registry said no. `code` is its `extensions.code`, or empty; `facts` the others."""
+
+    def __init__(self, code: str, message: str, facts: Mapping[str, Any]) -> None:
+        super().__init__(f"{message} ({code})" if code else message)
+        self.code = code
+        self.message = message
+        self.facts = facts
+
+    @property
+    def retryable(self) -> bool:
+        return self.facts.get("retryable") is True
+
+    @property
+    def retry_after_seconds(self) -> float:
+        return _retry_after(self.facts.get("retryAfterSeconds"))
+
+
+def http_transport(
+    url: str, token: str | None, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Callable[[], AsyncTransport]:
+    """Makes a transport for each new connection: a used gql transport may never connect again."""
+    headers = {
+        "Accept": "application/graphql-response+json, application/json;q=0.9",
+        "User-Agent": f"node-agent/{version('dagi-node-registry')}",
+    }
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    return lambda: HTTPXAsyncTransport(
+        url,
+        headers=headers,
+        timeout=timeout_seconds,
+        limits=Limits(max_connections=1, keepalive_expiry=KEEPALIVE_SECONDS),
+        # A proxy for the outside world must not stand between an agent and its own machine.
+        trust_env=not is_loopback(url),
+    )
+
+
+class Connection:
+    """For one request at a time. It connects when first used and again after each failure."""
+
+    def __init__(
+        self,
+        make_transport: Callable[[], AsyncTransport],
+        *,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        self._make_transport = make_transport
+        self._timeout_seconds = timeout_seconds
+        self._session: AsyncClientSession | None = None
+        self._closing = AsyncExitStack()
+
+    async def ask(
+        self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+    ) -> ReplyT:
+        """Raises RegistryAwayError, and RefusedError when the registry answered with an error."""
+        request = GraphQLRequest(document, variable_values=variables)
+        try:
+            session = self._session or await self._connect()
+            data = await session.execute(request)
+        except TransportQueryError as error:
+            raise await self._understood(error) from None
+        except TransportServerError as error:
+            retry_after = self._retry_after_header()
+            await self.aclose()
+            if error.code in CODE_OF_STATUS:
+                code = CODE_OF_STATUS[error.code]
+                facts = {
+                    "retryable": code == RATE_LIMITED,
+                    "retryAfterSeconds": retry_after,
+                }
+                raise RefusedError(code, f"HTTP {error.code}", facts) from None
+            raise RegistryAwayError(_shortened(str(error)), retry_after) from None
+        except TimeoutError:
+            await self.aclose()
+            raise RegistryAwayError(f"no answer within {self._timeout_seconds:g} s") from None
+        except Exception as error:  # noqa: BLE001 - gql meets a reply that is no GraphQL with AssertionError, TypeError, AttributeError and others
+            await self.aclose()
+            raise RegistryAwayError(_shortened(str(error) or type(error).__name__)) from None
+        try:
+            return reply.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            raise RegistryAwayError(
+                f"the answer is not of the schema: {field}: {first['msg']}"
+            ) from None
+
+    async def aclose(self) -> None:
+        self._session = None
+        await self._closing.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _connect(self) -> AsyncClientSession:
+        client = Client(
+            transport=self._make_transport(),
+            fetch_schema_from_transport=False,
+            execute_timeout=self._timeout_seconds,
+        )
+        session: AsyncClientSession = await self._closing.enter_async_context(client)
+        self._session = session
+        return session
+
+    async def _understood(self, error: TransportQueryError) -> RegistryAwayError | RefusedError:
+        match error.errors:
+            case [{"message": str(message), **rest}, *_]:
+                extensions = rest.get("extensions")
+                facts = extensions if isinstance(extensions, dict) else {}
+                code = facts.get("code")
+                return RefusedError(
+                    code if isinstance(code, str) else "", _shortened(message), facts
+                )
+        await self.aclose()
+        return RegistryAwayError("the answer is not GraphQL")
+
+    def _retry_after_header(self) -> float:
+        """Of the reply that was read last; 0 without one in seconds."""
+        transport = self._session.client.transport if self._session else None
+        headers = getattr(transport, "response_headers", None) or {}
+        try:
+            return _retry_after(float(headers.get("Retry-After", 0)))
+        except ValueError:
+            return 0.0  # a date; the agent's own back-off will do
+
+
+def _retry_after(value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return 0.0
+    return min(max(float(value), 0.0), MAX_RETRY_AFTER_SECONDS)
+
+
+def _shortened(reason: str) -> str:
+    """One printable line, short enough for a log: gql puts whole pages into its errors."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+    return line if len(line) <= MAX_REASON_LENGTH else f"{line[:MAX_REASON_LENGTH]}…"

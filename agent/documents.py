@@ -1,0 +1,28 @@
+"""Every GraphQL document that the agent sends, parsed once."""
+
+from gql import gql
+
+REGISTER_NODE = gql("""
+mutation RegisterNode($input: RegisterNodeInput!) {
+  registerNode(input: $input) {
+    node { nodeId name role type labels hostname ipAddress localIp status lastHeartbeat }
+    created
+    nextHeartbeatInSeconds
+  }
+}
+""")
+
+RECORD_HEARTBEAT = gql("""
+mutation RecordHeartbeat($input: RecordHeartbeatInput!) {
+  recordHeartbeat(input: $input) { nodeId status receivedAt nextHeartbeatInSeconds }
+}
+""")
+
+NODE_STATUS = gql("""
+query NodeStatus($nodeId: String!) {
+  node(nodeId: $nodeId) {
+    nodeId name role type labels hostname ipAddress localIp status lastHeartbeat
+    statusReason statusSince
+  }
+}
+""")

@@ -1,0 +1,56 @@
+"""How loaded this machine is right now, as NodeMetricsInput. Never blocks, never fails."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from agent.machine import MIB
+
+# psutil's own advice: over a shorter time the CPU figure is noise, or 0.0.
+CPU_WINDOW_SECONDS = 0.1
+
+
+class Meter:
+    """The CPU figure is the mean since the reading before; the first is left out if too early.
+
+    Use one from one thread: psutil keeps the earlier reading per thread.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        _read(lambda: psutil.cpu_percent(interval=None))
+        self._cpu_read_at = monotonic()
+
+    def read(self) -> dict[str, Any]:
+        """A figure that this machine does not give is left out."""
+        memory = psutil.virtual_memory
+        figures = {
+            "cpuPercent": self._cpu_percent(),
+            "memoryPercent": _read(lambda: memory().percent),
+            "memoryAvailableMb": _read(lambda: memory().available / MIB),
+            "diskPercent": _read(lambda: psutil.disk_usage("/").percent),
+            "loadAverage": _read(lambda: psutil.getloadavg()[0]),
+        }
+        metrics: dict[str, Any] = {k: v for k, v in figures.items() if v is not None}
+        metrics["gpus"] = []
+        uptime = _read(lambda: time.time() - psutil.boot_time())
+        metrics["extra"] = {} if uptime is None else {"uptimeSeconds": round(uptime)}
+        return metrics
+
+    def _cpu_percent(self) -> float | None:
+        now = self._monotonic()
+        if now - self._cpu_read_at < CPU_WINDOW_SECONDS:
+            return None
+        self._cpu_read_at = now
+        return _read(lambda: psutil.cpu_percent(interval=None))
+
+
+def _read(figure: Callable[[], float]) -> float | None:
+    try:
+        value = figure()
+    except (OSError, psutil.Error, AttributeError, RuntimeError, ValueError):
+        return None  # containers and odd kernels hide some of /proc; the heartbeat matters more
+    return round(value, 2) if math.isfinite(value) else None

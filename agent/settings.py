@@ -1,0 +1,171 @@
+"""What an agent is told: options, then NODE_AGENT_… variables, then what bootstrap remembered."""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from os import environ
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from agent.roles import NodeRole, NodeType, parse_role, parse_type
+
+PREFIX = "NODE_AGENT_"
+DEFAULT_REGISTRY_URL = "http://127.0.0.1:9205/graphql"
+DEFAULT_ROLE = "development-worker"
+
+
+class BadSettingError(Exception):
+    """A value that cannot be used; `name` is the option or variable that holds it."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
+
+
+def graphql_url(text: str) -> str:
+    """The address of the GraphQL endpoint; a base address gets `/graphql`.
+
+    Raises ValueError with a sentence. A password in the address is refused, because addresses
+    are logged.
+    """
+    wanted = "write an address such as http://127.0.0.1:9205 or https://registry.example/graphql"
+    try:
+        url = urlsplit(text.strip())
+        usable = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or url.fragment or re.search(r"\s", text.strip()):
+        raise ValueError(wanted)
+    if url.username is not None:
+        raise ValueError("put no password in the address; NODE_AGENT_TOKEN holds the token")
+    return url._replace(path="/graphql").geturl() if url.path in {"", "/"} else url.geturl()
+
+
+def is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _role_word(text: str) -> str:
+    return parse_role(text).word
+
+
+def _labels(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(dict.fromkeys(label for part in value.split(",") if (label := part.strip())))
+
+
+def _directory(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("there is no home directory to put for ~") from None
+
+
+def _token(token: SecretStr) -> SecretStr:
+    # It travels in an HTTP header; a line break left in by `cat` would end that header.
+    if not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
+        raise ValueError("a token is printable ASCII without spaces or line breaks")
+    return token
+
+
+class AgentSettings(BaseSettings):
+    """Read them with `load_settings`, which says in one line what is wrong."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    registry_url: Annotated[str, AfterValidator(graphql_url)] = DEFAULT_REGISTRY_URL
+    role: Annotated[str, AfterValidator(_role_word)] = DEFAULT_ROLE
+    """A role, or role and type in one word."""
+    type: Annotated[NodeType | None, BeforeValidator(lambda v: parse_type(v) if v else None)] = None
+    """Goes before a type that `role` names."""
+    labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_labels)] = None
+    """None: the labels that the registry has for the node stay as they are."""
+    name: str | None = None
+    state_dir: Annotated[Path, AfterValidator(_directory)] | None = None
+    token: Annotated[SecretStr, AfterValidator(_token)] | None = None
+
+    @property
+    def node_role(self) -> NodeRole:
+        return parse_role(self.role).role
+
+    @property
+    def node_type(self) -> NodeType:
+        return self.type or parse_role(self.role).type or NodeType.WORKER
+
+    def to_remember(self) -> dict[str, Any]:
+        """What a later start goes by when it is told nothing else. The token is not in it."""
+        return {
+            "registry_url": self.registry_url,
+            "role": f"{self.node_role}-{self.node_type}".lower(),
+            "labels": self.labels,
+            "name": self.name,
+        }
+
+
+def load_settings(
+    options: Mapping[str, object],
+    remembered: Mapping[str, object] | None = None,
+    *,
+    told_in: str = "",
+) -> AgentSettings:
+    """`options` are those of the command line, None where one was not given.
+
+    `remembered` has been read from the file `told_in`. Raises BadSettingError.
+    """
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if "role" in given and "type" not in given and (named := _type_in(given["role"])):
+        given["type"] = named  # `--role production-router` must win over NODE_AGENT_TYPE
+
+    class Settings(AgentSettings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            memory = InitSettingsSource(settings_cls, init_kwargs=dict(remembered or {}))
+            return init_settings, env_settings, memory
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = str(first["loc"][0])
+        if field in options and options[field] is not None:
+            name = f"--{field.replace('_', '-')}"
+        elif environ.get(variable := f"{PREFIX}{field.upper()}"):
+            name = variable
+        else:
+            name = f"{told_in}: {field}"
+        cause = first.get("ctx", {}).get("error")
+        problem = str(cause or first["msg"])
+        if field != "token" and "@" not in str(first["input"]):
+            problem += f", not {first['input']!r}"
+        raise BadSettingError(name, problem) from None
+
+
+def _type_in(role: str) -> NodeType | None:
+    try:
+        return parse_role(role).type
+    except ValueError:
+        return None  # the validator of `role` says what is wrong with it

@@ -1,0 +1,80 @@
+"""Ends the agent when it is told to: by a signal, or by the end of the process that started it."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+# A name lookup under way cannot be cancelled, and Python would wait for it at its end.
+STOP_SECONDS = 2.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+async def until_stopped(work: Awaitable[object], *, with_parent: bool = False) -> None:
+    """Awaits `work`; SIGTERM and SIGINT end it early, and that is no failure.
+
+    `with_parent`: so does the end of standard input, which must be a pipe that the parent holds.
+    Raises OSError when it cannot be watched.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    stopped = False
+
+    def stop(why: str) -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            loop.call_later(STOP_SECONDS, os._exit, 0)
+            task.cancel()
+            log.info("agent.stopping", why=why)
+
+    try:
+        with _signals(loop, stop), _end_of_input(loop, stop, watched=with_parent):
+            await task
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+    finally:
+        task.cancel()
+
+
+@contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Iterator[None]:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number.name)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@contextmanager
+def _end_of_input(
+    loop: asyncio.AbstractEventLoop, stop: Callable[[str], None], *, watched: bool
+) -> Iterator[None]:
+    if not watched:
+        yield
+        return
+    if not sys.stdin:
+        raise OSError("--exit-with-parent: there is no standard input")
+    descriptor = sys.stdin.fileno()
+
+    def read() -> None:
+        if not os.read(descriptor, 4096):
+            loop.remove_reader(descriptor)
+            stop("the parent process has gone")
+
+    try:
+        loop.add_reader(descriptor, read)
+    except PermissionError:
+        raise OSError("--exit-with-parent: standard input is not a pipe") from None
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)

@@ -1,0 +1,448 @@
+"""The remote end misbehaves over real sockets; a registry that behaves is in test_end_to_end."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent import documents, identity
+from agent.beat import SLOW_RETRY_SECONDS, Run
+from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
+from agent.machine import observe
+from agent.pace import Clock
+from agent.replies import NodeStatusData, RecordHeartbeatData
+from agent.settings import load_settings
+
+HANG, DRIP = object(), object()
+NODE: dict[str, object] = {
+    "nodeId": "node-1",
+    "name": "node-1",
+    "role": "DEVELOPMENT",
+    "type": "WORKER",
+    "labels": [],
+    "hostname": None,
+    "ipAddress": None,
+    "localIp": None,
+    "status": "ONLINE",
+    "lastHeartbeat": None,
+}
+
+
+def reply(body: object, status: str = "200 OK", headers: str = "") -> bytes:
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(text)}\r\n{headers}\r\n"
+    return head.encode() + text
+
+
+def refusal(code: str, **facts: object) -> bytes:
+    extensions = {"code": code, **facts}
+    return reply({"data": None, "errors": [{"message": "no", "extensions": extensions}]})
+
+
+def registered(interval: float = 10.0) -> bytes:
+    payload = {"node": NODE, "created": True, "nextHeartbeatInSeconds": interval}
+    return reply({"data": {"registerNode": payload}})
+
+
+def recorded(interval: float = 10.0) -> bytes:
+    payload = {
+        "nodeId": "node-1",
+        "status": "ONLINE",
+        "receivedAt": "2026-11-23T16:00:00+00:00",
+        "nextHeartbeatInSeconds": interval,
+    }
+    return reply({"data": {"recordHeartbeat": payload}})
+
+
+@dataclass
+class Remote:
+    """Gives its answers in order: bytes, HANG, DRIP, or None to close without one."""
+
+    answers: list[object]
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[str] = field(default_factory=list)
+    serving: list[asyncio.Task[object] | None] = field(default_factory=list)
+
+    @property
+    def connections(self) -> int:
+        return len(self.serving)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving.append(asyncio.current_task())
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = int(head.lower().split("content-length:")[1].split()[0])
+                self.headers.append(head)
+                self.requests.append(json.loads(await reader.readexactly(length)))
+                answer = self.answers.pop(0)
+                if answer is HANG:
+                    await reader.read()
+                if answer is DRIP:
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                while answer is DRIP:
+                    writer.write(b" ")
+                    await writer.drain()
+                    await asyncio.sleep(0.02)
+                if not isinstance(answer, bytes):
+                    return
+                writer.write(answer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    def inputs(self, operation: str) -> list[dict[str, Any]]:
+        return [r["variables"]["input"] for r in self.requests if operation in r["query"]]
+
+
+@asynccontextmanager
+async def remote(*answers: object) -> AsyncIterator[Remote]:
+    end = Remote(list(answers))
+    server = await asyncio.start_server(end.serve, "127.0.0.1")
+    end.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/graphql"
+    try:
+        yield end
+    finally:
+        server.close()
+        await server.wait_closed()
+        await asyncio.gather(*filter(None, end.serving))
+
+
+@dataclass
+class Time:
+    """Moves only when someone sleeps; chance always says the most."""
+
+    now: float = 0.0
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(now=lambda: self.now, sleep=self.sleep, uniform=lambda _low, high: high)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+        self.now += seconds
+
+
+async def heartbeat(url: str, timeout_seconds: float = 5.0) -> RecordHeartbeatData:
+    async with Connection(http_transport(url, None), timeout_seconds=timeout_seconds) as connection:
+        return await connection.ask(documents.RECORD_HEARTBEAT, {}, RecordHeartbeatData)
+
+
+def new_run(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Run:
+    machine = observe()
+    return Run(
+        Connection(http_transport(end.url, "the-token"), timeout_seconds=0.2),
+        directory,
+        load_settings({"registry_url": end.url}),
+        identity.begin_boot(directory, machine.hostname, machine.local_ip),
+        patience_seconds=patience,
+        clock=time.clock,
+    )
+
+
+async def test_refused_connection_means_that_the_registry_is_away() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/graphql"
+        with pytest.raises(RegistryAwayError):
+            await heartbeat(url)
+
+
+async def test_registry_that_accepts_and_hangs_is_left_after_the_time_limit() -> None:
+    async with remote(HANG) as end:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(RegistryAwayError, match=r"no answer within 0\.2 s"):
+            await heartbeat(end.url, timeout_seconds=0.2)
+        assert asyncio.get_running_loop().time() - began < 2
+
+
+async def test_registry_that_drips_its_answer_is_left_after_the_time_limit() -> None:
+    async with remote(DRIP) as end:
+        with pytest.raises(RegistryAwayError, match="no answer within"):
+            await heartbeat(end.url, timeout_seconds=0.3)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        reply(b"<html>Bad Gateway</html>" * 1000, "502 Bad Gateway"),
+        reply(b"<html>Login</html>"),
+        reply(b"", "204 No Content"),
+        reply(b"moved", "301 Moved Permanently", "Location: https://elsewhere/\r\n"),
+        reply(b"\xff\xfe"),
+        reply(b"1"),
+        reply(b"null"),
+        reply(b'"errors"'),
+        reply([]),
+        reply(["errors"]),
+        reply({}),
+        reply({"data": None}),
+        reply({"data": 1}),
+        reply({"data": []}),
+        reply({"data": {"recordHeartbeat": None}}),
+        reply({"errors": 1}),
+        reply({"errors": "no"}),
+        reply({"errors": ["no"]}),
+        reply({"errors": [{"extensions": {}}]}),
+        reply(b"[" * 100_000),
+        reply(b'{"data":' * 100_000),
+        recorded(interval=0.0),
+        recorded(interval=float("nan")),
+        recorded(interval=float("inf")),
+        recorded(interval=1e9),
+        recorded(interval=-1.0),
+    ],
+)
+async def test_answer_that_is_not_of_the_schema_means_that_the_registry_is_away(
+    answer: object,
+) -> None:
+    async with remote(answer) as end:
+        with pytest.raises(RegistryAwayError) as caught:
+            await heartbeat(end.url, timeout_seconds=1.0)
+        assert len(caught.value.reason) < 400
+        assert caught.value.reason.isprintable()
+
+
+@pytest.mark.parametrize("error", [{}, {"extensions": None}, {"extensions": {"code": 7}}])
+async def test_error_without_a_code_is_still_a_refusal(error: dict[str, object]) -> None:
+    async with remote(reply({"errors": [{"message": "no\x1b[31m", **error}]})) as end:
+        with pytest.raises(RefusedError) as caught:
+            await heartbeat(end.url)
+        assert (caught.value.code, caught.value.message) == ("", "no [31m")
+        assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("facts", "seconds"),
+    [
+        ({"retryAfterSeconds": 2.5}, 2.5),
+        ({"retryAfterSeconds": 1e12}, 3600.0),
+        ({"retryAfterSeconds": -1}, 0.0),
+        ({"retryAfterSeconds": "soon"}, 0.0),
+        ({}, 0.0),
+    ],
+)
+async def test_wait_that_the_registry_asks_for_is_bounded(
+    facts: dict[str, object], seconds: float
+) -> None:
+    async with remote(refusal("UNAVAILABLE", retryable=True, **facts)) as end:
+        with pytest.raises(RefusedError) as caught:
+            await heartbeat(end.url)
+        assert caught.value.retryable
+        assert caught.value.retry_after_seconds == seconds
+
+
+async def test_graphql_error_with_an_http_error_status_keeps_its_code() -> None:
+    body = refusal("UNAUTHENTICATED").partition(b"\r\n\r\n")[2]
+    async with remote(reply(body, "401 Unauthorized")) as end:
+        with pytest.raises(RefusedError) as caught:
+            await heartbeat(end.url)
+        assert caught.value.code == "UNAUTHENTICATED"
+
+
+async def test_proxy_that_limits_the_rate_is_given_its_time() -> None:
+    answer = reply(b"slow down", "429 Too Many Requests", "Retry-After: 7\r\n")
+    async with remote(answer) as end:
+        with pytest.raises(RefusedError) as caught:
+            await heartbeat(end.url)
+        assert caught.value.code == "RATE_LIMITED"
+        assert caught.value.retry_after_seconds == 7.0
+    answer = reply(b"away", "503 Service Unavailable", "Retry-After: Mon, 23 Nov 2026\r\n")
+    async with remote(answer) as end:
+        with pytest.raises(RegistryAwayError) as away:
+            await heartbeat(end.url)
+        assert away.value.retry_after_seconds == 0.0
+
+
+async def test_one_connection_carries_many_requests_and_a_fresh_one_follows_a_failure() -> None:
+    async with (
+        remote(recorded(), refusal("INTERNAL"), recorded(), None, recorded()) as end,
+        Connection(http_transport(end.url, None)) as connection,
+    ):
+
+        async def ask() -> None:
+            await connection.ask(documents.RECORD_HEARTBEAT, {}, RecordHeartbeatData)
+
+        await ask()
+        with pytest.raises(RefusedError):
+            await ask()
+        await ask()
+        assert end.connections == 1
+        with pytest.raises(RegistryAwayError):
+            await ask()
+        await ask()
+        assert end.connections == 2
+
+
+async def test_token_travels_as_a_bearer_and_never_in_an_error() -> None:
+    async with (
+        remote(reply({"data": {"node": None}}), None) as end,
+        Connection(http_transport(end.url, "the-token")) as connection,
+    ):
+        data = await connection.ask(documents.NODE_STATUS, {"nodeId": "x"}, NodeStatusData)
+        assert data.node is None
+        assert "authorization: bearer the-token" in end.headers[0].lower()
+        with pytest.raises(RegistryAwayError) as caught:
+            await connection.ask(documents.NODE_STATUS, {"nodeId": "x"}, NodeStatusData)
+        assert "the-token" not in str(caught.value)
+
+
+async def test_registration_whose_answer_was_lost_is_repeated_under_the_same_boot_id(
+    tmp_path: Path,
+) -> None:
+    async with remote(None, HANG, registered()) as end:
+        run = new_run(end, tmp_path, Time())
+        async with run.connection:
+            await run.register()
+        sent = end.inputs("registerNode")
+        assert len({registration["bootId"] for registration in sent}) == 1
+        assert len(sent) == 3
+        assert not any("nodeId" in registration for registration in sent)
+    assert identity.read_node_id(tmp_path) == "node-1"
+
+
+async def test_agent_that_died_before_the_answer_asks_again_under_the_same_boot_id(
+    tmp_path: Path,
+) -> None:
+    async with remote(None, registered(), registered()) as end:
+        first = new_run(end, tmp_path, Time(), patience=0.0)
+        async with first.connection:
+            with pytest.raises(RegistryAwayError):
+                await first.register()
+        second = new_run(end, tmp_path, Time())
+        async with second.connection:
+            await second.register()
+        third = new_run(end, tmp_path, Time())
+        async with third.connection:
+            await third.register()
+        lost, repeated, restarted = end.inputs("registerNode")
+    assert repeated["bootId"] == lost["bootId"] != restarted["bootId"]
+    assert restarted["nodeId"] == "node-1"
+    assert restarted["replacesBootId"] == repeated["bootId"]
+    assert "replacesBootId" not in repeated
+
+
+async def test_node_id_is_on_disk_before_the_first_heartbeat(tmp_path: Path) -> None:
+    async with remote(registered(), HANG) as end:
+        run = new_run(end, tmp_path, Time(), patience=0.0)
+        async with run.connection:
+            await run.register()
+            assert end.inputs("recordHeartbeat") == []
+            assert identity.read_node_id(tmp_path) == "node-1"
+            assert identity.read_boot_id(tmp_path) == run.boot_id
+            assert not (tmp_path / identity.PENDING).exists()
+
+
+async def test_registry_that_answers_with_another_node_is_not_believed(tmp_path: Path) -> None:
+    (tmp_path / identity.NODE_ID).write_text("node-7\n")
+    async with remote(registered()) as end:
+        run = new_run(end, tmp_path, Time(), patience=0.0)
+        async with run.connection:
+            with pytest.raises(RegistryAwayError, match="asked for node-7, got node-1"):
+                await run.register()
+    assert identity.read_node_id(tmp_path) == "node-7"
+
+
+async def test_outage_leaves_one_heartbeat_to_send_and_it_is_the_newest(tmp_path: Path) -> None:
+    unavailable = refusal("UNAVAILABLE", retryable=True, retryAfterSeconds=3)
+    async with remote(registered(), recorded(), None, unavailable, HANG, recorded()) as end:
+        time = Time()
+        run = new_run(end, tmp_path, time)
+        async with run.connection:
+            await run.register()
+            await run.beat()
+            with capture_logs() as logs:
+                await run.beat()
+        beats = end.inputs("recordHeartbeat")
+    assert [beat["sequence"] for beat in beats] == [1, 2, 3, 4, 5]
+    assert {beat["bootId"] for beat in beats} == {run.boot_id}
+    assert time.now == 5.0 + (3.0 + 5.0) + 5.0  # half the interval, and what was asked for
+    events = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
+    assert events == ["registry.away", "registry.refused", "registry.away", "registry.recovered"]
+
+
+async def test_long_outage_is_met_with_ever_fewer_attempts(tmp_path: Path) -> None:
+    async with remote(registered(interval=1.0), *[None] * 12, recorded(interval=1.0)) as end:
+        time = Time()
+        run = new_run(end, tmp_path, time)
+        async with run.connection:
+            await run.register()
+            with capture_logs() as logs:
+                await run.beat()
+    assert time.now == 1 + 2 + 4 + 8 + 16 + 32 + 6 * 60
+    assert sum(entry["log_level"] == "warning" for entry in logs) == 1
+
+
+async def test_taken_node_id_is_waited_for_and_said_each_time(tmp_path: Path) -> None:
+    taken = refusal("NODE_ID_TAKEN", retryable=True, retryAfterSeconds=20, holderHostname="twin")
+    async with remote(taken, taken, taken, registered()) as end:
+        time = Time()
+        run = new_run(end, tmp_path, time)
+        async with run.connection:
+            with capture_logs() as logs:
+                await run.register()
+    assert time.now == (20 + 1) + (20 + 2) + (20 + 4)
+    told = [entry for entry in logs if entry.get("code") == "NODE_ID_TAKEN"]
+    assert [entry["facts"]["holderHostname"] for entry in told] == ["twin"] * 3
+
+
+async def test_bootstrap_gives_up_when_its_patience_ends(tmp_path: Path) -> None:
+    taken = refusal("NODE_ID_TAKEN", retryable=True, retryAfterSeconds=25)
+    async with remote(*[taken] * 9) as end:
+        time = Time()
+        run = new_run(end, tmp_path, time, patience=60.0)
+        async with run.connection:
+            with pytest.raises(RefusedError, match="NODE_ID_TAKEN"):
+                await run.register()
+        assert 25 <= time.now <= 60
+        assert 2 <= len(end.requests) <= 3
+
+
+@pytest.mark.parametrize("code", ["UNAUTHENTICATED", "FORBIDDEN"])
+async def test_refused_token_ends_bootstrap_and_slows_a_run(tmp_path: Path, code: str) -> None:
+    async with remote(refusal(code), refusal(code), registered()) as end:
+        time = Time()
+        hasty = new_run(end, tmp_path, time, patience=60.0)
+        async with hasty.connection:
+            with pytest.raises(RefusedError, match=code):
+                await hasty.register()
+        assert time.now == 0
+        patient = new_run(end, tmp_path, time)
+        async with patient.connection:
+            await patient.register()
+        assert time.now >= SLOW_RETRY_SECONDS
+
+
+async def test_input_that_the_registry_finds_bad_ends_the_run(tmp_path: Path) -> None:
+    async with remote(refusal("BAD_INPUT")) as end:
+        run = new_run(end, tmp_path, Time())
+        async with run.connection:
+            with pytest.raises(RefusedError, match="BAD_INPUT"):
+                await run.keep_beating()
+
+
+async def test_registry_that_forgets_each_registration_is_asked_at_its_own_pace(
+    tmp_path: Path,
+) -> None:
+    forgetful = [registered(), *[refusal("NODE_NOT_FOUND"), registered()] * 3]
+    async with remote(*forgetful, refusal("STALE_BOOT")) as end:
+        time = Time()
+        run = new_run(end, tmp_path, time)
+        async with run.connection:
+            with pytest.raises(RefusedError, match="STALE_BOOT"):
+                await run.keep_beating()
+        assert time.now == 3 * 10.0
+        assert len({registration["bootId"] for registration in end.inputs("registerNode")}) == 1
+        assert [beat["sequence"] for beat in end.inputs("recordHeartbeat")] == [1, 2, 3, 4]

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+from gql import GraphQLRequest
+from graphql import (
+    GraphQLInputObjectType,
+    GraphQLSchema,
+    build_schema,
+    coerce_input_value,
+    validate,
+)
+
+from agent import documents
+from agent.beat import registration_input
+from agent.machine import observe
+from agent.metrics import Meter
+from agent.settings import load_settings
+
+DOCUMENTS = [value for value in vars(documents).values() if isinstance(value, GraphQLRequest)]
+
+
+@pytest.fixture(scope="module")
+def schema() -> GraphQLSchema:
+    return build_schema((Path(__file__).parent.parent / "schema.graphql").read_text())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_document_fits_the_schema(schema: GraphQLSchema, document: GraphQLRequest) -> None:
+    assert validate(schema, document.document) == []
+
+
+def test_what_the_agent_sends_fits_the_schema(schema: GraphQLSchema) -> None:
+    settings = load_settings({"role": "production-router", "labels": "a", "name": "A node"})
+    registration = registration_input(settings, observe(), "boot-2")
+    registration |= {"nodeId": "node-1", "replacesBootId": "boot-1"}
+    metrics = Meter().read()
+    heartbeat = {"nodeId": "node-1", "bootId": "boot-2", "sequence": 1, "metrics": metrics}
+    for name, value in (("RegisterNodeInput", registration), ("RecordHeartbeatInput", heartbeat)):
+        kind = schema.get_type(name)
+        assert isinstance(kind, GraphQLInputObjectType)
+        coerce_input_value(value, kind)

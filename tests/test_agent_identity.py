@@ -1,0 +1,160 @@
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent import identity
+from agent.identity import StateError
+
+HOST = ("gateway", "192.168.1.7")
+
+
+def test_missing_file_means_that_there_is_no_node_id_yet(tmp_path: Path) -> None:
+    assert identity.read_node_id(tmp_path) is None
+    assert identity.read_node_id(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"a\nb", b"\xff\xfe", b"x" * 256])
+def test_damaged_node_id_is_an_error_and_never_a_new_identity(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / identity.NODE_ID).write_bytes(content)
+    with pytest.raises(StateError, match="node_id"):
+        identity.read_node_id(tmp_path)
+    with pytest.raises(StateError, match="node_id"):
+        identity.accept_boot(tmp_path, "node-2", "b")
+    assert (tmp_path / identity.NODE_ID).read_bytes() == content
+
+
+def test_node_id_written_by_hand_is_read(tmp_path: Path) -> None:
+    (tmp_path / identity.NODE_ID).write_text("  node-1-hetzner-gex44\r\n")
+    assert identity.read_node_id(tmp_path) == "node-1-hetzner-gex44"
+
+
+def test_start_has_a_new_boot_id_once_the_former_was_accepted(tmp_path: Path) -> None:
+    first = identity.begin_boot(tmp_path, *HOST)
+    identity.accept_boot(tmp_path, "node-1", first)
+    assert identity.read_node_id(tmp_path) == "node-1"
+    assert identity.read_boot_id(tmp_path) == first
+    second = identity.begin_boot(tmp_path, *HOST)
+    assert second != first
+    assert identity.read_boot_id(tmp_path) == first
+
+
+def test_start_repeats_the_boot_id_whose_answer_never_came(tmp_path: Path) -> None:
+    first = identity.begin_boot(tmp_path, *HOST)
+    assert identity.begin_boot(tmp_path, *HOST) == first
+
+
+def test_disk_copied_to_another_machine_does_not_share_an_unanswered_boot_id(
+    tmp_path: Path,
+) -> None:
+    first = identity.begin_boot(tmp_path, *HOST)
+    assert identity.begin_boot(tmp_path, "gateway", "192.168.1.8") != first
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"bootId": 1}', b"\xff"])
+def test_damaged_boot_files_cost_no_more_than_a_new_boot_id(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / identity.PENDING).write_bytes(content)
+    (tmp_path / identity.BOOT_ID).write_bytes(content)
+    assert identity.read_boot_id(tmp_path) is None
+    boot_id = identity.begin_boot(tmp_path, *HOST)
+    identity.accept_boot(tmp_path, "node-1", boot_id)
+    assert identity.read_boot_id(tmp_path) == boot_id
+
+
+def test_failed_write_leaves_the_old_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / identity.NODE_ID
+    identity.write_atomically(path, "node-1\n", mode=0o644)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StateError, match="No space left"):
+        identity.write_atomically(path, "node-2\n", mode=0o644)
+    assert path.read_text() == "node-1\n"
+
+
+def test_files_are_readable_by_all_but_the_proofs_of_a_run(tmp_path: Path) -> None:
+    boot_id = identity.begin_boot(tmp_path, *HOST)
+    assert stat.S_IMODE((tmp_path / identity.PENDING).stat().st_mode) == 0o600
+    identity.accept_boot(tmp_path, "node-1", boot_id)
+    assert stat.S_IMODE((tmp_path / identity.NODE_ID).stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / identity.BOOT_ID).stat().st_mode) == 0o600
+
+
+def test_draft_is_not_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    (tmp_path / f".{identity.NODE_ID}.draft").symlink_to(victim)
+    with pytest.raises(StateError):
+        identity.write_atomically(tmp_path / identity.NODE_ID, "node-1\n", mode=0o644)
+    assert victim.read_text() == "untouched"
+
+
+def test_second_agent_on_one_directory_is_told_who_holds_it(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "dagi"
+    with (
+        identity.hold(directory),
+        pytest.raises(StateError, match=f"process {os.getpid()}"),
+        identity.hold(directory),
+    ):
+        pass
+    with identity.hold(directory):
+        pass
+
+
+def test_directory_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> None:
+    holder = (
+        "import sys, pathlib, time\n"
+        "from agent import identity\n"
+        "with identity.hold(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(StateError, match=f"process {process.pid}"), identity.hold(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with identity.hold(tmp_path):
+            pass
+
+
+def test_state_goes_where_a_node_id_already_lies(tmp_path: Path) -> None:
+    system, user = tmp_path / "etc", tmp_path / "home"
+    assert identity.find_state_dir((system, user), writing=True) == system
+    user.mkdir()
+    (user / identity.NODE_ID).write_text("node-1\n")
+    assert identity.find_state_dir((system, user), writing=True) == user
+    assert identity.find_state_dir((system, user), writing=False) == user
+
+
+def test_state_goes_to_the_home_directory_when_the_system_one_cannot_be_made(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    user = tmp_path / "home"
+    assert identity.find_state_dir((file / "dagi", user), writing=True) == user
+    with pytest.raises(StateError, match="--state-dir"):
+        identity.find_state_dir((file / "dagi",), writing=True)
+
+
+def test_what_was_remembered_is_read_back_and_damage_is_an_error(tmp_path: Path) -> None:
+    assert identity.remembered(tmp_path) == {}
+    identity.remember(tmp_path, {"role": "production-router"})
+    assert identity.remembered(tmp_path) == {"role": "production-router"}
+    (tmp_path / identity.TOLD).write_text("[]")
+    with pytest.raises(StateError, match=r"bootstrap\.json"):
+        identity.remembered(tmp_path)

@@ -1,0 +1,66 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.pace import SLICE_SECONDS, Clock, retry_ceiling, retry_delay
+
+FAILURES = st.integers(1, 10_000)
+INTERVALS = st.floats(0.0, 86_400.0)
+
+
+@given(FAILURES, INTERVALS)
+def test_back_off_grows_to_a_minute_or_the_interval_and_no_further(
+    failures: int, interval: float
+) -> None:
+    ceiling = retry_ceiling(failures, interval)
+    assert max(1.0, interval / 2) <= ceiling <= max(60.0, interval)
+    assert ceiling <= retry_ceiling(failures + 1, interval)
+
+
+@given(FAILURES, INTERVALS, st.floats(0.0, 3600.0), st.floats(0.0, 1.0))
+def test_retry_waits_at_least_as_long_as_the_registry_asked(
+    failures: int, interval: float, asked: float, chance: float
+) -> None:
+    delay = retry_delay(
+        failures,
+        interval_seconds=interval,
+        at_least_seconds=asked,
+        uniform=lambda low, high: low + chance * (high - low),
+    )
+    assert asked <= delay <= asked + retry_ceiling(failures, interval)
+
+
+def test_first_retries_of_one_outage_are_spread_over_half_an_interval() -> None:
+    assert retry_ceiling(1, interval_seconds=0.0) == 1.0
+    assert retry_ceiling(1, interval_seconds=10.0) == 5.0
+    assert retry_ceiling(1, interval_seconds=1000.0) == 500.0
+
+
+async def test_wait_lasts_as_long_as_it_is_told() -> None:
+    now = 100.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    await Clock(now=lambda: now, sleep=sleep).wait(12.5)
+    assert now == 112.5
+
+
+async def test_machine_that_slept_over_the_time_waits_no_longer() -> None:
+    now, slices = 0.0, 0
+
+    async def sleep(_seconds: float) -> None:
+        nonlocal now, slices
+        now += 3600.0
+        slices += 1
+
+    await Clock(now=lambda: now, sleep=sleep).wait(600.0)
+    assert slices == 1
+    assert SLICE_SECONDS < 600.0
+
+
+async def test_the_clock_itself_moves_forward() -> None:
+    clock = Clock()
+    before = clock.now()
+    await clock.wait(0.01)
+    assert 0.01 <= clock.now() - before < 5

@@ -89,12 +89,12 @@ async def current_revision(session: AsyncSession) -> int:
     return revision
 
 
-async def oldest_revision(session: AsyncSession) -> int:
-    """The first revision that the log still holds; one past the newest when it holds none."""
+async def held_revisions(session: AsyncSession) -> range:
+    """The revisions that the log holds; empty, but placed, when it was trimmed to nothing."""
     oldest = select(func.min(STATUS_CHANGE.revision)).scalar_subquery()
-    newest = select(REGISTRY_STATE.revision + 1).scalar_subquery()
-    revision: int = (await session.scalars(select(func.coalesce(oldest, newest)))).one()
-    return revision
+    newest = REGISTRY_STATE.revision
+    row = (await session.execute(select(func.coalesce(oldest, newest + 1), newest))).one()
+    return range(row[0], row[1] + 1)
 
 
 @dataclass(frozen=True, slots=True)

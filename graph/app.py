@@ -49,6 +49,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             statement_timeout_seconds=settings.db_statement_timeout_seconds,
         )
         stack.push_async_callback(database.close)
+        await database.ping()
         if settings.external_database is None:
             await migrate(database.engine)
         await require_current(database.engine)

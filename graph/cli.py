@@ -2,10 +2,11 @@
 
 import asyncio
 import sys
-from typing import TypeVar
+from typing import NoReturn
 
 import click
 import uvloop
+from sqlalchemy.exc import DBAPIError
 
 from db.data_folder import DataFolderInUse
 from db.database import Database
@@ -18,7 +19,6 @@ from graph.server import serve
 from graph.settings import ConfigurationError, Settings, load
 from graph.version import SERVICE, VERSION
 
-T = TypeVar("T")
 _EXPECTED = (
     ConfigurationError,
     SchemaMismatch,
@@ -62,6 +62,7 @@ async def _migrate(settings: Settings) -> None:
     async with database_url(settings) as url:
         database = Database(url)
         try:
+            await database.ping()
             await migrate(database.engine)
         finally:
             await database.close()
@@ -72,5 +73,11 @@ def main() -> None:
     try:
         commands()
     except _EXPECTED as error:
-        click.echo(f"{SERVICE}: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error))
+    except DBAPIError as error:
+        _fail(f"the database refuses: {str(error.orig).splitlines()[0]}")
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"{SERVICE}: {message}", err=True)
+    sys.exit(1)

@@ -1,7 +1,7 @@
 """One subscriber's view of the change log: replayed from a revision, then live, without a seam."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from db import changes
@@ -37,13 +37,6 @@ class HoleFound:
 Event = Changed | Passed | HoleFound
 
 
-async def require_known(database: Database, after: int) -> None:
-    """Raises BadInput for a revision that the log has not reached yet."""
-    async with database.read() as session:
-        if after > await changes.current_revision(session):
-            raise BadInput("after", "lies in the future of the change log")
-
-
 async def follow(
     feed: ChangeFeed,
     database: Database,
@@ -51,21 +44,38 @@ async def follow(
     *,
     after: int | None,
     bookmark_seconds: float,
-) -> AsyncIterator[Event]:
+) -> AsyncGenerator[Event, None]:
     """Each change that matches, once and in order; ends with HoleFound if that cannot be kept.
 
-    After `bookmark_seconds` in which nothing matched it says how far it has come.
+    After `bookmark_seconds` in which nothing matched it says how far it has come. Without `after`
+    it begins behind what is committed now. Raises BadInput for a revision still to come.
     """
+    async with database.read() as session:
+        held = await changes.held_revisions(session)
+    newest = held.stop - 1
+    if after is None:
+        after = newest
+    if after > newest:
+        raise BadInput("after", "lies in the future of the change log")
+    if after < held.start - 1:
+        return _only(HoleFound(newest, "the change log no longer reaches back so far"))
+    return _follow(feed, database, node_filter, after, bookmark_seconds)
+
+
+async def _only(event: Event) -> AsyncGenerator[Event, None]:
+    yield event
+
+
+async def _follow(
+    feed: ChangeFeed,
+    database: Database,
+    node_filter: NodeFilter,
+    position: int,
+    bookmark_seconds: float,
+) -> AsyncGenerator[Event, None]:
+    clock = asyncio.get_running_loop().time
+    silent_since = clock()
     with feed.subscribe() as live:
-        position = live.start if after is None else after
-        if after is not None:
-            async with database.read() as session:
-                trimmed = after < await changes.oldest_revision(session) - 1
-            if trimmed:
-                yield HoleFound(feed.revision, "the change log no longer reaches back so far")
-                return
-        clock = asyncio.get_running_loop().time
-        silent_since = clock()
         try:
             async for batch in _batches(live, database, position, bookmark_seconds):
                 if batch is not None:

@@ -1,13 +1,14 @@
 """The subscriptions."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated
 
 import strawberry
 
 from db.filters import EVERY_NODE
 from graph.context import Info
-from graph.follow import Changed, Event, HoleFound, Passed, follow, require_known
+from graph.follow import Changed, Event, HoleFound, Passed, follow
 from graph.node import Node
 from graph.queries import Filter
 from graph.scalars import Revision
@@ -62,9 +63,7 @@ class Subscription:
     ) -> AsyncGenerator[NodeStatusEvent, None]:
         context = info.context
         node_filter = EVERY_NODE if filter is None else filter.checked()
-        if after is not None:
-            await require_known(context.database, after)
-        events = follow(
+        events = await follow(
             context.feed,
             context.database,
             node_filter,
@@ -74,14 +73,19 @@ class Subscription:
         return _shown(events)
 
 
-async def _shown(events: AsyncIterator[Event]) -> AsyncGenerator[NodeStatusEvent, None]:
-    async for event in events:
-        match event:
-            case Changed(change, node):
-                yield NodeStatusChanged(
-                    change=StatusChange.of(change), node=None if node is None else Node.of(node)
-                )
-            case Passed(revision):
-                yield Bookmark(revision=Revision(revision))
-            case HoleFound(revision, reason):
-                yield ResyncRequired(revision=Revision(revision), reason=reason)
+async def _shown(events: AsyncGenerator[Event, None]) -> AsyncGenerator[NodeStatusEvent, None]:
+    async with aclosing(events):
+        async for event in events:
+            yield _as_type(event)
+
+
+def _as_type(event: Event) -> NodeStatusChanged | Bookmark | ResyncRequired:
+    match event:
+        case Changed(change, node):
+            return NodeStatusChanged(
+                change=StatusChange.of(change), node=None if node is None else Node.of(node)
+            )
+        case Passed(revision):
+            return Bookmark(revision=Revision(revision))
+        case HoleFound(revision, reason):
+            return ResyncRequired(revision=Revision(revision), reason=reason)

@@ -1,0 +1,72 @@
+"""The operations that several tests send."""
+
+import secrets
+from typing import Any
+
+from conftest import LiveServer
+
+REGISTER = """
+mutation Register($input: RegisterNodeInput!) {
+  registerNode(input: $input) {
+    created
+    nextHeartbeatInSeconds
+    node { id nodeId name role type labels status statusReason lastHeartbeat }
+  }
+}
+"""
+
+BEAT = """
+mutation Beat($input: RecordHeartbeatInput!) {
+  recordHeartbeat(input: $input) { nodeId status receivedAt nextHeartbeatInSeconds }
+}
+"""
+
+MAINTENANCE = """
+mutation Maintenance($input: SetMaintenanceInput!) {
+  setMaintenance(input: $input) { node { nodeId status statusReason } }
+}
+"""
+
+DEREGISTER = """
+mutation Deregister($input: DeregisterNodeInput!) {
+  deregisterNode(input: $input) { nodeId revision }
+}
+"""
+
+CHANGES = """
+subscription Changes($filter: NodeFilter, $after: Revision) {
+  nodeStatusChanges(filter: $filter, after: $after) {
+    __typename
+    ... on NodeStatusChanged {
+      change { revision nodeId previousStatus status reason note actor }
+      node { nodeId status profiles { name } }
+    }
+    ... on Bookmark { revision }
+    ... on ResyncRequired { revision reason }
+  }
+}
+"""
+
+
+async def register(server: LiveServer, node_id: str | None = None, **given: Any) -> dict[str, Any]:
+    """Registers a production worker, unless `given` says otherwise."""
+    node = {
+        "nodeId": node_id or f"node-{secrets.token_hex(4)}",
+        "role": "PRODUCTION",
+        "type": "WORKER",
+        "bootId": "boot-1",
+        **given,
+    }
+    data = await server.execute(REGISTER, input=node)
+    payload: dict[str, Any] = data["registerNode"]
+    return payload
+
+
+async def beat(
+    server: LiveServer, node_id: str, sequence: int, boot_id: str = "boot-1", **given: Any
+) -> dict[str, Any]:
+    data = await server.execute(
+        BEAT, input={"nodeId": node_id, "bootId": boot_id, "sequence": sequence, **given}
+    )
+    payload: dict[str, Any] = data["recordHeartbeat"]
+    return payload

@@ -1,0 +1,27 @@
+"""README keeps up with what it describes."""
+
+from pathlib import Path
+
+import pytest
+
+from graph.settings import Settings
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_in_the_table(name: str) -> None:
+    table = README.split("## Configuration")[1].split("\n## ")[0]
+    names = {
+        word.strip()
+        for row in table.splitlines()
+        if row.startswith("|")
+        for word in row.split("|")[1].replace(", or", ",").split(",")
+    }
+    assert name.upper() in names
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    opening = README.split("## ")[0]
+    assert "make run" in opening
+    assert "make test" in opening

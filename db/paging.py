@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -58,7 +58,7 @@ class Keyset:
             name, *values = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
             _require(name == self.name)
             return [_decoded(kind, value) for kind, value in zip(self.types, values, strict=True)]
-        except (ValueError, TypeError, binascii.Error) as error:
+        except (ValueError, TypeError, OverflowError, binascii.Error) as error:
             raise BadInput("after", "not a cursor of this list and order") from error
 
 
@@ -79,7 +79,7 @@ def _decoded(kind: type, value: Any) -> Any:
     if kind is datetime:
         instant = datetime.fromisoformat(value)
         _require(instant.tzinfo is not None)
-        return instant
+        return instant.astimezone(UTC)
     return kind(value)
 
 

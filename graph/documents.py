@@ -3,9 +3,24 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from graphql import DocumentNode, GraphQLError, OperationDefinitionNode
+from graphql import (
+    ArgumentNode,
+    DocumentNode,
+    GraphQLError,
+    GraphQLInputType,
+    OperationDefinitionNode,
+    ValueNode,
+    ValuesOfCorrectTypeRule,
+    VariableDefinitionNode,
+    VisitorAction,
+)
+from graphql.language import SKIP
+from graphql.pyutils import print_path_list
+from graphql.utilities import validate_input_literal
 from strawberry.extensions import SchemaExtension
+from strawberry.types import ExecutionContext
 
 MAX_DOCUMENTS = 256
 MAX_CACHED_CHARACTERS = 16 * 1024
@@ -35,24 +50,62 @@ class DocumentCache(SchemaExtension):
 
     def on_validate(self) -> Iterator[None]:
         context = self.execution_context
+        if _leaves_operation_open(context):
+            # Errors are looked at before this generator goes on, so they must be there already.
+            context.pre_execution_errors = [
+                GraphQLError("Must provide operation name: there are several operations.")
+            ]
+            yield
+            return
         known = _cache.get(context.query or "")
         if known is not None:
             context.pre_execution_errors = list(known.errors)
+        context.validation_rules = tuple(
+            LiteralsOfCorrectTypeRule if rule is ValuesOfCorrectTypeRule else rule
+            for rule in context.validation_rules
+        )
         yield
-        errors = context.pre_execution_errors or []
         if known is None and context.query and context.graphql_document:
-            _remember(context.query, _Validated(context.graphql_document, list(errors)))
-        # Strawberry keeps the name that was given nowhere else, and takes the first operation.
-        if not errors and context._provided_operation_name is None and context.graphql_document:  # noqa: SLF001
-            operations = [
-                definition
-                for definition in context.graphql_document.definitions
-                if isinstance(definition, OperationDefinitionNode)
-            ]
-            if len(operations) > 1:
-                context.pre_execution_errors = [
-                    GraphQLError("Must provide operation name: there are several operations.")
-                ]
+            errors = list(context.pre_execution_errors or [])
+            _remember(context.query, _Validated(context.graphql_document, errors))
+
+
+class LiteralsOfCorrectTypeRule(ValuesOfCorrectTypeRule):
+    """Says where in its argument a literal is wrong, in the words used of variables."""
+
+    _holder = ""
+
+    def enter_argument(self, node: ArgumentNode, *_: Any) -> None:
+        self._holder = f"Argument '{node.name.value}'"
+
+    def enter_variable_definition(self, node: VariableDefinitionNode, *_: Any) -> None:
+        self._holder = f"Variable '${node.variable.name.value}'"
+
+    def is_valid_value_node(
+        self, node: ValueNode, input_type: GraphQLInputType | None
+    ) -> VisitorAction:
+        def on_error(error: GraphQLError, path: list[str | int]) -> None:
+            place = print_path_list(path)
+            error.message = f"{self._holder} has invalid value{place}: {error.message}"
+            self.report_error(error)
+
+        if input_type:
+            validate_input_literal(
+                node, input_type, on_error, hide_suggestions=self.context.hide_suggestions
+            )
+        return SKIP
+
+
+def _leaves_operation_open(context: ExecutionContext) -> bool:
+    # Strawberry keeps the name that was given nowhere else, and takes the first operation.
+    if context._provided_operation_name is not None or context.graphql_document is None:  # noqa: SLF001
+        return False
+    operations = [
+        definition
+        for definition in context.graphql_document.definitions
+        if isinstance(definition, OperationDefinitionNode)
+    ]
+    return len(operations) > 1
 
 
 def _remember(query: str, validated: _Validated) -> None:

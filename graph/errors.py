@@ -5,16 +5,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from graphql import GraphQLError, Node
+from graphql import ArgumentNode, GraphQLError
+from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from db.errors import RegistryError
 
 log = structlog.get_logger()
 
 INTERNAL = "INTERNAL"
-_VARIABLE_PATH = re.compile(r"at '([\w.\[\]]+)'")
-_VARIABLE = re.compile(r"Variable '\$(\w+)'")
-_LITERAL_NAME = re.compile(r"(\w+)\s*:\s*[\[\s]*$")
+MAX_MESSAGE_LENGTH = 500
+
+_INVALID_VALUE = re.compile(
+    r"(?:Variable|Argument) '\$?(?P<name>\w+)' has invalid value(?: at (?P<path>[\w.\[\]]+))?: "
+)
+_MISSING_ARGUMENT = re.compile(r"Argument '[\w.]+\((\w+):\)' of type '[^']+' is required")
+_INPUT_FIELD = re.compile(
+    r"Expected value of type '\w+' (?:to include required|not to include unknown) field '(\w+)'"
+)
 
 
 class RateLimited(RegistryError):
@@ -40,21 +47,21 @@ def refusal(error: RegistryError) -> list[dict[str, Any]]:
 def _shown(error: GraphQLError) -> dict[str, Any]:
     cause = _cause(error)
     request_id = structlog.contextvars.get_contextvars().get("request_id")
+    message = _shortened(cause.message if isinstance(cause, RegistryError) else error.message)
     facts: Mapping[str, object]
     if isinstance(cause, RegistryError):
         code, retryable, facts = cause.code, cause.retryable, cause.facts
-        log.info("request.refused", code=code, message=cause.message)
-    elif cause is None or (error.path is None and error.nodes):
-        # The document, its variables or its arguments are at fault: no resolver of ours failed.
+        log.info("request.refused", code=code, message=message)
+    elif _is_of_the_request(error, cause):
         code, retryable, facts = "BAD_INPUT", False, _field_of(error)
-        log.info("request.refused", code=code, message=error.message)
+        log.info("request.refused", code=code, message=message)
     else:
         code, retryable, facts = INTERNAL, False, {}
         log.error("request.failed", path=error.path, exc_info=cause)
     shown: dict[str, Any] = {
         "message": "internal error; the id of the request leads to it in the log"
         if code == INTERNAL
-        else error.message,
+        else message,
     }
     if error.locations:
         shown["locations"] = [location.formatted for location in error.locations]
@@ -64,19 +71,45 @@ def _shown(error: GraphQLError) -> dict[str, Any]:
     return shown
 
 
+def _shortened(message: str) -> str:
+    """graphql-core quotes what it was given, however long it is."""
+    return (
+        message if len(message) <= MAX_MESSAGE_LENGTH else f"{message[: MAX_MESSAGE_LENGTH - 1]}…"
+    )
+
+
+def _is_of_the_request(error: GraphQLError, cause: Exception | None) -> bool:
+    """The document, its variables or its arguments are at fault: no resolver of ours failed."""
+    if error.path is None:
+        return cause is None or bool(error.nodes)
+    # Else it is a value of ours that the schema cannot show.
+    return isinstance(error.original_error, GraphQLError) and error.message.startswith("Argument '")
+
+
+def no_such_operation(error: CannotGetOperationTypeError) -> RequestRefused:
+    field = "query" if error.operation_name is None else "operationName"
+    return RequestRefused(error.as_http_error_reason(), field=field)
+
+
 def _cause(error: GraphQLError) -> Exception | None:
     cause: Exception | None = error
     while isinstance(cause, GraphQLError):
         cause = cause.original_error
-    return cause
+    return no_such_operation(cause) if isinstance(cause, CannotGetOperationTypeError) else cause
 
 
 def _field_of(error: GraphQLError) -> dict[str, str]:
-    """The field that graphql-core complains about: it says so only in words, or by a position."""
-    if found := _VARIABLE_PATH.search(error.message) or _VARIABLE.search(error.message):
-        return {"field": found.group(1)}
-    node: Node | None = error.nodes[0] if error.nodes else None
-    if node is None or node.loc is None:
-        return {}
-    found = _LITERAL_NAME.search(node.loc.source.body[: node.loc.start])
-    return {"field": found.group(1)} if found else {}
+    """The field that graphql-core complains about: it says so only in words."""
+    path = _path_of(error)
+    return {"field": path} if path else {}
+
+
+def _path_of(error: GraphQLError) -> str | None:
+    if found := _INVALID_VALUE.match(error.message):
+        field = _INPUT_FIELD.match(error.message, found.end())
+        return found["name"] + (found["path"] or "") + (f".{field[1]}" if field else "")
+    if found := _MISSING_ARGUMENT.match(error.message):
+        return found[1]
+    if error.nodes and isinstance(error.nodes[0], ArgumentNode):
+        return error.nodes[0].name.value
+    return None

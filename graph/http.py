@@ -5,12 +5,13 @@ plain text to much malformed input and does not know the specification's media t
 """
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
 import orjson
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 from strawberry import Schema
@@ -21,7 +22,7 @@ from strawberry.types.graphql import OperationType
 from db.errors import BadInput, RegistryError
 from graph import errors
 from graph.errors import RequestRefused
-from graph.requests import GraphQLRequest, first_problem
+from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
@@ -34,6 +35,13 @@ STATUS_EXECUTED = 200
 
 _BODY_SECONDS = 10
 _UTF8 = {None, "utf-8", "utf8"}
+_RANGES = {
+    GRAPHQL_RESPONSE: GRAPHQL_RESPONSE,
+    JSON: JSON,
+    "application/*": JSON,
+    "*/*": JSON,
+}
+_QUALITY = re.compile(r"[01](\.[0-9]{0,3})?")
 _GRAPHIQL = FileResponse(Path(__file__).parent / "static" / "graphiql" / "index.html")
 _BY_METHOD = {
     "GET": {OperationType.QUERY},
@@ -58,11 +66,14 @@ class GraphQLOverHTTP:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        response = _GRAPHIQL if _wants_page(request) else await self._answer(request)
+        try:
+            response = _GRAPHIQL if _wants_page(request) else await self._answer(request)
+        except ClientDisconnect:
+            return  # in the middle of its request: nobody waits for an answer
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
-        negotiated = _negotiated(request.headers.get("accept"))
+        negotiated = _negotiated(",".join(request.headers.getlist("accept")))
         media_type = negotiated or JSON
         try:
             _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
@@ -90,9 +101,7 @@ class GraphQLOverHTTP:
                 operation_extensions=request.extensions,
             )
         except CannotGetOperationTypeError as error:
-            raise _Refused(
-                400, RequestRefused(error.as_http_error_reason(), field="operationName")
-            ) from error
+            raise _Refused(400, errors.no_such_operation(error)) from error
         except InvalidOperationTypeError as error:
             raise _wrong_method(error.operation_type) from error
         return as_payload(result)
@@ -116,24 +125,26 @@ def _wants_page(request: Request) -> bool:
     )
 
 
-def _negotiated(accept: str | None) -> str | None:
+def _negotiated(accept: str) -> str | None:
     """The media type to answer with; None when none of ours is accepted.
 
-    The first of the client's types that is ours, as its order is its preference.
+    What the client would rather have: by `q`, and among equals the first.
     """
     if not accept:
         return JSON
+    best, best_quality = None, 0.0
     for part in accept.split(","):
         media_range, _, parameters = part.partition(";")
-        charset = _parameter(parameters, "charset")
-        if _parameter(parameters, "q") in {"0", "0.0"} or charset not in _UTF8:
-            continue
-        match media_range.strip().lower():
-            case "application/graphql-response+json":
-                return GRAPHQL_RESPONSE
-            case "application/json" | "application/*" | "*/*":
-                return JSON
-    return None
+        media_type = _RANGES.get(media_range.strip().lower())
+        quality = _quality(_parameter(parameters, "q"))
+        utf8 = _parameter(parameters, "charset") in _UTF8
+        if media_type and utf8 and quality > best_quality:
+            best, best_quality = media_type, quality
+    return best
+
+
+def _quality(q: str | None) -> float:
+    return 1.0 if q is None else float(q) if _QUALITY.fullmatch(q) else 0.0
 
 
 def _parameter(parameters: str, name: str) -> str | None:
@@ -163,13 +174,14 @@ async def _read(request: Request, max_bytes: int) -> GraphQLRequest:
 
 
 def _from_query_string(request: Request) -> dict[str, Any]:
-    given = dict(request.query_params)
+    """A parameter that is there but empty counts as absent."""
+    given = {name: value for name, value in request.query_params.items() if value}
     return given | {
-        name: _parsed(name, given[name]) for name in ("variables", "extensions") if given.get(name)
+        name: _parsed(name, given[name]) for name in ("variables", "extensions") if name in given
     }
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
+async def _body(request: Request, max_bytes: int) -> str:
     content_type, _, parameters = request.headers.get("content-type", "").partition(";")
     _require(content_type.strip().lower() == JSON, 415, "Content-Type", f"must be {JSON}")
     utf8 = _parameter(parameters, "charset") in _UTF8
@@ -187,7 +199,10 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     except TimeoutError as error:
         problem = f"must arrive within {_BODY_SECONDS} seconds"
         raise _Refused(408, BadInput("body", problem), Connection="close") from error
-    return bytes(body)
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise _Refused(400, BadInput("body", "must be UTF-8")) from error
 
 
 def _require(condition: bool, status: int, field: str, problem: str) -> None:  # noqa: FBT001  # an assertion
@@ -195,10 +210,10 @@ def _require(condition: bool, status: int, field: str, problem: str) -> None:  #
         raise _Refused(status, BadInput(field, problem))
 
 
-def _parsed(field: str, text: bytes | str) -> Any:
+def _parsed(field: str, text: str) -> Any:
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise _Refused(400, BadInput(field, f"is not JSON: {error}")) from error
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, NewType
 
 import strawberry
+from graphql import Undefined
 from strawberry.types.scalar import ScalarDefinition
 
 IPAddress = NewType("IPAddress", str)
@@ -22,10 +23,17 @@ _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
 def _parse_datetime(value: object) -> datetime:
     if not isinstance(value, str):
         raise ValueError("must be a string")  # noqa: TRY004  # graphql-core reports ValueError
-    instant = datetime.fromisoformat(value)
+    try:
+        # Python 3.11 reads no further than to a NUL.
+        instant = datetime.fromisoformat(_text(value))
+    except ValueError as error:
+        raise ValueError("must be an instant as ISO 8601 has it") from error
     if instant.tzinfo is None:
         raise ValueError("must have an offset from UTC, e.g. Z or +00:00")
-    return instant.astimezone(UTC)
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("must lie in the years 1 to 9999 of UTC") from error
 
 
 def _parse_ip_address(value: object) -> str:
@@ -33,7 +41,10 @@ def _parse_ip_address(value: object) -> str:
         raise ValueError("must be a string")  # noqa: TRY004  # as above
     if "%" in value:
         raise ValueError("must not name a zone")
-    return str(ipaddress.ip_address(value))
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError as error:
+        raise ValueError("must be an IPv4 or IPv6 address without a prefix length") from error
 
 
 def _parse_revision(value: object) -> int:
@@ -46,26 +57,32 @@ def _parse_revision(value: object) -> int:
 
 
 def _parse_json(value: object) -> object:
-    """Any JSON that PostgreSQL stores: no NUL, whole numbers of 64 bits, at most 32 levels."""
-    _check_json(value, MAX_JSON_DEPTH)
-    return value
+    """Any JSON that PostgreSQL stores: no NUL, whole numbers of 64 bits, at most 32 levels.
+
+    A variable inside a literal that was given no value leaves out its key, or is null in a list.
+    """
+    return _stored_json(value, MAX_JSON_DEPTH)
 
 
-def _check_json(value: object, levels: int) -> None:
+def _stored_json(value: object, levels: int) -> object:
     match value:
         case str():
-            _check_text(value)
+            return _text(value)
         case int() if value not in _INT64:
             raise ValueError("a whole number must fit 64 bits")
         case float() if not math.isfinite(value):
             raise ValueError("a number must be finite")
         case Mapping():
-            for key, item in value.items():
-                _check_text(key)
-                _check_json(item, _below(levels))
+            return {
+                _text(key): _stored_json(item, _below(levels))
+                for key, item in value.items()
+                if item is not Undefined
+            }
         case list():
-            for item in value:
-                _check_json(item, _below(levels))
+            return [
+                None if item is Undefined else _stored_json(item, _below(levels)) for item in value
+            ]
+    return value
 
 
 def _below(levels: int) -> int:
@@ -74,9 +91,10 @@ def _below(levels: int) -> int:
     return levels - 1
 
 
-def _check_text(text: str) -> None:
+def _text(text: str) -> str:
     if "\0" in text:
         raise ValueError("text must not contain the character NUL")
+    return text
 
 
 def _scalar(name: str, description: str, **options: Any) -> ScalarDefinition:

@@ -1,7 +1,9 @@
 """The schema: the types put together, and its text for schema.graphql."""
 
 import strawberry
+from graphql import GraphQLError
 from strawberry.schema.config import StrawberryConfig
+from strawberry.types.execution import ExecutionContext
 
 from graph.documents import DocumentCache
 from graph.metrics import OperationTimer
@@ -10,7 +12,15 @@ from graph.queries import Query
 from graph.scalars import SCALARS
 from graph.subscriptions import Subscription
 
-schema = strawberry.Schema(
+
+class Schema(strawberry.Schema):
+    def process_errors(
+        self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
+    ) -> None:
+        """Strawberry would log them whole, as errors; `graph.errors` logs what it shows."""
+
+
+schema = Schema(
     query=Query,
     mutation=Mutation,
     subscription=Subscription,

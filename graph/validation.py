@@ -54,10 +54,10 @@ def note(field: str, value: str) -> str:
 
 def labels(field: str, values: Sequence[str]) -> tuple[str, ...]:
     """At most 64 of 63 characters, as in Kubernetes; doubles are dropped, the order is kept."""
-    distinct = tuple(dict.fromkeys(choices(field, values)))
+    distinct = tuple(dict.fromkeys(values))
     if len(distinct) > MAX_LABELS:
         raise BadInput(field, f"must be at most {MAX_LABELS}")
-    for i, value in enumerate(distinct):
+    for i, value in enumerate(values):
         if not _LABEL.fullmatch(value):
             raise BadInput(
                 f"{field}[{i}]",
@@ -91,7 +91,9 @@ def document(field: str, value: object, max_bytes: int = MAX_DOCUMENT_BYTES) -> 
     return dict(value)
 
 
-def measure(field: str, value: float | None, most: float = 1e15) -> float | None:
-    if value is not None and not (math.isfinite(value) and 0 <= value <= most):
-        raise BadInput(field, f"must be a number from 0 to {most:g}")
+def measure(
+    field: str, value: float | None, *, least: float = 0, most: float = 1e15
+) -> float | None:
+    if value is not None and not (math.isfinite(value) and least <= value <= most):
+        raise BadInput(field, f"must be a number from {least:g} to {most:g}")
     return value

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from strawberry import Schema
 from strawberry.types.execution import ExecutionResult, PreExecutionError
@@ -19,7 +20,7 @@ from strawberry.types.execution import ExecutionResult, PreExecutionError
 from graph import errors
 from graph.errors import RateLimited
 from graph.http import as_payload
-from graph.requests import GraphQLRequest, first_problem
+from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
 
 log = structlog.get_logger()
@@ -78,7 +79,8 @@ class GraphQLOverWebSocket:
         self._schema = schema
         self._services = services
 
-    async def __call__(self, websocket: WebSocket) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        websocket = WebSocket(scope, receive, send)
         offered = websocket.scope["subprotocols"]
         await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
         if PROTOCOL not in offered:
@@ -138,7 +140,10 @@ class _Connection:
                 await self._send({"type": "connection_ack"})
             case _Ping():
                 echoed = {} if message.payload is None else {"payload": message.payload}
-                await self._send({"type": "pong", **echoed})
+                try:
+                    await self._send({"type": "pong", **echoed})
+                except orjson.JSONEncodeError as error:
+                    raise _Close(4400, f"Invalid message: ping.payload: {error}") from error
             case _Pong():
                 pass
             case _Subscribe():
@@ -171,14 +176,15 @@ class _Connection:
             )
             async with contextlib.aclosing(results):
                 async for result in results:
-                    if isinstance(result, PreExecutionError):
+                    if not isinstance(result, ExecutionResult):
+                        continue  # one of @defer's or @stream's, which the schema does not have
+                    payload, executed = as_payload(result)
+                    # Not begun, or a stream that broke off: it has no more to say.
+                    if not executed or isinstance(result, PreExecutionError):
                         self._forget(operation_id)
-                        refused = errors.as_response(result.errors or [])
-                        await self._send_error(operation_id, refused)
+                        await self._send_error(operation_id, payload["errors"])
                         return
-                    if isinstance(result, ExecutionResult):  # not one of @defer's or @stream's
-                        payload, _ = as_payload(result)
-                        await self._send({"type": "next", "id": operation_id, "payload": payload})
+                    await self._send({"type": "next", "id": operation_id, "payload": payload})
             self._forget(operation_id)
             await self._send({"type": "complete", "id": operation_id})
         except WebSocketDisconnect:
@@ -202,9 +208,9 @@ def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete
     if text is None:
         raise _Close(4400, "Messages must be text")
     try:
-        return _MESSAGE.validate_python(orjson.loads(text))
-    except orjson.JSONDecodeError as error:
-        raise _Close(4400, f"Messages must be JSON: {error}") from error
+        return _MESSAGE.validate_python(parse_json(text))
     except ValidationError as error:
         field, problem = first_problem(error)
-        raise _Close(4400, f"Invalid message: {field} {problem}") from error
+        raise _Close(4400, f"Invalid message: {field or 'it'} {problem}") from error
+    except ValueError as error:
+        raise _Close(4400, f"Messages must be JSON: {error}") from error

@@ -1,12 +1,14 @@
 """A real PostgreSQL, a migrated template that each test clones, a real server on a free port."""
 
 import asyncio
+import logging
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+from structlog.types import EventDict
 
 from db import partitions
 from db.database import Database
@@ -126,39 +131,61 @@ class LiveServer:
 StartServer = Callable[..., AbstractAsyncContextManager[LiveServer]]
 
 
+@asynccontextmanager
+async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIterator[LiveServer]:
+    settings = Settings(
+        **{
+            "database_url": database_url.render_as_string(hide_password=False),
+            "http_port": 0,
+            "data_dir": data_dir,
+            "shutdown_seconds": 1,
+            **options,
+        }
+    )
+    async with running_services(settings) as services:
+        with listen(settings) as listening:
+            server = configured(services)
+            task = asyncio.create_task(server.serve(sockets=[listening]))
+            while not server.started:  # uvicorn has no event for it
+                await asyncio.sleep(0.005)
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            try:
+                async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+                    yield LiveServer(url, services, http)
+            finally:
+                server.should_exit = True
+                await task
+
+
 @pytest.fixture
 def start_server(database_url: URL, tmp_path: Path) -> StartServer:
     """Starts servers on the test's database, each with the settings it is given."""
-
-    @asynccontextmanager
-    async def start(**options: Any) -> AsyncIterator[LiveServer]:
-        settings = Settings(
-            **{
-                "database_url": database_url.render_as_string(hide_password=False),
-                "http_port": 0,
-                "data_dir": tmp_path,
-                "shutdown_seconds": 1,
-                **options,
-            }
-        )
-        async with running_services(settings) as services:
-            with listen(settings) as listening:
-                server = configured(services)
-                serving = asyncio.create_task(server.serve(sockets=[listening]))
-                while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
-                    await asyncio.sleep(0.005)
-                url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-                try:
-                    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-                        yield LiveServer(url, services, http)
-                finally:
-                    server.should_exit = True
-                    await serving
-
-    return start
+    return partial(serving, database_url, tmp_path)
 
 
 @pytest.fixture
 async def server(start_server: StartServer) -> AsyncIterator[LiveServer]:
     async with start_server() as live:
+        yield live
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[EventDict]]:
+    """What the registry logs during the test. Errors fail it, unless the test takes them out."""
+    with capture_logs([merge_contextvars]) as events:
+        yield events
+    levels = {"error", "critical"}
+    assert not [event for event in events if event["log_level"] in levels]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(
+    postgres: URL, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[LiveServer]:
+    """One server for the tests of a module that leave nothing behind; they share its loop."""
+    async with (
+        _new_database(postgres, template) as url,
+        serving(url, tmp_path_factory.mktemp("shared")) as live,
+    ):
         yield live

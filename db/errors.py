@@ -1,6 +1,7 @@
 """What the registry refuses, as facts: each error carries a code and the values it is about."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import ClassVar
 
 
@@ -47,16 +48,17 @@ class NodeIdTaken(RegistryError):
         *,
         holder_hostname: str | None,
         holder_address: str | None,
-        held_since: str,
+        held_since: datetime | None,
         retry_after_seconds: float,
     ) -> None:
+        since = held_since and held_since.isoformat()
         super().__init__(
             f"{node_id!r} is held by {holder_hostname or 'a host without a name'}"
-            f" at {holder_address or 'an unknown address'} since {held_since}",
+            f" at {holder_address or 'an unknown address'} since {since}",
             nodeId=node_id,
             holderHostname=holder_hostname,
             holderAddress=holder_address,
-            heldSince=held_since,
+            heldSince=since,
             retryAfterSeconds=retry_after_seconds,
         )
 

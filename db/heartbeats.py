@@ -91,10 +91,15 @@ async def record(
     stands. The log gets one row for each that is accepted.
     """
     outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    unknown: set[str] = set()
     for turn in _one_of_each_node(reports):
-        outcomes_of_turn = await _record(session, [reports[i] for i in turn], pace, actor)
-        for i, outcome in zip(turn, outcomes_of_turn, strict=True):
+        # A turn locks no node that the first one did not: the log's counter may be locked by now.
+        asked = [i for i in turn if reports[i].node_id not in unknown]
+        outcomes_of_turn = await _record(session, [reports[i] for i in asked], pace, actor)
+        for i, outcome in zip(asked, outcomes_of_turn, strict=True):
             outcomes[i] = outcome
+            if isinstance(outcome, NodeNotFound):
+                unknown.add(reports[i].node_id)
     return outcomes
 
 

@@ -27,16 +27,21 @@ class SchemaMismatch(Exception):
         )
 
 
-async def migrate(engine: AsyncEngine, target: str = "head") -> None:
+async def migrate(
+    engine: AsyncEngine, target: str = "head", *, lock_timeout_seconds: float = 5
+) -> None:
     """Applies what is missing. Replicas that start at once wait for one another.
 
-    Raises DBAPIError when a lock is not had in 5 s: nothing is changed then, try again.
+    Each migration is one transaction. Raises DBAPIError when a lock is not had in time: the
+    migration that wanted it has changed nothing then, try again.
     """
     async with engine.connect() as connection:
         await connection.exec_driver_sql("SET statement_timeout = '10min'")
         await connection.execute(sa.select(sa.func.pg_advisory_lock(sa.func.hashtext(_LOCK))))
         # A migration gives way to the service: it must not queue for a lock with others behind it.
-        await connection.exec_driver_sql("SET lock_timeout = '5s'")
+        await connection.exec_driver_sql(
+            f"SET lock_timeout = '{round(lock_timeout_seconds * 1000)}ms'"
+        )
         await connection.commit()
         try:
             await connection.run_sync(_run, target)
@@ -65,11 +70,11 @@ def _run(connection: sa.Connection, target: str) -> None:
     known = {revision.revision for revision in script.walk_revisions()}
     if found is not None and found not in known:
         raise SchemaMismatch(found, script.get_current_head() or "", ahead=True)
+    connection.rollback()  # else Alembic takes this transaction for all migrations
     if target == "base":
         command.downgrade(config, target)
     else:
         command.upgrade(config, target)
-    connection.commit()
 
 
 def _config() -> Config:

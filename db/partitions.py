@@ -16,11 +16,27 @@ async def make_ahead(session: AsyncSession) -> None:
         await session.execute(text("SELECT (now() AT TIME ZONE 'UTC')::date"))
     ).scalar_one()
     for day in (today + timedelta(days=n) for n in range(DAYS_AHEAD + 1)):
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        end = start + timedelta(days=1)
-        await session.execute(
-            text(
-                f"CREATE TABLE IF NOT EXISTS heartbeat_log_{day:%Y%m%d} PARTITION OF heartbeat_log"
-                f" FOR VALUES FROM ('{start.isoformat()}') TO ('{end.isoformat()}')"
-            )
-        )
+        partition = f"heartbeat_log_{day:%Y%m%d}"
+        if await session.scalar(select(func.to_regclass(partition))) is None:
+            await _make(session, partition, datetime(day.year, day.month, day.day, tzinfo=UTC))
+
+
+async def _make(session: AsyncSession, partition: str, start: datetime) -> None:
+    """Heartbeats of a day that was not there went to the default partition: they move along.
+
+    PostgreSQL refuses to make the day while the default partition holds one of them.
+    """
+    begin, end = start.isoformat(), (start + timedelta(days=1)).isoformat()
+    make = f"""
+    CREATE TABLE {partition} (LIKE heartbeat_log INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+    LOCK TABLE heartbeat_log_default;
+    WITH moved AS (
+        DELETE FROM heartbeat_log_default
+        WHERE timestamp >= '{begin}' AND timestamp < '{end}' RETURNING *
+    )
+    INSERT INTO {partition} SELECT * FROM moved;
+    ALTER TABLE heartbeat_log
+    ATTACH PARTITION {partition} FOR VALUES FROM ('{begin}') TO ('{end}')
+    """  # noqa: S608  # names and instants of ours
+    for statement in make.split(";"):
+        await session.execute(text(statement))

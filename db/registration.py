@@ -131,7 +131,7 @@ async def _register_again(
     session: AsyncSession, node: Node, registration: Registration, pace: Pace, actor: str
 ) -> Node:
     values: dict[str, Any] = {
-        "heard_at": func.now(),
+        "heard_at": func.greatest(NODE.heard_at, func.clock_timestamp()),
         "updated_at": func.now(),
         "heartbeat_interval_seconds": pace.next_interval(),
         "reported_degraded": False,
@@ -155,6 +155,15 @@ async def _register_again(
     return node
 
 
+_HOLDER = text("""
+SELECT extract(epoch FROM heard_at - now()) + heartbeat_interval_seconds + :grace AS silent_in,
+       boot_id = :replaces_boot_id AND coalesce(hostname, host(local_ip)) IS NOT NULL
+       AND hostname IS NOT DISTINCT FROM CAST(:hostname AS text)
+       AND local_ip IS NOT DISTINCT FROM CAST(:local_ip AS inet) AS restarted
+FROM nodes WHERE id = :id
+""")
+
+
 async def _refuse_while_heard(
     session: AsyncSession, node: Node, registration: Registration, pace: Pace
 ) -> None:
@@ -163,24 +172,21 @@ async def _refuse_while_heard(
     An agent that started again proves it by naming the run before it from the same host and
     address; it need not wait until that run has fallen silent.
     """
-    restarted = node.boot_id == registration.replaces_boot_id and (
-        node.hostname,
-        node.local_ip,
-    ) == (registration.hostname, registration.local_ip)
-    if node.boot_id is None or restarted:
+    if node.boot_id is None:
         return
-    silent_in = text(
-        "SELECT extract(epoch FROM heard_at - now()) + heartbeat_interval_seconds + :grace"
-        " FROM nodes WHERE id = :id"
-    )
-    seconds = (await session.execute(silent_in, {"grace": pace.grace, "id": node.id})).scalar_one()
-    if seconds is not None and seconds > 0:
+    said = {
+        "replaces_boot_id": registration.replaces_boot_id,
+        "hostname": registration.hostname,
+        "local_ip": registration.local_ip,
+    }
+    holder = (await session.execute(_HOLDER, {"grace": pace.grace, "id": node.id, **said})).one()
+    if holder.silent_in > 0 and not holder.restarted:
         raise NodeIdTaken(
             node.node_id,
             holder_hostname=node.hostname,
             holder_address=node.ip_address or node.local_ip,
-            held_since=str(node.boot_since),
-            retry_after_seconds=float(seconds),
+            held_since=node.boot_since,
+            retry_after_seconds=float(holder.silent_in),
         )
 
 

@@ -1,0 +1,306 @@
+"""The change log: gapless, in the order of the commits, told by NOTIFY, whoever writes at once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from itertools import count, pairwise
+
+import asyncpg
+import pytest
+from fleet import (
+    EXPIRED,
+    PACE,
+    age,
+    beat,
+    changes_of,
+    clear,
+    examples,
+    register,
+    registration_of,
+    report,
+    rows,
+    stand,
+    sweep,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import changes, heartbeats, liveness, nodes, registration
+from db.changes import CHANNEL, LoggedChange
+from db.database import Database
+from db.errors import NodeIdTaken, NodeNotFound, Unavailable
+from db.filters import NodeFilter
+from db.listen import listening
+from db.values import NodeStatus, StatusReason
+
+FLEET = ["node-1", "node-2", "node-3"]
+ACTIONS = ["register", "beat", "degrade", "silence", "sweep", "maintain", "end", "deregister"]
+STEP = st.tuples(
+    st.sampled_from(ACTIONS),
+    st.sampled_from(FLEET),
+    st.sampled_from(["boot-1", "boot-2"]),
+    st.sampled_from(["commit", "commit", "commit", "undo"]),
+)
+Step = tuple[str, str, str, str]
+
+
+@asynccontextmanager
+async def undone(database: Database) -> AsyncIterator[AsyncSession]:
+    """A transaction that is taken back at its end."""
+    async with database.write() as session:
+        yield session
+        await session.rollback()
+
+
+async def act(
+    session: AsyncSession, action: str, node_id: str, boot_id: str, sequence: int
+) -> None:
+    match action:
+        case "register":
+            await registration.register(
+                session, registration_of(node_id, boot_id), pace=PACE, actor="agent"
+            )
+        case "beat" | "degrade":
+            batch = [
+                report(other, sequence, boot_id, degraded=action == "degrade")
+                for other in (node_id, *FLEET)
+            ]
+            await heartbeats.record(session, batch, pace=PACE, actor="agent")
+        case "silence":
+            await session.execute(
+                text(
+                    "UPDATE nodes SET heard_at = heard_at - interval '20 s' WHERE node_id = :node"
+                ),
+                {"node": node_id},
+            )
+        case "sweep":
+            await liveness.sweep(session, PACE)
+        case "maintain":
+            await nodes.start_maintenance(
+                session, node_id, note="why", until=datetime(2020, 1, 1, tzinfo=UTC), actor="op"
+            )
+        case "end":
+            await nodes.end_maintenance(session, node_id, pace=PACE, note=None, actor="op")
+        case "deregister":
+            await nodes.deregister(session, node_id, note=None, actor="op")
+
+
+async def write(database: Database, steps: Sequence[Step], sequence: "count[int]") -> None:
+    for action, node_id, boot_id, end in steps:
+        transaction = undone(database) if end == "undo" else database.write()
+        with suppress(NodeIdTaken, NodeNotFound):
+            async with transaction as session:
+                await act(session, action, node_id, boot_id, next(sequence))
+
+
+async def follow(database: Database, seen: list[int]) -> None:
+    """Reads what is new, over and over, as a subscriber would."""
+    while True:
+        async with database.read() as session:
+            seen += [change.revision for change in await changes.after(session, len(seen))]
+        await asyncio.sleep(0)
+
+
+@given(st.lists(st.lists(STEP, max_size=8), min_size=3, max_size=3))
+@examples(40)
+async def test_any_interleaving_leaves_a_log_without_gaps_that_tells_the_truth(
+    database: Database, programs: list[list[Step]]
+) -> None:
+    async with database.write() as session:
+        await clear(session)
+    seen: list[int] = []
+    reader = asyncio.create_task(follow(database, seen))
+    sequence = count()
+    await asyncio.gather(*(write(database, program, sequence) for program in programs))
+    reader.cancel()
+    with suppress(asyncio.CancelledError):
+        await reader
+    log = await changes_of(database)
+    assert [change.revision for change in log] == list(range(1, len(log) + 1))
+    assert seen == [change.revision for change in log][: len(seen)]
+    assert await rows(database, "SELECT revision FROM registry_state") == [(len(log),)]
+    assert all(one.changed_at <= next_.changed_at for one, next_ in pairwise(log))
+    await tells_how_each_node_came_to_stand(database, log)
+
+
+async def tells_how_each_node_came_to_stand(database: Database, log: list[LoggedChange]) -> None:
+    stands = await rows(
+        database, "SELECT id, status, status_reason, status_since, removed_at FROM nodes"
+    )
+    for node, status, reason, since, removed_at in stands:
+        chain = [change for change in log if change.node == node]
+        assert chain[0].previous_status is None
+        assert all(one.status is next_.previous_status for one, next_ in pairwise(chain))
+        assert (chain[-1].status, chain[-1].reason) == (status, reason)
+        assert (chain[-1].reason is StatusReason.DEREGISTERED) == (removed_at is not None)
+        entered = [c for c in chain if c.previous_status is not c.status]
+        assert entered[-1].changed_at == since
+
+
+@asynccontextmanager
+async def hearing(database: Database) -> AsyncIterator[list[int]]:
+    """The payloads of the notifications, as they arrive."""
+    heard: list[int] = []
+    connection = await database.listening_connection()
+    await connection.add_listener(CHANNEL, lambda *said: heard.append(int(said[-1])))
+    try:
+        yield heard
+        await connection.execute("SELECT 1")
+    finally:
+        connection.terminate()
+
+
+async def arrived(heard: list[int], revisions: list[int]) -> None:
+    async with asyncio.timeout(5):
+        while len(heard) < len(revisions):
+            await asyncio.sleep(0.005)
+    assert heard == revisions
+
+
+async def test_a_notification_tells_the_newest_revision_and_only_after_the_commit(
+    database: Database,
+) -> None:
+    async with hearing(database) as heard:
+        async with database.write() as session:
+            for node_id in FLEET:
+                await registration.register(
+                    session, registration_of(node_id), pace=PACE, actor="agent"
+                )
+            async with hearing(database) as probe:
+                await asyncio.sleep(0.05)
+            assert heard == probe == []
+        await arrived(heard, [3, 4, 5])
+        [batch] = await asyncio.gather(beat(database, "node-1", degraded=True))
+        assert batch.status is NodeStatus.DEGRADED
+        await arrived(heard, [3, 4, 5, 6])
+
+
+async def test_a_sweep_of_many_is_one_notification(database: Database) -> None:
+    for node_id in FLEET:
+        await register(database, node_id)
+    await age(database, EXPIRED)
+    async with hearing(database) as heard:
+        assert await sweep(database) == 3
+        await arrived(heard, [8])
+
+
+async def test_what_is_undone_leaves_no_gap_and_tells_nobody(database: Database) -> None:
+    async with hearing(database) as heard:
+        async with undone(database) as session:
+            await registration.register(
+                session, registration_of("node-3"), pace=PACE, actor="agent"
+            )
+        node, _ = await register(database, "node-4")
+        await arrived(heard, [3])
+    assert [change.revision for change in await changes_of(database, node.id)] == [3]
+
+
+async def test_a_heartbeat_without_news_takes_no_revision(database: Database) -> None:
+    await register(database, "node-3")
+    async with hearing(database) as heard:
+        for sequence in range(3):
+            await beat(database, "node-3", sequence)
+        await sweep(database)
+        assert heard == []
+    assert await rows(database, "SELECT revision FROM registry_state") == [(3,)]
+
+
+async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
+    """So a revision is never visible before those below it."""
+    async with database.write() as session:
+        await registration.register(session, registration_of("node-3"), pace=PACE, actor="agent")
+        second = asyncio.create_task(register(database, "node-4"))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        assert len(await changes_of(database)) == 2
+    node, _ = await second
+    assert [change.revision for change in await changes_of(database, node.id)] == [4]
+
+
+async def test_changes_are_read_in_order_within_bounds(database: Database) -> None:
+    for node_id in FLEET:
+        await register(database, node_id)
+    async with database.read() as session:
+        assert [c.revision for c in await changes.after(session, 0, limit=2)] == [1, 2]
+        assert [c.revision for c in await changes.after(session, 1, upto=3)] == [2, 3]
+        assert await changes.after(session, 5) == []
+        assert await changes.current_revision(session) == 5
+        assert (await changes.state(session)).revision == 5
+        [last] = await changes.after(session, 4)
+    assert (last.node_id, last.node) == ("node-3", (await stand(database, "node-3")).id)
+
+
+async def test_a_trimmed_log_tells_what_it_still_holds(database: Database) -> None:
+    await register(database, "node-3")
+    for trimmed, held in ((0, range(1, 4)), (1, range(2, 4)), (3, range(4, 4))):
+        async with database.write() as session:
+            await session.execute(
+                text("DELETE FROM status_changes WHERE revision <= :n"), {"n": trimmed}
+            )
+        async with database.read() as session:
+            assert await changes.held_revisions(session) == held
+
+
+async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_led_to(
+    database: Database,
+) -> None:
+    await register(database, "node-3", labels=["gpu"])
+    await beat(database, "node-3", degraded=True)
+    async with database.write() as session:
+        await nodes.deregister(session, "node-3", note=None, actor="op")
+
+    async def matching(revisions: range, **parts: object) -> set[int]:
+        node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words
+        async with database.read() as session:
+            return await changes.matching(session, revisions, node_filter)
+
+    assert await matching(range(1, 6), node_ids=("node-3",)) == {3, 4, 5}
+    assert await matching(range(1, 5), node_ids=("node-3",)) == {3, 4}
+    assert await matching(range(1, 6), statuses=(NodeStatus.OFFLINE,)) == {1, 2, 5}
+    assert await matching(range(1, 6), statuses=(NodeStatus.DEGRADED,)) == {4}
+
+
+async def test_a_listener_wakes_when_a_change_is_committed(database: Database) -> None:
+    async with listening(database) as listener:
+        assert await listener.revision() == 2
+        waiting = asyncio.create_task(listener.wait(60))
+        await register(database, "node-3")
+        async with asyncio.timeout(5):
+            assert await waiting == 3
+
+
+async def test_a_listener_misses_nothing_while_it_is_not_waiting(database: Database) -> None:
+    async with listening(database) as listener:
+        await register(database, "node-3")
+        async with asyncio.timeout(5):
+            assert await listener.wait(60) == 3
+
+
+async def test_a_listener_without_news_returns_after_its_time(database: Database) -> None:
+    async with listening(database) as listener:
+        assert await listener.wait(0.01) == 2
+
+
+async def test_a_listener_finds_its_connection_dead(database: Database) -> None:
+    async with listening(database) as listener:
+        waiting = asyncio.create_task(listener.wait(60))
+        await asyncio.sleep(0)
+        await rows(
+            database,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'node-registry-listen'",
+        )
+        async with asyncio.timeout(5):
+            with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+                await waiting
+
+
+async def test_listening_to_a_server_that_is_away_is_unavailable(database: Database) -> None:
+    away = Database(database.url.set(host="127.0.0.1", port=1, query={}))
+    with pytest.raises(Unavailable):
+        async with listening(away):
+            pass
+    await away.close()

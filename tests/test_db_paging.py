@@ -4,7 +4,7 @@ import base64
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
 
 import pytest
 from fleet import clear, examples
@@ -44,7 +44,8 @@ async def add(session: AsyncSession, fleet: list[dict[str, Any]]) -> set[UUID]:
         "status_reason": "seeded",
     }
     made = await session.scalars(
-        insert(Node).returning(NODE.id), [{"id": uuid4(), **node, **rest} for node in fleet]
+        insert(Node).returning(NODE.id),
+        [{"id": uuid5(NAMESPACE_OID, node["node_id"]), **node, **rest} for node in fleet],
     )
     return set(made)
 

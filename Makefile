@@ -12,7 +12,7 @@ run: .venv/run
 	@NODE_REGISTRY_DEV_AGENT=$${NODE_REGISTRY_DEV_AGENT:-true} exec $(BIN)/node-registry serve
 
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff format --check

@@ -42,13 +42,14 @@ WITH transition AS (
         WITH ORDINALITY AS t (node, previous, status, reason, note, actor, ordinal)
 ), counter AS (
     UPDATE registry_state
-    SET revision = revision + :count, changed_at = greatest(changed_at, clock_timestamp())
+    SET revision = revision + :count, changed_at = greatest(changed_at, registry_now())
     RETURNING revision, changed_at
 ), moved AS (
     UPDATE nodes
     SET status = t.status, status_reason = t.reason, updated_at = c.changed_at,
         maintenance_until = CASE WHEN t.status = 'maintenance' THEN maintenance_until END,
-        status_since = CASE WHEN t.previous = t.status THEN nodes.status_since ELSE c.changed_at END
+        status_since = CASE WHEN t.previous = t.status THEN status_since ELSE c.changed_at END,
+        steady_since = CASE WHEN t.reason = 'flapping' THEN registry_now() ELSE steady_since END
     FROM transition t, counter c
     WHERE nodes.id = t.node
 ), logged AS (

@@ -12,7 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db import changes
 from db.changes import Transition
 from db.errors import NodeNotFound, RegistryError, StaleBoot
-from db.liveness import Pace
+from db.flapping import damped
+from db.liveness import OVERDUE_AT
+from db.rules import Rules
 from db.values import NodeStatus, StatusReason
 
 
@@ -25,6 +27,7 @@ class HeartbeatReport:
     sequence: int
     degraded: bool = False
     metrics: Mapping[str, Any] | None = None
+    actor: str = "anonymous"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class Recorded:
 
 # Rows are locked in the order of their ids, so that two batches never wait for one another in a
 # ring. What a heartbeat changes of the status is decided here and made by changes.apply.
-_RECORD = text("""
+_RECORD = text(f"""
 WITH report AS (
     SELECT * FROM unnest(CAST(:node_ids AS text[]), CAST(:boot_ids AS text[]),
                          CAST(:sequences AS bigint[]), CAST(:degraded AS boolean[]),
@@ -48,42 +51,53 @@ WITH report AS (
         AS r (node_id, boot_id, sequence, degraded, metrics, interval_seconds, ordinal)
 ), held AS (
     SELECT n.id, n.status, n.status_reason, n.last_heartbeat, n.boot_id = r.boot_id AS same_boot,
+           n.steady_since, n.heartbeat_interval_seconds AS promised_seconds,
            r.ordinal, r.sequence, r.degraded, r.metrics, r.interval_seconds,
-           n.heartbeat_interval_seconds AS promised_seconds,
-           greatest(clock_timestamp(), n.heard_at) AS heard_at,
+           greatest(registry_now(), n.heard_at) AS heard_at,
            n.boot_id = r.boot_id AND r.sequence > coalesce(n.last_sequence, -1) AS newer,
-           CASE WHEN n.status = 'maintenance' THEN n.status
-                WHEN r.degraded THEN 'degraded'
-                ELSE 'online' END AS next
+           n.status = 'degraded' AND n.status_reason = 'flapping' AS flapping,
+           {OVERDUE_AT} <= registry_now() AS late
     FROM report r
     JOIN nodes n
       ON n.node_id = r.node_id AND n.removed_at IS NULL AND n.boot_id IS NOT NULL
+    CROSS JOIN registry_state s
     ORDER BY n.id
     FOR UPDATE OF n
+), judged AS (
+    SELECT *, CASE WHEN status = 'maintenance' THEN status
+                   WHEN degraded OR unsteady THEN 'degraded'
+                   ELSE 'online' END AS next
+    FROM (
+        SELECT *, flapping
+                  AND (late OR steady_since > heard_at - make_interval(secs => :flap_steady))
+                  AS unsteady
+        FROM held
+    ) held
 ), logged AS (
     INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
-    SELECT heard_at, id, next, CAST(metrics AS jsonb) FROM held WHERE newer
+    SELECT heard_at, id, next, CAST(metrics AS jsonb) FROM judged WHERE newer
     RETURNING id AS heartbeat_id, node_id, timestamp
 ), renewed AS (
     UPDATE nodes n
     SET last_heartbeat = l.timestamp, heard_at = l.timestamp, last_sequence = h.sequence,
         last_heartbeat_id = l.heartbeat_id, reported_degraded = h.degraded,
-        heartbeat_interval_seconds = h.interval_seconds
-    FROM held h JOIN logged l ON l.node_id = h.id
+        heartbeat_interval_seconds = h.interval_seconds,
+        steady_since = CASE WHEN h.flapping AND h.late THEN h.heard_at ELSE h.steady_since END
+    FROM judged h JOIN logged l ON l.node_id = h.id
     WHERE n.id = h.id
 )
-SELECT ordinal, id, same_boot, newer, status, next,
+SELECT ordinal, id, same_boot, status, next,
        CASE WHEN newer THEN heard_at ELSE last_heartbeat END AS received_at,
        CASE WHEN newer THEN interval_seconds ELSE promised_seconds END AS interval_seconds,
-       newer AND (status <> next
-                  OR next = 'degraded' AND status_reason <> 'self_reported') AS changes
-FROM held
+       newer AND NOT unsteady
+       AND (status <> next OR next = 'degraded' AND status_reason <> 'self_reported') AS changes
+FROM judged
 ORDER BY ordinal
-""")
+""")  # noqa: S608  # nothing in it comes from outside
 
 
 async def record(
-    session: AsyncSession, reports: Sequence[HeartbeatReport], *, pace: Pace, actor: str
+    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: Rules
 ) -> list[Recorded | RegistryError]:
     """The outcome of each report, in the order given; none fails the others.
 
@@ -95,7 +109,7 @@ async def record(
     for turn in _one_of_each_node(reports):
         # A turn locks no node that the first one did not: the log's counter may be locked by now.
         asked = [i for i in turn if reports[i].node_id not in unknown]
-        outcomes_of_turn = await _record(session, [reports[i] for i in asked], pace, actor)
+        outcomes_of_turn = await _record(session, [reports[i] for i in asked], rules)
         for i, outcome in zip(asked, outcomes_of_turn, strict=True):
             outcomes[i] = outcome
             if isinstance(outcome, NodeNotFound):
@@ -117,7 +131,7 @@ def _one_of_each_node(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
 
 
 async def _record(
-    session: AsyncSession, reports: Sequence[HeartbeatReport], pace: Pace, actor: str
+    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: Rules
 ) -> list[Recorded | RegistryError]:
     rows = await session.execute(
         _RECORD,
@@ -127,28 +141,37 @@ async def _record(
             "sequences": [report.sequence for report in reports],
             "degraded": [report.degraded for report in reports],
             "metrics": [orjson.dumps(report.metrics or {}).decode() for report in reports],
-            "intervals": [pace.next_interval() for _ in reports],
+            "intervals": [rules.next_interval() for _ in reports],
+            "grace": rules.grace,
+            "flap_steady": rules.flap_steady,
         },
     )
-    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
-    transitions = []
-    for row in rows:
-        i = row.ordinal - 1
-        report = reports[i]
-        if not row.same_boot:
-            outcomes[i] = StaleBoot(report.node_id)
-            continue
-        if row.changes:
-            reason = StatusReason.SELF_REPORTED if report.degraded else StatusReason.HEARTBEAT
-            transitions.append(
-                Transition(row.id, NodeStatus(row.status), NodeStatus(row.next), reason, actor)
-            )
-        outcomes[i] = Recorded(
-            report.node_id,
-            NodeStatus(row.next if row.newer else row.status),
-            row.received_at,
-            row.interval_seconds,
+    judged = [(reports[row.ordinal - 1], row) for row in rows]
+    transitions = [
+        Transition(
+            row.id,
+            NodeStatus(row.status),
+            NodeStatus(row.next),
+            StatusReason.SELF_REPORTED if report.degraded else StatusReason.HEARTBEAT,
+            report.actor,
         )
+        for report, row in judged
+        if row.changes
+    ]
     if transitions:
+        transitions = await damped(session, transitions, rules)
         await changes.apply(session, transitions)
+    status = {t.node: t.status for t in transitions}
+    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    for report, row in judged:
+        outcomes[row.ordinal - 1] = (
+            Recorded(
+                report.node_id,
+                status.get(row.id, NodeStatus(row.status)),
+                row.received_at,
+                row.interval_seconds,
+            )
+            if row.same_boot
+            else StaleBoot(report.node_id)
+        )
     return outcomes

@@ -128,7 +128,7 @@ async def availability(
 
     What lies in the future does not count. Raises BadInput when no time is left.
     """
-    now: datetime = (await session.execute(select(func.now()))).scalar_one()
+    now: datetime = (await session.execute(select(func.registry_now()))).scalar_one()
     end = min(until or now, now)
     if since >= end:
         raise BadInput("since", "must lie before until, and in the past")

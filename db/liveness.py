@@ -1,79 +1,145 @@
-"""Liveness: when a node is heard, overdue or gone, by the database's clock alone.
+"""The engine of liveness: applies the rules to all nodes at once, by the database's clock alone.
 
-A node is overdue one interval and the grace after it was last heard (DEGRADED), and its lease ends
-three intervals and the grace after that moment (OFFLINE). The interval is the one that the last
-reply promised to its agent.
+A sweep is one transaction, and time stands still in it: should its process be stopped in the
+middle, what it marks is still judged by the moment at which it began.
 """
 
-import random
 from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes
+from db import changes, pulse
 from db.changes import Transition
-from db.tables import NODE
-from db.values import NodeStatus, StatusReason
+from db.rules import TTL_INTERVALS, Rules, Standing
+from db.values import NodeStatus, RegistryMode, StatusReason
 
-TTL_INTERVALS = 3
-_JITTER = 0.1
 SWEEP_LIMIT = 1000
+
+# As a query of its own it is asked once for a statement, not for each row.
+_NOW = "(SELECT registry_now())"
+
+# Of a row of `nodes` beside the row of `registry_state`.
+_HEARD = "greatest(n.heard_at, s.lease_floor)"
+_OVERDUE_AFTER = "make_interval(secs => n.heartbeat_interval_seconds + :grace)"
+OVERDUE_AT = f"{_HEARD} + {_OVERDUE_AFTER}"
+_LEASE = f"{TTL_INTERVALS} * n.heartbeat_interval_seconds + :grace"
+LAPSES_AT = f"""{_HEARD} + make_interval(secs =>
+    CASE WHEN n.status_reason = 'flapping' THEN greatest({_LEASE}, :flap_steady) ELSE {_LEASE} END)
+"""
+
+STATUS_BY_HEARTBEATS = f"""
+CASE WHEN n.heard_at IS NULL
+       OR {LAPSES_AT} <= {_NOW} AND s.mode <> 'protected' THEN 'offline'
+     WHEN n.reported_degraded OR {OVERDUE_AT} <= {_NOW} THEN 'degraded'
+     ELSE 'online' END
+"""
+"""What the heartbeats say of a node, maintenance aside; PROTECTED holds OFFLINE back."""
+
+_LIVE = "n.status IN ('online', 'degraded')"
+_DUE = f"""
+(n.status = 'online' AND {OVERDUE_AT} <= {_NOW}
+ OR n.status = 'degraded' AND {LAPSES_AT} <= {_NOW} AND s.mode <> 'protected'
+ OR n.status = 'maintenance' AND n.maintenance_until <= {_NOW})
+"""
+
+_CENSUS = text(f"""
+SELECT registry_now() AS now, s.mode, s.mode_reason, s.mode_since, c.*
+FROM registry_state s, LATERAL (
+    SELECT count(*) FILTER (WHERE {_LIVE}) AS live,
+           count(*) FILTER (
+               WHERE {_LIVE} AND CASE s.mode
+                   WHEN 'protected' THEN n.heard_at + {_OVERDUE_AFTER} <= {_NOW}
+                   ELSE {OVERDUE_AT} <= {_NOW} AND {OVERDUE_AT} > s.mode_since END
+           ) AS silent,
+           count(*) FILTER (WHERE {_DUE}) AS due
+    FROM nodes n
+    WHERE n.removed_at IS NULL AND n.status <> 'offline'
+) c
+""")  # noqa: S608  # nothing in it comes from outside
+
+# A sweep waits for no row, so that it may lock them in any order: no sort.
+_SELECT_DUE = text(f"""
+SELECT n.id, n.status, {STATUS_BY_HEARTBEATS} AS next
+FROM nodes n, registry_state s
+WHERE n.removed_at IS NULL AND {_DUE}
+LIMIT {SWEEP_LIMIT}
+FOR UPDATE OF n SKIP LOCKED
+""")  # noqa: S608  # as above
+
+_SET_MODE = text("""
+UPDATE registry_state SET mode = :mode, mode_reason = :reason, mode_since = registry_now()
+WHERE mode <> :mode
+RETURNING mode
+""")
+
+_SELECT_REMOVABLE = text(f"""
+SELECT n.id
+FROM nodes n, registry_state s
+WHERE n.removed_at IS NULL AND n.status = 'offline' AND s.mode <> 'protected'
+  AND {LAPSES_AT} <= {_NOW} AND n.status_since <= (
+    SELECT max(registry_now() - make_interval(secs => r.seconds))
+    FROM unnest(CAST(:labels AS text[]), CAST(:seconds AS double precision[])) AS r (label, seconds)
+    WHERE r.label = ANY (n.labels)
+)
+LIMIT {SWEEP_LIMIT}
+FOR UPDATE OF n SKIP LOCKED
+""")  # noqa: S608  # as above
+
+_REMOVE = text("""
+UPDATE nodes SET removed_at = registry_now() WHERE id = ANY(CAST(:nodes AS uuid[]))
+""")
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How often agents send heartbeats; all in seconds, but for the rate."""
+class Swept:
+    """What one sweep found and did. `more` asks for another at once."""
 
-    min_interval: float = 10.0
-    grace: float = 5.0
-    target_rate: float = 1000.0
-    live_nodes: int = 0
-
-    @property
-    def interval(self) -> float:
-        return max(self.min_interval, self.live_nodes / self.target_rate)
-
-    def next_interval(self) -> float:
-        """Up to a tenth longer than the interval, so that a fleet never beats in step."""
-        return self.interval * random.uniform(1, 1 + _JITTER)  # noqa: S311  # no secret
+    changed: int
+    removed: int
+    live: int
+    mode: RegistryMode
+    mode_changed: bool
+    mode_reason: str | None
+    deaf_since: datetime | None
+    more: bool
 
 
-STATUS_BY_HEARTBEATS = f"""
-CASE WHEN heard_at IS NULL
-       OR heard_at + make_interval(secs => {TTL_INTERVALS} * heartbeat_interval_seconds + :grace)
-          <= now()
-     THEN 'offline'
-     WHEN reported_degraded
-       OR heard_at + make_interval(secs => heartbeat_interval_seconds + :grace) <= now()
-     THEN 'degraded'
-     ELSE 'online' END
-"""
-"""What the heartbeats say of a row of `nodes`, maintenance aside."""
+async def sweep(session: AsyncSession, process: UUID, rules: Rules) -> Swept:
+    """One round of the engine: the pulse, the mode, the nodes that are due, those to be removed.
 
-_DUE = text(f"""
-SELECT id, status, {STATUS_BY_HEARTBEATS} AS next
-FROM nodes
-WHERE removed_at IS NULL
-  AND (status = 'online'
-       AND heard_at + make_interval(secs => heartbeat_interval_seconds + :grace) <= now()
-    OR status = 'degraded'
-       AND heard_at + make_interval(secs => {TTL_INTERVALS} * heartbeat_interval_seconds + :grace)
-           <= now()
-    OR status = 'maintenance' AND maintenance_until <= now())
-ORDER BY id
-LIMIT {SWEEP_LIMIT}
-FOR UPDATE SKIP LOCKED
-""")  # noqa: S608  # nothing in it comes from outside
-
-
-async def sweep(session: AsyncSession, pace: Pace) -> int:
-    """Marks what is overdue and ends maintenance whose time is up; returns how many changed.
-
-    At most 1,000 in one call. Replicas may sweep at once: each row is one sweep's alone.
+    At most 1,000 nodes of each. Replicas may sweep at once: each row is one sweep's alone, and a
+    sweep waits for no row and lets no heartbeat wait for longer than it writes.
     """
-    due = await session.execute(_DUE, {"grace": pace.grace})
-    transitions = [
+    deaf_since = await pulse.beat(session, process, rules)
+    row = (await session.execute(_CENSUS, _terms(rules))).one()
+    before = RegistryMode(row.mode)
+    standing = Standing(before, row.mode_reason, row.mode_since, row.live, row.silent)
+    mode, reason = rules.next_mode(standing, row.now)
+    mode_changed = mode is not before and (
+        await session.scalar(_SET_MODE, {"mode": mode, "reason": reason}) is not None
+    )
+    due = await _due(session, rules) if row.due or mode_changed else []
+    removable = await _removable(session, rules)
+    if due or removable:
+        await changes.apply(session, [*due, *removable])
+    return Swept(
+        changed=len(due),
+        removed=len(removable),
+        live=row.live,
+        mode=mode,
+        mode_changed=mode_changed,
+        mode_reason=reason,
+        deaf_since=deaf_since,
+        more=SWEEP_LIMIT in {len(due), len(removable)},
+    )
+
+
+async def _due(session: AsyncSession, rules: Rules) -> list[Transition]:
+    rows = await session.execute(_SELECT_DUE, _terms(rules))
+    return [
         Transition(
             row.id,
             NodeStatus(row.status),
@@ -82,16 +148,35 @@ async def sweep(session: AsyncSession, pace: Pace) -> int:
             if row.status == NodeStatus.MAINTENANCE
             else StatusReason.MISSED_HEARTBEATS,
         )
-        for row in due
+        for row in rows
     ]
-    if transitions:
-        await changes.apply(session, transitions)
-    return len(transitions)
 
 
-async def count_live(session: AsyncSession) -> int:
-    """Nodes that are expected to send heartbeats."""
-    live = select(func.count()).where(
-        NODE.removed_at.is_(None), NODE.status.in_([NodeStatus.ONLINE, NodeStatus.DEGRADED])
+async def _removable(session: AsyncSession, rules: Rules) -> list[Transition]:
+    if not rules.remove_offline_after:
+        return []
+    after = rules.remove_offline_after
+    rows = await session.scalars(
+        _SELECT_REMOVABLE,
+        {"labels": list(after), "seconds": list(after.values()), **_terms(rules)},
     )
-    return (await session.scalars(live)).one()
+    removable = list(rows)
+    if removable:
+        await session.execute(_REMOVE, {"nodes": removable})
+    return [
+        Transition(node, NodeStatus.OFFLINE, NodeStatus.OFFLINE, StatusReason.DEREGISTERED)
+        for node in removable
+    ]
+
+
+def _terms(rules: Rules) -> dict[str, float]:
+    return {"grace": rules.grace, "flap_steady": rules.flap_steady}
+
+
+async def status_by_heartbeats(session: AsyncSession, node: UUID, rules: Rules) -> NodeStatus:
+    """What the heartbeats say of a node that was in maintenance."""
+    said = await session.execute(
+        text(f"SELECT {STATUS_BY_HEARTBEATS} FROM nodes n, registry_state s WHERE n.id = :node"),  # noqa: S608  # as above
+        {"node": node, **_terms(rules)},
+    )
+    return NodeStatus(said.scalar_one())

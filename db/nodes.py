@@ -6,15 +6,16 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import changes
 from db.changes import Transition
-from db.errors import NodeNotFound
+from db.errors import BadInput, NodeNotFound
 from db.filters import NodeFilter
-from db.liveness import STATUS_BY_HEARTBEATS, Pace
+from db.liveness import status_by_heartbeats
 from db.paging import Keyset, Page, take
+from db.rules import Rules
 from db.tables import NODE, Node
 from db.values import NodeStatus, StatusReason
 
@@ -82,8 +83,14 @@ async def count_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
 async def start_maintenance(
     session: AsyncSession, node_id: str, *, note: str | None, until: datetime | None, actor: str
 ) -> Node:
-    """Takes the node out of use until an operator, or `until`, ends it. Raises NodeNotFound."""
+    """Takes the node out of use until an operator, or `until`, ends it.
+
+    Raises NodeNotFound, and BadInput for an `until` that is past.
+    """
     node = await _locked(session, node_id)
+    now = (await session.scalars(select(func.registry_now()))).one()
+    if until is not None and until <= now:
+        raise BadInput("input.until", "must lie in the future")
     await session.execute(update(Node).where(NODE.id == node.id).values(maintenance_until=until))
     await changes.apply(
         session,
@@ -103,22 +110,19 @@ async def start_maintenance(
 
 
 async def end_maintenance(
-    session: AsyncSession, node_id: str, *, pace: Pace, note: str | None, actor: str
+    session: AsyncSession, node_id: str, *, rules: Rules, note: str | None, actor: str
 ) -> Node:
     """Leaves the node in the status that its heartbeats say. Raises NodeNotFound."""
     node = await _locked(session, node_id)
     if node.status is NodeStatus.MAINTENANCE:
-        status = await session.execute(
-            text(f"SELECT {STATUS_BY_HEARTBEATS} FROM nodes WHERE id = :id"),  # noqa: S608  # ours
-            {"id": node.id, "grace": pace.grace},
-        )
+        status = await status_by_heartbeats(session, node.id, rules)
         await changes.apply(
             session,
             [
                 Transition(
                     node.id,
                     node.status,
-                    NodeStatus(status.scalar_one()),
+                    status,
                     StatusReason.MAINTENANCE_ENDED,
                     actor,
                     note,
@@ -132,7 +136,9 @@ async def end_maintenance(
 async def deregister(session: AsyncSession, node_id: str, *, note: str | None, actor: str) -> int:
     """Removes the node, keeps its history, returns the change's revision. Raises NodeNotFound."""
     node = await _locked(session, node_id)
-    await session.execute(update(Node).where(NODE.id == node.id).values(removed_at=func.now()))
+    await session.execute(
+        update(Node).where(NODE.id == node.id).values(removed_at=func.registry_now())
+    )
     return await changes.apply(
         session,
         [

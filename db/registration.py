@@ -13,9 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db import changes
 from db.changes import Transition
 from db.errors import NodeIdTaken, Unavailable
-from db.liveness import Pace
+from db.flapping import damped
+from db.liveness import OVERDUE_AT
 from db.profiles import ProfileContent
 from db.profiles import put as put_profiles
+from db.rules import Rules
 from db.tables import NODE, Node
 from db.values import NodeRole, NodeStatus, NodeType, StatusReason
 
@@ -57,7 +59,7 @@ class Registration:
 
 
 async def register(
-    session: AsyncSession, registration: Registration, *, pace: Pace, actor: str
+    session: AsyncSession, registration: Registration, *, rules: Rules, actor: str
 ) -> tuple[Node, bool]:
     """The node as it stands afterwards, and whether it is new.
 
@@ -67,8 +69,8 @@ async def register(
     for attempt in range(_ATTEMPTS):
         held = await _held_by(session, registration)
         if held is not None:
-            return await _register_again(session, held, registration, pace, actor), False
-        created = await _create(session, registration, pace, actor, plain_id=attempt == 0)
+            return await _register_again(session, held, registration, rules, actor), False
+        created = await _create(session, registration, rules, actor, plain_id=attempt == 0)
         if created is not None:
             return created, True
     raise Unavailable(retry_after_seconds=1)
@@ -93,7 +95,7 @@ async def _held_by(session: AsyncSession, registration: Registration) -> Node | 
 async def _create(
     session: AsyncSession,
     registration: Registration,
-    pace: Pace,
+    rules: Rules,
     actor: str,
     *,
     plain_id: bool,
@@ -107,9 +109,9 @@ async def _create(
                 status=NodeStatus.ONLINE,
                 status_reason=StatusReason.REGISTERED,
                 boot_id=registration.boot_id,
-                boot_since=func.now(),
-                heard_at=func.now(),
-                heartbeat_interval_seconds=pace.next_interval(),
+                boot_since=func.registry_now(),
+                heard_at=func.registry_now(),
+                heartbeat_interval_seconds=rules.next_interval(),
                 **{"node_name": node_id, **registration.columns()},
             )
             .on_conflict_do_nothing(index_elements=[NODE.node_id], index_where=_REGISTERED)
@@ -128,44 +130,43 @@ async def _create(
 
 
 async def _register_again(
-    session: AsyncSession, node: Node, registration: Registration, pace: Pace, actor: str
+    session: AsyncSession, node: Node, registration: Registration, rules: Rules, actor: str
 ) -> Node:
     values: dict[str, Any] = {
-        "heard_at": func.greatest(NODE.heard_at, func.clock_timestamp()),
-        "updated_at": func.now(),
-        "heartbeat_interval_seconds": pace.next_interval(),
+        "heard_at": func.greatest(NODE.heard_at, func.registry_now()),
+        "updated_at": func.registry_now(),
+        "heartbeat_interval_seconds": rules.next_interval(),
         "reported_degraded": False,
         **registration.columns(),
     }
     if node.boot_id != registration.boot_id:
-        await _refuse_while_heard(session, node, registration, pace)
+        await _refuse_while_heard(session, node, registration, rules)
         values |= {
             "boot_id": registration.boot_id,
-            "boot_since": func.now(),
+            "boot_since": func.registry_now(),
             "last_sequence": None,
         }
     await session.execute(update(Node).where(NODE.id == node.id).values(values))
     await put_profiles(session, node.id, registration.profiles)
-    if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE}:
-        await changes.apply(
-            session,
-            [Transition(node.id, node.status, NodeStatus.ONLINE, StatusReason.REGISTERED, actor)],
-        )
+    held = node.status_reason is StatusReason.FLAPPING
+    if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE} and not held:
+        back = Transition(node.id, node.status, NodeStatus.ONLINE, StatusReason.REGISTERED, actor)
+        await changes.apply(session, await damped(session, [back], rules))
     await session.refresh(node)
     return node
 
 
-_HOLDER = text("""
-SELECT extract(epoch FROM heard_at - now()) + heartbeat_interval_seconds + :grace AS silent_in,
-       boot_id = :replaces_boot_id AND coalesce(hostname, host(local_ip)) IS NOT NULL
-       AND hostname IS NOT DISTINCT FROM CAST(:hostname AS text)
-       AND local_ip IS NOT DISTINCT FROM CAST(:local_ip AS inet) AS restarted
-FROM nodes WHERE id = :id
-""")
+_HOLDER = text(f"""
+SELECT extract(epoch FROM {OVERDUE_AT} - registry_now()) AS silent_in,
+       n.boot_id = :replaces_boot_id AND coalesce(n.hostname, host(n.local_ip)) IS NOT NULL
+       AND n.hostname IS NOT DISTINCT FROM CAST(:hostname AS text)
+       AND n.local_ip IS NOT DISTINCT FROM CAST(:local_ip AS inet) AS restarted
+FROM nodes n, registry_state s WHERE n.id = :id
+""")  # noqa: S608  # nothing in it comes from outside
 
 
 async def _refuse_while_heard(
-    session: AsyncSession, node: Node, registration: Registration, pace: Pace
+    session: AsyncSession, node: Node, registration: Registration, rules: Rules
 ) -> None:
     """Two machines may claim one id, e.g. after a disk was cloned: the one that is heard keeps it.
 
@@ -179,7 +180,7 @@ async def _refuse_while_heard(
         "hostname": registration.hostname,
         "local_ip": registration.local_ip,
     }
-    holder = (await session.execute(_HOLDER, {"grace": pace.grace, "id": node.id, **said})).one()
+    holder = (await session.execute(_HOLDER, {"grace": rules.grace, "id": node.id, **said})).one()
     if holder.silent_in > 0 and not holder.restarted:
         raise NodeIdTaken(
             node.node_id,

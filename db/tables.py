@@ -122,6 +122,9 @@ class Node(Table, table=True):
     last_heartbeat_id: int | None = Field(
         sa_type=BigInteger, description="Its row in heartbeat_log, which holds the metrics."
     )
+    steady_since: datetime | None = Field(
+        sa_type=_INSTANT, description="The last late heartbeat, while it is FLAPPING."
+    )
 
 
 class NodeProfile(Table, table=True):
@@ -210,6 +213,19 @@ class RegistryState(Table, table=True):
     )
     mode_reason: str | None = Field(sa_type=Text)
     mode_since: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    lease_floor: datetime = Field(
+        sa_type=_INSTANT, sa_column_kwargs=_NOW, description="No lease counts from before it."
+    )
+
+
+class RegistryProcess(Table, table=True):
+    """A process of the registry that is at work; one that ends as it should is not here."""
+
+    __tablename__ = "registry_processes"
+
+    id: UUID = Field(primary_key=True)
+    started_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    seen_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
 
 
 def _columns(table: type[Table]) -> ReadOnlyColumnCollection[str, Column[Any]]:

@@ -14,7 +14,9 @@ from db import partitions
 from db.database import Database
 from db.embedded import embedded_postgres
 from db.migrate import migrate, require_current
+from db.values import RegistryMode
 from graph.feed import ChangeFeed
+from graph.heartbeats import HeartbeatWriter
 from graph.http import GraphQLOverHTTP
 from graph.liveness import Pacemaker
 from graph.logs import RequestIds
@@ -62,11 +64,14 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         )
         await feed.start()
         pacemaker = Pacemaker(database, settings)
+        metrics = Metrics()
+        heartbeats = HeartbeatWriter(database, pacemaker, metrics)
+        await pacemaker.sweep()
         supervisor = await stack.enter_async_context(supervised())
         supervisor.start("feed", feed.run())
         supervisor.start("liveness", pacemaker.run())
         supervisor.start("partitions", keep_partitions(database))
-        metrics = Metrics()
+        supervisor.start("heartbeats", heartbeats.run())
         metrics.watch(
             "node_registry_subscribers",
             "Open subscriptions to status changes.",
@@ -78,11 +83,26 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             lambda: feed.revision,
         )
         metrics.watch(
+            "node_registry_protected",
+            "1 while the registry holds expiry back, else 0.",
+            lambda: pacemaker.mode is RegistryMode.PROTECTED,
+        )
+        metrics.watch(
+            "node_registry_sweep_duration_seconds",
+            "Duration of the last sweep.",
+            lambda: pacemaker.last_sweep_seconds,
+        )
+        metrics.watch(
+            "node_registry_heartbeats_waiting",
+            "Heartbeats that wait to be written.",
+            lambda: heartbeats.waiting,
+        )
+        metrics.watch(
             "node_registry_pool_connections",
             "Database connections in use.",
             database.connections_in_use,
         )
-        yield Services(settings, database, feed, pacemaker, metrics, supervisor)
+        yield Services(settings, database, feed, pacemaker, heartbeats, metrics, supervisor)
 
 
 def build_app(services: Services) -> Starlette:

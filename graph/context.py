@@ -6,6 +6,7 @@ import strawberry
 
 from db.database import Database
 from graph.feed import ChangeFeed
+from graph.heartbeats import HeartbeatWriter
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
 from graph.metrics import Metrics
@@ -20,6 +21,7 @@ class Context:
     database: Database
     feed: ChangeFeed
     pacemaker: Pacemaker
+    heartbeats: HeartbeatWriter
     metrics: Metrics
     loader: NodeLoader
     actor: str

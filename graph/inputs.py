@@ -240,7 +240,7 @@ class RecordHeartbeatInput:
     )
     metrics: NodeMetricsInput | None = optional("What was measured.")
 
-    def checked(self, path: str) -> HeartbeatReport:
+    def checked(self, path: str, actor: str) -> HeartbeatReport:
         if self.sequence < 0:
             raise BadInput(f"{path}.sequence", "must not be negative")
         return HeartbeatReport(
@@ -249,6 +249,7 @@ class RecordHeartbeatInput:
             sequence=self.sequence,
             degraded=self.status is ReportedStatus.DEGRADED,
             metrics=None if self.metrics is None else self.metrics.checked(f"{path}.metrics"),
+            actor=actor,
         )
 
 

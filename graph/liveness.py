@@ -1,46 +1,81 @@
-"""The liveness loop: sweeps at its interval and keeps the pace that replies promise."""
+"""The liveness loop: sweeps at its interval and keeps the rules by which replies are made."""
 
 import asyncio
+import time
+from contextlib import suppress
+from dataclasses import replace
+from uuid import uuid4
 
 import structlog
 
-from db import liveness
+from db import liveness, pulse
 from db.database import Database
 from db.errors import Unavailable
-from db.liveness import Pace
+from db.liveness import Swept
+from db.rules import JITTER, Rules
+from db.values import RegistryMode
 from graph.settings import Settings
 
 log = structlog.get_logger()
 
+_MAX_JITTER = 1.0
+
 
 class Pacemaker:
-    """Holds the pace of the fleet, as of the last sweep."""
+    """Holds the rules as of the last sweep. One for each process."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
-        self._settings = settings
-        self.pace: Pace = settings.pace()
+        self._interval_seconds = settings.sweep_interval_seconds
+        self._process = uuid4()
+        self._spread_until = 0.0
+        self.rules: Rules = settings.rules()
+        self.mode = RegistryMode.NORMAL
+        self.last_sweep_seconds = 0.0
 
-    async def sweep(self) -> int:
-        """Marks what is overdue, until nothing is, and adjusts the pace; returns the changes."""
-        changed = 0
+    async def sweep(self) -> Swept:
+        """One round, repeated until nothing is due."""
+        started = time.perf_counter()
         while True:
             async with self._database.write() as session:
-                swept = await liveness.sweep(session, self.pace)
-            changed += swept
-            if swept < liveness.SWEEP_LIMIT:
-                break
-        async with self._database.read() as session:
-            self.pace = self._settings.pace(await liveness.count_live(session))
-        if changed:
-            log.info("sweep.changed", nodes=changed)
-        return changed
+                swept = await liveness.sweep(session, self._process, self.rules)
+            self._learn(swept)
+            if not swept.more:
+                self.last_sweep_seconds = time.perf_counter() - started
+                return swept
 
     async def run(self) -> None:
-        """Sweeps for ever; goes on when the database is away and comes back."""
-        while True:
-            await asyncio.sleep(self._settings.sweep_interval_seconds)
-            try:
-                await self.sweep()
-            except Unavailable as error:
-                log.warning("sweep.unavailable", cause=repr(error.__cause__))
+        """Sweeps for ever; goes on when the database was away and comes back."""
+        try:
+            while True:
+                await asyncio.sleep(self._interval_seconds)
+                try:
+                    await self.sweep()
+                except Unavailable as error:
+                    log.warning("sweep.unavailable", cause=repr(error.__cause__))
+        finally:
+            with suppress(Unavailable):
+                async with self._database.write() as session:
+                    await pulse.leave(session, self._process)
+
+    def _learn(self, swept: Swept) -> None:
+        self.mode = swept.mode
+        if swept.deaf_since is not None and swept.live:
+            # Those who could not be heard come back together: they are told to spread.
+            self._spread_until = time.monotonic() + 2 * self.rules.interval
+            log.warning("registry.was_deaf", since=swept.deaf_since.isoformat())
+        if swept.mode_changed:
+            log.warning("registry.mode", mode=swept.mode, reason=swept.mode_reason)
+        if swept.changed or swept.removed:
+            log.info("sweep.changed", nodes=swept.changed, removed=swept.removed)
+        self.rules = replace(
+            self.rules,
+            live_nodes=swept.live,
+            jitter=self._jitter(swept.live),
+        )
+
+    def _jitter(self, live_nodes: int) -> float:
+        """After a silence a fleet is spread the wider the larger it is."""
+        returning = time.monotonic() < self._spread_until
+        wide = min(_MAX_JITTER, live_nodes / self.rules.target_rate) if returning else 0.0
+        return max(JITTER, wide)

@@ -28,6 +28,12 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.heartbeat_batch = Histogram(
+            "node_registry_heartbeat_batch_size",
+            "Heartbeats written by one statement.",
+            registry=self.registry,
+            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+        )
         self.operation_seconds = Histogram(
             "node_registry_operation_duration_seconds",
             "Queries and mutations, over HTTP and websockets.",

@@ -1,16 +1,15 @@
 """The mutations: each is one transaction, acknowledged once it is committed."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
 import strawberry
 
-from db import heartbeats, nodes, registration
+from db import nodes, registration
 from db.errors import BadInput, RegistryError
 from db.heartbeats import HeartbeatReport, Recorded
 from graph import validation
-from graph.context import Context, Info
+from graph.context import Info
 from graph.enums import NodeStatus
 from graph.inputs import (
     DeregisterNodeInput,
@@ -94,7 +93,7 @@ class Mutation:
         checked = input.checked()
         async with context.database.write() as session:
             node, created = await registration.register(
-                session, checked, pace=context.pacemaker.pace, actor=context.actor
+                session, checked, rules=context.pacemaker.rules, actor=context.actor
             )
         return RegisterNodePayload(
             node=Node.of(node),
@@ -111,7 +110,9 @@ class Mutation:
         info: Info,
         input: Annotated[RecordHeartbeatInput, _INPUT],  # noqa: A002  # the contract's name
     ) -> RecordHeartbeatPayload:
-        [outcome] = await _record(info.context, [input.checked("input")])
+        [outcome] = await info.context.heartbeats.record(
+            [input.checked("input", info.context.actor)]
+        )
         if isinstance(outcome, RegistryError):
             raise outcome
         return RecordHeartbeatPayload.of(outcome)
@@ -129,10 +130,12 @@ class Mutation:
     ) -> list[HeartbeatResult]:
         if len(inputs) > validation.MAX_BATCH:
             raise BadInput("inputs", f"must be at most {validation.MAX_BATCH}")
-        checked = [_checked(f"inputs[{i}]", beat) for i, beat in enumerate(inputs)]
+        checked = [
+            _checked(f"inputs[{i}]", beat, info.context.actor) for i, beat in enumerate(inputs)
+        ]
         outcomes = iter(
-            await _record(
-                info.context, [beat for beat in checked if isinstance(beat, HeartbeatReport)]
+            await info.context.heartbeats.record(
+                [beat for beat in checked if isinstance(beat, HeartbeatReport)]
             )
         )
         return [
@@ -163,7 +166,7 @@ class Mutation:
                 node = await nodes.end_maintenance(
                     session,
                     node_id,
-                    pace=context.pacemaker.pace,
+                    rules=context.pacemaker.rules,
                     note=note,
                     actor=context.actor,
                 )
@@ -184,25 +187,9 @@ class Mutation:
         return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))
 
 
-async def _record(
-    context: Context, reports: Sequence[HeartbeatReport]
-) -> list[Recorded | RegistryError]:
-    if not reports:
-        return []
-    async with context.database.write() as session:
-        outcomes = await heartbeats.record(
-            session, reports, pace=context.pacemaker.pace, actor=context.actor
-        )
-    for outcome in outcomes:
-        context.metrics.heartbeats.labels(
-            outcome.code if isinstance(outcome, RegistryError) else "accepted"
-        ).inc()
-    return outcomes
-
-
-def _checked(path: str, beat: RecordHeartbeatInput) -> HeartbeatReport | BadInput:
+def _checked(path: str, beat: RecordHeartbeatInput, actor: str) -> HeartbeatReport | BadInput:
     try:
-        return beat.checked(path)
+        return beat.checked(path, actor)
     except BadInput as error:
         return error
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from db.database import Database
 from graph.context import Context
 from graph.feed import ChangeFeed
+from graph.heartbeats import HeartbeatWriter
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
 from graph.metrics import Metrics
@@ -20,6 +21,7 @@ class Services:
     database: Database
     feed: ChangeFeed
     pacemaker: Pacemaker
+    heartbeats: HeartbeatWriter
     metrics: Metrics
     supervisor: Supervisor
 
@@ -30,6 +32,7 @@ class Services:
             database=self.database,
             feed=self.feed,
             pacemaker=self.pacemaker,
+            heartbeats=self.heartbeats,
             metrics=self.metrics,
             loader=NodeLoader(self.database),
             actor=ANONYMOUS,

@@ -1,7 +1,7 @@
 """The registry's configuration, read from environment variables that begin with NODE_REGISTRY_."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import Field, ValidationError
@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from db.liveness import Pace
+from db.rules import Rules
 
 
 class ConfigurationError(Exception):
@@ -40,6 +40,14 @@ class Settings(BaseSettings):
     heartbeat_target_rate: float = Field(default=1000, gt=0)
     sweep_interval_seconds: float = Field(default=2, gt=0, le=3600)
 
+    protect_fraction: float = Field(default=0.5, gt=0, le=1)
+    protect_min_nodes: int = Field(default=10, ge=1)
+    protect_max_seconds: float = Field(default=600, ge=0)
+    flap_max_transitions: int = Field(default=3, ge=1)
+    flap_window_seconds: float = Field(default=3600, gt=0)
+    flap_steady_seconds: float = Field(default=300, ge=0)
+    remove_offline_after_seconds: dict[str, Annotated[float, Field(ge=0)]] = {}
+
     bookmark_interval_seconds: float = Field(default=15, gt=0, le=3600)
     listen_check_seconds: float = Field(default=5, gt=0, le=300)
     subscriber_queue_size: int = Field(default=1000, ge=1)
@@ -67,12 +75,19 @@ class Settings(BaseSettings):
             self.db_name,
         )
 
-    def pace(self, live_nodes: int = 0) -> Pace:
-        return Pace(
+    def rules(self) -> Rules:
+        return Rules(
             min_interval=self.heartbeat_min_interval_seconds,
             grace=self.heartbeat_grace_seconds,
             target_rate=self.heartbeat_target_rate,
-            live_nodes=live_nodes,
+            patience=max(3 * self.sweep_interval_seconds, self.heartbeat_grace_seconds, 1),
+            protect_fraction=self.protect_fraction,
+            protect_min_nodes=self.protect_min_nodes,
+            protect_max=self.protect_max_seconds,
+            flap_transitions=self.flap_max_transitions,
+            flap_window=self.flap_window_seconds,
+            flap_steady=self.flap_steady_seconds,
+            remove_offline_after=self.remove_offline_after_seconds,
         )
 
 

@@ -12,13 +12,17 @@ log = structlog.get_logger()
 class Supervisor:
     """`failed` names the tasks that ended although they should not: the app is not ready then."""
 
-    def __init__(self, tasks: asyncio.TaskGroup) -> None:
-        self._tasks = tasks
-        self._running: set[asyncio.Task[None]] = set()
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
         self.failed: list[str] = []
 
     def start(self, name: str, work: Coroutine[None, None, None]) -> None:
-        self._running.add(self._tasks.create_task(self._watch(name, work), name=name))
+        self._tasks.add(asyncio.create_task(self._watch(name, work), name=name))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _watch(self, name: str, work: Coroutine[None, None, None]) -> None:
         try:
@@ -29,17 +33,15 @@ class Supervisor:
             log.critical("background.ended", task=name)
         self.failed.append(name)
 
-    def cancel(self) -> None:
-        for task in self._running:
-            task.cancel()
-
 
 @asynccontextmanager
 async def supervised() -> AsyncIterator[Supervisor]:
-    """Cancels what still runs at the end of the block, and waits for it."""
-    async with asyncio.TaskGroup() as tasks:
-        supervisor = Supervisor(tasks)
-        try:
-            yield supervisor
-        finally:
-            supervisor.cancel()
+    """Cancels what still runs at the end of the block, and waits for it.
+
+    Not a TaskGroup: that would hide what the block itself raises in a group.
+    """
+    supervisor = Supervisor()
+    try:
+        yield supervisor
+    finally:
+        await supervisor.stop()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 import structlog
+from graphql import GraphQLError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -189,6 +190,10 @@ class _Connection:
             await self._send({"type": "complete", "id": operation_id})
         except WebSocketDisconnect:
             pass
+        except Exception as error:  # noqa: BLE001  # a fault of ours ends this operation alone
+            self._forget(operation_id)
+            broken = GraphQLError(str(error), original_error=error)
+            await self._send_error(operation_id, errors.as_response([broken]))
         finally:
             self._forget(operation_id)
 

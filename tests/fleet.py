@@ -1,7 +1,8 @@
 """Nodes for the tests of `db`: registered, heard, aged; time moves by ageing rows."""
 
+from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from hypothesis import HealthCheck, settings
 from sqlalchemy import text
@@ -12,15 +13,17 @@ from db.changes import LoggedChange
 from db.database import Database
 from db.errors import RegistryError
 from db.heartbeats import HeartbeatReport, Recorded
-from db.liveness import Pace
 from db.registration import Registration
+from db.rules import Rules
 from db.tables import Node
 from db.values import NodeRole, NodeType
 
-PACE = Pace()
-OVERDUE = PACE.min_interval * 1.1 + PACE.grace + 1
+RULES = Rules(protect_min_nodes=1_000_000)
+"""PROTECTED mode has tests of its own."""
+PROCESS = uuid4()
+OVERDUE = RULES.min_interval * 1.1 + RULES.grace + 1
 """Seconds of silence after which a node is overdue, whatever the jitter."""
-EXPIRED = 3 * PACE.min_interval * 1.1 + PACE.grace + 1
+EXPIRED = 3 * RULES.min_interval * 1.1 + RULES.grace + 1
 
 
 def examples(count: int) -> settings:
@@ -49,19 +52,19 @@ async def register(
 ) -> tuple[Node, bool]:
     async with database.write() as session:
         return await registration.register(
-            session, registration_of(node_id, boot_id, **said), pace=PACE, actor="agent"
+            session, registration_of(node_id, boot_id, **said), rules=RULES, actor="agent"
         )
 
 
 def report(
     node_id: str, sequence: int = 1, boot_id: str = "boot-1", **said: Any
 ) -> HeartbeatReport:
-    return HeartbeatReport(node_id, boot_id, sequence, **said)
+    return HeartbeatReport(node_id, boot_id, sequence, **{"actor": "agent", **said})
 
 
 async def record(database: Database, *reports: HeartbeatReport) -> list[Recorded | RegistryError]:
     async with database.write() as session:
-        return await heartbeats.record(session, reports, pace=PACE, actor="agent")
+        return await heartbeats.record(session, reports, RULES)
 
 
 async def beat(database: Database, node_id: str, sequence: int = 1, **said: Any) -> Recorded:
@@ -74,6 +77,7 @@ async def beat(database: Database, node_id: str, sequence: int = 1, **said: Any)
 async def age(database: Database, seconds: float, node_id: str | None = None) -> None:
     """Makes it that much longer ago that the node, or every node, was heard."""
     async with database.write() as session:
+        await _forget_beginnings(session)
         await session.execute(
             text(
                 "UPDATE nodes SET heard_at = heard_at - make_interval(secs => :seconds)"
@@ -83,9 +87,37 @@ async def age(database: Database, seconds: float, node_id: str | None = None) ->
         )
 
 
+async def be_at_work(session: AsyncSession) -> None:
+    """The registry has been hearing all the time: no lease begins anew."""
+    pulse = """
+    INSERT INTO registry_processes (id, seen_at) VALUES (:process, now())
+    ON CONFLICT (id) DO UPDATE SET seen_at = now()
+    """
+    await session.execute(text(pulse), {"process": PROCESS})
+    await _forget_beginnings(session)
+
+
+async def _forget_beginnings(session: AsyncSession) -> None:
+    beginnings = """
+    UPDATE registry_state SET lease_floor = '2020-01-01',
+        mode_since = CASE WHEN mode = 'normal' THEN '2020-01-01' ELSE mode_since END
+    """
+    await session.execute(text(beginnings))
+
+
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
+
+
+async def let_maintenance_end(session: AsyncSession) -> None:
+    """Whatever had an end has reached it."""
+    over = "UPDATE nodes SET maintenance_until = now() WHERE maintenance_until IS NOT NULL"
+    await session.execute(text(over))
+
+
 async def sweep(database: Database) -> int:
     async with database.write() as session:
-        return await liveness.sweep(session, PACE)
+        await be_at_work(session)
+        return (await liveness.sweep(session, PROCESS, RULES)).changed
 
 
 async def stand(database: Database, node_id: str) -> Node:

@@ -3,19 +3,22 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from itertools import count, pairwise
 
 import asyncpg
 import pytest
 from fleet import (
     EXPIRED,
-    PACE,
+    LATER,
+    PROCESS,
+    RULES,
     age,
+    be_at_work,
     beat,
     changes_of,
     clear,
     examples,
+    let_maintenance_end,
     register,
     registration_of,
     report,
@@ -61,14 +64,14 @@ async def act(
     match action:
         case "register":
             await registration.register(
-                session, registration_of(node_id, boot_id), pace=PACE, actor="agent"
+                session, registration_of(node_id, boot_id), rules=RULES, actor="agent"
             )
         case "beat" | "degrade":
             batch = [
                 report(other, sequence, boot_id, degraded=action == "degrade")
                 for other in (node_id, *FLEET)
             ]
-            await heartbeats.record(session, batch, pace=PACE, actor="agent")
+            await heartbeats.record(session, batch, RULES)
         case "silence":
             await session.execute(
                 text(
@@ -77,13 +80,13 @@ async def act(
                 {"node": node_id},
             )
         case "sweep":
-            await liveness.sweep(session, PACE)
+            await be_at_work(session)
+            await liveness.sweep(session, PROCESS, RULES)
         case "maintain":
-            await nodes.start_maintenance(
-                session, node_id, note="why", until=datetime(2020, 1, 1, tzinfo=UTC), actor="op"
-            )
+            await nodes.start_maintenance(session, node_id, note="why", until=LATER, actor="op")
+            await let_maintenance_end(session)
         case "end":
-            await nodes.end_maintenance(session, node_id, pace=PACE, note=None, actor="op")
+            await nodes.end_maintenance(session, node_id, rules=RULES, note=None, actor="op")
         case "deregister":
             await nodes.deregister(session, node_id, note=None, actor="op")
 
@@ -167,7 +170,7 @@ async def test_a_notification_tells_the_newest_revision_and_only_after_the_commi
         async with database.write() as session:
             for node_id in FLEET:
                 await registration.register(
-                    session, registration_of(node_id), pace=PACE, actor="agent"
+                    session, registration_of(node_id), rules=RULES, actor="agent"
                 )
             async with hearing(database) as probe:
                 await asyncio.sleep(0.05)
@@ -191,7 +194,7 @@ async def test_what_is_undone_leaves_no_gap_and_tells_nobody(database: Database)
     async with hearing(database) as heard:
         async with undone(database) as session:
             await registration.register(
-                session, registration_of("node-3"), pace=PACE, actor="agent"
+                session, registration_of("node-3"), rules=RULES, actor="agent"
             )
         node, _ = await register(database, "node-4")
         await arrived(heard, [3])
@@ -211,7 +214,7 @@ async def test_a_heartbeat_without_news_takes_no_revision(database: Database) ->
 async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
     """So a revision is never visible before those below it."""
     async with database.write() as session:
-        await registration.register(session, registration_of("node-3"), pace=PACE, actor="agent")
+        await registration.register(session, registration_of("node-3"), rules=RULES, actor="agent")
         second = asyncio.create_task(register(database, "node-4"))
         await asyncio.sleep(0.05)
         assert not second.done()

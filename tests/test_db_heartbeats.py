@@ -8,8 +8,10 @@ import pytest
 from fleet import (
     EXPIRED,
     OVERDUE,
-    PACE,
+    PROCESS,
+    RULES,
     age,
+    be_at_work,
     beat,
     changes_of,
     record,
@@ -219,7 +221,7 @@ async def test_a_node_that_was_unknown_stays_so_for_the_whole_batch(database: Da
     await register(database, "node-3")
     batch = [report("node-3", 1, degraded=True), report("node-4", 1), report("node-4", 2)]
     async with database.write() as session:
-        recording = heartbeats.record(session, batch, pace=PACE, actor="agent")
+        recording = heartbeats.record(session, batch, RULES)
         async with database.write() as other:
             await other.execute(text("SELECT FROM nodes WHERE node_id = 'node-3' FOR UPDATE"))
             task = asyncio.create_task(recording)
@@ -249,7 +251,9 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
     fleet = [f"node-{n:03}" for n in range(200)]
     async with database.write() as session:
         for node_id in fleet:
-            await registration.register(session, registration_of(node_id), pace=PACE, actor="agent")
+            await registration.register(
+                session, registration_of(node_id), rules=RULES, actor="agent"
+            )
 
     async def write(writer: int) -> list[Recorded]:
         heard = []
@@ -343,21 +347,17 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
     batch = [report(node_id, 5) for node_id in ("replaced", "removed", "overtaken", "maintained")]
     batch += [report("expired", 5), report("steady", 5)]
     async with database.write() as other:
-        await heartbeats.record(
-            other,
-            [replace(report("overtaken", 6), degraded=True)],
-            pace=PACE,
-            actor="agent",
-        )
+        await heartbeats.record(other, [replace(report("overtaken", 6), degraded=True)], RULES)
         await other.execute(
             text("UPDATE nodes SET heard_at = heard_at - interval '1h' WHERE node_id <> 'steady'")
         )
         await registration.register(
-            other, registration_of("replaced", "boot-2"), pace=PACE, actor="agent"
+            other, registration_of("replaced", "boot-2"), rules=RULES, actor="agent"
         )
         await nodes.deregister(other, "removed", note=None, actor="op")
         await nodes.start_maintenance(other, "maintained", note=None, until=None, actor="op")
-        await liveness.sweep(other, PACE)
+        await be_at_work(other)
+        await liveness.sweep(other, PROCESS, RULES)
         recording = asyncio.create_task(record(database, *batch))
         await waits_for_a_lock(database)
     outcomes = await recording

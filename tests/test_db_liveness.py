@@ -6,11 +6,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from fleet import (
     EXPIRED,
+    LATER,
     OVERDUE,
-    PACE,
+    PROCESS,
+    RULES,
     age,
+    be_at_work,
     beat,
     changes_of,
+    let_maintenance_end,
     register,
     registration_of,
     rows,
@@ -23,14 +27,14 @@ from sqlalchemy import text
 
 from db import liveness, nodes, registration
 from db.database import Database
-from db.liveness import Pace
+from db.rules import Rules
 from db.tables import Node
 from db.values import NodeStatus, StatusReason
 
 MICROSECOND = 1e-6
 INTERVAL = 8.0
-DUE = INTERVAL + PACE.grace
-GONE = 3 * INTERVAL + PACE.grace
+DUE = INTERVAL + RULES.grace
+GONE = 3 * INTERVAL + RULES.grace
 
 
 async def swept_after(database: Database, silence: float) -> Node:
@@ -43,7 +47,8 @@ async def swept_after(database: Database, silence: float) -> Node:
             ),
             {"interval": INTERVAL, "silence": silence},
         )
-        await liveness.sweep(session, PACE)
+        await be_at_work(session)
+        await liveness.sweep(session, PROCESS, RULES)
     return await stand(database, "node-3")
 
 
@@ -81,8 +86,8 @@ async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
 ) -> None:
     await register(database, "node-3")
     async with database.write() as session:
-        slow = Pace(min_interval=100)
-        await registration.register(session, registration_of("node-4"), pace=slow, actor="agent")
+        slow = Rules(min_interval=100)
+        await registration.register(session, registration_of("node-4"), rules=slow, actor="agent")
     await age(database, EXPIRED)
     assert await sweep(database) == 1
     assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
@@ -121,10 +126,7 @@ async def start_maintenance(
 
 async def end_maintenance(database: Database) -> Node:
     async with database.write() as session:
-        return await nodes.end_maintenance(session, "node-3", pace=PACE, note=None, actor="op")
-
-
-PAST = datetime(2020, 1, 1, tzinfo=UTC)
+        return await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, actor="op")
 
 
 async def test_maintenance_is_entered_with_its_note_and_actor(database: Database) -> None:
@@ -161,10 +163,12 @@ async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
     database: Database, ended_by: str, silence: float, said: str, status: NodeStatus
 ) -> None:
     await register(database, "node-3")
-    await start_maintenance(database, PAST)
+    await start_maintenance(database, LATER)
     await beat(database, "node-3", degraded=said == "degraded")
     await age(database, silence)
     if ended_by == "until":
+        async with database.write() as session:
+            await let_maintenance_end(session)
         assert await sweep(database) == 1
     else:
         await end_maintenance(database)
@@ -179,8 +183,9 @@ async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
 async def test_a_node_never_heard_leaves_maintenance_offline(database: Database) -> None:
     async with database.write() as session:
         await nodes.start_maintenance(
-            session, "node-2-macbook-m4max", note=None, until=PAST, actor="op"
+            session, "node-2-macbook-m4max", note=None, until=LATER, actor="op"
         )
+        await let_maintenance_end(session)
     assert await sweep(database) == 1
     node = await stand(database, "node-2-macbook-m4max")
     assert (node.status, node.status_reason) == (
@@ -201,7 +206,7 @@ async def test_maintenance_begun_again_has_the_new_end_and_is_as_old_as_it_was(
     database: Database,
 ) -> None:
     await register(database, "node-3")
-    first = await start_maintenance(database, PAST)
+    first = await start_maintenance(database, LATER)
     second = await start_maintenance(database, None, "longer")
     assert (second.status, second.maintenance_until) == (NodeStatus.MAINTENANCE, None)
     assert second.status_since == first.status_since
@@ -269,7 +274,8 @@ async def test_a_node_heard_just_before_the_sweep_gets_to_it_is_not_marked(
     async with database.write() as sweeping:
         await sweeping.execute(text("SELECT now()"))
         await beat(database, "node-3")
-        assert await liveness.sweep(sweeping, PACE) == 0
+        await be_at_work(sweeping)
+        assert (await liveness.sweep(sweeping, PROCESS, RULES)).changed == 0
 
 
 async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) -> None:
@@ -295,8 +301,8 @@ async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
     await start_maintenance(database, None)
     async with database.write() as session:
         await nodes.deregister(session, "node-5", note=None, actor="op")
-    async with database.read() as session:
-        assert await liveness.count_live(session) == 2
+    async with database.write() as session:
+        assert (await liveness.sweep(session, PROCESS, RULES)).live == 2
         assert await nodes.count_by_status(session) == {
             NodeStatus.ONLINE: 1,
             NodeStatus.DEGRADED: 1,
@@ -306,7 +312,7 @@ async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
 
 
 PACES = st.builds(
-    Pace,
+    Rules,
     min_interval=st.floats(0.01, 86400),
     grace=st.floats(0, 86400),
     target_rate=st.floats(0.1, 1e6),
@@ -315,14 +321,14 @@ PACES = st.builds(
 
 
 @given(PACES)
-def test_a_pace_keeps_the_fleet_at_its_rate_and_no_node_below_its_interval(pace: Pace) -> None:
+def test_a_pace_keeps_the_fleet_at_its_rate_and_no_node_below_its_interval(pace: Rules) -> None:
     assert pace.interval >= pace.min_interval
     assert pace.live_nodes / pace.interval <= pace.target_rate * (1 + 1e-9)
     assert pace.interval in (pace.min_interval, pace.live_nodes / pace.target_rate)
 
 
 @given(PACES)
-def test_a_promised_interval_is_at_most_a_tenth_longer_and_never_shorter(pace: Pace) -> None:
+def test_a_promised_interval_is_at_most_a_tenth_longer_and_never_shorter(pace: Rules) -> None:
     promised = [pace.next_interval() for _ in range(10)]
     assert all(pace.interval <= interval <= pace.interval * 1.1 for interval in promised)
     assert len(set(promised)) > 1

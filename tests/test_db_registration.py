@@ -8,7 +8,7 @@ import pytest
 from fleet import (
     EXPIRED,
     OVERDUE,
-    PACE,
+    RULES,
     age,
     beat,
     changes_of,
@@ -40,7 +40,7 @@ async def test_a_new_node_is_online_at_once_and_logged(database: Database) -> No
     assert created
     assert (node.status, node.status_reason) == (NodeStatus.ONLINE, StatusReason.REGISTERED)
     assert (node.node_name, node.labels, node.ip_address) == ("Third", ["gpu"], "2001:db8::1")
-    assert PACE.interval <= node.heartbeat_interval_seconds <= PACE.interval * 1.1
+    assert RULES.interval <= node.heartbeat_interval_seconds <= RULES.interval * 1.1
     assert node.last_heartbeat is None
     [change] = await changes_of(database, node.id)
     assert (change.revision, change.previous_status, change.status) == (3, None, NodeStatus.ONLINE)
@@ -104,7 +104,7 @@ async def test_another_run_is_refused_while_the_holder_is_heard(database: Databa
     facts = dict(refusal.value.facts)
     seconds = facts.pop("retryAfterSeconds")
     assert isinstance(seconds, float)
-    assert PACE.interval + PACE.grace - 2 < seconds <= PACE.interval * 1.1 + PACE.grace
+    assert RULES.interval + RULES.grace - 2 < seconds <= RULES.interval * 1.1 + RULES.grace
     assert holder.boot_since is not None
     assert facts == {
         "nodeId": "node-3",
@@ -131,7 +131,7 @@ async def test_a_silent_holder_is_replaced(database: Database) -> None:
 
 async def test_a_holder_is_not_silent_before_its_interval_and_grace(database: Database) -> None:
     node, _ = await register(database, "node-3")
-    await age(database, node.heartbeat_interval_seconds + PACE.grace - 2, "node-3")
+    await age(database, node.heartbeat_interval_seconds + RULES.grace - 2, "node-3")
     with pytest.raises(NodeIdTaken):
         await register(database, "node-3", "boot-2")
     await age(database, 2, "node-3")
@@ -362,7 +362,7 @@ async def test_a_registration_never_moves_back_when_a_node_was_heard(database: D
         await session.execute(text("SELECT now()"))
         recorded = await beat(database, "node-3")
         node, _ = await registration.register(
-            session, registration_of("node-3"), pace=PACE, actor="agent"
+            session, registration_of("node-3"), rules=RULES, actor="agent"
         )
     assert node.heard_at is not None
     assert node.heard_at >= recorded.received_at

@@ -98,6 +98,16 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def agents_of(data_dir: Path) -> list[psutil.Process]:
+    """The development agents that keep their id there."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("NODE_AGENT_STATE_DIR") == str(data_dir / "agent"):
+                found.append(process)
+    return found
+
+
 async def ask(url: str, query: str, **variables: Any) -> dict[str, Any]:
     """Until the registry answers: it may just be starting."""
     async with httpx.AsyncClient(timeout=5) as http, asyncio.timeout(SECONDS):
@@ -262,7 +272,7 @@ async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_n
             while (await ask(url, query))["nodes"]["totalCount"] == 0:
                 pass
             process.process.kill()
-            while any("agent" in process.cmdline() for process in processes_in(BIN)):
+            while agents_of(data_dir):
                 await asyncio.sleep(0.02)
     async with registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
         async with asyncio.timeout(SECONDS):
@@ -287,3 +297,20 @@ async def test_a_killed_database_is_started_again_and_the_registry_recovers(data
             event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
             assert event["change"]["reason"] == "REGISTERED"
         assert await process.stop(signal.SIGTERM) == 0
+
+
+async def test_a_registry_that_was_stopped_marks_nobody_offline(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    async with registry(data_dir) as (process, url):
+        settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
+        async with running(BIN / "node-agent", "--verbose", "run", **settings) as agent:
+            await agent.line("heartbeat.recorded")
+            process.process.send_signal(signal.SIGSTOP)
+            await agent.line("registry.away")  # ten seconds: nine leases
+            process.process.send_signal(signal.SIGCONT)
+            await process.line("registry.was_deaf")
+            await agent.line("registry.recovered")
+            log = "{ statusChanges { nodes { status reason } } }"
+            changes = (await ask(url, log))["statusChanges"]["nodes"]
+            assert [c["status"] for c in changes if c["reason"] == "MISSED_HEARTBEATS"] == []

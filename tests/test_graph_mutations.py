@@ -19,8 +19,10 @@ mutation Batch($inputs: [RecordHeartbeatInput!]!) {
 
 async def age(server: LiveServer, node_id: str, seconds: float) -> None:
     """Lets time pass for a node: it was last heard so much earlier."""
+    floor = text("UPDATE registry_state SET lease_floor = lease_floor - :s * interval '1s'")
     earlier = text("UPDATE nodes SET heard_at = heard_at - :s * interval '1s' WHERE node_id = :n")
     async with server.services.database.write() as session:
+        await session.execute(floor, {"s": seconds})
         await session.execute(earlier, {"s": seconds, "n": node_id})
 
 
@@ -143,11 +145,11 @@ async def test_silence_degrades_a_node_then_takes_it_offline_and_a_heartbeat_bri
 ) -> None:
     await register(server, "a")
     sweep = server.services.pacemaker.sweep
-    assert await sweep() == 0
+    assert (await sweep()).changed == 0
     seen = []
     for silence in (17, 25):
         await age(server, "a", silence)
-        assert await sweep() == 1
+        assert (await sweep()).changed == 1
         data = await server.execute('{ node(nodeId: "a") { status statusReason } }')
         seen.append(tuple(data["node"].values()))
     recorded = await beat(server, "a", 1)
@@ -169,6 +171,16 @@ async def test_maintenance_survives_heartbeats_and_registrations(server: LiveSer
         "status": "ONLINE",
         "statusReason": "MAINTENANCE_ENDED",
     }
+
+
+async def test_maintenance_that_would_be_over_already_is_refused(server: LiveServer) -> None:
+    await register(server, "a")
+    past = {"nodeId": "a", "enabled": True, "until": "2020-01-01T00:00:00Z"}
+    body = await server.post(MAINTENANCE, input=past)
+    assert body["errors"][0]["extensions"]["code"] == "BAD_INPUT"
+    assert body["errors"][0]["extensions"]["field"] == "input.until"
+    data = await server.execute('{ node(nodeId: "a") { status } }')
+    assert data["node"]["status"] == "ONLINE"
 
 
 async def test_a_removed_node_is_gone_and_its_history_stays(server: LiveServer) -> None:

@@ -1,0 +1,225 @@
+"""The rules of liveness once more, in plain Python and one node at a time: what the SQL must do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from db.rules import Rules
+
+TTL_INTERVALS = 3
+
+
+@dataclass
+class ModelNode:
+    """A node; instants are whole seconds since the example began."""
+
+    node_id: str
+    boot: str
+    host: str
+    labels: tuple[str, ...]
+    heard: int
+    interval: int
+    status: str = "online"
+    reason: str = "registered"
+    since: int = 0
+    sequence: int | None = None
+    says_degraded: bool = False
+    steady: int = 0
+    until: int | None = None
+    falls_and_returns: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of the change log."""
+
+    node_id: str
+    previous: str | None
+    status: str
+    reason: str
+    actor: str
+    changed_at: int
+
+
+@dataclass
+class Model:
+    rules: Rules
+    now: int = 0
+    floor: int = 0
+    mode: str = "normal"
+    mode_since: int = 0
+    last_change: int = 0
+    seen: dict[str, int] = field(default_factory=dict)
+    nodes: dict[str, ModelNode] = field(default_factory=dict)
+    log: list[Row] = field(default_factory=list)
+
+    @property
+    def ttl(self) -> float:
+        return TTL_INTERVALS * self.rules.min_interval + self.rules.grace
+
+    def overdue_at(self, node: ModelNode) -> float:
+        return max(node.heard, self.floor) + node.interval + self.rules.grace
+
+    def lapses_at(self, node: ModelNode) -> float:
+        lease = TTL_INTERVALS * node.interval + self.rules.grace
+        if node.reason == "flapping":
+            lease = max(lease, self.rules.flap_steady)
+        return max(node.heard, self.floor) + lease
+
+    def _change(self, node: ModelNode, status: str, reason: str, actor: str = "registry") -> None:
+        if status == "online" and reason != "maintenance_ended" and node.reason != "flapping":
+            window = self.now - self.rules.flap_window
+            recent = [at for at in node.falls_and_returns if at > window]
+            if len(recent) >= self.rules.flap_transitions:
+                status, reason = "degraded", "flapping"
+        self.last_change = max(self.last_change, self.now)
+        moved = status != node.status
+        let_go = node.reason == "flapping" and reason == "heartbeat"
+        if moved and (let_go or "missed_heartbeats" in {reason, node.reason}):
+            weight = self.rules.flap_transitions if node.reason == "flapping" else 1
+            node.falls_and_returns += [self.last_change] * weight
+        self.log.append(Row(node.node_id, node.status, status, reason, actor, self.last_change))
+        if moved:
+            node.since = self.last_change
+        node.status, node.reason = status, reason
+        if reason == "flapping":
+            node.steady = self.now
+        if status != "maintenance":
+            node.until = None
+
+    def register(
+        self, node_id: str, boot: str, *, host: str, replaces: str | None, labels: tuple[str, ...]
+    ) -> str:
+        interval = int(self.rules.min_interval)
+        node = self.nodes.get(node_id)
+        if node is None:
+            node = ModelNode(node_id, boot, host, labels, self.now, interval)
+            self.last_change = node.since = max(self.last_change, self.now)
+            self.nodes[node_id] = node
+            self.log.append(Row(node_id, None, "online", "registered", "agent", node.since))
+            return "created"
+        if boot != node.boot:
+            restarted = replaces == node.boot and host == node.host
+            if self.now < self.overdue_at(node) and not restarted:
+                return "NODE_ID_TAKEN"
+            node.boot, node.sequence = boot, None
+        node.host, node.says_degraded, node.interval = host, False, interval
+        node.heard = max(node.heard, self.now)
+        if node.status in {"offline", "degraded"} and node.reason != "flapping":
+            self._change(node, "online", "registered", "agent")
+        return "registered"
+
+    def heartbeat(
+        self, node_id: str, boot: str, sequence: int, *, degraded: bool, interval: int
+    ) -> str:
+        """The outcome: a refusal's code, or the node's status."""
+        node = self.nodes.get(node_id)
+        if node is None:
+            return "NODE_NOT_FOUND"
+        if boot != node.boot:
+            return "STALE_BOOT"
+        if node.sequence is not None and sequence <= node.sequence:
+            return node.status
+        late = self.now >= self.overdue_at(node)
+        node.heard = max(node.heard, self.now)
+        node.sequence, node.says_degraded, node.interval = sequence, degraded, interval
+        if node.status == "maintenance":
+            return node.status
+        if self._is_held(node, late=late):
+            return node.status
+        if degraded:
+            if node.reason != "self_reported" or node.status != "degraded":
+                self._change(node, "degraded", "self_reported", "agent")
+        elif node.status != "online":
+            self._change(node, "online", "heartbeat", "agent")
+        return node.status
+
+    def _is_held(self, node: ModelNode, *, late: bool) -> bool:
+        if node.reason != "flapping":
+            return False
+        if late:
+            node.steady = node.heard
+        return node.heard - node.steady < self.rules.flap_steady
+
+    def start_maintenance(self, node_id: str, until: int | None) -> None:
+        node = self.nodes[node_id]
+        self._change(node, "maintenance", "maintenance_started", "operator")
+        node.until = until
+
+    def end_maintenance(self, node_id: str) -> None:
+        node = self.nodes[node_id]
+        if node.status == "maintenance":
+            self._change(node, self._by_heartbeats(node), "maintenance_ended", "operator")
+
+    def deregister(self, node_id: str) -> None:
+        self._change(self.nodes.pop(node_id), "offline", "deregistered", "operator")
+
+    def _by_heartbeats(self, node: ModelNode) -> str:
+        if self.now >= self.lapses_at(node) and self.mode == "normal":
+            return "offline"
+        late = self.now >= self.overdue_at(node)
+        return "degraded" if late or node.says_degraded else "online"
+
+    def leave(self, process: str) -> None:
+        self.seen.pop(process, None)
+
+    def sweep(self, process: str) -> None:
+        if self._deaf():
+            self.floor = self.now
+            self.mode_since = min(self.mode_since, self.now)
+            for node in self.nodes.values():
+                node.heard = min(node.heard, self.now)
+                node.steady = min(node.steady, self.now)
+        patience = self.rules.patience
+        self.seen = {p: at for p, at in self.seen.items() if abs(self.now - at) <= patience}
+        self.seen[process] = self.now
+        self._judge_itself()
+        removable = list(self._removable())
+        for node in self.nodes.values():
+            self._judge(node)
+        for node in removable:
+            self._change(self.nodes.pop(node.node_id), "offline", "deregistered")
+
+    def _deaf(self) -> bool:
+        patience = self.rules.patience
+        if not self.seen or abs(self.now - max(self.seen.values())) > patience:
+            return True
+        return (
+            self.now - min(self.seen.values()) > patience and self.now - self.floor > 2 * self.ttl
+        )
+
+    def _judge_itself(self) -> None:
+        live = [node for node in self.nodes.values() if node.status in {"online", "degraded"}]
+        enough = len(live) >= self.rules.protect_min_nodes
+        if self.mode == "normal":
+            silent = [node for node in live if self.mode_since < self.overdue_at(node) <= self.now]
+            if enough and len(silent) > len(live) * self.rules.protect_fraction:
+                self.mode, self.mode_since = "protected", self.now
+            return
+        silent = [
+            node for node in live if node.heard + node.interval + self.rules.grace <= self.now
+        ]
+        returned = len(silent) <= len(live) * self.rules.protect_fraction / 2
+        if returned or not enough or self.now - self.mode_since >= self.rules.protect_max:
+            self.mode, self.mode_since = "normal", self.now
+
+    def _judge(self, node: ModelNode) -> None:
+        if node.status == "maintenance":
+            if node.until is not None and node.until <= self.now:
+                self._change(node, self._by_heartbeats(node), "maintenance_ended")
+        elif node.status != "offline" and self._by_heartbeats(node) == "offline":
+            self._change(node, "offline", "missed_heartbeats")
+        elif node.status == "online" and self.now >= self.overdue_at(node):
+            self._change(node, "degraded", "missed_heartbeats")
+
+    def _removable(self) -> Iterator[ModelNode]:
+        after = self.rules.remove_offline_after
+        for node in self.nodes.values():
+            limits = [after[label] for label in node.labels if label in after]
+            if (
+                limits
+                and node.status == "offline"
+                and self.mode == "normal"
+                and self.now >= self.lapses_at(node)
+                and self.now - node.since >= min(limits)
+            ):
+                yield node

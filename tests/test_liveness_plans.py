@@ -1,0 +1,109 @@
+"""What a sweep asks of PostgreSQL when nothing is due: one look at each node, and no lock."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import TextClause, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import heartbeats, liveness
+from db.database import Database
+from db.heartbeats import HeartbeatReport, Recorded
+from db.rules import Rules
+
+RULES = Rules(remove_offline_after={"ephemeral": 3600})
+NODES = 10_000
+TERMS = {"grace": RULES.grace, "flap_steady": RULES.flap_steady}
+
+FLEET = """
+INSERT INTO nodes (node_id, node_name, node_role, node_type, status, status_reason, labels,
+                   boot_id, heard_at, heartbeat_interval_seconds)
+SELECT 'node-' || n, 'node-' || n, 'production', 'worker', 'online', 'registered',
+       ARRAY['ephemeral'], 'boot', now(), 600
+FROM generate_series(1, CAST(:nodes AS int)) AS n
+"""
+
+
+@pytest.fixture
+async def fleet(database: Database) -> Database:
+    """Nodes in which nothing is due for a long time, and a registry that is at work."""
+    async with database.write() as session:
+        await session.execute(text(FLEET), {"nodes": NODES})
+        await liveness.sweep(session, uuid4(), RULES)
+    async with database.read() as session:
+        await session.execute(text("VACUUM ANALYZE nodes"))
+    return database
+
+
+def _within(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from _within(part)
+
+
+async def _plan(
+    session: AsyncSession, statement: TextClause, terms: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The steps of the plan, as they went."""
+    explained = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
+    rows = (await session.execute(explained, terms)).scalar_one()
+    return list(_within(rows[0]["Plan"]))
+
+
+@pytest.mark.parametrize(
+    ("statement", "terms"),
+    [
+        (liveness._CENSUS, TERMS),  # noqa: SLF001  # the very statement
+        (liveness._SELECT_DUE, TERMS),  # noqa: SLF001  # as above
+        (
+            liveness._SELECT_REMOVABLE,  # noqa: SLF001  # as above
+            {**TERMS, "labels": ["ephemeral"], "seconds": [3600.0]},
+        ),
+    ],
+    ids=["census", "due", "removable"],
+)
+async def test_when_nothing_is_due_a_sweep_looks_at_each_node_once(
+    fleet: Database, statement: TextClause, terms: dict[str, Any]
+) -> None:
+    async with fleet.write() as session:
+        steps = await _plan(session, statement, terms)
+    scans = [step for step in steps if step.get("Relation Name") == "nodes"]
+    assert [scan["Actual Loops"] for scan in scans] == [1]
+    # In the order of the heap: an index would lead to each page many times.
+    assert scans[0]["Node Type"] == "Seq Scan"
+    assert not [step for step in steps if "Sort" in step["Node Type"]]
+    pages = sum(scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] for scan in scans)
+    assert pages <= NODES / 10
+
+
+async def test_a_sweep_in_which_nothing_is_due_looks_once_and_locks_no_node(
+    fleet: Database,
+) -> None:
+    async with fleet.write() as sweeping:
+        swept = await liveness.sweep(sweeping, uuid4(), RULES)
+        assert (swept.changed, swept.live) == (0, NODES)
+        async with fleet.write() as session:
+            await session.execute(text("SET LOCAL lock_timeout = '1s'"))
+            await session.execute(text("SELECT id FROM nodes FOR UPDATE NOWAIT"))
+        async with fleet.write() as session:
+            await session.execute(text("SET LOCAL lock_timeout = '1s'"))
+            reports = [HeartbeatReport(f"node-{n}", "boot", 1) for n in range(1, 1001)]
+            outcomes = await heartbeats.record(session, reports, RULES)
+        assert all(isinstance(outcome, Recorded) for outcome in outcomes)
+
+
+async def test_a_sweep_does_not_wait_for_heartbeats_under_way(fleet: Database) -> None:
+    async with fleet.write() as session:
+        await session.execute(text("UPDATE nodes SET heard_at = now() - interval '10 h'"))
+        await session.execute(text("UPDATE registry_state SET lease_floor = '-infinity'"))
+    async with fleet.write() as beating:
+        await heartbeats.record(
+            beating, [HeartbeatReport(f"node-{n}", "boot", 1) for n in range(1, 11)], RULES
+        )
+        async with fleet.write() as session:
+            await session.execute(text("SET LOCAL lock_timeout = '1s'"))
+            # What heartbeats have in hand is left for the next sweep; so is the log they write to.
+            due = await session.execute(liveness._SELECT_DUE, TERMS)  # noqa: SLF001  # as above
+            assert len(due.all()) == liveness.SWEEP_LIMIT

@@ -3,7 +3,7 @@
 Each question is asked for many nodes at once, so that a list costs as few statements as one node.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -53,6 +53,33 @@ async def heartbeats(
     for row in rows:
         found[row.node_id].append(row)
     return {node: take(found[node], first) for node in nodes}
+
+
+# A node's heartbeats are written under its lock: their ids are in the order of their commits.
+_BEHIND = text("""
+SELECT h.id, h.timestamp, h.node_id, h.status, h.metrics
+FROM unnest(CAST(:nodes AS uuid[]), CAST(:last_ids AS bigint[])) AS w (node, last_id), LATERAL (
+    SELECT * FROM heartbeat_log l
+    WHERE l.node_id = w.node AND l.id > w.last_id AND l.timestamp > registry_now() - interval '1h'
+    ORDER BY l.timestamp DESC, l.id DESC
+    LIMIT 100
+) h
+ORDER BY h.id
+""").columns(*HEARTBEAT)
+
+
+async def heartbeats_behind(
+    session: AsyncSession, last_ids: Mapping[UUID, int]
+) -> dict[UUID, list[Heartbeat]]:
+    """Each node's heartbeats behind that id, in order: the newest 100 of the last hour."""
+    rows = await session.scalars(
+        select(Heartbeat).from_statement(_BEHIND),
+        {"nodes": list(last_ids), "last_ids": list(last_ids.values())},
+    )
+    found: dict[UUID, list[Heartbeat]] = {}
+    for row in rows:
+        found.setdefault(row.node_id, []).append(row)
+    return found
 
 
 async def latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Any]:

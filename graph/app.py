@@ -16,6 +16,7 @@ from db.embedded import embedded_postgres
 from db.migrate import migrate, require_current
 from db.values import RegistryMode
 from graph.feed import ChangeFeed
+from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
 from graph.http import GraphQLOverHTTP
 from graph.liveness import Pacemaker
@@ -66,16 +67,18 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         pacemaker = Pacemaker(database, settings)
         metrics = Metrics()
         heartbeats = HeartbeatWriter(database, pacemaker, metrics)
+        heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()
         supervisor = await stack.enter_async_context(supervised())
         supervisor.start("feed", feed.run())
         supervisor.start("liveness", pacemaker.run())
         supervisor.start("partitions", keep_partitions(database))
         supervisor.start("heartbeats", heartbeats.run())
+        supervisor.start("heartbeat_feed", heartbeat_feed.run())
         metrics.watch(
             "node_registry_subscribers",
-            "Open subscriptions to status changes.",
-            lambda: feed.subscribers,
+            "Open subscriptions.",
+            lambda: feed.subscribers + heartbeat_feed.subscribers,
         )
         metrics.watch(
             "node_registry_revision",
@@ -102,7 +105,9 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             "Database connections in use.",
             database.connections_in_use,
         )
-        yield Services(settings, database, feed, pacemaker, heartbeats, metrics, supervisor)
+        yield Services(
+            settings, database, feed, pacemaker, heartbeats, heartbeat_feed, metrics, supervisor
+        )
 
 
 def build_app(services: Services) -> Starlette:

@@ -6,6 +6,7 @@ import strawberry
 
 from db.database import Database
 from graph.feed import ChangeFeed
+from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
@@ -22,6 +23,7 @@ class Context:
     feed: ChangeFeed
     pacemaker: Pacemaker
     heartbeats: HeartbeatWriter
+    heartbeat_feed: HeartbeatFeed
     metrics: Metrics
     loader: NodeLoader
     actor: str

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from db.database import Database
 from graph.context import Context
 from graph.feed import ChangeFeed
+from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
@@ -22,6 +23,7 @@ class Services:
     feed: ChangeFeed
     pacemaker: Pacemaker
     heartbeats: HeartbeatWriter
+    heartbeat_feed: HeartbeatFeed
     metrics: Metrics
     supervisor: Supervisor
 
@@ -33,6 +35,7 @@ class Services:
             feed=self.feed,
             pacemaker=self.pacemaker,
             heartbeats=self.heartbeats,
+            heartbeat_feed=self.heartbeat_feed,
             metrics=self.metrics,
             loader=NodeLoader(self.database),
             actor=ANONYMOUS,

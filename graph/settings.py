@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     flap_steady_seconds: float = Field(default=300, ge=0)
     remove_offline_after_seconds: dict[str, Annotated[float, Field(ge=0)]] = {}
 
+    heartbeat_stream_seconds: float = Field(default=1, gt=0, le=60)
     bookmark_interval_seconds: float = Field(default=15, gt=0, le=3600)
     listen_check_seconds: float = Field(default=5, gt=0, le=300)
     subscriber_queue_size: int = Field(default=1000, ge=1)

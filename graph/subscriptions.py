@@ -6,13 +6,17 @@ from typing import Annotated
 
 import strawberry
 
+from db import nodes, tables
+from db.errors import NodeNotFound
 from db.filters import EVERY_NODE
+from graph import validation
 from graph.context import Info
 from graph.follow import Changed, Event, HoleFound, Passed, follow
+from graph.heartbeat_feed import HeartbeatFeed
 from graph.node import Node
 from graph.queries import Filter
 from graph.scalars import Revision
-from graph.types import StatusChange, field
+from graph.types import Heartbeat, StatusChange, field
 
 
 @strawberry.type(
@@ -71,6 +75,28 @@ class Subscription:
             bookmark_seconds=context.settings.bookmark_interval_seconds,
         )
         return _shown(events)
+
+    @strawberry.subscription(
+        description="Heartbeats as they arrive, for a live chart; not resumable. A reader that is"
+        " too slow misses the oldest. NODE_NOT_FOUND for a node that is not registered."
+    )
+    async def heartbeats(
+        self,
+        info: Info,
+        node_id: Annotated[str, strawberry.argument(description="The node to follow.")],
+    ) -> AsyncGenerator[Heartbeat, None]:
+        context = info.context
+        async with context.database.read() as session:
+            node = await nodes.find(session, validation.searched("nodeId", node_id))
+        if node is None:
+            raise NodeNotFound(node_id)
+        return _arriving(context.heartbeat_feed, node)
+
+
+async def _arriving(feed: HeartbeatFeed, node: tables.Node) -> AsyncGenerator[Heartbeat, None]:
+    with feed.subscribe(node.id, node.last_heartbeat_id or 0) as subscriber:
+        async for heartbeat in subscriber.heartbeats():
+            yield Heartbeat.of(heartbeat, node.node_id)
 
 
 async def _shown(events: AsyncGenerator[Event, None]) -> AsyncGenerator[NodeStatusEvent, None]:

@@ -34,7 +34,6 @@ STILL_TO_COME = {
     "AvailableNodesEvent was removed.",
     "Field Query.availableNodes was removed.",
     "Field Subscription.availableNodesChanges was removed.",
-    "Field Subscription.heartbeats was removed.",
     "RoleProfile was removed.",
     "Field Query.roleProfiles was removed.",
     *(

@@ -150,3 +150,27 @@ async def matching(session: AsyncSession, revisions: range, node_filter: NodeFil
         )
     )
     return set(rows)
+
+
+_TRIM = text("""
+DELETE FROM status_changes
+WHERE revision IN (
+    SELECT c.revision
+    FROM status_changes c, registry_state s
+    WHERE c.revision <= s.revision - :keep_rows
+       OR c.changed_at < registry_now() - make_interval(secs => :keep_seconds)
+    ORDER BY c.revision
+    LIMIT :batch
+)
+""")
+
+
+async def trim(session: AsyncSession, *, keep_rows: int, keep_seconds: float, batch: int) -> int:
+    """Drops the oldest changes, those beyond the count or the age; returns how many.
+
+    changed_at never decreases, so what is left has no gap.
+    """
+    terms = {"keep_rows": keep_rows, "keep_seconds": keep_seconds, "batch": batch}
+    result = await session.execute(_TRIM, terms)
+    dropped: int = result.rowcount  # type: ignore[attr-defined]  # of a cursor, as DELETE has
+    return dropped

@@ -129,15 +129,30 @@ async def status_changes_of(
     return {node: take(found[node], first) for node in nodes}
 
 
-# The last change before the period tells the status at its start; before a node's first change,
-# and after its last if it was removed, it was not available.
+# The last change before the period tells the status at its start; before a node was registered,
+# and after it was removed, it was not available. What a trimmed log no longer says is taken from
+# the first change that it holds, or, without one, from the node.
 _AVAILABILITY = text("""
-WITH change AS (
-    SELECT node_id, status, changed_at,
-           lead(changed_at, 1, 'infinity') OVER (PARTITION BY node_id ORDER BY revision) AS ended_at
+WITH held AS (
+    SELECT node_id, previous_status, status, changed_at, revision
     FROM status_changes
     WHERE node_id = ANY(CAST(:nodes AS uuid[]))
-      AND changed_at < :until
+), trimmed AS (
+    SELECT n.id AS node_id, coalesce(first.previous_status, n.status) AS status,
+           n.registered_at AS changed_at, CAST(0 AS bigint) AS revision
+    FROM nodes n LEFT JOIN LATERAL (
+        SELECT * FROM held h WHERE h.node_id = n.id ORDER BY h.revision LIMIT 1
+    ) first ON true
+    WHERE n.id = ANY(CAST(:nodes AS uuid[]))
+      AND (first.revision IS NULL OR first.previous_status IS NOT NULL)
+), change AS (
+    SELECT node_id, status, changed_at,
+           lead(changed_at, 1, 'infinity') OVER (PARTITION BY node_id ORDER BY revision) AS ended_at
+    FROM (
+        SELECT node_id, status, changed_at, revision FROM held
+        UNION ALL SELECT node_id, status, changed_at, revision FROM trimmed
+    ) known
+    WHERE changed_at < :until
 )
 SELECT node_id,
        extract(epoch FROM sum(least(ended_at, :until) - greatest(changed_at, :since)))

@@ -27,7 +27,7 @@ from graph.schema import schema
 from graph.services import Services
 from graph.settings import Settings
 from graph.supervisor import supervised
-from graph.upkeep import keep_partitions
+from graph.upkeep import keep_up
 from graph.websocket import GraphQLOverWebSocket
 
 
@@ -72,7 +72,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         supervisor = await stack.enter_async_context(supervised())
         supervisor.start("feed", feed.run())
         supervisor.start("liveness", pacemaker.run())
-        supervisor.start("partitions", keep_partitions(database))
+        supervisor.start("upkeep", keep_up(database, settings))
         supervisor.start("heartbeats", heartbeats.run())
         supervisor.start("heartbeat_feed", heartbeat_feed.run())
         metrics.watch(

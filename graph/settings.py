@@ -50,6 +50,8 @@ class Settings(BaseSettings):
 
     heartbeat_stream_seconds: float = Field(default=1, gt=0, le=60)
     bookmark_interval_seconds: float = Field(default=15, gt=0, le=3600)
+    change_log_max_rows: int = Field(default=1_000_000, ge=1000)
+    change_log_max_age_seconds: float = Field(default=90 * 86400, gt=0)
     listen_check_seconds: float = Field(default=5, gt=0, le=300)
     subscriber_queue_size: int = Field(default=1000, ge=1)
     max_operations_per_connection: int = Field(default=100, ge=1)

@@ -13,6 +13,7 @@ from graph.app import build_app, running_services
 from graph.dev_agent import keep_dev_agent
 from graph.services import Services
 from graph.settings import Settings
+from graph.stalled import aborting_protocol
 from graph.version import VERSION
 
 _BACKLOG = 2048
@@ -35,7 +36,9 @@ def configured(services: Services) -> Server:
         uvicorn.Config(
             build_app(services),
             http="httptools",
-            ws="websockets-sansio",
+            ws=aborting_protocol(settings.stalled_reader_seconds),
+            # Compression costs each connection more memory than its subscription.
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     listen_check_seconds: float = Field(default=5, gt=0, le=300)
     subscriber_queue_size: int = Field(default=1000, ge=1)
     max_operations_per_connection: int = Field(default=100, ge=1)
+    stalled_reader_seconds: float = Field(default=20, gt=0, le=600)
     connection_init_seconds: float = Field(default=10, gt=0, le=300)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     shutdown_seconds: int = Field(default=10, ge=0)

@@ -9,7 +9,7 @@ from api import CHANGES, register
 from conftest import LiveServer, StartServer
 from sqlalchemy import text
 from structlog.types import EventDict
-from transport_ws import Client, connect, dial
+from transport_ws import SECONDS, Client, connect, dial
 from websockets.exceptions import ConnectionClosed
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
@@ -417,3 +417,25 @@ async def test_a_fault_of_ours_leaks_nothing_and_the_connection_lives(
         assert error["extensions"]["code"] == "INTERNAL"
         assert error["extensions"]["requestId"] == failure["request_id"]
         assert not re.search(r"remark|SELECT|does not exist", str(error))
+
+
+async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: StartServer) -> None:
+    megabytes = " ".join(f'n{n}: node(nodeId: "a") {{ metadata }}' for n in range(40))
+    async with (
+        start_server(stalled_reader_seconds=0.1) as server,
+        connect(server.websocket_url) as stalled,
+        connect(server.websocket_url) as other,
+    ):
+        await register(server, "a", metadata={"much": "x" * 60_000})
+        await stalled.subscribe("live", CHANGES)
+        async with asyncio.timeout(SECONDS):
+            while server.services.feed.subscribers == 0:
+                await asyncio.sleep(0.005)
+            stalled.socket.transport.pause_reading()
+            for number in range(10):
+                await stalled.subscribe(str(number), f"{{ {megabytes} }}")
+            while server.services.feed.subscribers:
+                await other.subscribe("q", "{ registry { mode } }")
+                assert (await other.receive())["type"] == "next"
+                assert (await other.receive())["type"] == "complete"
+        stalled.socket.transport.abort()

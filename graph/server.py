@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import random
 import signal
 import socket
 from collections.abc import Iterator
 
 import click
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from graph.app import build_app, running_services
 from graph.dev_agent import keep_dev_agent
@@ -25,9 +27,44 @@ class Server(uvicorn.Server):
     closed after it, PostgreSQL included, would not be.
     """
 
+    def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._drain_seconds = drain_seconds
+        self._hurried = asyncio.Event()
+
+    def stop(self) -> None:
+        """Drains and ends; called once more, ends without waiting for anyone."""
+        if self.should_exit:
+            self.force_exit = True
+            self._hurried.set()
+        self.should_exit = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes no more connections, then spreads the goodbyes, and with them the returns.
+
+        1012, service restart, is a code at which graphql-transport-ws clients connect again.
+        """
+        for server in self.servers:
+            server.close()
+        open_sockets = [
+            connection
+            for connection in self.server_state.connections
+            if isinstance(connection, WebSocketsSansIOProtocol)
+        ]
+        await asyncio.gather(*(self._let_go(connection) for connection in open_sockets))
+        await super().shutdown(sockets)
+
+    async def _let_go(self, connection: WebSocketsSansIOProtocol) -> None:
+        delay = random.uniform(0, self._drain_seconds)  # noqa: S311  # no secret
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._hurried.wait()
+        if connection in self.server_state.connections:
+            connection.shutdown()
 
 
 def configured(services: Services) -> Server:
@@ -47,7 +84,8 @@ def configured(services: Services) -> Server:
             # Longer than the pace of heartbeats, so that an agent finds its connection open.
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_seconds,
-        )
+        ),
+        drain_seconds=settings.drain_seconds,
     )
 
 
@@ -69,7 +107,7 @@ async def serve(settings: Settings) -> None:
 
     def stop() -> None:
         if server is not None:
-            server.force_exit, server.should_exit = server.should_exit, True
+            server.stop()
         elif main is not None:
             main.cancel()
 

@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     stalled_reader_seconds: float = Field(default=20, gt=0, le=600)
     connection_init_seconds: float = Field(default=10, gt=0, le=300)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    drain_seconds: float = Field(default=3, ge=0, le=300)
     shutdown_seconds: int = Field(default=10, ge=0)
 
     @property

@@ -150,6 +150,7 @@ async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIte
             "http_port": 0,
             "data_dir": data_dir,
             "shutdown_seconds": 1,
+            "drain_seconds": 0,
             **options,
         }
     )

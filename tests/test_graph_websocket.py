@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -439,3 +440,23 @@ async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: Start
                 assert (await other.receive())["type"] == "next"
                 assert (await other.receive())["type"] == "complete"
         stalled.socket.transport.abort()
+
+
+async def test_a_server_that_stops_lets_its_clients_go_one_by_one(
+    start_server: StartServer,
+) -> None:
+    async with AsyncExitStack() as stack:
+        async with start_server(drain_seconds=0.5) as server:
+            clients = [
+                await stack.enter_async_context(connect(server.websocket_url)) for _ in range(20)
+            ]
+            clock = asyncio.get_running_loop().time
+
+            async def gone(client: Client) -> tuple[int, float]:
+                code, _ = await client.closed()
+                return code, clock()
+
+            ends = asyncio.gather(*(gone(client) for client in clients))
+        codes, times = zip(*await ends, strict=True)
+    assert set(codes) == {1012}
+    assert max(times) - min(times) > 0.1

@@ -165,7 +165,7 @@ def made_up(*content: object) -> str:
 
 BY_TIME = NodeOrder.REGISTERED_AT.keyset(descending=False)
 BY_ID = NodeOrder.NODE_ID.keyset(descending=False)
-SOME_ID = str(uuid4())
+SOME_ID = str(uuid5(NAMESPACE_OID, "some"))
 
 
 @pytest.mark.parametrize(

@@ -108,10 +108,13 @@ async def _forget_beginnings(session: AsyncSession) -> None:
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 
 
-async def let_maintenance_end(session: AsyncSession) -> None:
-    """Whatever had an end has reached it."""
-    over = "UPDATE nodes SET maintenance_until = now() WHERE maintenance_until IS NOT NULL"
-    await session.execute(text(over))
+async def let_maintenance_end(session: AsyncSession, node_id: str) -> None:
+    """Its end has come, if it has one."""
+    over = """
+    UPDATE nodes SET maintenance_until = now()
+    WHERE maintenance_until IS NOT NULL AND node_id = :node_id AND removed_at IS NULL
+    """
+    await session.execute(text(over), {"node_id": node_id})
 
 
 async def sweep(database: Database) -> int:

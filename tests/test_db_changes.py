@@ -84,7 +84,7 @@ async def act(
             await liveness.sweep(session, PROCESS, RULES)
         case "maintain":
             await nodes.start_maintenance(session, node_id, note="why", until=LATER, actor="op")
-            await let_maintenance_end(session)
+            await let_maintenance_end(session, node_id)
         case "end":
             await nodes.end_maintenance(session, node_id, rules=RULES, note=None, actor="op")
         case "deregister":

@@ -168,7 +168,7 @@ async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
     await age(database, silence)
     if ended_by == "until":
         async with database.write() as session:
-            await let_maintenance_end(session)
+            await let_maintenance_end(session, "node-3")
         assert await sweep(database) == 1
     else:
         await end_maintenance(database)
@@ -185,7 +185,7 @@ async def test_a_node_never_heard_leaves_maintenance_offline(database: Database)
         await nodes.start_maintenance(
             session, "node-2-macbook-m4max", note=None, until=LATER, actor="op"
         )
-        await let_maintenance_end(session)
+        await let_maintenance_end(session, "node-2-macbook-m4max")
     assert await sweep(database) == 1
     node = await stand(database, "node-2-macbook-m4max")
     assert (node.status, node.status_reason) == (

@@ -302,12 +302,14 @@ async def test_a_killed_database_is_started_again_and_the_registry_recovers(data
 async def test_a_registry_that_was_stopped_marks_nobody_offline(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    async with registry(data_dir) as (process, url):
+    # A lease of 4.9 s: shorter than the stop, longer than the agent takes to try again.
+    grace = {"NODE_REGISTRY_HEARTBEAT_GRACE_SECONDS": "4"}
+    async with registry(data_dir, **grace) as (process, url):
         settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
         async with running(BIN / "node-agent", "--verbose", "run", **settings) as agent:
             await agent.line("heartbeat.recorded")
             process.process.send_signal(signal.SIGSTOP)
-            await agent.line("registry.away")  # ten seconds: nine leases
+            await agent.line("registry.away")  # it waits ten seconds for its answer
             process.process.send_signal(signal.SIGCONT)
             await process.line("registry.was_deaf")
             await agent.line("registry.recovered")

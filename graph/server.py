@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import random
 import signal
 import socket
 from collections.abc import Iterator
 
 import click
+import structlog
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -17,6 +19,8 @@ from graph.services import Services
 from graph.settings import Settings
 from graph.stalled import aborting_protocol
 from graph.version import VERSION
+
+log = structlog.get_logger()
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
@@ -117,6 +121,9 @@ async def serve(settings: Settings) -> None:
     with contextlib.suppress(asyncio.CancelledError), listen(settings) as listening:
         async with running_services(settings) as services:
             url = _url(listening)
+            address = listening.getsockname()[0]
+            if not ipaddress.ip_address(address).is_loopback:
+                log.warning("server.open_to_all", address=address, authentication="none")
             if settings.dev_agent:
                 services.supervisor.start("dev_agent", keep_dev_agent(url, settings.data_dir))
             server = configured(services)

@@ -316,3 +316,13 @@ async def test_a_registry_that_was_stopped_marks_nobody_offline(
             log = "{ statusChanges { nodes { status reason } } }"
             changes = (await ask(url, log))["statusChanges"]["nodes"]
             assert [c["status"] for c in changes if c["reason"] == "MISSED_HEARTBEATS"] == []
+
+
+async def test_a_registry_that_others_can_reach_says_that_it_is_open(data_dir: Path) -> None:
+    settings = FAST | {
+        "NODE_REGISTRY_DATA_DIR": str(data_dir),
+        "NODE_REGISTRY_HTTP_HOST": "0.0.0.0",  # noqa: S104  # what the warning is about
+    }
+    async with running(BIN / "node-registry", "serve", **settings) as process:
+        await process.line(r"server\.open_to_all +address=0\.0\.0\.0")
+        assert await process.stop(signal.SIGTERM) == 0

@@ -1,9 +1,13 @@
 """The operations that several tests send."""
 
+import asyncio
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from conftest import LiveServer
+from sqlalchemy import event
 
 REGISTER = """
 mutation Register($input: RegisterNodeInput!) {
@@ -70,3 +74,26 @@ async def beat(
     )
     payload: dict[str, Any] = data["recordHeartbeat"]
     return payload
+
+
+async def settled(server: LiveServer, revision: int) -> None:
+    """Until the server has read the change log so far."""
+    async with asyncio.timeout(10):
+        while server.services.feed.revision < revision:
+            await asyncio.sleep(0.005)
+
+
+@contextmanager
+def statements(server: LiveServer) -> Iterator[list[str]]:
+    """The SQL that the server sends meanwhile."""
+    sent: list[str] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    engine = server.services.database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(engine, "before_cursor_execute", note)

@@ -182,6 +182,13 @@ async def server(start_server: StartServer) -> AsyncIterator[LiveServer]:
 
 
 @pytest.fixture
+async def quiet_server(start_server: StartServer) -> AsyncIterator[LiveServer]:
+    """A server that does nothing by itself while the test looks at what it does."""
+    async with start_server(sweep_interval_seconds=3600, listen_check_seconds=300) as live:
+        yield live
+
+
+@pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[EventDict]]:
     """What the registry logs during the test. Errors fail it, unless the test takes them out."""
     with capture_logs([merge_contextvars]) as events:

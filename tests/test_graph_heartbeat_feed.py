@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from api import beat, register
+from api import beat, register, settled, statements
 from conftest import LiveServer, StartServer
 from transport_ws import Client, connect
 
@@ -84,13 +84,25 @@ async def test_an_unknown_node_is_refused(server: LiveServer) -> None:
     assert message["payload"][0]["extensions"]["code"] == "NODE_NOT_FOUND"
 
 
-async def test_nobody_asks_the_database_when_nobody_follows(server: LiveServer) -> None:
-    await register(server, "a")
-    async with connect(server.websocket_url) as client:
+async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartServer) -> None:
+    quiet = {"sweep_interval_seconds": 3600, "listen_check_seconds": 300}
+    async with (
+        start_server(heartbeat_stream_seconds=0.01, **quiet) as server,
+        connect(server.websocket_url) as client,
+    ):
+        await register(server, "a")
+        await settled(server, 3)
         await client.subscribe("1", HEARTBEATS, nodeId="a")
         await followed(server)
+        with statements(server) as sent:
+            async with asyncio.timeout(10):
+                while not sent:
+                    await asyncio.sleep(0.005)
         await client.send({"id": "1", "type": "complete"})
         async with asyncio.timeout(10):
             while server.services.heartbeat_feed.subscribers:
                 await asyncio.sleep(0.005)
-    assert server.services.database.connections_in_use() == 0
+        await asyncio.sleep(0.1)
+        with statements(server) as sent:
+            await asyncio.sleep(0.1)
+        assert sent == []

@@ -127,7 +127,10 @@ async def test_one_bad_heartbeat_of_a_batch_fails_no_other(server: LiveServer) -
     assert outcomes[1]["errors"][0]["extensions"]["code"] == "STALE_BOOT"
 
 
-async def test_the_end_of_an_old_connection_does_not_end_the_new_run(server: LiveServer) -> None:
+async def test_the_end_of_an_old_connection_does_not_end_the_new_run(
+    quiet_server: LiveServer,
+) -> None:
+    server = quiet_server
     machine = {"hostname": "h", "localIp": "10.0.0.1"}
     beat_over = "mutation($i: RecordHeartbeatInput!) { recordHeartbeat(input: $i) { status } }"
     async with connect(server.websocket_url) as old:

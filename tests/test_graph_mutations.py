@@ -141,8 +141,9 @@ async def test_a_batch_answers_each_heartbeat_in_order(server: LiveServer) -> No
 
 
 async def test_silence_degrades_a_node_then_takes_it_offline_and_a_heartbeat_brings_it_back(
-    server: LiveServer,
+    quiet_server: LiveServer,
 ) -> None:
+    server = quiet_server
     await register(server, "a")
     sweep = server.services.pacemaker.sweep
     assert (await sweep()).changed == 0

@@ -3,8 +3,8 @@
 import asyncio
 import re
 
-from api import beat, register
-from conftest import LiveServer
+from api import beat, register, settled
+from conftest import LiveServer, StartServer
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -85,12 +85,14 @@ async def test_a_background_task_that_dies_takes_health_down(server: LiveServer)
 
 
 async def test_metrics_count_nodes_heartbeats_operations_and_subscribers(
-    server: LiveServer,
+    start_server: StartServer,
 ) -> None:
-    await register(server, "a")
-    await beat(server, "a", 1)
-    await server.post("query Broken { nothing }")
-    metrics = (await server.http.get("/metrics")).text
+    async with start_server(sweep_interval_seconds=3600) as server:
+        await register(server, "a")
+        await beat(server, "a", 1)
+        await server.post("query Broken { nothing }")
+        await settled(server, 3)
+        metrics = (await server.http.get("/metrics")).text
     for line in (
         'node_registry_nodes{status="online"} 1.0',
         'node_registry_nodes{status="offline"} 2.0',

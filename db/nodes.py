@@ -88,8 +88,7 @@ async def start_maintenance(
     Raises NodeNotFound, and BadInput for an `until` that is past.
     """
     node = await _locked(session, node_id)
-    now = (await session.scalars(select(func.registry_now()))).one()
-    if until is not None and until <= now:
+    if until is not None and until <= (await session.scalars(select(func.registry_now()))).one():
         raise BadInput("input.until", "must lie in the future")
     await session.execute(update(Node).where(NODE.id == node.id).values(maintenance_until=until))
     await changes.apply(

@@ -60,10 +60,11 @@ class DocumentCache(SchemaExtension):
         known = _cache.get(context.query or "")
         if known is not None:
             context.pre_execution_errors = list(known.errors)
-        context.validation_rules = tuple(
-            LiteralsOfCorrectTypeRule if rule is ValuesOfCorrectTypeRule else rule
-            for rule in context.validation_rules
-        )
+        else:
+            context.validation_rules = tuple(
+                LiteralsOfCorrectTypeRule if rule is ValuesOfCorrectTypeRule else rule
+                for rule in context.validation_rules
+            )
         yield
         if known is None and context.query and context.graphql_document:
             errors = list(context.pre_execution_errors or [])

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import asyncpg
 
@@ -18,26 +18,35 @@ class Listener:
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._woken = asyncio.Event()
+        self._newest = 0
 
     async def wait(self, timeout_seconds: float) -> int:
         """The log's revision, after the next change or after the timeout.
 
         Raises OSError, TimeoutError or asyncpg's errors when the connection is lost.
         """
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(timeout_seconds):
                 await self._woken.wait()
-        return await self.revision()
+        except TimeoutError:
+            return await self.revision()
+        self._woken.clear()
+        if self._connection.is_closed():
+            raise ConnectionError("the connection that listens was closed")
+        return self._newest
 
     async def revision(self) -> int:
         """Asks the connection itself: so a dead one is found, and no notification is relied on."""
-        self._woken.clear()
         revision: int = await self._connection.fetchval(
             "SELECT revision FROM registry_state", timeout=_ANSWER_SECONDS
         )
         return revision
 
-    def wake(self, *_: object) -> None:
+    def notified(self, _connection: object, _pid: int, _channel: str, payload: str) -> None:
+        self._newest = max(self._newest, int(payload))
+        self._woken.set()
+
+    def closed(self, _connection: object) -> None:
         self._woken.set()
 
 
@@ -46,8 +55,8 @@ async def listening(database: Database) -> AsyncIterator[Listener]:
     connection = await database.listening_connection()
     listener = Listener(connection)
     try:
-        connection.add_termination_listener(listener.wake)
-        await connection.add_listener(CHANNEL, listener.wake)
+        connection.add_termination_listener(listener.closed)
+        await connection.add_listener(CHANNEL, listener.notified)
         yield listener
     finally:
         connection.terminate()

@@ -22,6 +22,7 @@ from graph.http import GraphQLOverHTTP
 from graph.liveness import Pacemaker
 from graph.logs import RequestIds
 from graph.metrics import Metrics
+from graph.operations import Operations
 from graph.pages import Pages
 from graph.schema import schema
 from graph.services import Services
@@ -61,7 +62,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         feed = ChangeFeed(
             database,
             check_seconds=settings.listen_check_seconds,
-            queue_size=settings.subscriber_queue_size,
+            max_lag=settings.subscriber_max_lag,
         )
         await feed.start()
         pacemaker = Pacemaker(database, settings)
@@ -112,6 +113,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
 
 def build_app(services: Services) -> Starlette:
     pages = Pages(services)
+    operations = Operations(schema, services)
     static = StaticFiles(directory=Path(__file__).parent / "static")
     return Starlette(
         routes=[
@@ -119,8 +121,8 @@ def build_app(services: Services) -> Starlette:
             Route("/health", pages.health),
             Route("/health/live", pages.live),
             Route("/metrics", pages.metrics),
-            Route("/graphql", GraphQLOverHTTP(schema, services)),
-            WebSocketRoute("/graphql", GraphQLOverWebSocket(schema, services)),
+            Route("/graphql", GraphQLOverHTTP(operations, services.settings)),
+            WebSocketRoute("/graphql", GraphQLOverWebSocket(operations, services)),
             Mount("/static", static),
         ],
         middleware=[Middleware(RequestIds)],

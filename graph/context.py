@@ -1,17 +1,22 @@
 """What a resolver has at hand."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import strawberry
 
 from db.database import Database
-from graph.feed import ChangeFeed
-from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
 from graph.metrics import Metrics
 from graph.settings import Settings
+
+if TYPE_CHECKING:  # the feeds make objects of the API, whose resolvers take this context
+    from graph.feed import ChangeFeed
+    from graph.heartbeat_feed import HeartbeatFeed
 
 
 @dataclass(frozen=True, slots=True)

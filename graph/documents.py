@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +11,21 @@ from graphql import (
     DocumentNode,
     GraphQLError,
     GraphQLInputType,
+    GraphQLSchema,
+    GraphQLSyntaxError,
     OperationDefinitionNode,
     ValueNode,
     ValuesOfCorrectTypeRule,
     VariableDefinitionNode,
     VisitorAction,
+    parse,
+    specified_rules,
 )
 from graphql.language import SKIP
 from graphql.pyutils import print_path_list
 from graphql.utilities import validate_input_literal
 from strawberry.extensions import SchemaExtension
+from strawberry.schema.schema import validate_document
 from strawberry.types import ExecutionContext
 
 MAX_DOCUMENTS = 256
@@ -28,12 +34,27 @@ MAX_TOKENS = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class _Validated:
+class Validated:
     document: DocumentNode
     errors: list[GraphQLError]
 
 
-_cache: OrderedDict[str, _Validated] = OrderedDict()
+_cache: OrderedDict[str, Validated] = OrderedDict()
+
+
+def validated(schema: GraphQLSchema, query: str) -> Validated:
+    """Raises GraphQLSyntaxError. There is one schema in a process: it is no part of the key."""
+    known = _cache.get(query)
+    if known is not None:
+        _cache.move_to_end(query)
+        return known
+    document = parse(query, max_tokens=MAX_TOKENS)
+    known = Validated(document, validate_document(schema, document, _RULES))
+    if len(query) <= MAX_CACHED_CHARACTERS:
+        _cache[query] = known
+        if len(_cache) > MAX_DOCUMENTS:
+            _cache.popitem(last=False)
+    return known
 
 
 class DocumentCache(SchemaExtension):
@@ -42,33 +63,22 @@ class DocumentCache(SchemaExtension):
     def on_parse(self) -> Iterator[None]:
         context = self.execution_context
         context.parse_options["max_tokens"] = MAX_TOKENS
-        known = _cache.get(context.query or "")
-        if known is not None:
-            _cache.move_to_end(context.query or "")
-            context.graphql_document = known.document
+        with suppress(GraphQLSyntaxError):  # Strawberry finds it again, and says so
+            context.graphql_document = self._validated().document
         yield
 
     def on_validate(self) -> Iterator[None]:
         context = self.execution_context
-        if _leaves_operation_open(context):
-            # Errors are looked at before this generator goes on, so they must be there already.
-            context.pre_execution_errors = [
-                GraphQLError("Must provide operation name: there are several operations.")
-            ]
-            yield
-            return
-        known = _cache.get(context.query or "")
-        if known is not None:
-            context.pre_execution_errors = list(known.errors)
-        else:
-            context.validation_rules = tuple(
-                LiteralsOfCorrectTypeRule if rule is ValuesOfCorrectTypeRule else rule
-                for rule in context.validation_rules
-            )
+        context.pre_execution_errors = (
+            [GraphQLError("Must provide operation name: there are several operations.")]
+            if _leaves_operation_open(context)
+            else list(self._validated().errors)
+        )
         yield
-        if known is None and context.query and context.graphql_document:
-            errors = list(context.pre_execution_errors or [])
-            _remember(context.query, _Validated(context.graphql_document, errors))
+
+    def _validated(self) -> Validated:
+        context = self.execution_context
+        return validated(context.schema._schema, context.query or "")  # noqa: SLF001  # Strawberry's only way to it
 
 
 class LiteralsOfCorrectTypeRule(ValuesOfCorrectTypeRule):
@@ -109,8 +119,7 @@ def _leaves_operation_open(context: ExecutionContext) -> bool:
     return len(operations) > 1
 
 
-def _remember(query: str, validated: _Validated) -> None:
-    if len(query) <= MAX_CACHED_CHARACTERS:
-        _cache[query] = validated
-        if len(_cache) > MAX_DOCUMENTS:
-            _cache.popitem(last=False)
+_RULES = tuple(
+    LiteralsOfCorrectTypeRule if rule is ValuesOfCorrectTypeRule else rule
+    for rule in specified_rules
+)

@@ -1,62 +1,65 @@
-"""The live end of the change log: reads what is new once and hands it to every subscriber.
+"""The live end of the change log: reads what is new once, for every subscriber of the process.
 
-Subscribers hold no database connection. A lost notification, a dropped connection or a pause
-costs a re-read, never an event; only a subscriber too slow for its queue has to start anew.
+Subscribers hold no database connection, and no queue either: each is a position in the log, and
+what lies behind it is kept once for all. A lost notification, a dropped connection or a pause
+costs a re-read, never an event.
 """
 
 import asyncio
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from uuid import UUID
+from functools import partial
 
 import asyncpg
 import structlog
 
 from db import changes, nodes
-from db.changes import LoggedChange
 from db.database import Database
 from db.errors import Unavailable
 from db.filters import EVERY_NODE, NodeFilter
 from db.listen import Listener, listening
-from db.tables import Node
+from graph.events import Bookmark, NodeStatusChanged
+from graph.once import Once
+from graph.scalars import Revision
 
 log = structlog.get_logger()
 
 BATCH_SIZE = 500
+REPLAY_SECONDS = 1.0
+"""How long a part of the log that was read for one subscriber serves the others."""
+
+_MAX_REPLAYS = 16
+_MAX_FILTERS = 256
 _MAX_BACKOFF_SECONDS = 5.0
 
 
-class SubscriberTooSlow(Exception):
-    """The queue ran over: changes were dropped, and the subscriber cannot go on without a hole."""
+class HoleInLog(Exception):
+    """What comes next can no longer be told; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Consecutive changes of the log, with the nodes as they stood when it was read."""
+    """Consecutive changes of the log, each with its node as it stood when they were read."""
 
     database: Database
-    changes: list[LoggedChange]
-    nodes: dict[UUID, Node]
-    _matching: dict[NodeFilter, asyncio.Task[set[int]]] = field(default_factory=dict)
+    revisions: range
+    events: list[NodeStatusChanged]
+    _matching: Once[NodeFilter, list[NodeStatusChanged]] = field(
+        default_factory=lambda: Once(_MAX_FILTERS)
+    )
 
-    @property
-    def revisions(self) -> range:
-        return range(self.changes[0].revision, self.changes[-1].revision + 1)
-
-    async def matching(self, node_filter: NodeFilter) -> list[LoggedChange]:
-        """The changes that the filter means; the database is asked once for each filter."""
+    async def matching(self, node_filter: NodeFilter) -> list[NodeStatusChanged]:
+        """Those that the filter means; the database is asked once for each filter."""
         if node_filter == EVERY_NODE:
-            return self.changes
-        if node_filter not in self._matching:
-            self._matching[node_filter] = asyncio.create_task(self._ask(node_filter))
-        revisions = await asyncio.shield(self._matching[node_filter])
-        return [change for change in self.changes if change.revision in revisions]
+            return self.events
+        return await self._matching.get(node_filter, partial(self._ask, node_filter))
 
-    async def _ask(self, node_filter: NodeFilter) -> set[int]:
+    async def _ask(self, node_filter: NodeFilter) -> list[NodeStatusChanged]:
         async with self.database.read() as session:
-            return await changes.matching(session, self.revisions, node_filter)
+            wanted = await changes.matching(session, self.revisions, node_filter)
+        return [event for event in self.events if event.change.revision in wanted]
 
 
 async def read_batch(database: Database, after: int, *, upto: int | None = None) -> Batch | None:
@@ -66,54 +69,26 @@ async def read_batch(database: Database, after: int, *, upto: int | None = None)
         if not logged:
             return None
         found = await nodes.by_uuid(session, list({change.node for change in logged}))
-    return Batch(database, logged, found)
-
-
-class Subscriber:
-    """One reader of the feed; `start` is the revision behind which its batches begin."""
-
-    def __init__(self, start: int, queue_size: int) -> None:
-        self.start = start
-        self._queue: asyncio.Queue[Batch | None] = asyncio.Queue(queue_size)
-        self._too_slow = False
-
-    async def next(self, timeout_seconds: float) -> Batch:
-        """Raises TimeoutError when nothing comes in time, SubscriberTooSlow after an overflow."""
-        if self._too_slow:
-            raise SubscriberTooSlow
-        async with asyncio.timeout(timeout_seconds):
-            batch = await self._queue.get()
-        if batch is None:
-            raise SubscriberTooSlow
-        return batch
-
-    def offer(self, batch: Batch) -> None:
-        if self._queue.full():
-            self.drop()
-        elif not self._too_slow:
-            self._queue.put_nowait(batch)
-
-    def drop(self) -> None:
-        """Gives back the memory of what was not read, and tells the reader."""
-        self._too_slow = True
-        while not self._queue.empty():
-            self._queue.get_nowait()
-        self._queue.put_nowait(None)
+    return Batch(
+        database,
+        range(logged[0].revision, logged[-1].revision + 1),
+        [NodeStatusChanged.of(change, found.get(change.node)) for change in logged],
+    )
 
 
 class ChangeFeed:
-    """`revision` is the newest change that was handed on; `start` before the first subscriber."""
+    """`revision` is the newest change that was read; the newest `max_lag` are kept."""
 
-    def __init__(self, database: Database, *, check_seconds: float, queue_size: int) -> None:
+    def __init__(self, database: Database, *, check_seconds: float, max_lag: int) -> None:
         self._database = database
         self._check_seconds = check_seconds
-        self._queue_size = queue_size
-        self._subscribers: set[Subscriber] = set()
+        self._max_lag = max_lag
+        self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
+        self._replays: Once[tuple[int, int], Batch | None] = Once(_MAX_REPLAYS)
+        self._arrived = asyncio.Event()
+        self._bookmark = Bookmark(revision=Revision(0))
         self.revision = 0
-
-    @property
-    def subscribers(self) -> int:
-        return len(self._subscribers)
+        self.subscribers = 0
 
     async def start(self) -> None:
         async with self._database.read() as session:
@@ -143,13 +118,56 @@ class ChangeFeed:
                 await asyncio.sleep(delay)
 
     @contextmanager
-    def subscribe(self) -> Iterator[Subscriber]:
-        subscriber = Subscriber(self.revision, self._queue_size)
-        self._subscribers.add(subscriber)
+    def subscribed(self) -> Iterator[None]:
+        self.subscribers += 1
         try:
-            yield subscriber
+            yield
         finally:
-            self._subscribers.discard(subscriber)
+            self.subscribers -= 1
+
+    def holds(self, position: int) -> bool:
+        """Whether all that follows the position is still kept."""
+        return position == self.revision or position + 1 in self._recent
+
+    async def kept(self, position: int, timeout_seconds: float) -> Batch | None:
+        """The batch that follows the position, as soon as there is one; None after the timeout.
+
+        Raises HoleInLog when it is no longer kept.
+        """
+        if position >= self.revision:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    while position >= self.revision:
+                        await self._arrived.wait()
+            if position >= self.revision:
+                return None
+        batch = self._recent.get(position + 1)
+        if batch is None:
+            raise HoleInLog("the subscriber was too slow")
+        return batch
+
+    async def replayed(self, position: int) -> Batch:
+        """The batch that holds what follows the position, from the log.
+
+        Its borders are the same whoever asks: subscribers that resume together share it. Raises
+        HoleInLog when the log was trimmed of it.
+        """
+        start = position - position % BATCH_SIZE
+        wanted = (start, min(start + BATCH_SIZE, self.revision))
+        batch = await self._replays.get(wanted, partial(self._read, *wanted))
+        if batch is None or position + 1 not in batch.revisions:
+            raise HoleInLog("the change log no longer reaches back so far")
+        return batch
+
+    def bookmark(self, position: int) -> Bookmark:
+        """One for all that have come as far."""
+        if self._bookmark.revision != position:
+            self._bookmark = Bookmark(revision=Revision(position))
+        return self._bookmark
+
+    async def _read(self, after: int, upto: int) -> Batch | None:
+        asyncio.get_running_loop().call_later(REPLAY_SECONDS, self._replays.forget, (after, upto))
+        return await read_batch(self._database, after, upto=upto)
 
     async def _follow(self, listener: Listener) -> None:
         newest = await listener.revision()
@@ -162,10 +180,11 @@ class ChangeFeed:
         batch = await read_batch(self._database, self.revision)
         if batch is None:
             return
-        trimmed = batch.revisions.start != self.revision + 1
-        self.revision = batch.revisions.stop - 1
-        for subscriber in self._subscribers:
-            if trimmed:
-                subscriber.drop()
-            else:
-                subscriber.offer(batch)
+        if batch.revisions.start != self.revision + 1:
+            self._recent.clear()  # the log was trimmed of what lies between
+        self._recent.update(dict.fromkeys(batch.revisions, batch))
+        self.revision = batch.revisions[-1]
+        while len(self._recent) > self._max_lag:
+            del self._recent[self.revision - len(self._recent) + 1]
+        arrived, self._arrived = self._arrived, asyncio.Event()
+        arrived.set()

@@ -28,12 +28,13 @@ class HeartbeatSubscriber:
     waiting: deque[Heartbeat] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def heartbeats(self) -> AsyncIterator[Heartbeat]:
+    async def heartbeats(self) -> AsyncIterator[list[Heartbeat]]:
         while True:
             await self.arrived.wait()
             self.arrived.clear()
-            while self.waiting:
-                yield self.waiting.popleft()
+            arrived = list(self.waiting)
+            self.waiting.clear()
+            yield arrived
 
 
 class HeartbeatFeed:

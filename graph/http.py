@@ -14,16 +14,15 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
-from strawberry import Schema
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
-from strawberry.types.execution import ExecutionResult
 from strawberry.types.graphql import OperationType
 
 from db.errors import BadInput, RegistryError
 from graph import errors
 from graph.errors import RequestRefused
+from graph.operations import QUERIES, QUERIES_AND_MUTATIONS, Operations, Payload
 from graph.requests import GraphQLRequest, first_problem, parse_json
-from graph.services import Services
+from graph.settings import Settings
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
@@ -44,8 +43,8 @@ _RANGES = {
 _QUALITY = re.compile(r"[01](\.[0-9]{0,3})?")
 _GRAPHIQL = FileResponse(Path(__file__).parent / "static" / "graphiql" / "index.html")
 _BY_METHOD = {
-    "GET": {OperationType.QUERY},
-    "POST": {OperationType.QUERY, OperationType.MUTATION},
+    "GET": QUERIES,
+    "POST": QUERIES_AND_MUTATIONS,
 }
 
 
@@ -58,11 +57,11 @@ class _Refused(Exception):
 
 
 class GraphQLOverHTTP:
-    """The ASGI endpoint of one schema."""
+    """The ASGI endpoint."""
 
-    def __init__(self, schema: Schema, services: Services) -> None:
-        self._schema = schema
-        self._services = services
+    def __init__(self, operations: Operations, settings: Settings) -> None:
+        self._operations = operations
+        self._max_body_bytes = settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -77,7 +76,7 @@ class GraphQLOverHTTP:
         media_type = negotiated or JSON
         try:
             _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
-            graphql_request = await _read(request, self._services.settings.max_body_bytes)
+            graphql_request = await _read(request, self._max_body_bytes)
             body, executed = await self._execute(request.method, graphql_request)
         except _Refused as refused:
             return _response(
@@ -89,31 +88,13 @@ class GraphQLOverHTTP:
         status = STATUS_EXECUTED if executed or media_type == JSON else STATUS_NOT_EXECUTED
         return _response(status, body, media_type)
 
-    async def _execute(self, method: str, request: GraphQLRequest) -> tuple[dict[str, Any], bool]:
-        """The response, and whether execution began."""
+    async def _execute(self, method: str, request: GraphQLRequest) -> tuple[Payload, bool]:
         try:
-            result = await self._schema.execute(
-                request.query,
-                variable_values=request.variables,
-                context_value=self._services.context(),
-                operation_name=request.operation_name,
-                allowed_operation_types=_BY_METHOD[method],
-                operation_extensions=request.extensions,
-            )
+            return await self._operations.execute(request, _BY_METHOD[method])
         except CannotGetOperationTypeError as error:
             raise _Refused(400, errors.no_such_operation(error)) from error
         except InvalidOperationTypeError as error:
             raise _wrong_method(error.operation_type) from error
-        return as_payload(result)
-
-
-def as_payload(result: ExecutionResult) -> tuple[dict[str, Any], bool]:
-    """The response, and whether execution began: without it there is no `data`."""
-    if not result.errors:
-        return {"data": result.data}, True
-    shown = errors.as_response(result.errors)
-    executed = result.data is not None or any(error.path for error in result.errors)
-    return ({"data": result.data, "errors": shown} if executed else {"errors": shown}), executed
 
 
 def _wants_page(request: Request) -> bool:

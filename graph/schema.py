@@ -1,7 +1,7 @@
 """The schema: the types put together, and its text for schema.graphql."""
 
 import strawberry
-from graphql import GraphQLError
+from graphql import GraphQLError, GraphQLSchema
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types.execution import ExecutionContext
 
@@ -14,6 +14,11 @@ from graph.subscriptions import Subscription
 
 
 class Schema(strawberry.Schema):
+    @property
+    def graphql(self) -> GraphQLSchema:
+        """graphql-core's own, for what Strawberry has no word for."""
+        return self._schema
+
     def process_errors(
         self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
     ) -> None:

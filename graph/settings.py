@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     change_log_max_rows: int = Field(default=1_000_000, ge=1000)
     change_log_max_age_seconds: float = Field(default=90 * 86400, gt=0)
     listen_check_seconds: float = Field(default=5, gt=0, le=300)
-    subscriber_queue_size: int = Field(default=1000, ge=1)
+    subscriber_max_lag: int = Field(default=10_000, ge=1)
     max_operations_per_connection: int = Field(default=100, ge=1)
     stalled_reader_seconds: float = Field(default=20, gt=0, le=600)
     connection_init_seconds: float = Field(default=10, gt=0, le=300)

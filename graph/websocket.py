@@ -15,12 +15,11 @@ from graphql import GraphQLError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
-from strawberry import Schema
-from strawberry.types.execution import ExecutionResult, PreExecutionError
+from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from graph import errors
 from graph.errors import RateLimited
-from graph.http import as_payload
+from graph.operations import QUERIES_AND_MUTATIONS, OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
 
@@ -74,10 +73,10 @@ class _Close(Exception):
 
 
 class GraphQLOverWebSocket:
-    """The ASGI endpoint of one schema; each connection is a `_Connection`."""
+    """The ASGI endpoint; each connection is a `_Connection`."""
 
-    def __init__(self, schema: Schema, services: Services) -> None:
-        self._schema = schema
+    def __init__(self, operations: Operations, services: Services) -> None:
+        self._operations = operations
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,16 +87,16 @@ class GraphQLOverWebSocket:
             await websocket.close(4406, "Subprotocol not acceptable")
             return
         with self._services.metrics.connections.track_inprogress():
-            await _Connection(websocket, self._schema, self._services).serve()
+            await _Connection(websocket, self._operations, self._services).serve()
 
 
 class _Connection:
-    def __init__(self, websocket: WebSocket, schema: Schema, services: Services) -> None:
+    def __init__(self, websocket: WebSocket, operations: Operations, services: Services) -> None:
         self._websocket = websocket
-        self._schema = schema
+        self._operations = operations
         self._services = services
         self._acknowledged = False
-        self._operations: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
         """Until either side ends the connection; operations that still run are cancelled then."""
@@ -106,7 +105,7 @@ class _Connection:
                 try:
                     await self._receive(tasks)
                 finally:
-                    for operation in self._operations.values():
+                    for operation in self._running.values():
                         operation.cancel()
         except* _Close as closes:
             close = next(iter(closes.exceptions))
@@ -150,63 +149,66 @@ class _Connection:
             case _Subscribe():
                 await self._subscribe(message, tasks)
             case _Complete():
-                if operation := self._operations.pop(message.id, None):
+                if operation := self._running.pop(message.id, None):
                     operation.cancel()
 
     async def _subscribe(self, message: _Subscribe, tasks: asyncio.TaskGroup) -> None:
         if not self._acknowledged:
             raise _Close(4401, "Unauthorized")
-        if message.id in self._operations:
+        if message.id in self._running:
             raise _Close(4409, f"Subscriber for {message.id} already exists")
         limit = self._services.settings.max_operations_per_connection
-        if len(self._operations) >= limit:
+        if len(self._running) >= limit:
             refused = RateLimited(f"at most {limit} operations at once on one connection")
             await self._send_error(message.id, errors.refusal(refused))
             return
-        self._operations[message.id] = tasks.create_task(self._run(message.id, message.payload))
+        self._running[message.id] = tasks.create_task(self._run(message.id, message.payload))
 
     async def _run(self, operation_id: str, request: GraphQLRequest) -> None:
         structlog.contextvars.bind_contextvars(request_id=uuid.uuid4().hex, operation=operation_id)
         try:
-            results = await self._schema.stream(
-                request.query,
-                variable_values=request.variables,
-                context_value=self._services.context(),
-                operation_name=request.operation_name,
-                operation_extensions=request.extensions,
-            )
-            async with contextlib.aclosing(results):
-                async for result in results:
-                    if not isinstance(result, ExecutionResult):
-                        continue  # one of @defer's or @stream's, which the schema does not have
-                    payload, executed = as_payload(result)
-                    # Not begun, or a stream that broke off: it has no more to say.
-                    if not executed or isinstance(result, PreExecutionError):
-                        self._forget(operation_id)
-                        await self._send_error(operation_id, payload["errors"])
-                        return
-                    await self._send({"type": "next", "id": operation_id, "payload": payload})
+            if self._operations.is_subscription(request):
+                await self._follow(operation_id, request)
+            else:
+                payload, executed = await self._operations.execute(request, QUERIES_AND_MUTATIONS)
+                if not executed:
+                    raise OperationRefused(payload["errors"])  # noqa: TRY301  # as `_follow` does
+                await self._send({"type": "next", "id": operation_id, "payload": payload})
             self._forget(operation_id)
             await self._send({"type": "complete", "id": operation_id})
         except WebSocketDisconnect:
             pass
+        except OperationRefused as refused:
+            await self._send_error(operation_id, refused.errors)
+        except CannotGetOperationTypeError as error:
+            await self._send_error(operation_id, errors.refusal(errors.no_such_operation(error)))
         except Exception as error:  # noqa: BLE001  # a fault of ours ends this operation alone
-            self._forget(operation_id)
             broken = GraphQLError(str(error), original_error=error)
             await self._send_error(operation_id, errors.as_response([broken]))
         finally:
             self._forget(operation_id)
 
+    async def _follow(self, operation_id: str, request: GraphQLRequest) -> None:
+        # The payload is encoded already, once for all who follow the same.
+        begin = f'{{"id":{orjson.dumps(operation_id).decode()},"type":"next","payload":'
+        async with contextlib.aclosing(await self._operations.subscribe(request)) as payloads:
+            async for payload in payloads:
+                await self._send_text(f"{begin}{payload}}}")
+
     def _forget(self, operation_id: str) -> None:
         """Before the last message is sent, after which the client may use the id again."""
-        if self._operations.get(operation_id) is asyncio.current_task():
-            del self._operations[operation_id]
+        if self._running.get(operation_id) is asyncio.current_task():
+            del self._running[operation_id]
 
     async def _send_error(self, operation_id: str, payload: list[dict[str, Any]]) -> None:
+        self._forget(operation_id)
         await self._send({"type": "error", "id": operation_id, "payload": payload})
 
     async def _send(self, message: dict[str, Any]) -> None:
-        await self._websocket.send_text(orjson.dumps(message).decode())
+        await self._send_text(orjson.dumps(message).decode())
+
+    async def _send_text(self, text: str) -> None:
+        await self._websocket.send_text(text)
 
 
 def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete:

@@ -1,15 +1,20 @@
 """Status changes, followed live: none lost, none doubled, all in order."""
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 import pytest
-from api import CHANGES, DEREGISTER, MAINTENANCE, beat, register
+from api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, settled
 from conftest import LiveServer, StartServer
 from sqlalchemy import text
 from transport_ws import Client, connect
 
-from graph.feed import ChangeFeed, SubscriberTooSlow
+from db.filters import EVERY_NODE
+from graph.events import NodeStatusChanged, ResyncRequired
+from graph.feed import ChangeFeed
+from graph.follow import Event, follow
+from graph.scalars import Revision
 
 
 async def next_event(client: Client) -> dict[str, Any]:
@@ -29,6 +34,11 @@ async def next_revisions(client: Client, count: int) -> list[int]:
     return revisions
 
 
+def revision_of(event: Event) -> int:
+    assert isinstance(event, NodeStatusChanged)
+    return event.change.revision
+
+
 async def following(feed: ChangeFeed, subscribers: int = 1) -> None:
     """Until so many subscriptions are under way."""
     async with asyncio.timeout(10):
@@ -36,9 +46,9 @@ async def following(feed: ChangeFeed, subscribers: int = 1) -> None:
             await asyncio.sleep(0.005)
 
 
-async def make_changes(server: LiveServer, node_id: str, count: int) -> None:
-    """So many changes of a registered node, each by a heartbeat."""
-    for sequence in range(count):
+async def make_changes(server: LiveServer, node_id: str, count: int, *, begin: int = 0) -> None:
+    """So many changes of a registered node, each by a heartbeat, numbered from `begin` on."""
+    for sequence in range(begin, begin + count):
         status = "ONLINE" if sequence % 2 else "DEGRADED"
         await beat(server, node_id, sequence, status=status)
 
@@ -153,19 +163,25 @@ async def test_a_revision_that_the_log_no_longer_holds_asks_for_a_resync(
         assert await next_revisions(client, 1) == [3]
 
 
-async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(server: LiveServer) -> None:
-    feed = ChangeFeed(server.services.database, check_seconds=1, queue_size=2)
-    await feed.start()
-    with feed.subscribe() as subscriber:
-        running = asyncio.create_task(feed.run())
+async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(
+    start_server: StartServer,
+) -> None:
+    async with start_server(subscriber_max_lag=3) as server:
+        feed, database = server.services.feed, server.services.database
         await register(server, "a")
-        await make_changes(server, "a", 5)
-        async with asyncio.timeout(10):
-            while feed.revision < 8:
-                await asyncio.sleep(0.005)
-        running.cancel()
-        with pytest.raises(SubscriberTooSlow):
-            await subscriber.next(1)
+        await settled(server, 3)
+        async with aclosing(
+            await follow(feed, database, EVERY_NODE, after=3, bookmark_seconds=60)
+        ) as events:
+            await make_changes(server, "a", 2)
+            await settled(server, 5)
+            assert [revision_of(event) for event in await anext(events)] == [4]
+            await make_changes(server, "a", 4, begin=2)
+            await settled(server, 9)
+            resync = ResyncRequired(revision=Revision(9), reason="the subscriber was too slow")
+            assert await anext(events) == [resync]
+            with pytest.raises(StopAsyncIteration):
+                await anext(events)
 
 
 async def test_two_servers_tell_the_changes_of_both_in_the_same_order(

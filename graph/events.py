@@ -1,0 +1,50 @@
+"""What the streams of the API say: one object for each event, whoever is told of it."""
+
+from typing import Annotated, Self
+
+import strawberry
+
+from db import tables
+from db.changes import LoggedChange
+from graph.node import Node
+from graph.scalars import Revision
+from graph.types import StatusChange, field
+
+
+@strawberry.type(
+    description="A node's status changed. With node, the node as it stood when the event was sent;"
+    " null once deregistered."
+)
+class NodeStatusChanged:
+    change: StatusChange = field("The entry of the change log.")
+    node: Node | None = field("The node; null once it was removed.")
+
+    @classmethod
+    def of(cls, change: LoggedChange, node: tables.Node | None) -> Self:
+        return cls(
+            change=StatusChange.of(change),
+            node=None if node is None else Node.of(node),
+        )
+
+
+@strawberry.type(
+    description="Nothing that matches has happened up to this revision:"
+    " a client that reconnects may resume from it."
+)
+class Bookmark:
+    revision: Revision = field("How far the change log was read.")
+
+
+@strawberry.type(
+    description="The stream cannot go on without a hole, because the log was trimmed or this client"
+    " was too slow. Read nodes again, then resume from revision."
+)
+class ResyncRequired:
+    revision: Revision = field("Where to resume once the nodes were read again.")
+    reason: str = field("What happened.")
+
+
+NodeStatusEvent = Annotated[
+    NodeStatusChanged | Bookmark | ResyncRequired,
+    strawberry.union("NodeStatusEvent", description="What a stream of status changes says."),
+]

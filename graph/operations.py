@@ -1,0 +1,183 @@
+"""Runs operations on the schema: one result of a query or mutation, a stream of a subscription."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import orjson
+from graphql import (
+    ExecutionResult,
+    Executor,
+    GraphQLError,
+    GraphQLSyntaxError,
+    NamedTypeNode,
+    NonNullTypeNode,
+    OperationDefinitionNode,
+    VariableDefinitionNode,
+    create_source_event_stream,
+    execute_subscription_event,
+    get_operation_ast,
+)
+from graphql import OperationType as OperationKind
+from strawberry.types.execution import ExecutionResult as StrawberryResult
+from strawberry.types.graphql import OperationType
+from strawberry.utils.await_maybe import await_maybe
+
+from graph import documents, errors
+from graph.batched import Batched
+from graph.context import Context
+from graph.once import Once
+from graph.requests import GraphQLRequest
+from graph.schema import Schema
+from graph.services import Services
+
+MAX_SHARED_CHARACTERS = 32 * 1024 * 1024
+"""Of results that are kept because other subscriptions may ask for them."""
+
+_TURN = 32
+"""Messages to one subscriber after which the others, and all else, have their turn."""
+
+QUERIES = {OperationType.QUERY}
+QUERIES_AND_MUTATIONS = {OperationType.QUERY, OperationType.MUTATION}
+
+Payload = dict[str, Any]
+
+
+class OperationRefused(Exception):
+    """A subscription that did not begin, or broke off; `errors` are as a response shows them."""
+
+    def __init__(self, shown: list[dict[str, Any]]) -> None:
+        super().__init__(shown)
+        self.errors = shown
+
+
+class Operations:
+    """What all transports run operations by. One for each app.
+
+    An event is executed and encoded once for all subscriptions to which it would look the same:
+    those of one document, operation, variables and caller.
+    """
+
+    def __init__(self, schema: Schema, services: Services) -> None:
+        self._schema = schema
+        self._services = services
+        self._shared: Once[tuple[bytes, int], _Shared] = Once(
+            MAX_SHARED_CHARACTERS, weigh=lambda shared: len(shared.payload)
+        )
+
+    def is_subscription(self, request: GraphQLRequest) -> bool:
+        """False also of what is no valid operation at all."""
+        try:
+            known = documents.validated(self._schema.graphql, request.query)
+        except GraphQLSyntaxError:
+            return False
+        operation = get_operation_ast(known.document, request.operation_name)
+        return operation is not None and operation.operation is OperationKind.SUBSCRIPTION
+
+    async def execute(
+        self, request: GraphQLRequest, allowed: set[OperationType]
+    ) -> tuple[Payload, bool]:
+        """The response, and whether execution began: without that there is no `data`.
+
+        Raises CannotGetOperationTypeError and InvalidOperationTypeError.
+        """
+        result = await self._schema.execute(
+            request.query,
+            variable_values=request.variables,
+            context_value=self._services.context(),
+            operation_name=request.operation_name,
+            allowed_operation_types=allowed,
+            operation_extensions=request.extensions,
+        )
+        return _as_payload(result)
+
+    async def subscribe(self, request: GraphQLRequest) -> AsyncGenerator[str, None]:
+        """The encoded response to each event. Raises OperationRefused instead of the first one."""
+        known = documents.validated(self._schema.graphql, request.query)
+        if known.errors:
+            raise OperationRefused(errors.as_response(known.errors))
+        context = self._services.context()
+        executor = self._schema.execution_context_class.build(
+            self._schema.graphql,
+            known.document,
+            context_value=context,
+            raw_variable_values=request.variables,
+            operation_name=request.operation_name,
+            operation_extensions=request.extensions,
+        )
+        if isinstance(executor, list):
+            raise OperationRefused(errors.as_response(executor))
+        source = await await_maybe(create_source_event_stream(executor))
+        if isinstance(source, ExecutionResult):
+            raise OperationRefused(errors.as_response(source.errors or []))
+        assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
+        return self._responses(executor, source, _looks(request, executor.operation, context))
+
+    async def _responses(
+        self, executor: "Executor[Any]", source: Batched[object], looks: bytes
+    ) -> AsyncGenerator[str, None]:
+        async with aclosing(source.batches) as batches:
+            try:
+                async for events in batches:
+                    # All at once, so that what they ask the database is asked for all of them.
+                    executions = [
+                        self._shared.begin((looks, id(event)), partial(_execute, executor, event))
+                        for event in events
+                    ]
+                    for told, execution in enumerate(executions, start=1):
+                        done = execution.done()
+                        shared = execution.result() if done else await asyncio.shield(execution)
+                        yield shared.payload
+                        if told % _TURN == 0:
+                            await asyncio.sleep(0)
+            except Exception as error:  # whatever it is, it ends this stream alone
+                broken = GraphQLError(str(error), original_error=error)
+                raise OperationRefused(errors.as_response([broken])) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Holds on to the event, so that its identity is nobody else's."""
+
+    event: object
+    payload: str
+
+
+async def _execute(executor: "Executor[Any]", event: object) -> _Shared:
+    result = await await_maybe(execute_subscription_event(executor.build_per_event_executor(event)))
+    payload, _ = _as_payload(result)
+    return _Shared(event, orjson.dumps(payload).decode())
+
+
+def _looks(request: GraphQLRequest, operation: OperationDefinitionNode, context: Context) -> bytes:
+    """The same for all operations to which an event looks the same.
+
+    A revision says where a stream begins, never what an event looks like.
+    """
+    given = request.variables or {}
+    shown = {
+        name: given[name]
+        for definition in operation.variable_definitions or ()
+        if (name := definition.variable.name.value) in given
+        and _type_name(definition) != "Revision"
+    }
+    asked = [request.query, request.operation_name, shown, context.actor]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+
+
+def _type_name(definition: VariableDefinitionNode) -> str | None:
+    kind = definition.type.type if isinstance(definition.type, NonNullTypeNode) else definition.type
+    return kind.name.value if isinstance(kind, NamedTypeNode) else None
+
+
+def _as_payload(result: ExecutionResult | StrawberryResult) -> tuple[Payload, bool]:
+    if not result.errors:
+        return {"data": result.data}, True
+    shown = errors.as_response(result.errors)
+    executed = result.data is not None or any(error.path for error in result.errors)
+    return ({"data": result.data, "errors": shown} if executed else {"errors": shown}), executed

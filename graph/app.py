@@ -31,6 +31,8 @@ from graph.supervisor import supervised
 from graph.upkeep import keep_up
 from graph.websocket import GraphQLOverWebSocket
 
+_OTHER_CONNECTIONS = 10  # psql, `node-registry migrate`, and PostgreSQL's own reserve
+
 
 @asynccontextmanager
 async def database_url(settings: Settings) -> AsyncIterator[URL]:
@@ -38,25 +40,39 @@ async def database_url(settings: Settings) -> AsyncIterator[URL]:
     if (external := settings.external_database) is not None:
         yield external
         return
-    async with embedded_postgres(settings.data_dir) as url:
+    connections = settings.workers * (settings.db_pool_size + 1) + _OTHER_CONNECTIONS
+    options = {"max_connections": str(max(100, connections))}
+    async with embedded_postgres(settings.data_dir, options=options) as url:
         yield url
 
 
 @asynccontextmanager
-async def running_services(settings: Settings) -> AsyncIterator[Services]:
-    """Raises SchemaMismatch, Unavailable and what the embedded server raises, before it serves."""
-    async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(database_url(settings))
+async def current_database(settings: Settings) -> AsyncIterator[Database]:
+    """At this version's schema: the embedded one is brought there, any other has to be.
+
+    Raises SchemaMismatch, Unavailable and what the embedded server raises.
+    """
+    async with database_url(settings) as url:
         database = Database(
             url,
             pool_size=settings.db_pool_size,
             statement_timeout_seconds=settings.db_statement_timeout_seconds,
         )
-        stack.push_async_callback(database.close)
-        await database.ping()
-        if settings.external_database is None:
-            await migrate(database.engine)
-        await require_current(database.engine)
+        try:
+            await database.ping()
+            if settings.external_database is None:
+                await migrate(database.engine)
+            await require_current(database.engine)
+            yield database
+        finally:
+            await database.close()
+
+
+@asynccontextmanager
+async def running_services(settings: Settings) -> AsyncIterator[Services]:
+    """Raises what `current_database` raises, before it serves."""
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(current_database(settings))
         async with database.write() as session:
             await partitions.make_ahead(session)
         feed = ChangeFeed(

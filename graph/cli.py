@@ -2,31 +2,20 @@
 
 import asyncio
 import sys
-from typing import NoReturn
 
 import click
 import uvloop
-from sqlalchemy.exc import DBAPIError
 
-from db.data_folder import DataFolderInUse
 from db.database import Database
-from db.errors import EmbeddedServerFailed, RegistryError
-from db.migrate import SchemaMismatch, migrate
+from db.migrate import migrate
 from graph import logs
 from graph.app import database_url
+from graph.failures import MENDABLE, in_one_line
 from graph.schema import schema
 from graph.server import serve
-from graph.settings import ConfigurationError, Settings, load
+from graph.settings import Settings, load
 from graph.version import SERVICE, VERSION
-
-_EXPECTED = (
-    ConfigurationError,
-    SchemaMismatch,
-    DataFolderInUse,
-    EmbeddedServerFailed,
-    RegistryError,
-    OSError,
-)
+from graph.workers import serve_by_workers
 
 
 @click.group()
@@ -36,11 +25,12 @@ def commands() -> None:
 
 
 @commands.command("serve")
-def serve_command() -> None:
+@click.option("--workers", type=int, help="Processes that share the address; 1 by default.")
+def serve_command(workers: int | None) -> None:
     """Serve the registry until it is told to stop."""
-    settings = load()
+    settings = load(workers=workers)
     logs.configure(settings.env, settings.log_level)
-    uvloop.run(serve(settings))
+    uvloop.run(serve(settings) if settings.workers == 1 else serve_by_workers(settings))
 
 
 @commands.command("migrate")
@@ -72,12 +62,6 @@ def main() -> None:
     """Failures that an operator can mend end in one line and exit status 1."""
     try:
         commands()
-    except _EXPECTED as error:
-        _fail(str(error))
-    except DBAPIError as error:
-        _fail(f"the database refuses: {str(error.orig).splitlines()[0]}")
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(f"{SERVICE}: {message}", err=True)
-    sys.exit(1)
+    except MENDABLE as error:
+        click.echo(f"{SERVICE}: {in_one_line(error)}", err=True)
+        sys.exit(1)

@@ -6,7 +6,7 @@ import ipaddress
 import random
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 import structlog
@@ -18,6 +18,7 @@ from graph.dev_agent import keep_dev_agent
 from graph.services import Services
 from graph.settings import Settings
 from graph.stalled import aborting_protocol
+from graph.supervisor import Supervisor
 from graph.version import VERSION
 
 log = structlog.get_logger()
@@ -93,42 +94,55 @@ def configured(services: Services) -> Server:
     )
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
     """Raises OSError when the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
     address = (settings.http_host, settings.http_port)
-    listening = socket.create_server(address, family=family, backlog=_BACKLOG)
+    listening = socket.create_server(
+        address, family=family, backlog=_BACKLOG, reuse_port=reuse_port
+    )
     # What is accepted inherits it: asyncio itself misses such sockets, and every answer to a
     # connection that is kept waits 40 ms for an acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
-async def serve(settings: Settings) -> None:
-    """Returns after SIGINT or SIGTERM, when everything is closed."""
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """SIGINT and SIGTERM cancel the block, until it names what they call instead."""
     main = asyncio.current_task()
-    server: Server | None = None
+    assert main is not None  # noqa: S101  # a loop that runs, runs a task
+    ways: list[Callable[[], object]] = [main.cancel]
 
     def stop() -> None:
-        if server is not None:
-            server.stop()
-        elif main is not None:
-            main.cancel()
+        ways[-1]()
 
     loop = asyncio.get_running_loop()
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(each, stop)
-    with contextlib.suppress(asyncio.CancelledError), listen(settings) as listening:
+    with contextlib.suppress(asyncio.CancelledError):
+        yield ways.append
+
+
+async def serve(settings: Settings) -> None:
+    """Returns after SIGINT or SIGTERM, when everything is closed."""
+    with stoppable() as stop_by, listen(settings) as listening:
         async with running_services(settings) as services:
-            url = _url(listening)
-            address = listening.getsockname()[0]
-            if not ipaddress.ip_address(address).is_loopback:
-                log.warning("server.open_to_all", address=address, authentication="none")
-            if settings.dev_agent:
-                services.supervisor.start("dev_agent", keep_dev_agent(url, settings.data_dir))
+            begin_serving(listening, settings, services.supervisor)
             server = configured(services)
-            _announce(url, settings)
+            stop_by(server.stop)
             await server.serve(sockets=[listening])
+
+
+def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supervisor) -> None:
+    """What is done once for an address, however many processes answer on it."""
+    url = _url(listening)
+    address = listening.getsockname()[0]
+    if not ipaddress.ip_address(address).is_loopback:
+        log.warning("server.open_to_all", address=address, authentication="none")
+    if settings.dev_agent:
+        supervisor.start("dev_agent", keep_dev_agent(url, settings.data_dir))
+    _announce(url, settings)
 
 
 def _url(listening: socket.socket) -> str:

@@ -1,7 +1,7 @@
 """The registry's configuration, read from environment variables that begin with NODE_REGISTRY_."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, ValidationError
@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     data_dir: Path = Path(platformdirs.user_data_dir("dagi-node-registry"))
     dev_agent: bool = False
+    workers: int = Field(default=1, ge=1, le=64)
 
     database_url: str | None = None
     db_host: str | None = None
@@ -96,10 +97,13 @@ class Settings(BaseSettings):
         )
 
 
-def load() -> Settings:
-    """Raises ConfigurationError for the first value that is wrong."""
+def load(**given: Any) -> Settings:
+    """What is given and not None goes before the environment.
+
+    Raises ConfigurationError for the first value that is wrong.
+    """
     try:
-        return Settings()
+        return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()

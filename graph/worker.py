@@ -1,0 +1,76 @@
+"""One process of several that serve one address: `python -m graph.worker DESCRIPTOR`.
+
+Its parent, `graph.workers`, hands it a listening socket, a standard input that ends when the parent
+does, and a standard output that is read: READY, and in one line why it failed. SIGTERM stops it,
+however often it comes: systemd sends it to all processes of a unit, and so does the parent. SIGINT
+hurries it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import structlog
+import uvloop
+
+from graph import logs
+from graph.app import running_services
+from graph.failures import MENDABLE, in_one_line
+from graph.server import configured, stoppable
+from graph.settings import Settings, load
+
+READY = "ready"
+
+_STDIN, _STDOUT = 0, 1
+
+
+async def serve_inherited(listening: socket.socket, settings: Settings) -> None:
+    """Returns after SIGTERM or the end of the parent, when everything is closed."""
+    with stoppable() as stop_by, _ended_by_parent(), listening:
+        async with running_services(settings) as services:
+            server = configured(services)
+            stop_by(lambda: None if server.should_exit else server.stop())
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.stop)
+            _say(READY)
+            await server.serve(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _ended_by_parent() -> Iterator[None]:
+    """The end of standard input counts as SIGTERM: nobody else is left to send one."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        if not os.read(_STDIN, 4096):
+            loop.remove_reader(_STDIN)
+            signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(_STDIN, read)
+    try:
+        yield
+    finally:
+        loop.remove_reader(_STDIN)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # a parent that is gone does not listen
+        os.write(_STDOUT, f"{line}\n".encode())
+
+
+def main(descriptor: str) -> None:
+    structlog.contextvars.bind_contextvars(pid=os.getpid())  # the workers' log lines mingle
+    try:
+        settings = load()
+        logs.configure(settings.env, settings.log_level)
+        uvloop.run(serve_inherited(socket.socket(fileno=int(descriptor)), settings))
+    except MENDABLE as error:
+        _say(in_one_line(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

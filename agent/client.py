@@ -57,19 +57,21 @@ class RefusedError(Exception):
         return _retry_after(self.facts.get("retryAfterSeconds"))
 
 
+def headers(token: str | None) -> dict[str, str]:
+    said = {"User-Agent": f"node-agent/{version('dagi-node-registry')}"}
+    if token:
+        said["Authorization"] = f"Bearer {token}"
+    return said
+
+
 def http_transport(
     url: str, token: str | None, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> Callable[[], AsyncTransport]:
     """Makes a transport for each new connection: a used gql transport may never connect again."""
-    headers = {
-        "Accept": "application/graphql-response+json, application/json;q=0.9",
-        "User-Agent": f"node-agent/{version('dagi-node-registry')}",
-    }
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
+    accept = "application/graphql-response+json, application/json;q=0.9"
     return lambda: HTTPXAsyncTransport(
         url,
-        headers=headers,
+        headers={"Accept": accept, **headers(token)},
         timeout=timeout_seconds,
         limits=Limits(max_connections=1, keepalive_expiry=KEEPALIVE_SECONDS),
         # A proxy for the outside world must not stand between an agent and its own machine.
@@ -100,32 +102,22 @@ class Connection:
             session = self._session or await self._connect()
             data = await session.execute(request)
         except TransportQueryError as error:
-            raise await self._understood(error) from None
+            failure = understood(error.errors)
+            if isinstance(failure, RegistryAwayError):
+                await self.aclose()
+            raise failure from None
         except TransportServerError as error:
-            retry_after = self._retry_after_header()
+            transport = self._session.client.transport if self._session else None
+            answered = getattr(transport, "response_headers", None) or {}
             await self.aclose()
-            if error.code in CODE_OF_STATUS:
-                code = CODE_OF_STATUS[error.code]
-                facts = {
-                    "retryable": code == RATE_LIMITED,
-                    "retryAfterSeconds": retry_after,
-                }
-                raise RefusedError(code, f"HTTP {error.code}", facts) from None
-            raise RegistryAwayError(_shortened(str(error)), retry_after) from None
+            raise http_failure(error.code, answered, str(error)) from None
         except TimeoutError:
             await self.aclose()
             raise RegistryAwayError(f"no answer within {self._timeout_seconds:g} s") from None
         except Exception as error:  # noqa: BLE001 - gql meets a reply that is no GraphQL with AssertionError, TypeError, AttributeError and others
             await self.aclose()
-            raise RegistryAwayError(_shortened(str(error) or type(error).__name__)) from None
-        try:
-            return reply.model_validate(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            raise RegistryAwayError(
-                f"the answer is not of the schema: {field}: {first['msg']}"
-            ) from None
+            raise RegistryAwayError(shortened(str(error) or type(error).__name__)) from None
+        return checked(data, reply)
 
     async def aclose(self) -> None:
         self._session = None
@@ -152,26 +144,43 @@ class Connection:
         self._session = session
         return session
 
-    async def _understood(self, error: TransportQueryError) -> RegistryAwayError | RefusedError:
-        match error.errors:
-            case [{"message": str(message), **rest}, *_]:
-                extensions = rest.get("extensions")
-                facts = extensions if isinstance(extensions, dict) else {}
-                code = facts.get("code")
-                return RefusedError(
-                    code if isinstance(code, str) else "", _shortened(message), facts
-                )
-        await self.aclose()
-        return RegistryAwayError("the answer is not GraphQL")
 
-    def _retry_after_header(self) -> float:
-        """Of the reply that was read last; 0 without one in seconds."""
-        transport = self._session.client.transport if self._session else None
-        headers = getattr(transport, "response_headers", None) or {}
-        try:
-            return _retry_after(float(headers.get("Retry-After", 0)))
-        except ValueError:
-            return 0.0  # a date; the agent's own back-off will do
+def checked(data: object, reply: type[ReplyT]) -> ReplyT:
+    """Raises RegistryAwayError for what is not of the schema."""
+    try:
+        return reply.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise RegistryAwayError(
+            f"the answer is not of the schema: {field}: {first['msg']}"
+        ) from None
+
+
+def understood(errors: object) -> RegistryAwayError | RefusedError:
+    """The first of the `errors` of a GraphQL answer."""
+    match errors:
+        case [{"message": str(message), **rest}, *_]:
+            extensions = rest.get("extensions")
+            facts = extensions if isinstance(extensions, dict) else {}
+            code = facts.get("code")
+            return RefusedError(code if isinstance(code, str) else "", shortened(message), facts)
+    return RegistryAwayError("the answer is not GraphQL")
+
+
+def http_failure(
+    status: int | None, answered: Mapping[str, str], reason: str
+) -> RegistryAwayError | RefusedError:
+    """An HTTP status without a GraphQL answer, mostly a proxy's; `answered` are its headers."""
+    try:
+        retry_after = _retry_after(float(answered.get("Retry-After", 0)))
+    except (ValueError, LookupError):
+        retry_after = 0.0  # a date, or several; the agent's own back-off will do
+    if status in CODE_OF_STATUS:
+        code = CODE_OF_STATUS[status]
+        facts = {"retryable": code == RATE_LIMITED, "retryAfterSeconds": retry_after}
+        return RefusedError(code, f"HTTP {status}", facts)
+    return RegistryAwayError(shortened(reason), retry_after)
 
 
 def _retry_after(value: object) -> float:
@@ -180,7 +189,7 @@ def _retry_after(value: object) -> float:
     return min(max(float(value), 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def _shortened(reason: str) -> str:
+def shortened(reason: str) -> str:
     """One printable line, short enough for a log: gql puts whole pages into its errors."""
     line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
     return line if len(line) <= MAX_REASON_LENGTH else f"{line[:MAX_REASON_LENGTH]}…"

@@ -26,3 +26,24 @@ query NodeStatus($nodeId: String!) {
   }
 }
 """)
+
+REVISION = gql("""
+query Revision { registry { revision } }
+""")
+
+STATUS_CHANGES = gql("""
+subscription StatusChanges($filter: NodeFilter, $after: Revision!) {
+  nodeStatusChanges(filter: $filter, after: $after) {
+    __typename
+    ... on NodeStatusChanged {
+      change { revision nodeId previousStatus status reason note actor changedAt }
+      node {
+        nodeId name role type labels hostname ipAddress localIp status lastHeartbeat
+        statusReason statusSince
+      }
+    }
+    ... on Bookmark { revision }
+    ... on ResyncRequired { revision reason }
+  }
+}
+""")

@@ -1,6 +1,6 @@
 """What the agent reads in the registry's answers, checked before it is acted upon."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -13,6 +13,7 @@ MAX_INTERVAL_SECONDS = 86_400.0
 Interval = Annotated[
     float, Field(ge=MIN_INTERVAL_SECONDS, le=MAX_INTERVAL_SECONDS, allow_inf_nan=False)
 ]
+Revision = Annotated[int, Field(ge=0)]
 
 
 def _storable(node_id: str) -> str:
@@ -66,3 +67,56 @@ class RecordHeartbeatData(Reply):
 
 class NodeStatusData(Reply):
     node: NodeWithReason | None
+
+
+class StatusChange(Reply):
+    revision: Revision
+    node_id: str
+    previous_status: str | None
+    """None for the first entry of a node."""
+    status: str
+    reason: str
+    note: str | None
+    actor: str
+    changed_at: AwareDatetime
+
+
+class NodeStatusChanged(Reply):
+    typename: Literal["NodeStatusChanged"] = Field("NodeStatusChanged", alias="__typename")
+    change: StatusChange
+    node: NodeWithReason | None
+    """As it stood when the event was sent; None once it was removed."""
+
+    @property
+    def revision(self) -> int:
+        return self.change.revision
+
+
+class Bookmark(Reply):
+    """Nothing else that matches has happened up to this revision."""
+
+    typename: Literal["Bookmark"] = Field("Bookmark", alias="__typename")
+    revision: Revision
+
+
+class ResyncRequired(Reply):
+    """What happened before this revision cannot be told without a hole: read the nodes again."""
+
+    typename: Literal["ResyncRequired"] = Field("ResyncRequired", alias="__typename")
+    revision: Revision
+    reason: str
+
+
+StatusEvent = NodeStatusChanged | Bookmark | ResyncRequired
+
+
+class StatusChangesData(Reply):
+    node_status_changes: Annotated[StatusEvent, Field(discriminator="typename")]
+
+
+class RegistryRevision(Reply):
+    revision: Revision
+
+
+class RevisionData(Reply):
+    registry: RegistryRevision

@@ -1,0 +1,131 @@
+"""Follows the status of nodes across all interruptions: each change once, in order, none skipped.
+
+It keeps its place in memory alone: to go on after a restart, keep the `revision` of what was
+handled last, and give it as `after`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+from gql import GraphQLRequest
+
+from agent import documents
+from agent.client import TIMEOUT_SECONDS, RefusedError, RegistryAwayError
+from agent.pace import Clock, retry_delay
+from agent.replies import (
+    Bookmark,
+    NodeStatusChanged,
+    ResyncRequired,
+    RevisionData,
+    StatusChangesData,
+    StatusEvent,
+)
+from agent.settings import graphql_url
+from agent.websocket import connected, read
+
+# The registry does not call them retryable, for a mutation may be half done. A reader asks again.
+PASSING_CODES = {"", "INTERNAL"}
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+async def follow_status_changes(
+    url: str,
+    *,
+    token: str | None = None,
+    node_filter: Mapping[str, Any] | None = None,
+    after: int | None = None,
+    clock: Clock | None = None,
+) -> AsyncGenerator[StatusEvent, None]:
+    """Each change behind the revision `after` of the nodes that match NodeFilter `node_filter`.
+
+    Without `after` the first event is a Bookmark, and no change behind it is skipped: who reads
+    the nodes then, and applies what follows, has them all. The same goes for ResyncRequired. Other
+    Bookmarks come while nothing matches, so a stream that is silent for long may be stale.
+
+    Connects again for ever. Raises RefusedError when that does not help, e.g. for a bad filter or
+    token, and ValueError for a bad address. Close it with `aclose()`, or what it holds stays open.
+    """
+    url = graphql_url(url)
+    clock = clock or Clock()
+    failures, reported = 0, None
+    while True:
+        try:
+            async with aclosing(_told_once(url, token, node_filter, after)) as events:
+                async for event in events:
+                    if failures:
+                        log.info("registry.recovered", registry_url=url, failures=failures)
+                    failures, reported = 0, None
+                    if _is_news(event, after or 0):
+                        yield event
+                        after = max(after or 0, event.revision)
+        except (RegistryAwayError, RefusedError) as error:
+            if isinstance(error, RefusedError) and _is_final(error):
+                raise
+            failures += 1
+            delay = retry_delay(
+                failures,
+                interval_seconds=0.0,
+                at_least_seconds=error.retry_after_seconds,
+                uniform=clock.uniform,
+            )
+            reported = _report(error, reported, url, failures, delay)
+            await clock.wait(delay)
+
+
+async def _told_once(
+    url: str, token: str | None, node_filter: Mapping[str, Any] | None, after: int | None
+) -> AsyncGenerator[StatusEvent, None]:
+    """What one connection tells. Ends behind ResyncRequired, else with an error."""
+    async with connected(url, token) as transport:
+        if after is None:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                result = await transport.execute(documents.REVISION)
+            after = read(result, RevisionData).registry.revision
+            yield Bookmark(revision=after)
+        variables = {"filter": node_filter, "after": str(after)}
+        request = GraphQLRequest(documents.STATUS_CHANGES, variable_values=variables)
+        # No goodbye: where the socket is dead, gql would raise its failure instead of the end.
+        async with aclosing(transport.subscribe(request, send_stop=False)) as results:
+            async for result in results:
+                event = read(result, StatusChangesData).node_status_changes
+                yield event
+                if isinstance(event, ResyncRequired):
+                    return
+    raise RegistryAwayError("the stream has ended")
+
+
+def _is_news(event: StatusEvent, after: int) -> bool:
+    match event:
+        case NodeStatusChanged():
+            return event.revision > after
+        case Bookmark():
+            return event.revision >= after  # equal: a sign of life
+        case ResyncRequired():
+            return True
+
+
+def _is_final(refusal: RefusedError) -> bool:
+    return not refusal.retryable and refusal.code not in PASSING_CODES
+
+
+def _report(
+    error: RegistryAwayError | RefusedError,
+    reported: str | None,
+    url: str,
+    failures: int,
+    delay: float,
+) -> str:
+    """Logs what is new; returns what has been logged now, for the next call."""
+    kind = error.code if isinstance(error, RefusedError) else "away"
+    (log.debug if kind == reported else log.warning)(
+        "registry.refused" if isinstance(error, RefusedError) else "registry.away",
+        registry_url=url,
+        reason=str(error),
+        failures=failures,
+        retry_in_seconds=round(delay, 1),
+    )
+    return kind

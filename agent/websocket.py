@@ -1,0 +1,112 @@
+"""One websocket to the registry: bounded memory, and two ways to fail, as in `agent.client`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from gql.transport.exceptions import TransportError, TransportProtocolError, TransportQueryError
+from gql.transport.websockets import WebsocketsTransport
+from graphql import ExecutionResult
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Close
+
+from agent.client import (
+    FORBIDDEN,
+    TIMEOUT_SECONDS,
+    UNAUTHENTICATED,
+    RefusedError,
+    RegistryAwayError,
+    ReplyT,
+    checked,
+    headers,
+    http_failure,
+    shortened,
+    understood,
+)
+from agent.settings import is_loopback
+
+PROTOCOL = "graphql-transport-ws"
+# Middleboxes forget a silent connection, as a rule not before a minute.
+PING_SECONDS = 20.0
+# https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
+CODE_OF_CLOSE = {4401: UNAUTHENTICATED, 4403: FORBIDDEN}
+
+
+class Transport(WebsocketsTransport):
+    """Reads on when what came before was taken: gql's queue has no bound.
+
+    What waits then, waits in the bounded buffers of websockets and TCP, and at the registry, which
+    asks a reader that is much too slow for a resync.
+    """
+
+    async def _receive(self) -> str:
+        for listener in list(self.listeners.values()):
+            await listener._queue.join()  # noqa: SLF001 - nothing public says that it was taken
+        return await super()._receive()
+
+    def _parse_answer(self, answer: str) -> tuple[str, int | None, ExecutionResult | None]:
+        try:
+            return super()._parse_answer(answer)
+        except TransportError:
+            raise
+        except Exception as error:
+            # It would end gql's reading task unseen, and the reader would wait for ever.
+            raise TransportProtocolError("what came is not graphql-transport-ws") from error
+
+
+@asynccontextmanager
+async def connected(url: str, token: str | None) -> AsyncIterator[Transport]:
+    """`url` is the http(s) address of the endpoint.
+
+    Whatever fails of the connection while it is used is raised as RegistryAwayError, or as
+    RefusedError when the registry said no.
+    """
+    transport = Transport(
+        url.replace("http", "ws", 1),
+        headers=headers(token),
+        subprotocols=[PROTOCOL],
+        connect_timeout=TIMEOUT_SECONDS,
+        ack_timeout=TIMEOUT_SECONDS,
+        connect_args={
+            "ping_interval": PING_SECONDS,
+            "ping_timeout": PING_SECONDS,
+            # It says goodbye and does not wait for the answer, behind what nobody will read.
+            "close_timeout": 0,
+            # Inflated, what one read of the socket brings would have no bound.
+            "compression": None,
+            # A proxy for the outside world must not stand before one's own machine.
+            "proxy": None if is_loopback(url) else True,
+        },
+    )
+    try:
+        await transport.connect()
+        yield transport
+    except (TransportError, TimeoutError) as error:
+        raise _failure(error) from None
+    finally:
+        if transport.receive_data_task:
+            transport.receive_data_task.cancel()  # it may wait for a reader that has left
+        await transport.close()
+
+
+def read(result: ExecutionResult, reply: type[ReplyT]) -> ReplyT:
+    """Raises RefusedError for errors, RegistryAwayError for what is not of the schema."""
+    if result.errors:
+        raise understood(result.errors)
+    return checked(result.data, reply)
+
+
+def _failure(error: Exception) -> RegistryAwayError | RefusedError:
+    if isinstance(error, TransportQueryError):
+        return understood(error.errors)
+    cause: BaseException = error
+    while isinstance(cause, TransportError) and cause.__cause__:
+        cause = cause.__cause__
+    reason = shortened(str(cause) or type(cause).__name__)
+    match cause:
+        case InvalidStatus(response=response):
+            return http_failure(response.status_code, response.headers, reason)
+        case ConnectionClosed(rcvd=Close(code=code)) if code in CODE_OF_CLOSE:
+            return RefusedError(CODE_OF_CLOSE[code], reason, {})
+        case TimeoutError():
+            return RegistryAwayError(f"no answer within {TIMEOUT_SECONDS:g} s")
+    return RegistryAwayError(reason)

@@ -43,3 +43,9 @@ class ProfileType(StrEnum):
 class RegistryMode(StrEnum):
     NORMAL = "normal"
     PROTECTED = "protected"
+
+
+class NodeRanking(StrEnum):
+    LEAST_LOADED = "least_loaded"
+    MOST_FREE_MEMORY = "most_free_memory"
+    MOST_FREE_GPU_MEMORY = "most_free_gpu_memory"

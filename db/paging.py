@@ -62,9 +62,9 @@ class Keyset:
             raise BadInput("after", "not a cursor of this list and order") from error
 
 
-def require_page_size(first: int) -> None:
-    if not 0 <= first <= MAX_PAGE_SIZE:
-        raise BadInput("first", f"must be 0 to {MAX_PAGE_SIZE}")
+def require_page_size(size: int, field: str = "first") -> None:
+    if not 0 <= size <= MAX_PAGE_SIZE:
+        raise BadInput(field, f"must be 0 to {MAX_PAGE_SIZE}")
 
 
 def take(rows: Sequence[T], first: int) -> Page[T]:

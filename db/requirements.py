@@ -36,6 +36,9 @@ class Requirements:
     include_degraded: bool = False
 
 
+NO_REQUIREMENTS = Requirements()
+
+
 def divided(requirements: Requirements, offers: Iterable[Offer]) -> tuple[list[Offer], list[Offer]]:
     """The candidates, which meet all, and the others; faster than to ask `unmet` about each."""
     tests = [check.met for check in _checks(requirements)]

@@ -16,6 +16,7 @@ from db.embedded import embedded_postgres
 from db.migrate import migrate, require_current
 from db.values import RegistryMode
 from graph.feed import ChangeFeed
+from graph.fleet import Fleet
 from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
 from graph.http import GraphQLOverHTTP
@@ -81,6 +82,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             max_lag=settings.subscriber_max_lag,
         )
         await feed.start()
+        fleet = Fleet(database, feed)
         pacemaker = Pacemaker(database, settings)
         metrics = Metrics()
         heartbeats = HeartbeatWriter(database, pacemaker, metrics)
@@ -88,6 +90,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         await pacemaker.sweep()
         supervisor = await stack.enter_async_context(supervised())
         supervisor.start("feed", feed.run())
+        supervisor.start("fleet", fleet.run())
         supervisor.start("liveness", pacemaker.run())
         supervisor.start("upkeep", keep_up(database, settings))
         supervisor.start("heartbeats", heartbeats.run())
@@ -95,7 +98,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         metrics.watch(
             "node_registry_subscribers",
             "Open subscriptions.",
-            lambda: feed.subscribers + heartbeat_feed.subscribers,
+            lambda: feed.subscribers + heartbeat_feed.subscribers + fleet.subscribers,
         )
         metrics.watch(
             "node_registry_revision",
@@ -123,7 +126,15 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             database.connections_in_use,
         )
         yield Services(
-            settings, database, feed, pacemaker, heartbeats, heartbeat_feed, metrics, supervisor
+            settings,
+            database,
+            feed,
+            fleet,
+            pacemaker,
+            heartbeats,
+            heartbeat_feed,
+            metrics,
+            supervisor,
         )
 
 

@@ -16,6 +16,7 @@ from graph.settings import Settings
 
 if TYPE_CHECKING:  # the feeds make objects of the API, whose resolvers take this context
     from graph.feed import ChangeFeed
+    from graph.fleet import Fleet
     from graph.heartbeat_feed import HeartbeatFeed
 
 
@@ -26,6 +27,7 @@ class Context:
     settings: Settings
     database: Database
     feed: ChangeFeed
+    fleet: Fleet
     pacemaker: Pacemaker
     heartbeats: HeartbeatWriter
     heartbeat_feed: HeartbeatFeed

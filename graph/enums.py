@@ -8,7 +8,15 @@ import strawberry
 from strawberry.types.enum import StrawberryEnumDefinition
 
 from db.nodes import NodeOrder
-from db.values import NodeRole, NodeStatus, NodeType, ProfileType, RegistryMode, StatusReason
+from db.values import (
+    NodeRanking,
+    NodeRole,
+    NodeStatus,
+    NodeType,
+    ProfileType,
+    RegistryMode,
+    StatusReason,
+)
 
 E = TypeVar("E", bound=type[Enum])
 
@@ -101,6 +109,17 @@ _described(
     },
 )
 _described(
+    NodeRanking,
+    "Which node a router should try first. Each score is of the node alone, 0 to 1; what it has not"
+    " measured scores 0, and a DEGRADED node scores half.",
+    {
+        "LEAST_LOADED": "1 - the mean of what is in use, as far as it is measured, of the CPU, the"
+        " memory and the GPUs' time.",
+        "MOST_FREE_MEMORY": "free / (free + 16 GiB) of the memory.",
+        "MOST_FREE_GPU_MEMORY": "free / (free + 16 GiB) of the GPU that has most free.",
+    },
+)
+_described(
     NodeOrder,
     "What a list of nodes is sorted by.",
     {
@@ -119,6 +138,7 @@ _described(
 
 __all__ = [
     "NodeOrder",
+    "NodeRanking",
     "NodeRole",
     "NodeStatus",
     "NodeType",

@@ -48,3 +48,33 @@ NodeStatusEvent = Annotated[
     NodeStatusChanged | Bookmark | ResyncRequired,
     strawberry.union("NodeStatusEvent", description="What a stream of status changes says."),
 ]
+
+
+@strawberry.type(
+    description="The set as it stands; sent first, and again whenever deltas could have been"
+    " missed."
+)
+class AvailableNodesSnapshot:
+    revision: Revision = field("The change log had come so far.")
+    nodes: list[Node] = field("The nodes that meet the requirements, by node id.")
+
+
+@strawberry.type(description="A node that meets the requirements now.")
+class NodeBecameAvailable:
+    revision: Revision = field("The change log had come so far.")
+    node: Node = field("The node.")
+
+
+@strawberry.type(description="A node that does not meet the requirements any more.")
+class NodeBecameUnavailable:
+    revision: Revision = field("The change log had come so far.")
+    node_id: str = field("The node.")
+    reasons: list[str] = field("One line for each requirement that it does not meet.")
+
+
+AvailableNodesEvent = Annotated[
+    AvailableNodesSnapshot | NodeBecameAvailable | NodeBecameUnavailable,
+    strawberry.union(
+        "AvailableNodesEvent", description="What a stream of the nodes that may be used says."
+    ),
+]

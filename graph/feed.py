@@ -129,6 +129,12 @@ class ChangeFeed:
         """Whether all that follows the position is still kept."""
         return position == self.revision or position + 1 in self._recent
 
+    async def moved(self, timeout_seconds: float) -> None:
+        """Returns when the next change was read, or after the timeout."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._arrived.wait()
+
     async def kept(self, position: int, timeout_seconds: float) -> Batch | None:
         """The batch that follows the position, as soon as there is one; None after the timeout.
 

@@ -1,95 +1,19 @@
 """The input types of the API; `checked` turns each into what `db` takes, or raises BadInput."""
 
-from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-import orjson
 import strawberry
 
-from db import filters
 from db.errors import BadInput
 from db.heartbeats import HeartbeatReport
 from db.profiles import ProfileContent
 from db.registration import Registration
 from graph import validation
-from graph.enums import (
-    NodeOrder,
-    NodeRole,
-    NodeStatus,
-    NodeType,
-    OrderDirection,
-    ProfileType,
-    ReportedStatus,
-)
+from graph.enums import NodeRole, NodeType, ProfileType, ReportedStatus
 from graph.scalars import JSON, IPAddress
-from graph.types import field
+from graph.types import field, optional
 from graph.validation import MAX_GPUS, MAX_METRICS_BYTES
-
-T = TypeVar("T")
-
-
-def optional(description: str) -> Any:
-    return strawberry.field(description=description, default=None)
-
-
-@strawberry.input(description="Which labels a node must, may or must not have.")
-class LabelSelector:
-    all: list[str] | None = optional("It has each of these.")
-    any: list[str] | None = optional("It has at least one of these.")
-    none: list[str] | None = optional("It has none of these.")
-
-    def checked(self, path: str) -> filters.LabelSelector:
-        return filters.LabelSelector(
-            all=None if self.all is None else validation.choices(f"{path}.all", self.all),
-            any=None if self.any is None else validation.choices(f"{path}.any", self.any),
-            none=None if self.none is None else validation.choices(f"{path}.none", self.none),
-        )
-
-
-@strawberry.input(description="Which nodes are meant: all that is given must hold.")
-class NodeFilter:
-    node_ids: list[str] | None = optional("One of these node ids.")
-    roles: list[NodeRole] | None = optional("One of these roles.")
-    types: list[NodeType] | None = optional("One of these types.")
-    statuses: list[NodeStatus] | None = optional(
-        "One of these statuses; of a change, the status that it led to."
-    )
-    labels: LabelSelector | None = optional("Labels that fit.")
-    capabilities: JSON | None = optional(
-        "The node's capabilities contain this JSON (PostgreSQL @>)."
-    )
-    profile: str | None = optional("An enabled profile of this name, its own or its role's.")
-    search: str | None = optional("Part of the node id, name or hostname, in any case.")
-
-    def checked(self) -> filters.NodeFilter:
-        path = "filter"
-        return filters.NodeFilter(
-            node_ids=None
-            if self.node_ids is None
-            else validation.choices(f"{path}.nodeIds", self.node_ids),
-            roles=None if self.roles is None else _each_once(self.roles),
-            types=None if self.types is None else _each_once(self.types),
-            statuses=None if self.statuses is None else _each_once(self.statuses),
-            labels=None if self.labels is None else self.labels.checked(f"{path}.labels"),
-            capabilities=None
-            if self.capabilities is None
-            else _canonical(validation.document(f"{path}.capabilities", self.capabilities)),
-            profile=None
-            if self.profile is None
-            else validation.searched(f"{path}.profile", self.profile),
-            search=None
-            if self.search is None
-            else validation.searched(f"{path}.search", self.search),
-        )
-
-
-@strawberry.input(name="NodeOrder", description="How a list of nodes is sorted.")
-class NodeOrderInput:
-    field: NodeOrder = strawberry.field(description="What by.")
-    direction: OrderDirection = strawberry.field(
-        description="Which end comes first.", default=OrderDirection.ASC
-    )
 
 
 @strawberry.input(description="The load and memory of one GPU.")
@@ -277,12 +201,3 @@ def _distinct(path: str, contents: list[ProfileContent]) -> tuple[ProfileContent
     if len({content.name for content in contents}) < len(contents):
         raise BadInput(path, "must have different names")
     return tuple(contents)
-
-
-def _each_once(values: Iterable[T]) -> tuple[T, ...]:
-    """A value of an enum that is repeated 40,000 times is one parameter of a statement."""
-    return tuple(dict.fromkeys(values))
-
-
-def _canonical(value: dict[str, Any]) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()

@@ -7,19 +7,28 @@ import strawberry
 
 from db import changes, history, nodes
 from db.filters import EVERY_NODE
+from db.paging import require_page_size
+from db.requirements import NO_REQUIREMENTS
 from db.values import NodeStatus
 from graph import validation
+from graph.available import AvailableNodes
 from graph.context import Info
-from graph.enums import NodeOrder, OrderDirection, RegistryMode
-from graph.inputs import NodeFilter, NodeOrderInput
+from graph.enums import NodeOrder, NodeRanking, OrderDirection, RegistryMode
 from graph.node import Node, NodeConnection
 from graph.scalars import Revision
+from graph.selection import NodeFilter, NodeOrderInput, NodeRequirements
 from graph.types import DEFAULT_PAGE_SIZE, After, First, StatusChangeConnection, field, page_size
 from graph.version import STARTED_AT, VERSION
 
 Filter = Annotated[
     NodeFilter | None, strawberry.argument(description="Which nodes are meant. Absent: all.")
 ]
+
+Require = Annotated[
+    NodeRequirements | None,
+    strawberry.argument(description="What a node must meet. Absent: that it may be used at all."),
+]
+DEFAULT_LIMIT = 10
 
 
 @strawberry.type(description="How many nodes there are, by status.")
@@ -113,6 +122,25 @@ class Query:
             node_filter=node_filter,
             revision=revision,
         )
+
+    @strawberry.field(
+        description="The nodes that a router may use now, best first, as of at most a second ago."
+    )
+    async def available_nodes(
+        self,
+        info: Info,
+        require: Require = None,
+        rank: Annotated[
+            NodeRanking, strawberry.argument(description="Which of them come first.")
+        ] = NodeRanking.LEAST_LOADED,
+        limit: Annotated[
+            int | None, strawberry.argument(description="How many candidates at most, 0 to 1,000.")
+        ] = DEFAULT_LIMIT,
+    ) -> AvailableNodes:
+        count = DEFAULT_LIMIT if limit is None else limit
+        require_page_size(count, "limit")
+        required = NO_REQUIREMENTS if require is None else require.checked()
+        return await AvailableNodes.of(info.context.fleet, required, rank, count)
 
     @strawberry.field(
         description="The change log of the nodes that fit, newest first, removed nodes included."

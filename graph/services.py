@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from db.database import Database
 from graph.context import Context
 from graph.feed import ChangeFeed
+from graph.fleet import Fleet
 from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
 from graph.liveness import Pacemaker
@@ -21,6 +22,7 @@ class Services:
     settings: Settings
     database: Database
     feed: ChangeFeed
+    fleet: Fleet
     pacemaker: Pacemaker
     heartbeats: HeartbeatWriter
     heartbeat_feed: HeartbeatFeed
@@ -33,6 +35,7 @@ class Services:
             settings=self.settings,
             database=self.database,
             feed=self.feed,
+            fleet=self.fleet,
             pacemaker=self.pacemaker,
             heartbeats=self.heartbeats,
             heartbeat_feed=self.heartbeat_feed,

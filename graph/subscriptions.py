@@ -8,15 +8,17 @@ import strawberry
 from db import nodes, tables
 from db.errors import NodeNotFound
 from db.filters import EVERY_NODE
+from db.requirements import NO_REQUIREMENTS
 from graph import validation
 from graph.batched import Batched
 from graph.context import Info
-from graph.events import NodeStatusEvent
+from graph.events import AvailableNodesEvent, NodeStatusEvent
 from graph.follow import follow
 from graph.heartbeat_feed import HeartbeatFeed
-from graph.queries import Filter
+from graph.queries import Filter, Require
 from graph.scalars import Revision
 from graph.types import Heartbeat
+from graph.watch import follow_available
 
 
 @strawberry.type(description="What may be followed.")
@@ -44,6 +46,17 @@ class Subscription:
                 bookmark_seconds=context.settings.bookmark_interval_seconds,
             )
         )
+
+    @strawberry.subscription(
+        description="The nodes a router may use, kept current: the set, then what enters and leaves"
+        " it. A change of status is told at once, one of capabilities, labels or metrics within a"
+        " second."
+    )
+    async def available_nodes_changes(
+        self, info: Info, require: Require = None
+    ) -> AsyncIterator[AvailableNodesEvent]:
+        required = NO_REQUIREMENTS if require is None else require.checked()
+        return Batched(follow_available(info.context.fleet.watching(required)))
 
     @strawberry.subscription(
         description="Heartbeats as they arrive, for a live chart; not resumable. A reader that is"

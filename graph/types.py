@@ -28,6 +28,10 @@ def field(description: str) -> Any:
     return strawberry.field(description=description)
 
 
+def optional(description: str) -> Any:
+    return strawberry.field(description=description, default=None)
+
+
 @strawberry.type(description="The load and memory of one GPU at the last heartbeat.")
 class GpuMetrics:
     name: str = field("The GPU's name, as its driver gives it.")

@@ -21,19 +21,8 @@ WRITTEN = (HERE.parent / "schema.graphql").read_text(encoding="utf-8")
 OURS = build_schema(WRITTEN)
 CONTRACT = build_schema((HERE / "contract.graphql").read_text(encoding="utf-8"))
 
-# What the contract promises beyond nodes, heartbeats and the change log.
+# What the contract promises of profiles.
 STILL_TO_COME = {
-    "NodeRanking was removed.",
-    "NodeRequirements was removed.",
-    "NodeCandidate was removed.",
-    "NodeExclusion was removed.",
-    "AvailableNodes was removed.",
-    "AvailableNodesSnapshot was removed.",
-    "NodeBecameAvailable was removed.",
-    "NodeBecameUnavailable was removed.",
-    "AvailableNodesEvent was removed.",
-    "Field Query.availableNodes was removed.",
-    "Field Subscription.availableNodesChanges was removed.",
     "RoleProfile was removed.",
     "Field Query.roleProfiles was removed.",
     *(

@@ -36,6 +36,29 @@ class NodeNotFound(RegistryError):
         super().__init__(f"no node {node_id!r} is registered", nodeId=node_id)
 
 
+class ProfileNotFound(RegistryError):
+    """`owner` is a node's id, or a role and type."""
+
+    code = "PROFILE_NOT_FOUND"
+
+    def __init__(self, owner: str, name: str) -> None:
+        super().__init__(f"{owner} has no profile {name!r}", owner=owner, profile=name)
+
+
+class VersionConflict(RegistryError):
+    """Somebody else wrote it meanwhile; `current_version` is 0 where there is no such profile."""
+
+    code = "VERSION_CONFLICT"
+
+    def __init__(self, owner: str, name: str, current_version: int) -> None:
+        super().__init__(
+            f"profile {name!r} of {owner} is at version {current_version}",
+            owner=owner,
+            profile=name,
+            currentVersion=current_version,
+        )
+
+
 class NodeIdTaken(RegistryError):
     """Another run of an agent holds the id and is still sending heartbeats."""
 

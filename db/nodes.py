@@ -87,7 +87,7 @@ async def start_maintenance(
 
     Raises NodeNotFound, and BadInput for an `until` that is past.
     """
-    node = await _locked(session, node_id)
+    node = await locked(session, node_id)
     if until is not None and until <= (await session.scalars(select(func.registry_now()))).one():
         raise BadInput("input.until", "must lie in the future")
     await session.execute(update(Node).where(NODE.id == node.id).values(maintenance_until=until))
@@ -112,7 +112,7 @@ async def end_maintenance(
     session: AsyncSession, node_id: str, *, rules: Rules, note: str | None, actor: str
 ) -> Node:
     """Leaves the node in the status that its heartbeats say. Raises NodeNotFound."""
-    node = await _locked(session, node_id)
+    node = await locked(session, node_id)
     if node.status is NodeStatus.MAINTENANCE:
         status = await status_by_heartbeats(session, node.id, rules)
         await changes.apply(
@@ -134,7 +134,7 @@ async def end_maintenance(
 
 async def deregister(session: AsyncSession, node_id: str, *, note: str | None, actor: str) -> int:
     """Removes the node, keeps its history, returns the change's revision. Raises NodeNotFound."""
-    node = await _locked(session, node_id)
+    node = await locked(session, node_id)
     await session.execute(
         update(Node).where(NODE.id == node.id).values(removed_at=func.registry_now())
     )
@@ -148,7 +148,8 @@ async def deregister(session: AsyncSession, node_id: str, *, note: str | None, a
     )
 
 
-async def _locked(session: AsyncSession, node_id: str) -> Node:
+async def locked(session: AsyncSession, node_id: str) -> Node:
+    """For this transaction. Raises NodeNotFound."""
     statement = select(Node).where(NODE.node_id == node_id, _REGISTERED).with_for_update()
     node = (await session.scalars(statement)).one_or_none()
     if node is None:

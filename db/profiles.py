@@ -1,16 +1,18 @@
-"""Profiles: what a node is set up to do, and what its role says it starts from."""
+"""Profiles: what a node is set up to do, and what its role says it starts from.
+
+`db.profile_changes` writes them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, func, or_, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import and_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.tables import NODE, NODE_PROFILE, ROLE_PROFILE, NodeProfile, RoleProfile
-from db.values import ProfileType
+from db.values import NodeRole, NodeType, ProfileType
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,9 @@ class ProfileContent:
     type: ProfileType
     config: Mapping[str, Any]
     enabled: bool = True
+
+    def as_document(self) -> dict[str, Any]:
+        return {"type": self.type.value, "config": self.config, "enabled": self.enabled}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,40 +35,13 @@ class EffectiveProfile:
     from_node: bool
 
 
-async def put(session: AsyncSession, node: UUID, contents: Sequence[ProfileContent]) -> None:
-    """Makes or replaces the node's profiles of these names; one that says nothing new is kept."""
-    if not contents:
-        return
-    statement = insert(NodeProfile).values(
-        [
-            {
-                "node_id": node,
-                "profile_name": content.name,
-                "profile_type": content.type,
-                "config": content.config,
-                "enabled": content.enabled,
-            }
-            for content in sorted(contents, key=lambda content: content.name)
-        ]
-    )
-    new = statement.excluded
-    await session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[NODE_PROFILE.node_id, NODE_PROFILE.profile_name],
-            set_={
-                "profile_type": new.profile_type,
-                "config": new.config,
-                "enabled": new.enabled,
-                "version": NODE_PROFILE.version + 1,
-                "updated_at": func.now(),
-            },
-            where=or_(
-                NODE_PROFILE.profile_type != new.profile_type,
-                NODE_PROFILE.config != new.config,
-                NODE_PROFILE.enabled != new.enabled,
-            ),
-        )
-    )
+def as_document(profile: NodeProfile | RoleProfile) -> dict[str, Any]:
+    """What a profile says, as JSON; two that are equal say the same."""
+    return {
+        "type": profile.profile_type.value,
+        "config": profile.config,
+        "enabled": profile.enabled,
+    }
 
 
 async def of_nodes(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, list[NodeProfile]]:
@@ -77,6 +55,20 @@ async def of_nodes(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, l
     for profile in rows:
         found[profile.node_id].append(profile)
     return found
+
+
+async def of_roles(
+    session: AsyncSession, role: NodeRole | None = None, node_type: NodeType | None = None
+) -> list[RoleProfile]:
+    """By role, type and name."""
+    statement = select(RoleProfile).order_by(
+        ROLE_PROFILE.node_role, ROLE_PROFILE.node_type, ROLE_PROFILE.profile_name
+    )
+    if role is not None:
+        statement = statement.where(ROLE_PROFILE.node_role == role)
+    if node_type is not None:
+        statement = statement.where(ROLE_PROFILE.node_type == node_type)
+    return list(await session.scalars(statement))
 
 
 async def effective(

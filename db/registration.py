@@ -15,8 +15,8 @@ from db.changes import Transition
 from db.errors import NodeIdTaken, Unavailable
 from db.flapping import damped
 from db.liveness import OVERDUE_AT
+from db.profile_changes import put_of_node
 from db.profiles import ProfileContent
-from db.profiles import put as put_profiles
 from db.rules import Rules
 from db.tables import NODE, Node
 from db.values import NodeRole, NodeStatus, NodeType, StatusReason
@@ -120,7 +120,7 @@ async def _create(
     ).one_or_none()
     if node is None:
         return None
-    await put_profiles(session, node.id, registration.profiles)
+    await put_of_node(session, node.id, node.node_id, registration.profiles, actor=actor)
     await changes.apply(
         session,
         [Transition(node.id, None, NodeStatus.ONLINE, StatusReason.REGISTERED, actor)],
@@ -147,7 +147,7 @@ async def _register_again(
             "last_sequence": None,
         }
     await session.execute(update(Node).where(NODE.id == node.id).values(values))
-    await put_profiles(session, node.id, registration.profiles)
+    await put_of_node(session, node.id, node.node_id, registration.profiles, actor=actor)
     held = node.status_reason is StatusReason.FLAPPING
     if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE} and not held:
         back = Transition(node.id, node.status, NodeStatus.ONLINE, StatusReason.REGISTERED, actor)

@@ -228,6 +228,21 @@ class RegistryProcess(Table, table=True):
     seen_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
 
 
+class AuditEntry(Table, table=True):
+    """Who changed what; None stands for what was not there before, or is not any more."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index(None, "subject", "id"),)
+
+    id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
+    recorded_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    actor: str = Field(sa_type=Text)
+    action: str = Field(sa_type=Text, description="What was done, e.g. profile.changed.")
+    subject: str = Field(sa_type=Text, description="What it was done to, by its name.")
+    before: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
+    after: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
+
+
 def _columns(table: type[Table]) -> ReadOnlyColumnCollection[str, Column[Any]]:
     return Table.metadata.tables[str(table.__tablename__)].c
 

@@ -11,6 +11,7 @@ from db.profiles import ProfileContent
 from db.registration import Registration
 from graph import validation
 from graph.enums import NodeRole, NodeType, ProfileType, ReportedStatus
+from graph.profile_config import checked_content
 from graph.scalars import JSON, IPAddress
 from graph.types import field, optional
 from graph.validation import MAX_GPUS, MAX_METRICS_BYTES
@@ -79,12 +80,7 @@ class ProfileInput:
     enabled: bool = strawberry.field(description="Whether it is in use.", default=True)
 
     def checked(self, path: str) -> ProfileContent:
-        return ProfileContent(
-            name=validation.name(f"{path}.name", self.name),
-            type=self.type,
-            config=validation.document(f"{path}.config", self.config),
-            enabled=self.enabled,
-        )
+        return checked_content(path, self.name, self.type, self.config, enabled=self.enabled)
 
 
 @strawberry.input(

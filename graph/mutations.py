@@ -19,6 +19,7 @@ from graph.inputs import (
     checked_note,
 )
 from graph.node import Node
+from graph.profiles import ProfileMutations
 from graph.scalars import Revision
 from graph.types import field
 
@@ -79,7 +80,7 @@ _INPUT = strawberry.argument(description="What to do it with.")
 
 
 @strawberry.type(description="What may be changed.")
-class Mutation:
+class Mutation(ProfileMutations):
     @strawberry.mutation(
         description="Makes a node known, or known again: an agent does so at every start."
         " NODE_ID_TAKEN while another run of an agent holds the id and is still heard."

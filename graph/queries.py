@@ -5,7 +5,7 @@ from typing import Annotated
 
 import strawberry
 
-from db import changes, history, nodes
+from db import changes, history, nodes, profiles
 from db.filters import EVERY_NODE
 from db.paging import require_page_size
 from db.requirements import NO_REQUIREMENTS
@@ -13,8 +13,16 @@ from db.values import NodeStatus
 from graph import validation
 from graph.available import AvailableNodes
 from graph.context import Info
-from graph.enums import NodeOrder, NodeRanking, OrderDirection, RegistryMode
+from graph.enums import (
+    NodeOrder,
+    NodeRanking,
+    NodeRole,
+    NodeType,
+    OrderDirection,
+    RegistryMode,
+)
 from graph.node import Node, NodeConnection
+from graph.profiles import RoleProfile
 from graph.scalars import Revision
 from graph.selection import NodeFilter, NodeOrderInput, NodeRequirements
 from graph.types import DEFAULT_PAGE_SIZE, After, First, StatusChangeConnection, field, page_size
@@ -141,6 +149,21 @@ class Query:
         require_page_size(count, "limit")
         required = NO_REQUIREMENTS if require is None else require.checked()
         return await AvailableNodes.of(info.context.fleet, required, rank, count)
+
+    @strawberry.field(description="The profiles of roles, by role, type and name.")
+    async def role_profiles(
+        self,
+        info: Info,
+        role: Annotated[
+            NodeRole | None, strawberry.argument(description="Only those of this role.")
+        ] = None,
+        type: Annotated[  # noqa: A002  # the contract's name
+            NodeType | None, strawberry.argument(description="Only those of this type.")
+        ] = None,
+    ) -> list[RoleProfile]:
+        async with info.context.database.read() as session:
+            found = await profiles.of_roles(session, role, type)
+        return [RoleProfile.of(profile) for profile in found]
 
     @strawberry.field(
         description="The change log of the nodes that fit, newest first, removed nodes included."

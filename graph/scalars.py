@@ -56,15 +56,15 @@ def _parse_revision(value: object) -> int:
     return number
 
 
-def _parse_json(value: object) -> object:
+def stored_json(value: object) -> object:
     """Any JSON that PostgreSQL stores: no NUL, whole numbers of 64 bits, at most 32 levels.
 
     A variable inside a literal that was given no value leaves out its key, or is null in a list.
     """
-    return _stored_json(value, MAX_JSON_DEPTH)
+    return _bounded(value, MAX_JSON_DEPTH)
 
 
-def _stored_json(value: object, levels: int) -> object:
+def _bounded(value: object, levels: int) -> object:
     match value:
         case str():
             return _text(value)
@@ -74,14 +74,12 @@ def _stored_json(value: object, levels: int) -> object:
             raise ValueError("a number must be finite")
         case Mapping():
             return {
-                _text(key): _stored_json(item, _below(levels))
+                _text(key): _bounded(item, _below(levels))
                 for key, item in value.items()
                 if item is not Undefined
             }
         case list():
-            return [
-                None if item is Undefined else _stored_json(item, _below(levels)) for item in value
-            ]
+            return [None if item is Undefined else _bounded(item, _below(levels)) for item in value]
     return value
 
 
@@ -115,7 +113,7 @@ SCALARS: Mapping[object, ScalarDefinition] = {
         "Any JSON value.",
         specified_by_url="https://ecma-international.org/publications-and-standards/standards/ecma-404/",
         serialize=lambda value: value,
-        parse_value=_parse_json,
+        parse_value=stored_json,
     ),
     IPAddress: _scalar(
         "IPAddress",

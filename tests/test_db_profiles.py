@@ -11,6 +11,7 @@ from sqlalchemy import insert
 
 from db import profiles
 from db.database import Database
+from db.profile_changes import put_of_node
 from db.profiles import EffectiveProfile, ProfileContent, merge_patch
 from db.tables import Node, NodeProfile, RoleProfile
 from db.values import NodeRole, NodeType, ProfileType
@@ -115,7 +116,7 @@ def test_a_patch_leads_from_any_document_to_any_without_nulls(old: Any, new: Any
 
 async def put(database: Database, node: Node, *contents: ProfileContent) -> dict[str, NodeProfile]:
     async with database.write() as session:
-        await profiles.put(session, node.id, contents)
+        await put_of_node(session, node.id, node.node_id, contents, actor="agent")
     async with database.read() as session:
         found = await profiles.of_nodes(session, [node.id])
     return {profile.profile_name: profile for profile in found[node.id]}

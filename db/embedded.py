@@ -69,16 +69,30 @@ async def embedded_postgres(
         try:
             await server.start(start_timeout_seconds)
             keeper = asyncio.create_task(server.keep(start_timeout_seconds))
-            yield URL.create(
-                "postgresql+asyncpg",
-                username="postgres",
-                database=DATABASE,
-                query={"host": str(server.socket_dir), "port": str(_PORT)},
-            )
+            yield _url(server.socket_dir)
         finally:
             if keeper is not None:
                 keeper.cancel()
             await _to_its_end(server.stop)
+
+
+def running_url(data_dir: Path) -> URL:
+    """The URL of what another process runs in the folder. Raises EmbeddedServerFailed."""
+    try:
+        # https://www.postgresql.org/docs/current/storage-file-layout.html: the fifth line.
+        lines = (data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
+        return _url(Path(lines[4]))
+    except (OSError, IndexError) as error:
+        raise EmbeddedServerFailed(f"no PostgreSQL runs in {data_dir}") from error
+
+
+def _url(socket_dir: Path) -> URL:
+    return URL.create(
+        "postgresql+asyncpg",
+        username="postgres",
+        database=DATABASE,
+        query={"host": str(socket_dir), "port": str(_PORT)},
+    )
 
 
 async def _to_its_end(work: Callable[[], None]) -> None:

@@ -11,8 +11,9 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
 from db import partitions
+from db.data_folder import DataFolderInUse
 from db.database import Database
-from db.embedded import embedded_postgres
+from db.embedded import embedded_postgres, running_url
 from db.migrate import migrate, require_current
 from db.values import RegistryMode
 from graph.feed import ChangeFeed
@@ -67,6 +68,19 @@ async def current_database(settings: Settings) -> AsyncIterator[Database]:
             yield database
         finally:
             await database.close()
+
+
+@asynccontextmanager
+async def database_in_use(settings: Settings) -> AsyncIterator[Database]:
+    """As `current_database`, beside a registry that may be running on it."""
+    async with AsyncExitStack() as stack:
+        try:
+            database = await stack.enter_async_context(current_database(settings))
+        except DataFolderInUse:
+            database = Database(running_url(settings.data_dir))
+            stack.push_async_callback(database.close)
+            await require_current(database.engine)
+        yield database
 
 
 @asynccontextmanager

@@ -1,16 +1,22 @@
 """The command `node-registry`."""
 
 import asyncio
+import getpass
+import json
 import sys
+from typing import TextIO
 
 import click
 import uvloop
 
 from db.database import Database
 from db.migrate import migrate
+from db.values import ProfileType
 from graph import logs
-from graph.app import database_url
+from graph.app import database_in_use, database_url
 from graph.failures import MENDABLE, in_one_line
+from graph.profile_config import CONFIGS
+from graph.profile_files import Difference, export_profiles, import_profiles
 from graph.schema import schema
 from graph.server import serve
 from graph.settings import Settings, load
@@ -46,6 +52,57 @@ def migrate_command() -> None:
 def export_schema() -> None:
     """Print the GraphQL schema."""
     click.echo(schema.as_str())
+
+
+@commands.group()
+def profile() -> None:
+    """Profiles of roles and types, as YAML."""
+
+
+@profile.command("export")
+def export_command() -> None:
+    """Print all role profiles."""
+    click.echo(asyncio.run(_export(_configured())), nl=False)
+
+
+@profile.command("import")
+@click.argument("file", type=click.File(encoding="utf-8"))
+@click.option("--prune", is_flag=True, help="Delete the role profiles that the file does not have.")
+@click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
+def import_command(file: TextIO, *, prune: bool, dry_run: bool) -> None:
+    """Make the role profiles of FILE; - is standard input."""
+    difference = asyncio.run(_import(_configured(), file.read(), prune=prune, dry_run=dry_run))
+    click.echo(difference.diff, nl=False)
+    done = "would be" if dry_run else "were"
+    click.echo(f"{difference.written} {done} written, {difference.deleted} {done} deleted.")
+
+
+@profile.command("schema")
+@click.argument("profile_type", type=click.Choice([kind.name for kind in ProfileType]))
+def schema_command(profile_type: str) -> None:
+    """Print the JSON Schema of a profile's config."""
+    config = CONFIGS[ProfileType[profile_type]]
+    click.echo(json.dumps(config.model_json_schema(), indent=2))
+
+
+def _configured() -> Settings:
+    settings = load()
+    logs.configure(settings.env, "warning")
+    return settings
+
+
+async def _export(settings: Settings) -> str:
+    async with database_in_use(settings) as database, database.read() as session:
+        return await export_profiles(session)
+
+
+async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) -> Difference:
+    actor = f"{getpass.getuser()} at the command line"
+    async with database_in_use(settings) as database, database.write() as session:
+        difference = await import_profiles(session, text, prune=prune, actor=actor)
+        if dry_run:
+            await session.rollback()
+        return difference
 
 
 async def _migrate(settings: Settings) -> None:

@@ -138,6 +138,25 @@ async def test_a_list_costs_as_many_statements_as_one_node(quiet_server: LiveSer
     assert costs[0] == costs[1] <= 12
 
 
+@pytest.mark.parametrize("first", [1, 100])
+async def test_a_page_with_profiles_and_last_changes_costs_six_statements(
+    quiet_server: LiveServer, first: int
+) -> None:
+    for number in range(100):
+        profile = {"name": f"p{number % 3}", "type": "SERVICE", "config": {}}
+        await register(quiet_server, f"node-{number}", profiles=[profile])
+    await settled(quiet_server, 102)
+    with statements(quiet_server) as sent:
+        await quiet_server.execute(
+            "query ($first: Int) { nodes(first: $first) { revision nodes {"
+            " nodeId name role type labels status statusReason statusSince lastHeartbeat hostname"
+            " profiles { name config } effectiveProfiles { name config }"
+            " statusChanges(first: 1) { nodes { revision reason } } } } }",
+            first=first,
+        )
+    assert len(sent) == 6
+
+
 async def test_total_count_costs_nothing_where_it_is_not_asked_for(
     quiet_server: LiveServer,
 ) -> None:

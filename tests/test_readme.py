@@ -1,9 +1,12 @@
 """README keeps up with what it describes."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from graph.documents import validated
+from graph.schema import schema
 from graph.settings import Settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -19,6 +22,11 @@ def test_every_setting_is_in_the_table(name: str) -> None:
         for word in row.split("|")[1].replace(", or", ",").split(",")
     }
     assert name.upper() in names
+
+
+@pytest.mark.parametrize("document", re.findall(r"```graphql\n(.*?)```", README, re.DOTALL))
+def test_every_operation_is_one_of_the_schema(document: str) -> None:
+    assert validated(schema.graphql, document).errors == []
 
 
 def test_it_opens_with_the_two_commands() -> None:

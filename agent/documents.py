@@ -47,3 +47,18 @@ subscription StatusChanges($filter: NodeFilter, $after: Revision!) {
   }
 }
 """)
+
+AVAILABILITY = gql("""
+subscription Availability($require: NodeRequirements) {
+  availableNodesChanges(require: $require) {
+    __typename
+    ... on AvailableNodesSnapshot { revision nodes { ...Usable } }
+    ... on NodeBecameAvailable { revision node { ...Usable } }
+    ... on NodeBecameUnavailable { revision nodeId reasons }
+  }
+}
+fragment Usable on Node {
+  nodeId name role type labels hostname ipAddress localIp status lastHeartbeat
+  statusReason statusSince
+}
+""")

@@ -1,21 +1,22 @@
-"""Follows the status of nodes across all interruptions: each change once, in order, none skipped.
+"""Follows nodes across all interruptions: each change of status once, in order, none skipped.
 
 It keeps its place in memory alone: to go on after a restart, keep the `revision` of what was
 handled last, and give it as `after`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
-from gql import GraphQLRequest
 
 from agent import documents
 from agent.client import TIMEOUT_SECONDS, RefusedError, RegistryAwayError
 from agent.pace import Clock, retry_delay
 from agent.replies import (
+    AvailabilityData,
+    AvailabilityEvent,
     Bookmark,
     NodeStatusChanged,
     ResyncRequired,
@@ -24,10 +25,12 @@ from agent.replies import (
     StatusEvent,
 )
 from agent.settings import graphql_url
-from agent.websocket import connected, read
+from agent.websocket import connected, read, subscribed
 
 # The registry does not call them retryable, for a mutation may be half done. A reader asks again.
 PASSING_CODES = {"", "INTERNAL"}
+
+EventT = TypeVar("EventT")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -49,19 +52,53 @@ async def follow_status_changes(
     Connects again for ever. Raises RefusedError when that does not help, e.g. for a bad filter or
     token, and ValueError for a bad address. Close it with `aclose()`, or what it holds stays open.
     """
+    position = after
+
+    def told_once(url: str) -> AsyncGenerator[StatusEvent, None]:
+        return _changes_told_once(url, token, node_filter, position)
+
+    async with aclosing(_across_interruptions(url, told_once, clock or Clock())) as events:
+        async for event in events:
+            if _is_news(event, position or 0):
+                yield event
+                position = max(position or 0, event.revision)
+
+
+async def follow_available_nodes(
+    url: str,
+    *,
+    token: str | None = None,
+    requirements: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
+) -> AsyncGenerator[AvailabilityEvent, None]:
+    """The nodes that meet NodeRequirements `requirements`, then which enter and leave that set.
+
+    The whole set comes first, and again after each interruption. Connects again for ever, and
+    raises and is closed as `follow_status_changes`.
+    """
+
+    def told_once(url: str) -> AsyncGenerator[AvailabilityEvent, None]:
+        return _availability_told_once(url, token, requirements)
+
+    async with aclosing(_across_interruptions(url, told_once, clock or Clock())) as events:
+        async for event in events:
+            yield event
+
+
+async def _across_interruptions(
+    url: str, told_once: Callable[[str], AsyncGenerator[EventT, None]], clock: Clock
+) -> AsyncGenerator[EventT, None]:
+    """What one connection after another tells."""
     url = graphql_url(url)
-    clock = clock or Clock()
     failures, reported = 0, None
     while True:
         try:
-            async with aclosing(_told_once(url, token, node_filter, after)) as events:
+            async with aclosing(told_once(url)) as events:
                 async for event in events:
                     if failures:
                         log.info("registry.recovered", registry_url=url, failures=failures)
                     failures, reported = 0, None
-                    if _is_news(event, after or 0):
-                        yield event
-                        after = max(after or 0, event.revision)
+                    yield event
         except (RegistryAwayError, RefusedError) as error:
             if isinstance(error, RefusedError) and _is_final(error):
                 raise
@@ -76,10 +113,10 @@ async def follow_status_changes(
             await clock.wait(delay)
 
 
-async def _told_once(
+async def _changes_told_once(
     url: str, token: str | None, node_filter: Mapping[str, Any] | None, after: int | None
 ) -> AsyncGenerator[StatusEvent, None]:
-    """What one connection tells. Ends behind ResyncRequired, else with an error."""
+    """Ends behind ResyncRequired, else with an error."""
     async with connected(url, token) as transport:
         if after is None:
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -87,15 +124,23 @@ async def _told_once(
             after = read(result, RevisionData).registry.revision
             yield Bookmark(revision=after)
         variables = {"filter": node_filter, "after": str(after)}
-        request = GraphQLRequest(documents.STATUS_CHANGES, variable_values=variables)
-        # No goodbye: where the socket is dead, gql would raise its failure instead of the end.
-        async with aclosing(transport.subscribe(request, send_stop=False)) as results:
-            async for result in results:
-                event = read(result, StatusChangesData).node_status_changes
-                yield event
-                if isinstance(event, ResyncRequired):
+        results = subscribed(transport, documents.STATUS_CHANGES, variables, StatusChangesData)
+        async with aclosing(results) as replies:
+            async for reply in replies:
+                yield reply.node_status_changes
+                if isinstance(reply.node_status_changes, ResyncRequired):
                     return
-    raise RegistryAwayError("the stream has ended")
+
+
+async def _availability_told_once(
+    url: str, token: str | None, requirements: Mapping[str, Any] | None
+) -> AsyncGenerator[AvailabilityEvent, None]:
+    async with connected(url, token) as transport:
+        variables = {"require": requirements}
+        results = subscribed(transport, documents.AVAILABILITY, variables, AvailabilityData)
+        async with aclosing(results) as replies:
+            async for reply in replies:
+                yield reply.available_nodes_changes
 
 
 def _is_news(event: StatusEvent, after: int) -> bool:

@@ -120,3 +120,33 @@ class RegistryRevision(Reply):
 
 class RevisionData(Reply):
     registry: RegistryRevision
+
+
+class AvailableNodes(Reply):
+    """The whole set, as it stands."""
+
+    typename: Literal["AvailableNodesSnapshot"] = Field(
+        "AvailableNodesSnapshot", alias="__typename"
+    )
+    revision: Revision
+    nodes: list[NodeWithReason]
+
+
+class NodeBecameAvailable(Reply):
+    typename: Literal["NodeBecameAvailable"] = Field("NodeBecameAvailable", alias="__typename")
+    revision: Revision
+    node: NodeWithReason
+
+
+class NodeBecameUnavailable(Reply):
+    typename: Literal["NodeBecameUnavailable"] = Field("NodeBecameUnavailable", alias="__typename")
+    revision: Revision
+    node_id: str
+    reasons: list[str]
+
+
+AvailabilityEvent = AvailableNodes | NodeBecameAvailable | NodeBecameUnavailable
+
+
+class AvailabilityData(Reply):
+    available_nodes_changes: Annotated[AvailabilityEvent, Field(discriminator="typename")]

@@ -1,8 +1,10 @@
 """One websocket to the registry: bounded memory, and two ways to fail, as in `agent.client`."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
+from gql import GraphQLRequest
 from gql.transport.exceptions import TransportError, TransportProtocolError, TransportQueryError
 from gql.transport.websockets import WebsocketsTransport
 from graphql import ExecutionResult
@@ -86,6 +88,18 @@ async def connected(url: str, token: str | None) -> AsyncIterator[Transport]:
         if transport.receive_data_task:
             transport.receive_data_task.cancel()  # it may wait for a reader that has left
         await transport.close()
+
+
+async def subscribed(
+    transport: Transport, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+) -> AsyncGenerator[ReplyT, None]:
+    """Ends with an error, for a subscription to the registry has no end."""
+    request = GraphQLRequest(document, variable_values=variables)
+    # No goodbye: where the socket is dead, gql would raise its failure instead of the end.
+    async with aclosing(transport.subscribe(request, send_stop=False)) as results:
+        async for result in results:
+            yield read(result, reply)
+    raise RegistryAwayError("the stream has ended")
 
 
 def read(result: ExecutionResult, reply: type[ReplyT]) -> ReplyT:

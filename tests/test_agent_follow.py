@@ -19,9 +19,17 @@ from websockets.typing import Subprotocol
 
 from agent import follow, websocket
 from agent.client import RefusedError
-from agent.follow import follow_status_changes
+from agent.follow import follow_available_nodes, follow_status_changes
 from agent.pace import Clock
-from agent.replies import Bookmark, NodeStatusChanged, ResyncRequired, StatusEvent
+from agent.replies import (
+    AvailableNodes,
+    Bookmark,
+    NodeBecameAvailable,
+    NodeBecameUnavailable,
+    NodeStatusChanged,
+    ResyncRequired,
+    StatusEvent,
+)
 
 Events = AsyncGenerator[StatusEvent, None]
 SECONDS = 10
@@ -596,3 +604,39 @@ async def test_an_address_that_is_none_is_raised() -> None:
     async with following("ftp://registry") as events:
         with pytest.raises(ValueError, match="write an address"):
             await next_event(events)
+
+
+async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: LiveServer) -> None:
+    await register(server, "a", labels=["mine"])
+    requirements = {"labels": {"all": ["mine"]}}
+    async with (
+        proxy(server) as between,
+        aclosing(
+            follow_available_nodes(between.url, requirements=requirements, clock=HASTY)
+        ) as events,
+        asyncio.timeout(SECONDS),
+    ):
+        first = await anext(events)
+        assert isinstance(first, AvailableNodes)
+        assert [node.node_id for node in first.nodes] == ["a"]
+        await register(server, "b", labels=["mine"])
+        entered = await anext(events)
+        assert isinstance(entered, NodeBecameAvailable)
+        assert entered.node.node_id == "b"
+        await server.execute(DEREGISTER, input={"nodeId": "a"})
+        left = await anext(events)
+        assert isinstance(left, NodeBecameUnavailable)
+        assert (left.node_id, left.reasons) == ("a", ["is not registered any more"])
+        between.cut()
+        again = await anext(events)
+        assert isinstance(again, AvailableNodes)
+        assert [node.node_id for node in again.nodes] == ["b"]
+
+
+async def test_requirements_that_are_wrong_are_raised(server: LiveServer) -> None:
+    async with aclosing(
+        follow_available_nodes(server.url, requirements={"maxCpuPercent": -1}, clock=HASTY)
+    ) as events:
+        with pytest.raises(RefusedError) as refused:
+            await anext(events)
+    assert refused.value.facts["field"] == "require.maxCpuPercent"

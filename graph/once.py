@@ -20,16 +20,18 @@ class Once(Generic[KeyT, AnswerT]):
         self._most = most
         self._weigh = weigh
         self._weight = 0
-        self._tasks: OrderedDict[KeyT, Task[AnswerT]] = OrderedDict()
+        self._running: dict[KeyT, Task[AnswerT]] = {}
+        self._kept: OrderedDict[KeyT, tuple[Task[AnswerT], int]] = OrderedDict()
 
     def begin(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> Task[AnswerT]:
         """The task of `work`, whoever began it. Shield it where you wait for it."""
-        task = self._tasks.get(key)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
+        task = self._running.get(key)
         if task is None:
-            task = self._tasks[key] = asyncio.create_task(work())
+            task = self._running[key] = asyncio.create_task(work())
             task.add_done_callback(lambda done: self._settle(key, done))
-        else:
-            self._tasks.move_to_end(key)
         return task
 
     async def get(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> AnswerT:
@@ -37,19 +39,20 @@ class Once(Generic[KeyT, AnswerT]):
         return await asyncio.shield(self.begin(key, work))
 
     def forget(self, key: KeyT) -> None:
-        task = self._tasks.pop(key, None)
-        if task is not None and task.done():
-            self._weight -= self._weigh(task.result())
+        """What is under way still answers those who wait for it."""
+        self._running.pop(key, None)
+        _, weight = self._kept.pop(key, (None, 0))
+        self._weight -= weight
 
     def _settle(self, key: KeyT, task: Task[AnswerT]) -> None:
-        if self._tasks.get(key) is not task:
+        failed = task.cancelled() or task.exception() is not None
+        if self._running.get(key) is not task:
             return
-        if task.cancelled() or task.exception() is not None:
-            del self._tasks[key]
+        del self._running[key]
+        if failed or (weight := self._weigh(task.result())) > self._most:
             return
-        self._weight += self._weigh(task.result())
+        self._kept[key] = task, weight
+        self._weight += weight
         while self._weight > self._most:
-            self._drop_oldest()
-
-    def _drop_oldest(self) -> None:
-        self.forget(next(key for key, task in self._tasks.items() if task.done()))
+            _, (_, lightened) = self._kept.popitem(last=False)
+            self._weight -= lightened

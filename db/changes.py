@@ -138,18 +138,19 @@ async def after(
     return [LoggedChange(*row) for row in rows]
 
 
-async def matching(session: AsyncSession, revisions: range, node_filter: NodeFilter) -> set[int]:
-    """Those of the revisions that the filter means, the last ones of removed nodes included."""
-    rows = await session.scalars(
-        select(STATUS_CHANGE.revision)
+async def judged(
+    session: AsyncSession, revisions: range, node_filter: NodeFilter
+) -> dict[int, bool]:
+    """Whether the filter means them: of those revisions that the log still holds.
+
+    The last changes of removed nodes are judged too.
+    """
+    rows = await session.execute(
+        select(STATUS_CHANGE.revision, node_filter.condition(status=STATUS_CHANGE.status))
         .join(Node, STATUS_CHANGE.node_id == NODE.id)
-        .where(
-            STATUS_CHANGE.revision >= revisions.start,
-            STATUS_CHANGE.revision < revisions.stop,
-            node_filter.condition(status=STATUS_CHANGE.status),
-        )
+        .where(STATUS_CHANGE.revision >= revisions.start, STATUS_CHANGE.revision < revisions.stop)
     )
-    return set(rows)
+    return {revision: bool(meant) for revision, meant in rows}
 
 
 _TRIM = text("""

@@ -43,7 +43,7 @@ class Listener:
         return revision
 
     def notified(self, _connection: object, _pid: int, _channel: str, payload: str) -> None:
-        self._newest = max(self._newest, int(payload))
+        self._newest = int(payload)  # they come in the order of the commits
         self._woken.set()
 
     def closed(self, _connection: object) -> None:
@@ -56,7 +56,8 @@ async def listening(database: Database) -> AsyncIterator[Listener]:
     listener = Listener(connection)
     try:
         connection.add_termination_listener(listener.closed)
-        await connection.add_listener(CHANNEL, listener.notified)
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await connection.add_listener(CHANNEL, listener.notified)
         yield listener
     finally:
         connection.terminate()

@@ -7,7 +7,7 @@ costs a re-read, never an event.
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,16 +19,17 @@ from db import changes, nodes
 from db.database import Database
 from db.errors import Unavailable
 from db.filters import EVERY_NODE, NodeFilter
-from db.listen import Listener, listening
+from db.listen import listening
 from graph.events import Bookmark, NodeStatusChanged
 from graph.once import Once
 from graph.scalars import Revision
+from graph.types import StatusChange
 
 log = structlog.get_logger()
 
 BATCH_SIZE = 500
-REPLAY_SECONDS = 1.0
-"""How long a part of the log that was read for one subscriber serves the others."""
+SHARED_SECONDS = 1.0
+"""How long what was asked of the database for one subscriber serves the others."""
 
 _MAX_REPLAYS = 16
 _MAX_FILTERS = 256
@@ -46,26 +47,37 @@ class Batch:
     database: Database
     revisions: range
     events: list[NodeStatusChanged]
-    _matching: Once[NodeFilter, list[NodeStatusChanged]] = field(
-        default_factory=lambda: Once(_MAX_FILTERS)
-    )
+    _judged: Once[NodeFilter, dict[int, bool]] = field(default_factory=lambda: Once(_MAX_FILTERS))
 
-    async def matching(self, node_filter: NodeFilter) -> list[NodeStatusChanged]:
-        """Those that the filter means; the database is asked once for each filter."""
+    async def behind(self, position: int, node_filter: NodeFilter) -> list[NodeStatusChanged]:
+        """Those behind the position that the filter means.
+
+        Who asks the same at about the same time shares the answer. Raises HoleInLog when the log
+        was trimmed of some of them: what a filter means can be asked only of what is logged.
+        """
+        events = self.events
+        if position >= self.revisions.start:
+            events = [event for event in events if event.change.revision > position]
         if node_filter == EVERY_NODE:
-            return self.events
-        return await self._matching.get(node_filter, partial(self._ask, node_filter))
+            return events
+        judged = await self._judged.get(node_filter, partial(self._ask, node_filter))
+        if any(event.change.revision not in judged for event in events):
+            raise HoleInLog("the change log no longer reaches back so far")
+        return [event for event in events if judged[event.change.revision]]
 
-    async def _ask(self, node_filter: NodeFilter) -> list[NodeStatusChanged]:
+    async def _ask(self, node_filter: NodeFilter) -> dict[int, bool]:
+        # Thousands of batches are kept, many of a single change: not the answers too.
+        asyncio.get_running_loop().call_later(SHARED_SECONDS, self._judged.forget, node_filter)
         async with self.database.read() as session:
-            wanted = await changes.matching(session, self.revisions, node_filter)
-        return [event for event in self.events if event.change.revision in wanted]
+            return await changes.judged(session, self.revisions, node_filter)
 
 
-async def read_batch(database: Database, after: int, *, upto: int | None = None) -> Batch | None:
+async def read_batch(
+    database: Database, after: int, *, limit: int, upto: int | None = None
+) -> Batch | None:
     """The next changes behind a revision; None when there are none."""
     async with database.read() as session:
-        logged = await changes.after(session, after, upto=upto, limit=BATCH_SIZE)
+        logged = await changes.after(session, after, upto=upto, limit=limit)
         if not logged:
             return None
         found = await nodes.by_uuid(session, list({change.node for change in logged}))
@@ -77,7 +89,12 @@ async def read_batch(database: Database, after: int, *, upto: int | None = None)
 
 
 class ChangeFeed:
-    """`revision` is the newest change that was read; the newest `max_lag` are kept."""
+    """`revision` is the newest change that was read; the newest `max_lag` are kept.
+
+    `in_touch` says whether the database would be heard if it had anything new. `set_backs` counts
+    how often the log was found not to be the one that was read so far: as when a backup was
+    restored, or a standby took over that had not got everything.
+    """
 
     def __init__(self, database: Database, *, check_seconds: float, max_lag: int) -> None:
         self._database = database
@@ -87,12 +104,17 @@ class ChangeFeed:
         self._replays: Once[tuple[int, int], Batch | None] = Once(_MAX_REPLAYS)
         self._arrived = asyncio.Event()
         self._bookmark = Bookmark(revision=Revision(0))
+        self._last: StatusChange | None = None
         self.revision = 0
+        self.in_touch = False
+        self.set_backs = 0
         self.subscribers = 0
 
     async def start(self) -> None:
         async with self._database.read() as session:
-            self.revision = await changes.current_revision(session)
+            newest = await changes.current_revision(session)
+        await self._go_to(newest)
+        self.in_touch = True
 
     async def run(self) -> None:
         """Follows the log for ever, over restarts of PostgreSQL and cut connections."""
@@ -100,22 +122,48 @@ class ChangeFeed:
         while True:
             try:
                 async with listening(self._database) as listener:
+                    newest = await listener.revision()
+                    if not await self._is_same_log():
+                        await self._set_back(newest)
+                    await self.read_on(newest, listener.revision)
                     log.info("feed.listening", revision=self.revision)
-                    failures = 0
-                    await self._follow(listener)
+                    failures, self.in_touch = 0, True
+                    while True:
+                        newest = await listener.wait(self._check_seconds)
+                        await self.read_on(newest, listener.revision)
             except (
                 Unavailable,
                 OSError,
                 TimeoutError,
                 asyncpg.PostgresError,
                 asyncpg.InterfaceError,
+                asyncpg.InternalClientError,  # of a connection cut between two of its steps
             ) as error:
                 delay = random.uniform(0, min(_MAX_BACKOFF_SECONDS, 0.1 * 2**failures))  # noqa: S311  # no secret
                 failures = min(failures + 1, 10)
                 log.warning(
                     "feed.disconnected", cause=repr(error), retry_in_seconds=round(delay, 3)
                 )
-                await asyncio.sleep(delay)
+            finally:
+                self.in_touch = False
+            await asyncio.sleep(delay)
+
+    async def read_on(self, told: int, ask: Callable[[], Awaitable[int]]) -> None:
+        """Up to the revision that was told; one that leads nowhere is asked for again.
+
+        News may be old, and anybody who may use the database may send false ones.
+        """
+        while self.revision < told and await self._hand_on():
+            pass
+        if self.revision == told:
+            return
+        newest = await ask()
+        if newest < self.revision:
+            await self._set_back(newest)
+        while self.revision < newest:
+            if not await self._hand_on():
+                log.warning("feed.log_trimmed", read=self.revision, revision=newest)
+                await self._go_to(newest)
 
     @contextmanager
     def subscribed(self) -> Iterator[None]:
@@ -130,21 +178,21 @@ class ChangeFeed:
         return position == self.revision or position + 1 in self._recent
 
     async def moved(self, timeout_seconds: float) -> None:
-        """Returns when the next change was read, or after the timeout."""
+        """Returns when the revision has changed, or after the timeout."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._arrived.wait()
 
-    async def kept(self, position: int, timeout_seconds: float) -> Batch | None:
-        """The batch that follows the position, as soon as there is one; None after the timeout.
+    async def kept(self, position: int, set_backs: int, timeout_seconds: float) -> Batch | None:
+        """The batch that follows the position, as soon as there is one.
 
-        Raises HoleInLog when it is no longer kept.
+        None after the timeout, or if something else has happened. Raises HoleInLog when it is no
+        longer kept, or the log was set back since `set_backs` was read.
         """
+        self._refuse_set_back(set_backs)
         if position >= self.revision:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_seconds):
-                    while position >= self.revision:
-                        await self._arrived.wait()
+            await self.moved(timeout_seconds)
+            self._refuse_set_back(set_backs)
             if position >= self.revision:
                 return None
         batch = self._recent.get(position + 1)
@@ -152,15 +200,16 @@ class ChangeFeed:
             raise HoleInLog("the subscriber was too slow")
         return batch
 
-    async def replayed(self, position: int) -> Batch:
+    async def replayed(self, position: int, set_backs: int) -> Batch:
         """The batch that holds what follows the position, from the log.
 
         Its borders are the same whoever asks: subscribers that resume together share it. Raises
-        HoleInLog when the log was trimmed of it.
+        HoleInLog when the log was trimmed of it, or set back since `set_backs` was read.
         """
         start = position - position % BATCH_SIZE
         wanted = (start, min(start + BATCH_SIZE, self.revision))
         batch = await self._replays.get(wanted, partial(self._read, *wanted))
+        self._refuse_set_back(set_backs)
         if batch is None or position + 1 not in batch.revisions:
             raise HoleInLog("the change log no longer reaches back so far")
         return batch
@@ -172,25 +221,51 @@ class ChangeFeed:
         return self._bookmark
 
     async def _read(self, after: int, upto: int) -> Batch | None:
-        asyncio.get_running_loop().call_later(REPLAY_SECONDS, self._replays.forget, (after, upto))
-        return await read_batch(self._database, after, upto=upto)
+        asyncio.get_running_loop().call_later(SHARED_SECONDS, self._replays.forget, (after, upto))
+        return await read_batch(self._database, after, upto=upto, limit=BATCH_SIZE)
 
-    async def _follow(self, listener: Listener) -> None:
-        newest = await listener.revision()
-        while True:
-            while self.revision < newest:
-                await self._hand_on()
-            newest = await listener.wait(self._check_seconds)
-
-    async def _hand_on(self) -> None:
-        batch = await read_batch(self._database, self.revision)
+    async def _hand_on(self) -> bool:
+        """False when the log holds nothing newer."""
+        # Not more at once than is kept: a subscriber that is quick has to get it all.
+        limit = min(BATCH_SIZE, self._max_lag)
+        batch = await read_batch(self._database, self.revision, limit=limit)
         if batch is None:
-            return
+            return False
         if batch.revisions.start != self.revision + 1:
             self._recent.clear()  # the log was trimmed of what lies between
         self._recent.update(dict.fromkeys(batch.revisions, batch))
-        self.revision = batch.revisions[-1]
+        self.revision, self._last = batch.revisions[-1], batch.events[-1].change
         while len(self._recent) > self._max_lag:
             del self._recent[self.revision - len(self._recent) + 1]
+        self._wake()
+        return True
+
+    async def _go_to(self, revision: int) -> None:
+        last = await self._logged(revision)
+        self._recent.clear()
+        self.revision, self._last = revision, last
+        self._wake()
+
+    async def _set_back(self, revision: int) -> None:
+        log.warning("feed.log_set_back", read=self.revision, revision=revision)
+        self.set_backs += 1
+        self._replays = Once(_MAX_REPLAYS)
+        await self._go_to(revision)
+
+    def _refuse_set_back(self, set_backs: int) -> None:
+        if self.set_backs != set_backs:
+            raise HoleInLog("the change log was set back")
+
+    async def _is_same_log(self) -> bool:
+        """By the change read last: a revision that was lost is given anew to another change."""
+        logged = await self._logged(self.revision)
+        return logged is None or logged == self._last
+
+    async def _logged(self, revision: int) -> StatusChange | None:
+        async with self._database.read() as session:
+            found = await changes.after(session, revision - 1, upto=revision)
+        return StatusChange.of(found[0]) if found else None
+
+    def _wake(self) -> None:
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()

@@ -24,11 +24,13 @@ async def follow(
 ) -> AsyncGenerator[Sequence[Event], None]:
     """Each change that matches, once and in order; ends with ResyncRequired where that cannot be.
 
-    After `bookmark_seconds` in which nothing matched it says how far it has come. Without `after`
+    After `bookmark_seconds` in which nothing matched it says how far it has come; not while the
+    feed is out of touch, for silence is what tells a reader that it may be behind. Without `after`
     it begins behind what is committed now. Raises BadInput for a revision still to come.
     """
+    set_backs = feed.set_backs
     if after is not None and feed.holds(after):
-        return _follow(feed, node_filter, after, bookmark_seconds)
+        return _follow(feed, node_filter, after, set_backs, bookmark_seconds)
     async with database.read() as session:
         held = await changes.held_revisions(session)
     newest = held.stop - 1
@@ -38,7 +40,7 @@ async def follow(
         raise BadInput("after", "lies in the future of the change log")
     if after < held.start - 1:
         return _only(_resync(newest, "the change log no longer reaches back so far"))
-    return _follow(feed, node_filter, after, bookmark_seconds)
+    return _follow(feed, node_filter, after, set_backs, bookmark_seconds)
 
 
 async def _only(event: Event) -> AsyncGenerator[Sequence[Event], None]:
@@ -46,7 +48,11 @@ async def _only(event: Event) -> AsyncGenerator[Sequence[Event], None]:
 
 
 async def _follow(
-    feed: ChangeFeed, node_filter: NodeFilter, position: int, bookmark_seconds: float
+    feed: ChangeFeed,
+    node_filter: NodeFilter,
+    position: int,
+    set_backs: int,
+    bookmark_seconds: float,
 ) -> AsyncGenerator[Sequence[Event], None]:
     clock = asyncio.get_running_loop().time
     silent_since = clock()
@@ -57,19 +63,17 @@ async def _follow(
                 live = live or feed.holds(position) or position > feed.revision
                 if live:
                     left = silent_since + bookmark_seconds - clock()
-                    batch = await feed.kept(position, left)
+                    batch = await feed.kept(position, set_backs, left)
                 else:
-                    batch = await feed.replayed(position)
+                    batch = await feed.replayed(position, set_backs)
                 if batch is not None:
-                    events = await batch.matching(node_filter)
-                    if batch.revisions.start <= position:
-                        events = [event for event in events if event.change.revision > position]
-                    if events:
+                    if events := await batch.behind(position, node_filter):
                         yield events
                         silent_since = clock()
                     position = batch.revisions[-1]
                 if clock() - silent_since >= bookmark_seconds:
-                    yield [feed.bookmark(position)]
+                    if feed.in_touch:
+                        yield [feed.bookmark(position)]
                     silent_since = clock()
         except HoleInLog as hole:
             yield [_resync(feed.revision, str(hole))]

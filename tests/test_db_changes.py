@@ -258,7 +258,8 @@ async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_l
     async def matching(revisions: range, **parts: object) -> set[int]:
         node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words
         async with database.read() as session:
-            return await changes.matching(session, revisions, node_filter)
+            judged = await changes.judged(session, revisions, node_filter)
+        return {revision for revision, meant in judged.items() if meant}
 
     assert await matching(range(1, 6), node_ids=("node-3",)) == {3, 4, 5}
     assert await matching(range(1, 5), node_ids=("node-3",)) == {3, 4}

@@ -29,7 +29,8 @@ class Work:
     def of(self, key: str) -> Callable[[], Coroutine[Any, Any, int]]:
         async def work() -> int:
             self.begun[key] += 1
-            self.running[key] = ending = asyncio.get_running_loop().create_future()
+            ending: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self.running[key] = ending
             self.every.append(ending)
             return await ending
 

@@ -36,8 +36,10 @@ from graph.requests import GraphQLRequest
 from graph.schema import Schema
 from graph.services import Services
 
-MAX_SHARED_CHARACTERS = 32 * 1024 * 1024
+MAX_SHARED_BYTES = 32 * 1024 * 1024
 """Of results that are kept because other subscriptions may ask for them."""
+
+_EVENT_BYTES = 2000  # about what the event and its task take, whatever was asked of it
 
 _TURN = 32
 """Messages to one subscriber after which the others, and all else, have their turn."""
@@ -67,7 +69,7 @@ class Operations:
         self._schema = schema
         self._services = services
         self._shared: Once[tuple[bytes, int], _Shared] = Once(
-            MAX_SHARED_CHARACTERS, weigh=lambda shared: len(shared.payload)
+            MAX_SHARED_BYTES, weigh=lambda shared: len(shared.payload) + _EVENT_BYTES
         )
 
     def is_subscription(self, request: GraphQLRequest) -> bool:

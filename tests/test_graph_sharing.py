@@ -1,0 +1,218 @@
+"""Subscriptions that are alike share the work of an event, and nothing of it is anybody else's."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+import pytest
+import strawberry
+from api import CHANGES, MAINTENANCE, register, settled, statements
+from conftest import LiveServer, StartServer
+from transport_ws import connect
+
+from db.errors import Unavailable
+from graph.batched import Batched
+from graph.context import Context, Info
+from graph.operations import OperationRefused, Operations
+from graph.requests import GraphQLRequest
+from graph.scalars import SCALARS, Revision
+from graph.schema import Schema
+from graph.services import Services
+
+
+@dataclass(eq=False)
+class Stage:
+    """What the events of the test's own schema do while they are executed."""
+
+    executed: Counter[str] = field(default_factory=Counter)
+    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    failing: bool = False
+
+
+STAGE = Stage()
+
+
+@strawberry.type
+class Said:
+    """One that several subscriptions are told of."""
+
+    text: str
+
+    @strawberry.field
+    async def told_to(self, info: Info) -> str:
+        STAGE.executed[self.text] += 1
+        await STAGE.may_go_on.wait()
+        if STAGE.failing:
+            raise Unavailable(1)
+        return f"{self.text} for {info.context.actor}"
+
+
+EVENTS = [Said(text="first"), Said(text="second")]
+
+
+async def said() -> AsyncGenerator[Sequence[Said], None]:
+    yield EVENTS
+
+
+@strawberry.type
+class Subscription:
+    @strawberry.subscription
+    async def said(self, after: Revision | None = None, loud: bool = False) -> AsyncIterator[Said]:  # noqa: FBT001, FBT002  # as GraphQL has them
+        del after, loud  # they say only what is asked
+        return Batched(said())
+
+
+@strawberry.type
+class Query:
+    nothing: str = ""
+
+
+SCHEMA = Schema(
+    query=Query,
+    subscription=Subscription,
+    config=strawberry.schema.config.StrawberryConfig(scalar_map=dict(SCALARS)),
+)
+DOCUMENT = """
+subscription One($after: Revision, $loud: Boolean! = false) {
+  said(after: $after, loud: $loud) { toldTo }
+}
+subscription Two { said { toldTo } }
+"""
+
+
+class Callers:
+    """Services whose contexts are of the caller that is named."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self.actor = "one"
+
+    def context(self) -> Context:
+        return replace(self._services.context(), actor=self.actor)
+
+
+@pytest.fixture
+def callers(server: LiveServer) -> Callers:
+    STAGE.__init__()  # type: ignore[misc]  # anew for each test
+    STAGE.may_go_on.set()
+    return Callers(server.services)
+
+
+@pytest.fixture
+def operations(callers: Callers) -> Operations:
+    return Operations(SCHEMA, callers)  # type: ignore[arg-type]  # all that it asks of Services
+
+
+def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> GraphQLRequest:
+    asked = {"query": document, "operationName": name, "variables": variables}
+    return GraphQLRequest.model_validate(asked)
+
+
+async def told(operations: Operations, asked: GraphQLRequest) -> list[str]:
+    async with aclosing(await operations.subscribe(asked)) as payloads:
+        return [orjson.loads(payload)["data"]["said"]["toldTo"] async for payload in payloads]
+
+
+async def test_what_is_alike_is_executed_once_and_the_same_to_the_byte(
+    operations: Operations,
+) -> None:
+    streams = [await operations.subscribe(request(after=str(number))) for number in range(20)]
+    payloads = [[payload async for payload in stream] for stream in streams]
+    assert STAGE.executed == {"first": 1, "second": 1}
+    assert all(payload is payloads[0][0] for payload, _ in payloads)
+
+
+async def test_what_differs_is_executed_for_each(operations: Operations) -> None:
+    for asked in (
+        request(),
+        request(loud=True),
+        request("Two"),
+        request(document=DOCUMENT + "# another document"),
+    ):
+        assert await told(operations, asked) == ["first for one", "second for one"]
+    assert STAGE.executed["first"] == 4
+
+
+async def test_nobody_gets_what_was_made_for_another_caller(
+    callers: Callers, operations: Operations
+) -> None:
+    STAGE.may_go_on.clear()
+    alike = []
+    for callers.actor in ("one", "two", "one", "two"):
+        alike.append(asyncio.create_task(told(operations, request())))
+        await asyncio.sleep(0)
+    STAGE.may_go_on.set()
+    heard = await asyncio.gather(*alike)
+    assert heard == [[f"first for {a}", f"second for {a}"] for a in ("one", "two", "one", "two")]
+    assert STAGE.executed["first"] == 2
+
+
+async def test_one_that_leaves_in_the_middle_disturbs_nobody(operations: Operations) -> None:
+    STAGE.may_go_on.clear()
+    leaves, stays = [asyncio.create_task(told(operations, request())) for _ in range(2)]
+    async with asyncio.timeout(10):
+        while not STAGE.executed:
+            await asyncio.sleep(0)
+    leaves.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaves
+    STAGE.may_go_on.set()
+    assert await stays == ["first for one", "second for one"]
+
+
+async def test_a_stream_that_breaks_off_says_so_in_an_error(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken() -> AsyncGenerator[Sequence[Said], None]:
+        yield EVENTS[:1]
+        raise Unavailable(1)
+
+    monkeypatch.setitem(globals(), "said", broken)
+    STAGE.__init__()  # type: ignore[misc]  # anew
+    STAGE.may_go_on.set()
+    payloads = await Operations(SCHEMA, server.services).subscribe(request())
+    assert await anext(payloads)
+    with pytest.raises(OperationRefused) as refused:
+        await anext(payloads)
+    assert refused.value.errors[0]["extensions"]["code"] == "UNAVAILABLE"
+
+
+async def test_a_filter_and_nested_fields_are_asked_of_the_database_once_for_all(
+    quiet_server: LiveServer,
+) -> None:
+    server = quiet_server
+    for number in range(5):
+        profile = {"name": "p", "type": "LLM", "config": {}}
+        await register(server, f"n{number}", labels=["mine"], profiles=[profile])
+    await settled(server, 7)
+    mine = {"labels": {"all": ["mine"]}}
+    async with connect(server.websocket_url) as client:
+        for number in range(10):
+            await client.subscribe(str(number), CHANGES, filter=mine, after="7")
+        async with asyncio.timeout(10):
+            while server.services.feed.subscribers < 10:
+                await asyncio.sleep(0.005)
+        with statements(server) as sent:
+            await server.execute(MAINTENANCE, input={"nodeId": "n0", "enabled": True})
+            for _ in range(10):
+                await client.receive()
+    assert len([statement for statement in sent if "node_profiles" in statement]) == 1
+    judged = [s for s in sent if "labels @>" in s]
+    assert len(judged) == 1
+
+
+async def test_nested_fields_of_many_events_cost_one_statement(start_server: StartServer) -> None:
+    quiet = {"sweep_interval_seconds": 3600, "listen_check_seconds": 300}
+    async with start_server(**quiet) as server:
+        for number in range(20):
+            await register(server, f"n{number}")
+    async with start_server(**quiet) as server, connect(server.websocket_url) as client:
+        with statements(server) as sent:
+            await client.subscribe("1", CHANGES, after="2")
+            for _ in range(20):
+                await client.receive()
+    assert len([statement for statement in sent if "node_profiles" in statement]) == 1

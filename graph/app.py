@@ -21,6 +21,7 @@ from graph.fleet import Fleet
 from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
 from graph.http import GraphQLOverHTTP
+from graph.limits import Limits
 from graph.liveness import Pacemaker
 from graph.logs import RequestIds
 from graph.metrics import Metrics
@@ -147,6 +148,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             pacemaker,
             heartbeats,
             heartbeat_feed,
+            Limits(settings, metrics),
             metrics,
             supervisor,
         )
@@ -162,7 +164,7 @@ def build_app(services: Services) -> Starlette:
             Route("/health", pages.health),
             Route("/health/live", pages.live),
             Route("/metrics", pages.metrics),
-            Route("/graphql", GraphQLOverHTTP(operations, services.settings)),
+            Route("/graphql", GraphQLOverHTTP(operations, services)),
             WebSocketRoute("/graphql", GraphQLOverWebSocket(operations, services)),
             Mount("/static", static),
         ],

@@ -114,7 +114,6 @@ class ChangeFeed:
         async with self._database.read() as session:
             newest = await changes.current_revision(session)
         await self._go_to(newest)
-        self.in_touch = True
 
     async def run(self) -> None:
         """Follows the log for ever, over restarts of PostgreSQL and cut connections."""

@@ -19,10 +19,13 @@ from strawberry.types.graphql import OperationType
 
 from db.errors import BadInput, RegistryError
 from graph import errors
-from graph.errors import RequestRefused
+from graph.errors import RateLimited, RequestRefused
+from graph.limits import RETRY_AFTER_SECONDS
 from graph.operations import QUERIES, QUERIES_AND_MUTATIONS, Operations, Payload
 from graph.requests import GraphQLRequest, first_problem, parse_json
-from graph.settings import Settings
+from graph.services import Services
+from graph.sse import MEDIA_TYPE as EVENT_STREAM
+from graph.sse import EventStream, one
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
@@ -39,6 +42,7 @@ _RANGES = {
     JSON: JSON,
     "application/*": JSON,
     "*/*": JSON,
+    EVENT_STREAM: EVENT_STREAM,
 }
 _QUALITY = re.compile(r"[01](\.[0-9]{0,3})?")
 _GRAPHIQL = FileResponse(Path(__file__).parent / "static" / "graphiql" / "index.html")
@@ -59,9 +63,10 @@ class _Refused(Exception):
 class GraphQLOverHTTP:
     """The ASGI endpoint."""
 
-    def __init__(self, operations: Operations, settings: Settings) -> None:
+    def __init__(self, operations: Operations, services: Services) -> None:
         self._operations = operations
-        self._max_body_bytes = settings.max_body_bytes
+        self._settings = services.settings
+        self._limits = services.limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -69,14 +74,25 @@ class GraphQLOverHTTP:
             response = _GRAPHIQL if _wants_page(request) else await self._answer(request)
         except ClientDisconnect:
             return  # in the middle of its request: nobody waits for an answer
-        await response(scope, receive, send)
+        try:
+            await response(scope, receive, send)
+        except RateLimited as refused:  # before it began
+            await too_busy(refused)(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response | EventStream:
         negotiated = _negotiated(",".join(request.headers.getlist("accept")))
-        media_type = negotiated or JSON
+        streams = negotiated == EVENT_STREAM
+        media_type = JSON if negotiated is None or streams else negotiated
         try:
             _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
-            graphql_request = await _read(request, self._max_body_bytes)
+            graphql_request = await _read(request, self._settings.max_body_bytes)
+            if streams and self._operations.is_subscription(graphql_request):
+                address = address_of(request.scope)
+                return EventStream(
+                    self._operations.subscribe(graphql_request, address),
+                    keepalive_seconds=self._settings.keepalive_seconds,
+                    connection=self._limits.connection(),
+                )
             body, executed = await self._execute(request.method, graphql_request)
         except _Refused as refused:
             return _response(
@@ -85,6 +101,8 @@ class GraphQLOverHTTP:
                 media_type,
                 refused.headers,
             )
+        if streams:
+            return EventStream(one(body), keepalive_seconds=self._settings.keepalive_seconds)
         status = STATUS_EXECUTED if executed or media_type == JSON else STATUS_NOT_EXECUTED
         return _response(status, body, media_type)
 
@@ -95,6 +113,17 @@ class GraphQLOverHTTP:
             raise _Refused(400, errors.no_such_operation(error)) from error
         except InvalidOperationTypeError as error:
             raise _wrong_method(error.operation_type) from error
+
+
+def address_of(scope: Scope) -> str:
+    """The caller's, or its proxy's."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def too_busy(refused: RateLimited) -> Response:
+    headers = {"retry-after": str(round(RETRY_AFTER_SECONDS))}
+    return _response(503, {"errors": errors.refusal(refused)}, JSON, headers)
 
 
 def _wants_page(request: Request) -> bool:
@@ -204,7 +233,10 @@ def _wrong_method(operation_type: OperationType) -> _Refused:
             refusal = RequestRefused("mutations are sent by POST")
             return _Refused(405, refusal, Allow="POST")
         case _:
-            refusal = RequestRefused("subscriptions are sent over a websocket at this address")
+            refusal = RequestRefused(
+                "subscriptions are sent over a websocket at this address,"
+                f" or with Accept: {EVENT_STREAM}"
+            )
             return _Refused(400, refusal)
 
 

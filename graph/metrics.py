@@ -42,7 +42,9 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
         self.connections = Gauge(
-            "node_registry_websocket_connections", "Open websockets.", registry=self.registry
+            "node_registry_connections",
+            "Open websockets and event streams.",
+            registry=self.registry,
         )
         self._operation_names: set[str] = set()
 

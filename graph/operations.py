@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -98,8 +98,11 @@ class Operations:
         )
         return _as_payload(result)
 
-    async def subscribe(self, request: GraphQLRequest) -> AsyncGenerator[str, None]:
-        """The encoded response to each event. Raises OperationRefused instead of the first one."""
+    async def subscribe(self, request: GraphQLRequest, address: str) -> AsyncGenerator[str, None]:
+        """The encoded response to each event. Raises OperationRefused.
+
+        `address` is the caller's, where it is not known who that is.
+        """
         known = documents.validated(self._schema.graphql, request.query)
         if known.errors:
             raise OperationRefused(errors.as_response(known.errors))
@@ -114,32 +117,37 @@ class Operations:
         )
         if isinstance(executor, list):
             raise OperationRefused(errors.as_response(executor))
-        source = await await_maybe(create_source_event_stream(executor))
-        if isinstance(source, ExecutionResult):
-            raise OperationRefused(errors.as_response(source.errors or []))
-        assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
-        return self._responses(executor, source, _looks(request, executor.operation, context))
+        looks = _looks(request, executor.operation, context)
+        try:
+            with self._services.limits.subscription(context.actor, address):
+                source = await await_maybe(create_source_event_stream(executor))
+                if isinstance(source, ExecutionResult):
+                    raise OperationRefused(errors.as_response(source.errors or []))  # noqa: TRY301  # as the others
+                assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
+                async with aclosing(source.batches) as batches:
+                    async for events in batches:
+                        async for payload in self._payloads(executor, events, looks):
+                            yield payload
+        except OperationRefused:
+            raise
+        except Exception as error:  # whatever it is, it ends this stream alone
+            broken = GraphQLError(str(error), original_error=error)
+            raise OperationRefused(errors.as_response([broken])) from error
 
-    async def _responses(
-        self, executor: "Executor[Any]", source: Batched[object], looks: bytes
+    async def _payloads(
+        self, executor: "Executor[Any]", events: Sequence[object], looks: bytes
     ) -> AsyncGenerator[str, None]:
-        async with aclosing(source.batches) as batches:
-            try:
-                async for events in batches:
-                    # All at once, so that what they ask the database is asked for all of them.
-                    executions = [
-                        self._shared.begin((looks, id(event)), partial(_execute, executor, event))
-                        for event in events
-                    ]
-                    for told, execution in enumerate(executions, start=1):
-                        done = execution.done()
-                        shared = execution.result() if done else await asyncio.shield(execution)
-                        yield shared.payload
-                        if told % _TURN == 0:
-                            await asyncio.sleep(0)
-            except Exception as error:  # whatever it is, it ends this stream alone
-                broken = GraphQLError(str(error), original_error=error)
-                raise OperationRefused(errors.as_response([broken])) from error
+        # All are begun at once, so that what they ask the database is asked for all of them.
+        executions = [
+            self._shared.begin((looks, id(event)), partial(_execute, executor, event))
+            for event in events
+        ]
+        for told, execution in enumerate(executions, start=1):
+            done = execution.done()
+            shared = execution.result() if done else await asyncio.shield(execution)
+            yield shared.payload
+            if told % _TURN == 0:
+                await asyncio.sleep(0)
 
 
 @dataclass(frozen=True, slots=True)

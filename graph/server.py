@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 import click
 import structlog
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from graph.app import build_app, running_services
 from graph.dev_agent import keep_dev_agent
 from graph.services import Services
 from graph.settings import Settings
-from graph.stalled import aborting_protocol
+from graph.stalled import http_protocol, stays_open, websocket_protocol
 from graph.supervisor import Supervisor
 from graph.version import VERSION
 
@@ -51,19 +52,18 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes no more connections, then spreads the goodbyes, and with them the returns.
 
-        1012, service restart, is a code at which graphql-transport-ws clients connect again.
+        1012, service restart, is a code at which graphql-transport-ws clients connect again; an
+        event stream that ends without a last event is to them a lost connection.
         """
         for server in self.servers:
             server.close()
-        open_sockets = [
-            connection
-            for connection in self.server_state.connections
-            if isinstance(connection, WebSocketsSansIOProtocol)
+        staying = [
+            connection for connection in self.server_state.connections if stays_open(connection)
         ]
-        await asyncio.gather(*(self._let_go(connection) for connection in open_sockets))
+        await asyncio.gather(*(self._let_go(connection) for connection in staying))
         await super().shutdown(sockets)
 
-    async def _let_go(self, connection: WebSocketsSansIOProtocol) -> None:
+    async def _let_go(self, connection: HttpToolsProtocol | WebSocketsSansIOProtocol) -> None:
         delay = random.uniform(0, self._drain_seconds)  # noqa: S311  # no secret
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
@@ -77,8 +77,8 @@ def configured(services: Services) -> Server:
     return Server(
         uvicorn.Config(
             build_app(services),
-            http="httptools",
-            ws=aborting_protocol(settings.stalled_reader_seconds),
+            http=http_protocol(settings.stalled_reader_seconds),
+            ws=websocket_protocol(settings.stalled_reader_seconds),
             # Compression costs each connection more memory than its subscription.
             ws_per_message_deflate=False,
             lifespan="off",
@@ -86,6 +86,8 @@ def configured(services: Services) -> Server:
             access_log=False,
             server_header=False,
             ws_max_size=settings.max_body_bytes,
+            ws_ping_interval=settings.keepalive_seconds,
+            ws_ping_timeout=settings.keepalive_seconds,
             # Longer than the pace of heartbeats, so that an agent finds its connection open.
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_seconds,
@@ -104,6 +106,10 @@ def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
     # What is accepted inherits it: asyncio itself misses such sockets, and every answer to a
     # connection that is kept waits 40 ms for an acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # A machine that vanished acknowledges nothing; an event stream would tell it for long.
+        milliseconds = round(2000 * settings.keepalive_seconds)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     return listening
 
 

@@ -8,13 +8,12 @@ from graph.feed import ChangeFeed
 from graph.fleet import Fleet
 from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
+from graph.limits import ANONYMOUS, Limits
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
 from graph.metrics import Metrics
 from graph.settings import Settings
 from graph.supervisor import Supervisor
-
-ANONYMOUS = "anonymous"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +25,7 @@ class Services:
     pacemaker: Pacemaker
     heartbeats: HeartbeatWriter
     heartbeat_feed: HeartbeatFeed
+    limits: Limits
     metrics: Metrics
     supervisor: Supervisor
 

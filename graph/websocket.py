@@ -19,6 +19,7 @@ from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from graph import errors
 from graph.errors import RateLimited
+from graph.http import address_of, too_busy
 from graph.operations import QUERIES_AND_MUTATIONS, OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
@@ -81,13 +82,19 @@ class GraphQLOverWebSocket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         websocket = WebSocket(scope, receive, send)
+        try:
+            with self._services.limits.connection():
+                await self._serve(websocket)
+        except RateLimited as refused:
+            await websocket.send_denial_response(too_busy(refused))
+
+    async def _serve(self, websocket: WebSocket) -> None:
         offered = websocket.scope["subprotocols"]
         await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
-        if PROTOCOL not in offered:
-            await websocket.close(4406, "Subprotocol not acceptable")
-            return
-        with self._services.metrics.connections.track_inprogress():
+        if PROTOCOL in offered:
             await _Connection(websocket, self._operations, self._services).serve()
+        else:
+            await websocket.close(4406, "Subprotocol not acceptable")
 
 
 class _Connection:
@@ -191,7 +198,8 @@ class _Connection:
     async def _follow(self, operation_id: str, request: GraphQLRequest) -> None:
         # The payload is encoded already, once for all who follow the same.
         begin = f'{{"id":{orjson.dumps(operation_id).decode()},"type":"next","payload":'
-        async with contextlib.aclosing(await self._operations.subscribe(request)) as payloads:
+        stream = self._operations.subscribe(request, address_of(self._websocket.scope))
+        async with contextlib.aclosing(stream) as payloads:
             async for payload in payloads:
                 await self._send_text(f"{begin}{payload}}}")
 

@@ -76,6 +76,13 @@ async def beat(
     return payload
 
 
+async def in_touch(server: LiveServer) -> None:
+    """Until the server listens for changes."""
+    async with asyncio.timeout(10):
+        while not server.services.feed.in_touch:
+            await asyncio.sleep(0.005)
+
+
 async def settled(server: LiveServer, revision: int) -> None:
     """Until the server has read the change log so far."""
     async with asyncio.timeout(10):

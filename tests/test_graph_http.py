@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from api import beat, register
+from api import beat, in_touch, register
 from conftest import LiveServer
 from sqlalchemy import text
 from structlog.types import EventDict
@@ -789,6 +789,7 @@ LEAKS = re.compile(r"SELECT|INSERT|does not exist|asyncpg|sqlalchemy|Traceback|F
 
 async def break_history(server: LiveServer) -> None:
     """Makes each statement that reads the change log fail, and not for a while."""
+    await in_touch(server)
     async with server.services.database.write() as session:
         await session.execute(text("ALTER TABLE status_changes RENAME COLUMN note TO remark"))
 

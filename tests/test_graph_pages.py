@@ -101,7 +101,7 @@ async def test_metrics_count_nodes_heartbeats_operations_and_subscribers(
         "node_registry_subscribers 0.0",
         "node_registry_revision 3.0",
         "node_registry_pool_connections 0.0",
-        "node_registry_websocket_connections 0.0",
+        "node_registry_connections 0.0",
     ):
         assert line in metrics.splitlines()
 

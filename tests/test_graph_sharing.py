@@ -34,6 +34,7 @@ class Stage:
 
 
 STAGE = Stage()
+HERE = "127.0.0.1"
 
 
 @strawberry.type
@@ -89,6 +90,7 @@ class Callers:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self.limits = services.limits
         self.actor = "one"
 
     def context(self) -> Context:
@@ -113,14 +115,14 @@ def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> Gr
 
 
 async def told(operations: Operations, asked: GraphQLRequest) -> list[str]:
-    async with aclosing(await operations.subscribe(asked)) as payloads:
+    async with aclosing(operations.subscribe(asked, HERE)) as payloads:
         return [orjson.loads(payload)["data"]["said"]["toldTo"] async for payload in payloads]
 
 
 async def test_what_is_alike_is_executed_once_and_the_same_to_the_byte(
     operations: Operations,
 ) -> None:
-    streams = [await operations.subscribe(request(after=str(number))) for number in range(20)]
+    streams = [operations.subscribe(request(after=str(number)), HERE) for number in range(20)]
     payloads = [[payload async for payload in stream] for stream in streams]
     assert STAGE.executed == {"first": 1, "second": 1}
     assert all(payload is payloads[0][0] for payload, _ in payloads)
@@ -174,7 +176,7 @@ async def test_a_stream_that_breaks_off_says_so_in_an_error(
     monkeypatch.setitem(globals(), "said", broken)
     STAGE.__init__()  # type: ignore[misc]  # anew
     STAGE.may_go_on.set()
-    payloads = await Operations(SCHEMA, server.services).subscribe(request())
+    payloads = Operations(SCHEMA, server.services).subscribe(request(), HERE)
     assert await anext(payloads)
     with pytest.raises(OperationRefused) as refused:
         await anext(payloads)

@@ -6,12 +6,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from api import CHANGES, register
+from api import CHANGES, in_touch, register
 from conftest import LiveServer, StartServer
 from sqlalchemy import text
 from structlog.types import EventDict
 from transport_ws import SECONDS, Client, connect, dial
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
 
@@ -399,6 +399,7 @@ async def test_a_message_that_is_too_large_closes_and_the_server_lives(
 async def test_a_fault_of_ours_leaks_nothing_and_the_connection_lives(
     server: LiveServer, logged: list[EventDict]
 ) -> None:
+    await in_touch(server)
     async with server.services.database.write() as session:
         await session.execute(text("ALTER TABLE status_changes RENAME COLUMN note TO remark"))
     async with connect(server.websocket_url) as client:
@@ -440,6 +441,57 @@ async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: Start
                 assert (await other.receive())["type"] == "next"
                 assert (await other.receive())["type"] == "complete"
         stalled.socket.transport.abort()
+
+
+async def test_a_peer_that_answers_no_ping_is_cut(start_server: StartServer) -> None:
+    async with (
+        start_server(keepalive_seconds=0.1) as server,
+        connect(server.websocket_url) as lives,
+        connect(server.websocket_url) as dead,
+    ):
+        for client in (lives, dead):
+            await client.subscribe("1", CHANGES)
+        await until(lambda: server.services.feed.subscribers == 2)
+        dead.socket.transport.pause_reading()
+        await until(lambda: server.services.feed.subscribers == 1)
+        await register(server, "a")
+        assert (await lives.receive())["type"] == "next"
+        dead.socket.transport.abort()
+
+
+async def test_connections_beyond_the_limit_are_refused_before_they_begin(
+    start_server: StartServer,
+) -> None:
+    async with start_server(max_connections=1) as server, connect(server.websocket_url) as first:
+        with pytest.raises(InvalidStatus) as refused:
+            async with dial(server.websocket_url):
+                pass
+        response = refused.value.response
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        assert b"RATE_LIMITED" in (response.body or b"")
+        await lives(first)
+    assert server.services.metrics.registry.get_sample_value("node_registry_connections") in {
+        0,
+        None,
+    }
+
+
+async def test_subscriptions_of_one_caller_are_limited_over_all_connections(
+    start_server: StartServer,
+) -> None:
+    async with (
+        start_server(max_subscriptions_per_caller=2) as server,
+        connect(server.websocket_url) as one,
+        connect(server.websocket_url) as two,
+    ):
+        await following(one, server, "1")
+        await following(two, server, "1")
+        await two.subscribe("2", CHANGES)
+        assert (await refusal(two, "2"))["extensions"]["code"] == "RATE_LIMITED"
+        await lives(two)
+        await one.send({"id": "1", "type": "complete"})
+        await until(lambda: server.services.feed.subscribers == 1)
+        await following(two, server, "2")
 
 
 async def test_a_server_that_stops_lets_its_clients_go_one_by_one(

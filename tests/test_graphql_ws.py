@@ -1,53 +1,28 @@
 """The registry's websocket as graphql-ws meets it: the protocol's reference client, from npm."""
 
 import asyncio
-import json
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
+import npm
 import pytest
 from api import register
 from conftest import LiveServer
 
-HERE = Path(__file__).parent / "graphql_ws"
-SECONDS = 60
-
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The client and what it needs; skipped, with the reason, where npm cannot install it."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("npm is not on this machine: graphql-ws was not tried")
-    folder = tmp_path_factory.mktemp("graphql_ws")
-    shutil.copytree(HERE, folder, dirs_exist_ok=True)
-    install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(
-        install, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"npm cannot install graphql-ws: {done.stderr.strip()[-300:]}")
-    return folder / "client.mjs"
-
-
-async def play(client: Path, scenario: str, server: LiveServer) -> Any:
-    process = await asyncio.create_subprocess_exec(
-        *("node", client, scenario, server.websocket_url), stdout=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(SECONDS):
-        output, _ = await process.communicate()
-    return json.loads(output)
+    return npm.installed("graphql_ws", tmp_path_factory.mktemp("graphql_ws"))
 
 
 async def test_a_query_is_answered(client: Path, server: LiveServer) -> None:
-    assert await play(client, "query", server) == [{"data": {"registry": {"mode": "NORMAL"}}}]
+    assert await npm.play(client, "query", server.websocket_url) == [
+        {"data": {"registry": {"mode": "NORMAL"}}}
+    ]
 
 
 async def test_a_subscription_is_followed_and_completed(client: Path, server: LiveServer) -> None:
     await register(server, "a")
-    seen = await play(client, "subscribe", server)
+    seen = await npm.play(client, "subscribe", server.websocket_url)
     revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
     assert revisions == ["1", "2"]
     async with asyncio.timeout(10):
@@ -56,12 +31,12 @@ async def test_a_subscription_is_followed_and_completed(client: Path, server: Li
 
 
 async def test_a_document_that_is_not_valid_is_refused(client: Path, server: LiveServer) -> None:
-    [error] = await play(client, "refused", server)
+    [error] = await npm.play(client, "refused", server.websocket_url)
     assert error["extensions"]["code"] == "BAD_INPUT"
 
 
 async def test_pings_are_answered(client: Path, server: LiveServer) -> None:
-    assert await play(client, "keepAlive", server) == "pong"
+    assert await npm.play(client, "keepAlive", server.websocket_url) == "pong"
 
 
 @pytest.mark.parametrize(
@@ -76,4 +51,4 @@ async def test_pings_are_answered(client: Path, server: LiveServer) -> None:
 async def test_a_breach_of_the_protocol_closes_with_its_code(
     client: Path, server: LiveServer, scenario: str, code: int
 ) -> None:
-    assert await play(client, scenario, server) == code
+    assert await npm.play(client, scenario, server.websocket_url) == code

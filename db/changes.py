@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import and_, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+from sqlmodel import col
 
 from db.filters import NodeFilter
 from db.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
@@ -127,15 +129,58 @@ LOGGED = select(
 """Selects the parts of LoggedChange, in order."""
 
 
+_SLICE = (
+    select(StatusChange)
+    .where(
+        STATUS_CHANGE.revision > bindparam("revision"), STATUS_CHANGE.revision <= bindparam("upto")
+    )
+    .order_by(STATUS_CHANGE.revision)
+    .limit(bindparam("limit"))
+    .subquery("logged")
+)
+_LAST = func.max(_SLICE.c.revision).over(partition_by=_SLICE.c.node_id).label("last")
+_MARKED = select(_SLICE, _LAST).subquery("marked")
+_NAMED = aliased(Node, name="named")
+_STANDING = aliased(Node, name="standing")
+
+# Made once: to build it takes as long as to execute it. A node, which may be large, comes with the
+# last of its changes alone.
+_AFTER = (
+    select(
+        _MARKED.c.revision,
+        _MARKED.c.node_id,
+        col(_NAMED.node_id),
+        _MARKED.c.previous_status,
+        _MARKED.c.status,
+        _MARKED.c.reason,
+        _MARKED.c.note,
+        _MARKED.c.actor,
+        _MARKED.c.changed_at,
+        _STANDING,
+    )
+    .select_from(_MARKED)
+    .join(_NAMED, col(_NAMED.id) == _MARKED.c.node_id)
+    .outerjoin(
+        _STANDING,
+        and_(
+            col(_STANDING.id) == _MARKED.c.node_id,
+            _MARKED.c.revision == _MARKED.c.last,
+            col(_STANDING.removed_at).is_(None),
+        ),
+    )
+    .order_by(_MARKED.c.revision)
+)
+_NO_END = 2**63 - 1
+
+
 async def after(
     session: AsyncSession, revision: int, *, upto: int | None = None, limit: int = 1000
-) -> list[LoggedChange]:
-    """The changes behind `revision`, in order."""
-    statement = LOGGED.where(STATUS_CHANGE.revision > revision).order_by(STATUS_CHANGE.revision)
-    if upto is not None:
-        statement = statement.where(STATUS_CHANGE.revision <= upto)
-    rows = await session.execute(statement.limit(limit))
-    return [LoggedChange(*row) for row in rows]
+) -> tuple[list[LoggedChange], dict[UUID, Node]]:
+    """The changes behind `revision`, in order, and those of their nodes that are registered."""
+    terms = {"revision": revision, "upto": _NO_END if upto is None else upto, "limit": limit}
+    rows = (await session.execute(_AFTER, terms)).all()
+    logged = [LoggedChange(*change) for *change, _ in rows]
+    return logged, {node.id: node for *_, node in rows if node is not None}
 
 
 async def judged(

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import asyncpg
 import orjson
@@ -9,11 +10,19 @@ from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool, QueuePool
 
 from db.errors import Unavailable
 
 _RETRY_AFTER_SECONDS = 1.0
+ANSWER_SECONDS = 5
+"""Within which the connection beside the pool has to answer."""
+
+_TYPES: dict[str, Any] = {
+    "native_inet_types": False,
+    "json_serializer": lambda value: orjson.dumps(value).decode(),
+    "json_deserializer": orjson.loads,
+}
 _TRANSIENT_CLASSES = {"08", "40", "53", "55", "57"}
 """SQLSTATE classes that pass by themselves: connection, rollback, resources, locks, operator."""
 
@@ -35,9 +44,7 @@ class Database:
             max_overflow=0,
             pool_timeout=statement_timeout_seconds / 2,
             pool_use_lifo=True,
-            native_inet_types=False,
-            json_serializer=lambda value: orjson.dumps(value).decode(),
-            json_deserializer=orjson.loads,
+            **_TYPES,
             connect_args={
                 "timeout": statement_timeout_seconds / 2,
                 "server_settings": {
@@ -52,6 +59,13 @@ class Database:
         )
         event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
         self._reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._listening = create_async_engine(
+            self.url,
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            async_creator=self.listening_connection,
+            **_TYPES,
+        )
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
@@ -74,6 +88,20 @@ class Database:
         async with self.read() as session:
             await session.execute(text("SELECT 1"))
 
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[tuple[AsyncSession, asyncpg.Connection]]:
+        """A connection beside the pool, twice: to read with, each statement by itself, and to
+        LISTEN on. It is given up at the end of the block, without a word to the server.
+        """
+        with _named_failures():
+            async with self._listening.connect() as connection, AsyncSession(connection) as session:
+                driver = (await connection.get_raw_connection()).driver_connection
+                assert driver is not None  # noqa: S101  # it is connected
+                try:
+                    yield session, driver
+                finally:
+                    driver.terminate()
+
     async def listening_connection(self) -> asyncpg.Connection:
         """A connection beside the pool, for LISTEN; the caller closes it."""
         args, kwargs = self.engine.dialect.create_connect_args(self.url)
@@ -81,8 +109,9 @@ class Database:
             return await asyncpg.connect(
                 *args,
                 **kwargs,
-                timeout=5,
-                server_settings={"application_name": "node-registry-listen"},
+                timeout=ANSWER_SECONDS,
+                command_timeout=ANSWER_SECONDS,
+                server_settings={"application_name": "node-registry-listen", "jit": "off"},
             )
 
     def connections_in_use(self) -> int:

@@ -5,17 +5,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.changes import CHANNEL
-from db.database import Database
-
-_ANSWER_SECONDS = 5
+from db.database import ANSWER_SECONDS, Database
 
 
 class Listener:
     """Wakes its caller when a change was committed, by whatever process."""
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
+    def __init__(self, session: AsyncSession, connection: asyncpg.Connection) -> None:
+        self._session = session
         self._connection = connection
         self._woken = asyncio.Event()
         self._newest = 0
@@ -37,10 +37,14 @@ class Listener:
 
     async def revision(self) -> int:
         """Asks the connection itself: so a dead one is found, and no notification is relied on."""
-        revision: int = await self._connection.fetchval(
-            "SELECT revision FROM registry_state", timeout=_ANSWER_SECONDS
-        )
+        revision: int = await self._connection.fetchval("SELECT revision FROM registry_state")
         return revision
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """On its own connection: what is new is read without waiting for one of the pool."""
+        yield self._session
+        self._session.expunge_all()
 
     def notified(self, _connection: object, _pid: int, _channel: str, payload: str) -> None:
         self._newest = int(payload)  # they come in the order of the commits
@@ -52,12 +56,10 @@ class Listener:
 
 @asynccontextmanager
 async def listening(database: Database) -> AsyncIterator[Listener]:
-    connection = await database.listening_connection()
-    listener = Listener(connection)
-    try:
+    """Raises Unavailable when there is no connection to be had, or it is lost."""
+    async with database.listening() as (session, connection):
+        listener = Listener(session, connection)
         connection.add_termination_listener(listener.closed)
-        async with asyncio.timeout(_ANSWER_SECONDS):
+        async with asyncio.timeout(ANSWER_SECONDS):
             await connection.add_listener(CHANNEL, listener.notified)
         yield listener
-    finally:
-        connection.terminate()

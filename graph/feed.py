@@ -14,8 +14,9 @@ from functools import partial
 
 import asyncpg
 import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes, nodes
+from db import changes
 from db.database import Database
 from db.errors import Unavailable
 from db.filters import EVERY_NODE, NodeFilter
@@ -73,18 +74,21 @@ class Batch:
 
 
 async def read_batch(
-    database: Database, after: int, *, limit: int, upto: int | None = None
+    database: Database,
+    session: AsyncSession,
+    after: int,
+    *,
+    limit: int,
+    upto: int | None = None,
 ) -> Batch | None:
     """The next changes behind a revision; None when there are none."""
-    async with database.read() as session:
-        logged = await changes.after(session, after, upto=upto, limit=limit)
-        if not logged:
-            return None
-        found = await nodes.by_uuid(session, list({change.node for change in logged}))
+    logged, standing = await changes.after(session, after, upto=upto, limit=limit)
+    if not logged:
+        return None
     return Batch(
         database,
         range(logged[0].revision, logged[-1].revision + 1),
-        [NodeStatusChanged.of(change, found.get(change.node)) for change in logged],
+        [NodeStatusChanged.of(change, standing.get(change.node)) for change in logged],
     )
 
 
@@ -103,6 +107,7 @@ class ChangeFeed:
         self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
         self._replays: Once[tuple[int, int], Batch | None] = Once(_MAX_REPLAYS)
         self._arrived = asyncio.Event()
+        self._reading = database.read
         self._bookmark = Bookmark(revision=Revision(0))
         self._last: StatusChange | None = None
         self.revision = 0
@@ -121,6 +126,7 @@ class ChangeFeed:
         while True:
             try:
                 async with listening(self._database) as listener:
+                    self._reading = listener.reading
                     newest = await listener.revision()
                     if not await self._is_same_log():
                         await self._set_back(newest)
@@ -144,7 +150,7 @@ class ChangeFeed:
                     "feed.disconnected", cause=repr(error), retry_in_seconds=round(delay, 3)
                 )
             finally:
-                self.in_touch = False
+                self.in_touch, self._reading = False, self._database.read
             await asyncio.sleep(delay)
 
     async def read_on(self, told: int, ask: Callable[[], Awaitable[int]]) -> None:
@@ -221,13 +227,15 @@ class ChangeFeed:
 
     async def _read(self, after: int, upto: int) -> Batch | None:
         asyncio.get_running_loop().call_later(SHARED_SECONDS, self._replays.forget, (after, upto))
-        return await read_batch(self._database, after, upto=upto, limit=BATCH_SIZE)
+        async with self._database.read() as session:
+            return await read_batch(self._database, session, after, upto=upto, limit=BATCH_SIZE)
 
     async def _hand_on(self) -> bool:
         """False when the log holds nothing newer."""
         # Not more at once than is kept: a subscriber that is quick has to get it all.
         limit = min(BATCH_SIZE, self._max_lag)
-        batch = await read_batch(self._database, self.revision, limit=limit)
+        async with self._reading() as session:
+            batch = await read_batch(self._database, session, self.revision, limit=limit)
         if batch is None:
             return False
         if batch.revisions.start != self.revision + 1:
@@ -262,8 +270,8 @@ class ChangeFeed:
 
     async def _logged(self, revision: int) -> StatusChange | None:
         async with self._database.read() as session:
-            found = await changes.after(session, revision - 1, upto=revision)
-        return StatusChange.of(found[0]) if found else None
+            logged, _ = await changes.after(session, revision - 1, upto=revision)
+        return StatusChange.of(logged[0]) if logged else None
 
     def _wake(self) -> None:
         arrived, self._arrived = self._arrived, asyncio.Event()

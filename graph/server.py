@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import random
 import signal
@@ -96,6 +97,15 @@ def configured(services: Services) -> Server:
     )
 
 
+def forget_garbage() -> None:
+    """Once all is built: what is there now stays, and need not be looked through ever again.
+
+    Each full collection would stop the process for a tenth of a second otherwise.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
     """Raises OSError when the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
@@ -137,6 +147,7 @@ async def serve(settings: Settings) -> None:
             begin_serving(listening, settings, services.supervisor)
             server = configured(services)
             stop_by(server.stop)
+            forget_garbage()
             await server.serve(sockets=[listening])
 
 

@@ -20,7 +20,7 @@ import uvloop
 from graph import logs
 from graph.app import running_services
 from graph.failures import MENDABLE, in_one_line
-from graph.server import configured, stoppable
+from graph.server import configured, forget_garbage, stoppable
 from graph.settings import Settings, load
 
 READY = "ready"
@@ -35,6 +35,7 @@ async def serve_inherited(listening: socket.socket, settings: Settings) -> None:
             server = configured(services)
             stop_by(lambda: None if server.should_exit else server.stop())
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.stop)
+            forget_garbage()
             _say(READY)
             await server.serve(sockets=[listening])
 

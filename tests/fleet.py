@@ -134,7 +134,7 @@ async def stand(database: Database, node_id: str) -> Node:
 async def changes_of(database: Database, node: UUID | None = None) -> list[LoggedChange]:
     """The change log, or one node's part of it, oldest first."""
     async with database.read() as session:
-        logged = await changes.after(session, 0)
+        logged, _ = await changes.after(session, 0)
     return [change for change in logged if node in (None, change.node)]
 
 

@@ -103,7 +103,8 @@ async def follow(database: Database, seen: list[int]) -> None:
     """Reads what is new, over and over, as a subscriber would."""
     while True:
         async with database.read() as session:
-            seen += [change.revision for change in await changes.after(session, len(seen))]
+            logged, _ = await changes.after(session, len(seen))
+            seen += [change.revision for change in logged]
         await asyncio.sleep(0)
 
 
@@ -226,14 +227,36 @@ async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
 async def test_changes_are_read_in_order_within_bounds(database: Database) -> None:
     for node_id in FLEET:
         await register(database, node_id)
+
+    async def revisions(after: int, **bounds: int) -> list[int]:
+        async with database.read() as session:
+            logged, _ = await changes.after(session, after, **bounds)
+        return [change.revision for change in logged]
+
+    assert await revisions(0, limit=2) == [1, 2]
+    assert await revisions(1, upto=3) == [2, 3]
+    assert await revisions(5) == []
     async with database.read() as session:
-        assert [c.revision for c in await changes.after(session, 0, limit=2)] == [1, 2]
-        assert [c.revision for c in await changes.after(session, 1, upto=3)] == [2, 3]
-        assert await changes.after(session, 5) == []
         assert await changes.current_revision(session) == 5
         assert (await changes.state(session)).revision == 5
-        [last] = await changes.after(session, 4)
-    assert (last.node_id, last.node) == ("node-3", (await stand(database, "node-3")).id)
+        [last], standing = await changes.after(session, 4)
+    node = await stand(database, last.node_id)
+    assert standing == {last.node: node}
+
+
+async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
+    database: Database,
+) -> None:
+    await register(database, "stays")
+    await beat(database, "stays", degraded=True)
+    await register(database, "gone")
+    async with database.write() as session:
+        await nodes.deregister(session, "gone", note=None, actor="op")
+    async with database.read() as session:
+        logged, standing = await changes.after(session, 2)
+    assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
+    assert [node.node_id for node in standing.values()] == ["stays"]
+    assert standing[logged[0].node].status is NodeStatus.DEGRADED
 
 
 async def test_a_trimmed_log_tells_what_it_still_holds(database: Database) -> None:

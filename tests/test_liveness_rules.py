@@ -179,7 +179,7 @@ class Registry:
     async def log(self) -> list[LoggedChange]:
         """Without what the migrations wrote."""
         async with self.database.read() as session:
-            logged = await changes.after(session, 0)
+            logged, _ = await changes.after(session, 0)
         return [change for change in logged if change.reason is not StatusReason.SEEDED]
 
     async def statuses(self) -> list[NodeStatus]:

@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
 
-.PHONY: run test check format schema lock clean
+.PHONY: run test check bench format schema lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -19,6 +19,10 @@ check: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# make bench JSON=out.json also writes what it found.
+bench: .venv/dev
+	$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
 
 format: .venv/dev
 	$(BIN)/ruff format

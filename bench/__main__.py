@@ -1,0 +1,60 @@
+"""`python -m bench [NAME…] [--json FILE]`: runs benches, prints one table of what they found."""
+
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import orjson
+import uvloop
+
+from bench import report
+from bench.fan_out import fan_out
+from bench.latency import latency
+from bench.memory import memory
+from bench.rows import Bench, Row
+from graph import logs
+
+BENCHES: dict[str, Bench] = {"fan-out": fan_out, "memory": memory, "latency": latency}
+
+_OPEN_FILES = 8192
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(list(BENCHES)))
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--quick", is_flag=True, hidden=True)
+def main(names: Sequence[str], json_file: Path | None, *, quick: bool) -> None:
+    """Measure the registry beside its limits; all benches, or those that are named.
+
+    A target that is missed is told, and is no failure.
+    """
+    logs.configure("development", "error")
+    _allow_open_files()
+    under = report.circumstances()
+    rows = uvloop.run(_run([BENCHES[name] for name in names or BENCHES], quick=quick))
+    click.echo(report.as_text(rows, under))
+    if json_file is not None:
+        document = report.as_document(rows, under)
+        json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+async def _run(benches: Sequence[Bench], *, quick: bool) -> list[Row]:
+    rows = []
+    for bench in benches:
+        async for row in bench(quick=quick):
+            click.echo(f"measured: {row.name}", err=True)
+            rows.append(row)
+    return rows
+
+
+def _allow_open_files() -> None:
+    """Thousands of connections; what is started inherits it."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in {now, most}:
+        wanted = min(most, _OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
+
+
+if __name__ == "__main__":
+    main()

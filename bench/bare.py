@@ -1,0 +1,45 @@
+"""The limit to measure against: the same server and the same bytes, with nothing in between.
+
+`python -m bench.bare DESCRIPTOR` serves on the listening socket that it inherits.
+"""
+
+import socket
+import sys
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+
+async def repeat(websocket: WebSocket) -> None:
+    """Sends each second message it gets as often as the one before it says."""
+    await websocket.accept()
+    try:
+        while True:
+            count = int(await websocket.receive_text())
+            text = await websocket.receive_text()
+            for _ in range(count):
+                await websocket.send_text(text)
+    except WebSocketDisconnect:
+        pass
+
+
+def main() -> None:
+    app = Starlette(routes=[WebSocketRoute("/repeat", repeat)])
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+    )
+    with socket.socket(fileno=int(sys.argv[1])) as listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    main()

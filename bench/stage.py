@@ -1,0 +1,147 @@
+"""What is measured and what measures it: each on a core of its own where the machine has two.
+
+The server has the first core, the load the second; PostgreSQL may use any.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+from sqlalchemy import URL
+
+from db.database import Database
+from db.embedded import embedded_postgres
+from db.migrate import migrate
+from graph.server import listen
+from graph.settings import Settings
+
+SETTINGS = {"bookmark_interval_seconds": 3600, "log_level": "error"}
+"""Beside the defaults: a message that nobody caused would be counted."""
+
+_START_SECONDS = 60
+
+
+def _allowed_cores() -> list[int]:
+    """Linux alone lets a process choose among them."""
+    process = psutil.Process()
+    if hasattr(process, "cpu_affinity"):
+        return process.cpu_affinity() or []
+    return list(range(psutil.cpu_count() or 1))
+
+
+CORES = _allowed_cores()
+
+PLACES = (
+    "one for the server, one for the load; PostgreSQL free"
+    if len(CORES) > 1 and hasattr(psutil.Process, "cpu_affinity")
+    else "as the system places them"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The bench itself, or a server of it."""
+
+    process: psutil.Process
+
+    @property
+    def resident_bytes(self) -> int:
+        memory: int = self.process.memory_info().rss
+        return memory
+
+    @property
+    def cpu_seconds(self) -> float:
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def on(self, cores: list[int]) -> None:
+        if hasattr(self.process, "cpu_affinity"):
+            self.process.cpu_affinity(cores)
+
+
+@dataclass(frozen=True, slots=True)
+class Server(Process):
+    """A process that serves on the loopback address."""
+
+    port: int
+
+
+LOAD = Process(psutil.Process())
+
+
+@contextlib.asynccontextmanager
+async def database() -> AsyncIterator[Database]:
+    """In a PostgreSQL as users get it, fsync and all."""
+    LOAD.on(CORES)  # which it inherits
+    with tempfile.TemporaryDirectory(prefix="node-registry-bench-") as folder:
+        async with embedded_postgres(Path(folder)) as url:
+            LOAD.on(CORES[1:2] or CORES)
+            opened = Database(url)
+            await migrate(opened.engine)
+            yield opened
+            await opened.close()
+
+
+@contextlib.asynccontextmanager
+async def registry(database: URL) -> AsyncIterator[Server]:
+    """`node-registry serve` with SETTINGS."""
+    given = {f"NODE_REGISTRY_{name.upper()}": str(value) for name, value in SETTINGS.items()}
+    with listen(Settings(http_port=0)) as free:
+        port = free.getsockname()[1]
+    environment = {
+        **given,
+        "NODE_REGISTRY_DATABASE_URL": database.render_as_string(hide_password=False),
+        "NODE_REGISTRY_HTTP_PORT": str(port),
+        "NODE_REGISTRY_DRAIN_SECONDS": "0",
+    }
+    async with _process(port, ("-m", "graph", "serve"), environment) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def bare() -> AsyncIterator[Server]:
+    with listen(Settings(http_port=0)) as listening:
+        program = ("-m", "bench.bare", str(listening.fileno()))
+        port = listening.getsockname()[1]
+        async with _process(port, program, {}, listening.fileno()) as server:
+            yield server
+
+
+@contextlib.asynccontextmanager
+async def _process(
+    port: int, program: tuple[str, ...], environment: Mapping[str, str], *inherited: int
+) -> AsyncIterator[Server]:
+    others = {n: v for n, v in os.environ.items() if not n.startswith("NODE_REGISTRY_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *program,
+        env={**others, **environment},
+        pass_fds=inherited,
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        server = Server(psutil.Process(process.pid), port)
+        server.on(CORES[:1])
+        await _answers(process, port)
+        yield server
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def _answers(process: asyncio.subprocess.Process, port: int) -> None:
+    async with asyncio.timeout(_START_SECONDS), httpx.AsyncClient() as http:
+        while process.returncode is None:
+            with contextlib.suppress(httpx.HTTPError):
+                await http.get(f"http://127.0.0.1:{port}/health/live")
+                return
+            await asyncio.sleep(0.05)
+    raise ChildProcessError(f"a server ended as it started, with {process.returncode}")

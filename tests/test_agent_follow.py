@@ -12,6 +12,7 @@ from api import DEREGISTER, beat, register
 from conftest import LiveServer, StartServer
 from sqlalchemy import text
 from structlog.testing import capture_logs
+from tcp_proxy import proxy
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -70,62 +71,6 @@ def tasks_of_readers() -> list[asyncio.Task[Any]]:
         for task in asyncio.all_tasks()
         if any(name in repr(task.get_coro()) for name in ("Transport", "Connection.keepalive"))
     ]
-
-
-@dataclass
-class Proxy:
-    """Between a reader and the registry; it may cut what it carries, or let it starve."""
-
-    upstream: str
-    port: int = 0
-    taken: int = 0
-    carried: set[asyncio.StreamWriter] = field(default_factory=set)
-    starved: set[asyncio.StreamWriter] = field(default_factory=set)
-    serving: set[asyncio.Task[Any] | None] = field(default_factory=set)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/graphql"
-
-    def cut(self) -> None:
-        for writer in self.carried:
-            writer.transport.abort()
-
-    def starve(self) -> None:
-        self.starved |= self.carried
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.serving.add(asyncio.current_task())
-        self.taken += 1
-        host, _, port = self.upstream.removeprefix("http://").partition(":")
-        there, back = await asyncio.open_connection(host, int(port))
-        self.carried |= {writer, back}
-        await asyncio.gather(self.carry(reader, back), self.carry(there, writer))
-        self.carried -= {writer, back}
-
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                if writer not in self.starved:
-                    writer.write(data)
-                    await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def proxy(server: LiveServer) -> AsyncIterator[Proxy]:
-    between = Proxy(server.url)
-    listening = await asyncio.start_server(between.serve, "127.0.0.1")
-    between.port = listening.sockets[0].getsockname()[1]
-    try:
-        yield between
-    finally:
-        listening.close()
-        between.cut()
-        await asyncio.gather(*filter(None, between.serving))
 
 
 def change(revision: int, note: str | None = None) -> dict[str, Any]:
@@ -325,7 +270,7 @@ async def test_a_socket_cut_before_it_subscribed_skips_nothing() -> None:
 
 async def test_a_reader_resumes_where_the_socket_was_cut(server: LiveServer) -> None:
     await register(server, "a")
-    async with proxy(server) as between, following(between.url, after=0) as events:
+    async with proxy(server.url) as between, following(between.url, after=0) as events:
         changes = asyncio.create_task(make_changes(server, range(60)))
         seen: list[int] = []
         while len(seen) < 63:
@@ -500,7 +445,7 @@ async def test_a_reader_slower_than_the_pings_still_gets_everything(
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
     await register(server, "a")
     await make_changes(server, range(40))
-    async with proxy(server) as between, following(between.url, after=0) as events:
+    async with proxy(server.url) as between, following(between.url, after=0) as events:
         assert await next_changes(events, 1) == [1]
         await asyncio.sleep(0.15)
         await make_changes(server, range(40, 41))
@@ -512,7 +457,7 @@ async def test_a_peer_that_died_without_a_word_is_found(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
-    async with proxy(server) as between, following(between.url) as events:
+    async with proxy(server.url) as between, following(between.url) as events:
         await next_event(events)
         await register(server, "a")
         assert await next_changes(events, 1) == [3]
@@ -523,7 +468,7 @@ async def test_a_peer_that_died_without_a_word_is_found(
 
 
 async def test_aclose_closes_the_socket_and_leaves_no_task(server: LiveServer) -> None:
-    async with proxy(server) as between:
+    async with proxy(server.url) as between:
         async with following(between.url) as events:
             await next_event(events)
             await register(server, "a")
@@ -540,7 +485,7 @@ async def test_aclose_waits_neither_for_a_dead_peer_nor_for_what_was_never_taken
 ) -> None:
     await register(server, "a")
     await make_changes(server, range(40))
-    async with proxy(server) as between:
+    async with proxy(server.url) as between:
         async with following(between.url, after=0) as events:
             assert await next_changes(events, 1) == [1]
             await asyncio.sleep(0.05)  # so that more has come than is taken
@@ -551,7 +496,7 @@ async def test_aclose_waits_neither_for_a_dead_peer_nor_for_what_was_never_taken
 
 
 async def test_aclose_ends_a_reader_whose_socket_was_just_cut(server: LiveServer) -> None:
-    async with proxy(server) as between:
+    async with proxy(server.url) as between:
         async with following(between.url, after=0) as events:
             assert await next_changes(events, 1) == [1]
             between.cut()
@@ -610,7 +555,7 @@ async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: Live
     await register(server, "a", labels=["mine"])
     requirements = {"labels": {"all": ["mine"]}}
     async with (
-        proxy(server) as between,
+        proxy(server.url) as between,
         aclosing(
             follow_available_nodes(between.url, requirements=requirements, clock=HASTY)
         ) as events,

@@ -62,11 +62,14 @@ class Server:
         )
 
     async def answers(self) -> None:
+        """Starts it again where it found no database."""
         async with httpx.AsyncClient() as http, asyncio.timeout(SECONDS):
             while True:
                 with suppress(httpx.TransportError):
                     await http.get(f"{self.url}/health/live")
                     return
+                if self.process is None or self.process.returncode is not None:
+                    await self.start()
                 await asyncio.sleep(0.05)
 
     async def kill(self) -> None:

@@ -9,13 +9,19 @@ import orjson
 import uvloop
 
 from bench import report
+from bench.discovery import discovery
 from bench.fan_out import fan_out
 from bench.latency import latency
 from bench.memory import memory
 from bench.rows import Bench, Row
 from graph import logs
 
-BENCHES: dict[str, Bench] = {"fan-out": fan_out, "memory": memory, "latency": latency}
+BENCHES: dict[str, Bench] = {
+    "fan-out": fan_out,
+    "memory": memory,
+    "latency": latency,
+    "discovery": discovery,
+}
 
 _OPEN_FILES = 8192
 

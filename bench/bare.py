@@ -8,7 +8,9 @@ import sys
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.routing import WebSocketRoute
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 
@@ -25,8 +27,13 @@ async def repeat(websocket: WebSocket) -> None:
         pass
 
 
+async def echo(request: Request) -> JSONResponse:
+    return JSONResponse(await request.json())
+
+
 def main() -> None:
-    app = Starlette(routes=[WebSocketRoute("/repeat", repeat)])
+    routes = [WebSocketRoute("/repeat", repeat), Route("/echo", echo, methods=["POST"])]
+    app = Starlette(routes=routes)
     config = uvicorn.Config(
         app,
         loop="uvloop",

@@ -73,6 +73,7 @@ class Fleet:
         self._watches: dict[Requirements, Watch] = {}
         self._horizon: int | None = None
         self._looked_at = self._asked_at = float("-inf")
+        self._looks = 0
         self._asked = asyncio.Event()
         self._looking = asyncio.Lock()
         self.revision = 0
@@ -81,6 +82,11 @@ class Fleet:
     @property
     def subscribers(self) -> int:
         return sum(watch.followers for watch in self._watches.values())
+
+    def current_look(self) -> int | None:
+        """The number of the last look, if an answer may still be given by it."""
+        self._keep_looking()
+        return None if self._is_old() else self._looks
 
     async def answer(self, requirements: Requirements, ranking: NodeRanking) -> Answer:
         """As of at most a second ago. Raises Unavailable when the database cannot be asked."""
@@ -130,12 +136,15 @@ class Fleet:
             await self._feed.moved(_LOOK_SECONDS - _BETWEEN_LOOKS_SECONDS)
 
     async def _be_current(self) -> None:
-        self._asked_at = _now()
-        self._asked.set()
+        self._keep_looking()
         if self._is_old():
             async with self._looking:
                 if self._is_old():
                     await self._look()
+
+    def _keep_looking(self) -> None:
+        self._asked_at = _now()
+        self._asked.set()
 
     def _is_old(self) -> bool:
         return _now() - self._looked_at > MAX_AGE_SECONDS
@@ -156,7 +165,7 @@ class Fleet:
             self._answers.clear()
         for watch in self._watches.values():
             watch.see(seen.revision, seen.changed, removed, rows)
-        self._horizon, self._looked_at = seen.horizon, began
+        self._horizon, self._looked_at, self._looks = seen.horizon, began, self._looks + 1
         self.revision, self.observed_at = seen.revision, seen.observed_at
 
 

@@ -21,7 +21,7 @@ from db.errors import BadInput, RegistryError
 from graph import errors
 from graph.errors import RateLimited, RequestRefused
 from graph.limits import RETRY_AFTER_SECONDS
-from graph.operations import QUERIES, QUERIES_AND_MUTATIONS, Operations, Payload
+from graph.operations import QUERIES, QUERIES_AND_MUTATIONS, OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
 from graph.sse import MEDIA_TYPE as EVENT_STREAM
@@ -93,20 +93,19 @@ class GraphQLOverHTTP:
                     keepalive_seconds=self._settings.keepalive_seconds,
                     connection=self._limits.connection(),
                 )
-            body, executed = await self._execute(request.method, graphql_request)
+            payload = await self._execute(request.method, graphql_request)
+            status = STATUS_EXECUTED
+        except OperationRefused as refused:
+            payload = orjson.dumps({"errors": refused.errors}).decode()
+            status = STATUS_EXECUTED if media_type == JSON else STATUS_NOT_EXECUTED
         except _Refused as refused:
-            return _response(
-                refused.status,
-                {"errors": errors.refusal(refused.error)},
-                media_type,
-                refused.headers,
-            )
+            body = _errors(refused.error)
+            return _response(refused.status, body, media_type, refused.headers)
         if streams:
-            return EventStream(one(body), keepalive_seconds=self._settings.keepalive_seconds)
-        status = STATUS_EXECUTED if executed or media_type == JSON else STATUS_NOT_EXECUTED
-        return _response(status, body, media_type)
+            return EventStream(one(payload), keepalive_seconds=self._settings.keepalive_seconds)
+        return _response(status, payload, media_type)
 
-    async def _execute(self, method: str, request: GraphQLRequest) -> tuple[Payload, bool]:
+    async def _execute(self, method: str, request: GraphQLRequest) -> str:
         try:
             return await self._operations.execute(request, _BY_METHOD[method])
         except CannotGetOperationTypeError as error:
@@ -123,7 +122,7 @@ def address_of(scope: Scope) -> str:
 
 def too_busy(refused: RateLimited) -> Response:
     headers = {"retry-after": str(round(RETRY_AFTER_SECONDS))}
-    return _response(503, {"errors": errors.refusal(refused)}, JSON, headers)
+    return _response(503, _errors(refused), JSON, headers)
 
 
 def _wants_page(request: Request) -> bool:
@@ -240,8 +239,12 @@ def _wrong_method(operation_type: OperationType) -> _Refused:
             return _Refused(400, refusal)
 
 
+def _errors(error: RegistryError) -> str:
+    return orjson.dumps({"errors": errors.refusal(error)}).decode()
+
+
 def _response(
-    status: int, body: dict[str, Any], media_type: str, headers: dict[str, str] | None = None
+    status: int, body: str, media_type: str, headers: dict[str, str] | None = None
 ) -> Response:
     content_type = f"{media_type}; charset=utf-8"
-    return Response(orjson.dumps(body), status, {"content-type": content_type, **(headers or {})})
+    return Response(body, status, {"content-type": content_type, **(headers or {})})

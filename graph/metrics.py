@@ -1,13 +1,10 @@
 """What Prometheus scrapes; names and units by its conventions, labels from bounded sets."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from strawberry.extensions import SchemaExtension
-from strawberry.types.graphql import OperationType
 
 MAX_OPERATION_NAMES = 100
 
@@ -52,7 +49,10 @@ class Metrics:
         """A gauge that is read when it is scraped."""
         Gauge(name, description, registry=self.registry).set_function(read)
 
-    def operation_label(self, name: str | None) -> str:
+    def observe_operation(self, name: str | None, outcome: str, seconds: float) -> None:
+        self.operation_seconds.labels(self._operation_label(name), outcome).observe(seconds)
+
+    def _operation_label(self, name: str | None) -> str:
         """The name that a client gave its operation, for the first hundred such names."""
         if not name:
             return "anonymous"
@@ -62,22 +62,3 @@ class Metrics:
             return "other"
         self._operation_names.add(name)
         return name
-
-
-class OperationTimer(SchemaExtension):
-    """Observes each query and mutation; a subscription has no duration to speak of."""
-
-    def on_operation(self) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        context = self.execution_context
-        if context.graphql_document is None or context.pre_execution_errors:
-            outcome = "errors"
-        elif context.operation_type is OperationType.SUBSCRIPTION:
-            return
-        else:
-            outcome = "ok"
-        metrics: Metrics = context.context.metrics
-        metrics.operation_seconds.labels(
-            metrics.operation_label(context.operation_name), outcome
-        ).observe(time.perf_counter() - started)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import orjson
 from graphql import (
     ExecutionResult,
     Executor,
+    FieldNode,
     GraphQLError,
     GraphQLSyntaxError,
     NamedTypeNode,
@@ -39,6 +41,8 @@ from graph.services import Services
 MAX_SHARED_BYTES = 32 * 1024 * 1024
 """Of results that are kept because other subscriptions may ask for them."""
 
+_FLEET_FIELDS = {"availableNodes"}
+
 _EVENT_BYTES = 2000  # about what the event and its task take, whatever was asked of it
 
 _TURN = 32
@@ -47,22 +51,27 @@ _TURN = 32
 QUERIES = {OperationType.QUERY}
 QUERIES_AND_MUTATIONS = {OperationType.QUERY, OperationType.MUTATION}
 
-Payload = dict[str, Any]
-
 
 class OperationRefused(Exception):
-    """A subscription that did not begin, or broke off; `errors` are as a response shows them."""
+    """Not begun, or a stream that broke off; `errors` are as a response shows them."""
 
     def __init__(self, shown: list[dict[str, Any]]) -> None:
         super().__init__(shown)
         self.errors = shown
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    payload: str
+    has_errors: bool = False
+
+
 class Operations:
     """What all transports run operations by. One for each app.
 
     An event is executed and encoded once for all subscriptions to which it would look the same:
-    those of one document, operation, variables and caller.
+    those of one document, operation, variables and caller. So is a question about the fleet, until
+    the next look at it.
     """
 
     def __init__(self, schema: Schema, services: Services) -> None:
@@ -71,23 +80,57 @@ class Operations:
         self._shared: Once[tuple[bytes, int], _Shared] = Once(
             MAX_SHARED_BYTES, weigh=lambda shared: len(shared.payload) + _EVENT_BYTES
         )
+        self._answers: Once[tuple[bytes, int], _Answer] = Once(
+            MAX_SHARED_BYTES,
+            # What failed is not kept.
+            weigh=lambda answer: MAX_SHARED_BYTES + 1 if answer.has_errors else len(answer.payload),
+        )
 
     def is_subscription(self, request: GraphQLRequest) -> bool:
-        """False also of what is no valid operation at all."""
+        """False also of what is no operation at all."""
+        operation = self._operation(request)
+        return operation is not None and operation.operation is OperationKind.SUBSCRIPTION
+
+    async def execute(self, request: GraphQLRequest, allowed: set[OperationType]) -> str:
+        """The encoded response. Raises OperationRefused when execution did not begin.
+
+        Raises CannotGetOperationTypeError and InvalidOperationTypeError, too.
+        """
+        operation = self._operation(request)
+        began, outcome = time.perf_counter(), "errors"
+        try:
+            answer = await self._answer(request, operation, allowed)
+            outcome = "errors" if answer.has_errors else "ok"
+        finally:
+            name = operation.name.value if operation and operation.name else None
+            self._services.metrics.observe_operation(name, outcome, time.perf_counter() - began)
+        return answer.payload
+
+    def _operation(self, request: GraphQLRequest) -> OperationDefinitionNode | None:
         try:
             known = documents.validated(self._schema.graphql, request.query)
         except GraphQLSyntaxError:
-            return False
-        operation = get_operation_ast(known.document, request.operation_name)
-        return operation is not None and operation.operation is OperationKind.SUBSCRIPTION
+            return None
+        return get_operation_ast(known.document, request.operation_name)
 
-    async def execute(
-        self, request: GraphQLRequest, allowed: set[OperationType]
-    ) -> tuple[Payload, bool]:
-        """The response, and whether execution began: without that there is no `data`.
+    async def _answer(
+        self,
+        request: GraphQLRequest,
+        operation: OperationDefinitionNode | None,
+        allowed: set[OperationType],
+    ) -> _Answer:
+        """What is said of one look at the fleet is the same until the next."""
+        work = partial(self._execute, request, allowed)
+        if operation is None or not _asks_of_the_fleet_alone(operation):
+            return await work()
+        look = self._services.fleet.current_look()
+        if look is None:
+            return await work()
+        return await self._answers.get(
+            (_looks(request, operation, self._services.context()), look), work
+        )
 
-        Raises CannotGetOperationTypeError and InvalidOperationTypeError.
-        """
+    async def _execute(self, request: GraphQLRequest, allowed: set[OperationType]) -> _Answer:
         result = await self._schema.execute(
             request.query,
             variable_values=request.variables,
@@ -96,7 +139,7 @@ class Operations:
             allowed_operation_types=allowed,
             operation_extensions=request.extensions,
         )
-        return _as_payload(result)
+        return _answered(result)
 
     async def subscribe(self, request: GraphQLRequest, address: str) -> AsyncGenerator[str, None]:
         """The encoded response to each event. Raises OperationRefused.
@@ -139,7 +182,7 @@ class Operations:
     ) -> AsyncGenerator[str, None]:
         # All are begun at once, so that what they ask the database is asked for all of them.
         executions = [
-            self._shared.begin((looks, id(event)), partial(_execute, executor, event))
+            self._shared.begin((looks, id(event)), partial(_tell, executor, event))
             for event in events
         ]
         for told, execution in enumerate(executions, start=1):
@@ -158,10 +201,16 @@ class _Shared:
     payload: str
 
 
-async def _execute(executor: "Executor[Any]", event: object) -> _Shared:
+async def _tell(executor: "Executor[Any]", event: object) -> _Shared:
     result = await await_maybe(execute_subscription_event(executor.build_per_event_executor(event)))
-    payload, _ = _as_payload(result)
-    return _Shared(event, orjson.dumps(payload).decode())
+    return _Shared(event, _answered(result).payload)
+
+
+def _asks_of_the_fleet_alone(operation: OperationDefinitionNode) -> bool:
+    return operation.operation is OperationKind.QUERY and all(
+        isinstance(selection, FieldNode) and selection.name.value in _FLEET_FIELDS
+        for selection in operation.selection_set.selections
+    )
 
 
 def _looks(request: GraphQLRequest, operation: OperationDefinitionNode, context: Context) -> bytes:
@@ -185,9 +234,15 @@ def _type_name(definition: VariableDefinitionNode) -> str | None:
     return kind.name.value if isinstance(kind, NamedTypeNode) else None
 
 
-def _as_payload(result: ExecutionResult | StrawberryResult) -> tuple[Payload, bool]:
+def _answered(result: ExecutionResult | StrawberryResult) -> _Answer:
+    """Raises OperationRefused when execution did not begin: without it there is no `data`."""
     if not result.errors:
-        return {"data": result.data}, True
+        return _Answer(_encoded({"data": result.data}))
     shown = errors.as_response(result.errors)
-    executed = result.data is not None or any(error.path for error in result.errors)
-    return ({"data": result.data, "errors": shown} if executed else {"errors": shown}), executed
+    if result.data is None and not any(error.path for error in result.errors):
+        raise OperationRefused(shown)
+    return _Answer(_encoded({"data": result.data, "errors": shown}), has_errors=True)
+
+
+def _encoded(payload: dict[str, Any]) -> str:
+    return orjson.dumps(payload).decode()

@@ -6,7 +6,6 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.types.execution import ExecutionContext
 
 from graph.documents import DocumentCache
-from graph.metrics import OperationTimer
 from graph.mutations import Mutation
 from graph.queries import Query
 from graph.scalars import SCALARS
@@ -29,6 +28,6 @@ schema = Schema(
     query=Query,
     mutation=Mutation,
     subscription=Subscription,
-    extensions=[DocumentCache, OperationTimer],
+    extensions=[DocumentCache],
     config=StrawberryConfig(scalar_map=dict(SCALARS)),
 )

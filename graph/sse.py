@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, aclosing, nullcontext
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from graph.operations import OperationRefused, Payload
+from graph.operations import OperationRefused
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -77,9 +77,9 @@ class EventStream:
             await _write(send, _COMMENT)
 
 
-async def one(payload: Payload) -> AsyncGenerator[str, None]:
+async def one(payload: str) -> AsyncGenerator[str, None]:
     """The stream of what has one result."""
-    yield orjson.dumps(payload).decode()
+    yield payload
 
 
 async def _left(receive: Receive) -> None:

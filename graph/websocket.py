@@ -175,12 +175,14 @@ class _Connection:
         structlog.contextvars.bind_contextvars(request_id=uuid.uuid4().hex, operation=operation_id)
         try:
             if self._operations.is_subscription(request):
-                await self._follow(operation_id, request)
+                address = address_of(self._websocket.scope)
+                payloads = self._operations.subscribe(request, address)
+                async with contextlib.aclosing(payloads):
+                    async for payload in payloads:
+                        await self._send_next(operation_id, payload)
             else:
-                payload, executed = await self._operations.execute(request, QUERIES_AND_MUTATIONS)
-                if not executed:
-                    raise OperationRefused(payload["errors"])  # noqa: TRY301  # as `_follow` does
-                await self._send({"type": "next", "id": operation_id, "payload": payload})
+                payload = await self._operations.execute(request, QUERIES_AND_MUTATIONS)
+                await self._send_next(operation_id, payload)
             self._forget(operation_id)
             await self._send({"type": "complete", "id": operation_id})
         except WebSocketDisconnect:
@@ -195,13 +197,10 @@ class _Connection:
         finally:
             self._forget(operation_id)
 
-    async def _follow(self, operation_id: str, request: GraphQLRequest) -> None:
-        # The payload is encoded already, once for all who follow the same.
-        begin = f'{{"id":{orjson.dumps(operation_id).decode()},"type":"next","payload":'
-        stream = self._operations.subscribe(request, address_of(self._websocket.scope))
-        async with contextlib.aclosing(stream) as payloads:
-            async for payload in payloads:
-                await self._send_text(f"{begin}{payload}}}")
+    async def _send_next(self, operation_id: str, payload: str) -> None:
+        """The payload is encoded already, once for all who ask the same."""
+        quoted = orjson.dumps(operation_id).decode()
+        await self._send_text(f'{{"id":{quoted},"type":"next","payload":{payload}}}')
 
     def _forget(self, operation_id: str) -> None:
         """Before the last message is sent, after which the client may use the id again."""

@@ -174,6 +174,15 @@ async def test_bad_requirements_are_refused_and_named(
     assert error["extensions"]["field"] == field
 
 
+async def test_a_deeply_nested_requirement_is_refused(server: LiveServer) -> None:
+    nested: Any = {}
+    for _ in range(900):
+        nested = {"a": nested}
+    await ask(server)  # so that answers may be shared
+    [error] = (await server.post(AVAILABLE, require={"capabilities": nested}))["errors"]
+    assert error["extensions"]["code"] == "BAD_INPUT"
+
+
 async def test_a_change_is_in_the_answer_within_a_second(server: LiveServer) -> None:
     await offer(server, "a", metrics={"cpuPercent": 10})
     assert await candidates(server, require={"maxCpuPercent": 50}) == ["a"]
@@ -194,6 +203,24 @@ async def test_the_same_question_costs_no_statement_until_something_changes(
             assert await candidates(quiet_server) == ["a"]
     asked_of_nodes = [statement for statement in sent if "FROM nodes" in statement]
     assert len([s for s in asked_of_nodes if "heartbeat_log" not in s]) <= 1
+
+
+async def test_who_asks_the_same_of_one_look_is_answered_to_the_byte(server: LiveServer) -> None:
+    await offer(server, "a")
+    asked = {"query": AVAILABLE, "variables": {"require": MINE}}
+    replies = await asyncio.gather(*(server.http.post("/graphql", json=asked) for _ in range(20)))
+    assert len({reply.content for reply in replies}) <= 3
+    other = await server.execute(AVAILABLE, require=MINE | {"types": ["ROUTER"]})
+    assert other["availableNodes"]["candidates"] == []
+
+
+async def test_what_was_refused_once_is_refused_anew(server: LiveServer) -> None:
+    await ask(server)
+    ids = set()
+    for _ in range(3):
+        [error] = (await server.post(AVAILABLE, require={"model": "x" * 256}))["errors"]
+        ids.add(error["extensions"]["requestId"])
+    assert len(ids) == 3
 
 
 async def test_a_follower_is_told_the_set_and_then_what_enters_and_leaves(

@@ -1,0 +1,90 @@
+"""How many questions of routers and dashboards one process answers a second, over HTTP.
+
+The limit is a bare Starlette route that reads the same body as JSON and sends it back.
+"""
+
+from collections.abc import AsyncIterator
+
+import orjson
+
+from bench import stage
+from bench.nodes import settle
+from bench.requests import post, rate
+from bench.rows import Row, Target
+
+CONNECTIONS = 32
+
+AVAILABLE = """
+query Available($require: NodeRequirements, $limit: Int) {
+  availableNodes(require: $require, limit: $limit) {
+    candidates { score node { nodeId hostname ipAddress localIp status } }
+    revision
+    observedAt
+  }
+}
+"""
+REQUIRE = {
+    "roles": ["PRODUCTION"],
+    "labels": {"all": ["gpu"]},
+    "model": "llama3:8b",
+    "minGpuMemoryFreeMb": 8000,
+}
+PAGE = """
+query Page($first: Int) {
+  nodes(first: $first) {
+    nodes {
+      nodeId name role type labels hostname status statusReason statusSince lastHeartbeat
+      registeredAt updatedAt
+      profiles { name config }
+    }
+  }
+}
+"""
+
+
+async def discovery(*, quick: bool) -> AsyncIterator[Row]:
+    fleet, seconds, runs = (200, 0.3, 1) if quick else (10_000, 3, 3)
+    questions = (
+        (
+            f"availableNodes(limit: 10) of {fleet:,} nodes",
+            [_body(AVAILABLE, require=REQUIRE, limit=10)],
+            Target("ratio", "at least", 0.25),
+        ),
+        (
+            "the same, of a thousand different questions",
+            [
+                _body(AVAILABLE, require={**REQUIRE, "minGpuMemoryFreeMb": megabytes}, limit=10)
+                for megabytes in range(8000, 9000)
+            ],
+            None,
+        ),
+        ("nodes(first: 100), 12 fields and profiles", [_body(PAGE, first=100)], None),
+    )
+    async with stage.database() as database, stage.bare() as bare:
+        await settle(database, fleet)
+        async with stage.registry(database.url) as registry:
+            for name, bodies, target in questions:
+                ask, echo = (
+                    [post(path, body) for body in bodies] for path in ("/graphql", "/echo")
+                )
+                figures, limits, answer = [], [], b""
+                for _ in range(1 + runs):
+                    figure, answer = await rate(
+                        registry.port, ask, connections=CONNECTIONS, seconds=seconds
+                    )
+                    limit, _ = await rate(bare.port, echo, connections=CONNECTIONS, seconds=seconds)
+                    figures.append(figure)
+                    limits.append(limit)
+                yield Row(
+                    name,
+                    "requests/s",
+                    figures[1:],
+                    "bare JSON echo of the same body",
+                    limits[1:],
+                    target,
+                    f"{len(answer):,} bytes each, on {CONNECTIONS} connections",
+                )
+
+
+def _body(query: str, **variables: object) -> bytes:
+    return orjson.dumps({"query": query, "variables": variables})

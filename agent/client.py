@@ -12,7 +12,7 @@ from gql.client import AsyncClientSession
 from gql.transport.async_transport import AsyncTransport
 from gql.transport.exceptions import TransportQueryError, TransportServerError
 from gql.transport.httpx import HTTPXAsyncTransport
-from httpx import Limits
+from httpx import Limits, create_ssl_context
 from pydantic import BaseModel, ValidationError
 
 from agent.settings import is_loopback
@@ -25,6 +25,8 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 MAX_REASON_LENGTH = 200
 
 UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED = "UNAUTHENTICATED", "FORBIDDEN", "RATE_LIMITED"
+# The registry does not call them retryable, for a mutation may be half done. A reader asks again.
+PASSING_CODES = {"", "INTERNAL"}
 CODE_OF_STATUS = {401: UNAUTHENTICATED, 403: FORBIDDEN, 429: RATE_LIMITED}
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
@@ -57,6 +59,11 @@ class RefusedError(Exception):
         return _retry_after(self.facts.get("retryAfterSeconds"))
 
 
+def is_final(refusal: RefusedError) -> bool:
+    """Whether it is useless to ask the same again; for what only reads."""
+    return not refusal.retryable and refusal.code not in PASSING_CODES
+
+
 def headers(token: str | None) -> dict[str, str]:
     said = {"User-Agent": f"node-agent/{version('dagi-node-registry')}"}
     if token:
@@ -69,13 +76,17 @@ def http_transport(
 ) -> Callable[[], AsyncTransport]:
     """Makes a transport for each new connection: a used gql transport may never connect again."""
     accept = "application/graphql-response+json, application/json;q=0.9"
+    # A proxy for the outside world must not stand between an agent and its own machine.
+    trust_env = not is_loopback(url)
+    # Reading the certificates takes some 20 ms, and each connection would do it again.
+    certificates = create_ssl_context(trust_env=trust_env)
     return lambda: HTTPXAsyncTransport(
         url,
         headers={"Accept": accept, **headers(token)},
         timeout=timeout_seconds,
         limits=Limits(max_connections=1, keepalive_expiry=KEEPALIVE_SECONDS),
-        # A proxy for the outside world must not stand between an agent and its own machine.
-        trust_env=not is_loopback(url),
+        trust_env=trust_env,
+        verify=certificates,
     )
 
 

@@ -62,3 +62,41 @@ fragment Usable on Node {
   statusReason statusSince
 }
 """)
+
+NODES = gql("""
+query Nodes($filter: NodeFilter, $first: Int, $after: String) {
+  nodes(filter: $filter, first: $first, after: $after) {
+    nodes {
+      nodeId name role type labels hostname ipAddress localIp status lastHeartbeat
+      statusReason statusSince capabilities
+    }
+    pageInfo { hasNextPage endCursor }
+  }
+}
+""")
+
+NODE = gql("""
+query OneNode($nodeId: String!) {
+  node(nodeId: $nodeId) {
+    nodeId name role type labels hostname ipAddress localIp status lastHeartbeat
+    statusReason statusSince capabilities
+  }
+}
+""")
+
+AVAILABLE_NODES = gql("""
+query AvailableNodes($require: NodeRequirements, $rank: NodeRanking!, $limit: Int) {
+  availableNodes(require: $require, rank: $rank, limit: $limit) {
+    candidates {
+      score
+      node {
+        nodeId name role type labels hostname ipAddress localIp status lastHeartbeat
+        statusReason statusSince capabilities
+      }
+    }
+    excluded { nodeId reasons }
+    revision
+    observedAt
+  }
+}
+""")

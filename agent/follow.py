@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import structlog
 
 from agent import documents
-from agent.client import TIMEOUT_SECONDS, RefusedError, RegistryAwayError
+from agent.client import TIMEOUT_SECONDS, RefusedError, RegistryAwayError, is_final
 from agent.pace import Clock, retry_delay
 from agent.replies import (
     AvailabilityData,
@@ -26,9 +26,6 @@ from agent.replies import (
 )
 from agent.settings import graphql_url
 from agent.websocket import connected, read, subscribed
-
-# The registry does not call them retryable, for a mutation may be half done. A reader asks again.
-PASSING_CODES = {"", "INTERNAL"}
 
 EventT = TypeVar("EventT")
 
@@ -100,7 +97,7 @@ async def _across_interruptions(
                     failures, reported = 0, None
                     yield event
         except (RegistryAwayError, RefusedError) as error:
-            if isinstance(error, RefusedError) and _is_final(error):
+            if isinstance(error, RefusedError) and is_final(error):
                 raise
             failures += 1
             delay = retry_delay(
@@ -151,10 +148,6 @@ def _is_news(event: StatusEvent, after: int) -> bool:
             return event.revision >= after  # equal: a sign of life
         case ResyncRequired():
             return True
-
-
-def _is_final(refusal: RefusedError) -> bool:
-    return not refusal.retryable and refusal.code not in PASSING_CODES
 
 
 def _report(

@@ -1,6 +1,6 @@
 """What the agent reads in the registry's answers, checked before it is acted upon."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -150,3 +150,48 @@ AvailabilityEvent = AvailableNodes | NodeBecameAvailable | NodeBecameUnavailable
 
 class AvailabilityData(Reply):
     available_nodes_changes: Annotated[AvailabilityEvent, Field(discriminator="typename")]
+
+
+class CapableNode(NodeWithReason):
+    capabilities: dict[str, Any]
+
+
+class PageInfo(Reply):
+    has_next_page: bool
+    end_cursor: str | None
+
+
+class NodePage(Reply):
+    nodes: list[CapableNode]
+    page_info: PageInfo
+
+
+class NodesData(Reply):
+    nodes: NodePage
+
+
+class NodeData(Reply):
+    node: CapableNode | None
+
+
+class Candidate(Reply):
+    node: CapableNode
+    score: float
+
+
+class Exclusion(Reply):
+    node_id: str
+    reasons: list[str]
+
+
+class Availability(Reply):
+    """Candidates, best first; `observed_at` is when the registry looked at the fleet."""
+
+    candidates: list[Candidate]
+    excluded: list[Exclusion]
+    revision: Revision
+    observed_at: AwareDatetime
+
+
+class AvailableNodesData(Reply):
+    available_nodes: Availability

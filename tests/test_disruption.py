@@ -4,12 +4,10 @@ import asyncio
 import os
 import random
 import signal
-import socket
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import httpx
 import pytest
 from api import MAINTENANCE
 from fleet import register
+from registry_process import Server, free_port
 from sqlalchemy import URL, text
 from tcp_proxy import Proxy, proxy
 
@@ -39,44 +38,6 @@ NODES = [f"n{number}" for number in range(20)]
 
 # Of fifty disconnects; those of processes take a second or two each.
 MIX = {"socket cut": 24, "LISTEN ended": 18, "server killed": 6, "PostgreSQL killed": 2}
-
-
-@dataclass
-class Server:
-    """A registry in a process of its own, always on the same port."""
-
-    port: int
-    environment: Mapping[str, str]
-    process: asyncio.subprocess.Process | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def start(self) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "graph", "serve"),
-            env={**os.environ, **self.environment, "NODE_REGISTRY_HTTP_PORT": str(self.port)},
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-
-    async def answers(self) -> None:
-        """Starts it again where it found no database."""
-        async with httpx.AsyncClient() as http, asyncio.timeout(SECONDS):
-            while True:
-                with suppress(httpx.TransportError):
-                    await http.get(f"{self.url}/health/live")
-                    return
-                if self.process is None or self.process.returncode is not None:
-                    await self.start()
-                await asyncio.sleep(0.05)
-
-    async def kill(self) -> None:
-        assert self.process is not None
-        with suppress(ProcessLookupError):
-            self.process.kill()
-        await self.process.wait()
 
 
 @dataclass
@@ -113,13 +74,6 @@ async def postgres() -> AsyncIterator[tuple[URL, Path]]:
     with tempfile.TemporaryDirectory(prefix="node-registry-test-") as folder:
         async with embedded_postgres(Path(folder)) as url:
             yield url, Path(folder) / "postgres" / "postmaster.pid"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 async def insist(work: Any) -> Any:

@@ -1,0 +1,236 @@
+"""The registry as a router asks it: from its last good reply where there is no new one in time.
+
+It only reads, so that whatever it asks may be asked again.
+"""
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast
+
+import structlog
+from gql import GraphQLRequest
+
+from agent import documents
+from agent.breaker import Breaker
+from agent.client import (
+    Connection,
+    RefusedError,
+    RegistryAwayError,
+    ReplyT,
+    http_transport,
+    is_final,
+)
+from agent.follow import follow_status_changes
+from agent.pace import Clock
+from agent.replies import (
+    Availability,
+    AvailableNodesData,
+    CapableNode,
+    NodeData,
+    NodesData,
+    StatusEvent,
+)
+from agent.settings import graphql_url
+
+MAX_CONNECTIONS = 10
+MAX_QUESTIONS = 1000
+MAX_PAGES = 200
+PAGE_SIZE = 500
+ATTEMPTS = 3
+BACKOFF_SECONDS = 0.1
+
+ValueT = TypeVar("ValueT")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[ValueT]):
+    """`age_seconds` is since the registry said so; a stale one says why there is none newer."""
+
+    value: ValueT
+    age_seconds: float = 0.0
+    reason: str | None = None
+
+    @property
+    def stale(self) -> bool:
+        return self.reason is not None
+
+
+class RegistryClient:
+    """For one event loop; `async with` it, or close it with `aclose()`.
+
+    A question takes at most `timeout_seconds`, retries included. While the registry is away its
+    last good reply to the same question is the answer, for `stale_seconds`; without one, and for
+    what it refuses, RegistryAwayError and RefusedError are raised. Those who ask the same at the
+    same time share one request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout_seconds: float = 2.0,
+        stale_seconds: float = 300.0,
+        clock: Clock | None = None,
+    ) -> None:
+        """Raises ValueError for a bad address."""
+        self._url = graphql_url(url)
+        self._token = token
+        self._timeout_seconds = timeout_seconds
+        self._stale_seconds = stale_seconds
+        self._clock = clock or Clock()
+        self._breaker = Breaker(self._clock)
+        self._connections: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        transport = http_transport(self._url, token, timeout_seconds)
+        for _ in range(MAX_CONNECTIONS):
+            connection = Connection(transport, timeout_seconds=timeout_seconds)
+            self._connections.put_nowait(connection)
+        self._asking: dict[str, asyncio.Task[Any]] = {}
+        self._past: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+
+    async def get_nodes(self, **node_filter: Any) -> Answer[list[CapableNode]]:
+        """All nodes that the NodeFilter means, e.g. `roles=["PRODUCTION"]`, by node id."""
+        given = node_filter or None
+        return await self._answer("nodes", given, lambda: self._pages(given))
+
+    async def get_nodes_by_role(self, role: str) -> Answer[list[CapableNode]]:
+        return await self.get_nodes(roles=[role.upper()])
+
+    async def get_node(self, node_id: str) -> Answer[CapableNode | None]:
+        """None when no such node is registered."""
+
+        async def ask() -> CapableNode | None:
+            return (await self._ask(documents.NODE, {"nodeId": node_id}, NodeData)).node
+
+        return await self._answer("node", node_id, ask)
+
+    async def get_available_nodes(
+        self,
+        requirements: Mapping[str, Any] | None = None,
+        *,
+        rank: str = "LEAST_LOADED",
+        limit: int = 10,
+    ) -> Answer[Availability]:
+        """The nodes that meet NodeRequirements now, best first, and why others do not."""
+        asked = {"require": requirements, "rank": rank, "limit": limit}
+
+        async def ask() -> Availability:
+            reply = await self._ask(documents.AVAILABLE_NODES, asked, AvailableNodesData)
+            return reply.available_nodes
+
+        return await self._answer("available", asked, ask)
+
+    def follow_status_changes(self, **given: Any) -> AsyncGenerator[StatusEvent, None]:
+        """As `agent.follow.follow_status_changes`, of this registry."""
+        return follow_status_changes(self._url, token=self._token, clock=self._clock, **given)
+
+    async def aclose(self) -> None:
+        for task in self._asking.values():
+            task.cancel()
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        while not self._connections.empty():
+            await self._connections.get_nowait().aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _answer(
+        self, kind: str, asked: object, ask: Callable[[], Awaitable[ValueT]]
+    ) -> Answer[ValueT]:
+        question = json.dumps([kind, asked], sort_keys=True)
+        if question not in self._asking:
+            if not self._breaker.lets_through():
+                return self._from_the_past(question, RegistryAwayError("it did not answer lately"))
+            task = asyncio.create_task(self._insist(question, ask))
+            self._asking[question] = task
+            task.add_done_callback(lambda _: self._asking.pop(question))
+        answer: Answer[ValueT] = await asyncio.shield(self._asking[question])
+        return answer
+
+    async def _insist(self, question: str, ask: Callable[[], Awaitable[ValueT]]) -> Answer[ValueT]:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                value = await self._retried(ask)
+        except RefusedError as refusal:
+            if is_final(refusal):
+                self._succeeded()  # it is there, and says no
+                raise
+            return self._failed(question, refusal)
+        except RegistryAwayError as error:
+            return self._failed(question, error)
+        except TimeoutError:
+            away = RegistryAwayError(f"no answer within {self._timeout_seconds:g} s")
+            return self._failed(question, away)
+        self._succeeded()
+        self._past[question] = self._clock.now(), value
+        self._past.move_to_end(question)
+        if len(self._past) > MAX_QUESTIONS:
+            self._past.popitem(last=False)
+        return Answer(value)
+
+    async def _retried(self, ask: Callable[[], Awaitable[ValueT]]) -> ValueT:
+        for attempt in range(1, ATTEMPTS):
+            try:
+                return await ask()
+            except (RegistryAwayError, RefusedError) as error:
+                if self._breaker.is_open or (isinstance(error, RefusedError) and is_final(error)):
+                    raise
+                ceiling = BACKOFF_SECONDS * 2.0 ** (attempt - 1)
+                await self._clock.wait(
+                    error.retry_after_seconds + self._clock.uniform(0.0, ceiling)
+                )
+        return await ask()
+
+    def _succeeded(self) -> None:
+        if self._breaker.is_open:
+            log.info("registry.recovered", registry_url=self._url)
+        self._breaker.succeeded()
+
+    def _failed(self, question: str, error: RegistryAwayError | RefusedError) -> Answer[Any]:
+        was_open = self._breaker.is_open
+        self._breaker.failed()
+        if self._breaker.is_open and not was_open:
+            log.warning("registry.away", registry_url=self._url, reason=str(error))
+        return self._from_the_past(question, error)
+
+    def _from_the_past(self, question: str, error: RegistryAwayError | RefusedError) -> Answer[Any]:
+        said_at, value = self._past.get(question, (float("-inf"), None))
+        age_seconds = self._clock.now() - said_at
+        if age_seconds > self._stale_seconds:
+            raise error
+        return Answer(value, age_seconds, str(error))
+
+    async def _pages(self, node_filter: Mapping[str, Any] | None) -> list[CapableNode]:
+        found: list[CapableNode] = []
+        after = None
+        for _ in range(MAX_PAGES):
+            asked = {"filter": node_filter, "first": PAGE_SIZE, "after": after}
+            page = (await self._ask(documents.NODES, asked, NodesData)).nodes
+            found += page.nodes
+            after = page.page_info.end_cursor
+            if not page.page_info.has_next_page:
+                break
+        return found
+
+    async def _ask(
+        self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+    ) -> ReplyT:
+        connection = await self._connections.get()
+        try:
+            return cast("ReplyT", await connection.ask(document, variables, reply))
+        finally:
+            self._connections.put_nowait(connection)

@@ -5,11 +5,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
 
-.PHONY: run test check bench format schema lock clean
+.PHONY: run router test check bench format schema lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
 	@NODE_REGISTRY_DEV_AGENT=$${NODE_REGISTRY_DEV_AGENT:-true} exec $(BIN)/node-registry serve
+
+# The example of a router, beside `make run`, on http://127.0.0.1:9206.
+router: .venv/run
+	@exec $(BIN)/python -m examples.router
 
 test: .venv/dev
 	$(BIN)/pytest --numprocesses 2 --dist loadfile

@@ -65,6 +65,11 @@ class _Answer:
     payload: str
     has_errors: bool = False
 
+    @property
+    def weight(self) -> int:
+        """Of one with errors too much to be kept: the next who asks may have more luck."""
+        return MAX_SHARED_BYTES + 1 if self.has_errors else len(self.payload)
+
 
 class Operations:
     """What all transports run operations by. One for each app.
@@ -78,12 +83,10 @@ class Operations:
         self._schema = schema
         self._services = services
         self._shared: Once[tuple[bytes, int], _Shared] = Once(
-            MAX_SHARED_BYTES, weigh=lambda shared: len(shared.payload) + _EVENT_BYTES
+            MAX_SHARED_BYTES, weigh=lambda shared: shared.answer.weight + _EVENT_BYTES
         )
         self._answers: Once[tuple[bytes, int], _Answer] = Once(
-            MAX_SHARED_BYTES,
-            # What failed is not kept.
-            weigh=lambda answer: MAX_SHARED_BYTES + 1 if answer.has_errors else len(answer.payload),
+            MAX_SHARED_BYTES, weigh=lambda answer: answer.weight
         )
 
     def is_subscription(self, request: GraphQLRequest) -> bool:
@@ -188,7 +191,7 @@ class Operations:
         for told, execution in enumerate(executions, start=1):
             done = execution.done()
             shared = execution.result() if done else await asyncio.shield(execution)
-            yield shared.payload
+            yield shared.answer.payload
             if told % _TURN == 0:
                 await asyncio.sleep(0)
 
@@ -198,12 +201,12 @@ class _Shared:
     """Holds on to the event, so that its identity is nobody else's."""
 
     event: object
-    payload: str
+    answer: _Answer
 
 
 async def _tell(executor: "Executor[Any]", event: object) -> _Shared:
     result = await await_maybe(execute_subscription_event(executor.build_per_event_executor(event)))
-    return _Shared(event, _answered(result).payload)
+    return _Shared(event, _answered(result))
 
 
 def _asks_of_the_fleet_alone(operation: OperationDefinitionNode) -> bool:

@@ -153,6 +153,14 @@ async def test_nobody_gets_what_was_made_for_another_caller(
     assert STAGE.executed["first"] == 2
 
 
+async def test_what_failed_is_executed_anew_for_who_comes_later(operations: Operations) -> None:
+    STAGE.failing = True
+    payloads = [payload async for payload in operations.subscribe(request(), HERE)]
+    assert all("UNAVAILABLE" in payload for payload in payloads)
+    STAGE.failing = False
+    assert await told(operations, request()) == ["first for one", "second for one"]
+
+
 async def test_one_that_leaves_in_the_middle_disturbs_nobody(operations: Operations) -> None:
     STAGE.may_go_on.clear()
     leaves, stays = [asyncio.create_task(told(operations, request())) for _ in range(2)]

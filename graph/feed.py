@@ -255,9 +255,9 @@ class ChangeFeed:
 
     async def _set_back(self, revision: int) -> None:
         log.warning("feed.log_set_back", read=self.revision, revision=revision)
+        await self._go_to(revision)
         self.set_backs += 1
         self._replays = Once(_MAX_REPLAYS)
-        await self._go_to(revision)
 
     def _refuse_set_back(self, set_backs: int) -> None:
         if self.set_backs != set_backs:

@@ -26,7 +26,7 @@ class Machine:
     ip_address: str | None
     """A public address, when an interface of this machine has one."""
     capabilities: dict[str, Any]
-    """os, arch, cpuCount, memoryTotalMb; models, services and devices are lists for later."""
+    """os, arch, cpuCount, memoryTotalMb; models, services and devices are empty lists so far."""
     metadata: dict[str, Any]
 
 

@@ -7,9 +7,10 @@ one row, so its lock puts the changes of all processes in one order, the order o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, func, select, text
+from sqlalchemy import Row, Select, and_, bindparam, func, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
@@ -143,20 +144,25 @@ _MARKED = select(_SLICE, _LAST).subquery("marked")
 _NAMED = aliased(Node, name="named")
 _STANDING = aliased(Node, name="standing")
 
-# Made once: to build it takes as long as to execute it. A node, which may be large, comes with the
-# last of its changes alone.
-_AFTER = (
+_LOGGED_COLUMNS = (
+    _MARKED.c.revision,
+    _MARKED.c.node_id,
+    col(_NAMED.node_id),
+    _MARKED.c.previous_status,
+    _MARKED.c.status,
+    _MARKED.c.reason,
+    _MARKED.c.note,
+    _MARKED.c.actor,
+    _MARKED.c.changed_at,
+)
+_NODE_COLUMNS = inspect(Node).column_attrs.keys()
+
+# Made once, and of columns: to build it, or to make entities of its rows, takes as long as to
+# execute it. A node, which may be large, comes with the last of its changes alone.
+_AFTER: Select[*tuple[Any, ...]] = (
     select(
-        _MARKED.c.revision,
-        _MARKED.c.node_id,
-        col(_NAMED.node_id),
-        _MARKED.c.previous_status,
-        _MARKED.c.status,
-        _MARKED.c.reason,
-        _MARKED.c.note,
-        _MARKED.c.actor,
-        _MARKED.c.changed_at,
-        _STANDING,
+        *(column.label(f"logged_{place}") for place, column in enumerate(_LOGGED_COLUMNS)),
+        *(getattr(_STANDING, name).label(name) for name in _NODE_COLUMNS),
     )
     .select_from(_MARKED)
     .join(_NAMED, col(_NAMED.id) == _MARKED.c.node_id)
@@ -175,12 +181,16 @@ _NO_END = 2**63 - 1
 
 async def after(
     session: AsyncSession, revision: int, *, upto: int | None = None, limit: int = 1000
-) -> tuple[list[LoggedChange], dict[UUID, Node]]:
-    """The changes behind `revision`, in order, and those of their nodes that are registered."""
+) -> tuple[list[LoggedChange], dict[UUID, Row[Any]]]:
+    """The changes behind `revision`, in order, and those of their nodes that are registered.
+
+    The latter are rows with the attributes of Node.
+    """
     terms = {"revision": revision, "upto": _NO_END if upto is None else upto, "limit": limit}
-    rows = (await session.execute(_AFTER, terms)).all()
-    logged = [LoggedChange(*change) for *change, _ in rows]
-    return logged, {node.id: node for *_, node in rows if node is not None}
+    connection = await session.connection()
+    rows = (await connection.execute(_AFTER, terms)).all()
+    logged = [LoggedChange(*row[: len(_LOGGED_COLUMNS)]) for row in rows]
+    return logged, {row.id: row for row in rows if row.id is not None}
 
 
 async def judged(

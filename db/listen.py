@@ -42,9 +42,11 @@ class Listener:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncSession]:
-        """On its own connection: what is new is read without waiting for one of the pool."""
+        """On its own connection: what is new is read without waiting for one of the pool.
+
+        For columns only: entities would be kept, and never read again.
+        """
         yield self._session
-        self._session.expunge_all()
 
     def notified(self, _connection: object, _pid: int, _channel: str, payload: str) -> None:
         self._newest = int(payload)  # they come in the order of the commits

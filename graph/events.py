@@ -1,10 +1,10 @@
 """What the streams of the API say: one object for each event, whoever is told of it."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import strawberry
+from sqlalchemy import Row
 
-from db import tables
 from db.changes import LoggedChange
 from graph.node import Node
 from graph.scalars import Revision
@@ -20,7 +20,7 @@ class NodeStatusChanged:
     node: Node | None = field("The node; null once it was removed.")
 
     @classmethod
-    def of(cls, change: LoggedChange, node: tables.Node | None) -> Self:
+    def of(cls, change: LoggedChange, node: Row[Any] | None) -> Self:
         return cls(
             change=StatusChange.of(change),
             node=None if node is None else Node.of(node),

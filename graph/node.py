@@ -1,10 +1,11 @@
 """The type Node, and pages of nodes."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 import strawberry
+from sqlalchemy import Row
 
 from db import history, nodes, profiles, tables
 from db.filters import NodeFilter
@@ -53,7 +54,7 @@ class Node:
     metadata: JSON = field("What else the node says of itself.")
 
     @classmethod
-    def of(cls, row: tables.Node) -> Self:
+    def of(cls, row: tables.Node | Row[Any]) -> Self:
         return cls(
             uuid=row.id,
             last_heartbeat_id=row.last_heartbeat_id,

@@ -241,7 +241,10 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
         assert (await changes.state(session)).revision == 5
         [last], standing = await changes.after(session, 4)
     node = await stand(database, last.node_id)
-    assert standing == {last.node: node}
+    assert [row.id for row in standing.values()] == [last.node] == [node.id]
+    assert all(
+        getattr(standing[node.id], name) == value for name, value in node.model_dump().items()
+    )
 
 
 async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(

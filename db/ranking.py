@@ -12,15 +12,10 @@ _FULL = 100.0
 
 
 def ranked(offers: Iterable[Offer], ranking: NodeRanking) -> list[tuple[Offer, float]]:
-    """Each with its score; of equal scores ONLINE comes before DEGRADED, then node_id decides."""
-    of = _SCORES[ranking]
-    scored = [(offer, _discounted(of(offer), offer)) for offer in offers]
-    scored.sort(key=lambda pair: (-pair[1], pair[0].status == NodeStatus.DEGRADED, pair[0].node_id))
-    return scored
+    """Each with its score; of equal scores ONLINE comes before DEGRADED, then node_id decides.
 
-
-def score(offer: Offer, ranking: NodeRanking) -> float:
-    """From 0 to 1, higher is better, of this offer alone: so it can be compared over time.
+    A score is from 0 to 1, higher is better, and of its offer alone, so that it can be compared
+    over time:
 
     - LEAST_LOADED: the mean of what is free, as parts of the whole, of the CPU, the memory and the
       GPUs' time, as far as they are measured. Kubernetes scores LeastAllocated nodes likewise: the
@@ -32,7 +27,10 @@ def score(offer: Offer, ranking: NodeRanking) -> float:
     What is not measured scores 0. A DEGRADED node scores half, so it comes first only before nodes
     that are far worse.
     """
-    return _discounted(_SCORES[ranking](offer), offer)
+    of = _SCORES[ranking]
+    scored = [(offer, _discounted(of(offer), offer)) for offer in offers]
+    scored.sort(key=lambda pair: (-pair[1], pair[0].status == NodeStatus.DEGRADED, pair[0].node_id))
+    return scored
 
 
 def _discounted(value: float, offer: Offer) -> float:

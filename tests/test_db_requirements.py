@@ -20,7 +20,7 @@ from db.containment import contains
 from db.database import Database
 from db.filters import LabelSelector
 from db.offers import Offer, models_in, offer
-from db.ranking import HALF_SCORE_MB, ranked, score
+from db.ranking import HALF_SCORE_MB, ranked
 from db.requirements import Requirements, divided, unmet
 from db.values import NodeRanking, NodeRole, NodeStatus, NodeType
 
@@ -47,6 +47,12 @@ UNMEASURED = replace(
     gpu_percent=None,
     gpu_memory_free_mb=None,
 )
+
+
+def score(subject: Offer, ranking: NodeRanking) -> float:
+    [(_, scored)] = ranked([subject], ranking)
+    return scored
+
 
 WHOLE = [0, 1, -1, 100, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 10**16]
 DOUBLES = [-0.0, 1.0, 1e2, 0.1, 1.5, 2.0**53, 1e16, 9.223372036854778e18, 1e22, 1e300, 5e-324]

@@ -147,7 +147,9 @@ class ChangeFeed:
                 delay = random.uniform(0, min(_MAX_BACKOFF_SECONDS, 0.1 * 2**failures))  # noqa: S311  # no secret
                 failures = min(failures + 1, 10)
                 log.warning(
-                    "feed.disconnected", cause=repr(error), retry_in_seconds=round(delay, 3)
+                    "feed.disconnected",
+                    cause=repr(error.__cause__ or error),
+                    retry_in_seconds=round(delay, 3),
                 )
             finally:
                 self.in_touch, self._reading = False, self._database.read

@@ -58,7 +58,9 @@ async def follow_status_changes(
         async for event in events:
             if _is_news(event, position or 0):
                 yield event
-                position = max(position or 0, event.revision)
+                # A resync may lead back, where the log was set back.
+                resync = isinstance(event, ResyncRequired)
+                position = event.revision if resync else max(position or 0, event.revision)
 
 
 async def follow_available_nodes(

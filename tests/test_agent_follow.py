@@ -312,6 +312,17 @@ async def test_a_resync_is_passed_on_and_the_stream_goes_on_behind_it(server: Li
     assert not [entry for entry in logs if entry["event"].startswith("registry.")]
 
 
+async def test_a_resync_leads_back_where_the_log_was_set_back() -> None:
+    resync = {"__typename": "ResyncRequired", "revision": "3", "reason": "it was set back"}
+    async with (
+        scripted([change(6), resync], [change(4), change(5)]) as registry,
+        following(registry.url, after=5) as events,
+    ):
+        told = [await next_event(events) for _ in range(4)]
+    assert [event.revision for event in told] == [6, 3, 4, 5]
+    assert registry.afters == ["5", "3"]
+
+
 async def test_what_was_told_already_is_dropped() -> None:
     stutter: list[object] = [change(6), change(6), change(5), bookmark(5), change(7), bookmark(7)]
     async with scripted(stutter) as registry, following(registry.url, after=5) as events:

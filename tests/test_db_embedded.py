@@ -281,6 +281,12 @@ def log_of(folder: Path) -> str:
     return (folder / "postgres.log").read_text()
 
 
+BUSY = """
+SELECT count(*) FROM pg_stat_activity
+WHERE state = 'active' AND query LIKE '%generate_series%' AND pid <> pg_backend_pid()
+"""
+
+
 async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -> None:
     async with embedded_postgres(folder, options=OPTIONS) as url:
         busy = await asyncpg.connect(
@@ -288,10 +294,12 @@ async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -
         )
         work = asyncio.create_task(
             busy.fetchval(
-                "SELECT count(*) FROM generate_series(1, 10) a, generate_series(1, 300000)"
+                "SELECT count(*) FROM generate_series(1, 10) a, generate_series(1, 1500000)"
             )
         )
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while not await query(url, BUSY):
+                await asyncio.sleep(0.01)
         postmaster(folder).kill()
     async with embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1

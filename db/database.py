@@ -7,7 +7,13 @@ from typing import Any
 import asyncpg
 import orjson
 from sqlalchemy import URL, event, make_url, text
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import (
+    DBAPIError,
+    DisconnectionError,
+    InvalidRequestError,
+    PendingRollbackError,
+    ResourceClosedError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
@@ -135,6 +141,12 @@ def _named_failures() -> Iterator[None]:
         yield
     except (OSError, TimeoutError, PoolTimeout, asyncpg.InterfaceError) as error:
         raise Unavailable(_RETRY_AFTER_SECONDS) from error
+    except InvalidRequestError as error:
+        # The pool says no more than this when each connection ends as soon as it is made, and a
+        # session when its connection was cut between two of its steps.
+        if type(error) in {InvalidRequestError, PendingRollbackError, ResourceClosedError}:
+            raise Unavailable(_RETRY_AFTER_SECONDS) from error
+        raise
     except (DBAPIError, asyncpg.PostgresError) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         invalidated = isinstance(error, DBAPIError) and error.connection_invalidated

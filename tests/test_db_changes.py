@@ -28,7 +28,8 @@ from fleet import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import changes, heartbeats, liveness, nodes, registration
@@ -334,3 +335,14 @@ async def test_listening_to_a_server_that_is_away_is_unavailable(database: Datab
         async with listening(away):
             pass
     await away.close()
+
+
+async def test_connections_that_end_as_soon_as_they_are_made_are_an_outage(
+    database: Database,
+) -> None:
+    def ended(*_: object) -> None:
+        raise DisconnectionError
+
+    event.listen(database.engine.sync_engine, "checkout", ended)
+    with pytest.raises(Unavailable):
+        await database.ping()

@@ -558,7 +558,7 @@ async def test_a_log_that_has_passed_what_it_lost_is_known_by_what_it_says_there
         events = await following(feed, database, 2)
         assert await next_revisions(events, 2) == [3, 4]
         with monkeypatch.context() as outage:
-            outage.setattr(Database, "listening_connection", _no_connection)
+            outage.setattr(database, "listening", _no_connection)
             await cut_listeners(database)
             await restore(database, 3)
             await append(database, OUT, OUT, OUT)
@@ -568,7 +568,7 @@ async def test_a_log_that_has_passed_what_it_lost_is_known_by_what_it_says_there
         assert told.revision == 6
 
 
-async def _no_connection(_: Database) -> None:
+def _no_connection() -> None:
     raise Unavailable(1)
 
 

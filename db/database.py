@@ -139,17 +139,24 @@ def _refuse_closed(dbapi_connection: object, *_: object) -> None:
 def _named_failures() -> Iterator[None]:
     try:
         yield
-    except (OSError, TimeoutError, PoolTimeout, asyncpg.InterfaceError) as error:
-        raise Unavailable(_RETRY_AFTER_SECONDS) from error
-    except InvalidRequestError as error:
-        # The pool says no more than this when each connection ends as soon as it is made, and a
-        # session when its connection was cut between two of its steps.
-        if type(error) in {InvalidRequestError, PendingRollbackError, ResourceClosedError}:
+    except Exception as error:
+        if _passes_by_itself(error):
             raise Unavailable(_RETRY_AFTER_SECONDS) from error
         raise
-    except (DBAPIError, asyncpg.PostgresError) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        invalidated = isinstance(error, DBAPIError) and error.connection_invalidated
-        if invalidated or (getattr(cause, "sqlstate", None) or "")[:2] in _TRANSIENT_CLASSES:
-            raise Unavailable(_RETRY_AFTER_SECONDS) from error
-        raise
+
+
+def _passes_by_itself(error: Exception) -> bool:
+    match error:
+        case OSError() | TimeoutError() | PoolTimeout():
+            return True
+        case InvalidRequestError():
+            # The pool says no more than this when each connection ends as soon as it is made, and
+            # a session when its connection was cut between two of its steps.
+            return type(error) in {InvalidRequestError, PendingRollbackError, ResourceClosedError}
+        case DBAPIError():
+            return error.connection_invalidated or _passes_by_itself(error.driver_exception)
+        case asyncpg.PostgresError():
+            return (error.sqlstate or "")[:2] in _TRANSIENT_CLASSES
+    # All that asyncpg itself says of a connection that was cut between two of its steps; more
+    # special ones are mistakes of ours.
+    return type(error) in {asyncpg.InterfaceError, asyncpg.InternalClientError}

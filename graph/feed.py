@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-import asyncpg
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -136,14 +135,7 @@ class ChangeFeed:
                     while True:
                         newest = await listener.wait(self._check_seconds)
                         await self.read_on(newest, listener.revision)
-            except (
-                Unavailable,
-                OSError,
-                TimeoutError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,  # of a connection cut between two of its steps
-            ) as error:
+            except Unavailable as error:
                 delay = random.uniform(0, min(_MAX_BACKOFF_SECONDS, 0.1 * 2**failures))  # noqa: S311  # no secret
                 failures = min(failures + 1, 10)
                 log.warning(

@@ -346,3 +346,33 @@ async def test_connections_that_end_as_soon_as_they_are_made_are_an_outage(
     event.listen(database.engine.sync_engine, "checkout", ended)
     with pytest.raises(Unavailable):
         await database.ping()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        asyncpg.InternalClientError(
+            "cannot switch to state 11; another operation (2) is in progress"
+        ),
+        asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        ConnectionResetError(),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_whatever_a_statement_on_a_cut_connection_fails_with_is_an_outage(
+    database: Database, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    async def read_while_listening(cut: pytest.MonkeyPatch) -> None:
+        async with listening(database) as listener, listener.reading() as session:
+            cut.setattr(asyncpg.Connection, "prepare", fail)
+            await session.execute(text("SELECT 1"))
+
+    with monkeypatch.context() as cut:
+        with pytest.raises(Unavailable):
+            await read_while_listening(cut)
+        with pytest.raises(Unavailable):
+            await database.ping()

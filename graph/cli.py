@@ -14,7 +14,7 @@ from db.migrate import migrate
 from db.values import ProfileType
 from graph import logs
 from graph.app import database_in_use, database_url
-from graph.failures import MENDABLE, in_one_line
+from graph.failures import TOLD_IN_ONE_LINE, in_one_line
 from graph.profile_config import CONFIGS
 from graph.profile_files import Difference, export_profiles, import_profiles
 from graph.schema import schema
@@ -116,9 +116,9 @@ async def _migrate(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Failures that an operator can mend end in one line and exit status 1."""
+    """What an operator can mend ends in one line and exit status 1."""
     try:
         commands()
-    except MENDABLE as error:
+    except TOLD_IN_ONE_LINE as error:
         click.echo(f"{SERVICE}: {in_one_line(error)}", err=True)
         sys.exit(1)

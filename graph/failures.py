@@ -1,4 +1,4 @@
-"""The failures that an operator can mend, each in one line; all others are faults of ours."""
+"""The failures that end a process in one line: an operator can mend them, or the log has more."""
 
 from sqlalchemy.exc import DBAPIError
 
@@ -6,6 +6,7 @@ from db.data_folder import DataFolderInUse
 from db.errors import EmbeddedServerFailed, RegistryError
 from db.migrate import SchemaMismatch
 from graph.settings import ConfigurationError
+from graph.supervisor import BackgroundTaskDied
 
 
 class WorkerFailed(Exception):
@@ -16,12 +17,13 @@ class WorkerFailed(Exception):
         self.reason = reason
 
 
-MENDABLE = (
+TOLD_IN_ONE_LINE = (
     ConfigurationError,
     SchemaMismatch,
     DataFolderInUse,
     EmbeddedServerFailed,
     WorkerFailed,
+    BackgroundTaskDied,
     RegistryError,
     OSError,
     DBAPIError,

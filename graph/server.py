@@ -39,12 +39,16 @@ class Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._hurried = asyncio.Event()
 
+    def drain(self) -> None:
+        """Lets clients go, and ends; that it is called once more changes nothing."""
+        self.should_exit = True
+
     def stop(self) -> None:
-        """Drains and ends; called once more, ends without waiting for anyone."""
+        """Drains; called once more, ends without waiting for anyone."""
         if self.should_exit:
             self.force_exit = True
             self._hurried.set()
-        self.should_exit = True
+        self.drain()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -97,7 +101,7 @@ def configured(services: Services) -> Server:
     )
 
 
-def forget_garbage() -> None:
+def _forget_garbage() -> None:
     """Once all is built: what is there now stays, and need not be looked through ever again.
 
     Each full collection would stop the process for a tenth of a second otherwise.
@@ -141,14 +145,30 @@ def stoppable() -> Iterator[Callable[[Callable[[], None]], None]]:
 
 
 async def serve(settings: Settings) -> None:
-    """Returns after SIGINT or SIGTERM, when everything is closed."""
+    """Returns after SIGINT or SIGTERM, when everything is closed.
+
+    Raises BackgroundTaskDied, as `run_until_stopped`.
+    """
     with stoppable() as stop_by, listen(settings) as listening:
         async with running_services(settings) as services:
             begin_serving(listening, settings, services.supervisor)
             server = configured(services)
             stop_by(server.stop)
-            forget_garbage()
-            await server.serve(sockets=[listening])
+            await run_until_stopped(server, listening, services.supervisor)
+
+
+async def run_until_stopped(
+    server: Server, listening: socket.socket, supervisor: Supervisor
+) -> None:
+    """Raises BackgroundTaskDied, after it has drained, when one did: half a registry misleads its
+    users, and whoever keeps the process alive starts it whole.
+    """
+    supervisor.when_failed = server.drain
+    if supervisor.failed:
+        server.drain()
+    _forget_garbage()
+    await server.serve(sockets=[listening])
+    supervisor.require_all()
 
 
 def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supervisor) -> None:

@@ -1,7 +1,7 @@
 """Background tasks: each runs for as long as the app does, and one that dies is not overlooked."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 import structlog
@@ -9,12 +9,23 @@ import structlog
 log = structlog.get_logger()
 
 
+class BackgroundTaskDied(Exception):
+    """The log has why; what it did is not done any more."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the background task {name!r} died; the log has why")
+
+
 class Supervisor:
-    """`failed` names the tasks that ended although they should not: the app is not ready then."""
+    """`failed` names the tasks that ended although they should not: the app is not ready then.
+
+    `when_failed` is called once, after the first of them.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self.failed: list[str] = []
+        self.when_failed: Callable[[], None] = lambda: None
 
     def start(self, name: str, work: Coroutine[None, None, None]) -> None:
         self._tasks.add(asyncio.create_task(self._watch(name, work), name=name))
@@ -24,6 +35,11 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def require_all(self) -> None:
+        """Raises BackgroundTaskDied."""
+        if self.failed:
+            raise BackgroundTaskDied(self.failed[0])
+
     async def _watch(self, name: str, work: Coroutine[None, None, None]) -> None:
         try:
             await work
@@ -32,6 +48,8 @@ class Supervisor:
         else:
             log.critical("background.ended", task=name)
         self.failed.append(name)
+        if len(self.failed) == 1:
+            self.when_failed()
 
 
 @asynccontextmanager

@@ -19,8 +19,8 @@ import uvloop
 
 from graph import logs
 from graph.app import running_services
-from graph.failures import MENDABLE, in_one_line
-from graph.server import configured, forget_garbage, stoppable
+from graph.failures import TOLD_IN_ONE_LINE, in_one_line
+from graph.server import configured, run_until_stopped, stoppable
 from graph.settings import Settings, load
 
 READY = "ready"
@@ -29,15 +29,17 @@ _STDIN, _STDOUT = 0, 1
 
 
 async def serve_inherited(listening: socket.socket, settings: Settings) -> None:
-    """Returns after SIGTERM or the end of the parent, when everything is closed."""
+    """Returns after SIGTERM or the end of the parent, when everything is closed.
+
+    Raises BackgroundTaskDied.
+    """
     with stoppable() as stop_by, _ended_by_parent(), listening:
         async with running_services(settings) as services:
             server = configured(services)
-            stop_by(lambda: None if server.should_exit else server.stop())
+            stop_by(server.drain)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.stop)
-            forget_garbage()
             _say(READY)
-            await server.serve(sockets=[listening])
+            await run_until_stopped(server, listening, services.supervisor)
 
 
 @contextlib.contextmanager
@@ -68,7 +70,7 @@ def main(descriptor: str) -> None:
         settings = load()
         logs.configure(settings.env, settings.log_level)
         uvloop.run(serve_inherited(socket.socket(fileno=int(descriptor)), settings))
-    except MENDABLE as error:
+    except TOLD_IN_ONE_LINE as error:
         _say(in_one_line(error))
         sys.exit(1)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from test_end_to_end import FAST, running
 
 COMMAND = Path(sys.executable).parent / "node-registry"
 
@@ -105,3 +106,19 @@ async def test_a_database_that_does_not_exist_stops_the_start_with_one_line(post
     assert status == 1
     assert 'database "nothing" does not exist' in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
+
+
+async def test_a_registry_that_cannot_do_all_of_its_work_ends_and_says_so(
+    database_url: URL,
+) -> None:
+    settings = FAST | environment_for(database_url)
+    async with running(COMMAND, "serve", **settings) as registry:
+        await registry.line(r"GraphQL +(\S+)")
+        engine = create_async_engine(database_url)
+        async with engine.begin() as connection:
+            await connection.execute(text("DROP TABLE registry_processes"))
+        await engine.dispose()
+        await registry.line("background.died .*liveness")
+        await registry.line("node-registry: the background task 'liveness' died; the log has why")
+        async with asyncio.timeout(30):
+            assert await registry.process.wait() == 1

@@ -3,6 +3,16 @@
 from enum import StrEnum
 
 
+class Role(StrEnum):
+    """What a caller may do; `graph.rights` has which role may ask for which field."""
+
+    AGENT = "agent"
+    ROUTER = "router"
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
 class NodeRole(StrEnum):
     PRODUCTION = "production"
     DEVELOPMENT = "development"

@@ -29,6 +29,18 @@ class BadInput(RegistryError):
         super().__init__(f"{field}: {problem}", field=field)
 
 
+class Unauthenticated(RegistryError):
+    """Who asks is not known: by no credentials, or by ones that are not, or no longer, good."""
+
+    code = "UNAUTHENTICATED"
+
+
+class Forbidden(RegistryError):
+    """The caller's role does not allow it."""
+
+    code = "FORBIDDEN"
+
+
 class NodeNotFound(RegistryError):
     code = "NODE_NOT_FOUND"
 

@@ -4,13 +4,17 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a caller may do; `graph.rights` has which role may ask for which field."""
+    """What a caller may do; `graph.rights` has which role may ask for which field.
+
+    ENROLMENT is that of a key which only makes nodes known, and gives each a key of its own.
+    """
 
     AGENT = "agent"
     ROUTER = "router"
     VIEWER = "viewer"
     OPERATOR = "operator"
     ADMIN = "admin"
+    ENROLMENT = "enrolment"
 
 
 class NodeRole(StrEnum):

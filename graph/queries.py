@@ -23,6 +23,7 @@ from graph.enums import (
 )
 from graph.node import Node, NodeConnection
 from graph.profiles import RoleProfile
+from graph.rights import EVERYBODY, READERS, READERS_AND_OWN_AGENT, allowed
 from graph.scalars import Revision
 from graph.selection import NodeFilter, NodeOrderInput, NodeRequirements
 from graph.types import DEFAULT_PAGE_SIZE, After, First, StatusChangeConnection, field, page_size
@@ -73,7 +74,7 @@ class Registry:
 
 @strawberry.type(description="What may be asked.")
 class Query:
-    @strawberry.field(description="The registry itself.")
+    @strawberry.field(**allowed(EVERYBODY, "The registry itself."))
     async def registry(self, info: Info) -> Registry:
         async with info.context.database.read() as session:
             state = await changes.state(session)
@@ -87,7 +88,9 @@ class Query:
             started_at=STARTED_AT,
         )
 
-    @strawberry.field(description="One node; null when none is registered under that id.")
+    @strawberry.field(
+        **allowed(READERS_AND_OWN_AGENT, "One node; null when none is registered under that id.")
+    )
     async def node(
         self,
         info: Info,
@@ -97,7 +100,7 @@ class Query:
             row = await nodes.find(session, validation.searched("nodeId", node_id))
         return None if row is None else Node.of(row)
 
-    @strawberry.field(description="The nodes that fit, page by page.")
+    @strawberry.field(**allowed(READERS, "The nodes that fit, page by page."))
     async def nodes(
         self,
         info: Info,
@@ -132,7 +135,9 @@ class Query:
         )
 
     @strawberry.field(
-        description="The nodes that a router may use now, best first, as of at most a second ago."
+        **allowed(
+            READERS, "The nodes that a router may use now, best first, as of at most a second ago."
+        )
     )
     async def available_nodes(
         self,
@@ -150,7 +155,7 @@ class Query:
         required = NO_REQUIREMENTS if require is None else require.checked()
         return await AvailableNodes.of(info.context.fleet, required, rank, count)
 
-    @strawberry.field(description="The profiles of roles, by role, type and name.")
+    @strawberry.field(**allowed(READERS, "The profiles of roles, by role, type and name."))
     async def role_profiles(
         self,
         info: Info,
@@ -166,7 +171,9 @@ class Query:
         return [RoleProfile.of(profile) for profile in found]
 
     @strawberry.field(
-        description="The change log of the nodes that fit, newest first, removed nodes included."
+        **allowed(
+            READERS, "The change log of the nodes that fit, newest first, removed nodes included."
+        )
     )
     async def status_changes(
         self,

@@ -16,6 +16,7 @@ from graph.events import AvailableNodesEvent, NodeStatusEvent
 from graph.follow import follow
 from graph.heartbeat_feed import HeartbeatFeed
 from graph.queries import Filter, Require
+from graph.rights import READERS, READERS_AND_OWN_AGENT, allowed
 from graph.scalars import Revision
 from graph.types import Heartbeat
 from graph.watch import follow_available
@@ -24,7 +25,7 @@ from graph.watch import follow_available
 @strawberry.type(description="What may be followed.")
 class Subscription:
     @strawberry.subscription(
-        description="Every status change of the nodes that match, in order, none twice."
+        **allowed(READERS, "Every status change of the nodes that match, in order, none twice.")
     )
     async def node_status_changes(
         self,
@@ -48,9 +49,12 @@ class Subscription:
         )
 
     @strawberry.subscription(
-        description="The nodes a router may use, kept current: the set, then what enters and leaves"
-        " it. A change of status is told at once, one of capabilities, labels or metrics within a"
-        " second."
+        **allowed(
+            READERS,
+            "The nodes a router may use, kept current: the set, then what enters and leaves"
+            " it. A change of status is told at once, one of capabilities, labels or metrics within"
+            " a second.",
+        )
     )
     async def available_nodes_changes(
         self, info: Info, require: Require = None
@@ -59,8 +63,11 @@ class Subscription:
         return Batched(follow_available(info.context.fleet.watching(required)))
 
     @strawberry.subscription(
-        description="Heartbeats as they arrive, for a live chart; not resumable. A reader that is"
-        " too slow misses the oldest. NODE_NOT_FOUND for a node that is not registered."
+        **allowed(
+            READERS_AND_OWN_AGENT,
+            "Heartbeats as they arrive, for a live chart; not resumable. A reader that is"
+            " too slow misses the oldest. NODE_NOT_FOUND for a node that is not registered.",
+        )
     )
     async def heartbeats(
         self,

@@ -13,6 +13,7 @@ from db import changes
 from db.changes import Transition
 from db.errors import BadInput, NodeNotFound
 from db.filters import NodeFilter
+from db.identity import Caller
 from db.liveness import status_by_heartbeats
 from db.paging import Keyset, Page, take
 from db.rules import Rules
@@ -81,7 +82,7 @@ async def count_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
 
 
 async def start_maintenance(
-    session: AsyncSession, node_id: str, *, note: str | None, until: datetime | None, actor: str
+    session: AsyncSession, node_id: str, *, note: str | None, until: datetime | None, by: Caller
 ) -> Node:
     """Takes the node out of use until an operator, or `until`, ends it.
 
@@ -99,7 +100,7 @@ async def start_maintenance(
                 node.status,
                 NodeStatus.MAINTENANCE,
                 StatusReason.MAINTENANCE_STARTED,
-                actor,
+                by.name,
                 note,
             )
         ],
@@ -109,7 +110,7 @@ async def start_maintenance(
 
 
 async def end_maintenance(
-    session: AsyncSession, node_id: str, *, rules: Rules, note: str | None, actor: str
+    session: AsyncSession, node_id: str, *, rules: Rules, note: str | None, by: Caller
 ) -> Node:
     """Leaves the node in the status that its heartbeats say. Raises NodeNotFound."""
     node = await locked(session, node_id)
@@ -123,7 +124,7 @@ async def end_maintenance(
                     node.status,
                     status,
                     StatusReason.MAINTENANCE_ENDED,
-                    actor,
+                    by.name,
                     note,
                 )
             ],
@@ -132,7 +133,7 @@ async def end_maintenance(
     return node
 
 
-async def deregister(session: AsyncSession, node_id: str, *, note: str | None, actor: str) -> int:
+async def deregister(session: AsyncSession, node_id: str, *, note: str | None, by: Caller) -> int:
     """Removes the node, keeps its history, returns the change's revision. Raises NodeNotFound."""
     node = await locked(session, node_id)
     await session.execute(
@@ -142,7 +143,7 @@ async def deregister(session: AsyncSession, node_id: str, *, note: str | None, a
         session,
         [
             Transition(
-                node.id, node.status, NodeStatus.OFFLINE, StatusReason.DEREGISTERED, actor, note
+                node.id, node.status, NodeStatus.OFFLINE, StatusReason.DEREGISTERED, by.name, note
             )
         ],
     )

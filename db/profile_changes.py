@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import audit, nodes
 from db.errors import ProfileNotFound, VersionConflict
+from db.identity import Caller
 from db.profiles import ProfileContent, as_document
 from db.tables import NODE_PROFILE, ROLE_PROFILE, NodeProfile, RoleProfile
 from db.values import NodeRole, NodeType
@@ -53,7 +54,7 @@ async def set_of_node(
     content: ProfileContent,
     *,
     expected_version: int | None,
-    actor: str,
+    by: Caller,
 ) -> NodeProfile:
     """Raises NodeNotFound, and VersionConflict unless the version is the one that was expected.
 
@@ -61,15 +62,15 @@ async def set_of_node(
     """
     node = await nodes.locked(session, node_id)
     place = _of_node(node.id, node_id, content.name)
-    return await _set(session, place, content, expected_version, actor)
+    return await _set(session, place, content, expected_version, by)
 
 
 async def delete_of_node(
-    session: AsyncSession, node_id: str, name: str, *, expected_version: int | None, actor: str
+    session: AsyncSession, node_id: str, name: str, *, expected_version: int | None, by: Caller
 ) -> None:
     """Raises NodeNotFound, ProfileNotFound and VersionConflict."""
     node = await nodes.locked(session, node_id)
-    await _delete(session, _of_node(node.id, node_id, name), expected_version, actor)
+    await _delete(session, _of_node(node.id, node_id, name), expected_version, by)
 
 
 async def set_of_role(
@@ -79,11 +80,11 @@ async def set_of_role(
     content: ProfileContent,
     *,
     expected_version: int | None,
-    actor: str,
+    by: Caller,
 ) -> RoleProfile:
     """Raises VersionConflict, as for nodes."""
     place = _of_role(role, node_type, content.name)
-    return await _set(session, place, content, expected_version, actor)
+    return await _set(session, place, content, expected_version, by)
 
 
 async def delete_of_role(
@@ -93,10 +94,10 @@ async def delete_of_role(
     name: str,
     *,
     expected_version: int | None,
-    actor: str,
+    by: Caller,
 ) -> None:
     """Raises ProfileNotFound and VersionConflict."""
-    await _delete(session, _of_role(role, node_type, name), expected_version, actor)
+    await _delete(session, _of_role(role, node_type, name), expected_version, by)
 
 
 async def put_of_node(
@@ -105,14 +106,14 @@ async def put_of_node(
     node_id: str,
     contents: Sequence[ProfileContent],
     *,
-    actor: str,
+    by: Caller,
 ) -> None:
     """What a registration brings, of a node that is locked; what says nothing new is kept."""
     for content in contents:
         place = _of_node(node, node_id, content.name)
         held = await _held(session, place)
         if held is None or _text(as_document(held)) != _text(content.as_document()):
-            await _write(session, place, held, content, actor)
+            await _write(session, place, held, content, by)
 
 
 def _text(document: dict[str, Any]) -> bytes:
@@ -125,15 +126,15 @@ async def _set(
     place: _Place[ProfileT],
     content: ProfileContent,
     expected_version: int | None,
-    actor: str,
+    by: Caller,
 ) -> ProfileT:
     held = await _held(session, place)
     _require_version(place, held, expected_version)
-    return await _write(session, place, held, content, actor)
+    return await _write(session, place, held, content, by)
 
 
 async def _delete(
-    session: AsyncSession, place: _Place[ProfileT], expected_version: int | None, actor: str
+    session: AsyncSession, place: _Place[ProfileT], expected_version: int | None, by: Caller
 ) -> None:
     held = await _held(session, place)
     if held is None:
@@ -141,7 +142,7 @@ async def _delete(
     _require_version(place, held, expected_version)
     before = as_document(held)
     await session.execute(delete(place.table).where(place.condition()))
-    await _record(session, place, "profile.deleted", before=before, after=None, actor=actor)
+    await _record(session, place, "profile.deleted", before=before, after=None, by=by)
 
 
 async def _held(session: AsyncSession, place: _Place[ProfileT]) -> ProfileT | None:
@@ -164,7 +165,7 @@ async def _write(
     place: _Place[ProfileT],
     held: ProfileT | None,
     content: ProfileContent,
-    actor: str,
+    by: Caller,
 ) -> ProfileT:
     before = as_document(held) if held else None
     said = {"profile_type": content.type, "config": content.config, "enabled": content.enabled}
@@ -179,7 +180,7 @@ async def _write(
     await session.refresh(written)
     action = "profile.changed" if held else "profile.made"
     after = content.as_document()
-    await _record(session, place, action, before=before, after=after, actor=actor)
+    await _record(session, place, action, before=before, after=after, by=by)
     return written
 
 
@@ -190,9 +191,9 @@ async def _record(
     *,
     before: dict[str, Any] | None,
     after: dict[str, Any] | None,
-    actor: str,
+    by: Caller,
 ) -> None:
     subject = f"{place.owner}/{place.name}"
     await audit.record(
-        session, actor=actor, action=action, subject=subject, before=before, after=after
+        session, actor=by.name, action=action, subject=subject, before=before, after=after
     )

@@ -14,6 +14,7 @@ from db import changes
 from db.changes import Transition
 from db.errors import NodeIdTaken, Unavailable
 from db.flapping import damped
+from db.identity import Caller
 from db.liveness import OVERDUE_AT
 from db.profile_changes import put_of_node
 from db.profiles import ProfileContent
@@ -59,7 +60,7 @@ class Registration:
 
 
 async def register(
-    session: AsyncSession, registration: Registration, *, rules: Rules, actor: str
+    session: AsyncSession, registration: Registration, *, rules: Rules, by: Caller
 ) -> tuple[Node, bool]:
     """The node as it stands afterwards, and whether it is new.
 
@@ -69,8 +70,8 @@ async def register(
     for attempt in range(_ATTEMPTS):
         held = await _held_by(session, registration)
         if held is not None:
-            return await _register_again(session, held, registration, rules, actor), False
-        created = await _create(session, registration, rules, actor, plain_id=attempt == 0)
+            return await _register_again(session, held, registration, rules, by), False
+        created = await _create(session, registration, rules, by, plain_id=attempt == 0)
         if created is not None:
             return created, True
     raise Unavailable(retry_after_seconds=1)
@@ -96,7 +97,7 @@ async def _create(
     session: AsyncSession,
     registration: Registration,
     rules: Rules,
-    actor: str,
+    by: Caller,
     *,
     plain_id: bool,
 ) -> Node | None:
@@ -120,17 +121,17 @@ async def _create(
     ).one_or_none()
     if node is None:
         return None
-    await put_of_node(session, node.id, node.node_id, registration.profiles, actor=actor)
+    await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
     await changes.apply(
         session,
-        [Transition(node.id, None, NodeStatus.ONLINE, StatusReason.REGISTERED, actor)],
+        [Transition(node.id, None, NodeStatus.ONLINE, StatusReason.REGISTERED, by.name)],
     )
     await session.refresh(node)
     return node
 
 
 async def _register_again(
-    session: AsyncSession, node: Node, registration: Registration, rules: Rules, actor: str
+    session: AsyncSession, node: Node, registration: Registration, rules: Rules, by: Caller
 ) -> Node:
     values: dict[str, Any] = {
         "heard_at": func.greatest(NODE.heard_at, func.registry_now()),
@@ -147,10 +148,10 @@ async def _register_again(
             "last_sequence": None,
         }
     await session.execute(update(Node).where(NODE.id == node.id).values(values))
-    await put_of_node(session, node.id, node.node_id, registration.profiles, actor=actor)
+    await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
     held = node.status_reason is StatusReason.FLAPPING
     if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE} and not held:
-        back = Transition(node.id, node.status, NodeStatus.ONLINE, StatusReason.REGISTERED, actor)
+        back = Transition(node.id, node.status, NodeStatus.ONLINE, StatusReason.REGISTERED, by.name)
         await changes.apply(session, await damped(session, [back], rules))
     await session.refresh(node)
     return node

@@ -10,8 +10,9 @@ import click
 import uvloop
 
 from db.database import Database
+from db.identity import Caller, Identity
 from db.migrate import migrate
-from db.values import ProfileType
+from db.values import ProfileType, Role
 from graph import logs
 from graph.app import database_in_use, database_url
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
@@ -97,9 +98,9 @@ async def _export(settings: Settings) -> str:
 
 
 async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) -> Difference:
-    actor = f"{getpass.getuser()} at the command line"
+    by = Caller(Identity(f"{getpass.getuser()} at the command line", Role.ADMIN))
     async with database_in_use(settings) as database, database.write() as session:
-        difference = await import_profiles(session, text, prune=prune, actor=actor)
+        difference = await import_profiles(session, text, prune=prune, by=by)
         if dry_run:
             await session.rollback()
         return difference

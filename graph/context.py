@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import strawberry
 
 from db.database import Database
+from db.identity import Caller
 from graph.heartbeats import HeartbeatWriter
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # the feeds make objects of the API, whose resolvers take thi
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One for each operation. `actor` names the caller in what it changes."""
+    """One for each operation. `caller` is who asks."""
 
     settings: Settings
     database: Database
@@ -33,7 +34,7 @@ class Context:
     heartbeat_feed: HeartbeatFeed
     metrics: Metrics
     loader: NodeLoader
-    actor: str
+    caller: Caller
 
 
 Info = strawberry.Info[Context, None]

@@ -94,7 +94,7 @@ class Mutation(ProfileMutations):
         checked = input.checked()
         async with context.database.write() as session:
             node, created = await registration.register(
-                session, checked, rules=context.pacemaker.rules, actor=context.actor
+                session, checked, rules=context.pacemaker.rules, by=context.caller
             )
         return RegisterNodePayload(
             node=Node.of(node),
@@ -112,7 +112,7 @@ class Mutation(ProfileMutations):
         input: Annotated[RecordHeartbeatInput, _INPUT],  # noqa: A002  # the contract's name
     ) -> RecordHeartbeatPayload:
         [outcome] = await info.context.heartbeats.record(
-            [input.checked("input", info.context.actor)]
+            [input.checked("input", info.context.caller.name)]
         )
         if isinstance(outcome, RegistryError):
             raise outcome
@@ -132,7 +132,8 @@ class Mutation(ProfileMutations):
         if len(inputs) > validation.MAX_BATCH:
             raise BadInput("inputs", f"must be at most {validation.MAX_BATCH}")
         checked = [
-            _checked(f"inputs[{i}]", beat, info.context.actor) for i, beat in enumerate(inputs)
+            _checked(f"inputs[{i}]", beat, info.context.caller.name)
+            for i, beat in enumerate(inputs)
         ]
         outcomes = iter(
             await info.context.heartbeats.record(
@@ -161,7 +162,7 @@ class Mutation(ProfileMutations):
         async with context.database.write() as session:
             if input.enabled:
                 node = await nodes.start_maintenance(
-                    session, node_id, note=note, until=input.until, actor=context.actor
+                    session, node_id, note=note, until=input.until, by=context.caller
                 )
             else:
                 node = await nodes.end_maintenance(
@@ -169,7 +170,7 @@ class Mutation(ProfileMutations):
                     node_id,
                     rules=context.pacemaker.rules,
                     note=note,
-                    actor=context.actor,
+                    by=context.caller,
                 )
         return SetMaintenancePayload(node=Node.of(node))
 
@@ -184,7 +185,7 @@ class Mutation(ProfileMutations):
         node_id = validation.searched("input.nodeId", input.node_id)
         note = checked_note(input.note)
         async with info.context.database.write() as session:
-            revision = await nodes.deregister(session, node_id, note=note, actor=info.context.actor)
+            revision = await nodes.deregister(session, node_id, note=note, by=info.context.caller)
         return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))
 
 

@@ -165,7 +165,7 @@ class Operations:
             raise OperationRefused(errors.as_response(executor))
         looks = _looks(request, executor.operation, context)
         try:
-            with self._services.limits.subscription(context.actor, address):
+            with self._services.limits.subscription(context.caller.name, address):
                 source = await await_maybe(create_source_event_stream(executor))
                 if isinstance(source, ExecutionResult):
                     raise OperationRefused(errors.as_response(source.errors or []))  # noqa: TRY301  # as the others
@@ -228,7 +228,7 @@ def _looks(request: GraphQLRequest, operation: OperationDefinitionNode, context:
         if (name := definition.variable.name.value) in given
         and _type_name(definition) != "Revision"
     }
-    asked = [request.query, request.operation_name, shown, context.actor]
+    asked = [request.query, request.operation_name, shown, context.caller.name]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import profile_changes, profiles
 from db.errors import BadInput
+from db.identity import Caller
 from db.profiles import ProfileContent
 from db.values import NodeRole, NodeType, ProfileType
 from graph.profile_config import checked_content
@@ -64,7 +65,7 @@ async def export_profiles(session: AsyncSession) -> str:
 
 
 async def import_profiles(
-    session: AsyncSession, text: str, *, prune: bool, actor: str
+    session: AsyncSession, text: str, *, prune: bool, by: Caller
 ) -> Difference:
     """Makes the profiles of the document, and with `prune` no others. Twice is as good as once.
 
@@ -78,11 +79,11 @@ async def import_profiles(
     for role, node_type, name in written:
         content = wanted[role, node_type, name]
         await profile_changes.set_of_role(
-            session, role, node_type, content, expected_version=None, actor=actor
+            session, role, node_type, content, expected_version=None, by=by
         )
     for role, node_type, name in deleted:
         await profile_changes.delete_of_role(
-            session, role, node_type, name, expected_version=None, actor=actor
+            session, role, node_type, name, expected_version=None, by=by
         )
     before, after = _document(held), _document(kept | wanted)
     lines = difflib.unified_diff(

@@ -123,7 +123,7 @@ class ProfileMutations:
         expected = _version(input.expected_version)
         async with info.context.database.write() as session:
             profile = await profile_changes.set_of_node(
-                session, node_id, content, expected_version=expected, actor=info.context.actor
+                session, node_id, content, expected_version=expected, by=info.context.caller
             )
         return SetNodeProfilePayload(profile=NodeProfile.of(profile))
 
@@ -140,7 +140,7 @@ class ProfileMutations:
         expected = _version(input.expected_version)
         async with info.context.database.write() as session:
             await profile_changes.delete_of_node(
-                session, node_id, name, expected_version=expected, actor=info.context.actor
+                session, node_id, name, expected_version=expected, by=info.context.caller
             )
         return DeleteNodeProfilePayload(name=name)
 
@@ -164,7 +164,7 @@ class ProfileMutations:
                 input.type,
                 content,
                 expected_version=expected,
-                actor=info.context.actor,
+                by=info.context.caller,
             )
         return SetRoleProfilePayload(profile=RoleProfile.of(profile))
 
@@ -185,7 +185,7 @@ class ProfileMutations:
                 input.type,
                 name,
                 expected_version=expected,
-                actor=info.context.actor,
+                by=info.context.caller,
             )
         return DeleteRoleProfilePayload(name=name)
 

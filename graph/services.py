@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from db.database import Database
+from db.identity import Caller, Identity
+from db.values import Role
 from graph.context import Context
 from graph.feed import ChangeFeed
 from graph.fleet import Fleet
@@ -41,5 +43,5 @@ class Services:
             heartbeat_feed=self.heartbeat_feed,
             metrics=self.metrics,
             loader=NodeLoader(self.database),
-            actor=ANONYMOUS,
+            caller=Caller(Identity(ANONYMOUS, Role.ADMIN)),
         )

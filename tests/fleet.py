@@ -13,14 +13,17 @@ from db.changes import LoggedChange
 from db.database import Database
 from db.errors import RegistryError
 from db.heartbeats import HeartbeatReport, Recorded
+from db.identity import Caller, Identity
 from db.registration import Registration
 from db.rules import Rules
 from db.tables import Node
-from db.values import NodeRole, NodeType
+from db.values import NodeRole, NodeType, Role
 
 RULES = Rules(protect_min_nodes=1_000_000)
 """PROTECTED mode has tests of its own."""
 PROCESS = uuid4()
+AGENT = Caller(Identity("agent", Role.AGENT), "192.0.2.10")
+OPERATOR = Caller(Identity("op", Role.OPERATOR), "192.0.2.20")
 OVERDUE = RULES.min_interval * 1.1 + RULES.grace + 1
 """Seconds of silence after which a node is overdue, whatever the jitter."""
 EXPIRED = 3 * RULES.min_interval * 1.1 + RULES.grace + 1
@@ -52,7 +55,7 @@ async def register(
 ) -> tuple[Node, bool]:
     async with database.write() as session:
         return await registration.register(
-            session, registration_of(node_id, boot_id, **said), rules=RULES, actor="agent"
+            session, registration_of(node_id, boot_id, **said), rules=RULES, by=AGENT
         )
 
 

@@ -8,8 +8,10 @@ from itertools import count, pairwise
 import asyncpg
 import pytest
 from fleet import (
+    AGENT,
     EXPIRED,
     LATER,
+    OPERATOR,
     PROCESS,
     RULES,
     age,
@@ -65,7 +67,7 @@ async def act(
     match action:
         case "register":
             await registration.register(
-                session, registration_of(node_id, boot_id), rules=RULES, actor="agent"
+                session, registration_of(node_id, boot_id), rules=RULES, by=AGENT
             )
         case "beat" | "degrade":
             batch = [
@@ -84,12 +86,12 @@ async def act(
             await be_at_work(session)
             await liveness.sweep(session, PROCESS, RULES)
         case "maintain":
-            await nodes.start_maintenance(session, node_id, note="why", until=LATER, actor="op")
+            await nodes.start_maintenance(session, node_id, note="why", until=LATER, by=OPERATOR)
             await let_maintenance_end(session, node_id)
         case "end":
-            await nodes.end_maintenance(session, node_id, rules=RULES, note=None, actor="op")
+            await nodes.end_maintenance(session, node_id, rules=RULES, note=None, by=OPERATOR)
         case "deregister":
-            await nodes.deregister(session, node_id, note=None, actor="op")
+            await nodes.deregister(session, node_id, note=None, by=OPERATOR)
 
 
 async def write(database: Database, steps: Sequence[Step], sequence: "count[int]") -> None:
@@ -172,7 +174,7 @@ async def test_a_notification_tells_the_newest_revision_and_only_after_the_commi
         async with database.write() as session:
             for node_id in FLEET:
                 await registration.register(
-                    session, registration_of(node_id), rules=RULES, actor="agent"
+                    session, registration_of(node_id), rules=RULES, by=AGENT
                 )
             async with hearing(database) as probe:
                 await asyncio.sleep(0.05)
@@ -195,9 +197,7 @@ async def test_a_sweep_of_many_is_one_notification(database: Database) -> None:
 async def test_what_is_undone_leaves_no_gap_and_tells_nobody(database: Database) -> None:
     async with hearing(database) as heard:
         async with undone(database) as session:
-            await registration.register(
-                session, registration_of("node-3"), rules=RULES, actor="agent"
-            )
+            await registration.register(session, registration_of("node-3"), rules=RULES, by=AGENT)
         node, _ = await register(database, "node-4")
         await arrived(heard, [3])
     assert [change.revision for change in await changes_of(database, node.id)] == [3]
@@ -216,7 +216,7 @@ async def test_a_heartbeat_without_news_takes_no_revision(database: Database) ->
 async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
     """So a revision is never visible before those below it."""
     async with database.write() as session:
-        await registration.register(session, registration_of("node-3"), rules=RULES, actor="agent")
+        await registration.register(session, registration_of("node-3"), rules=RULES, by=AGENT)
         second = asyncio.create_task(register(database, "node-4"))
         await asyncio.sleep(0.05)
         assert not second.done()
@@ -255,7 +255,7 @@ async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
     await beat(database, "stays", degraded=True)
     await register(database, "gone")
     async with database.write() as session:
-        await nodes.deregister(session, "gone", note=None, actor="op")
+        await nodes.deregister(session, "gone", note=None, by=OPERATOR)
     async with database.read() as session:
         logged, standing = await changes.after(session, 2)
     assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
@@ -280,7 +280,7 @@ async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_l
     await register(database, "node-3", labels=["gpu"])
     await beat(database, "node-3", degraded=True)
     async with database.write() as session:
-        await nodes.deregister(session, "node-3", note=None, actor="op")
+        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
 
     async def matching(revisions: range, **parts: object) -> set[int]:
         node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import orjson
 import pytest
-from fleet import clear, examples, register
+from fleet import OPERATOR, clear, examples, register
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Select, event, insert, select, text
@@ -227,7 +227,7 @@ async def test_no_filter_finds_every_node_that_is_registered(database: Database)
     await register(database, "node-3")
     node, _ = await register(database, "node-4")
     async with database.write() as session:
-        await nodes.deregister(session, "node-4", note=None, actor="op")
+        await nodes.deregister(session, "node-4", note=None, by=OPERATOR)
     async with database.read() as session:
         assert len(await found(session, EVERY_NODE)) == 3
         assert set(await nodes.by_uuid(session, [node.id])) == set()

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fleet import (
+    AGENT,
     EXPIRED,
+    OPERATOR,
     OVERDUE,
     PROCESS,
     RULES,
@@ -186,7 +188,7 @@ async def test_maintenance_stays_and_remembers_what_the_node_said(database: Data
     await register(database, "node-3")
     until = datetime.now(UTC) + timedelta(hours=1)
     async with database.write() as session:
-        await nodes.start_maintenance(session, "node-3", note=None, until=until, actor="op")
+        await nodes.start_maintenance(session, "node-3", note=None, until=until, by=OPERATOR)
     assert (await beat(database, "node-3", degraded=True)).status is NodeStatus.MAINTENANCE
     node = await stand(database, "node-3")
     assert (node.status, node.reported_degraded) == (NodeStatus.MAINTENANCE, True)
@@ -251,9 +253,7 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
     fleet = [f"node-{n:03}" for n in range(200)]
     async with database.write() as session:
         for node_id in fleet:
-            await registration.register(
-                session, registration_of(node_id), rules=RULES, actor="agent"
-            )
+            await registration.register(session, registration_of(node_id), rules=RULES, by=AGENT)
 
     async def write(writer: int) -> list[Recorded]:
         heard = []
@@ -324,7 +324,7 @@ async def test_a_heartbeat_never_moves_back_when_a_node_was_heard(database: Data
 async def test_a_removed_node_is_not_brought_back(database: Database) -> None:
     node, _ = await register(database, "node-3")
     async with database.write() as session:
-        await nodes.deregister(session, "node-3", note=None, actor="op")
+        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
     [outcome] = await record(database, report("node-3"))
     assert isinstance(outcome, NodeNotFound)
     assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
@@ -352,10 +352,10 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
             text("UPDATE nodes SET heard_at = heard_at - interval '1h' WHERE node_id <> 'steady'")
         )
         await registration.register(
-            other, registration_of("replaced", "boot-2"), rules=RULES, actor="agent"
+            other, registration_of("replaced", "boot-2"), rules=RULES, by=AGENT
         )
-        await nodes.deregister(other, "removed", note=None, actor="op")
-        await nodes.start_maintenance(other, "maintained", note=None, until=None, actor="op")
+        await nodes.deregister(other, "removed", note=None, by=OPERATOR)
+        await nodes.start_maintenance(other, "maintained", note=None, until=None, by=OPERATOR)
         await be_at_work(other)
         await liveness.sweep(other, PROCESS, RULES)
         recording = asyncio.create_task(record(database, *batch))

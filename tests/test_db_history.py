@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from fleet import beat, clear, examples, register, rows
+from fleet import OPERATOR, beat, clear, examples, register, rows
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert
@@ -151,7 +151,7 @@ async def test_availability_of_no_time_is_refused(
 async def test_a_removed_node_is_no_longer_available(database: Database) -> None:
     node, _ = await register(database, "node-3")
     async with database.write() as session:
-        await nodes.deregister(session, "node-3", note=None, actor="op")
+        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
     [(removed_at,)] = await rows(database, "SELECT max(changed_at) FROM status_changes")
     async with database.read() as session:
         assert await history.availability(session, [node.id], since=removed_at, until=None) == {

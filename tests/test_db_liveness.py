@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fleet import (
+    AGENT,
     EXPIRED,
     LATER,
+    OPERATOR,
     OVERDUE,
     PROCESS,
     RULES,
@@ -87,7 +89,7 @@ async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
     await register(database, "node-3")
     async with database.write() as session:
         slow = Rules(min_interval=100)
-        await registration.register(session, registration_of("node-4"), rules=slow, actor="agent")
+        await registration.register(session, registration_of("node-4"), rules=slow, by=AGENT)
     await age(database, EXPIRED)
     assert await sweep(database) == 1
     assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
@@ -121,12 +123,12 @@ async def start_maintenance(
     database: Database, until: datetime | None, note: str | None = None
 ) -> Node:
     async with database.write() as session:
-        return await nodes.start_maintenance(session, "node-3", note=note, until=until, actor="op")
+        return await nodes.start_maintenance(session, "node-3", note=note, until=until, by=OPERATOR)
 
 
 async def end_maintenance(database: Database) -> Node:
     async with database.write() as session:
-        return await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, actor="op")
+        return await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, by=OPERATOR)
 
 
 async def test_maintenance_is_entered_with_its_note_and_actor(database: Database) -> None:
@@ -183,7 +185,7 @@ async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
 async def test_a_node_never_heard_leaves_maintenance_offline(database: Database) -> None:
     async with database.write() as session:
         await nodes.start_maintenance(
-            session, "node-2-macbook-m4max", note=None, until=LATER, actor="op"
+            session, "node-2-macbook-m4max", note=None, until=LATER, by=OPERATOR
         )
         await let_maintenance_end(session, "node-2-macbook-m4max")
     assert await sweep(database) == 1
@@ -282,7 +284,7 @@ async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) ->
     for node_id in ("node-3", "node-4"):
         await register(database, node_id)
         async with database.write() as session:
-            await nodes.deregister(session, node_id, note=None, actor="op")
+            await nodes.deregister(session, node_id, note=None, by=OPERATOR)
     async with database.write() as session:
         # As a row that was changed by hand would stand.
         await session.execute(text("UPDATE nodes SET status = 'online' WHERE node_id = 'node-4'"))
@@ -300,7 +302,7 @@ async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
     await beat(database, "node-4", degraded=True)
     await start_maintenance(database, None)
     async with database.write() as session:
-        await nodes.deregister(session, "node-5", note=None, actor="op")
+        await nodes.deregister(session, "node-5", note=None, by=OPERATOR)
     async with database.write() as session:
         assert (await liveness.sweep(session, PROCESS, RULES)).live == 2
         assert await nodes.count_by_status(session) == {

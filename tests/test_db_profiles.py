@@ -4,7 +4,7 @@ import copy
 from typing import Any
 
 import pytest
-from fleet import register
+from fleet import AGENT, register
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert
@@ -116,7 +116,7 @@ def test_a_patch_leads_from_any_document_to_any_without_nulls(old: Any, new: Any
 
 async def put(database: Database, node: Node, *contents: ProfileContent) -> dict[str, NodeProfile]:
     async with database.write() as session:
-        await put_of_node(session, node.id, node.node_id, contents, actor="agent")
+        await put_of_node(session, node.id, node.node_id, contents, by=AGENT)
     async with database.read() as session:
         found = await profiles.of_nodes(session, [node.id])
     return {profile.profile_name: profile for profile in found[node.id]}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import FAST
+from fleet import OPERATOR
 from sqlalchemy import URL
 
 from db import profile_changes, profiles
@@ -44,7 +45,7 @@ profiles:
 
 async def brought(database: Database, text: str, *, prune: bool = False) -> Difference:
     async with database.write() as session:
-        return await import_profiles(session, text, prune=prune, actor="test")
+        return await import_profiles(session, text, prune=prune, by=OPERATOR)
 
 
 async def exported(database: Database) -> str:
@@ -95,7 +96,7 @@ async def test_others_stay_unless_they_are_pruned(database: Database) -> None:
             NodeType.ROUTER,
             ProfileContent("mine", ProfileType.LLM, {}),
             expected_version=None,
-            actor="test",
+            by=OPERATOR,
         )
     await brought(database, FILE)
     assert "mine" in await exported(database)

@@ -15,6 +15,8 @@ from conftest import LiveServer, StartServer
 from transport_ws import connect
 
 from db.errors import Unavailable
+from db.identity import Caller, Identity
+from db.values import Role
 from graph.batched import Batched
 from graph.context import Context, Info
 from graph.operations import OperationRefused, Operations
@@ -49,7 +51,7 @@ class Said:
         await STAGE.may_go_on.wait()
         if STAGE.failing:
             raise Unavailable(1)
-        return f"{self.text} for {info.context.actor}"
+        return f"{self.text} for {info.context.caller.name}"
 
 
 EVENTS = [Said(text="first"), Said(text="second")]
@@ -94,7 +96,8 @@ class Callers:
         self.actor = "one"
 
     def context(self) -> Context:
-        return replace(self._services.context(), actor=self.actor)
+        caller = Caller(Identity(self.actor, Role.VIEWER))
+        return replace(self._services.context(), caller=caller)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
-from fleet import registration_of
+from fleet import AGENT, OPERATOR, registration_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -240,7 +240,7 @@ class LivenessMachine(RuleBasedStateMachine):
                 node_id,
                 note=None,
                 until=None if end is None else BASE + timedelta(seconds=end),
-                actor="operator",
+                by=OPERATOR,
             ),
         )
         self.model.start_maintenance(node_id, end)
@@ -253,7 +253,7 @@ class LivenessMachine(RuleBasedStateMachine):
         self.engine.do(
             self.model.now,
             lambda session: nodes.end_maintenance(
-                session, node_id, rules=RULES, note=None, actor="operator"
+                session, node_id, rules=RULES, note=None, by=OPERATOR
             ),
         )
         self.model.end_maintenance(node_id)
@@ -265,7 +265,7 @@ class LivenessMachine(RuleBasedStateMachine):
         node_id = data.draw(st.sampled_from(sorted(self.model.nodes)))
         self.engine.do(
             self.model.now,
-            lambda session: nodes.deregister(session, node_id, note=None, actor="operator"),
+            lambda session: nodes.deregister(session, node_id, note=None, by=OPERATOR),
         )
         self.model.deregister(node_id)
         self._compare()
@@ -319,9 +319,7 @@ class LivenessMachine(RuleBasedStateMachine):
                 node_id, boot, hostname=host, replaces_boot_id=replaces, labels=labels
             )
             try:
-                _, created = await registration.register(
-                    session, wanted, rules=RULES, actor="agent"
-                )
+                _, created = await registration.register(session, wanted, rules=RULES, by=AGENT)
             except NodeIdTaken as error:
                 return error.code
             return "created" if created else "registered"

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from fleet import registration_of
+from fleet import AGENT, OPERATOR, registration_of
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -139,7 +139,7 @@ class Registry:
     async def register(self, node_id: str, boot: str = "boot-1", **said: Any) -> Node:
         async with self.at_now() as session:
             node, _ = await registration.register(
-                session, registration_of(node_id, boot, **said), rules=self.rules, actor="agent"
+                session, registration_of(node_id, boot, **said), rules=self.rules, by=AGENT
             )
         return node
 
@@ -329,7 +329,7 @@ async def test_a_heartbeat_that_races_with_the_removal_brings_nothing_back(
 ) -> None:
     node = await registry.register("node-3")
     async with registry.at_now() as removing:
-        await nodes.deregister(removing, "node-3", note=None, actor="operator")
+        await nodes.deregister(removing, "node-3", note=None, by=OPERATOR)
         racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
         await asyncio.sleep(0.1)
         assert not racing.done()
@@ -379,9 +379,7 @@ async def test_maintenance_ends_at_its_until_in_what_the_heartbeats_say(
 ) -> None:
     await registry.register("node-3")
     async with registry.at_now() as session:
-        await nodes.start_maintenance(
-            session, "node-3", note="disks", until=after(60), actor="operator"
-        )
+        await nodes.start_maintenance(session, "node-3", note="disks", until=after(60), by=OPERATOR)
     while registry.now < 55:
         await registry.work(5)
         if heard:
@@ -410,7 +408,7 @@ async def test_maintenance_without_until_outlasts_everything_but_an_operator(
 ) -> None:
     await registry.register("node-3")
     async with registry.at_now() as session:
-        await nodes.start_maintenance(session, "node-3", note=None, until=None, actor="operator")
+        await nodes.start_maintenance(session, "node-3", note=None, until=None, by=OPERATOR)
     await registry.work(100)
     registry.now += 3600
     registry.process = uuid4()
@@ -479,8 +477,8 @@ async def test_what_a_node_or_an_operator_says_is_no_flapping(registry: Registry
         await registry.work(5)
         await registry.beat("node-3", degraded=n % 2 == 0)
         async with registry.at_now() as session:
-            await nodes.start_maintenance(session, "node-3", note=None, until=None, actor="op")
-            await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, actor="op")
+            await nodes.start_maintenance(session, "node-3", note=None, until=None, by=OPERATOR)
+            await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, by=OPERATOR)
     assert (await registry.status("node-3"))[0] is ONLINE
 
 
@@ -608,10 +606,10 @@ async def test_maintenance_that_ends_while_protected_leads_to_nobody_offline(
     names = await fleet_of(registry, 20)
     async with registry.at_now() as session:
         for name in names[-2:]:
-            await nodes.start_maintenance(session, name, note=None, until=after(90), actor="op")
+            await nodes.start_maintenance(session, name, note=None, until=after(90), by=OPERATOR)
     await registry.work(100, *names[:5])
     async with registry.at_now() as session:
-        await nodes.end_maintenance(session, names[-1], rules=RULES, note=None, actor="op")
+        await nodes.end_maintenance(session, names[-1], rules=RULES, note=None, by=OPERATOR)
     for name in names[-2:]:
         assert await registry.status(name) == (DEGRADED, StatusReason.MAINTENANCE_ENDED)
     assert OFFLINE not in await registry.statuses()

@@ -57,6 +57,15 @@ class ProfileNotFound(RegistryError):
         super().__init__(f"{owner} has no profile {name!r}", owner=owner, profile=name)
 
 
+class TokenNotFound(RegistryError):
+    """No key that stands has this public id or name."""
+
+    code = "TOKEN_NOT_FOUND"
+
+    def __init__(self, token: str) -> None:
+        super().__init__(f"no key {token!r} stands", token=token)
+
+
 class VersionConflict(RegistryError):
     """Somebody else wrote it meanwhile; `current_version` is 0 where there is no such profile."""
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes
+from db import changes, token_changes
 from db.changes import Transition
 from db.errors import BadInput, NodeNotFound
 from db.filters import NodeFilter
@@ -134,8 +134,12 @@ async def end_maintenance(
 
 
 async def deregister(session: AsyncSession, node_id: str, *, note: str | None, by: Caller) -> int:
-    """Removes the node, keeps its history, returns the change's revision. Raises NodeNotFound."""
+    """Removes the node, keeps its history, returns the change's revision. Raises NodeNotFound.
+
+    The key that enrolment gave it ends.
+    """
     node = await locked(session, node_id)
+    await token_changes.revoke_enrolled(session, node_id)
     await session.execute(
         update(Node).where(NODE.id == node.id).values(removed_at=func.registry_now())
     )

@@ -1,6 +1,6 @@
 """The tables of the registry; the migrations build the same, and a test compares the two."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -13,6 +13,8 @@ from sqlalchemy import (
     Enum,
     Identity,
     Index,
+    Interval,
+    LargeBinary,
     MetaData,
     Text,
     UniqueConstraint,
@@ -22,7 +24,15 @@ from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlmodel import Field, SQLModel
 
-from db.values import NodeRole, NodeStatus, NodeType, ProfileType, RegistryMode, StatusReason
+from db.values import (
+    NodeRole,
+    NodeStatus,
+    NodeType,
+    ProfileType,
+    RegistryMode,
+    Role,
+    StatusReason,
+)
 
 _INSTANT: Any = DateTime(timezone=True)
 _DOCUMENT: Any = JSONB(none_as_null=True)
@@ -243,6 +253,51 @@ class AuditEntry(Table, table=True):
     after: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
 
 
+class Token(Table, table=True):
+    """An API key or an enrolment key, without its secret. One that is dead stays for a while.
+
+    `replaces` and `enrolled_by` name rows that may be gone.
+    """
+
+    __tablename__ = "tokens"
+    __table_args__ = (
+        UniqueConstraint("public_id"),
+        Index("tokens_nodes_idx", "nodes", postgresql_using="gin"),
+        Index(None, "replaces"),
+        CheckConstraint("uses_left >= 0", name="uses_left"),
+        {"postgresql_with": {"fillfactor": 80}},
+    )
+
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
+    public_id: str = Field(sa_type=Text, description="The part of its text that may be shown.")
+    secret_hash: bytes = Field(sa_type=LargeBinary, repr=False)
+    name: str = Field(sa_type=Text, description="What the logs call who uses it.")
+    role: Role = Field(sa_type=_one_of(Role, "role"))
+    nodes: list[str] = Field(
+        sa_type=ARRAY(Text), sa_column_kwargs=_EMPTY, description="Ids that an agent speaks for."
+    )
+    created_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    created_by: str = Field(sa_type=Text)
+    expires_at: datetime | None = Field(sa_type=_INSTANT)
+    revoked_at: datetime | None = Field(sa_type=_INSTANT)
+    last_used_at: datetime | None = Field(sa_type=_INSTANT)
+    lifetime: timedelta | None = Field(
+        sa_type=Interval, description="Of the keys that rotation or enrolment makes from it."
+    )
+    replaces: UUID | None = Field(description="The key that was rotated.")
+    enrolled_by: UUID | None = Field(description="The enrolment key that made it, or its forebear.")
+    uses_left: int | None = Field(description="Nodes that an enrolment key may still let in.")
+    node_role: NodeRole | None = Field(
+        sa_type=_one_of(NodeRole, "node_role"), description="Of the nodes to let in; none: any."
+    )
+    node_type: NodeType | None = Field(
+        sa_type=_one_of(NodeType, "node_type"), description="Of the nodes to let in; none: any."
+    )
+    labels: list[str] | None = Field(
+        sa_type=ARRAY(Text), description="That a node to let in may have; none: any."
+    )
+
+
 def _columns(table: type[Table]) -> ReadOnlyColumnCollection[str, Column[Any]]:
     return Table.metadata.tables[str(table.__tablename__)].c
 
@@ -254,3 +309,4 @@ ROLE_PROFILE = _columns(RoleProfile)
 HEARTBEAT = _columns(Heartbeat)
 STATUS_CHANGE = _columns(StatusChange)
 REGISTRY_STATE = _columns(RegistryState)
+TOKEN = _columns(Token)

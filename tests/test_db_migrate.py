@@ -123,7 +123,7 @@ async def test_migrations_at_once_all_succeed_and_apply_once(empty_database_url:
     await asyncio.gather(*(migrate(engine) for engine in engines))
     assert await scalar(engines[0], "SELECT count(*) FROM nodes") == 2
     assert await scalar(engines[0], "SELECT array_agg(version_num) FROM alembic_version") == [
-        "0003"
+        "0005"
     ]
     for engine in engines:
         await require_current(engine)
@@ -141,7 +141,7 @@ async def test_a_database_without_a_schema_is_refused_in_one_line(empty: AsyncEn
     with pytest.raises(SchemaMismatch) as refusal:
         await require_current(empty)
     assert str(refusal.value) == (
-        "the database is at schema none, this registry needs 0003: run `node-registry migrate`"
+        "the database is at schema none, this registry needs 0005: run `node-registry migrate`"
     )
 
 
@@ -159,7 +159,7 @@ async def test_a_database_that_is_ahead_is_refused_and_left_alone(database: Data
         with pytest.raises(SchemaMismatch) as refusal:
             await refused
         assert str(refusal.value) == (
-            "the database is at schema 9999, this registry needs 0003:"
+            "the database is at schema 9999, this registry needs 0005:"
             " start the version of the registry that made it, or a newer one"
         )
     assert await scalar(database.engine, "SELECT version_num FROM alembic_version") == "9999"
@@ -186,7 +186,7 @@ async def test_a_lock_that_is_not_had_in_time_fails_the_migration_and_changes_no
 ) -> None:
     before = await catalog(database.engine)
     async with database.engine.connect() as reader:
-        await reader.execute(text("SELECT count(*) FROM nodes, audit_log"))
+        await reader.execute(text("SELECT count(*) FROM nodes, tokens"))
         with pytest.raises(DBAPIError, match="lock timeout"):
             await migrate(database.engine, "base", lock_timeout_seconds=0.1)
     assert await catalog(database.engine) == before

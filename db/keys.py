@@ -1,0 +1,80 @@
+"""The text of a key: how it is made, told from what is no key, and compared.
+
+As GitHub's tokens it has a prefix that secret scanners know it by, and ends with a checksum:
+`nrk_`, 10 characters that may be shown, 32 that are secret, and 6 of CRC-32, all in base 62.
+https://github.blog/2021-04-05-behind-githubs-new-authentication-token-formats/
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import string
+from dataclasses import dataclass, field
+from zlib import crc32
+
+PREFIX = "nrk_"
+PUBLIC_ID_LENGTH = 10
+SECRET_LENGTH = 32
+_CHECKSUM_LENGTH = 6
+
+_ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_KEY = re.compile(
+    rf"{PREFIX}([0-9A-Za-z]{{{PUBLIC_ID_LENGTH}}})([0-9A-Za-z]{{{SECRET_LENGTH}}})"
+    rf"([0-9A-Za-z]{{{_CHECKSUM_LENGTH}}})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """`text` is known here and to the one who is given it, and nowhere else."""
+
+    public_id: str
+    text: str = field(repr=False)
+    secret_hash: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What somebody shows, in the form of a key; whether it is one, the database knows."""
+
+    public_id: str
+    secret_hash: bytes = field(repr=False)
+
+    def matches(self, secret_hash: bytes) -> bool:
+        """In a time that tells nothing of where they differ."""
+        return hmac.compare_digest(self.secret_hash, secret_hash)
+
+
+def new_key() -> NewKey:
+    public_id, secret = _random(PUBLIC_ID_LENGTH), _random(SECRET_LENGTH)
+    text = f"{PREFIX}{public_id}{secret}{_checksum(public_id + secret)}"
+    return NewKey(public_id, text, _hash(secret))
+
+
+def parsed(text: str) -> Presented | None:
+    """None for what was not made by `new_key`: most junk and every typo of a character or two."""
+    if not (key := _KEY.fullmatch(text)):
+        return None
+    public_id, secret, checksum = key.groups()
+    if _checksum(public_id + secret) != checksum:
+        return None
+    return Presented(public_id, _hash(secret))
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def _hash(secret: str) -> bytes:
+    # Slow hashes are for what people think up: nobody guesses one of 2^190 random texts.
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _checksum(text: str) -> str:
+    number = crc32(text.encode())
+    digits = []
+    for _ in range(_CHECKSUM_LENGTH):
+        number, digit = divmod(number, len(_ALPHABET))
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))

@@ -20,6 +20,10 @@ class Identity:
     key_id: UUID | None = None
 
 
+ANONYMOUS = Identity("anonymous", Role.ADMIN)
+"""Whoever asks of a registry that is open to all who reach it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """An identity and where it asks from: an IP address, None at the command line."""
@@ -30,3 +34,8 @@ class Caller:
     @property
     def name(self) -> str:
         return self.identity.name
+
+    @property
+    def counted_as(self) -> str:
+        """What limits count by: the identity, or the address of nobody in particular."""
+        return self.address or "" if self.identity is ANONYMOUS else self.identity.name

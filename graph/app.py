@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlalchemy import URL
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
@@ -16,11 +17,13 @@ from db.database import Database
 from db.embedded import embedded_postgres, running_url
 from db.migrate import migrate, require_current
 from db.values import RegistryMode
+from graph.authentication import Authentication
 from graph.feed import ChangeFeed
 from graph.fleet import Fleet
 from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
 from graph.http import GraphQLOverHTTP
+from graph.keyring import Keyring
 from graph.limits import Limits
 from graph.liveness import Pacemaker
 from graph.logs import RequestIds
@@ -103,6 +106,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         heartbeats = HeartbeatWriter(database, pacemaker, metrics)
         heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()
+        keyring = Keyring(database, check_seconds=settings.key_check_seconds)
         supervisor = await stack.enter_async_context(supervised())
         supervisor.start("feed", feed.run())
         supervisor.start("fleet", fleet.run())
@@ -110,6 +114,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         supervisor.start("upkeep", keep_up(database, settings))
         supervisor.start("heartbeats", heartbeats.run())
         supervisor.start("heartbeat_feed", heartbeat_feed.run())
+        supervisor.start("keys", keyring.run())
         metrics.watch(
             "node_registry_subscribers",
             "Open subscriptions.",
@@ -142,6 +147,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         )
         yield Services(
             settings,
+            Authentication(settings, keyring),
             database,
             feed,
             fleet,
@@ -152,6 +158,20 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             metrics,
             supervisor,
         )
+
+
+def _cross_origin(settings: Settings) -> list[Middleware]:
+    """Off unless pages of other origins are named. No cookies: a page has to know a key."""
+    if not settings.allowed_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+        )
+    ]
 
 
 def build_app(services: Services) -> Starlette:
@@ -168,5 +188,5 @@ def build_app(services: Services) -> Starlette:
             WebSocketRoute("/graphql", GraphQLOverWebSocket(operations, services)),
             Mount("/static", static),
         ],
-        middleware=[Middleware(RequestIds)],
+        middleware=[Middleware(RequestIds), *_cross_origin(services.settings)],
     )

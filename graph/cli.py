@@ -15,6 +15,7 @@ from db.migrate import migrate
 from db.values import ProfileType, Role
 from graph import logs
 from graph.app import database_in_use, database_url
+from graph.authentication import require_safe
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
 from graph.profile_config import CONFIGS
 from graph.profile_files import Difference, export_profiles, import_profiles
@@ -36,6 +37,7 @@ def commands() -> None:
 def serve_command(workers: int | None) -> None:
     """Serve the registry until it is told to stop."""
     settings = load(workers=workers)
+    require_safe(settings)
     logs.configure(settings.env, settings.log_level)
     uvloop.run(serve(settings) if settings.workers == 1 else serve_by_workers(settings))
 

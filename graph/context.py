@@ -10,6 +10,7 @@ import strawberry
 from db.database import Database
 from db.identity import Caller
 from graph.heartbeats import HeartbeatWriter
+from graph.limits import Limits
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
 from graph.metrics import Metrics
@@ -32,6 +33,7 @@ class Context:
     pacemaker: Pacemaker
     heartbeats: HeartbeatWriter
     heartbeat_feed: HeartbeatFeed
+    limits: Limits
     metrics: Metrics
     loader: NodeLoader
     caller: Caller

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from graphql import (
@@ -28,6 +28,8 @@ from strawberry.extensions import SchemaExtension
 from strawberry.schema.schema import validate_document
 from strawberry.types import ExecutionContext
 
+from db.values import Role
+
 MAX_DOCUMENTS = 256
 MAX_CACHED_CHARACTERS = 16 * 1024
 MAX_TOKENS = 4000
@@ -37,6 +39,8 @@ MAX_TOKENS = 4000
 class Validated:
     document: DocumentNode
     errors: list[GraphQLError]
+    refused_fields: dict[int, dict[Role, str]] = field(default_factory=dict)
+    """Of each operation by its node's id: whom it is refused, and for which field."""
 
 
 _cache: OrderedDict[str, Validated] = OrderedDict()

@@ -29,6 +29,16 @@ class RateLimited(RegistryError):
     retryable = True
 
 
+class TookTooLong(RegistryError):
+    """Whether it was done is not known."""
+
+    code = "UNAVAILABLE"
+    retryable = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"given up after {seconds:g} seconds")
+
+
 class RequestRefused(RegistryError):
     """The request is not GraphQL over HTTP as the specification has it; nothing was executed."""
 

@@ -5,6 +5,7 @@ plain text to much malformed input and does not know the specification's media t
 """
 
 import asyncio
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from starlette.types import Receive, Scope, Send
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types.graphql import OperationType
 
-from db.errors import BadInput, RegistryError
+from db.errors import BadInput, Forbidden, RegistryError, Unauthenticated, Unavailable
+from db.identity import Caller
 from graph import errors
-from graph.errors import RateLimited, RequestRefused
+from graph.authentication import address_of
+from graph.errors import RateLimited, RequestRefused, TookTooLong
 from graph.limits import RETRY_AFTER_SECONDS
 from graph.operations import QUERIES, QUERIES_AND_MUTATIONS, OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
@@ -52,6 +55,15 @@ _BY_METHOD = {
 }
 
 
+_STATUS: dict[type[RegistryError], int] = {
+    Unauthenticated: 401,
+    Forbidden: 403,
+    RateLimited: 429,
+    Unavailable: 503,
+    TookTooLong: 503,
+}
+
+
 class _Refused(Exception):
     """Answered before anything was parsed; `status` is HTTP's."""
 
@@ -65,6 +77,7 @@ class GraphQLOverHTTP:
 
     def __init__(self, operations: Operations, services: Services) -> None:
         self._operations = operations
+        self._authentication = services.authentication
         self._settings = services.settings
         self._limits = services.limits
 
@@ -85,15 +98,17 @@ class GraphQLOverHTTP:
         media_type = JSON if negotiated is None or streams else negotiated
         try:
             _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
+            grant = await self._authentication.of_request(request.scope)
+            caller = Caller(grant.identity, address_of(request.scope))
             graphql_request = await _read(request, self._settings.max_body_bytes)
             if streams and self._operations.is_subscription(graphql_request):
-                address = address_of(request.scope)
                 return EventStream(
-                    self._operations.subscribe(graphql_request, address),
+                    self._operations.subscribe(graphql_request, caller),
                     keepalive_seconds=self._settings.keepalive_seconds,
                     connection=self._limits.connection(),
+                    grant=grant,
                 )
-            payload = await self._execute(request.method, graphql_request)
+            payload = await self._execute(request.method, graphql_request, caller)
             status = STATUS_EXECUTED
         except OperationRefused as refused:
             payload = orjson.dumps({"errors": refused.errors}).decode()
@@ -101,23 +116,30 @@ class GraphQLOverHTTP:
         except _Refused as refused:
             body = _errors(refused.error)
             return _response(refused.status, body, media_type, refused.headers)
+        except RegistryError as refusal:
+            return refused_response(refusal, media_type)
         if streams:
             return EventStream(one(payload), keepalive_seconds=self._settings.keepalive_seconds)
         return _response(status, payload, media_type)
 
-    async def _execute(self, method: str, request: GraphQLRequest) -> str:
+    async def _execute(self, method: str, request: GraphQLRequest, caller: Caller) -> str:
         try:
-            return await self._operations.execute(request, _BY_METHOD[method])
+            return await self._operations.execute(request, _BY_METHOD[method], caller)
         except CannotGetOperationTypeError as error:
             raise _Refused(400, errors.no_such_operation(error)) from error
         except InvalidOperationTypeError as error:
             raise _wrong_method(error.operation_type) from error
 
 
-def address_of(scope: Scope) -> str:
-    """The caller's, or its proxy's."""
-    client = scope.get("client")
-    return str(client[0]) if client else ""
+def refused_response(refusal: RegistryError, media_type: str = JSON) -> Response:
+    """To who may not ask, or not now; before anything was parsed or begun."""
+    headers = {}
+    seconds = refusal.facts.get("retryAfterSeconds")
+    if isinstance(seconds, float):
+        headers["retry-after"] = str(math.ceil(seconds))
+    if isinstance(refusal, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return _response(_STATUS[type(refusal)], _errors(refusal), media_type, headers)
 
 
 def too_busy(refused: RateLimited) -> Response:

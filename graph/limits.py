@@ -1,21 +1,25 @@
-"""How much of a process one caller, and all together, may hold open."""
+"""How much of a process one caller, and all together, may use and hold open."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from db.identity import ANONYMOUS, Caller
 from graph.errors import RateLimited
 from graph.metrics import Metrics
+from graph.quota import Quota
 from graph.settings import Settings
 
 RETRY_AFTER_SECONDS = 5.0
-
-ANONYMOUS = "anonymous"
-"""The actor of whoever has not said who they are."""
+_BURST_SECONDS = 2.0
 
 
 class Limits:
-    """Connections are websockets and event streams: what stays open."""
+    """Connections are websockets and event streams: what stays open.
+
+    Whoever is known is counted by name, and everybody by address: what one is refused for costs
+    no other.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._max_connections = settings.max_connections
@@ -23,6 +27,30 @@ class Limits:
         self._metrics = metrics
         self._connections = 0
         self._subscriptions: Counter[str] = Counter()
+        self._requests = _quota("requests", settings.requests_per_second)
+        self._requests_of_address = _quota(
+            "requests from one address", settings.requests_per_second_per_address
+        )
+        self._heartbeats = _quota("heartbeats", settings.heartbeats_per_second)
+        self._registrations = Quota(
+            "registrations",
+            per_second=settings.registrations_per_minute / 60,
+            burst=settings.registrations_per_minute,
+        )
+
+    def request(self, caller: Caller) -> None:
+        """Raises RateLimited."""
+        if caller.identity is not ANONYMOUS:
+            self._requests.take(caller.identity.name)
+        self._requests_of_address.take(caller.address or "")
+
+    def heartbeats(self, caller: Caller, count: int) -> None:
+        """Raises RateLimited."""
+        self._heartbeats.take(caller.counted_as, count)
+
+    def registration(self, caller: Caller) -> None:
+        """Raises RateLimited."""
+        self._registrations.take(caller.counted_as)
 
     @contextmanager
     def connection(self) -> Iterator[None]:
@@ -37,18 +65,22 @@ class Limits:
             self._connections -= 1
 
     @contextmanager
-    def subscription(self, actor: str, address: str) -> Iterator[None]:
-        """Raises RateLimited when the caller, if unknown the address, has too many already."""
-        caller = address if actor == ANONYMOUS else actor
-        if self._subscriptions[caller] >= self._max_subscriptions:
+    def subscription(self, caller: Caller) -> Iterator[None]:
+        """Raises RateLimited when the caller has too many already."""
+        counted_as = caller.counted_as
+        if self._subscriptions[counted_as] >= self._max_subscriptions:
             raise _too_many(f"at most {self._max_subscriptions} subscriptions of one caller")
-        self._subscriptions[caller] += 1
+        self._subscriptions[counted_as] += 1
         try:
             yield
         finally:
-            self._subscriptions[caller] -= 1
-            if not self._subscriptions[caller]:
-                del self._subscriptions[caller]
+            self._subscriptions[counted_as] -= 1
+            if not self._subscriptions[counted_as]:
+                del self._subscriptions[counted_as]
+
+
+def _quota(what: str, per_second: float) -> Quota:
+    return Quota(what, per_second=per_second, burst=per_second * _BURST_SECONDS)
 
 
 def _too_many(message: str) -> RateLimited:

@@ -1,5 +1,6 @@
 """The mutations: each is one transaction, acknowledged once it is committed."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import strawberry
 from db import nodes, registration
 from db.errors import BadInput, RegistryError
 from db.heartbeats import HeartbeatReport, Recorded
+from db.identity import Caller
 from graph import validation
 from graph.context import Info
 from graph.enums import NodeStatus
@@ -20,6 +22,7 @@ from graph.inputs import (
 )
 from graph.node import Node
 from graph.profiles import ProfileMutations
+from graph.rights import OPERATORS, OWN_AGENT, REGISTERING, allowed, meant_node, require_own
 from graph.scalars import Revision
 from graph.types import field
 
@@ -82,8 +85,11 @@ _INPUT = strawberry.argument(description="What to do it with.")
 @strawberry.type(description="What may be changed.")
 class Mutation(ProfileMutations):
     @strawberry.mutation(
-        description="Makes a node known, or known again: an agent does so at every start."
-        " NODE_ID_TAKEN while another run of an agent holds the id and is still heard."
+        **allowed(
+            REGISTERING,
+            "Makes a node known, or known again: an agent does so at every start."
+            " NODE_ID_TAKEN while another run of an agent holds the id and is still heard.",
+        )
     )
     async def register_node(
         self,
@@ -91,7 +97,9 @@ class Mutation(ProfileMutations):
         input: Annotated[RegisterNodeInput, _INPUT],  # noqa: A002  # the contract's name
     ) -> RegisterNodePayload:
         context = info.context
+        context.limits.registration(context.caller)
         checked = input.checked()
+        checked = replace(checked, node_id=meant_node(context.caller, checked.node_id))
         async with context.database.write() as session:
             node, created = await registration.register(
                 session, checked, rules=context.pacemaker.rules, by=context.caller
@@ -103,24 +111,31 @@ class Mutation(ProfileMutations):
         )
 
     @strawberry.mutation(
-        description="Says that a node is alive. NODE_NOT_FOUND: register first."
-        " STALE_BOOT: another run of the agent has taken over."
+        **allowed(
+            OWN_AGENT,
+            "Says that a node is alive. NODE_NOT_FOUND: register first."
+            " STALE_BOOT: another run of the agent has taken over.",
+        )
     )
     async def record_heartbeat(
         self,
         info: Info,
         input: Annotated[RecordHeartbeatInput, _INPUT],  # noqa: A002  # the contract's name
     ) -> RecordHeartbeatPayload:
-        [outcome] = await info.context.heartbeats.record(
-            [input.checked("input", info.context.caller.name)]
-        )
+        context = info.context
+        context.limits.heartbeats(context.caller, 1)
+        report = _checked("input", input, context.caller)
+        [outcome] = await context.heartbeats.record([report])
         if isinstance(outcome, RegistryError):
             raise outcome
         return RecordHeartbeatPayload.of(outcome)
 
     @strawberry.mutation(
-        description="For a gateway that speaks for many nodes: at most 1000, each accepted or"
-        " rejected on its own, in the order given."
+        **allowed(
+            OWN_AGENT,
+            "For a gateway that speaks for many nodes: at most 1000, each accepted or"
+            " rejected on its own, in the order given.",
+        )
     )
     async def record_heartbeats(
         self,
@@ -131,23 +146,27 @@ class Mutation(ProfileMutations):
     ) -> list[HeartbeatResult]:
         if len(inputs) > validation.MAX_BATCH:
             raise BadInput("inputs", f"must be at most {validation.MAX_BATCH}")
+        context = info.context
+        context.limits.heartbeats(context.caller, len(inputs))
         checked = [
-            _checked(f"inputs[{i}]", beat, info.context.caller.name)
+            _checked_or_refused(f"inputs[{i}]", beat, context.caller)
             for i, beat in enumerate(inputs)
         ]
         outcomes = iter(
-            await info.context.heartbeats.record(
+            await context.heartbeats.record(
                 [beat for beat in checked if isinstance(beat, HeartbeatReport)]
             )
         )
         return [
-            _result(beat.node_id, report if isinstance(report, BadInput) else next(outcomes))
+            _result(beat.node_id, report if isinstance(report, RegistryError) else next(outcomes))
             for beat, report in zip(inputs, checked, strict=True)
         ]
 
     @strawberry.mutation(
-        description="Takes a node out of use, or back. It then has the status that its heartbeats"
-        " say."
+        **allowed(
+            OPERATORS,
+            "Takes a node out of use, or back. It then has the status that its heartbeats say.",
+        )
     )
     async def set_maintenance(
         self,
@@ -175,7 +194,9 @@ class Mutation(ProfileMutations):
         return SetMaintenancePayload(node=Node.of(node))
 
     @strawberry.mutation(
-        description="Removes a node; its history stays. A later registration makes a new node."
+        **allowed(
+            OPERATORS, "Removes a node; its history stays. A later registration makes a new node."
+        )
     )
     async def deregister_node(
         self,
@@ -189,11 +210,19 @@ class Mutation(ProfileMutations):
         return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))
 
 
-def _checked(path: str, beat: RecordHeartbeatInput, actor: str) -> HeartbeatReport | BadInput:
+def _checked(path: str, beat: RecordHeartbeatInput, caller: Caller) -> HeartbeatReport:
+    report = beat.checked(path, caller.name)
+    require_own(caller, report.node_id)
+    return report
+
+
+def _checked_or_refused(
+    path: str, beat: RecordHeartbeatInput, caller: Caller
+) -> HeartbeatReport | RegistryError:
     try:
-        return beat.checked(path, actor)
-    except BadInput as error:
-        return error
+        return _checked(path, beat, caller)
+    except RegistryError as refused:
+        return refused
 
 
 def _result(

@@ -34,6 +34,13 @@ class Once(Generic[KeyT, AnswerT]):
             task.add_done_callback(lambda done: self._settle(key, done))
         return task
 
+    def kept(self, key: KeyT) -> AnswerT | None:
+        """What is remembered for it: it was asked for now, so it is forgotten later."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0].result()
+
     async def get(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> AnswerT:
         """The answer of `work`, whoever had it done; raises what it raised."""
         return await asyncio.shield(self.begin(key, work))

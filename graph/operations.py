@@ -30,9 +30,10 @@ from strawberry.types.execution import ExecutionResult as StrawberryResult
 from strawberry.types.graphql import OperationType
 from strawberry.utils.await_maybe import await_maybe
 
-from graph import documents, errors
+from db.errors import RegistryError
+from db.identity import Caller
+from graph import documents, errors, rights
 from graph.batched import Batched
-from graph.context import Context
 from graph.once import Once
 from graph.requests import GraphQLRequest
 from graph.schema import Schema
@@ -75,7 +76,7 @@ class Operations:
     """What all transports run operations by. One for each app.
 
     An event is executed and encoded once for all subscriptions to which it would look the same:
-    those of one document, operation, variables and caller. So is a question about the fleet, until
+    those of one document, operation, variables and rights. So is a question about the fleet, until
     the next look at it.
     """
 
@@ -94,16 +95,24 @@ class Operations:
         operation = self._operation(request)
         return operation is not None and operation.operation is OperationKind.SUBSCRIPTION
 
-    async def execute(self, request: GraphQLRequest, allowed: set[OperationType]) -> str:
+    async def execute(
+        self, request: GraphQLRequest, allowed: set[OperationType], caller: Caller
+    ) -> str:
         """The encoded response. Raises OperationRefused when execution did not begin.
 
-        Raises CannotGetOperationTypeError and InvalidOperationTypeError, too.
+        Raises CannotGetOperationTypeError, InvalidOperationTypeError, RateLimited, Forbidden and
+        TookTooLong, too.
         """
+        self._services.limits.request(caller)
         operation = self._operation(request)
+        self._require_right(request, operation, caller)
         began, outcome = time.perf_counter(), "errors"
         try:
-            answer = await self._answer(request, operation, allowed)
+            async with asyncio.timeout(self._services.settings.request_seconds):
+                answer = await self._answer(request, operation, allowed, caller)
             outcome = "errors" if answer.has_errors else "ok"
+        except TimeoutError as error:
+            raise errors.TookTooLong(self._services.settings.request_seconds) from error
         finally:
             name = operation.name.value if operation and operation.name else None
             self._services.metrics.observe_operation(name, outcome, time.perf_counter() - began)
@@ -116,43 +125,61 @@ class Operations:
             return None
         return get_operation_ast(known.document, request.operation_name)
 
+    def _require_right(
+        self, request: GraphQLRequest, operation: OperationDefinitionNode | None, caller: Caller
+    ) -> None:
+        """Raises Forbidden. What is not valid is not run in any case."""
+        if operation is None:
+            return
+        known = documents.validated(self._schema.graphql, request.query)
+        if known.errors:
+            return
+        refused = known.refused_fields.get(id(operation))
+        if refused is None:
+            refused = rights.refused_fields(self._schema.graphql, known.document, operation)
+            known.refused_fields[id(operation)] = refused
+        rights.require(caller, refused)
+
     async def _answer(
         self,
         request: GraphQLRequest,
         operation: OperationDefinitionNode | None,
         allowed: set[OperationType],
+        caller: Caller,
     ) -> _Answer:
         """What is said of one look at the fleet is the same until the next."""
-        work = partial(self._execute, request, allowed)
+        work = partial(self._execute, request, allowed, caller)
         if operation is None or not _asks_of_the_fleet_alone(operation):
             return await work()
         look = self._services.fleet.current_look()
         if look is None:
             return await work()
-        return await self._answers.get(
-            (_looks(request, operation, self._services.context()), look), work
-        )
+        return await self._answers.get((_looks(request, operation, caller), look), work)
 
-    async def _execute(self, request: GraphQLRequest, allowed: set[OperationType]) -> _Answer:
+    async def _execute(
+        self, request: GraphQLRequest, allowed: set[OperationType], caller: Caller
+    ) -> _Answer:
         result = await self._schema.execute(
             request.query,
             variable_values=request.variables,
-            context_value=self._services.context(),
+            context_value=self._services.context(caller),
             operation_name=request.operation_name,
             allowed_operation_types=allowed,
             operation_extensions=request.extensions,
         )
         return _answered(result)
 
-    async def subscribe(self, request: GraphQLRequest, address: str) -> AsyncGenerator[str, None]:
-        """The encoded response to each event. Raises OperationRefused.
-
-        `address` is the caller's, where it is not known who that is.
-        """
+    async def subscribe(self, request: GraphQLRequest, caller: Caller) -> AsyncGenerator[str, None]:
+        """The encoded response to each event. Raises OperationRefused."""
+        try:
+            self._services.limits.request(caller)
+            self._require_right(request, self._operation(request), caller)
+        except RegistryError as error:
+            raise OperationRefused(errors.refusal(error)) from error
         known = documents.validated(self._schema.graphql, request.query)
         if known.errors:
             raise OperationRefused(errors.as_response(known.errors))
-        context = self._services.context()
+        context = self._services.context(caller)
         executor = self._schema.execution_context_class.build(
             self._schema.graphql,
             known.document,
@@ -163,9 +190,9 @@ class Operations:
         )
         if isinstance(executor, list):
             raise OperationRefused(errors.as_response(executor))
-        looks = _looks(request, executor.operation, context)
+        looks = _looks(request, executor.operation, caller)
         try:
-            with self._services.limits.subscription(context.caller.name, address):
+            with self._services.limits.subscription(caller):
                 source = await await_maybe(create_source_event_stream(executor))
                 if isinstance(source, ExecutionResult):
                     raise OperationRefused(errors.as_response(source.errors or []))  # noqa: TRY301  # as the others
@@ -216,10 +243,11 @@ def _asks_of_the_fleet_alone(operation: OperationDefinitionNode) -> bool:
     )
 
 
-def _looks(request: GraphQLRequest, operation: OperationDefinitionNode, context: Context) -> bytes:
+def _looks(request: GraphQLRequest, operation: OperationDefinitionNode, caller: Caller) -> bytes:
     """The same for all operations to which an event looks the same.
 
-    A revision says where a stream begins, never what an event looks like.
+    A revision says where a stream begins, never what an event looks like. Nothing is told to one
+    caller that another with the same rights would not be told.
     """
     given = request.variables or {}
     shown = {
@@ -228,7 +256,8 @@ def _looks(request: GraphQLRequest, operation: OperationDefinitionNode, context:
         if (name := definition.variable.name.value) in given
         and _type_name(definition) != "Revision"
     }
-    asked = [request.query, request.operation_name, shown, context.caller.name]
+    holds = [caller.identity.role, *sorted(caller.identity.nodes)]
+    asked = [request.query, request.operation_name, shown, holds]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
 

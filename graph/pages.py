@@ -6,11 +6,13 @@ from typing import Any
 
 import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sqlalchemy import URL
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from db import nodes
-from db.errors import Unavailable
+from db.errors import RegistryError, Unavailable
+from graph.http import refused_response
 from graph.services import Services
 from graph.version import SERVICE, STARTED_AT, VERSION
 
@@ -47,6 +49,7 @@ class Pages:
             connected = False
         failed = self._services.supervisor.failed
         healthy = connected and not failed
+        details = {} if self._services.authentication.required else _place(url)
         body = {
             "status": "healthy" if healthy else "unhealthy",
             "service": SERVICE,
@@ -54,17 +57,18 @@ class Pages:
             "environment": self._services.settings.env,
             "uptime_seconds": round((now - STARTED_AT).total_seconds(), 3),
             "timestamp": now.isoformat(),
-            "database": {
-                "connected": connected,
-                "host": url.host or url.query.get("host"),
-                "port": url.port or int(str(url.query.get("port", 5432))),
-                "database": url.database,
-            },
+            "database": {"connected": connected, **details},
             "failed_tasks": failed,
         }
         return _json(body, 200 if healthy else 503)
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
+        """For whoever is known, in whatever role."""
+        if not self._services.settings.metrics_open:
+            try:
+                await self._services.authentication.of_request(request.scope)
+            except RegistryError as refusal:
+                return refused_response(refusal)
         metrics = self._services.metrics
         try:
             async with self._services.database.read() as session:
@@ -77,6 +81,15 @@ class Pages:
         return Response(
             generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST}
         )
+
+
+def _place(url: URL) -> dict[str, Any]:
+    """Of the database: what an operator wants to know of it, and no stranger should."""
+    return {
+        "host": url.host or url.query.get("host"),
+        "port": url.port or int(str(url.query.get("port", 5432))),
+        "database": url.database,
+    }
 
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:

@@ -11,6 +11,7 @@ from graph import validation
 from graph.context import Info
 from graph.enums import NodeRole, NodeType, ProfileType
 from graph.profile_config import checked_content
+from graph.rights import OPERATORS, allowed
 from graph.scalars import JSON
 from graph.types import NodeProfile, field, optional
 
@@ -108,8 +109,11 @@ class DeleteRoleProfilePayload:
 @strawberry.type
 class ProfileMutations:
     @strawberry.mutation(
-        description="Makes a node's own profile, or replaces it. VERSION_CONFLICT tells the"
-        " version that it has."
+        **allowed(
+            OPERATORS,
+            "Makes a node's own profile, or replaces it. VERSION_CONFLICT tells the"
+            " version that it has.",
+        )
     )
     async def set_node_profile(
         self,
@@ -128,7 +132,10 @@ class ProfileMutations:
         return SetNodeProfilePayload(profile=NodeProfile.of(profile))
 
     @strawberry.mutation(
-        description="Takes a node's own profile away; its role's, if there is one, is left to it."
+        **allowed(
+            OPERATORS,
+            "Takes a node's own profile away; its role's, if there is one, is left to it.",
+        )
     )
     async def delete_node_profile(
         self,
@@ -145,8 +152,11 @@ class ProfileMutations:
         return DeleteNodeProfilePayload(name=name)
 
     @strawberry.mutation(
-        description="Makes a profile of a role and type, or replaces it. VERSION_CONFLICT tells the"
-        " version that it has."
+        **allowed(
+            OPERATORS,
+            "Makes a profile of a role and type, or replaces it. VERSION_CONFLICT tells the"
+            " version that it has.",
+        )
     )
     async def set_role_profile(
         self,
@@ -169,7 +179,10 @@ class ProfileMutations:
         return SetRoleProfilePayload(profile=RoleProfile.of(profile))
 
     @strawberry.mutation(
-        description="Takes a profile of a role and type away; what nodes have of their own stays."
+        **allowed(
+            OPERATORS,
+            "Takes a profile of a role and type away; what nodes have of their own stays.",
+        )
     )
     async def delete_role_profile(
         self,

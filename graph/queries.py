@@ -23,7 +23,7 @@ from graph.enums import (
 )
 from graph.node import Node, NodeConnection
 from graph.profiles import RoleProfile
-from graph.rights import EVERYBODY, READERS, READERS_AND_OWN_AGENT, allowed
+from graph.rights import EVERYBODY, READERS, READERS_AND_OWN_AGENT, allowed, require_own
 from graph.scalars import Revision
 from graph.selection import NodeFilter, NodeOrderInput, NodeRequirements
 from graph.types import DEFAULT_PAGE_SIZE, After, First, StatusChangeConnection, field, page_size
@@ -96,8 +96,10 @@ class Query:
         info: Info,
         node_id: Annotated[str, strawberry.argument(description="The node's id.")],
     ) -> Node | None:
+        searched = validation.searched("nodeId", node_id)
+        require_own(info.context.caller, searched)
         async with info.context.database.read() as session:
-            row = await nodes.find(session, validation.searched("nodeId", node_id))
+            row = await nodes.find(session, searched)
         return None if row is None else Node.of(row)
 
     @strawberry.field(**allowed(READERS, "The nodes that fit, page by page."))

@@ -52,6 +52,7 @@ READERS = Right(_READERS)
 READERS_AND_OWN_AGENT = Right(_READERS, frozenset({Role.AGENT}))
 OPERATORS = Right(frozenset({Role.OPERATOR, Role.ADMIN}))
 ADMINS = Right(frozenset({Role.ADMIN}))
+REGISTERING = Right(frozenset({Role.ADMIN, Role.ENROLMENT}), frozenset({Role.AGENT}))
 OWN_AGENT = Right(frozenset({Role.ADMIN}), frozenset({Role.AGENT}))
 
 
@@ -98,11 +99,33 @@ def refused_fields(
     return refused
 
 
+def require(caller: Caller, refused: Mapping[Role, str]) -> None:
+    """Raises Forbidden for a role that is refused one of the fields."""
+    role = caller.identity.role
+    if role in refused:
+        raise Forbidden(
+            f"the role {role} may not ask for {refused[role]}", field=refused[role], role=role
+        )
+
+
 def require_own(caller: Caller, node_id: str) -> None:
     """Raises Forbidden for an agent that means another's node."""
     identity = caller.identity
     if identity.role is Role.AGENT and node_id not in identity.nodes:
         raise Forbidden(f"{identity.name} does not speak for node {node_id!r}", nodeId=node_id)
+
+
+def meant_node(caller: Caller, node_id: str | None) -> str | None:
+    """The id that a registration is for: an agent that speaks for one node alone need not name it.
+
+    Raises Forbidden as `require_own`.
+    """
+    identity = caller.identity
+    if identity.role is Role.AGENT:
+        if node_id is None and len(identity.nodes) == 1:
+            [node_id] = identity.nodes
+        require_own(caller, node_id or "")
+    return node_id
 
 
 def _fields(

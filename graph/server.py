@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import random
 import signal
 import socket
@@ -174,9 +173,8 @@ async def run_until_stopped(
 def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supervisor) -> None:
     """What is done once for an address, however many processes answer on it."""
     url = _url(listening)
-    address = listening.getsockname()[0]
-    if not ipaddress.ip_address(address).is_loopback:
-        log.warning("server.open_to_all", address=address, authentication="none")
+    if not settings.authentication_required:
+        log.warning("server.open", address=listening.getsockname()[0], authentication="off")
     if settings.dev_agent:
         supervisor.start("dev_agent", keep_dev_agent(url, settings.data_dir))
     _announce(url, settings)

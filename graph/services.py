@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from db.database import Database
-from db.identity import Caller, Identity
-from db.values import Role
+from db.identity import Caller
+from graph.authentication import Authentication
 from graph.context import Context
 from graph.feed import ChangeFeed
 from graph.fleet import Fleet
 from graph.heartbeat_feed import HeartbeatFeed
 from graph.heartbeats import HeartbeatWriter
-from graph.limits import ANONYMOUS, Limits
+from graph.limits import Limits
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
 from graph.metrics import Metrics
@@ -21,6 +21,7 @@ from graph.supervisor import Supervisor
 @dataclass(frozen=True, slots=True)
 class Services:
     settings: Settings
+    authentication: Authentication
     database: Database
     feed: ChangeFeed
     fleet: Fleet
@@ -31,7 +32,7 @@ class Services:
     metrics: Metrics
     supervisor: Supervisor
 
-    def context(self) -> Context:
+    def context(self, caller: Caller) -> Context:
         """For one operation."""
         return Context(
             settings=self.settings,
@@ -41,7 +42,8 @@ class Services:
             pacemaker=self.pacemaker,
             heartbeats=self.heartbeats,
             heartbeat_feed=self.heartbeat_feed,
+            limits=self.limits,
             metrics=self.metrics,
             loader=NodeLoader(self.database),
-            caller=Caller(Identity(ANONYMOUS, Role.ADMIN)),
+            caller=caller,
         )

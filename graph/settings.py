@@ -1,5 +1,6 @@
 """The registry's configuration, read from environment variables that begin with NODE_REGISTRY_."""
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,18 @@ class Settings(BaseSettings):
     db_pool_size: int = Field(default=10, ge=2, le=100)
     db_statement_timeout_seconds: float = Field(default=10, gt=0, le=3600)
 
+    auth: Literal["required", "off"] | None = None
+    let_anyone_do_anything: bool = False
+    metrics_open: bool = False
+    allowed_origins: list[str] = []
+    key_check_seconds: float = Field(default=2, gt=0, le=300)
+    failed_logins_per_minute: float = Field(default=30, gt=0)
+    requests_per_second: float = Field(default=1000, gt=0)
+    requests_per_second_per_address: float = Field(default=20_000, gt=0)
+    heartbeats_per_second: float = Field(default=5000, gt=0)
+    registrations_per_minute: float = Field(default=6000, gt=0)
+    request_seconds: float = Field(default=30, gt=0, le=3600)
+
     heartbeat_min_interval_seconds: float = Field(default=10, gt=0, le=86400)
     heartbeat_grace_seconds: float = Field(default=5, ge=0, le=86400)
     heartbeat_target_rate: float = Field(default=1000, gt=0)
@@ -64,6 +77,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     drain_seconds: float = Field(default=3, ge=0, le=300)
     shutdown_seconds: int = Field(default=10, ge=0)
+
+    @property
+    def authentication_required(self) -> bool:
+        """By default of all but development on a loopback address."""
+        if self.auth is not None:
+            return self.auth == "required"
+        return self.env != "development" or not is_loopback(self.http_host)
 
     @property
     def external_database(self) -> URL | None:
@@ -98,6 +118,13 @@ class Settings(BaseSettings):
             flap_steady=self.flap_steady_seconds,
             remove_offline_after=self.remove_offline_after_seconds,
         )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load(**given: Any) -> Settings:

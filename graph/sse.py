@@ -7,10 +7,14 @@ break websockets.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing, nullcontext
+from typing import Any
 
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from db.errors import Unauthenticated
+from graph import errors
+from graph.keyring import GRANT_ENDED, Grant
 from graph.operations import OperationRefused
 
 MEDIA_TYPE = "text/event-stream"
@@ -36,11 +40,15 @@ class EventStream:
         *,
         keepalive_seconds: float,
         connection: AbstractContextManager[None] | None = None,
+        grant: Grant | None = None,
     ) -> None:
-        """`connection` is entered before anything is sent, and may refuse."""
+        """`connection` is entered before anything is sent, and may refuse; the stream ends with the
+        grant.
+        """
         self._payloads = payloads
         self._keepalive_seconds = keepalive_seconds
         self._connection = connection or nullcontext()
+        self._grant = grant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ends with the last event, or at once when the client leaves."""
@@ -53,11 +61,19 @@ class EventStream:
         telling = asyncio.create_task(self._tell(send))
         tasks = [telling, *map(asyncio.create_task, (self._keep_alive(send), _left(receive)))]
         try:
+            if self._grant:
+                self._grant.watch(telling.cancel)
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if telling.done():
+            if telling.cancelled():
+                shown = errors.refusal(Unauthenticated(GRANT_ENDED))
+                await _write(send, _next(_encoded(shown)) + _COMPLETE)
+                await send({"type": "http.response.body", "body": b""})
+            elif telling.done():
                 telling.result()
                 await send({"type": "http.response.body", "body": b""})
         finally:
+            if self._grant:
+                self._grant.unwatch(telling.cancel)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -68,7 +84,7 @@ class EventStream:
                 async for payload in payloads:
                     await _write(send, _next(payload))
         except OperationRefused as refused:
-            await _write(send, _next(orjson.dumps({"errors": refused.errors}).decode()))
+            await _write(send, _next(_encoded(refused.errors)))
         await _write(send, _COMPLETE)
 
     async def _keep_alive(self, send: Send) -> None:
@@ -89,6 +105,10 @@ async def _left(receive: Receive) -> None:
 
 async def _write(send: Send, event: bytes) -> None:
     await send({"type": "http.response.body", "body": event, "more_body": True})
+
+
+def _encoded(shown: list[dict[str, Any]]) -> str:
+    return orjson.dumps({"errors": shown}).decode()
 
 
 def _next(payload: str) -> bytes:

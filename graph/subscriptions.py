@@ -16,7 +16,7 @@ from graph.events import AvailableNodesEvent, NodeStatusEvent
 from graph.follow import follow
 from graph.heartbeat_feed import HeartbeatFeed
 from graph.queries import Filter, Require
-from graph.rights import READERS, READERS_AND_OWN_AGENT, allowed
+from graph.rights import READERS, READERS_AND_OWN_AGENT, allowed, require_own
 from graph.scalars import Revision
 from graph.types import Heartbeat
 from graph.watch import follow_available
@@ -75,8 +75,10 @@ class Subscription:
         node_id: Annotated[str, strawberry.argument(description="The node to follow.")],
     ) -> AsyncIterator[Heartbeat]:
         context = info.context
+        searched = validation.searched("nodeId", node_id)
+        require_own(context.caller, searched)
         async with context.database.read() as session:
-            node = await nodes.find(session, validation.searched("nodeId", node_id))
+            node = await nodes.find(session, searched)
         if node is None:
             raise NodeNotFound(node_id)
         return Batched(_arriving(context.heartbeat_feed, node))

@@ -7,7 +7,8 @@ malformed messages, closes the socket for a syntax error and lets no one bound o
 import asyncio
 import contextlib
 import uuid
-from typing import Annotated, Any, Literal
+from collections.abc import Awaitable
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 import structlog
@@ -17,9 +18,13 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from strawberry.schema.exceptions import CannotGetOperationTypeError
 
+from db.errors import Forbidden, RegistryError, Unauthenticated
+from db.identity import Caller
 from graph import errors
+from graph.authentication import address_of, require_same_origin
 from graph.errors import RateLimited
-from graph.http import address_of, too_busy
+from graph.http import refused_response, too_busy
+from graph.keyring import GRANT_ENDED, Grant
 from graph.operations import QUERIES_AND_MUTATIONS, OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
@@ -28,6 +33,11 @@ log = structlog.get_logger()
 
 PROTOCOL = "graphql-transport-ws"
 _MAX_REASON_BYTES = 123
+_DISCONNECT = "websocket.disconnect"
+# Others are no word about the caller: 1013 is RFC 6455's "try again later".
+_CODES: dict[type[RegistryError], int] = {Unauthenticated: 4401, Forbidden: 4403}
+
+GrantT = TypeVar("GrantT", Grant, Grant | None)
 
 
 class _Message(BaseModel):
@@ -83,8 +93,11 @@ class GraphQLOverWebSocket:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         websocket = WebSocket(scope, receive, send)
         try:
+            require_same_origin(scope, self._services.settings)
             with self._services.limits.connection():
                 await self._serve(websocket)
+        except Forbidden as refused:
+            await websocket.send_denial_response(refused_response(refused))
         except RateLimited as refused:
             await websocket.send_denial_response(too_busy(refused))
 
@@ -102,7 +115,8 @@ class _Connection:
         self._websocket = websocket
         self._operations = operations
         self._services = services
-        self._acknowledged = False
+        self._grant: Grant | None = None
+        self._caller: Caller | None = None  # once it is acknowledged
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
@@ -124,27 +138,43 @@ class _Connection:
             pass
 
     async def _receive(self, tasks: asyncio.TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._services.settings.connection_init_seconds
-        while True:
-            try:
-                async with asyncio.timeout_at(None if self._acknowledged else deadline):
-                    received = await self._websocket.receive()
-            except TimeoutError as error:
+        authentication = self._services.authentication
+        try:
+            async with asyncio.timeout(self._services.settings.connection_init_seconds) as limit:
+                self._limit = limit
+                self._grant = await _granted(authentication.of_handshake(self._websocket.scope))
+                while (received := await self._websocket.receive())["type"] != _DISCONNECT:
+                    await self._handle(_message(received.get("text")), tasks)
+        except TimeoutError as error:
+            if self._caller is None:
                 raise _Close(4408, "Connection initialisation timeout") from error
-            if received["type"] == "websocket.disconnect":
-                return
-            await self._handle(_message(received.get("text")), tasks)
+            raise _Close(4401, GRANT_ENDED) from error
+        finally:
+            if self._grant is not None:
+                self._grant.unwatch(self._end)
+
+    async def _initialise(self, message: _Init) -> None:
+        if self._caller is not None:
+            raise _Close(4429, "Too many initialisation requests")
+        scope = self._websocket.scope
+        if self._grant is None:
+            authentication = self._services.authentication
+            self._grant = await _granted(authentication.of_init(scope, message.payload))
+        self._caller = Caller(self._grant.identity, address_of(scope))
+        self._limit.reschedule(None)
+        self._grant.watch(self._end)
+        await self._send({"type": "connection_ack"})
+
+    def _end(self) -> None:
+        """The grant no longer counts."""
+        self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def _handle(
         self, message: _Init | _Ping | _Pong | _Subscribe | _Complete, tasks: asyncio.TaskGroup
     ) -> None:
         match message:
             case _Init():
-                if self._acknowledged:
-                    raise _Close(4429, "Too many initialisation requests")
-                self._acknowledged = True
-                await self._send({"type": "connection_ack"})
+                await self._initialise(message)
             case _Ping():
                 echoed = {} if message.payload is None else {"payload": message.payload}
                 try:
@@ -160,7 +190,7 @@ class _Connection:
                     operation.cancel()
 
     async def _subscribe(self, message: _Subscribe, tasks: asyncio.TaskGroup) -> None:
-        if not self._acknowledged:
+        if self._caller is None:
             raise _Close(4401, "Unauthorized")
         if message.id in self._running:
             raise _Close(4409, f"Subscriber for {message.id} already exists")
@@ -169,19 +199,19 @@ class _Connection:
             refused = RateLimited(f"at most {limit} operations at once on one connection")
             await self._send_error(message.id, errors.refusal(refused))
             return
-        self._running[message.id] = tasks.create_task(self._run(message.id, message.payload))
+        run = self._run(message.id, message.payload, self._caller)
+        self._running[message.id] = tasks.create_task(run)
 
-    async def _run(self, operation_id: str, request: GraphQLRequest) -> None:
+    async def _run(self, operation_id: str, request: GraphQLRequest, caller: Caller) -> None:
         structlog.contextvars.bind_contextvars(request_id=uuid.uuid4().hex, operation=operation_id)
         try:
             if self._operations.is_subscription(request):
-                address = address_of(self._websocket.scope)
-                payloads = self._operations.subscribe(request, address)
+                payloads = self._operations.subscribe(request, caller)
                 async with contextlib.aclosing(payloads):
                     async for payload in payloads:
                         await self._send_next(operation_id, payload)
             else:
-                payload = await self._operations.execute(request, QUERIES_AND_MUTATIONS)
+                payload = await self._operations.execute(request, QUERIES_AND_MUTATIONS, caller)
                 await self._send_next(operation_id, payload)
             self._forget(operation_id)
             await self._send({"type": "complete", "id": operation_id})
@@ -216,6 +246,13 @@ class _Connection:
 
     async def _send_text(self, text: str) -> None:
         await self._websocket.send_text(text)
+
+
+async def _granted(asking: Awaitable[GrantT]) -> GrantT:
+    try:
+        return await asking
+    except RegistryError as refused:
+        raise _Close(_CODES.get(type(refused), 1013), refused.message) from refused
 
 
 def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete:

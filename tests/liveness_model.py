@@ -142,16 +142,16 @@ class Model:
 
     def start_maintenance(self, node_id: str, until: int | None) -> None:
         node = self.nodes[node_id]
-        self._change(node, "maintenance", "maintenance_started", "operator")
+        self._change(node, "maintenance", "maintenance_started", "op")
         node.until = until
 
     def end_maintenance(self, node_id: str) -> None:
         node = self.nodes[node_id]
         if node.status == "maintenance":
-            self._change(node, self._by_heartbeats(node), "maintenance_ended", "operator")
+            self._change(node, self._by_heartbeats(node), "maintenance_ended", "op")
 
     def deregister(self, node_id: str) -> None:
-        self._change(self.nodes.pop(node_id), "offline", "deregistered", "operator")
+        self._change(self.nodes.pop(node_id), "offline", "deregistered", "op")
 
     def _by_heartbeats(self, node: ModelNode) -> str:
         if self.now >= self.lapses_at(node) and self.mode == "normal":

@@ -76,7 +76,7 @@ class Postgres:
     @property
     def pid(self) -> int:
         """0 when there is none."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, IndexError):  # it may just be written
             return int((self.folder / "postgres" / "postmaster.pid").read_text().split()[0])
         return 0
 

@@ -318,11 +318,26 @@ async def test_a_registry_that_was_stopped_marks_nobody_offline(
             assert [c["status"] for c in changes if c["reason"] == "MISSED_HEARTBEATS"] == []
 
 
-async def test_a_registry_that_others_can_reach_says_that_it_is_open(data_dir: Path) -> None:
+async def test_a_registry_that_others_can_reach_asks_them_who_they_are(data_dir: Path) -> None:
+    host = {"NODE_REGISTRY_HTTP_HOST": "0.0.0.0"}  # noqa: S104  # what it is about
+    async with registry(data_dir, **host) as (process, url), httpx.AsyncClient() as http:
+        assert (await http.post(url, json={"query": "{ __typename }"})).status_code == 401
+        assert await process.stop(signal.SIGTERM) == 0
+
+
+async def test_a_registry_that_is_open_says_so(data_dir: Path) -> None:
+    settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
+    async with running(BIN / "node-registry", "serve", **settings) as process:
+        await process.line(r"server\.open +.*authentication=off")
+        assert await process.stop(signal.SIGTERM) == 0
+
+
+async def test_a_registry_that_would_be_open_to_all_does_not_start(data_dir: Path) -> None:
     settings = FAST | {
         "NODE_REGISTRY_DATA_DIR": str(data_dir),
-        "NODE_REGISTRY_HTTP_HOST": "0.0.0.0",  # noqa: S104  # what the warning is about
+        "NODE_REGISTRY_HTTP_HOST": "0.0.0.0",  # noqa: S104  # what it is about
+        "NODE_REGISTRY_AUTH": "off",
     }
     async with running(BIN / "node-registry", "serve", **settings) as process:
-        await process.line(r"server\.open_to_all +address=0\.0\.0\.0")
-        assert await process.stop(signal.SIGTERM) == 0
+        await process.line("NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it")
+        assert await process.process.wait() == 1

@@ -672,7 +672,7 @@ async def test_a_body_that_does_not_come_is_given_up(
     monkeypatch.setattr("graph.http._BODY_SECONDS", 0.05)
     answer = await _raw(
         shared_server,
-        b"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         b'Content-Length: 100\r\n\r\n{"query":',
     )
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -685,7 +685,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(
 ) -> None:
     await _raw(
         shared_server,
-        b"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         b'Content-Length: 100\r\n\r\n{"query":',
         wait=False,
     )

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -18,12 +18,12 @@ from db.errors import Unavailable
 from db.identity import Caller, Identity
 from db.values import Role
 from graph.batched import Batched
-from graph.context import Context, Info
+from graph.context import Info
 from graph.operations import OperationRefused, Operations
 from graph.requests import GraphQLRequest
+from graph.rights import EVERYBODY, allowed
 from graph.scalars import SCALARS, Revision
 from graph.schema import Schema
-from graph.services import Services
 
 
 @dataclass(eq=False)
@@ -36,7 +36,13 @@ class Stage:
 
 
 STAGE = Stage()
-HERE = "127.0.0.1"
+
+
+def caller(role: Role = Role.VIEWER, *nodes: str, name: str = "one") -> Caller:
+    return Caller(Identity(name, role, frozenset(nodes)), "127.0.0.1")
+
+
+ONE = caller()
 
 
 @strawberry.type
@@ -51,7 +57,8 @@ class Said:
         await STAGE.may_go_on.wait()
         if STAGE.failing:
             raise Unavailable(1)
-        return f"{self.text} for {info.context.caller.name}"
+        identity = info.context.caller.identity
+        return " ".join([self.text, "for", identity.role, *sorted(identity.nodes)])
 
 
 EVENTS = [Said(text="first"), Said(text="second")]
@@ -63,7 +70,7 @@ async def said() -> AsyncGenerator[Sequence[Said], None]:
 
 @strawberry.type
 class Subscription:
-    @strawberry.subscription
+    @strawberry.subscription(**allowed(EVERYBODY, "What is said."))  # type: ignore[untyped-decorator]  # as its schema is
     async def said(self, after: Revision | None = None, loud: bool = False) -> AsyncIterator[Said]:  # noqa: FBT001, FBT002  # as GraphQL has them
         del after, loud  # they say only what is asked
         return Batched(said())
@@ -87,29 +94,11 @@ subscription Two { said { toldTo } }
 """
 
 
-class Callers:
-    """Services whose contexts are of the caller that is named."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self.limits = services.limits
-        self.actor = "one"
-
-    def context(self) -> Context:
-        caller = Caller(Identity(self.actor, Role.VIEWER))
-        return replace(self._services.context(), caller=caller)
-
-
 @pytest.fixture
-def callers(server: LiveServer) -> Callers:
+def operations(server: LiveServer) -> Operations:
     STAGE.__init__()  # type: ignore[misc]  # anew for each test
     STAGE.may_go_on.set()
-    return Callers(server.services)
-
-
-@pytest.fixture
-def operations(callers: Callers) -> Operations:
-    return Operations(SCHEMA, callers)  # type: ignore[arg-type]  # all that it asks of Services
+    return Operations(SCHEMA, server.services)
 
 
 def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> GraphQLRequest:
@@ -117,15 +106,15 @@ def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> Gr
     return GraphQLRequest.model_validate(asked)
 
 
-async def told(operations: Operations, asked: GraphQLRequest) -> list[str]:
-    async with aclosing(operations.subscribe(asked, HERE)) as payloads:
+async def told(operations: Operations, asked: GraphQLRequest, by: Caller = ONE) -> list[str]:
+    async with aclosing(operations.subscribe(asked, by)) as payloads:
         return [orjson.loads(payload)["data"]["said"]["toldTo"] async for payload in payloads]
 
 
 async def test_what_is_alike_is_executed_once_and_the_same_to_the_byte(
     operations: Operations,
 ) -> None:
-    streams = [operations.subscribe(request(after=str(number)), HERE) for number in range(20)]
+    streams = [operations.subscribe(request(after=str(number)), ONE) for number in range(20)]
     payloads = [[payload async for payload in stream] for stream in streams]
     assert STAGE.executed == {"first": 1, "second": 1}
     assert all(payload is payloads[0][0] for payload, _ in payloads)
@@ -138,30 +127,45 @@ async def test_what_differs_is_executed_for_each(operations: Operations) -> None
         request("Two"),
         request(document=DOCUMENT + "# another document"),
     ):
-        assert await told(operations, asked) == ["first for one", "second for one"]
+        assert await told(operations, asked) == ["first for viewer", "second for viewer"]
     assert STAGE.executed["first"] == 4
 
 
-async def test_nobody_gets_what_was_made_for_another_caller(
-    callers: Callers, operations: Operations
+async def test_nobody_gets_what_was_made_for_a_caller_of_other_rights(
+    operations: Operations,
 ) -> None:
     STAGE.may_go_on.clear()
-    alike = []
-    for callers.actor in ("one", "two", "one", "two"):
-        alike.append(asyncio.create_task(told(operations, request())))
+    callers = [
+        caller(Role.VIEWER, name="one"),
+        caller(Role.OPERATOR, name="one"),
+        caller(Role.AGENT, "a", name="one"),
+        caller(Role.AGENT, "b", name="one"),
+        caller(Role.AGENT, "a", "b", name="one"),
+    ]
+    tasks = []
+    for each in callers * 2:
+        tasks.append(asyncio.create_task(told(operations, request(), each)))
         await asyncio.sleep(0)
     STAGE.may_go_on.set()
-    heard = await asyncio.gather(*alike)
-    assert heard == [[f"first for {a}", f"second for {a}"] for a in ("one", "two", "one", "two")]
-    assert STAGE.executed["first"] == 2
+    of_each = ["viewer", "operator", "agent a", "agent b", "agent a b"]
+    assert await asyncio.gather(*tasks) == [
+        [f"first for {rights}", f"second for {rights}"] for rights in of_each * 2
+    ]
+    assert STAGE.executed["first"] == 5
+
+
+async def test_callers_of_the_same_rights_share(operations: Operations) -> None:
+    for name in ("one", "two"):
+        await told(operations, request(), caller(name=name))
+    assert STAGE.executed == {"first": 1, "second": 1}
 
 
 async def test_what_failed_is_executed_anew_for_who_comes_later(operations: Operations) -> None:
     STAGE.failing = True
-    payloads = [payload async for payload in operations.subscribe(request(), HERE)]
+    payloads = [payload async for payload in operations.subscribe(request(), ONE)]
     assert all("UNAVAILABLE" in payload for payload in payloads)
     STAGE.failing = False
-    assert await told(operations, request()) == ["first for one", "second for one"]
+    assert await told(operations, request()) == ["first for viewer", "second for viewer"]
 
 
 async def test_one_that_leaves_in_the_middle_disturbs_nobody(operations: Operations) -> None:
@@ -174,7 +178,7 @@ async def test_one_that_leaves_in_the_middle_disturbs_nobody(operations: Operati
     with pytest.raises(asyncio.CancelledError):
         await leaves
     STAGE.may_go_on.set()
-    assert await stays == ["first for one", "second for one"]
+    assert await stays == ["first for viewer", "second for viewer"]
 
 
 async def test_a_stream_that_breaks_off_says_so_in_an_error(
@@ -187,7 +191,7 @@ async def test_a_stream_that_breaks_off_says_so_in_an_error(
     monkeypatch.setitem(globals(), "said", broken)
     STAGE.__init__()  # type: ignore[misc]  # anew
     STAGE.may_go_on.set()
-    payloads = Operations(SCHEMA, server.services).subscribe(request(), HERE)
+    payloads = Operations(SCHEMA, server.services).subscribe(request(), ONE)
     assert await anext(payloads)
     with pytest.raises(OperationRefused) as refused:
         await anext(payloads)

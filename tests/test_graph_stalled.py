@@ -38,7 +38,7 @@ async def plain_socket(server: LiveServer, sent: bytes = b"") -> AsyncIterator[s
 def request(query: str, accept: str = "application/json") -> bytes:
     body = orjson.dumps({"query": query})
     return (
-        f"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Accept: {accept}\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
 

@@ -1,7 +1,7 @@
 """A client of graphql-transport-ws as plain as the protocol: what a test sends is what goes out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +46,16 @@ class Client:
 
 
 @asynccontextmanager
-async def dial(url: str, subprotocols: Sequence[str] = (PROTOCOL,)) -> AsyncIterator[Client]:
+async def dial(
+    url: str,
+    subprotocols: Sequence[str] = (PROTOCOL,),
+    headers: Mapping[str, str] | None = None,
+) -> AsyncIterator[Client]:
     """A connection on which nothing was sent yet."""
     offered = [Subprotocol(name) for name in subprotocols] or None
-    async with open_socket(url, subprotocols=offered, ping_interval=None) as socket:
+    async with open_socket(
+        url, subprotocols=offered, additional_headers=headers, ping_interval=None
+    ) as socket:
         yield Client(socket)
 
 

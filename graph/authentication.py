@@ -1,0 +1,119 @@
+"""Who asks: by an Authorization header, by what a websocket's connection_init says, or nobody.
+
+In development on a loopback address anybody may do anything; whoever shows credentials is held to
+them there, too.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from db.errors import Forbidden, Unauthenticated
+from db.identity import ANONYMOUS
+from graph.keyring import Grant, Keyring
+from graph.quota import Quota
+from graph.settings import ConfigurationError, Settings, is_loopback
+
+_SCHEME = "bearer"
+_AUTHORIZATION = b"authorization"
+_HOST = b"host"
+
+
+class Authentication:
+    """`required` says whether nobody in particular is refused."""
+
+    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+        self.required = settings.authentication_required
+        self._keyring = keyring
+        self._open = Grant(ANONYMOUS)
+        self._by_loopback_names = is_loopback(settings.http_host)
+        self._failures = Quota(
+            "failed logins",
+            per_second=settings.failed_logins_per_minute / 60,
+            burst=settings.failed_logins_per_minute,
+        )
+
+    async def of_request(self, scope: Scope) -> Grant:
+        """Raises Unauthenticated, RateLimited, Forbidden and Unavailable."""
+        given = _header(scope, _AUTHORIZATION)
+        return self._nobody(scope) if given is None else await self._of(given, scope)
+
+    async def of_handshake(self, scope: Scope) -> Grant | None:
+        """None where connection_init has to say more. Raises as `of_request`."""
+        given = _header(scope, _AUTHORIZATION)
+        return None if given is None else await self._of(given, scope)
+
+    async def of_init(self, scope: Scope, payload: Mapping[str, Any] | None) -> Grant:
+        """Of a payload such as {"Authorization": "Bearer …"}. Raises as `of_request`."""
+        for name, value in (payload or {}).items():
+            if name.lower() == "authorization":
+                return await self._of(value if isinstance(value, str) else "", scope)
+        return self._nobody(scope)
+
+    async def _of(self, given: str, scope: Scope) -> Grant:
+        scheme, _, credentials = given.strip().partition(" ")
+        if scheme.lower() != _SCHEME or not credentials:
+            raise Unauthenticated("credentials have the form: Bearer KEY")
+        known = self._keyring.known(credentials)
+        if known is not None:
+            return known
+        address = address_of(scope)
+        self._failures.require_left(address)
+        try:
+            return await self._keyring.grant(credentials)
+        except Unauthenticated:
+            self._failures.take(address)
+            raise
+
+    def _nobody(self, scope: Scope) -> Grant:
+        if self.required:
+            raise Unauthenticated("credentials are needed: Authorization: Bearer KEY")
+        # A page of somebody else's that a browser opened by a name which now leads here.
+        if self._by_loopback_names and not _is_loopback_name(_header(scope, _HOST) or ""):
+            raise Forbidden("without credentials only by a loopback name, as in http://127.0.0.1")
+        return self._open
+
+
+def require_safe(settings: Settings) -> None:
+    """Raises ConfigurationError where anybody else could do anything, and nobody has said so."""
+    if settings.authentication_required:
+        return
+    if settings.env == "production":
+        raise ConfigurationError("NODE_REGISTRY_AUTH: production requires authentication")
+    if not is_loopback(settings.http_host) and not settings.let_anyone_do_anything:
+        raise ConfigurationError(
+            f"NODE_REGISTRY_AUTH: without authentication {settings.http_host} would be open to all"
+            " who can reach it; NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it"
+        )
+
+
+def require_same_origin(scope: Scope, settings: Settings) -> None:
+    """Raises Forbidden for a page of another origin that opens a websocket: browsers let it."""
+    headers = Headers(scope=scope)
+    origin = headers.get("origin")
+    if origin is None or origin in settings.allowed_origins:
+        return
+    if origin.partition("://")[2] != headers.get("host"):
+        raise Forbidden(f"pages of {origin} may not ask", origin=origin)
+
+
+def address_of(scope: Scope) -> str:
+    """The caller's, or its proxy's."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _is_loopback_name(host: str) -> bool:
+    """Of a Host header, with its port."""
+    if host.startswith("["):
+        return is_loopback(host[1:].partition("]")[0])
+    return is_loopback(host.partition(":")[0])
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value).decode("latin-1")
+    return None

@@ -1,0 +1,147 @@
+"""Who shows which key: asked of the database once, kept, and looked after until it ends.
+
+A key that was revoked, or whose time is over, is noticed by every process at its next look.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import partial
+from uuid import UUID
+from weakref import WeakSet
+
+import structlog
+
+from db import keys, tokens
+from db.database import Database
+from db.errors import Unauthenticated, Unavailable
+from db.identity import Identity
+from graph.once import Once
+
+log = structlog.get_logger()
+
+MAX_KEPT = 50_000
+MAX_KEY_LENGTH = 8192
+USE_SECONDS = 60.0
+GRANT_ENDED = "the credentials were revoked, or their time is over"
+
+
+class Grant:
+    """That an identity was shown; `ended` once that no longer counts."""
+
+    __slots__ = ("__weakref__", "_watchers", "ended", "ends_at", "identity")
+
+    def __init__(self, identity: Identity, ends_at: datetime | None = None) -> None:
+        self.identity = identity
+        self.ends_at = ends_at
+        self.ended = False
+        self._watchers: set[Callable[[], object]] = set()
+
+    def end(self) -> None:
+        self.ended = True
+        for watcher in list(self._watchers):
+            watcher()
+
+    def watch(self, when_ended: Callable[[], object]) -> None:
+        """Calls it when the grant ends, or now if it has."""
+        if self.ended:
+            when_ended()
+        else:
+            self._watchers.add(when_ended)
+
+    def unwatch(self, when_ended: Callable[[], object]) -> None:
+        self._watchers.discard(when_ended)
+
+
+class Keyring:
+    """`check_seconds` pass between two looks at what is kept.
+
+    That a key is used is recorded once a minute, not at each use.
+    """
+
+    def __init__(self, database: Database, *, check_seconds: float) -> None:
+        self._database = database
+        self._check_seconds = check_seconds
+        self._kept: Once[bytes, Grant] = Once(MAX_KEPT)
+        self._granted: WeakSet[Grant] = WeakSet()  # whoever still holds one, kept or not
+        self._used: dict[UUID, datetime] = {}
+
+    def known(self, shown: str) -> Grant | None:
+        """What was granted for it already, if that still counts."""
+        grant = self._kept.kept(_digest(shown))
+        if grant is None or grant.ended:
+            return None
+        self._use(grant)
+        return grant
+
+    async def grant(self, shown: str) -> Grant:
+        """Raises Unauthenticated, and Unavailable when the database cannot be asked."""
+        digest = _digest(shown)
+        grant = await self._kept.get(digest, partial(self._ask, shown))
+        if grant.ended:
+            self._kept.forget(digest)
+            grant = await self._kept.get(digest, partial(self._ask, shown))
+        self._use(grant)
+        return grant
+
+    async def run(self) -> None:
+        """Looks for ever. While the database is away, what was granted goes on."""
+        loop = asyncio.get_running_loop()
+        recorded_at = loop.time()
+        while True:
+            await asyncio.sleep(self._check_seconds)
+            try:
+                await self.look()
+                if loop.time() - recorded_at >= USE_SECONDS:
+                    await self.record_use()
+                    recorded_at = loop.time()
+            except Unavailable as error:
+                log.warning("keys.unavailable", cause=repr(error.__cause__))
+
+    async def look(self) -> None:
+        """Ends what no longer counts."""
+        held = {grant.identity.key_id: grant for grant in self._granted}
+        asked = [key for key in held if key is not None]
+        standing: Iterable[UUID] = ()
+        if asked:
+            async with self._database.read() as session:
+                standing = await tokens.standing(session, asked)
+        now = datetime.now(UTC)
+        for grant in list(self._granted):
+            key = grant.identity.key_id
+            revoked = key in held and key is not None and key not in standing
+            if revoked or (key is None and grant.ends_at is not None and grant.ends_at <= now):
+                self._end(grant)
+
+    async def record_use(self) -> None:
+        used, self._used = self._used, {}
+        if used:
+            async with self._database.write() as session:
+                await tokens.used(session, used)
+
+    async def _ask(self, shown: str) -> Grant:
+        presented = keys.parsed(shown)
+        if presented is None:
+            raise Unauthenticated("that is no key of this registry")
+        async with self._database.read() as session:
+            token = await tokens.known(session, presented)
+        if token is None:
+            raise Unauthenticated("the key is not known, was revoked, or its time is over")
+        grant = Grant(tokens.identity_of(token))
+        self._granted.add(grant)
+        return grant
+
+    def _use(self, grant: Grant) -> None:
+        if grant.identity.key_id is not None:
+            self._used[grant.identity.key_id] = datetime.now(UTC)
+
+    def _end(self, grant: Grant) -> None:
+        grant.end()
+        self._granted.discard(grant)
+        log.info("key.ended", name=grant.identity.name)
+
+
+def _digest(shown: str) -> bytes:
+    """What is kept does not tell the key."""
+    return hashlib.sha256(shown.encode(errors="replace")).digest()

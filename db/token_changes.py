@@ -18,6 +18,8 @@ from db.tables import TOKEN, Token
 from db.tokens import standing_condition
 from db.values import Role
 
+MAX_NODES = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class MadeToken:
@@ -41,6 +43,8 @@ async def create(
         raise BadInput("input.role", "an enrolment key is made another way")
     if (role is Role.AGENT) != bool(nodes):
         raise BadInput("input.nodes", "must name the nodes of an agent, and is for agents only")
+    if len(nodes) > MAX_NODES:
+        raise BadInput("input.nodes", f"must be at most {MAX_NODES}")
     said = {"role": role, "name": name, "nodes": list(nodes), "lifetime": lifetime}
     return await make(session, said, by=by)
 

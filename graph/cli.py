@@ -1,7 +1,6 @@
 """The command `node-registry`."""
 
 import asyncio
-import getpass
 import json
 import sys
 from typing import TextIO
@@ -10,18 +9,19 @@ import click
 import uvloop
 
 from db.database import Database
-from db.identity import Caller, Identity
 from db.migrate import migrate
-from db.values import ProfileType, Role
+from db.values import ProfileType
 from graph import logs
 from graph.app import database_in_use, database_url
 from graph.authentication import require_safe
+from graph.console import configured, operator
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
 from graph.profile_config import CONFIGS
 from graph.profile_files import Difference, export_profiles, import_profiles
 from graph.schema import schema
 from graph.server import serve
 from graph.settings import Settings, load
+from graph.token_commands import token
 from graph.version import SERVICE, VERSION
 from graph.workers import serve_by_workers
 
@@ -30,6 +30,9 @@ from graph.workers import serve_by_workers
 @click.version_option(VERSION, prog_name=SERVICE)
 def commands() -> None:
     """The node registry. It is configured by environment variables, NODE_REGISTRY_..."""
+
+
+commands.add_command(token)
 
 
 @commands.command("serve")
@@ -65,7 +68,7 @@ def profile() -> None:
 @profile.command("export")
 def export_command() -> None:
     """Print all role profiles."""
-    click.echo(asyncio.run(_export(_configured())), nl=False)
+    click.echo(asyncio.run(_export(configured())), nl=False)
 
 
 @profile.command("import")
@@ -74,7 +77,7 @@ def export_command() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
 def import_command(file: TextIO, *, prune: bool, dry_run: bool) -> None:
     """Make the role profiles of FILE; - is standard input."""
-    difference = asyncio.run(_import(_configured(), file.read(), prune=prune, dry_run=dry_run))
+    difference = asyncio.run(_import(configured(), file.read(), prune=prune, dry_run=dry_run))
     click.echo(difference.diff, nl=False)
     done = "would be" if dry_run else "were"
     click.echo(f"{difference.written} {done} written, {difference.deleted} {done} deleted.")
@@ -88,21 +91,14 @@ def schema_command(profile_type: str) -> None:
     click.echo(json.dumps(config.model_json_schema(), indent=2))
 
 
-def _configured() -> Settings:
-    settings = load()
-    logs.configure(settings.env, "warning")
-    return settings
-
-
 async def _export(settings: Settings) -> str:
     async with database_in_use(settings) as database, database.read() as session:
         return await export_profiles(session)
 
 
 async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) -> Difference:
-    by = Caller(Identity(f"{getpass.getuser()} at the command line", Role.ADMIN))
     async with database_in_use(settings) as database, database.write() as session:
-        difference = await import_profiles(session, text, prune=prune, by=by)
+        difference = await import_profiles(session, text, prune=prune, by=operator())
         if dry_run:
             await session.rollback()
         return difference

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import orjson
@@ -19,6 +20,7 @@ MAX_BATCH = 1000
 MAX_CHOICES = 1000
 MAX_GPUS = 64
 MAX_PROFILES = 100
+MAX_LIFETIME = timedelta(days=3650)
 
 _ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:@-]*[A-Za-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/=:-]{0,61}[A-Za-z0-9])?")

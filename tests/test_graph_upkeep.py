@@ -2,9 +2,12 @@
 
 from api import CHANGES, beat, register
 from conftest import LiveServer, StartServer
+from fleet import rows
+from keyring import DAY, age_keys, create, revoke, standing
 from transport_ws import connect
 
-from graph.upkeep import trim_change_log
+from db.database import Database
+from graph.upkeep import purge_keys, trim_change_log
 
 BATCH = """
 mutation Batch($i: [RecordHeartbeatInput!]!) { recordHeartbeats(inputs: $i) { __typename } }
@@ -70,3 +73,13 @@ async def test_availability_outlives_the_log(start_server: StartServer) -> None:
         await trim_change_log(server.services.database, server.services.settings)
         data = await server.execute(query, since=at["registeredAt"])
         assert data["node"]["availability"] == 1.0
+
+
+async def test_keys_that_have_been_dead_for_90_days_are_forgotten(database: Database) -> None:
+    dead, alive = await create(database), await create(database, lifetime=None)
+    await revoke(database, dead.token.public_id)
+    for expected in (2, 1):
+        await age_keys(database, 46 * DAY)
+        await purge_keys(database)
+        assert await rows(database, "SELECT count(*) FROM tokens") == [(expected,)]
+    assert await standing(database, alive) == [alive]

@@ -15,6 +15,7 @@ from db.values import (
     NodeType,
     ProfileType,
     RegistryMode,
+    Role,
     StatusReason,
 )
 
@@ -90,6 +91,18 @@ _described(
     },
 )
 _described(
+    Role,
+    "What a caller may do; each field of Query, Mutation and Subscription says whose it is.",
+    {
+        "AGENT": "Speaks for its own nodes, and for no other.",
+        "ROUTER": "Reads.",
+        "VIEWER": "Reads.",
+        "OPERATOR": "Reads, and changes nodes and profiles.",
+        "ADMIN": "May do everything.",
+        "ENROLMENT": "Makes nodes known, each of which gets a key of its own.",
+    },
+)
+_described(
     ProfileType,
     "What a profile sets up.",
     {
@@ -146,5 +159,6 @@ __all__ = [
     "ProfileType",
     "RegistryMode",
     "ReportedStatus",
+    "Role",
     "StatusReason",
 ]

@@ -24,7 +24,8 @@ from graph.node import Node
 from graph.profiles import ProfileMutations
 from graph.rights import OPERATORS, OWN_AGENT, REGISTERING, allowed, meant_node, require_own
 from graph.scalars import Revision
-from graph.types import field
+from graph.token_mutations import TokenMutations, key_for
+from graph.types import field, optional
 
 
 @strawberry.type(description="A node as registered.")
@@ -33,6 +34,12 @@ class RegisterNodePayload:
     created: bool = field("Whether it was not known before.")
     next_heartbeat_in_seconds: float = field(
         "When to send the first heartbeat: the registry sets the pace."
+    )
+    key: str | None = optional(
+        "The node's own key, of a registration by an enrolment key. It is shown this once."
+    )
+    key_expires_at: datetime | None = optional(
+        "When the node's own key ends: that one, or the one that it was registered with."
     )
 
 
@@ -83,7 +90,7 @@ _INPUT = strawberry.argument(description="What to do it with.")
 
 
 @strawberry.type(description="What may be changed.")
-class Mutation(ProfileMutations):
+class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
         **allowed(
             REGISTERING,
@@ -104,10 +111,13 @@ class Mutation(ProfileMutations):
             node, created = await registration.register(
                 session, checked, rules=context.pacemaker.rules, by=context.caller
             )
+            key, key_expires_at = await key_for(session, node, context.caller)
         return RegisterNodePayload(
             node=Node.of(node),
             created=created,
             next_heartbeat_in_seconds=node.heartbeat_interval_seconds,
+            key=key,
+            key_expires_at=key_expires_at,
         )
 
     @strawberry.mutation(

@@ -26,6 +26,7 @@ from graph.profiles import RoleProfile
 from graph.rights import EVERYBODY, READERS, READERS_AND_OWN_AGENT, allowed, require_own
 from graph.scalars import Revision
 from graph.selection import NodeFilter, NodeOrderInput, NodeRequirements
+from graph.tokens import TokenQueries
 from graph.types import DEFAULT_PAGE_SIZE, After, First, StatusChangeConnection, field, page_size
 from graph.version import STARTED_AT, VERSION
 
@@ -73,7 +74,7 @@ class Registry:
 
 
 @strawberry.type(description="What may be asked.")
-class Query:
+class Query(TokenQueries):
     @strawberry.field(**allowed(EVERYBODY, "The registry itself."))
     async def registry(self, info: Info) -> Registry:
         async with info.context.database.read() as session:

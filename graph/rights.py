@@ -53,6 +53,7 @@ READERS_AND_OWN_AGENT = Right(_READERS, frozenset({Role.AGENT}))
 OPERATORS = Right(frozenset({Role.OPERATOR, Role.ADMIN}))
 ADMINS = Right(frozenset({Role.ADMIN}))
 REGISTERING = Right(frozenset({Role.ADMIN, Role.ENROLMENT}), frozenset({Role.AGENT}))
+AGENTS = Right(frozenset({Role.AGENT}))
 OWN_AGENT = Right(frozenset({Role.ADMIN}), frozenset({Role.AGENT}))
 
 

@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     flap_steady_seconds: float = Field(default=300, ge=0)
     remove_offline_after_seconds: dict[str, Annotated[float, Field(ge=0)]] = {}
 
+    node_key_overlap_seconds: float = Field(default=7 * 86400, ge=0, le=3650 * 86400)
     heartbeat_stream_seconds: float = Field(default=1, gt=0, le=60)
     bookmark_interval_seconds: float = Field(default=15, gt=0, le=3600)
     change_log_max_rows: int = Field(default=1_000_000, ge=1000)

@@ -79,7 +79,7 @@ def create(
 
 
 @token.command()
-@click.option("--uses", type=click.IntRange(1, 1_000_000), default=1, show_default=True)
+@click.option("--uses", type=click.IntRange(1, validation.MAX_USES), default=1, show_default=True)
 @click.option("--expires", type=Duration(), default="1d", show_default=True, help="Its life.")
 @click.option("--name", help="What the logs call who uses it.")
 @click.option("--node-role", type=_NODE_ROLES, help="Of the nodes to let in; else any.")

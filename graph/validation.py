@@ -21,6 +21,7 @@ MAX_CHOICES = 1000
 MAX_GPUS = 64
 MAX_PROFILES = 100
 MAX_LIFETIME = timedelta(days=3650)
+MAX_USES = 1_000_000
 
 _ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:@-]*[A-Za-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/=:-]{0,61}[A-Za-z0-9])?")
@@ -100,3 +101,17 @@ def measure(
     if value is not None and not (math.isfinite(value) and least <= value <= most):
         raise BadInput(field, f"must be a number from {least:g} to {most:g}")
     return value
+
+
+def lifetime(field: str, seconds: int, *, least: int = 1) -> timedelta:
+    """At most ten years."""
+    most = MAX_LIFETIME // timedelta(seconds=1)
+    if not least <= seconds <= most:
+        raise BadInput(field, f"must be {least} to {most}")
+    return timedelta(seconds=seconds)
+
+
+def count(field: str, number: int, *, most: int) -> int:
+    if not 1 <= number <= most:
+        raise BadInput(field, f"must be 1 to {most}")
+    return number

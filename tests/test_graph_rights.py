@@ -41,7 +41,7 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
     "Query.statusChanges": (READERS, "{ statusChanges { nodes { revision } } }"),
     "Mutation.registerNode": (
         {*WHO_SPEAKS_FOR_NODES, Role.ENROLMENT},
-        f'mutation {{ registerNode(input: {{nodeId: "own", {NODE}}}) {{ created }} }}',
+        f"mutation {{ registerNode(input: {{{NODE}}}) {{ created }} }}",
     ),
     "Mutation.recordHeartbeat": (
         WHO_SPEAKS_FOR_NODES,
@@ -81,6 +81,27 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
         OPERATORS,
         f"mutation {{ deleteRoleProfile(input: {{{OF_ROLE}}}) {{ name }} }}",
     ),
+    "Query.tokens": (ADMINS, "{ tokens { nodes { id } } }"),
+    "Mutation.createToken": (
+        ADMINS,
+        'mutation { createToken(input: {role: VIEWER, name: "v"}) { key } }',
+    ),
+    "Mutation.createEnrolmentToken": (
+        ADMINS,
+        "mutation { createEnrolmentToken(input: {uses: 1, expiresInSeconds: 60}) { key } }",
+    ),
+    "Mutation.rotateToken": (
+        ADMINS,
+        'mutation { rotateToken(input: {id: "nothing"}) { key } }',
+    ),
+    "Mutation.revokeToken": (
+        ADMINS,
+        'mutation { revokeToken(input: {id: "nothing"}) { tokens { id } } }',
+    ),
+    "Mutation.rotateNodeKey": (
+        {Role.AGENT},
+        "mutation { rotateNodeKey { keyExpiresAt } }",
+    ),
     "Subscription.nodeStatusChanges": (
         READERS,
         "subscription { nodeStatusChanges(after: 999) { __typename } }",
@@ -100,6 +121,7 @@ BELOW = {
     "AvailableNodes": "candidates excluded revision observedAt",
     "AvailableNodesSnapshot": "revision nodes",
     "Bookmark": "revision",
+    "CreateTokenPayload": "key token",
     "DeleteNodeProfilePayload": "name",
     "DeleteRoleProfilePayload": "name",
     "DeregisterNodePayload": "nodeId revision",
@@ -124,9 +146,11 @@ BELOW = {
     "NodeStatusChanged": "change node",
     "PageInfo": "hasNextPage hasPreviousPage startCursor endCursor",
     "RecordHeartbeatPayload": "nodeId status receivedAt nextHeartbeatInSeconds",
-    "RegisterNodePayload": "node created nextHeartbeatInSeconds",
+    "RegisterNodePayload": "node created nextHeartbeatInSeconds key keyExpiresAt",
     "Registry": "version environment mode modeReason modeSince revision startedAt nodeCounts",
     "ResyncRequired": "revision reason",
+    "RevokeTokenPayload": "tokens",
+    "RotateNodeKeyPayload": "key keyExpiresAt",
     "RoleProfile": "id role type name profileType config enabled version createdAt updatedAt",
     "SetMaintenancePayload": "node",
     "SetNodeProfilePayload": "profile",
@@ -134,6 +158,10 @@ BELOW = {
     "StatusChange": "revision nodeId previousStatus status reason note actor changedAt",
     "StatusChangeConnection": "edges nodes pageInfo",
     "StatusChangeEdge": "cursor node",
+    "Token": "id name role nodes createdAt createdBy expiresAt revokedAt lastUsedAt usesLeft"
+    " nodeRole nodeType labels",
+    "TokenConnection": "edges nodes pageInfo",
+    "TokenEdge": "cursor node",
 }
 
 

@@ -1,6 +1,5 @@
 """API keys by the API: what admins do with them, and how an agent comes by its own."""
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -62,7 +61,7 @@ async def ask(
     result = await schema.execute(
         query,
         variable_values=variables,
-        context_value=replace(server.services.context(), caller=caller),
+        context_value=server.services.context(caller),
     )
     if result.errors:
         cause: object = result.errors[0]

@@ -106,7 +106,8 @@ async def _keys_of(session: AsyncSession, node_id: str) -> Sequence[Token]:
 
 def _was_lost(key: Token, enrolment: Token, node: Node) -> bool:
     same_run = node.boot_since is not None and key.created_at >= node.boot_since
-    return same_run and key.enrolled_by == enrolment.id and key.last_used_at is None
+    unused = key.last_used_at is None and key.replaces is None
+    return same_run and unused and key.enrolled_by == enrolment.id
 
 
 def _require_allowed(enrolment: Token, node: Node) -> None:

@@ -1,21 +1,18 @@
 """API keys by the API: what admins do with them, and how an agent comes by its own."""
 
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from conftest import LiveServer, StartServer
 from fleet import rows
-from graphql import GraphQLError
-from keyring import ADMIN, DAY, HOUR, age_keys, create, create_enrolment, known, revoke, standing
+from keyring import DAY, HOUR, age_keys, create, create_enrolment, known, revoke, standing
 
 from db import tokens
 from db.database import Database
-from db.errors import RegistryError
-from db.identity import Caller, Identity
-from db.tables import Token
+from db.identity import Identity
 from db.values import Role
-from graph.schema import schema
 
 CREATE = """
 mutation ($input: CreateTokenInput!) {
@@ -54,53 +51,57 @@ ROTATE_MINE = "mutation { rotateNodeKey { key keyExpiresAt } }"
 GPU_1 = {"nodeId": "gpu-1", "role": "PRODUCTION", "type": "WORKER", "bootId": "boot-1"}
 
 
-async def ask(
-    server: LiveServer, caller: Caller, query: str, **variables: Any
-) -> dict[str, Any] | RegistryError:
-    """The data of the one field that is asked for, or why it is refused."""
-    result = await schema.execute(
-        query,
-        variable_values=variables,
-        context_value=server.services.context(caller),
+async def ask(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
+    response = await server.http.post(
+        "/graphql",
+        json={"query": query, "variables": variables},
+        headers={"authorization": f"Bearer {key}"},
     )
-    if result.errors:
-        cause: object = result.errors[0]
-        while isinstance(cause, GraphQLError):
-            cause = cause.original_error
-        assert isinstance(cause, RegistryError)
-        return cause
-    assert result.data is not None
-    [data] = result.data.values()
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def told(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
+    """The data of the one field that is asked for."""
+    body = await ask(server, key, query, **variables)
+    assert "errors" not in body, body["errors"]
+    [data] = body["data"].values()
     assert isinstance(data, dict)
     return data
 
 
-async def told(server: LiveServer, caller: Caller, query: str, **variables: Any) -> dict[str, Any]:
-    data = await ask(server, caller, query, **variables)
-    assert isinstance(data, dict), data
-    return data
-
-
-async def refusal(server: LiveServer, caller: Caller, query: str, **variables: Any) -> str:
-    error = await ask(server, caller, query, **variables)
-    assert isinstance(error, RegistryError)
-    return f"{error.code} {error.facts.get('field', '')}".strip()
-
-
-def by(token: Token) -> Caller:
-    return Caller(tokens.identity_of(token), "192.0.2.9")
+async def refusal(server: LiveServer, key: str, query: str, **variables: Any) -> str:
+    """The code, and the field if it names one."""
+    body = await ask(server, key, query, **variables)
+    assert "errors" in body, body
+    [error] = body["errors"]
+    facts = error["extensions"]
+    return f"{facts['code']} {facts.get('field', '')}".strip()
 
 
 @pytest.fixture
-def keys(quiet_server: LiveServer) -> Database:
-    return quiet_server.services.database
+async def guarded(start_server: StartServer) -> AsyncIterator[LiveServer]:
+    """It notices by itself no key that ends."""
+    options = {"sweep_interval_seconds": 3600, "key_check_seconds": 60}
+    async with start_server(auth="required", **options) as live:
+        yield live
+
+
+@pytest.fixture
+def keys(guarded: LiveServer) -> Database:
+    return guarded.services.database
+
+
+@pytest.fixture
+async def admin(keys: Database) -> str:
+    return (await create(keys, Role.ADMIN, name="root")).text
 
 
 async def test_an_admin_makes_keys_that_are_shown_once(
-    quiet_server: LiveServer, keys: Database
+    guarded: LiveServer, keys: Database, admin: str
 ) -> None:
     said = {"role": "AGENT", "name": "rack-1", "nodes": ["a", "b", "a"], "expiresInSeconds": 60}
-    made = await told(quiet_server, ADMIN, CREATE, input=said)
+    made = await told(guarded, admin, CREATE, input=said)
     key = await known(keys, made["key"])
     assert key is not None
     assert key.expires_at == key.created_at + timedelta(minutes=1)
@@ -113,10 +114,12 @@ async def test_an_admin_makes_keys_that_are_shown_once(
         "createdBy": "root",
         "lastUsedAt": None,
     }
-    assert made["key"] not in str(await told(quiet_server, ADMIN, TOKENS))
+    assert made["key"] not in str(await told(guarded, admin, TOKENS))
 
 
-async def test_an_admin_makes_enrolment_keys(quiet_server: LiveServer, keys: Database) -> None:
+async def test_an_admin_makes_enrolment_keys(
+    guarded: LiveServer, keys: Database, admin: str
+) -> None:
     said = {
         "uses": 5,
         "expiresInSeconds": 3600,
@@ -125,7 +128,7 @@ async def test_an_admin_makes_enrolment_keys(quiet_server: LiveServer, keys: Dat
         "labels": ["gpu"],
         "keyExpiresInSeconds": 86400,
     }
-    made = await told(quiet_server, ADMIN, CREATE_ENROLMENT, input=said)
+    made = await told(guarded, admin, CREATE_ENROLMENT, input=said)
     assert made["token"] == {
         "role": "ENROLMENT",
         "usesLeft": 5,
@@ -164,46 +167,49 @@ async def test_an_admin_makes_enrolment_keys(quiet_server: LiveServer, keys: Dat
     ],
 )
 async def test_what_cannot_be_is_refused_with_its_field_and_makes_no_key(
-    quiet_server: LiveServer, query: str, said: dict[str, Any], field: str
+    guarded: LiveServer, admin: str, query: str, said: dict[str, Any], field: str
 ) -> None:
-    assert await refusal(quiet_server, ADMIN, query, input=said) == f"BAD_INPUT {field}"
-    assert await rows(quiet_server.services.database, "SELECT * FROM tokens") == []
+    assert await refusal(guarded, admin, query, input=said) == f"BAD_INPUT {field}"
+    made = await rows(guarded.services.database, "SELECT name FROM tokens")
+    assert made == [("root",)]
 
 
-async def test_an_admin_rotates_and_revokes_keys(quiet_server: LiveServer, keys: Database) -> None:
+async def test_an_admin_rotates_and_revokes_keys(
+    guarded: LiveServer, keys: Database, admin: str
+) -> None:
     old = await create(keys, name="grafana")
     said = {"id": old.token.public_id, "overlapSeconds": 0}
-    made = await told(quiet_server, ADMIN, ROTATE, input=said)
+    made = await told(guarded, admin, ROTATE, input=said)
     assert made["token"]["name"] == "grafana"
     assert await standing(keys, old) == []
     assert await known(keys, made["key"]) is not None
-    ended = await told(quiet_server, ADMIN, REVOKE, input={"id": made["token"]["id"]})
+    ended = await told(guarded, admin, REVOKE, input={"id": made["token"]["id"]})
     assert [token["id"] for token in ended["tokens"]] == [made["token"]["id"]]
     assert await known(keys, made["key"]) is None
     gone = {"id": made["token"]["id"]}
     for query in (ROTATE, REVOKE):
-        assert await refusal(quiet_server, ADMIN, query, input=gone) == "TOKEN_NOT_FOUND"
+        assert await refusal(guarded, admin, query, input=gone) == "TOKEN_NOT_FOUND"
 
 
-async def test_keys_are_listed_in_pages(quiet_server: LiveServer, keys: Database) -> None:
+async def test_keys_are_listed_in_pages(guarded: LiveServer, keys: Database, admin: str) -> None:
     for n in range(3):
         await create(keys, name=f"key-{n}")
     await revoke(keys, "key-1")
-    page = await told(quiet_server, ADMIN, TOKENS, first=1)
+    page = await told(guarded, admin, TOKENS, first=1)
     assert [token["name"] for token in page["nodes"]] == ["key-2"]
     assert page["pageInfo"] == {"hasNextPage": True, "endCursor": page["edges"][0]["cursor"]}
-    page = await told(quiet_server, ADMIN, TOKENS, after=page["pageInfo"]["endCursor"])
-    assert [token["name"] for token in page["nodes"]] == ["key-0"]
-    everything = await told(quiet_server, ADMIN, TOKENS, standing=False)
-    assert [bool(token["revokedAt"]) for token in everything["nodes"]] == [False, True, False]
-    assert await refusal(quiet_server, ADMIN, TOKENS, first=1001) == "BAD_INPUT first"
+    page = await told(guarded, admin, TOKENS, after=page["pageInfo"]["endCursor"])
+    assert [token["name"] for token in page["nodes"]] == ["key-0", "root"]
+    everything = (await told(guarded, admin, TOKENS, standing=False))["nodes"]
+    assert [bool(token["revokedAt"]) for token in everything] == [False, True, False, False]
+    assert await refusal(guarded, admin, TOKENS, first=1001) == "BAD_INPUT first"
 
 
 async def test_a_registration_by_an_enrolment_key_brings_the_nodes_own_key(
-    quiet_server: LiveServer, keys: Database
+    guarded: LiveServer, keys: Database
 ) -> None:
     enrolment = await create_enrolment(keys)
-    registered = await told(quiet_server, by(enrolment.token), REGISTER, input=GPU_1)
+    registered = await told(guarded, enrolment.text, REGISTER, input=GPU_1)
     key = await known(keys, registered["key"])
     assert key is not None
     assert tokens.identity_of(key) == Identity("gpu-1", Role.AGENT, frozenset({"gpu-1"}), key.id)
@@ -212,45 +218,45 @@ async def test_a_registration_by_an_enrolment_key_brings_the_nodes_own_key(
 
 
 async def test_an_enrolment_that_is_refused_leaves_no_node_behind(
-    quiet_server: LiveServer, keys: Database
+    guarded: LiveServer, keys: Database
 ) -> None:
     enrolment = await create_enrolment(keys, labels=[])
     said = GPU_1 | {"labels": ["gpu"]}
-    caller = by(enrolment.token)
-    assert await refusal(quiet_server, caller, REGISTER, input=said) == "FORBIDDEN input.labels"
+    caller = enrolment.text
+    assert await refusal(guarded, caller, REGISTER, input=said) == "FORBIDDEN input.labels"
     assert await rows(keys, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
 
 
 async def test_a_registration_by_a_nodes_own_key_tells_when_it_ends_and_brings_none(
-    quiet_server: LiveServer, keys: Database
+    guarded: LiveServer, keys: Database
 ) -> None:
     own = await create(keys, Role.AGENT, nodes=["gpu-1"])
     assert own.token.expires_at is not None
-    assert await told(quiet_server, by(own.token), REGISTER, input=GPU_1) == {
+    assert await told(guarded, own.text, REGISTER, input=GPU_1) == {
         "key": None,
         "keyExpiresAt": own.token.expires_at.isoformat(),
         "node": {"nodeId": "gpu-1"},
     }
 
 
-async def test_a_registration_without_a_key_brings_none(quiet_server: LiveServer) -> None:
-    registered = await told(quiet_server, ADMIN, REGISTER, input=GPU_1)
+async def test_a_registration_by_an_admin_brings_no_key(guarded: LiveServer, admin: str) -> None:
+    registered = await told(guarded, admin, REGISTER, input=GPU_1)
     assert (registered["key"], registered["keyExpiresAt"]) == (None, None)
 
 
 async def test_an_agent_rotates_its_own_key_and_both_stand_for_the_overlap(
     start_server: StartServer,
 ) -> None:
-    async with start_server(node_key_overlap_seconds=3600) as server:
+    async with start_server(auth="required", node_key_overlap_seconds=3600) as server:
         keys = server.services.database
         old = await create(keys, Role.AGENT, nodes=["gpu-1"], lifetime=10 * DAY)
-        made = await told(server, by(old.token), ROTATE_MINE)
+        made = await told(server, old.text, ROTATE_MINE)
         new = await known(keys, made["key"])
         assert new is not None
         assert (new.nodes, new.replaces) == (["gpu-1"], old.token.id)
         assert datetime.fromisoformat(made["keyExpiresAt"]) == new.expires_at
         assert await standing(keys, old) == [old]
-        registered = await told(server, by(old.token), REGISTER, input=GPU_1)
+        registered = await told(server, old.text, REGISTER, input=GPU_1)
         ends = datetime.fromisoformat(registered["keyExpiresAt"])
         assert ends == new.created_at + HOUR, "one that has lost the answer learns that it must"
         await age_keys(keys, HOUR)
@@ -258,26 +264,30 @@ async def test_an_agent_rotates_its_own_key_and_both_stand_for_the_overlap(
         assert await known(keys, made["key"]) is not None
 
 
-@pytest.mark.parametrize(
-    "caller",
-    [ADMIN, Caller(Identity("by a JWT", Role.AGENT, frozenset({"gpu-1"})), "192.0.2.9")],
-)
-async def test_nobody_but_an_agent_with_a_key_rotates_it(
-    quiet_server: LiveServer, caller: Caller
+@pytest.mark.parametrize("role", [Role.ENROLMENT, Role.VIEWER, Role.ADMIN])
+async def test_nobody_but_an_agent_rotates_the_key_that_asks(
+    guarded: LiveServer, keys: Database, role: Role
 ) -> None:
-    assert await refusal(quiet_server, caller, ROTATE_MINE) == "FORBIDDEN"
-
-
-async def test_an_enrolment_key_cannot_rotate_itself(
-    quiet_server: LiveServer, keys: Database
-) -> None:
-    enrolment = await create_enrolment(keys)
-    assert await refusal(quiet_server, by(enrolment.token), ROTATE_MINE) == "FORBIDDEN"
+    enrols = role is Role.ENROLMENT
+    key = await (create_enrolment(keys) if enrols else create(keys, role))
+    assert await refusal(guarded, key.text, ROTATE_MINE) == "FORBIDDEN rotateNodeKey"
 
 
 async def test_a_key_that_was_revoked_meanwhile_is_not_rotated(
-    quiet_server: LiveServer, keys: Database
+    guarded: LiveServer, keys: Database
 ) -> None:
     own = await create(keys, Role.AGENT, nodes=["gpu-1"])
+    await told(guarded, own.text, REGISTER, input=GPU_1)
     await revoke(keys, own.token.public_id)
-    assert await refusal(quiet_server, by(own.token), ROTATE_MINE) == "FORBIDDEN"
+    assert await refusal(guarded, own.text, ROTATE_MINE) == "FORBIDDEN"
+
+
+async def test_a_key_that_enrolment_or_rotation_made_is_good_at_once(
+    guarded: LiveServer, keys: Database
+) -> None:
+    enrolment = await create_enrolment(keys)
+    first = (await told(guarded, enrolment.text, REGISTER, input=GPU_1))["key"]
+    second = (await told(guarded, first, ROTATE_MINE))["key"]
+    for key in (first, second):
+        assert (await told(guarded, key, REGISTER, input=GPU_1))["node"] == {"nodeId": "gpu-1"}
+    assert await refusal(guarded, enrolment.text, REGISTER, input=GPU_1) == "FORBIDDEN"

@@ -11,14 +11,21 @@ from agent import documents, identity
 from agent.client import (
     FORBIDDEN,
     UNAUTHENTICATED,
-    Connection,
     RefusedError,
+    Registry,
     RegistryAwayError,
 )
+from agent.credentials import Credentials
 from agent.machine import Machine, observe
 from agent.metrics import Meter
 from agent.pace import Clock, retry_delay
-from agent.replies import HeartbeatRecorded, RecordHeartbeatData, Registered, RegisterNodeData
+from agent.replies import (
+    HeartbeatRecorded,
+    RecordHeartbeatData,
+    Registered,
+    RegisterNodeData,
+)
+from agent.rotation import rotate_when_due
 from agent.settings import AgentSettings
 
 BAD_INPUT, NODE_ID_TAKEN, NODE_NOT_FOUND, STALE_BOOT = (
@@ -45,7 +52,8 @@ class Run:
     Without `patience_seconds` it keeps trying for as long as a later try can succeed.
     """
 
-    connection: Connection
+    connection: Registry
+    credentials: Credentials
     directory: Path
     settings: AgentSettings
     boot_id: str
@@ -64,11 +72,13 @@ class Run:
         await self.register()
         while True:
             try:
-                await self.beat()
+                recorded = await self.beat()
+                await rotate_when_due(self.connection, self.credentials, recorded.received_at)
             except RefusedError as refusal:
-                if refusal.code != NODE_NOT_FOUND:
+                if refusal.code == NODE_NOT_FOUND:
+                    log.warning("node.forgotten", node_id=self.node_id)
+                elif refusal.code != UNAUTHENTICATED:
                     raise
-                log.warning("node.forgotten", node_id=self.node_id)
                 await self.register()
             await self.clock.wait(self.interval_seconds)
 
@@ -82,12 +92,16 @@ class Run:
             created=registered.created,
             status=registered.node.status,
             next_heartbeat_in_seconds=self.interval_seconds,
+            key_expires_at=str(registered.key_expires_at) if registered.key_expires_at else None,
         )
         return registered
 
     async def beat(self) -> HeartbeatRecorded:
         """Returns once a heartbeat is recorded: the newest one, with the figures of that moment."""
-        return await self._insist(self._beat_once, ends_at={STALE_BOOT, NODE_NOT_FOUND})
+        ends_at = {STALE_BOOT, NODE_NOT_FOUND}
+        if self.credentials.has_choice:
+            ends_at.add(UNAUTHENTICATED)  # a registration tries the other
+        return await self._insist(self._beat_once, ends_at=ends_at)
 
     async def _register_once(self) -> Registered:
         node_id = identity.read_node_id(self.directory) or self.node_id
@@ -97,16 +111,31 @@ class Run:
             registration["nodeId"] = node_id
         if former and former != self.boot_id:
             registration["replacesBootId"] = former
-        data = await self.connection.ask(
-            documents.REGISTER_NODE, {"input": registration}, RegisterNodeData
-        )
-        registered = data.register_node
+        registered = await self._ask_to_register(registration)
         if node_id not in {None, registered.node.node_id}:
             raise RegistryAwayError(f"asked for {node_id}, got {registered.node.node_id}")
+        # The key goes first: only while the bootId is pending the registry would give it again.
+        if registered.key is not None:
+            self.credentials.keep(registered.key, registered.key_expires_at)
+        else:
+            self.credentials.learn(registered.key_expires_at)
         identity.accept_boot(self.directory, registered.node.node_id, self.boot_id)
         self.node_id = registered.node.node_id
         self.interval_seconds = registered.next_heartbeat_in_seconds
         return registered
+
+    async def _ask_to_register(self, registration: dict[str, Any]) -> Registered:
+        """By the node's own key, and by the token when that is not good any more."""
+        variables = {"input": registration}
+        self.credentials.show_own()
+        try:
+            data = await self.connection.ask(documents.REGISTER_NODE, variables, RegisterNodeData)
+        except RefusedError as refusal:
+            if refusal.code != UNAUTHENTICATED or not self.credentials.show_token():
+                raise
+            log.warning("key.refused", message=refusal.message)
+            data = await self.connection.ask(documents.REGISTER_NODE, variables, RegisterNodeData)
+        return data.register_node
 
     async def _beat_once(self) -> HeartbeatRecorded:
         # A heartbeat whose answer was lost is not sent again: this is the next one.

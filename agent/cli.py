@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -11,10 +11,12 @@ import click
 
 from agent import documents, identity
 from agent.beat import Run
-from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
+from agent.client import Connection, RefusedError, Registry, RegistryAwayError, http_transport
+from agent.credentials import Credentials, KeyedConnection, read_key
 from agent.identity import StateError
 from agent.logs import configure_logs
 from agent.machine import observe
+from agent.pace import Clock
 from agent.replies import Node, NodeStatusData, NodeWithReason
 from agent.settings import AgentSettings, BadSettingError, load_settings
 from agent.stop import until_stopped
@@ -112,7 +114,7 @@ def status(*, as_json: bool, **options: str | None) -> None:
         node_id = identity.read_node_id(directory)
         if node_id is None:
             fail(f"{directory} holds no node id: run node-agent bootstrap first")
-        node = call(settings, ask_for_node(settings, node_id))
+        node = call(settings, ask_for_node(settings, directory, node_id))
         if node is None:
             fail(f"the registry at {settings.registry_url} knows no node {node_id!r}")
     show(node, as_json=as_json)
@@ -138,8 +140,7 @@ def check_node_id(wanted: str | None, directory: Path) -> None:
 
 async def register_and_beat(settings: AgentSettings, directory: Path, node_id: str | None) -> Node:
     """The node as it was registered, with what its first heartbeat has made of it."""
-    async with connect(settings) as connection:
-        run = new_run(connection, settings, directory)
+    async with running(settings, directory) as run:
         run.node_id = node_id
         run.patience_seconds = BOOTSTRAP_PATIENCE_SECONDS
         registered = await run.register()
@@ -149,25 +150,39 @@ async def register_and_beat(settings: AgentSettings, directory: Path, node_id: s
 
 
 async def keep_beating(settings: AgentSettings, directory: Path) -> None:
-    async with connect(settings) as connection:
-        await new_run(connection, settings, directory).keep_beating()
+    async with running(settings, directory) as run:
+        await run.keep_beating()
 
 
-async def ask_for_node(settings: AgentSettings, node_id: str) -> NodeWithReason | None:
-    async with connect(settings) as connection:
+async def ask_for_node(
+    settings: AgentSettings, directory: Path, node_id: str
+) -> NodeWithReason | None:
+    try:
+        node_key = read_key(directory)
+    except StateError:
+        if settings.token is None:
+            raise
+        node_key = None  # the agent's, who is another user
+    shown = node_key.key if node_key else settings.token
+    bearer = shown.get_secret_value() if shown else None
+    async with Connection(http_transport(settings.registry_url, bearer)) as connection:
         data = await connection.ask(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
     return data.node
 
 
-def connect(settings: AgentSettings) -> Connection:
-    token = settings.token.get_secret_value() if settings.token else None
-    return Connection(http_transport(settings.registry_url, token))
-
-
-def new_run(connection: Connection, settings: AgentSettings, directory: Path) -> Run:
+@asynccontextmanager
+async def running(settings: AgentSettings, directory: Path) -> AsyncIterator[Run]:
+    """A run that has not yet asked for anything."""
+    clock = Clock()
+    credentials = Credentials(directory, settings.token, clock.uniform)
     machine = observe()
     boot_id = identity.begin_boot(directory, machine.hostname, machine.local_ip)
-    return Run(connection, directory, settings, boot_id)
+
+    def connect(bearer: str | None) -> Registry:
+        return Connection(http_transport(settings.registry_url, bearer))
+
+    async with aclosing(KeyedConnection(credentials, connect)) as connection:
+        yield Run(connection, credentials, directory, settings, boot_id, clock=clock)
 
 
 def call(settings: AgentSettings, work: Coroutine[Any, Any, T]) -> T:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from gql import Client, GraphQLRequest
 from gql.client import AsyncClientSession
@@ -88,6 +88,19 @@ def http_transport(
         trust_env=trust_env,
         verify=certificates,
     )
+
+
+class Registry(Protocol):
+    """Whatever carries requests to it, one at a time.
+
+    `ask` raises RegistryAwayError, and RefusedError when the registry answered with an error.
+    """
+
+    async def ask(
+        self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+    ) -> ReplyT: ...
+
+    async def aclose(self) -> None: ...
 
 
 class Connection:

@@ -8,8 +8,14 @@ mutation RegisterNode($input: RegisterNodeInput!) {
     node { nodeId name role type labels hostname ipAddress localIp status lastHeartbeat }
     created
     nextHeartbeatInSeconds
+    key
+    keyExpiresAt
   }
 }
+""")
+
+ROTATE_NODE_KEY = gql("""
+mutation RotateNodeKey { rotateNodeKey { key keyExpiresAt } }
 """)
 
 RECORD_HEARTBEAT = gql("""

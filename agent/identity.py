@@ -95,7 +95,7 @@ def read_node_id(directory: Path) -> str | None:
 
     A damaged file is never taken for a missing one: that would give the node a second identity.
     """
-    text = _read(directory / NODE_ID)
+    text = read_text(directory / NODE_ID)
     if text is None:
         return None
     node_id = text.strip()
@@ -121,7 +121,7 @@ def read_boot_id(directory: Path) -> str | None:
     Without it a restart has to wait until the registry finds the former run silent, no more.
     """
     try:
-        return _uuid(_read(directory / BOOT_ID))
+        return _uuid(read_text(directory / BOOT_ID))
     except StateError:
         return None
 
@@ -134,7 +134,7 @@ def begin_boot(directory: Path, hostname: str, address: str | None) -> str:
     `address` tell that run from one that was copied here with the disk of another machine.
     """
     try:
-        pending = json.loads(_read(directory / PENDING) or "null")
+        pending = json.loads(read_text(directory / PENDING) or "null")
         boot_id = _uuid(pending["bootId"])
         if boot_id and (pending["hostname"], pending["address"]) == (hostname, address):
             return boot_id
@@ -171,7 +171,7 @@ def remembered(directory: Path) -> dict[str, Any]:
 
     To go on without it could turn a production router into a development worker.
     """
-    text = _read(directory / TOLD)
+    text = read_text(directory / TOLD)
     try:
         told = {} if text is None else json.loads(text)
     except ValueError:
@@ -206,7 +206,8 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _read(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """None when there is no such file. Raises StateError for one that cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from agent.identity import is_node_id
+from agent.settings import Bearer
 
 MIN_INTERVAL_SECONDS = 0.05
 MAX_INTERVAL_SECONDS = 86_400.0
@@ -45,9 +46,22 @@ class NodeWithReason(Node):
 
 
 class Registered(Reply):
+    """`key` is the node's own, after a registration by an enrolment key."""
+
     node: Node
     created: bool
     next_heartbeat_in_seconds: Interval
+    key: Bearer | None = None
+    key_expires_at: AwareDatetime | None = None
+
+
+class RotatedKey(Reply):
+    key: Bearer
+    key_expires_at: AwareDatetime | None
+
+
+class RotateNodeKeyData(Reply):
+    rotate_node_key: RotatedKey
 
 
 class HeartbeatRecorded(Reply):

@@ -83,6 +83,9 @@ def _token(token: SecretStr) -> SecretStr:
     return token
 
 
+Bearer = Annotated[SecretStr, AfterValidator(_token)]
+
+
 class AgentSettings(BaseSettings):
     """Read them with `load_settings`, which says in one line what is wrong."""
 
@@ -99,7 +102,8 @@ class AgentSettings(BaseSettings):
     """None: the labels that the registry has for the node stay as they are."""
     name: str | None = None
     state_dir: Annotated[Path, AfterValidator(_directory)] | None = None
-    token: Annotated[SecretStr, AfterValidator(_token)] | None = None
+    token: Bearer | None = None
+    """An enrolment key, or a key of this node's."""
 
     @property
     def node_role(self) -> NodeRole:

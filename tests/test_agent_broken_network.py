@@ -4,17 +4,19 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from agent import documents, identity
 from agent.beat import SLOW_RETRY_SECONDS, Run
 from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
+from agent.credentials import Credentials
 from agent.machine import observe
 from agent.pace import Clock
 from agent.replies import NodeStatusData, RecordHeartbeatData
@@ -142,6 +144,7 @@ def new_run(end: Remote, directory: Path, time: Time, patience: float | None = N
     machine = observe()
     return Run(
         Connection(http_transport(end.url, "the-token"), timeout_seconds=0.2),
+        Credentials(directory, SecretStr("the-token"), time.clock.uniform),
         directory,
         load_settings({"registry_url": end.url}),
         identity.begin_boot(directory, machine.hostname, machine.local_ip),
@@ -304,7 +307,7 @@ async def test_registration_whose_answer_was_lost_is_repeated_under_the_same_boo
 ) -> None:
     async with remote(None, HANG, registered()) as end:
         run = new_run(end, tmp_path, Time())
-        async with run.connection:
+        async with aclosing(run.connection):
             await run.register()
         sent = end.inputs("registerNode")
         assert len({registration["bootId"] for registration in sent}) == 1
@@ -318,14 +321,14 @@ async def test_agent_that_died_before_the_answer_asks_again_under_the_same_boot_
 ) -> None:
     async with remote(None, registered(), registered()) as end:
         first = new_run(end, tmp_path, Time(), patience=0.0)
-        async with first.connection:
+        async with aclosing(first.connection):
             with pytest.raises(RegistryAwayError):
                 await first.register()
         second = new_run(end, tmp_path, Time())
-        async with second.connection:
+        async with aclosing(second.connection):
             await second.register()
         third = new_run(end, tmp_path, Time())
-        async with third.connection:
+        async with aclosing(third.connection):
             await third.register()
         lost, repeated, restarted = end.inputs("registerNode")
     assert repeated["bootId"] == lost["bootId"] != restarted["bootId"]
@@ -337,7 +340,7 @@ async def test_agent_that_died_before_the_answer_asks_again_under_the_same_boot_
 async def test_node_id_is_on_disk_before_the_first_heartbeat(tmp_path: Path) -> None:
     async with remote(registered(), HANG) as end:
         run = new_run(end, tmp_path, Time(), patience=0.0)
-        async with run.connection:
+        async with aclosing(run.connection):
             await run.register()
             assert end.inputs("recordHeartbeat") == []
             assert identity.read_node_id(tmp_path) == "node-1"
@@ -349,7 +352,7 @@ async def test_registry_that_answers_with_another_node_is_not_believed(tmp_path:
     (tmp_path / identity.NODE_ID).write_text("node-7\n")
     async with remote(registered()) as end:
         run = new_run(end, tmp_path, Time(), patience=0.0)
-        async with run.connection:
+        async with aclosing(run.connection):
             with pytest.raises(RegistryAwayError, match="asked for node-7, got node-1"):
                 await run.register()
     assert identity.read_node_id(tmp_path) == "node-7"
@@ -360,7 +363,7 @@ async def test_outage_leaves_one_heartbeat_to_send_and_it_is_the_newest(tmp_path
     async with remote(registered(), recorded(), None, unavailable, HANG, recorded()) as end:
         time = Time()
         run = new_run(end, tmp_path, time)
-        async with run.connection:
+        async with aclosing(run.connection):
             await run.register()
             await run.beat()
             with capture_logs() as logs:
@@ -377,7 +380,7 @@ async def test_long_outage_is_met_with_ever_fewer_attempts(tmp_path: Path) -> No
     async with remote(registered(interval=1.0), *[None] * 12, recorded(interval=1.0)) as end:
         time = Time()
         run = new_run(end, tmp_path, time)
-        async with run.connection:
+        async with aclosing(run.connection):
             await run.register()
             with capture_logs() as logs:
                 await run.beat()
@@ -390,7 +393,7 @@ async def test_taken_node_id_is_waited_for_and_said_each_time(tmp_path: Path) ->
     async with remote(taken, taken, taken, registered()) as end:
         time = Time()
         run = new_run(end, tmp_path, time)
-        async with run.connection:
+        async with aclosing(run.connection):
             with capture_logs() as logs:
                 await run.register()
     assert time.now == (20 + 1) + (20 + 2) + (20 + 4)
@@ -403,7 +406,7 @@ async def test_bootstrap_gives_up_when_its_patience_ends(tmp_path: Path) -> None
     async with remote(*[taken] * 9) as end:
         time = Time()
         run = new_run(end, tmp_path, time, patience=60.0)
-        async with run.connection:
+        async with aclosing(run.connection):
             with pytest.raises(RefusedError, match="NODE_ID_TAKEN"):
                 await run.register()
         assert 25 <= time.now <= 60
@@ -415,12 +418,12 @@ async def test_refused_token_ends_bootstrap_and_slows_a_run(tmp_path: Path, code
     async with remote(refusal(code), refusal(code), registered()) as end:
         time = Time()
         hasty = new_run(end, tmp_path, time, patience=60.0)
-        async with hasty.connection:
+        async with aclosing(hasty.connection):
             with pytest.raises(RefusedError, match=code):
                 await hasty.register()
         assert time.now == 0
         patient = new_run(end, tmp_path, time)
-        async with patient.connection:
+        async with aclosing(patient.connection):
             await patient.register()
         assert time.now >= SLOW_RETRY_SECONDS
 
@@ -428,7 +431,7 @@ async def test_refused_token_ends_bootstrap_and_slows_a_run(tmp_path: Path, code
 async def test_input_that_the_registry_finds_bad_ends_the_run(tmp_path: Path) -> None:
     async with remote(refusal("BAD_INPUT")) as end:
         run = new_run(end, tmp_path, Time())
-        async with run.connection:
+        async with aclosing(run.connection):
             with pytest.raises(RefusedError, match="BAD_INPUT"):
                 await run.keep_beating()
 
@@ -440,7 +443,7 @@ async def test_registry_that_forgets_each_registration_is_asked_at_its_own_pace(
     async with remote(*forgetful, refusal("STALE_BOOT")) as end:
         time = Time()
         run = new_run(end, tmp_path, time)
-        async with run.connection:
+        async with aclosing(run.connection):
             with pytest.raises(RefusedError, match="STALE_BOOT"):
                 await run.keep_beating()
         assert time.now == 3 * 10.0

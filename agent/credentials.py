@@ -1,0 +1,154 @@
+"""What the agent shows the registry: its node's own key, or else the token that it was told.
+
+The key lies beside the node id in `node_key.json`, which none but its owner may read. It comes with
+a registration by an enrolment key, and is rotated in good time.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from gql import GraphQLRequest
+from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic.alias_generators import to_camel
+
+from agent.client import Registry, ReplyT
+from agent.identity import StateError, read_text, write_atomically
+from agent.settings import Bearer
+
+NODE_KEY = "node_key.json"
+# The part of its life after which a key is rotated. It may fail for the rest; and the keys of those
+# that enrolled together do not come back together.
+ROTATE_FROM, ROTATE_BY = 0.60, 0.73
+MAX_RETRY_SECONDS = 3600.0
+
+
+class NodeKey(BaseModel):
+    """Both times are the registry's: this machine's clock may be wrong by years.
+
+    `obtained_at` is None until the first heartbeat tells the time; `expires_at` is None for never.
+    """
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+    key: Bearer
+    obtained_at: AwareDatetime | None
+    expires_at: AwareDatetime | None
+
+
+def read_key(directory: Path) -> NodeKey | None:
+    """None when there is none. Raises StateError for a file that is damaged or may not be read."""
+    text = read_text(directory / NODE_KEY)
+    if text is None:
+        return None
+    try:
+        return NodeKey.model_validate_json(text)
+    except ValidationError:
+        problem = "is damaged; have the node's key revoked and delete it, to enrol anew"
+        raise StateError(directory / NODE_KEY, problem) from None
+
+
+def keep_key(directory: Path, node_key: NodeKey) -> None:
+    said = node_key.model_dump(mode="json", by_alias=True)
+    said["key"] = node_key.key.get_secret_value()
+    write_atomically(directory / NODE_KEY, json.dumps(said) + "\n", mode=0o600)
+
+
+class Credentials:
+    """Of one agent. Raises StateError as `read_key`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        token: SecretStr | None,
+        uniform: Callable[[float, float], float],
+    ) -> None:
+        self._directory = directory
+        self._token = token
+        self._uniform = uniform
+        self._own = read_key(directory)
+        self._shows_own = self._own is not None
+        self._part = uniform(ROTATE_FROM, ROTATE_BY)
+        self._failures = 0
+        self._not_before: datetime | None = None
+
+    @property
+    def bearer(self) -> str | None:
+        shown = self._own.key if self._own and self._shows_own else self._token
+        return shown.get_secret_value() if shown else None
+
+    @property
+    def has_choice(self) -> bool:
+        return self._own is not None and self._token is not None
+
+    def show_own(self) -> None:
+        self._shows_own = self._own is not None
+
+    def show_token(self) -> bool:
+        """False when there is none, or it is what was shown."""
+        if not self.has_choice or not self._shows_own:
+            return False
+        self._shows_own = False
+        return True
+
+    def keep(
+        self, key: SecretStr, expires_at: datetime | None, obtained_at: datetime | None = None
+    ) -> None:
+        """It is on disk before it is shown; until then the former one is. Raises StateError."""
+        own = NodeKey(key=key, obtained_at=obtained_at, expires_at=expires_at)
+        keep_key(self._directory, own)
+        self._own, self._shows_own = own, True
+        self._failures, self._not_before = 0, None
+
+    def learn(self, expires_at: datetime | None) -> None:
+        """When what is shown ends, as the registry says: earlier, if its rotation has begun."""
+        if self._own and self._shows_own:
+            self._own = self._own.model_copy(update={"expires_at": expires_at})
+
+    def rotation_is_due(self, now: datetime) -> bool:
+        """`now` by the registry's clock, as a heartbeat's answer has it."""
+        own = self._own
+        if own is None or not self._shows_own or own.expires_at is None:
+            return False  # who was told a token rotates it: others may have been told the same
+        if own.obtained_at is None:
+            self._own = own.model_copy(update={"obtained_at": now})
+            with suppress(StateError):  # else the next start begins to count anew
+                keep_key(self._directory, self._own)
+        began = own.obtained_at or now
+        return now >= (self._not_before or began + self._part * (own.expires_at - began))
+
+    def put_off_rotation(self, now: datetime, at_least_seconds: float) -> float:
+        """After one that failed. For ever longer, at most an hour, or a tenth of the time left."""
+        self._failures += 1
+        ceiling = min(2.0 ** min(self._failures, 30), MAX_RETRY_SECONDS)
+        if self._own and self._own.expires_at:
+            left_seconds = (self._own.expires_at - now).total_seconds()
+            ceiling = min(ceiling, max(left_seconds / 10, 1.0))
+        seconds = max(at_least_seconds, self._uniform(ceiling / 2, ceiling))
+        self._not_before = now + timedelta(seconds=seconds)
+        return seconds
+
+
+class KeyedConnection:
+    """For one request at a time, by whatever the credentials show then."""
+
+    def __init__(self, credentials: Credentials, connect: Callable[[str | None], Registry]) -> None:
+        self._credentials = credentials
+        self._connect = connect
+        self._shown = credentials.bearer
+        self._connection = connect(self._shown)
+
+    async def ask(
+        self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+    ) -> ReplyT:
+        """Raises RegistryAwayError and RefusedError."""
+        if self._shown != (shown := self._credentials.bearer):
+            await self._connection.aclose()
+            self._connection, self._shown = self._connect(shown), shown
+        return await self._connection.ask(document, variables, reply)
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()

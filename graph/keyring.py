@@ -5,7 +5,7 @@ A key that was revoked, or whose time is over, is noticed by every process at it
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
@@ -103,14 +103,14 @@ class Keyring:
         """Ends what no longer counts."""
         held = {grant.identity.key_id: grant for grant in self._granted}
         asked = [key for key in held if key is not None]
-        standing: Iterable[UUID] = ()
+        ended: set[UUID] = set()
         if asked:
             async with self._database.read() as session:
-                standing = await tokens.standing(session, asked)
+                ended = await tokens.ended(session, asked)
         now = datetime.now(UTC)
         for grant in list(self._granted):
             key = grant.identity.key_id
-            revoked = key in held and key is not None and key not in standing
+            revoked = key in ended
             if revoked or (key is None and grant.ends_at is not None and grant.ends_at <= now):
                 self._end(grant)
 

@@ -197,8 +197,7 @@ async def key_for(
             made = await enrolment.enrol(session, identity.key_id, node, by=caller)
             return made.text, made.token.expires_at
         case Role.AGENT:
-            found = await tokens.standing(session, [identity.key_id])
-            return None, found.get(identity.key_id)
+            return None, await tokens.expires_at(session, identity.key_id)
     return None, None
 
 

@@ -65,8 +65,8 @@ async def known(database: Database, key: str) -> Token | None:
 
 async def standing(database: Database, *made: MadeToken) -> list[MadeToken]:
     async with database.read() as session:
-        found = await tokens.standing(session, [key.token.id for key in made])
-    return [key for key in made if key.token.id in found]
+        ended = await tokens.ended(session, [key.token.id for key in made])
+    return [key for key in made if key.token.id not in ended]
 
 
 async def use(database: Database, *made: MadeToken) -> None:

@@ -115,19 +115,18 @@ async def test_a_key_stands_until_its_time_is_over(database: Database) -> None:
 async def test_a_key_without_a_lifetime_stands_for_ever(database: Database) -> None:
     made = await create(database, lifetime=None)
     await age_keys(database, 10_000 * DAY)
-    async with database.read() as session:
-        assert await tokens.standing(session, [made.token.id]) == {made.token.id: None}
+    assert await standing(database, made) == [made]
 
 
-async def test_which_keys_stand_is_one_statement_however_many_there_are(
+async def test_which_keys_have_ended_is_one_statement_however_many_there_are(
     database: Database,
 ) -> None:
     made = [await create(database) for _ in range(3)]
     await revoke(database, made[1].token.public_id)
-    asked = [key.token.id for key in made] + [uuid4() for _ in range(40_000)]
+    unknown = [uuid4() for _ in range(40_000)]
     async with database.read() as session:
-        found = await tokens.standing(session, asked)
-    assert found == {key.token.id: key.token.expires_at for key in (made[0], made[2])}
+        found = await tokens.ended(session, [*(key.token.id for key in made), *unknown])
+    assert found == {made[1].token.id, *unknown}
 
 
 async def test_a_revoked_key_is_known_no_more(database: Database) -> None:

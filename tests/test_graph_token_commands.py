@@ -101,7 +101,8 @@ async def test_a_key_is_rotated_with_an_overlap_and_revoked(
     assert old.token.public_id in told
     assert new.public_id in told
     async with database.read() as session:
-        assert await tokens.standing(session, [old.token.id, new.id]) == {}
+        both = {old.token.id, new.id}
+        assert await tokens.ended(session, list(both)) == both
 
 
 @pytest.mark.parametrize(

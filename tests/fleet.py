@@ -1,5 +1,6 @@
 """Nodes for the tests of `db`: registered, heard, aged; time moves by ageing rows."""
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -144,6 +145,17 @@ async def changes_of(database: Database, node: UUID | None = None) -> list[Logge
 async def rows(database: Database, sql: str, **values: Any) -> list[tuple[Any, ...]]:
     async with database.read() as session:
         return [tuple(row) for row in await session.execute(text(sql), values)]
+
+
+async def waits_for_a_lock(database: Database) -> None:
+    """Until somebody does."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(5):
+        while await rows(database, waiting) == [(0,)]:
+            await asyncio.sleep(0.005)
 
 
 async def clear(session: AsyncSession) -> None:

@@ -23,6 +23,7 @@ from fleet import (
     rows,
     stand,
     sweep,
+    waits_for_a_lock,
 )
 from sqlalchemy import text
 
@@ -239,16 +240,6 @@ async def test_a_node_that_was_unknown_stays_so_for_the_whole_batch(database: Da
     assert [type(outcome) for outcome in outcomes] == [Recorded, NodeNotFound, NodeNotFound]
 
 
-async def waits_for_a_lock(database: Database) -> None:
-    waiting = (
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    async with asyncio.timeout(5):
-        while await rows(database, waiting) == [(0,)]:
-            await asyncio.sleep(0.005)
-
-
 async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> None:
     fleet = [f"node-{n:03}" for n in range(200)]
     async with database.write() as session:
@@ -351,12 +342,12 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
         await other.execute(
             text("UPDATE nodes SET heard_at = heard_at - interval '1h' WHERE node_id <> 'steady'")
         )
+        await be_at_work(other)
         await registration.register(
             other, registration_of("replaced", "boot-2"), rules=RULES, by=AGENT
         )
         await nodes.deregister(other, "removed", note=None, by=OPERATOR)
         await nodes.start_maintenance(other, "maintained", note=None, until=None, by=OPERATOR)
-        await be_at_work(other)
         await liveness.sweep(other, PROCESS, RULES)
         recording = asyncio.create_task(record(database, *batch))
         await waits_for_a_lock(database)

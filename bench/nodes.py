@@ -7,7 +7,7 @@ import orjson
 from sqlalchemy import text
 
 from db.database import Database
-from db.partitions import make_ahead
+from db.partitions import make_days
 
 LABELS = ("gpu", "eu", "us", "spot", "edge", "trusted")
 MODELS = ("llama3:8b", "llama3:70b", "qwen2.5:32b", "mistral:7b", "phi4", "gemma2:27b")
@@ -62,7 +62,7 @@ async def settle(database: Database, count: int, *, seed: int = 1) -> None:
     fleet = [_node(chance, number) for number in range(count)]
     columns = {name: [node[name] for node in fleet] for name in fleet[0]}
     async with database.write() as session:
-        await make_ahead(session)
+        await make_days(session)
         beats = (await session.execute(_INSERT, columns)).all()
         terms = {"nodes": [node for node, _ in beats], "beats": [beat for _, beat in beats]}
         await session.execute(_POINT, terms)

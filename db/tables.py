@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
+import sqlalchemy
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -13,11 +14,13 @@ from sqlalchemy import (
     Enum,
     Identity,
     Index,
+    Integer,
     Interval,
     LargeBinary,
     MetaData,
     Text,
     UniqueConstraint,
+    Uuid,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB
@@ -70,7 +73,8 @@ class Table(SQLModel):
 
 
 class Node(Table, table=True):
-    """A node as it stands. A heartbeat rewrites this row: no index covers a column it changes.
+    """A node as it stands. A heartbeat rewrites this row: no index covers a column it changes, and
+    they all come last, for the WAL has the row from the first byte that an update changes.
 
     A node that was deregistered stays, with `removed_at`, for the history that refers to it;
     every question about nodes asks for `removed_at IS NULL`.
@@ -101,7 +105,6 @@ class Node(Table, table=True):
     local_ip: str | None = Field(sa_type=INET)
     hostname: str | None = Field(sa_type=Text)
     status: NodeStatus = Field(sa_type=_one_of(NodeStatus, "status"))
-    last_heartbeat: datetime | None = Field(sa_type=_INSTANT)
     registered_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
     updated_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
     metadata_: dict[str, Any] = Field(
@@ -135,6 +138,7 @@ class Node(Table, table=True):
     steady_since: datetime | None = Field(
         sa_type=_INSTANT, description="The last late heartbeat, while it is FLAPPING."
     )
+    last_heartbeat: datetime | None = Field(sa_type=_INSTANT)
 
 
 class NodeProfile(Table, table=True):
@@ -184,11 +188,20 @@ class Heartbeat(Table, table=True):
         {"postgresql_partition_by": "RANGE (timestamp)"},
     )
 
-    id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
     timestamp: datetime = Field(primary_key=True, sa_type=_INSTANT)
+    id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
     node_id: UUID
     status: NodeStatus = Field(sa_type=_one_of(NodeStatus, "status"))
     metrics: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
+
+
+class RolledUpHour(Table, table=True):
+    """An hour of heartbeat_log that metrics_history has, and the heartbeats that it counted."""
+
+    __tablename__ = "rolled_up_hours"
+
+    hour: datetime = Field(primary_key=True, sa_type=_INSTANT)
+    heartbeats: int = Field(sa_type=BigInteger)
 
 
 class StatusChange(Table, table=True):
@@ -296,6 +309,34 @@ class Token(Table, table=True):
     labels: list[str] | None = Field(
         sa_type=ARRAY(Text), description="That a node to let in may have; none: any."
     )
+
+
+MEASURES = (
+    "cpu_percent",
+    "memory_percent",
+    "memory_available_mb",
+    "disk_percent",
+    "load_average",
+    "gpu_utilization_percent",
+    "gpu_memory_free_mb",
+    "gpu_temperature_celsius",
+)
+"""What is kept of a node's metrics by the hour: each one's least, mean and most."""
+
+METRICS_HISTORY = sqlalchemy.Table(
+    "metrics_history",
+    Table.metadata,
+    Column("node_id", Uuid, primary_key=True),
+    Column("hour", _INSTANT, primary_key=True),
+    Column("heartbeats", Integer, nullable=False),
+    *(
+        Column(f"{measure}_{part}", Double)
+        for measure in MEASURES
+        for part in ("min", "avg", "max")
+    ),
+    postgresql_partition_by="RANGE (hour)",
+)
+"""A node's metrics by the hour; partitioned by month."""
 
 
 def _columns(table: type[Table]) -> ReadOnlyColumnCollection[str, Column[Any]]:

@@ -34,7 +34,7 @@ from graph.schema import schema
 from graph.services import Services
 from graph.settings import Settings
 from graph.supervisor import supervised
-from graph.upkeep import keep_up
+from graph.upkeep import Upkeep
 from graph.websocket import GraphQLOverWebSocket
 
 _OTHER_CONNECTIONS = 10  # psql, `node-registry migrate`, and PostgreSQL's own reserve
@@ -93,7 +93,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(current_database(settings))
         async with database.write() as session:
-            await partitions.make_ahead(session)
+            await partitions.make_days(session)
         feed = ChangeFeed(
             database,
             check_seconds=settings.listen_check_seconds,
@@ -111,7 +111,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         supervisor.start("feed", feed.run())
         supervisor.start("fleet", fleet.run())
         supervisor.start("liveness", pacemaker.run())
-        supervisor.start("upkeep", keep_up(database, settings))
+        supervisor.start("upkeep", Upkeep(database, settings, metrics).run())
         supervisor.start("heartbeats", heartbeats.run())
         supervisor.start("heartbeat_feed", heartbeat_feed.run())
         supervisor.start("keys", keyring.run())

@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     node_key_overlap_seconds: float = Field(default=7 * 86400, ge=0, le=3650 * 86400)
     heartbeat_stream_seconds: float = Field(default=1, gt=0, le=60)
     bookmark_interval_seconds: float = Field(default=15, gt=0, le=3600)
+    heartbeat_log_max_age_seconds: float = Field(default=14 * 86400, gt=0, le=36500 * 86400)
+    metrics_history_max_age_seconds: float = Field(default=400 * 86400, gt=0, le=36500 * 86400)
     change_log_max_rows: int = Field(default=1_000_000, ge=1000)
     change_log_max_age_seconds: float = Field(default=90 * 86400, gt=0)
     listen_check_seconds: float = Field(default=5, gt=0, le=300)

@@ -1,59 +1,148 @@
 """The housekeeping that a running registry does for its tables."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
-from db import changes, partitions, tokens
+from db import changes, partitions, rollup, tokens
 from db.database import Database
 from db.errors import Unavailable
+from db.partitions import Partition
+from graph.metrics import Metrics
 from graph.settings import Settings
 
 log = structlog.get_logger()
 
-_INTERVAL_SECONDS = 3600
+_INTERVAL_SECONDS = 300
 _TRIM_BATCH = 10_000
 _DEAD_KEYS_KEPT = timedelta(days=90)
+_HOUR = timedelta(hours=1)
 
 
-async def keep_up(database: Database, settings: Settings) -> None:
-    """Once an hour, for ever: the days of the heartbeat log long before they begin, and an end to
-    the change log and to the keys that are dead.
-    """
-    while True:
-        await asyncio.sleep(_INTERVAL_SECONDS)
-        try:
-            async with database.write() as session:
-                await partitions.make_ahead(session)
-            await trim_change_log(database, settings)
-            await purge_keys(database)
-        except Unavailable as error:
-            log.warning("upkeep.unavailable", cause=repr(error.__cause__))
+class Upkeep:
+    """Every process does it. What it does is safe to do twice, and to leave half done."""
 
+    def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:
+        self._database = database
+        self._settings = settings
+        self._misplaced = self._hours_due = 0
+        metrics.watch(
+            "node_registry_misplaced_heartbeats",
+            "Heartbeats in the default partition, because that of their day was missing.",
+            lambda: self._misplaced,
+        )
+        metrics.watch(
+            "node_registry_hours_to_roll_up",
+            "Hours that are over, but not yet in the metrics history.",
+            lambda: self._hours_due,
+        )
 
-async def trim_change_log(database: Database, settings: Settings) -> int:
-    """Drops what lies beyond the configured count and age, in transactions of bounded size."""
-    dropped = 0
-    while True:
-        async with database.write() as session:
-            batch = await changes.trim(
-                session,
-                keep_rows=settings.change_log_max_rows,
-                keep_seconds=settings.change_log_max_age_seconds,
-                batch=_TRIM_BATCH,
-            )
-        dropped += batch
-        if batch < _TRIM_BATCH:
-            break
-    if dropped:
-        log.info("change_log.trimmed", changes=dropped)
-    return dropped
+    async def run(self) -> None:
+        """For ever, over outages of the database."""
+        while True:
+            await asyncio.sleep(_INTERVAL_SECONDS)
+            await self.once()
 
+    async def once(self) -> None:
+        """What cannot be done now is left for the next time, and keeps nothing else from it."""
+        for work in (
+            self.make_days,
+            self.trim_change_log,
+            self.purge_keys,
+            self.roll_up,
+            self.drop_days,
+            self.drop_months,
+        ):
+            try:
+                await work()
+            except Unavailable as error:
+                log.warning("upkeep.unavailable", work=work.__name__, cause=repr(error.__cause__))
 
-async def purge_keys(database: Database) -> None:
-    """Forgets the keys that have been dead for 90 days, in transactions of bounded size."""
-    while True:
-        async with database.write() as session:
-            if await tokens.purge(session, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH) < _TRIM_BATCH:
+    async def make_days(self) -> None:
+        """The days of the heartbeat log long before they begin; and looks for what has none."""
+        async with self._database.write() as session:
+            await partitions.make_days(session)
+        async with self._database.read() as session:
+            self._misplaced = await partitions.misplaced(session)
+        if self._misplaced:
+            log.warning("heartbeat_log.misplaced", heartbeats=self._misplaced)
+
+    async def trim_change_log(self) -> int:
+        """Drops what lies beyond the configured count and age, in transactions of bounded size."""
+        dropped = 0
+        while True:
+            async with self._database.write() as session:
+                batch = await changes.trim(
+                    session,
+                    keep_rows=self._settings.change_log_max_rows,
+                    keep_seconds=self._settings.change_log_max_age_seconds,
+                    batch=_TRIM_BATCH,
+                )
+            dropped += batch
+            if batch < _TRIM_BATCH:
+                break
+        if dropped:
+            log.info("change_log.trimmed", changes=dropped)
+        return dropped
+
+    async def purge_keys(self) -> None:
+        """Forgets the keys that have been dead for 90 days, in transactions of bounded size."""
+        while True:
+            async with self._database.write() as session:
+                purged = await tokens.purge(session, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH)
+            if purged < _TRIM_BATCH:
                 return
+
+    async def roll_up(self) -> None:
+        """The hours that are over, the oldest first."""
+        async with self._database.read() as session:
+            days = await partitions.listed(session, "heartbeat_log")
+            hours = await rollup.due(session, days[0].begin) if days else []
+        self._hours_due = len(hours)
+        for hour in hours:
+            if not await self._roll_up(hour):
+                return
+            self._hours_due -= 1
+
+    async def drop_days(self) -> None:
+        """Those of the heartbeat log that are older than configured, each once it is rolled up."""
+        for day in await self._old("heartbeat_log", self._settings.heartbeat_log_max_age_seconds):
+            for hour in (day.begin + n * _HOUR for n in range(24)):
+                async with self._database.read() as session:
+                    complete = await rollup.is_complete(session, hour)
+                if not complete and not await self._roll_up(hour):
+                    return
+            async with self._database.write() as session:
+                await rollup.forget(session, day)
+                dropped = await partitions.drop(session, day)
+            if dropped:
+                log.info("heartbeat_log.dropped", day=day.begin.date().isoformat())
+
+    async def drop_months(self) -> None:
+        """Those of the metrics history that are older than configured."""
+        max_age_seconds = self._settings.metrics_history_max_age_seconds
+        for month in await self._old("metrics_history", max_age_seconds):
+            async with self._database.write() as session:
+                dropped = await partitions.drop(session, month)
+            if dropped:
+                log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
+
+    async def _old(self, table: str, max_age_seconds: float) -> list[Partition]:
+        async with self._database.read() as session:
+            return await partitions.old(session, table, max(max_age_seconds, rollup.SETTLE_SECONDS))
+
+    async def _roll_up(self, hour: datetime) -> bool:
+        """False, and it is not done, while another process rolls up."""
+        async with self._database.read() as session:
+            shares = await rollup.shares(session, hour)
+        heartbeats = 0
+        for share in shares:
+            async with self._database.write() as session:
+                if not await rollup.take_turn(session):
+                    return False
+                heartbeats += await rollup.roll_up(session, hour, share)
+        async with self._database.write() as session:
+            await rollup.finish(session, hour, heartbeats)
+        log.info("metrics.rolled_up", hour=hour.isoformat(), heartbeats=heartbeats)
+        return True

@@ -70,7 +70,7 @@ async def template(postgres: URL) -> AsyncIterator[str]:
         database = Database(url)
         await migrate(database.engine)
         async with database.write() as session:
-            await partitions.make_ahead(session)
+            await partitions.make_days(session)
         await database.close()
         yield str(url.database)
 

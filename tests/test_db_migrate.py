@@ -12,7 +12,6 @@ from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from db import partitions
 from db.database import Database
 from db.migrate import SchemaMismatch, migrate, require_current
 from db.profiles import ProfileContent
@@ -123,7 +122,7 @@ async def test_migrations_at_once_all_succeed_and_apply_once(empty_database_url:
     await asyncio.gather(*(migrate(engine) for engine in engines))
     assert await scalar(engines[0], "SELECT count(*) FROM nodes") == 2
     assert await scalar(engines[0], "SELECT array_agg(version_num) FROM alembic_version") == [
-        "0005"
+        "0006"
     ]
     for engine in engines:
         await require_current(engine)
@@ -141,7 +140,7 @@ async def test_a_database_without_a_schema_is_refused_in_one_line(empty: AsyncEn
     with pytest.raises(SchemaMismatch) as refusal:
         await require_current(empty)
     assert str(refusal.value) == (
-        "the database is at schema none, this registry needs 0005: run `node-registry migrate`"
+        "the database is at schema none, this registry needs 0006: run `node-registry migrate`"
     )
 
 
@@ -159,7 +158,7 @@ async def test_a_database_that_is_ahead_is_refused_and_left_alone(database: Data
         with pytest.raises(SchemaMismatch) as refusal:
             await refused
         assert str(refusal.value) == (
-            "the database is at schema 9999, this registry needs 0005:"
+            "the database is at schema 9999, this registry needs 0006:"
             " start the version of the registry that made it, or a newer one"
         )
     assert await scalar(database.engine, "SELECT version_num FROM alembic_version") == "9999"
@@ -186,7 +185,7 @@ async def test_a_lock_that_is_not_had_in_time_fails_the_migration_and_changes_no
 ) -> None:
     before = await catalog(database.engine)
     async with database.engine.connect() as reader:
-        await reader.execute(text("SELECT count(*) FROM nodes, tokens"))
+        await reader.execute(text("SELECT count(*) FROM nodes, metrics_history"))
         with pytest.raises(DBAPIError, match="lock timeout"):
             await migrate(database.engine, "base", lock_timeout_seconds=0.1)
     assert await catalog(database.engine) == before
@@ -251,91 +250,3 @@ async def test_the_registry_state_has_one_row_and_no_second(database: Database) 
     for value in (True, False):
         with pytest.raises(DBAPIError, match="registry_state"):
             await rows(database, "INSERT INTO registry_state (id) VALUES (:value)", value=value)
-
-
-DAYS = """
-SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = inhrelid
-WHERE inhparent = 'heartbeat_log'::regclass AND c.relname <> 'heartbeat_log_default'
-ORDER BY c.relname
-"""
-EXPECTED_DAYS = """
-SELECT 'heartbeat_log_' || to_char((now() AT TIME ZONE 'UTC')::date + n, 'YYYYMMDD')
-FROM generate_series(0, 7) AS n
-"""
-
-
-async def make_ahead(database: Database) -> None:
-    async with database.write() as session:
-        await partitions.make_ahead(session)
-
-
-async def test_days_are_made_ahead_once_whoever_asks(empty_database_url: URL) -> None:
-    database = Database(empty_database_url)
-    await migrate(database.engine)
-    await asyncio.gather(*(make_ahead(database) for _ in range(5)))
-    await make_ahead(database)
-    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
-    await database.close()
-
-
-async def test_a_heartbeat_lands_in_the_partition_of_its_day(database: Database) -> None:
-    await register(database, "node-3")
-    await beat(database, "node-3")
-    [(partition,)] = await rows(database, "SELECT tableoid::regclass::text FROM heartbeat_log")
-    [(today,)] = await rows(
-        database,
-        "SELECT to_char(timestamp AT TIME ZONE 'UTC', '\"heartbeat_log_\"YYYYMMDD')"
-        " FROM heartbeat_log",
-    )
-    assert partition == today
-
-
-async def test_a_partition_covers_exactly_one_day_of_utc(database: Database) -> None:
-    """Whatever the time zone of the session that makes it."""
-    [(bounds,)] = await rows(
-        database,
-        "SELECT pg_get_expr(relpartbound, oid) FROM pg_class"
-        " WHERE relname = to_char(now() AT TIME ZONE 'UTC', '\"heartbeat_log_\"YYYYMMDD')",
-    )
-    [(expected,)] = await rows(
-        database,
-        "SELECT format('FOR VALUES FROM (''%s 00:00:00+00'') TO (''%s 00:00:00+00'')', d, d + 1)"
-        " FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS d) AS today",
-    )
-    assert bounds == expected
-
-
-async def test_heartbeats_of_a_day_that_was_not_made_in_time_are_moved_into_it(
-    database: Database,
-) -> None:
-    """A registry whose clock was ahead, or that was not looked after, must still start."""
-    node, _ = await register(database, "node-3")
-    async with database.write() as session:
-        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[3][0]}"))
-        await session.execute(
-            text(
-                "INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)"
-                " SELECT now() + make_interval(days => n), :node, 'online', '{\"cpu_percent\": 3}'"
-                " FROM generate_series(3, 30, 27) AS n"
-            ),
-            {"node": node.id},
-        )
-    logged = "SELECT id, timestamp, node_id, status, metrics FROM heartbeat_log ORDER BY id"
-    before = await rows(database, logged)
-    await make_ahead(database)
-    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
-    assert await rows(database, logged) == before
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(1,)]
-    await make_ahead(database)
-    await beat(database, "node-3")
-
-
-async def test_no_heartbeat_waits_for_a_day_that_is_being_made(database: Database) -> None:
-    await register(database, "node-3")
-    async with database.write() as session:
-        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[-1][0]}"))
-    async with database.write() as session:
-        await partitions.make_ahead(session)
-        async with asyncio.timeout(5):
-            await beat(database, "node-3", degraded=True)
-    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)

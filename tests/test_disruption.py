@@ -103,7 +103,7 @@ async def durable_postgres(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pos
             database = Database(url)
             await migrate(database.engine)
             async with database.write() as session:
-                await partitions.make_ahead(session)
+                await partitions.make_days(session)
             await database.close()
             yield Postgres(url, Path(folder))
 

@@ -7,11 +7,17 @@ from keyring import DAY, age_keys, create, revoke, standing
 from transport_ws import connect
 
 from db.database import Database
-from graph.upkeep import purge_keys, trim_change_log
+from graph.metrics import Metrics
+from graph.settings import Settings
+from graph.upkeep import Upkeep
 
 BATCH = """
 mutation Batch($i: [RecordHeartbeatInput!]!) { recordHeartbeats(inputs: $i) { __typename } }
 """
+
+
+def upkeep(server: LiveServer) -> Upkeep:
+    return Upkeep(server.services.database, server.services.settings, Metrics())
 
 
 async def changes_left(server: LiveServer) -> list[int]:
@@ -25,7 +31,7 @@ async def test_old_changes_are_dropped_by_age_and_the_rest_has_no_gap(
     async with start_server(change_log_max_age_seconds=0.0001) as server:
         await register(server, "a")
         await beat(server, "a", 1, status="DEGRADED")
-        assert await trim_change_log(server.services.database, server.services.settings) == 4
+        assert await upkeep(server).trim_change_log() == 4
         assert await changes_left(server) == []
         await beat(server, "a", 2)
         assert await changes_left(server) == [5]
@@ -47,7 +53,7 @@ async def test_old_changes_are_dropped_by_count(start_server: StartServer) -> No
                     for n in range(100)
                 ],
             )
-        await trim_change_log(server.services.database, server.services.settings)
+        await upkeep(server).trim_change_log()
         assert await changes_left(server) == list(range(104, 1104))
 
 
@@ -56,7 +62,7 @@ async def test_who_resumes_behind_the_trimmed_log_is_told_to_start_anew(
 ) -> None:
     async with start_server(change_log_max_age_seconds=0.0001) as server:
         await register(server, "a")
-        await trim_change_log(server.services.database, server.services.settings)
+        await upkeep(server).trim_change_log()
         async with connect(server.websocket_url) as client:
             await client.subscribe("1", CHANGES, after="1")
             event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
@@ -70,7 +76,7 @@ async def test_availability_outlives_the_log(start_server: StartServer) -> None:
         query = 'query A($since: DateTime!) { node(nodeId: "a") { availability(since: $since) } }'
         at = (await server.execute('{ node(nodeId: "a") { registeredAt } }'))["node"]
         assert registered["status"] == "ONLINE"
-        await trim_change_log(server.services.database, server.services.settings)
+        await upkeep(server).trim_change_log()
         data = await server.execute(query, since=at["registeredAt"])
         assert data["node"]["availability"] == 1.0
 
@@ -80,6 +86,6 @@ async def test_keys_that_have_been_dead_for_90_days_are_forgotten(database: Data
     await revoke(database, dead.token.public_id)
     for expected in (2, 1):
         await age_keys(database, 46 * DAY)
-        await purge_keys(database)
+        await Upkeep(database, Settings(), Metrics()).purge_keys()
         assert await rows(database, "SELECT count(*) FROM tokens") == [(expected,)]
     assert await standing(database, alive) == [alive]

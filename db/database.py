@@ -155,6 +155,10 @@ def _passes_by_itself(error: Exception) -> bool:
             return type(error) in {InvalidRequestError, PendingRollbackError, ResourceClosedError}
         case DBAPIError():
             return error.connection_invalidated or _passes_by_itself(error.driver_exception)
+        case asyncpg.CheckViolationError(constraint_name=None):
+            # A row was on its way to the default partition while its own was made. Where there is
+            # no default partition, PostgreSQL names the whole table: a fault of ours.
+            return str(error.table_name).endswith("_default")
         case asyncpg.PostgresError():
             return (error.sqlstate or "")[:2] in _TRANSIENT_CLASSES
     # All that asyncpg itself says of a connection that was cut between two of its steps; more

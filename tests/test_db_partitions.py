@@ -5,7 +5,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from fleet import beat, register, rows, stand, waits_for_a_lock
+from fleet import beat, record, register, report, rows, stand, waits_for_a_lock
 from sqlalchemy import URL, text
 
 from db import fleet, history, partitions
@@ -100,6 +100,26 @@ async def test_no_heartbeat_waits_for_a_day_that_is_being_made(database: Databas
         async with asyncio.timeout(5):
             await beat(database, "node-3", degraded=True)
     assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
+
+
+async def today_is_missing(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[0][0]}"))
+
+
+async def test_a_heartbeat_on_its_way_when_its_day_is_made_may_be_sent_again(
+    database: Database,
+) -> None:
+    await register(database, "node-3")
+    await today_is_missing(database)
+    async with database.write() as session:
+        await partitions.make_days(session)
+        on_its_way = asyncio.create_task(record(database, report("node-3")))
+        await waits_for_a_lock(database)
+    with pytest.raises(Unavailable):
+        await on_its_way
+    await beat(database, "node-3")
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(0,)]
 
 
 async def old_day(database: Database, days: int) -> Partition:

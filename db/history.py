@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, text, true
+from sqlalchemy import Row, func, select, text, true
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
@@ -18,11 +18,12 @@ from db.changes import LoggedChange
 from db.errors import BadInput
 from db.filters import NodeFilter
 from db.paging import Keyset, Page, take
-from db.tables import HEARTBEAT, NODE, STATUS_CHANGE, Heartbeat, Node
+from db.tables import HEARTBEAT, METRICS_HISTORY, NODE, STATUS_CHANGE, Heartbeat, Node
 
 HEARTBEATS = Keyset(
     "heartbeats", (HEARTBEAT.timestamp, HEARTBEAT.id), (datetime, int), descending=True
 )
+METRICS = Keyset("metrics", (METRICS_HISTORY.c.hour,), (datetime,), descending=True)
 STATUS_CHANGES = Keyset("changes", (STATUS_CHANGE.revision,), (int,), descending=True)
 
 
@@ -83,7 +84,7 @@ async def heartbeats_behind(
 
 
 async def latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Any]:
-    """The metrics of each node's last heartbeat; a node without one is left out."""
+    """The metrics of each node's last heartbeat; a node of which the log has none is left out."""
     rows = await session.execute(
         select(NODE.id, HEARTBEAT.metrics)
         .join(
@@ -93,6 +94,39 @@ async def latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[U
         .where(NODE.id.in_(nodes))
     )
     return {row.id: row.metrics for row in rows}
+
+
+async def metrics_by_hour(
+    session: AsyncSession,
+    nodes: Sequence[UUID],
+    *,
+    first: int,
+    after: str | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> dict[UUID, Page[Row[Any]]]:
+    """A page of each node's rolled up hours, newest first: those that began in that time.
+
+    The rows have the columns of metrics_history.
+    """
+    hour = METRICS_HISTORY.c.hour
+    statement = select(METRICS_HISTORY).where(METRICS_HISTORY.c.node_id == NODE.id)
+    if since is not None:
+        statement = statement.where(hour >= since)
+    if until is not None:
+        statement = statement.where(hour < until)
+    page = METRICS.page(statement, first=first, after=after).lateral()
+    rows = await session.execute(
+        select(page)
+        .select_from(Node)
+        .join(page, true())
+        .where(NODE.id.in_(nodes))
+        .order_by(page.c.hour.desc())
+    )
+    found: dict[UUID, list[Row[Any]]] = {node: [] for node in nodes}
+    for row in rows:
+        found[row.node_id].append(row)
+    return {node: take(found[node], first) for node in nodes}
 
 
 async def status_changes(

@@ -12,6 +12,7 @@ from db.filters import NodeFilter
 from db.paging import Page
 from graph.context import Info
 from graph.enums import NodeOrder, NodeRole, NodeStatus, NodeType, ProfileType, StatusReason
+from graph.metrics_history import MetricsHourConnection
 from graph.scalars import JSON, IPAddress, Revision
 from graph.types import (
     DEFAULT_PAGE_SIZE,
@@ -77,7 +78,10 @@ class Node:
             metadata=JSON(row.metadata_),
         )
 
-    @strawberry.field(description="As of the last heartbeat; null before the first.")
+    @strawberry.field(
+        description="As of the last heartbeat; null before the first, and when that is so long ago"
+        " that the registry no longer keeps it."
+    )
     async def metrics(self, info: Info) -> NodeMetrics | None:
         if self.last_heartbeat_id is None:
             return None
@@ -129,6 +133,32 @@ class Node:
             until=until,
         )
         return HeartbeatConnection.of(page or Page([], has_next=False), self.node_id, after)
+
+    @strawberry.field(
+        description="What its heartbeats measured, by the hour, newest first: hours that are over."
+        " Kept for much longer than the heartbeats."
+    )
+    async def metrics_history(
+        self,
+        info: Info,
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+        since: Annotated[
+            datetime | None, strawberry.argument(description="Hours that began then or later.")
+        ] = None,
+        until: Annotated[
+            datetime | None, strawberry.argument(description="Hours that began before then.")
+        ] = None,
+    ) -> MetricsHourConnection:
+        page = await info.context.loader.ask(
+            history.metrics_by_hour,
+            self.uuid,
+            first=page_size(first),
+            after=after,
+            since=since,
+            until=until,
+        )
+        return MetricsHourConnection.of(page or Page([], has_next=False), after)
 
     @strawberry.field(description="Its entries in the change log, newest first.")
     async def status_changes(

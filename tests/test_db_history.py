@@ -11,16 +11,16 @@ import pytest
 from fleet import OPERATOR, beat, clear, examples, register, rows
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import insert
+from sqlalchemy import delete, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import history, nodes
+from db import history, nodes, partitions
 from db.changes import LoggedChange
 from db.database import Database
 from db.errors import BadInput
 from db.filters import EVERY_NODE, NodeFilter
 from db.paging import MAX_PAGE_SIZE
-from db.tables import Heartbeat, Node, StatusChange
+from db.tables import METRICS_HISTORY, Heartbeat, Node, StatusChange
 from db.values import NodeStatus, StatusReason
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -282,6 +282,52 @@ async def test_the_cursor_of_another_history_is_refused(database: Database) -> N
         with pytest.raises(BadInput, match="after"):
             await history.status_changes(
                 session, EVERY_NODE, first=1, after=history.HEARTBEATS.encode(BEGIN, 1)
+            )
+
+
+@given(
+    st.sets(st.tuples(MOMENTS.map(lambda m: m.replace(microsecond=0)), st.sampled_from(FLEET))),
+    st.lists(st.sampled_from(FLEET), max_size=3, unique=True),
+    st.integers(1, 4),
+    st.fixed_dictionaries({"since": st.none() | MOMENTS, "until": st.none() | MOMENTS}),
+)
+@examples(40)
+async def test_the_hours_of_each_node_come_in_pages_newest_first(
+    database: Database,
+    hours: set[tuple[datetime, UUID]],
+    asked: list[UUID],
+    first: int,
+    bounds: dict[str, datetime | None],
+) -> None:
+    since, until = bounds["since"], bounds["until"]
+    async with database.write() as session:
+        await build_fleet(session)
+        await session.execute(delete(METRICS_HISTORY))
+        for hour, node in hours:
+            await partitions.make_month(session, hour)
+            row = {"hour": hour, "node_id": node, "heartbeats": 1}
+            await session.execute(insert(METRICS_HISTORY), row)
+        pages = await history.metrics_by_hour(session, asked, first=first, after=None, **bounds)
+        assert list(pages) == asked
+        for node in asked:
+            page, seen = pages[node], [row.hour for row in pages[node].rows]
+            while page.has_next:
+                assert len(page.rows) == first
+                cursor = history.METRICS.encode(seen[-1])
+                again = await history.metrics_by_hour(
+                    session, [node], first=first, after=cursor, **bounds
+                )
+                page = again[node]
+                seen += [row.hour for row in page.rows]
+            assert seen == sorted(
+                (
+                    hour
+                    for hour, measured in hours
+                    if measured == node
+                    and (since is None or hour >= since)
+                    and (until is None or hour < until)
+                ),
+                reverse=True,
             )
 
 

@@ -131,9 +131,14 @@ BELOW = {
     "HeartbeatConnection": "edges nodes pageInfo",
     "HeartbeatEdge": "cursor node",
     "HeartbeatRejected": "nodeId code message",
+    "MetricRange": "min avg max",
+    "MetricsHour": "startsAt heartbeats cpuPercent memoryPercent memoryAvailableMb diskPercent"
+    " loadAverage gpuUtilizationPercent gpuMemoryFreeMb gpuTemperatureCelsius",
+    "MetricsHourConnection": "edges nodes pageInfo",
+    "MetricsHourEdge": "cursor node",
     "Node": "id nodeId name role type labels ipAddress localIp hostname status statusReason"
     " statusSince lastHeartbeat registeredAt updatedAt capabilities metadata metrics profiles"
-    " effectiveProfiles heartbeats statusChanges availability",
+    " effectiveProfiles heartbeats metricsHistory statusChanges availability",
     "NodeBecameAvailable": "revision node",
     "NodeBecameUnavailable": "revision nodeId reasons",
     "NodeCandidate": "node score",

@@ -62,6 +62,11 @@ def parsed(text: str) -> Presented | None:
     return Presented(public_id, _hash(secret))
 
 
+def redacted(text: str) -> str:
+    """Of each key in it no more than may be shown."""
+    return _KEY.sub(rf"{PREFIX}\1…", text)
+
+
 def _random(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes, token_changes
+from db import changes, node_trail, token_changes
 from db.changes import Transition
 from db.errors import BadInput, NodeNotFound
 from db.filters import NodeFilter
@@ -89,22 +89,23 @@ async def start_maintenance(
     Raises NodeNotFound, and BadInput for an `until` that is past.
     """
     node = await locked(session, node_id)
+    before = node_trail.as_document(node)
     if until is not None and until <= (await session.scalars(select(func.registry_now()))).one():
         raise BadInput("input.until", "must lie in the future")
     await session.execute(update(Node).where(NODE.id == node.id).values(maintenance_until=until))
-    await changes.apply(
-        session,
-        [
-            Transition(
-                node.id,
-                node.status,
-                NodeStatus.MAINTENANCE,
-                StatusReason.MAINTENANCE_STARTED,
-                by.name,
-                note,
-            )
-        ],
+    started = Transition(
+        node.id,
+        node.status,
+        NodeStatus.MAINTENANCE,
+        StatusReason.MAINTENANCE_STARTED,
+        by.name,
+        note,
     )
+    after = {**node_trail.after(before, started), "maintenanceUntil": until}
+    await node_trail.record(
+        session, by=by, action="node.set_maintenance", node_id=node_id, before=before, after=after
+    )
+    await changes.apply(session, [started])
     await session.refresh(node)
     return node
 
@@ -114,21 +115,18 @@ async def end_maintenance(
 ) -> Node:
     """Leaves the node in the status that its heartbeats say. Raises NodeNotFound."""
     node = await locked(session, node_id)
+    before = after = node_trail.as_document(node)
+    ended = []
     if node.status is NodeStatus.MAINTENANCE:
         status = await status_by_heartbeats(session, node.id, rules)
-        await changes.apply(
-            session,
-            [
-                Transition(
-                    node.id,
-                    node.status,
-                    status,
-                    StatusReason.MAINTENANCE_ENDED,
-                    by.name,
-                    note,
-                )
-            ],
-        )
+        reason = StatusReason.MAINTENANCE_ENDED
+        ended = [Transition(node.id, node.status, status, reason, by.name, note)]
+        after = {**node_trail.after(before, ended[0]), "maintenanceUntil": None}
+    await node_trail.record(
+        session, by=by, action="node.set_maintenance", node_id=node_id, before=before, after=after
+    )
+    if ended:
+        await changes.apply(session, ended)
         await session.refresh(node)
     return node
 
@@ -140,17 +138,20 @@ async def deregister(session: AsyncSession, node_id: str, *, note: str | None, b
     """
     node = await locked(session, node_id)
     await token_changes.revoke_enrolled(session, node_id)
+    await node_trail.record(
+        session,
+        by=by,
+        action="node.deregister",
+        node_id=node_id,
+        before=node_trail.as_document(node),
+        after=None,
+    )
     await session.execute(
         update(Node).where(NODE.id == node.id).values(removed_at=func.registry_now())
     )
-    return await changes.apply(
-        session,
-        [
-            Transition(
-                node.id, node.status, NodeStatus.OFFLINE, StatusReason.DEREGISTERED, by.name, note
-            )
-        ],
-    )
+    reason = StatusReason.DEREGISTERED
+    removed = Transition(node.id, node.status, NodeStatus.OFFLINE, reason, by.name, note)
+    return await changes.apply(session, [removed])
 
 
 async def locked(session: AsyncSession, node_id: str) -> Node:

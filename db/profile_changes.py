@@ -142,7 +142,7 @@ async def _delete(
     _require_version(place, held, expected_version)
     before = as_document(held)
     await session.execute(delete(place.table).where(place.condition()))
-    await _record(session, place, "profile.deleted", before=before, after=None, by=by)
+    await _record(session, place, "profile.delete", before=before, after=None, by=by)
 
 
 async def _held(session: AsyncSession, place: _Place[ProfileT]) -> ProfileT | None:
@@ -178,9 +178,8 @@ async def _write(
     )
     written = (await session.scalars(statement.returning(place.table))).one()
     await session.refresh(written)
-    action = "profile.changed" if held else "profile.made"
     after = content.as_document()
-    await _record(session, place, action, before=before, after=after, by=by)
+    await _record(session, place, "profile.set", before=before, after=after, by=by)
     return written
 
 
@@ -194,6 +193,4 @@ async def _record(
     by: Caller,
 ) -> None:
     subject = f"{place.owner}/{place.name}"
-    await audit.record(
-        session, actor=by.name, action=action, subject=subject, before=before, after=after
-    )
+    await audit.record(session, by=by, action=action, subject=subject, before=before, after=after)

@@ -10,7 +10,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes
+from db import changes, node_trail
 from db.changes import Transition
 from db.errors import NodeIdTaken, Unavailable
 from db.flapping import damped
@@ -23,6 +23,7 @@ from db.tables import NODE, Node
 from db.values import NodeRole, NodeStatus, NodeType, StatusReason
 
 _ATTEMPTS = 5
+_REGISTER = "node.register"
 _REGISTERED = NODE.removed_at.is_(None)
 
 
@@ -121,6 +122,14 @@ async def _create(
     ).one_or_none()
     if node is None:
         return None
+    await node_trail.record(
+        session,
+        by=by,
+        action=_REGISTER,
+        node_id=node.node_id,
+        before=None,
+        after=node_trail.as_document(node),
+    )
     await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
     await changes.apply(
         session,
@@ -147,13 +156,27 @@ async def _register_again(
             "boot_since": func.registry_now(),
             "last_sequence": None,
         }
-    await session.execute(update(Node).where(NODE.id == node.id).values(values))
-    await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
+    before = node_trail.as_document(node)
+    written = await session.scalars(
+        update(Node).where(NODE.id == node.id).values(values).returning(Node),
+        execution_options={"populate_existing": True},
+    )
+    node = written.one()
+    after = node_trail.as_document(node)
+    back: list[Transition] = []
     held = node.status_reason is StatusReason.FLAPPING
     if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE} and not held:
-        back = Transition(node.id, node.status, NodeStatus.ONLINE, StatusReason.REGISTERED, by.name)
-        await changes.apply(session, await damped(session, [back], rules))
-    await session.refresh(node)
+        reason = StatusReason.REGISTERED
+        online = Transition(node.id, node.status, NodeStatus.ONLINE, reason, by.name)
+        back = await damped(session, [online], rules)
+        after = node_trail.after(after, back[0])
+    await node_trail.record(
+        session, by=by, action=_REGISTER, node_id=node.node_id, before=before, after=after
+    )
+    await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
+    if back:
+        await changes.apply(session, back)
+        await session.refresh(node)
     return node
 
 

@@ -252,16 +252,37 @@ class RegistryProcess(Table, table=True):
 
 
 class AuditEntry(Table, table=True):
-    """Who changed what; None stands for what was not there before, or is not any more."""
+    """Who did what, or tried; None stands for what was not there before, or is not any more.
+
+    Each index serves one question of one filter, newest first. The service's own role may add to
+    this table and read it, no more.
+    """
 
     __tablename__ = "audit_log"
-    __table_args__ = (Index(None, "subject", "id"),)
+    __table_args__ = (
+        Index(None, "recorded_at", "id"),
+        Index(None, "actor", "recorded_at", "id"),
+        Index(None, "action", "recorded_at", "id"),
+        Index(None, "subject", "recorded_at", "id"),
+        Index(
+            "audit_log_refused_idx",
+            *("outcome", "recorded_at", "id"),
+            postgresql_where=text("outcome <> 'ok'"),
+        ),
+    )
 
     id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
     recorded_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
     actor: str = Field(sa_type=Text)
-    action: str = Field(sa_type=Text, description="What was done, e.g. profile.changed.")
+    address: str | None = Field(sa_type=Text, description="The IP address that it came from.")
+    action: str = Field(sa_type=Text, description="What was done, e.g. profile.set.")
     subject: str = Field(sa_type=Text, description="What it was done to, by its name.")
+    outcome: str = Field(
+        sa_type=Text,
+        sa_column_kwargs={"server_default": text("'ok'")},
+        description="ok, or the code of the error that refused it.",
+    )
+    request_id: str | None = Field(sa_type=Text, description="As in the log.")
     before: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
     after: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
 
@@ -351,3 +372,4 @@ HEARTBEAT = _columns(Heartbeat)
 STATUS_CHANGE = _columns(StatusChange)
 REGISTRY_STATE = _columns(RegistryState)
 TOKEN = _columns(Token)
+AUDIT_ENTRY = _columns(AuditEntry)

@@ -89,7 +89,7 @@ async def revoke(session: AsyncSession, named: str, *, by: Caller) -> Sequence[T
     if not ended:
         raise TokenNotFound(named)
     for token in ended:
-        await record(session, "token.revoked", token, before=as_document(token), after=None, by=by)
+        await record(session, "token.revoke", token, before=as_document(token), after=None, by=by)
     return ended
 
 
@@ -133,7 +133,7 @@ async def make(
         "expires_at": func.registry_now() + literal(lasts or said["lifetime"], Interval),
     }
     token = (await session.scalars(insert(Token).values(values).returning(Token))).one()
-    action = "token.rotated" if before else "token.made"
+    action = "token.rotate" if before else "token.create"
     await record(session, action, token, before=before, after=as_document(token), by=by)
     return MadeToken(token, key.text)
 
@@ -149,9 +149,9 @@ async def record(
 ) -> None:
     await audit.record(
         session,
-        actor=by.name,
+        by=by,
         action=action,
-        subject=f"token {token.public_id}",
+        subject=token.public_id,
         before=before,
         after=after,
     )

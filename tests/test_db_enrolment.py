@@ -281,8 +281,9 @@ async def test_an_enrolment_is_in_the_audit_trail_and_the_change_log(database: D
     node, made = await enrol(database, key.token, registration_of("gpu-1"))
     audited = await rows(database, "SELECT actor, action, subject FROM audit_log ORDER BY id")
     assert audited == [
-        ("root", "token.made", f"token {key.token.public_id}"),
-        ("rack-7", "token.made", f"token {made.token.public_id}"),
+        ("root", "token.create", key.token.public_id),
+        ("rack-7", "node.register", "gpu-1"),
+        ("rack-7", "token.create", made.token.public_id),
     ]
     assert await rows(
         database, "SELECT actor FROM status_changes WHERE node_id = :node", node=node.id

@@ -185,7 +185,7 @@ async def test_a_lock_that_is_not_had_in_time_fails_the_migration_and_changes_no
 ) -> None:
     before = await catalog(database.engine)
     async with database.engine.connect() as reader:
-        await reader.execute(text("SELECT count(*) FROM nodes, metrics_history"))
+        await reader.execute(text("SELECT count(*) FROM nodes, audit_log"))
         with pytest.raises(DBAPIError, match="lock timeout"):
             await migrate(database.engine, "base", lock_timeout_seconds=0.1)
     assert await catalog(database.engine) == before

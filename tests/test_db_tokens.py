@@ -320,9 +320,9 @@ async def test_every_change_of_a_key_is_in_the_audit_trail(database: Database) -
     )
     old_id, new_id = made.token.public_id, new.token.public_id
     assert audited == [
-        (ADMIN.name, "token.made", f"token {old_id}", None, old_id),
-        (ADMIN.name, "token.rotated", f"token {new_id}", old_id, new_id),
-        (ADMIN.name, "token.revoked", f"token {new_id}", new_id, None),
+        (ADMIN.name, "token.create", old_id, None, old_id),
+        (ADMIN.name, "token.rotate", new_id, old_id, new_id),
+        (ADMIN.name, "token.revoke", new_id, new_id, None),
     ]
 
 

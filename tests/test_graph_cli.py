@@ -50,7 +50,7 @@ async def test_a_database_that_is_behind_is_not_served(empty_database_url: URL) 
     status, _, errors = await run("serve", **environment_for(empty_database_url))
     assert status == 1
     assert errors.strip().splitlines()[-1] == (
-        "node-registry: the database is at schema none, this registry needs 0005:"
+        "node-registry: the database is at schema none, this registry needs 0006:"
         " run `node-registry migrate`"
     )
 

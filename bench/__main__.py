@@ -11,6 +11,7 @@ import uvloop
 from bench import report
 from bench.discovery import discovery
 from bench.fan_out import fan_out
+from bench.heartbeats import heartbeats
 from bench.latency import latency
 from bench.memory import memory
 from bench.rows import Bench, Row
@@ -21,6 +22,7 @@ BENCHES: dict[str, Bench] = {
     "memory": memory,
     "latency": latency,
     "discovery": discovery,
+    "heartbeats": heartbeats,
 }
 
 _OPEN_FILES = 8192

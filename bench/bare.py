@@ -27,12 +27,26 @@ async def repeat(websocket: WebSocket) -> None:
         pass
 
 
+async def say_again(websocket: WebSocket) -> None:
+    """Sends each message back."""
+    await websocket.accept()
+    try:
+        while True:
+            await websocket.send_text(await websocket.receive_text())
+    except WebSocketDisconnect:
+        pass
+
+
 async def echo(request: Request) -> JSONResponse:
     return JSONResponse(await request.json())
 
 
 def main() -> None:
-    routes = [WebSocketRoute("/repeat", repeat), Route("/echo", echo, methods=["POST"])]
+    routes = [
+        WebSocketRoute("/repeat", repeat),
+        WebSocketRoute("/echo", say_again),
+        Route("/echo", echo, methods=["POST"]),
+    ]
     app = Starlette(routes=routes)
     config = uvicorn.Config(
         app,

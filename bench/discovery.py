@@ -4,15 +4,15 @@ The limit is a bare Starlette route that reads the same body as JSON and sends i
 """
 
 from collections.abc import AsyncIterator
+from itertools import cycle
 
 import orjson
 
 from bench import stage
+from bench.closed_loop import CONNECTIONS, Load
 from bench.nodes import settle
-from bench.requests import post, rate
+from bench.requests import dial, post
 from bench.rows import Row, Target
-
-CONNECTIONS = 32
 
 AVAILABLE = """
 query Available($require: NodeRequirements, $limit: Int) {
@@ -67,22 +67,18 @@ async def discovery(*, quick: bool) -> AsyncIterator[Row]:
                 ask, echo = (
                     [post(path, body) for body in bodies] for path in ("/graphql", "/echo")
                 )
-                figures, limits, answer = [], [], b""
+                figures, limits = [], []
                 for _ in range(1 + runs):
-                    figure, answer = await rate(
-                        registry.port, ask, connections=CONNECTIONS, seconds=seconds
-                    )
-                    limit, _ = await rate(bare.port, echo, connections=CONNECTIONS, seconds=seconds)
-                    figures.append(figure)
-                    limits.append(limit)
+                    figures.append(await Load(dial, registry, cycle(ask)).run(seconds))
+                    limits.append(await Load(dial, bare, cycle(echo)).run(seconds))
                 yield Row(
                     name,
                     "requests/s",
-                    figures[1:],
+                    [run.rate for run in figures[1:]],
                     "bare JSON echo of the same body",
-                    limits[1:],
+                    [run.rate for run in limits[1:]],
                     target,
-                    f"{len(answer):,} bytes each, on {CONNECTIONS} connections",
+                    f"{len(figures[0].answer):,} bytes each, on {CONNECTIONS} connections",
                 )
 
 

@@ -1,19 +1,20 @@
-"""An HTTP client that costs next to nothing: requests one after another on connections kept open.
+"""An HTTP client that costs next to nothing: requests one after another on a connection kept open.
 
 It reads responses that have a Content-Length, as RFC 9112 has them.
 """
 
 import asyncio
-import time
-from collections.abc import Iterator, Sequence
-from itertools import cycle
+from collections.abc import Iterator
 from typing import cast
 
 _LENGTH = b"content-length: "
 
 
 class Caller(asyncio.Protocol):
-    """Sends the next request as soon as one was answered, until it is told to stop."""
+    """Sends the next request as soon as one was answered, until it is told to stop.
+
+    An answer with errors is none, as is any status but 200.
+    """
 
     def __init__(self, requests: Iterator[bytes]) -> None:
         self._requests = requests
@@ -21,6 +22,7 @@ class Caller(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.answers = 0
         self.answer = b""
+        self.failure = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -31,21 +33,32 @@ class Caller(asyncio.Protocol):
         head, separator, body = self._buffer.partition(b"\r\n\r\n")
         if not separator:
             return
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise ConnectionError(head.decode())
         at = head.lower().index(_LENGTH) + len(_LENGTH)
         size = int(head[at:].partition(b"\r\n")[0])
         if len(body) < size:
+            return
+        if not head.startswith(b"HTTP/1.1 200") or b'"errors":' in body:
+            self.failure = self._buffer.decode()
             return
         self.answers += 1
         self.answer, self._buffer = body, b""
         if self._transport is not None:
             self._transport.write(next(self._requests))
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is not None:
+            self.failure = f"the server hung up: {exc}"
+
     def stop(self) -> None:
         if self._transport is not None:
-            self._transport.abort()
-            self._transport = None
+            transport, self._transport = self._transport, None
+            transport.abort()
+
+
+async def dial(port: int, requests: Iterator[bytes]) -> Caller:
+    loop = asyncio.get_running_loop()
+    _, caller = await loop.create_connection(lambda: Caller(requests), "127.0.0.1", port)
+    return caller
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -54,21 +67,3 @@ def post(path: str, body: bytes) -> bytes:
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
-
-
-async def rate(
-    port: int, requests: Sequence[bytes], *, connections: int, seconds: float
-) -> tuple[float, bytes]:
-    """Answers a second, and one of them; the requests are sent in turn, over and over."""
-    loop, each = asyncio.get_running_loop(), cycle(requests)
-    callers = [
-        (await loop.create_connection(lambda: Caller(each), "127.0.0.1", port))[1]
-        for _ in range(connections)
-    ]
-    before, began = sum(caller.answers for caller in callers), time.perf_counter()
-    await asyncio.sleep(seconds)
-    answered = sum(caller.answers for caller in callers) - before
-    taken = time.perf_counter() - began
-    for caller in callers:
-        caller.stop()
-    return answered / taken, callers[0].answer

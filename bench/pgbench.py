@@ -1,0 +1,78 @@
+"""What the database does with heartbeats by itself: PostgreSQL's own pgbench, on the same fleet."""
+
+import asyncio
+import re
+import tempfile
+from pathlib import Path
+
+from db.database import Database
+from db.embedded import programs
+
+_TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
+
+_METRICS = (
+    '{"cpu_percent": 12.34, "memory_percent": 43.21, "memory_available_mb": 12345.67,'
+    ' "disk_percent": 56.78, "load_average": 0.52, "extra": {"uptimeSeconds": 123456}}'
+)
+_HEARD = "SET last_heartbeat = now(), heard_at = now()"
+_LOG = "INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)"
+
+
+async def single_commits(database: Database, fleet: int, seconds: float) -> float:
+    """Heartbeats a second of 32 connections, each a transaction of two statements."""
+    return await _transactions(
+        database,
+        f"""
+\\set n random(0, {fleet - 1})
+BEGIN;
+UPDATE nodes {_HEARD}
+WHERE node_id = 'node-' || lpad(:n::text, 5, '0') AND removed_at IS NULL;
+{_LOG} SELECT now(), id, status, '{_METRICS}' FROM nodes
+WHERE node_id = 'node-' || lpad(:n::text, 5, '0') AND removed_at IS NULL;
+COMMIT;
+""",  # noqa: S608  # nothing in it comes from outside
+        connections=32,
+        seconds=seconds,
+    )
+
+
+async def statements_of(size: int, database: Database, fleet: int, seconds: float) -> float:
+    """Heartbeats a second of one connection that writes so many at once."""
+    each = await _transactions(
+        database,
+        f"""
+\\set first random(0, {fleet - size})
+WITH heard AS (
+    UPDATE nodes {_HEARD}
+    WHERE removed_at IS NULL AND node_id IN (
+        SELECT 'node-' || lpad(n::text, 5, '0') FROM generate_series(:first, :first + {size - 1}) n)
+    RETURNING id, status
+) {_LOG} SELECT now(), id, status, '{_METRICS}' FROM heard;
+""",  # noqa: S608  # as above
+        connections=1,
+        seconds=seconds,
+    )
+    return size * each
+
+
+async def _transactions(
+    database: Database, script: str, *, connections: int, seconds: float
+) -> float:
+    """A second. Raises ChildProcessError."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
+        file.write(script)
+        file.flush()
+        process = await asyncio.create_subprocess_exec(
+            str(programs() / "pgbench"),
+            *("--no-vacuum", "--protocol=prepared", f"--client={connections}"),
+            *(f"--time={max(1, round(seconds))}", f"--file={Path(file.name)}"),
+            *(f"--host={database.url.query['host']}", f"--port={database.url.query['port']}"),
+            *("--username", str(database.url.username), str(database.url.database)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        told, complaint = await process.communicate()
+    found = _TPS.search(told.decode())
+    if process.returncode or found is None:
+        raise ChildProcessError(complaint.decode())
+    return float(found[1])

@@ -1,9 +1,14 @@
-"""Parses and validates each document once: a bounded cache, by the document's text."""
+"""Parses and validates each document once, and keeps what is used, by its hash: bounded.
 
+A document may be asked for by its id alone, if it is one of the trusted ones: those of our own
+agent and client. https://github.com/graphql/graphql-over-http, appendix A, persisted documents.
+"""
+
+import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from graphql import (
@@ -12,8 +17,8 @@ from graphql import (
     GraphQLError,
     GraphQLInputType,
     GraphQLSchema,
-    GraphQLSyntaxError,
     OperationDefinitionNode,
+    OperationType,
     ValueNode,
     ValuesOfCorrectTypeRule,
     VariableDefinitionNode,
@@ -24,65 +29,121 @@ from graphql import (
 from graphql.language import SKIP
 from graphql.pyutils import print_path_list
 from graphql.utilities import validate_input_literal
-from strawberry.extensions import SchemaExtension
 from strawberry.schema.schema import validate_document
-from strawberry.types import ExecutionContext
 
+from db.errors import BadInput
 from db.values import Role
+from graph import rights
+from graph.errors import RequestRefused
+from graph.requests import GraphQLRequest
 
-MAX_DOCUMENTS = 256
-MAX_CACHED_CHARACTERS = 16 * 1024
+MAX_USED = 256
+MAX_ON_PROBATION = 64
+MAX_KEPT_CHARACTERS = 16 * 1024
 MAX_TOKENS = 4000
 
 
+class Operation:
+    """One of a document's; what is known of it beyond its name holds if the document is valid."""
+
+    def __init__(self, document: "Document", node: OperationDefinitionNode) -> None:
+        self.document = document
+        self.node = node
+        self.name = node.name.value if node.name else None
+        self.kind: OperationType = node.operation
+
+    @cached_property
+    def refused_fields(self) -> dict[Role, str]:
+        """Whom it is refused, and for which field."""
+        return rights.refused_fields(self.document.schema, self.document.node, self.node)
+
+
 @dataclass(frozen=True, slots=True)
-class Validated:
-    document: DocumentNode
+class Document:
+    """Parsed, and valid if it has no `errors`."""
+
+    id: str
+    schema: GraphQLSchema
+    node: DocumentNode
     errors: list[GraphQLError]
-    refused_fields: dict[int, dict[Role, str]] = field(default_factory=dict)
-    """Of each operation by its node's id: whom it is refused, and for which field."""
+    _operations: dict[str | None, Operation] = field(default_factory=dict)
 
-
-_cache: OrderedDict[str, Validated] = OrderedDict()
-
-
-def validated(schema: GraphQLSchema, query: str) -> Validated:
-    """Raises GraphQLSyntaxError. There is one schema in a process: it is no part of the key."""
-    known = _cache.get(query)
-    if known is not None:
-        _cache.move_to_end(query)
+    def operation(self, name: str | None) -> Operation:
+        """Of that name, or the only one. Raises RequestRefused."""
+        known = self._operations.get(name)
+        if known is None:
+            known = self._operations[name] = Operation(self, self._find(name))
         return known
-    document = parse(query, max_tokens=MAX_TOKENS)
-    known = Validated(document, validate_document(schema, document, _RULES))
-    if len(query) <= MAX_CACHED_CHARACTERS:
-        _cache[query] = known
-        if len(_cache) > MAX_DOCUMENTS:
-            _cache.popitem(last=False)
-    return known
+
+    def _find(self, name: str | None) -> OperationDefinitionNode:
+        nodes = [
+            node for node in self.node.definitions if isinstance(node, OperationDefinitionNode)
+        ]
+        if name is not None:
+            nodes = [node for node in nodes if node.name and node.name.value == name]
+            if not nodes:
+                raise RequestRefused(f"there is no operation {name!r}", field="operationName")
+        if not nodes:
+            raise RequestRefused("there is no operation in the document", field="query")
+        if len(nodes) > 1:
+            raise RequestRefused("there are several operations: name one", field="operationName")
+        return nodes[0]
 
 
-class DocumentCache(SchemaExtension):
-    """Also refuses what Strawberry lets pass: several operations of which none is named."""
+class Documents:
+    """Keeps the trusted ones for good, others while they are used.
 
-    def on_parse(self) -> Iterator[None]:
-        context = self.execution_context
-        context.parse_options["max_tokens"] = MAX_TOKENS
-        with suppress(GraphQLSyntaxError):  # Strawberry finds it again, and says so
-            context.graphql_document = self._validated().document
-        yield
+    What was asked for only once is on probation, whence only others of its kind drive it out: a
+    flood of documents that nobody asks for again drives out none that is in use.
+    """
 
-    def on_validate(self) -> Iterator[None]:
-        context = self.execution_context
-        context.pre_execution_errors = (
-            [GraphQLError("Must provide operation name: there are several operations.")]
-            if _leaves_operation_open(context)
-            else list(self._validated().errors)
-        )
-        yield
+    def __init__(self, schema: GraphQLSchema, trusted: Iterable[str] = ()) -> None:
+        """Raises GraphQLSyntaxError for one that is trusted."""
+        self._schema = schema
+        self._trusted = {
+            document.id: document
+            for document in (self._read(document_id(text), text) for text in trusted)
+        }
+        self._used: OrderedDict[str, Document] = OrderedDict()
+        self._on_probation: OrderedDict[str, Document] = OrderedDict()
 
-    def _validated(self) -> Validated:
-        context = self.execution_context
-        return validated(context.schema._schema, context.query or "")  # noqa: SLF001  # Strawberry's only way to it
+    def asked_for(self, request: GraphQLRequest) -> Document:
+        """Raises GraphQLSyntaxError, and BadInput for an id that is not known."""
+        if request.document_id is None:
+            return self._of(request.query or "")
+        try:
+            return self._trusted[request.document_id]
+        except KeyError:
+            problem = "is not known: send the document itself, as `query`"
+            raise BadInput("documentId", problem) from None
+
+    def _of(self, text: str) -> Document:
+        key = document_id(text)
+        if key in self._trusted:
+            return self._trusted[key]
+        if key in self._used:
+            self._used.move_to_end(key)
+            return self._used[key]
+        if key in self._on_probation:
+            self._used[key] = self._on_probation.pop(key)
+            if len(self._used) > MAX_USED:
+                self._used.popitem(last=False)
+            return self._used[key]
+        document = self._read(key, text)
+        if len(text) <= MAX_KEPT_CHARACTERS:
+            self._on_probation[key] = document
+            if len(self._on_probation) > MAX_ON_PROBATION:
+                self._on_probation.popitem(last=False)
+        return document
+
+    def _read(self, key: str, text: str) -> Document:
+        node = parse(text, max_tokens=MAX_TOKENS)
+        return Document(key, self._schema, node, validate_document(self._schema, node, _RULES))
+
+
+def document_id(text: str) -> str:
+    """As the appendix on persisted documents has it."""
+    return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
 
 
 class LiteralsOfCorrectTypeRule(ValuesOfCorrectTypeRule):
@@ -109,18 +170,6 @@ class LiteralsOfCorrectTypeRule(ValuesOfCorrectTypeRule):
                 node, input_type, on_error, hide_suggestions=self.context.hide_suggestions
             )
         return SKIP
-
-
-def _leaves_operation_open(context: ExecutionContext) -> bool:
-    # Strawberry keeps the name that was given nowhere else, and takes the first operation.
-    if context._provided_operation_name is not None or context.graphql_document is None:  # noqa: SLF001
-        return False
-    operations = [
-        definition
-        for definition in context.graphql_document.definitions
-        if isinstance(definition, OperationDefinitionNode)
-    ]
-    return len(operations) > 1
 
 
 _RULES = tuple(

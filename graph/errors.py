@@ -6,7 +6,6 @@ from typing import Any
 
 import structlog
 from graphql import ArgumentNode, GraphQLError
-from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from db.errors import RegistryError
 
@@ -96,16 +95,11 @@ def _is_of_the_request(error: GraphQLError, cause: Exception | None) -> bool:
     return isinstance(error.original_error, GraphQLError) and error.message.startswith("Argument '")
 
 
-def no_such_operation(error: CannotGetOperationTypeError) -> RequestRefused:
-    field = "query" if error.operation_name is None else "operationName"
-    return RequestRefused(error.as_http_error_reason(), field=field)
-
-
 def _cause(error: GraphQLError) -> Exception | None:
     cause: Exception | None = error
     while isinstance(cause, GraphQLError):
         cause = cause.original_error
-    return no_such_operation(cause) if isinstance(cause, CannotGetOperationTypeError) else cause
+    return cause
 
 
 def _field_of(error: GraphQLError) -> dict[str, str]:

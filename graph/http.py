@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from graphql import OperationType
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
-from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
-from strawberry.types.graphql import OperationType
 
 from db.errors import BadInput, Forbidden, RegistryError, Unauthenticated, Unavailable
 from db.identity import Caller
@@ -24,7 +23,7 @@ from graph import errors
 from graph.authentication import address_of
 from graph.errors import RateLimited, RequestRefused, TookTooLong
 from graph.limits import RETRY_AFTER_SECONDS
-from graph.operations import QUERIES, QUERIES_AND_MUTATIONS, OperationRefused, Operations
+from graph.operations import Admitted, KindNotAllowed, OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
 from graph.sse import MEDIA_TYPE as EVENT_STREAM
@@ -49,13 +48,15 @@ _RANGES = {
 }
 _QUALITY = re.compile(r"[01](\.[0-9]{0,3})?")
 _GRAPHIQL = FileResponse(Path(__file__).parent / "static" / "graphiql" / "index.html")
-_BY_METHOD = {
-    "GET": QUERIES,
-    "POST": QUERIES_AND_MUTATIONS,
+_KINDS = {
+    "GET": {OperationType.QUERY},
+    "POST": {OperationType.QUERY, OperationType.MUTATION},
 }
-
+_STREAMED = {OperationType.SUBSCRIPTION}
 
 _STATUS: dict[type[RegistryError], int] = {
+    BadInput: 400,
+    RequestRefused: 400,
     Unauthenticated: 401,
     Forbidden: 403,
     RateLimited: 429,
@@ -101,14 +102,16 @@ class GraphQLOverHTTP:
             grant = await self._authentication.of_request(request.scope)
             caller = Caller(grant.identity, address_of(request.scope))
             graphql_request = await _read(request, self._settings.max_body_bytes)
-            if streams and self._operations.is_subscription(graphql_request):
+            allowed = _KINDS[request.method] | (_STREAMED if streams else set())
+            admitted = self._admit(graphql_request, caller, allowed)
+            if streams and admitted.is_subscription:
                 return EventStream(
-                    self._operations.subscribe(graphql_request, caller),
+                    self._operations.subscribe(admitted),
                     keepalive_seconds=self._settings.keepalive_seconds,
                     connection=self._limits.connection(),
                     grant=grant,
                 )
-            payload = await self._execute(request.method, graphql_request, caller)
+            payload = await self._operations.execute(admitted)
             status = STATUS_EXECUTED
         except OperationRefused as refused:
             payload = orjson.dumps({"errors": refused.errors}).decode()
@@ -122,13 +125,13 @@ class GraphQLOverHTTP:
             return EventStream(one(payload), keepalive_seconds=self._settings.keepalive_seconds)
         return _response(status, payload, media_type)
 
-    async def _execute(self, method: str, request: GraphQLRequest, caller: Caller) -> str:
+    def _admit(
+        self, request: GraphQLRequest, caller: Caller, allowed: set[OperationType]
+    ) -> Admitted:
         try:
-            return await self._operations.execute(request, _BY_METHOD[method], caller)
-        except CannotGetOperationTypeError as error:
-            raise _Refused(400, errors.no_such_operation(error)) from error
-        except InvalidOperationTypeError as error:
-            raise _wrong_method(error.operation_type) from error
+            return self._operations.admit(request, caller, allowed)
+        except KindNotAllowed as error:
+            raise _wrong_way(error.kind) from error
 
 
 def refused_response(refusal: RegistryError, media_type: str = JSON) -> Response:
@@ -151,7 +154,7 @@ def _wants_page(request: Request) -> bool:
     """A browser that opens the address, not a client that asks something."""
     return (
         request.method == "GET"
-        and "query" not in request.query_params
+        and request.query_params.keys().isdisjoint({"query", "documentId"})
         and "text/html" in request.headers.get("accept", "")
     )
 
@@ -248,17 +251,13 @@ def _parsed(field: str, text: str) -> Any:
         raise _Refused(400, BadInput(field, f"is not JSON: {error}")) from error
 
 
-def _wrong_method(operation_type: OperationType) -> _Refused:
-    match operation_type:
-        case OperationType.MUTATION:
-            refusal = RequestRefused("mutations are sent by POST")
-            return _Refused(405, refusal, Allow="POST")
-        case _:
-            refusal = RequestRefused(
-                "subscriptions are sent over a websocket at this address,"
-                f" or with Accept: {EVENT_STREAM}"
-            )
-            return _Refused(400, refusal)
+def _wrong_way(kind: OperationType) -> _Refused:
+    if kind is OperationType.MUTATION:
+        return _Refused(405, RequestRefused("mutations are sent by POST"), Allow="POST")
+    refusal = RequestRefused(
+        f"subscriptions are sent over a websocket at this address, or with Accept: {EVENT_STREAM}"
+    )
+    return _Refused(400, refusal)
 
 
 def _errors(error: RegistryError) -> str:

@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,20 +20,17 @@ from graphql import (
     NamedTypeNode,
     NonNullTypeNode,
     OperationDefinitionNode,
+    OperationType,
     VariableDefinitionNode,
     create_source_event_stream,
     execute_subscription_event,
-    get_operation_ast,
 )
-from graphql import OperationType as OperationKind
-from strawberry.types.execution import ExecutionResult as StrawberryResult
-from strawberry.types.graphql import OperationType
 from strawberry.utils.await_maybe import await_maybe
 
-from db.errors import RegistryError
 from db.identity import Caller
-from graph import documents, errors, rights
+from graph import errors, rights
 from graph.batched import Batched
+from graph.documents import Documents, Operation
 from graph.once import Once
 from graph.requests import GraphQLRequest
 from graph.schema import Schema
@@ -49,8 +46,16 @@ _EVENT_BYTES = 2000  # about what the event and its task take, whatever was aske
 _TURN = 32
 """Messages to one subscriber after which the others, and all else, have their turn."""
 
-QUERIES = {OperationType.QUERY}
-QUERIES_AND_MUTATIONS = {OperationType.QUERY, OperationType.MUTATION}
+
+ALL_KINDS = frozenset(OperationType)
+
+
+class KindNotAllowed(Exception):
+    """Of what this way of asking is not for; `kind` is what it is."""
+
+    def __init__(self, kind: OperationType) -> None:
+        super().__init__(kind)
+        self.kind = kind
 
 
 class OperationRefused(Exception):
@@ -72,6 +77,19 @@ class _Answer:
         return MAX_SHARED_BYTES + 1 if self.has_errors else len(self.payload)
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An operation that this caller may run."""
+
+    operation: Operation
+    request: GraphQLRequest
+    caller: Caller
+
+    @property
+    def is_subscription(self) -> bool:
+        return self.operation.kind is OperationType.SUBSCRIPTION
+
+
 class Operations:
     """What all transports run operations by. One for each app.
 
@@ -80,8 +98,10 @@ class Operations:
     the next look at it.
     """
 
-    def __init__(self, schema: Schema, services: Services) -> None:
+    def __init__(self, schema: Schema, services: Services, trusted: Iterable[str] = ()) -> None:
+        """`trusted` are documents that may be asked for by their ids."""
         self._schema = schema
+        self._documents = Documents(schema.graphql, trusted)
         self._services = services
         self._shared: Once[tuple[bytes, int], _Shared] = Once(
             MAX_SHARED_BYTES, weigh=lambda shared: shared.answer.weight + _EVENT_BYTES
@@ -90,122 +110,87 @@ class Operations:
             MAX_SHARED_BYTES, weigh=lambda answer: answer.weight
         )
 
-    def is_subscription(self, request: GraphQLRequest) -> bool:
-        """False also of what is no operation at all."""
-        operation = self._operation(request)
-        return operation is not None and operation.operation is OperationKind.SUBSCRIPTION
+    def admit(
+        self,
+        request: GraphQLRequest,
+        caller: Caller,
+        allowed: Collection[OperationType] = ALL_KINDS,
+    ) -> Admitted:
+        """Raises OperationRefused for a document that is not valid.
 
-    async def execute(
-        self, request: GraphQLRequest, allowed: set[OperationType], caller: Caller
-    ) -> str:
-        """The encoded response. Raises OperationRefused when execution did not begin.
-
-        Raises CannotGetOperationTypeError, InvalidOperationTypeError, RateLimited, Forbidden and
-        TookTooLong, too.
+        Raises KindNotAllowed, RequestRefused, BadInput, RateLimited and Forbidden, too.
         """
         self._services.limits.request(caller)
-        operation = self._operation(request)
-        self._require_right(request, operation, caller)
+        try:
+            document = self._documents.asked_for(request)
+        except GraphQLSyntaxError as error:
+            raise OperationRefused(errors.as_response([error])) from error
+        operation = document.operation(request.operation_name)
+        if operation.kind not in allowed:
+            raise KindNotAllowed(operation.kind)
+        if document.errors:
+            raise OperationRefused(errors.as_response(document.errors))
+        rights.require(caller, operation.refused_fields)
+        return Admitted(operation, request, caller)
+
+    async def execute(self, admitted: Admitted) -> str:
+        """The encoded response to a query or mutation.
+
+        Raises OperationRefused when execution did not begin, and TookTooLong.
+        """
         began, outcome = time.perf_counter(), "errors"
         try:
             async with asyncio.timeout(self._services.settings.request_seconds):
-                answer = await self._answer(request, operation, allowed, caller)
+                answer = await self._answer(admitted)
             outcome = "errors" if answer.has_errors else "ok"
         except TimeoutError as error:
             raise errors.TookTooLong(self._services.settings.request_seconds) from error
         finally:
-            name = operation.name.value if operation and operation.name else None
-            self._services.metrics.observe_operation(name, outcome, time.perf_counter() - began)
+            name, taken = admitted.operation.name, time.perf_counter() - began
+            self._services.metrics.observe_operation(name, outcome, taken)
         return answer.payload
 
-    def _operation(self, request: GraphQLRequest) -> OperationDefinitionNode | None:
-        try:
-            known = documents.validated(self._schema.graphql, request.query)
-        except GraphQLSyntaxError:
-            return None
-        return get_operation_ast(known.document, request.operation_name)
-
-    def _require_right(
-        self, request: GraphQLRequest, operation: OperationDefinitionNode | None, caller: Caller
-    ) -> None:
-        """Raises Forbidden. What is not valid is not run in any case."""
-        if operation is None:
-            return
-        known = documents.validated(self._schema.graphql, request.query)
-        if known.errors:
-            return
-        refused = known.refused_fields.get(id(operation))
-        if refused is None:
-            refused = rights.refused_fields(self._schema.graphql, known.document, operation)
-            known.refused_fields[id(operation)] = refused
-        rights.require(caller, refused)
-
-    async def _answer(
-        self,
-        request: GraphQLRequest,
-        operation: OperationDefinitionNode | None,
-        allowed: set[OperationType],
-        caller: Caller,
-    ) -> _Answer:
+    async def _answer(self, admitted: Admitted) -> _Answer:
         """What is said of one look at the fleet is the same until the next."""
-        work = partial(self._execute, request, allowed, caller)
-        if operation is None or not _asks_of_the_fleet_alone(operation):
-            return await work()
+        if not _asks_of_the_fleet_alone(admitted.operation.node):
+            return await self._execute(admitted)
         look = self._services.fleet.current_look()
         if look is None:
-            return await work()
-        return await self._answers.get((_looks(request, operation, caller), look), work)
+            return await self._execute(admitted)
+        work = partial(self._execute, admitted)
+        return await self._answers.get((_looks(admitted), look), work)
 
-    async def _execute(
-        self, request: GraphQLRequest, allowed: set[OperationType], caller: Caller
-    ) -> _Answer:
-        result = await self._schema.execute(
-            request.query,
-            variable_values=request.variables,
-            context_value=self._services.context(caller),
-            operation_name=request.operation_name,
-            allowed_operation_types=allowed,
-            operation_extensions=request.extensions,
-        )
-        return _answered(result)
+    async def _execute(self, admitted: Admitted) -> _Answer:
+        with _faults_shown():
+            result = await await_maybe(self._executor(admitted).execute_operation())
+            assert isinstance(result, ExecutionResult)  # noqa: S101  # nothing is delivered in parts
+            return _answered(result)
 
-    async def subscribe(self, request: GraphQLRequest, caller: Caller) -> AsyncGenerator[str, None]:
-        """The encoded response to each event. Raises OperationRefused."""
-        try:
-            self._services.limits.request(caller)
-            self._require_right(request, self._operation(request), caller)
-        except RegistryError as error:
-            raise OperationRefused(errors.refusal(error)) from error
-        known = documents.validated(self._schema.graphql, request.query)
-        if known.errors:
-            raise OperationRefused(errors.as_response(known.errors))
-        context = self._services.context(caller)
+    def _executor(self, admitted: Admitted) -> "Executor[Any]":
+        """Raises OperationRefused for variables that are not of their types."""
         executor = self._schema.execution_context_class.build(
             self._schema.graphql,
-            known.document,
-            context_value=context,
-            raw_variable_values=request.variables,
-            operation_name=request.operation_name,
-            operation_extensions=request.extensions,
+            admitted.operation.document.node,
+            context_value=self._services.context(admitted.caller),
+            raw_variable_values=admitted.request.variables,
+            operation_name=admitted.operation.name,
         )
         if isinstance(executor, list):
             raise OperationRefused(errors.as_response(executor))
-        looks = _looks(request, executor.operation, caller)
-        try:
-            with self._services.limits.subscription(caller):
-                source = await await_maybe(create_source_event_stream(executor))
-                if isinstance(source, ExecutionResult):
-                    raise OperationRefused(errors.as_response(source.errors or []))  # noqa: TRY301  # as the others
-                assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
-                async with aclosing(source.batches) as batches:
-                    async for events in batches:
-                        async for payload in self._payloads(executor, events, looks):
-                            yield payload
-        except OperationRefused:
-            raise
-        except Exception as error:  # whatever it is, it ends this stream alone
-            broken = GraphQLError(str(error), original_error=error)
-            raise OperationRefused(errors.as_response([broken])) from error
+        return executor
+
+    async def subscribe(self, admitted: Admitted) -> AsyncGenerator[str, None]:
+        """The encoded response to each event. Raises OperationRefused."""
+        executor, looks = self._executor(admitted), _looks(admitted)
+        with _faults_shown(), self._services.limits.subscription(admitted.caller):
+            source = await await_maybe(create_source_event_stream(executor))
+            if isinstance(source, ExecutionResult):
+                raise OperationRefused(errors.as_response(source.errors or []))
+            assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
+            async with aclosing(source.batches) as batches:
+                async for events in batches:
+                    async for payload in self._payloads(executor, events, looks):
+                        yield payload
 
     async def _payloads(
         self, executor: "Executor[Any]", events: Sequence[object], looks: bytes
@@ -236,28 +221,41 @@ async def _tell(executor: "Executor[Any]", event: object) -> _Shared:
     return _Shared(event, _answered(result))
 
 
+@contextmanager
+def _faults_shown() -> Iterator[None]:
+    """Whatever it is, it ends this operation alone."""
+    try:
+        yield
+    except OperationRefused:
+        raise
+    except Exception as error:
+        broken = GraphQLError(str(error), original_error=error)
+        raise OperationRefused(errors.as_response([broken])) from error
+
+
 def _asks_of_the_fleet_alone(operation: OperationDefinitionNode) -> bool:
-    return operation.operation is OperationKind.QUERY and all(
+    return operation.operation is OperationType.QUERY and all(
         isinstance(selection, FieldNode) and selection.name.value in _FLEET_FIELDS
         for selection in operation.selection_set.selections
     )
 
 
-def _looks(request: GraphQLRequest, operation: OperationDefinitionNode, caller: Caller) -> bytes:
+def _looks(admitted: Admitted) -> bytes:
     """The same for all operations to which an event looks the same.
 
     A revision says where a stream begins, never what an event looks like. Nothing is told to one
     caller that another with the same rights would not be told.
     """
-    given = request.variables or {}
+    operation, identity = admitted.operation, admitted.caller.identity
+    given = admitted.request.variables or {}
     shown = {
         name: given[name]
-        for definition in operation.variable_definitions or ()
+        for definition in operation.node.variable_definitions or ()
         if (name := definition.variable.name.value) in given
         and _type_name(definition) != "Revision"
     }
-    holds = [caller.identity.role, *sorted(caller.identity.nodes)]
-    asked = [request.query, request.operation_name, shown, holds]
+    holds = [identity.role, *sorted(identity.nodes)]
+    asked = [operation.document.id, operation.name, shown, holds]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
 
@@ -266,7 +264,7 @@ def _type_name(definition: VariableDefinitionNode) -> str | None:
     return kind.name.value if isinstance(kind, NamedTypeNode) else None
 
 
-def _answered(result: ExecutionResult | StrawberryResult) -> _Answer:
+def _answered(result: ExecutionResult) -> _Answer:
     """Raises OperationRefused when execution did not begin: without it there is no `data`."""
     if not result.errors:
         return _Answer(_encoded({"data": result.data}))

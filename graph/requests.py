@@ -2,11 +2,20 @@
 
 import json
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
+_Text = Annotated[str, Field(min_length=1)]
 _MAYBE_BEYOND_64_BITS = re.compile(r"[0-9]{19}")
 _PROBLEMS = {
     "dict_type": "must be a JSON object",
@@ -21,14 +30,28 @@ _PROBLEMS = {
 
 
 class GraphQLRequest(BaseModel):
-    """As GraphQL over HTTP and graphql-transport-ws define it; what else is sent is ignored."""
+    """As GraphQL over HTTP and graphql-transport-ws define it; what else is sent is ignored.
+
+    It has either a `query` or a `document_id`.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    query: str = Field(min_length=1)
+    document_id: _Text | None = Field(default=None, alias="documentId")
+    query: _Text | None = Field(default=None, validate_default=True)
     operation_name: str | None = Field(default=None, alias="operationName")
     variables: dict[str, Any] | None = None
     extensions: dict[str, Any] | None = None
+
+    @field_validator("query")
+    @classmethod
+    def _one_or_the_other(cls, query: str | None, others: ValidationInfo) -> str | None:
+        given_by_id = others.data.get("document_id", "wrongly") is not None
+        if query is None and not given_by_id:
+            raise PydanticCustomError("missing", "is missing")
+        if query is not None and given_by_id:
+            raise PydanticCustomError("one_too_many", "must not be given beside documentId")
+        return query
 
 
 def first_problem(error: ValidationError) -> tuple[str, str]:

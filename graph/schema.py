@@ -5,7 +5,6 @@ from graphql import GraphQLError, GraphQLSchema
 from strawberry.schema.config import StrawberryConfig
 from strawberry.types.execution import ExecutionContext
 
-from graph.documents import DocumentCache
 from graph.mutations import Mutation
 from graph.queries import Query
 from graph.scalars import SCALARS
@@ -28,6 +27,5 @@ schema = Schema(
     query=Query,
     mutation=Mutation,
     subscription=Subscription,
-    extensions=[DocumentCache],
     config=StrawberryConfig(scalar_map=dict(SCALARS)),
 )

@@ -16,7 +16,6 @@ from graphql import GraphQLError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
-from strawberry.schema.exceptions import CannotGetOperationTypeError
 
 from db.errors import Forbidden, RegistryError, Unauthenticated
 from db.identity import Caller
@@ -25,7 +24,7 @@ from graph.authentication import address_of, require_same_origin
 from graph.errors import RateLimited
 from graph.http import refused_response, too_busy
 from graph.keyring import GRANT_ENDED, Grant
-from graph.operations import QUERIES_AND_MUTATIONS, OperationRefused, Operations
+from graph.operations import OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
 
@@ -205,13 +204,14 @@ class _Connection:
     async def _run(self, operation_id: str, request: GraphQLRequest, caller: Caller) -> None:
         structlog.contextvars.bind_contextvars(request_id=uuid.uuid4().hex, operation=operation_id)
         try:
-            if self._operations.is_subscription(request):
-                payloads = self._operations.subscribe(request, caller)
+            admitted = self._operations.admit(request, caller)
+            if admitted.is_subscription:
+                payloads = self._operations.subscribe(admitted)
                 async with contextlib.aclosing(payloads):
                     async for payload in payloads:
                         await self._send_next(operation_id, payload)
             else:
-                payload = await self._operations.execute(request, QUERIES_AND_MUTATIONS, caller)
+                payload = await self._operations.execute(admitted)
                 await self._send_next(operation_id, payload)
             self._forget(operation_id)
             await self._send({"type": "complete", "id": operation_id})
@@ -219,8 +219,6 @@ class _Connection:
             pass
         except OperationRefused as refused:
             await self._send_error(operation_id, refused.errors)
-        except CannotGetOperationTypeError as error:
-            await self._send_error(operation_id, errors.refusal(errors.no_such_operation(error)))
         except Exception as error:  # noqa: BLE001  # a fault of ours ends this operation alone
             broken = GraphQLError(str(error), original_error=error)
             await self._send_error(operation_id, errors.as_response([broken]))

@@ -492,7 +492,7 @@ async def test_of_several_operations_none_is_run_unless_it_is_named(
 ) -> None:
     for _ in range(2):  # the second time the document comes out of the cache
         response = await ask(shared_server, accept=GRAPHQL_RESPONSE, json={"query": query})
-        refused(response, 400, media_type=GRAPHQL_RESPONSE)
+        refused(response, 400, field="operationName", media_type=GRAPHQL_RESPONSE)
         if "query B" in query:
             named = await ask(shared_server, json={"query": query, "operationName": "B"})
             assert named.json() == {"data": {"b": "Query"}}

@@ -106,15 +106,21 @@ def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> Gr
     return GraphQLRequest.model_validate(asked)
 
 
+def subscribe(
+    operations: Operations, asked: GraphQLRequest, by: Caller = ONE
+) -> AsyncGenerator[str, None]:
+    return operations.subscribe(operations.admit(asked, by))
+
+
 async def told(operations: Operations, asked: GraphQLRequest, by: Caller = ONE) -> list[str]:
-    async with aclosing(operations.subscribe(asked, by)) as payloads:
+    async with aclosing(subscribe(operations, asked, by)) as payloads:
         return [orjson.loads(payload)["data"]["said"]["toldTo"] async for payload in payloads]
 
 
 async def test_what_is_alike_is_executed_once_and_the_same_to_the_byte(
     operations: Operations,
 ) -> None:
-    streams = [operations.subscribe(request(after=str(number)), ONE) for number in range(20)]
+    streams = [subscribe(operations, request(after=str(number))) for number in range(20)]
     payloads = [[payload async for payload in stream] for stream in streams]
     assert STAGE.executed == {"first": 1, "second": 1}
     assert all(payload is payloads[0][0] for payload, _ in payloads)
@@ -162,7 +168,7 @@ async def test_callers_of_the_same_rights_share(operations: Operations) -> None:
 
 async def test_what_failed_is_executed_anew_for_who_comes_later(operations: Operations) -> None:
     STAGE.failing = True
-    payloads = [payload async for payload in operations.subscribe(request(), ONE)]
+    payloads = [payload async for payload in subscribe(operations, request())]
     assert all("UNAVAILABLE" in payload for payload in payloads)
     STAGE.failing = False
     assert await told(operations, request()) == ["first for viewer", "second for viewer"]
@@ -191,7 +197,7 @@ async def test_a_stream_that_breaks_off_says_so_in_an_error(
     monkeypatch.setitem(globals(), "said", broken)
     STAGE.__init__()  # type: ignore[misc]  # anew
     STAGE.may_go_on.set()
-    payloads = Operations(SCHEMA, server.services).subscribe(request(), ONE)
+    payloads = subscribe(Operations(SCHEMA, server.services), request())
     assert await anext(payloads)
     with pytest.raises(OperationRefused) as refused:
         await anext(payloads)

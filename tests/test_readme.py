@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from graph.documents import validated
+from graph.documents import Documents
+from graph.requests import GraphQLRequest
 from graph.schema import schema
 from graph.settings import Settings
 
@@ -26,7 +27,7 @@ def test_every_setting_is_in_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("document", re.findall(r"```graphql\n(.*?)```", README, re.DOTALL))
 def test_every_operation_is_one_of_the_schema(document: str) -> None:
-    assert validated(schema.graphql, document).errors == []
+    assert Documents(schema.graphql).asked_for(GraphQLRequest(query=document)).errors == []
 
 
 def test_it_opens_with_the_two_commands() -> None:

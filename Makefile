@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
 
-.PHONY: run router test check bench format schema lock clean
+.PHONY: run router test check bench format schema documents lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -34,6 +34,10 @@ format: .venv/dev
 
 schema: .venv/dev
 	$(BIN)/node-registry export-schema > schema.graphql
+
+# What the agent and the client may ask for by its id.
+documents: .venv/dev
+	$(BIN)/python -m agent.documents > graph/trusted_documents.json
 
 # The newest versions that fit pyproject.toml, with hashes and without addresses.
 lock: .venv/dev

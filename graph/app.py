@@ -17,6 +17,7 @@ from db.database import Database
 from db.embedded import embedded_postgres, running_url
 from db.migrate import migrate, require_current
 from db.values import RegistryMode
+from graph import documents
 from graph.authentication import Authentication
 from graph.feed import ChangeFeed
 from graph.fleet import Fleet
@@ -176,7 +177,7 @@ def _cross_origin(settings: Settings) -> list[Middleware]:
 
 def build_app(services: Services) -> Starlette:
     pages = Pages(services)
-    operations = Operations(schema, services)
+    operations = Operations(schema, services, documents.trusted())
     static = StaticFiles(directory=Path(__file__).parent / "static")
     return Starlette(
         routes=[

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,25 @@ from agent.machine import observe
 from agent.metrics import Meter
 from agent.settings import load_settings
 
+ROOT = Path(__file__).parent.parent
 DOCUMENTS = [value for value in vars(documents).values() if isinstance(value, GraphQLRequest)]
 
 
 @pytest.fixture(scope="module")
 def schema() -> GraphQLSchema:
-    return build_schema((Path(__file__).parent.parent / "schema.graphql").read_text())
+    return build_schema((ROOT / "schema.graphql").read_text())
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_document_fits_the_schema(schema: GraphQLSchema, document: GraphQLRequest) -> None:
     assert validate(schema, document.document) == []
+
+
+def test_the_registry_trusts_each_document_as_it_is_written() -> None:
+    """`make documents` brings what it trusts up to date."""
+    trusted = json.loads((ROOT / "graph" / "trusted_documents.json").read_text())
+    assert trusted == documents.all_by_id()
+    assert len(trusted) == len(DOCUMENTS)
 
 
 def test_what_the_agent_sends_fits_the_schema(schema: GraphQLSchema) -> None:

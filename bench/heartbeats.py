@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from sqlalchemy import text
 
+from agent.documents import RECORD_HEARTBEAT, id_of
 from bench import pgbench, requests, stage, talker
 from bench.closed_loop import Load, Run, cores
 from bench.nodes import settle
@@ -22,11 +23,6 @@ GATEWAYS = 8
 A_CALL = 100
 A_STATEMENT = 1000
 
-RECORD_HEARTBEAT = """
-mutation RecordHeartbeat($input: RecordHeartbeatInput!) {
-  recordHeartbeat(input: $input) { nodeId status receivedAt nextHeartbeatInSeconds }
-}
-"""
 RECORD_HEARTBEATS = """
 mutation RecordHeartbeats($inputs: [RecordHeartbeatInput!]!) {
   recordHeartbeats(inputs: $inputs) {
@@ -170,7 +166,7 @@ def _calls(beats: Heartbeats) -> Iterator[bytes]:
 
 
 def _one(beat: dict[str, Any]) -> dict[str, Any]:
-    return {"query": RECORD_HEARTBEAT, "variables": {"input": beat}}
+    return {"documentId": id_of(RECORD_HEARTBEAT), "variables": {"input": beat}}
 
 
 async def _logged(database: Database) -> int:

@@ -11,6 +11,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from db.rules import Rules
+from graph.complexity import Bounds
+from graph.cost import MOST
 
 
 class ConfigurationError(Exception):
@@ -78,6 +80,13 @@ class Settings(BaseSettings):
     stalled_reader_seconds: float = Field(default=20, gt=0, le=600)
     connection_init_seconds: float = Field(default=10, gt=0, le=300)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    max_query_tokens: int = Field(default=1000, ge=1)
+    max_query_depth: int = Field(default=20, ge=1)
+    max_query_aliases: int = Field(default=50, ge=0)
+    max_query_directives: int = Field(default=50, ge=0)
+    max_query_cost: int = Field(default=250_000, ge=1, lt=MOST)
+    introspection: bool | None = None
+    graphiql: bool | None = None
     drain_seconds: float = Field(default=3, ge=0, le=300)
     shutdown_seconds: int = Field(default=10, ge=0)
 
@@ -105,6 +114,23 @@ class Settings(BaseSettings):
             self.db_host,
             self.db_port,
             self.db_name,
+        )
+
+    @property
+    def shows_schema(self) -> bool:
+        """By introspection, and by suggestions in errors, which tell the same piece by piece."""
+        return self.env == "development" if self.introspection is None else self.introspection
+
+    @property
+    def serves_graphiql(self) -> bool:
+        return self.env == "development" if self.graphiql is None else self.graphiql
+
+    def query_bounds(self) -> Bounds:
+        return Bounds(
+            depth=self.max_query_depth,
+            aliases=self.max_query_aliases,
+            directives=self.max_query_directives,
+            cost=self.max_query_cost,
         )
 
     def rules(self) -> Rules:

@@ -22,8 +22,8 @@ from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
 from graph.complexity import QueryTooComplex
 
-MAX_CHARACTERS = 64 * 1024
-"""A string is read character by character; what is larger belongs into variables."""
+MAX_CHARACTERS = 128 * 1024
+"""A string is read character by character. A JSON document of the largest size still fits in."""
 
 MAX_ERRORS = 10
 """Each may quote, and so print, the whole of an argument."""

@@ -119,14 +119,14 @@ class StaleBoot(RegistryError):
 
 
 class Unavailable(RegistryError):
-    """The database cannot be reached, or is too busy, at the moment."""
+    """What the registry needs cannot be reached, or is too busy, at the moment."""
 
     code = "UNAVAILABLE"
     retryable = True
 
-    def __init__(self, retry_after_seconds: float) -> None:
+    def __init__(self, retry_after_seconds: float, what: str = "its database") -> None:
         super().__init__(
-            "the registry cannot reach its database at the moment",
+            f"the registry cannot reach {what} at the moment",
             retryAfterSeconds=retry_after_seconds,
         )
 

@@ -5,6 +5,10 @@ from uuid import UUID
 
 from db.values import Role
 
+JWT_PREFIX = "jwt/"
+CERTIFICATE_PREFIX = "tls/"
+"""How the names begin of those whom others vouch for. No key may be named so, and no node."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

@@ -11,6 +11,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from db.rules import Rules
+from db.values import Role
 from graph.complexity import Bounds
 from graph.cost import MOST
 
@@ -50,6 +51,14 @@ class Settings(BaseSettings):
     heartbeats_per_second: float = Field(default=5000, gt=0)
     registrations_per_minute: float = Field(default=6000, gt=0)
     request_seconds: float = Field(default=30, gt=0, le=3600)
+
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_jwks: str | None = None
+    jwt_role_claim: str = Field(default="roles", min_length=1)
+    jwt_roles: dict[str, Role] = {}
+    jwt_nodes_claim: str = Field(default="nodes", min_length=1)
+    jwt_leeway_seconds: float = Field(default=30, ge=0, le=300)
 
     heartbeat_min_interval_seconds: float = Field(default=10, gt=0, le=86400)
     heartbeat_grace_seconds: float = Field(default=5, ge=0, le=86400)

@@ -182,7 +182,7 @@ async def _listed(*, with_dead: bool) -> Sequence[Token]:
 
 
 def _name(name: str | None) -> str | None:
-    return None if name is None else validation.name("--name", name)
+    return None if name is None else validation.key_name("--name", name)
 
 
 def _show_made(made: MadeToken) -> None:

@@ -202,4 +202,4 @@ async def key_for(
 
 
 def _name(name: str | None) -> str | None:
-    return None if name is None else validation.name("input.name", name)
+    return None if name is None else validation.key_name("input.name", name)

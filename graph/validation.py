@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from db.errors import BadInput
+from db.identity import CERTIFICATE_PREFIX, JWT_PREFIX
 
 MAX_NAME_LENGTH = 255
 MAX_NOTE_LENGTH = 2000
@@ -45,6 +46,13 @@ def name(field: str, value: str) -> str:
     if not value.isprintable() or value != value.strip():
         raise BadInput(field, "must be printable and not begin or end with a space")
     return value
+
+
+def key_name(field: str, value: str) -> str:
+    """As `name`, and not to be taken for somebody whom another vouches for."""
+    if value.startswith((JWT_PREFIX, CERTIFICATE_PREFIX)):
+        raise BadInput(field, f"must not begin with {JWT_PREFIX} or {CERTIFICATE_PREFIX}")
+    return name(field, value)
 
 
 def note(field: str, value: str) -> str:

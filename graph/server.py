@@ -20,6 +20,7 @@ from graph.services import Services
 from graph.settings import Settings
 from graph.stalled import http_protocol, stays_open, websocket_protocol
 from graph.supervisor import Supervisor
+from graph.tls import context_of
 from graph.version import VERSION
 
 log = structlog.get_logger()
@@ -77,10 +78,15 @@ class Server(uvicorn.Server):
 
 
 def configured(services: Services) -> Server:
+    """Raises ConfigurationError for certificates that cannot be used."""
     settings = services.settings
+    tls = context_of(settings)
+    if tls is not None:
+        services.supervisor.start("tls", tls.keep_renewed())
     return Server(
         uvicorn.Config(
             build_app(services),
+            ssl_context_factory=None if tls is None else lambda *_: tls,
             http=http_protocol(settings.stalled_reader_seconds),
             ws=websocket_protocol(settings.stalled_reader_seconds),
             # Compression costs each connection more memory than its subscription.
@@ -121,8 +127,11 @@ def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # A machine that vanished acknowledges nothing; an event stream would tell it for long.
-        milliseconds = round(2000 * settings.keepalive_seconds)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        seconds = 2 * settings.keepalive_seconds
+        if settings.tls_certificate is not None:
+            # What a reader does not take waits behind TLS, where `graph.stalled` does not see it.
+            seconds = min(seconds, settings.stalled_reader_seconds)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * seconds))
     return listening
 
 
@@ -150,8 +159,8 @@ async def serve(settings: Settings) -> None:
     """
     with stoppable() as stop_by, listen(settings) as listening:
         async with running_services(settings) as services:
-            begin_serving(listening, settings, services.supervisor)
             server = configured(services)
+            begin_serving(listening, settings, services.supervisor)
             stop_by(server.stop)
             await run_until_stopped(server, listening, services.supervisor)
 
@@ -172,7 +181,7 @@ async def run_until_stopped(
 
 def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supervisor) -> None:
     """What is done once for an address, however many processes answer on it."""
-    url = _url(listening)
+    url = _url(listening, "http" if settings.tls_certificate is None else "https")
     if not settings.authentication_required:
         log.warning("server.open", address=listening.getsockname()[0], authentication="off")
     if settings.dev_agent:
@@ -180,10 +189,10 @@ def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supe
     _announce(url, settings)
 
 
-def _url(listening: socket.socket) -> str:
+def _url(listening: socket.socket, scheme: str) -> str:
     host, port = listening.getsockname()[:2]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    return f"{scheme}://[{reachable}]:{port}" if ":" in host else f"{scheme}://{reachable}:{port}"
 
 
 def _announce(url: str, settings: Settings) -> None:

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from graph.sse import IS_STREAM
+from graph.tls import show_peer
 
 _NO_LINGER = struct.pack("ii", 1, 0)
 
@@ -78,6 +79,10 @@ def http_protocol(after_seconds: float) -> type[HttpToolsProtocol]:
     class Http(_SendDeadline, HttpToolsProtocol):
         stalled_seconds = after_seconds
 
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            show_peer(self.transport, self.scope["state"])
+
         def shutdown(self) -> None:
             if _streams(self):
                 self.transport.close()  # without a last event: the client comes back elsewhere
@@ -90,6 +95,10 @@ def http_protocol(after_seconds: float) -> type[HttpToolsProtocol]:
 def websocket_protocol(after_seconds: float) -> type[WebSocketsSansIOProtocol]:
     class WebSocket(_SendDeadline, WebSocketsSansIOProtocol):
         stalled_seconds = after_seconds
+
+        async def run_asgi(self) -> None:
+            show_peer(self.transport, self.scope["state"])
+            await super().run_asgi()
 
         def keepalive_timeout(self) -> None:
             self.cut()

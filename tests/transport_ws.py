@@ -50,19 +50,20 @@ async def dial(
     url: str,
     subprotocols: Sequence[str] = (PROTOCOL,),
     headers: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Client]:
     """A connection on which nothing was sent yet."""
     offered = [Subprotocol(name) for name in subprotocols] or None
     async with open_socket(
-        url, subprotocols=offered, additional_headers=headers, ping_interval=None
+        url, subprotocols=offered, additional_headers=headers, ping_interval=None, **options
     ) as socket:
         yield Client(socket)
 
 
 @asynccontextmanager
-async def connect(url: str) -> AsyncIterator[Client]:
+async def connect(url: str, **options: Any) -> AsyncIterator[Client]:
     """A connection that is initialised and acknowledged."""
-    async with dial(url) as client:
+    async with dial(url, **options) as client:
         await client.send({"type": "connection_init"})
         assert await client.receive() == {"type": "connection_ack"}
         yield client

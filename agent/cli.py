@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -11,15 +12,16 @@ import click
 
 from agent import documents, identity
 from agent.beat import Run
-from agent.client import Connection, RefusedError, Registry, RegistryAwayError, http_transport
+from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
 from agent.credentials import Credentials, KeyedConnection, read_key
 from agent.identity import StateError
 from agent.logs import configure_logs
 from agent.machine import observe
 from agent.pace import Clock
 from agent.replies import Node, NodeStatusData, NodeWithReason
-from agent.settings import AgentSettings, BadSettingError, load_settings
+from agent.settings import PREFIX, AgentSettings, BadSettingError, load_settings
 from agent.stop import until_stopped
+from agent.trust import Trust, UnusableFileError
 
 BOOTSTRAP_PATIENCE_SECONDS = 60.0
 
@@ -30,6 +32,9 @@ T = TypeVar("T")
 def with_place_options(command: Command) -> Command:
     for option in (
         click.option("--registry-url", help="Where the registry is [http://127.0.0.1:9205]."),
+        click.option("--ca-file", help="Whom to trust with https, instead of the usual ones."),
+        click.option("--certificate", help="Shown to the registry, which knows the node by it."),
+        click.option("--key", help="Of the certificate, if it is in a file of its own."),
         click.option(
             "--state-dir", help="Where the node id is kept [/etc/dagi or ~/.config/dagi]."
         ),
@@ -165,7 +170,7 @@ async def ask_for_node(
         node_key = None  # the agent's, who is another user
     shown = node_key.key if node_key else settings.token
     bearer = shown.get_secret_value() if shown else None
-    async with Connection(http_transport(settings.registry_url, bearer)) as connection:
+    async with connected(settings, trust_of(settings), bearer) as connection:
         data = await connection.ask(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
     return data.node
 
@@ -178,11 +183,25 @@ async def running(settings: AgentSettings, directory: Path) -> AsyncIterator[Run
     machine = observe()
     boot_id = identity.begin_boot(directory, machine.hostname, machine.local_ip)
 
-    def connect(bearer: str | None) -> Registry:
-        return Connection(http_transport(settings.registry_url, bearer))
-
+    connect = partial(connected, settings, trust_of(settings))
     async with aclosing(KeyedConnection(credentials, connect)) as connection:
         yield Run(connection, credentials, directory, settings, boot_id, clock=clock)
+
+
+def trust_of(settings: AgentSettings) -> Trust:
+    """Raises BadSettingError for a file that cannot be used."""
+    files = settings.tls_files()
+    trust = Trust(**files)
+    try:
+        trust.context(settings.registry_url)
+    except UnusableFileError as error:
+        [name, *_] = (name for name, path in files.items() if path == error.path)
+        raise BadSettingError(f"{PREFIX}{name.upper()}", str(error)) from None
+    return trust
+
+
+def connected(settings: AgentSettings, trust: Trust, bearer: str | None) -> Connection:
+    return Connection(http_transport(settings.registry_url, bearer, trust=trust))
 
 
 def call(settings: AgentSettings, work: Coroutine[Any, Any, T]) -> T:

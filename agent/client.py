@@ -12,10 +12,11 @@ from gql.client import AsyncClientSession
 from gql.transport.async_transport import AsyncTransport
 from gql.transport.exceptions import TransportQueryError, TransportServerError
 from gql.transport.httpx import HTTPXAsyncTransport
-from httpx import Limits, create_ssl_context
+from httpx import Limits
 from pydantic import BaseModel, ValidationError
 
 from agent.settings import is_loopback
+from agent.trust import Trust
 
 TIMEOUT_SECONDS = 10.0
 # Long enough for a heartbeat to find the connection of the one before it, and too short for a
@@ -72,21 +73,27 @@ def headers(token: str | None) -> dict[str, str]:
 
 
 def http_transport(
-    url: str, token: str | None, timeout_seconds: float = TIMEOUT_SECONDS
+    url: str,
+    token: str | None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    trust: Trust | None = None,
 ) -> Callable[[], AsyncTransport]:
-    """Makes a transport for each new connection: a used gql transport may never connect again."""
+    """Makes a transport for each new connection: a used gql transport may never connect again.
+
+    Raises UnusableFileError.
+    """
     accept = "application/graphql-response+json, application/json;q=0.9"
     # A proxy for the outside world must not stand between an agent and its own machine.
     trust_env = not is_loopback(url)
-    # Reading the certificates takes some 20 ms, and each connection would do it again.
-    certificates = create_ssl_context(trust_env=trust_env)
+    trust = trust or Trust()
+    trust.context(url)  # what cannot be used is told now
     return lambda: HTTPXAsyncTransport(
         url,
         headers={"Accept": accept, **headers(token)},
         timeout=timeout_seconds,
         limits=Limits(max_connections=1, keepalive_expiry=KEEPALIVE_SECONDS),
         trust_env=trust_env,
-        verify=certificates,
+        verify=trust.context(url),
     )
 
 

@@ -25,6 +25,7 @@ from agent.replies import (
     StatusEvent,
 )
 from agent.settings import graphql_url
+from agent.trust import Trust
 from agent.websocket import connected, read, subscribed
 
 EventT = TypeVar("EventT")
@@ -36,6 +37,7 @@ async def follow_status_changes(
     url: str,
     *,
     token: str | None = None,
+    trust: Trust | None = None,
     node_filter: Mapping[str, Any] | None = None,
     after: int | None = None,
     clock: Clock | None = None,
@@ -47,12 +49,14 @@ async def follow_status_changes(
     Bookmarks come while nothing matches, so a stream that is silent for long may be stale.
 
     Connects again for ever. Raises RefusedError when that does not help, e.g. for a bad filter or
-    token, and ValueError for a bad address. Close it with `aclose()`, or what it holds stays open.
+    token, and ValueError for a bad address, or files of `trust` that cannot be used. Close it with
+    `aclose()`, or what it holds stays open.
     """
     position = after
+    trusted = trust or Trust()
 
     def told_once(url: str) -> AsyncGenerator[StatusEvent, None]:
-        return _changes_told_once(url, token, node_filter, position)
+        return _changes_told_once(url, token, trusted, node_filter, position)
 
     async with aclosing(_across_interruptions(url, told_once, clock or Clock())) as events:
         async for event in events:
@@ -67,6 +71,7 @@ async def follow_available_nodes(
     url: str,
     *,
     token: str | None = None,
+    trust: Trust | None = None,
     requirements: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
 ) -> AsyncGenerator[AvailabilityEvent, None]:
@@ -75,9 +80,10 @@ async def follow_available_nodes(
     The whole set comes first, and again after each interruption. Connects again for ever, and
     raises and is closed as `follow_status_changes`.
     """
+    trusted = trust or Trust()
 
     def told_once(url: str) -> AsyncGenerator[AvailabilityEvent, None]:
-        return _availability_told_once(url, token, requirements)
+        return _availability_told_once(url, token, trusted, requirements)
 
     async with aclosing(_across_interruptions(url, told_once, clock or Clock())) as events:
         async for event in events:
@@ -113,10 +119,14 @@ async def _across_interruptions(
 
 
 async def _changes_told_once(
-    url: str, token: str | None, node_filter: Mapping[str, Any] | None, after: int | None
+    url: str,
+    token: str | None,
+    trust: Trust,
+    node_filter: Mapping[str, Any] | None,
+    after: int | None,
 ) -> AsyncGenerator[StatusEvent, None]:
     """Ends behind ResyncRequired, else with an error."""
-    async with connected(url, token) as transport:
+    async with connected(url, token, trust) as transport:
         if after is None:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 result = await transport.execute(documents.REVISION)
@@ -132,9 +142,9 @@ async def _changes_told_once(
 
 
 async def _availability_told_once(
-    url: str, token: str | None, requirements: Mapping[str, Any] | None
+    url: str, token: str | None, trust: Trust, requirements: Mapping[str, Any] | None
 ) -> AsyncGenerator[AvailabilityEvent, None]:
-    async with connected(url, token) as transport:
+    async with connected(url, token, trust) as transport:
         variables = {"require": requirements}
         results = subscribed(transport, documents.AVAILABILITY, variables, AvailabilityData)
         async with aclosing(results) as replies:

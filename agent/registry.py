@@ -35,6 +35,7 @@ from agent.replies import (
     StatusEvent,
 )
 from agent.settings import graphql_url
+from agent.trust import Trust
 
 MAX_CONNECTIONS = 10
 MAX_QUESTIONS = 1000
@@ -75,19 +76,21 @@ class RegistryClient:
         url: str,
         *,
         token: str | None = None,
+        trust: Trust | None = None,
         timeout_seconds: float = 2.0,
         stale_seconds: float = 300.0,
         clock: Clock | None = None,
     ) -> None:
-        """Raises ValueError for a bad address."""
+        """Raises ValueError for a bad address, or files of `trust` that cannot be used."""
         self._url = graphql_url(url)
         self._token = token
+        self._trust = trust or Trust()
         self._timeout_seconds = timeout_seconds
         self._stale_seconds = stale_seconds
         self._clock = clock or Clock()
         self._breaker = Breaker(self._clock)
         self._connections: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
-        transport = http_transport(self._url, token, timeout_seconds)
+        transport = http_transport(self._url, token, timeout_seconds, self._trust)
         for _ in range(MAX_CONNECTIONS):
             connection = Connection(transport, timeout_seconds=timeout_seconds)
             self._connections.put_nowait(connection)
@@ -128,7 +131,9 @@ class RegistryClient:
 
     def follow_status_changes(self, **given: Any) -> AsyncGenerator[StatusEvent, None]:
         """As `agent.follow.follow_status_changes`, of this registry."""
-        return follow_status_changes(self._url, token=self._token, clock=self._clock, **given)
+        return follow_status_changes(
+            self._url, token=self._token, trust=self._trust, clock=self._clock, **given
+        )
 
     async def aclose(self) -> None:
         for task in self._asking.values():

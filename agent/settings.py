@@ -69,7 +69,7 @@ def _labels(value: object) -> object:
     return tuple(dict.fromkeys(label for part in value.split(",") if (label := part.strip())))
 
 
-def _directory(path: Path) -> Path:
+def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError:
@@ -101,9 +101,12 @@ class AgentSettings(BaseSettings):
     labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_labels)] = None
     """None: the labels that the registry has for the node stay as they are."""
     name: str | None = None
-    state_dir: Annotated[Path, AfterValidator(_directory)] | None = None
+    state_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
     token: Bearer | None = None
     """An enrolment key, or a key of this node's."""
+    ca_file: Annotated[Path, AfterValidator(_absolute)] | None = None
+    certificate: Annotated[Path, AfterValidator(_absolute)] | None = None
+    key: Annotated[Path, AfterValidator(_absolute)] | None = None
 
     @property
     def node_role(self) -> NodeRole:
@@ -120,7 +123,11 @@ class AgentSettings(BaseSettings):
             "role": f"{self.node_role}-{self.node_type}".lower(),
             "labels": self.labels,
             "name": self.name,
+            **{name: path and str(path) for name, path in self.tls_files().items()},
         }
+
+    def tls_files(self) -> dict[str, Path | None]:
+        return {"ca_file": self.ca_file, "certificate": self.certificate, "key": self.key}
 
 
 def load_settings(

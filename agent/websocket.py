@@ -25,6 +25,7 @@ from agent.client import (
     understood,
 )
 from agent.settings import is_loopback
+from agent.trust import Trust
 
 PROTOCOL = "graphql-transport-ws"
 # Middleboxes forget a silent connection, as a rule not before a minute.
@@ -56,7 +57,7 @@ class Transport(WebsocketsTransport):
 
 
 @asynccontextmanager
-async def connected(url: str, token: str | None) -> AsyncIterator[Transport]:
+async def connected(url: str, token: str | None, trust: Trust) -> AsyncIterator[Transport]:
     """`url` is the http(s) address of the endpoint.
 
     Whatever fails of the connection while it is used is raised as RegistryAwayError, or as
@@ -65,6 +66,7 @@ async def connected(url: str, token: str | None) -> AsyncIterator[Transport]:
     transport = Transport(
         url.replace("http", "ws", 1),
         headers=headers(token),
+        ssl=trust.context(url) if url.startswith("https:") else False,
         subprotocols=[PROTOCOL],
         connect_timeout=TIMEOUT_SECONDS,
         ack_timeout=TIMEOUT_SECONDS,

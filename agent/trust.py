@@ -1,0 +1,74 @@
+"""Which registry the agent trusts, and which certificate it shows: files that may be renewed."""
+
+import ssl
+from pathlib import Path
+
+import structlog
+from httpx import create_ssl_context
+
+from agent.settings import is_loopback
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class UnusableFileError(ValueError):
+    def __init__(self, path: Path, problem: object) -> None:
+        super().__init__(f"{path}: {problem}")
+        self.path = path
+
+
+class Trust:
+    """Without `ca_file` the authorities that httpx knows are trusted. The key may be in the file of
+    the certificate.
+    """
+
+    def __init__(
+        self, ca_file: Path | None = None, certificate: Path | None = None, key: Path | None = None
+    ) -> None:
+        self._ca_file, self._certificate, self._key = ca_file, certificate, key
+        self._seen: list[object] = []
+        self._context: ssl.SSLContext | None = None
+
+    def context(self, url: str) -> ssl.SSLContext:
+        """For a new connection. It is read anew when the files have changed: that takes some 20 ms.
+
+        Raises UnusableFileError, but not once it was read: then the former goes on.
+        """
+        seen = [_state(path) for path in (self._ca_file, self._certificate, self._key)]
+        if self._context is None or seen != self._seen:
+            try:
+                # As for proxies, the environment says nothing of one's own machine.
+                self._context = self._read(trust_env=not is_loopback(url))
+            except UnusableFileError as error:
+                if self._context is None:
+                    raise
+                log.warning("trust.unusable", reason=str(error))
+            self._seen = seen
+        return self._context
+
+    def _read(self, *, trust_env: bool) -> ssl.SSLContext:
+        if self._ca_file is None:
+            context = create_ssl_context(trust_env=trust_env)
+        else:
+            try:
+                context = ssl.create_default_context(cafile=self._ca_file)
+            except OSError as error:
+                raise UnusableFileError(self._ca_file, error) from None
+        if self._certificate is None and self._key is not None:
+            raise UnusableFileError(self._key, "is the key of no certificate")
+        if self._certificate is not None:
+            try:
+                # Without a password it would ask for one at the terminal.
+                context.load_cert_chain(self._certificate, self._key, password="")
+            except OSError as error:
+                raise UnusableFileError(self._certificate, error) from None
+        return context
+
+
+def _state(path: Path | None) -> object:
+    """Another one once the file was written, or is gone."""
+    try:
+        stat = path.stat() if path else None
+    except OSError as error:
+        return error.errno
+    return stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns)

@@ -119,7 +119,12 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         metrics.watch(
             "node_registry_subscribers",
             "Open subscriptions.",
-            lambda: feed.subscribers + heartbeat_feed.subscribers + fleet.subscribers,
+            lambda: (
+                feed.subscribers
+                + heartbeat_feed.subscribers
+                + fleet.subscribers
+                + pacemaker.pace.followers
+            ),
         )
         metrics.watch(
             "node_registry_revision",

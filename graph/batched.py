@@ -8,10 +8,16 @@ EventT = TypeVar("EventT")
 
 
 class Batched(AsyncIterator[EventT], Generic[EventT]):
-    """The events one by one, as GraphQL has them; or all that came at once, by `batches`."""
+    """The events one by one, as GraphQL has them; or all that came at once, by `batches`.
 
-    def __init__(self, batches: AsyncGenerator[Sequence[EventT], None]) -> None:
+    `alike` are events that look the same to all callers, whatever their rights.
+    """
+
+    def __init__(
+        self, batches: AsyncGenerator[Sequence[EventT], None], *, alike: bool = False
+    ) -> None:
         self.batches = batches
+        self.alike = alike
         self._begun: deque[EventT] = deque()
 
     async def __anext__(self) -> EventT:

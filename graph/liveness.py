@@ -14,6 +14,7 @@ from db.errors import Unavailable
 from db.liveness import Swept
 from db.rules import JITTER, Rules
 from db.values import RegistryMode
+from graph.pace import Pace
 from graph.settings import Settings
 
 log = structlog.get_logger()
@@ -30,6 +31,7 @@ class Pacemaker:
         self._process = uuid4()
         self._spread_until = 0.0
         self.rules: Rules = settings.rules()
+        self.pace = Pace(self.rules.interval)
         self.mode = RegistryMode.NORMAL
         self.last_sweep_seconds = 0.0
 
@@ -73,6 +75,7 @@ class Pacemaker:
             live_nodes=swept.live,
             jitter=self._jitter(swept.live),
         )
+        self.pace.learn(self.rules.interval)
 
     def _jitter(self, live_nodes: int) -> float:
         """After a silence a fleet is spread the wider the larger it is."""

@@ -181,12 +181,13 @@ class Operations:
 
     async def subscribe(self, admitted: Admitted) -> AsyncGenerator[str, None]:
         """The encoded response to each event. Raises OperationRefused."""
-        executor, looks = self._executor(admitted), _looks(admitted)
+        executor = self._executor(admitted)
         with _faults_shown(), self._services.limits.subscription(admitted.caller):
             source = await await_maybe(create_source_event_stream(executor))
             if isinstance(source, ExecutionResult):
                 raise OperationRefused(errors.as_response(source.errors or []))
             assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
+            looks = _looks(admitted, alike=source.alike)
             async with aclosing(source.batches) as batches:
                 async for events in batches:
                     async for payload in self._payloads(executor, events, looks):
@@ -240,8 +241,8 @@ def _asks_of_the_fleet_alone(operation: OperationDefinitionNode) -> bool:
     )
 
 
-def _looks(admitted: Admitted) -> bytes:
-    """The same for all operations to which an event looks the same.
+def _looks(admitted: Admitted, *, alike: bool = False) -> bytes:
+    """The same for all operations to which an event looks the same; `alike`: whoever asks.
 
     A revision says where a stream begins, never what an event looks like. Nothing is told to one
     caller that another with the same rights would not be told.
@@ -254,7 +255,7 @@ def _looks(admitted: Admitted) -> bytes:
         if (name := definition.variable.name.value) in given
         and _type_name(definition) != "Revision"
     }
-    holds = [identity.role, *sorted(identity.nodes)]
+    holds = None if alike else [identity.role, *sorted(identity.nodes)]
     asked = [operation.document.id, operation.name, shown, holds]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 

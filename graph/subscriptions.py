@@ -15,8 +15,9 @@ from graph.context import Info
 from graph.events import AvailableNodesEvent, NodeStatusEvent
 from graph.follow import follow
 from graph.heartbeat_feed import HeartbeatFeed
+from graph.pace import HeartbeatPace
 from graph.queries import Filter, Require
-from graph.rights import READERS, READERS_AND_OWN_AGENT, allowed, require_own
+from graph.rights import EVERYBODY, READERS, READERS_AND_OWN_AGENT, allowed, require_own
 from graph.scalars import Revision
 from graph.types import Heartbeat
 from graph.watch import follow_available
@@ -82,6 +83,16 @@ class Subscription:
         if node is None:
             raise NodeNotFound(node_id)
         return Batched(_arriving(context.heartbeat_feed, node))
+
+    @strawberry.subscription(
+        **allowed(
+            EVERYBODY,
+            "The pace of heartbeats, for agents: as it is, then whenever it has changed by half. It"
+            " tells them between two heartbeats what their replies would have told them later.",
+        )
+    )
+    async def heartbeat_pace(self, info: Info) -> AsyncIterator[HeartbeatPace]:
+        return Batched(info.context.pacemaker.pace.follow(), alike=True)
 
 
 async def _arriving(

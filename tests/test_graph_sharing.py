@@ -75,6 +75,10 @@ class Subscription:
         del after, loud  # they say only what is asked
         return Batched(said())
 
+    @strawberry.subscription(**allowed(EVERYBODY, "What is said to all."))  # type: ignore[untyped-decorator]  # as above
+    async def cried(self) -> AsyncIterator[Said]:
+        return Batched(said(), alike=True)
+
 
 @strawberry.type
 class Query:
@@ -158,6 +162,15 @@ async def test_nobody_gets_what_was_made_for_a_caller_of_other_rights(
         [f"first for {rights}", f"second for {rights}"] for rights in of_each * 2
     ]
     assert STAGE.executed["first"] == 5
+
+
+async def test_what_looks_alike_to_all_is_executed_once_whatever_their_rights(
+    operations: Operations,
+) -> None:
+    asked = request("All", "subscription All { said: cried { toldTo } }")
+    for by in (caller(Role.VIEWER), caller(Role.AGENT, "a"), caller(Role.AGENT, "b")):
+        assert await told(operations, asked, by) == ["first for viewer", "second for viewer"]
+    assert STAGE.executed == {"first": 1, "second": 1}
 
 
 async def test_callers_of_the_same_rights_share(operations: Operations) -> None:

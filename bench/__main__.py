@@ -1,6 +1,5 @@
 """`python -m bench [NAME…] [--json FILE]`: runs benches, prints one table of what they found."""
 
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from bench.latency import latency
 from bench.memory import memory
 from bench.rows import Bench, Row
 from graph import logs
+from graph.limits import allow_files_for
 
 BENCHES: dict[str, Bench] = {
     "fan-out": fan_out,
@@ -25,7 +25,7 @@ BENCHES: dict[str, Bench] = {
     "heartbeats": heartbeats,
 }
 
-_OPEN_FILES = 8192
+_CONNECTIONS = 8000
 
 
 @click.command()
@@ -38,7 +38,7 @@ def main(names: Sequence[str], json_file: Path | None, *, quick: bool) -> None:
     A target that is missed is told, and is no failure.
     """
     logs.configure("development", "error")
-    _allow_open_files()
+    allow_files_for(_CONNECTIONS)
     under = report.circumstances()
     rows = uvloop.run(_run([BENCHES[name] for name in names or BENCHES], quick=quick))
     click.echo(report.as_text(rows, under))
@@ -54,14 +54,6 @@ async def _run(benches: Sequence[Bench], *, quick: bool) -> list[Row]:
             click.echo(f"measured: {row.name}", err=True)
             rows.append(row)
     return rows
-
-
-def _allow_open_files() -> None:
-    """Thousands of connections; what is started inherits it."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if resource.RLIM_INFINITY not in {now, most}:
-        wanted = min(most, _OPEN_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, wanted), most))
 
 
 if __name__ == "__main__":

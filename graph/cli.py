@@ -16,6 +16,7 @@ from graph.app import database_in_use, database_url
 from graph.authentication import require_safe
 from graph.console import configured, operator
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
+from graph.limits import allow_files_for
 from graph.profile_config import CONFIGS
 from graph.profile_files import Difference, export_profiles, import_profiles
 from graph.schema import schema
@@ -42,6 +43,7 @@ def serve_command(workers: int | None) -> None:
     settings = load(workers=workers)
     require_safe(settings)
     logs.configure(settings.env, settings.log_level)
+    allow_files_for(settings.max_connections)
     uvloop.run(serve(settings) if settings.workers == 1 else serve_by_workers(settings))
 
 

@@ -1,0 +1,39 @@
+"""Connections need open files, of which a system gives few until it is asked."""
+
+import resource
+from collections.abc import Iterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from graph.limits import allow_files_for
+
+
+@pytest.fixture
+def most() -> Iterator[int]:
+    """The limit that cannot be raised, beside one that is low."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    yield before[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_low_limit_of_open_files_is_raised(most: int) -> None:
+    with capture_logs() as logs:
+        allow_files_for(2000)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (3000, most)
+    assert logs == []
+
+
+def test_a_limit_that_is_high_enough_stays(most: int) -> None:
+    allow_files_for(10)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1024, most)
+
+
+def test_more_than_the_system_gives_is_told(most: int) -> None:
+    if most == resource.RLIM_INFINITY:
+        pytest.skip("this system gives any number")
+    with capture_logs() as logs:
+        allow_files_for(most + 1)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
+    assert [entry["event"] for entry in logs] == ["limits.few_open_files"]

@@ -19,6 +19,7 @@ from db.migrate import migrate, require_current
 from db.values import RegistryMode
 from graph import documents
 from graph.authentication import Authentication
+from graph.bearer import jwt_verifier
 from graph.feed import ChangeFeed
 from graph.fleet import Fleet
 from graph.heartbeat_feed import HeartbeatFeed
@@ -107,7 +108,9 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         heartbeats = HeartbeatWriter(database, pacemaker, metrics)
         heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()
-        keyring = Keyring(database, check_seconds=settings.key_check_seconds)
+        keyring = Keyring(
+            database, await jwt_verifier(settings), check_seconds=settings.key_check_seconds
+        )
         supervisor = await stack.enter_async_context(supervised())
         supervisor.start("feed", feed.run())
         supervisor.start("fleet", fleet.run())

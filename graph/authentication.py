@@ -1,4 +1,4 @@
-"""Who asks: by an Authorization header, by what a websocket's connection_init says, or nobody.
+"""Who asks: by an Authorization header, a certificate, a websocket's connection_init, or nobody.
 
 In development on a loopback address anybody may do anything; whoever shows credentials is held to
 them there, too.
@@ -15,6 +15,7 @@ from db.identity import ANONYMOUS
 from graph.keyring import Grant, Keyring
 from graph.quota import Quota
 from graph.settings import ConfigurationError, Settings, is_loopback
+from graph.tls import known_client
 
 _SCHEME = "bearer"
 _AUTHORIZATION = b"authorization"
@@ -37,13 +38,15 @@ class Authentication:
 
     async def of_request(self, scope: Scope) -> Grant:
         """Raises Unauthenticated, RateLimited, Forbidden and Unavailable."""
-        given = _header(scope, _AUTHORIZATION)
-        return self._nobody(scope) if given is None else await self._of(given, scope)
+        return await self.of_handshake(scope) or self._nobody(scope)
 
     async def of_handshake(self, scope: Scope) -> Grant | None:
         """None where connection_init has to say more. Raises as `of_request`."""
         given = _header(scope, _AUTHORIZATION)
-        return None if given is None else await self._of(given, scope)
+        if given is not None:
+            return await self._of(given, scope)
+        certified = known_client(scope)
+        return None if certified is None else self._keyring.trusted(*certified)
 
     async def of_init(self, scope: Scope, payload: Mapping[str, Any] | None) -> Grant:
         """Of a payload such as {"Authorization": "Bearer …"}. Raises as `of_request`."""

@@ -25,24 +25,23 @@ from graphql import (
     ValuesOfCorrectTypeRule,
     VariableDefinitionNode,
     VisitorAction,
-    parse,
     specified_rules,
 )
 from graphql.language import SKIP
 from graphql.pyutils import print_path_list
 from graphql.utilities import validate_input_literal
-from strawberry.schema.schema import validate_document
 
 from db.errors import BadInput
 from db.values import Role
 from graph import rights
+from graph.complexity import Complexity, complexity
+from graph.document_rules import parsed, problems
 from graph.errors import RequestRefused
 from graph.requests import GraphQLRequest
 
 MAX_USED = 256
 MAX_ON_PROBATION = 64
 MAX_KEPT_CHARACTERS = 16 * 1024
-MAX_TOKENS = 4000
 
 _TRUSTED = Path(__file__).parent / "trusted_documents.json"
 
@@ -55,6 +54,10 @@ class Operation:
         self.node = node
         self.name = node.name.value if node.name else None
         self.kind: OperationType = node.operation
+
+    @cached_property
+    def complexity(self) -> Complexity:
+        return complexity(self.document.schema, self.document.node, self.node)
 
     @cached_property
     def refused_fields(self) -> dict[Role, str]:
@@ -101,9 +104,18 @@ class Documents:
     flood of documents that nobody asks for again drives out none that is in use.
     """
 
-    def __init__(self, schema: GraphQLSchema, trusted: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        schema: GraphQLSchema,
+        trusted: Iterable[str] = (),
+        *,
+        max_tokens: int = 1000,
+        shows_schema: bool = True,
+    ) -> None:
         """Raises GraphQLSyntaxError for one that is trusted."""
         self._schema = schema
+        self._max_tokens = max_tokens
+        self._shows_schema = shows_schema
         self._trusted = {
             document.id: document
             for document in (self._read(document_id(text), text) for text in trusted)
@@ -112,7 +124,7 @@ class Documents:
         self._on_probation: OrderedDict[str, Document] = OrderedDict()
 
     def asked_for(self, request: GraphQLRequest) -> Document:
-        """Raises GraphQLSyntaxError, and BadInput for an id that is not known."""
+        """Raises GraphQLSyntaxError, QueryTooComplex, and BadInput for an id that is not known."""
         if request.document_id is None:
             return self._of(request.query or "")
         try:
@@ -141,8 +153,9 @@ class Documents:
         return document
 
     def _read(self, key: str, text: str) -> Document:
-        node = parse(text, max_tokens=MAX_TOKENS)
-        return Document(key, self._schema, node, validate_document(self._schema, node, _RULES))
+        node = parsed(text, max_tokens=self._max_tokens)
+        errors = problems(self._schema, node, _RULES, shows_schema=self._shows_schema)
+        return Document(key, self._schema, node, errors)
 
 
 def trusted() -> list[str]:

@@ -21,6 +21,7 @@ from db.errors import BadInput, Forbidden, RegistryError, Unauthenticated, Unava
 from db.identity import Caller
 from graph import errors
 from graph.authentication import address_of
+from graph.complexity import QueryTooComplex
 from graph.errors import RateLimited, RequestRefused, TookTooLong
 from graph.limits import RETRY_AFTER_SECONDS
 from graph.operations import Admitted, KindNotAllowed, OperationRefused, Operations
@@ -59,6 +60,7 @@ _STATUS: dict[type[RegistryError], int] = {
     RequestRefused: 400,
     Unauthenticated: 401,
     Forbidden: 403,
+    QueryTooComplex: 400,
     RateLimited: 429,
     Unavailable: 503,
     TookTooLong: 503,
@@ -85,7 +87,8 @@ class GraphQLOverHTTP:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            response = _GRAPHIQL if _wants_page(request) else await self._answer(request)
+            wants_page = self._settings.serves_graphiql and _wants_page(request)
+            response = _GRAPHIQL if wants_page else await self._answer(request)
         except ClientDisconnect:
             return  # in the middle of its request: nobody waits for an answer
         try:

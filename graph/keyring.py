@@ -17,12 +17,12 @@ from db import keys, tokens
 from db.database import Database
 from db.errors import Unauthenticated, Unavailable
 from db.identity import Identity
+from graph.bearer import JwtVerifier
 from graph.once import Once
 
 log = structlog.get_logger()
 
 MAX_KEPT = 50_000
-MAX_KEY_LENGTH = 8192
 USE_SECONDS = 60.0
 GRANT_ENDED = "the credentials were revoked, or their time is over"
 
@@ -60,8 +60,12 @@ class Keyring:
     That a key is used is recorded once a minute, not at each use.
     """
 
-    def __init__(self, database: Database, *, check_seconds: float) -> None:
+    def __init__(
+        self, database: Database, verifier: JwtVerifier | None, *, check_seconds: float
+    ) -> None:
+        """Without a verifier no token of another issuer is good."""
         self._database = database
+        self._verifier = verifier
         self._check_seconds = check_seconds
         self._kept: Once[bytes, Grant] = Once(MAX_KEPT)
         self._granted: WeakSet[Grant] = WeakSet()  # whoever still holds one, kept or not
@@ -76,13 +80,21 @@ class Keyring:
         return grant
 
     async def grant(self, shown: str) -> Grant:
-        """Raises Unauthenticated, and Unavailable when the database cannot be asked."""
+        """Raises Unauthenticated, Forbidden for a token of another issuer that gives no role here,
+        and Unavailable when the database, or that issuer, cannot be asked.
+        """
         digest = _digest(shown)
         grant = await self._kept.get(digest, partial(self._ask, shown))
         if grant.ended:
             self._kept.forget(digest)
             grant = await self._kept.get(digest, partial(self._ask, shown))
         self._use(grant)
+        return grant
+
+    def trusted(self, identity: Identity, ends_at: datetime) -> Grant:
+        """Of what somebody else vouches for, until then."""
+        grant = Grant(identity, ends_at)
+        self._granted.add(grant)
         return grant
 
     async def run(self) -> None:
@@ -100,18 +112,18 @@ class Keyring:
                 log.warning("keys.unavailable", cause=repr(error.__cause__))
 
     async def look(self) -> None:
-        """Ends what no longer counts."""
-        held = {grant.identity.key_id: grant for grant in self._granted}
-        asked = [key for key in held if key is not None]
-        ended: set[UUID] = set()
-        if asked:
-            async with self._database.read() as session:
-                ended = await tokens.ended(session, asked)
+        """Ends what no longer counts: of our own keys, by the database's clock."""
         now = datetime.now(UTC)
         for grant in list(self._granted):
-            key = grant.identity.key_id
-            revoked = key in ended
-            if revoked or (key is None and grant.ends_at is not None and grant.ends_at <= now):
+            if grant.ends_at is not None and grant.ends_at <= now:
+                self._end(grant)
+        asked = {key for grant in self._granted if (key := grant.identity.key_id) is not None}
+        if not asked:
+            return
+        async with self._database.read() as session:
+            ended = await tokens.ended(session, list(asked))
+        for grant in list(self._granted):
+            if grant.identity.key_id in ended:
                 self._end(grant)
 
     async def record_use(self) -> None:
@@ -122,6 +134,8 @@ class Keyring:
 
     async def _ask(self, shown: str) -> Grant:
         presented = keys.parsed(shown)
+        if presented is None and self._verifier is not None:
+            return self.trusted(*await self._verifier.verify(shown))
         if presented is None:
             raise Unauthenticated("that is no key of this registry")
         async with self._database.read() as session:

@@ -101,7 +101,15 @@ class Operations:
     def __init__(self, schema: Schema, services: Services, trusted: Iterable[str] = ()) -> None:
         """`trusted` are documents that may be asked for by their ids."""
         self._schema = schema
-        self._documents = Documents(schema.graphql, trusted)
+        settings = services.settings
+        self._hides_suggestions = not settings.shows_schema
+        self._bounds = settings.query_bounds()
+        self._documents = Documents(
+            schema.graphql,
+            trusted,
+            max_tokens=settings.max_query_tokens,
+            shows_schema=settings.shows_schema,
+        )
         self._services = services
         self._shared: Once[tuple[bytes, int], _Shared] = Once(
             MAX_SHARED_BYTES, weigh=lambda shared: shared.answer.weight + _EVENT_BYTES
@@ -118,7 +126,8 @@ class Operations:
     ) -> Admitted:
         """Raises OperationRefused for a document that is not valid.
 
-        Raises KindNotAllowed, RequestRefused, BadInput, RateLimited and Forbidden, too.
+        Raises KindNotAllowed, RequestRefused, BadInput, RateLimited, Forbidden and QueryTooComplex,
+        too.
         """
         self._services.limits.request(caller)
         try:
@@ -131,6 +140,7 @@ class Operations:
         if document.errors:
             raise OperationRefused(errors.as_response(document.errors))
         rights.require(caller, operation.refused_fields)
+        self._bounds.require(operation.complexity, request.variables)
         return Admitted(operation, request, caller)
 
     async def execute(self, admitted: Admitted) -> str:
@@ -174,6 +184,7 @@ class Operations:
             context_value=self._services.context(admitted.caller),
             raw_variable_values=admitted.request.variables,
             operation_name=admitted.operation.name,
+            hide_suggestions=self._hides_suggestions,
         )
         if isinstance(executor, list):
             raise OperationRefused(errors.as_response(executor))

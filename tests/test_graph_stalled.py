@@ -16,6 +16,9 @@ pytestmark = pytest.mark.usefixtures("logged")
 SECONDS = 10
 
 
+MANY_FIELDS = {"max_query_tokens": 10_000, "max_query_aliases": 1000}
+
+
 def much(megabytes: int) -> str:
     """A query whose answer is so large, if the node's metadata has 50,000 characters."""
     fields = (f'n{number}: node(nodeId: "a") {{ metadata }}' for number in range(20 * megabytes))
@@ -53,7 +56,7 @@ async def until_cut(plain: socket.socket) -> None:
 async def test_who_does_not_read_a_big_response_is_cut_and_delays_nobody(
     start_server: StartServer,
 ) -> None:
-    async with start_server(stalled_reader_seconds=0.1) as server:
+    async with start_server(stalled_reader_seconds=0.1, **MANY_FIELDS) as server:
         await register(server, "a", metadata={"much": "x" * 50_000})
         async with plain_socket(server, request(much(8))) as stalled:
             cut = asyncio.create_task(until_cut(stalled))
@@ -66,7 +69,7 @@ async def test_who_does_not_read_a_big_response_is_cut_and_delays_nobody(
 
 
 async def test_who_reads_a_big_response_slowly_gets_all_of_it(start_server: StartServer) -> None:
-    async with start_server(stalled_reader_seconds=0.5) as server:
+    async with start_server(stalled_reader_seconds=0.5, **MANY_FIELDS) as server:
         await register(server, "a", metadata={"much": "x" * 50_000})
         loop = asyncio.get_running_loop()
         async with plain_socket(server, request(much(12))) as slow, asyncio.timeout(SECONDS):

@@ -443,3 +443,24 @@ async def test_a_reader_that_stalls_is_cut_and_a_slow_one_is_not(
             assert held_by_server(slowly)
             while held_by_server(stalled):
                 await asyncio.sleep(0.02)
+
+
+async def test_an_agent_with_a_certificate_speaks_for_its_node_alone(
+    start_server: StartServer, authority: Authority
+) -> None:
+    pair, ca = authority.server(), authority.certificate
+    async with start_server(auth="required", **settings_for(pair, ca)) as live:
+        url = live.url.replace("http", "https")
+        known = trusting(authority, authority.client("gpu-1"))
+        async with (
+            httpx.AsyncClient(base_url=url, verify=known) as http,
+            httpx.AsyncClient(base_url=url, verify=trusting(authority)) as nobody,
+        ):
+            server = LiveServer(url, live.services, http)
+            registered = await register(server, "gpu-1")
+            assert registered["node"]["nodeId"] == "gpu-1"
+            await beat(server, "gpu-1", 1)
+            refused = await server.post('{ node(nodeId: "gpu-2") { id } }')
+            assert refused["errors"][0]["extensions"]["code"] == "FORBIDDEN"
+            stranger = await nobody.post("/graphql", json={"query": "{ registry { revision } }"})
+            assert stranger.status_code == 401

@@ -66,7 +66,9 @@ FROM unnest(CAST(:nodes AS uuid[]), CAST(:last_ids AS bigint[])) AS w (node, las
     LIMIT 100
 ) h
 ORDER BY h.id
-""").columns(*HEARTBEAT)
+""").columns(
+    HEARTBEAT.id, HEARTBEAT.timestamp, HEARTBEAT.node_id, HEARTBEAT.status, HEARTBEAT.metrics
+)
 
 
 async def heartbeats_behind(

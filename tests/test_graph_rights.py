@@ -114,6 +114,10 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
         READERS | {Role.AGENT},
         'subscription { heartbeats(nodeId: "own") { id } }',
     ),
+    "Subscription.heartbeatPace": (
+        EVERYBODY,
+        "subscription { heartbeatPace { __typename } }",
+    ),
 }
 
 # What lies below is for whoever may ask for a field that leads there: nothing in it is narrower.
@@ -130,6 +134,7 @@ BELOW = {
     "Heartbeat": "id nodeId receivedAt status metrics",
     "HeartbeatConnection": "edges nodes pageInfo",
     "HeartbeatEdge": "cursor node",
+    "HeartbeatPace": "intervalSeconds",
     "HeartbeatRejected": "nodeId code message",
     "MetricRange": "min avg max",
     "MetricsHour": "startsAt heartbeats cpuPercent memoryPercent memoryAvailableMb diskPercent"

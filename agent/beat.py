@@ -14,17 +14,13 @@ from agent.client import (
     RefusedError,
     Registry,
     RegistryAwayError,
+    RestartingError,
 )
 from agent.credentials import Credentials
 from agent.machine import Machine, observe
 from agent.metrics import Meter
-from agent.pace import Clock, retry_delay
-from agent.replies import (
-    HeartbeatRecorded,
-    RecordHeartbeatData,
-    Registered,
-    RegisterNodeData,
-)
+from agent.pace import Clock, Schedule, retry_delay
+from agent.replies import HeartbeatRecorded, RecordHeartbeatData, Registered, RegisterNodeData
 from agent.rotation import rotate_when_due
 from agent.settings import AgentSettings
 
@@ -54,6 +50,7 @@ class Run:
 
     connection: Registry
     credentials: Credentials
+    schedule: Schedule
     directory: Path
     settings: AgentSettings
     boot_id: str
@@ -64,8 +61,6 @@ class Run:
     node_id: str | None = None
     """Set before `register`: the id to ask for when the directory holds none."""
     sequence: int = 0
-    interval_seconds: float = 0.0
-    """The registry's pace; 0 until the first registration is accepted."""
 
     async def keep_beating(self) -> NoReturn:
         """Raises RefusedError when this run has to end, StateError when a file cannot be used."""
@@ -80,7 +75,7 @@ class Run:
                 elif refusal.code != UNAUTHENTICATED:
                     raise
                 await self.register()
-            await self.clock.wait(self.interval_seconds)
+            await self.schedule.wait()
 
     async def register(self) -> Registered:
         """Returns once the registry has accepted; the node id is on disk then."""
@@ -91,7 +86,7 @@ class Run:
             boot_id=self.boot_id,
             created=registered.created,
             status=registered.node.status,
-            next_heartbeat_in_seconds=self.interval_seconds,
+            next_heartbeat_in_seconds=registered.next_heartbeat_in_seconds,
             key_expires_at=str(registered.key_expires_at) if registered.key_expires_at else None,
         )
         return registered
@@ -121,7 +116,7 @@ class Run:
             self.credentials.learn(registered.key_expires_at)
         identity.accept_boot(self.directory, registered.node.node_id, self.boot_id)
         self.node_id = registered.node.node_id
-        self.interval_seconds = registered.next_heartbeat_in_seconds
+        self.schedule.promise(registered.next_heartbeat_in_seconds)
         return registered
 
     async def _ask_to_register(self, registration: dict[str, Any]) -> Registered:
@@ -155,10 +150,10 @@ class Run:
         return recorded
 
     def _pace(self, seconds: float) -> None:
-        slower, faster = seconds / self.interval_seconds, self.interval_seconds / seconds
-        if max(slower, faster) > PACE_CHANGE:
+        was = self.schedule.interval_seconds
+        if max(seconds / was, was / seconds) > PACE_CHANGE:
             log.info("heartbeat.paced", next_heartbeat_in_seconds=seconds)
-        self.interval_seconds = seconds
+        self.schedule.promise(seconds)
 
     async def _insist(self, attempt: Callable[[], Awaitable[T]], *, ends_at: set[str]) -> T:
         """Tries until it succeeds, or a refusal is final, or patience ends."""
@@ -196,7 +191,7 @@ class Run:
             at_least = max(at_least, SLOW_RETRY_SECONDS)
         return retry_delay(
             failures,
-            interval_seconds=self.interval_seconds,
+            interval_seconds=self.schedule.interval_seconds,
             at_least_seconds=at_least,
             uniform=self.clock.uniform,
         )
@@ -209,15 +204,18 @@ class Run:
         delay: float,
     ) -> str:
         """Logs what is new; returns what has been logged now, for the next call."""
+        tell = log.warning
         if isinstance(error, RegistryAwayError):
             event, kind = "registry.away", "away"
             said: dict[str, object] = {"reason": error.reason}
+            if isinstance(error, RestartingError):
+                event, kind, tell = "registry.restarting", "restarting", log.info
         else:
             event, kind = "registry.refused", error.code
             said = {"code": error.code, "message": error.message, "facts": dict(error.facts)}
         # The wait for a holder is one that a person may want to end, so it is said each time.
         news = kind != reported or kind == NODE_ID_TAKEN
-        (log.warning if news else log.debug)(
+        (tell if news else log.debug)(
             event,
             registry_url=self.settings.registry_url,
             failures=failures,

@@ -4,7 +4,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -12,12 +11,13 @@ import click
 
 from agent import documents, identity
 from agent.beat import Run
-from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
+from agent.client import Connection, RefusedError, Registry, RegistryAwayError, http_transport
 from agent.credentials import Credentials, KeyedConnection, read_key
 from agent.identity import StateError
+from agent.link import Link
 from agent.logs import configure_logs
 from agent.machine import observe
-from agent.pace import Clock
+from agent.pace import Clock, Schedule
 from agent.replies import Node, NodeStatusData, NodeWithReason
 from agent.settings import PREFIX, AgentSettings, BadSettingError, load_settings
 from agent.stop import until_stopped
@@ -48,6 +48,7 @@ def with_node_options(command: Command) -> Command:
         click.option("--name", help="A name for people to read."),
         click.option("--labels", help="With commas between them, e.g. router,gateway."),
         click.option("--type", help="router, gateway or worker; goes before the type in --role."),
+        click.option("--transport", help="websocket or http, for heartbeats [websocket]."),
         click.option(
             "--role",
             help="production, development or backup, alone or with the type: production-router"
@@ -170,7 +171,8 @@ async def ask_for_node(
         node_key = None  # the agent's, who is another user
     shown = node_key.key if node_key else settings.token
     bearer = shown.get_secret_value() if shown else None
-    async with connected(settings, trust_of(settings), bearer) as connection:
+    transport = http_transport(settings.registry_url, bearer, trust=trust_of(settings))
+    async with Connection(transport) as connection:
         data = await connection.ask(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
     return data.node
 
@@ -179,13 +181,19 @@ async def ask_for_node(
 async def running(settings: AgentSettings, directory: Path) -> AsyncIterator[Run]:
     """A run that has not yet asked for anything."""
     clock = Clock()
+    schedule = Schedule(clock)
     credentials = Credentials(directory, settings.token, clock.uniform)
+    url, trust = settings.registry_url, trust_of(settings)
+
+    def connect(bearer: str | None) -> Registry:
+        if settings.transport == "http":
+            return Connection(http_transport(url, bearer, trust=trust))
+        return Link(url, bearer, trust, clock=clock, hear_pace=schedule.hear_pace)
+
     machine = observe()
     boot_id = identity.begin_boot(directory, machine.hostname, machine.local_ip)
-
-    connect = partial(connected, settings, trust_of(settings))
     async with aclosing(KeyedConnection(credentials, connect)) as connection:
-        yield Run(connection, credentials, directory, settings, boot_id, clock=clock)
+        yield Run(connection, credentials, schedule, directory, settings, boot_id, clock=clock)
 
 
 def trust_of(settings: AgentSettings) -> Trust:
@@ -198,10 +206,6 @@ def trust_of(settings: AgentSettings) -> Trust:
         [name, *_] = (name for name, path in files.items() if path == error.path)
         raise BadSettingError(f"{PREFIX}{name.upper()}", str(error)) from None
     return trust
-
-
-def connected(settings: AgentSettings, trust: Trust, bearer: str | None) -> Connection:
-    return Connection(http_transport(settings.registry_url, bearer, trust=trust))
 
 
 def call(settings: AgentSettings, work: Coroutine[Any, Any, T]) -> T:

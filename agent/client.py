@@ -42,6 +42,10 @@ class RegistryAwayError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
+class RestartingError(RegistryAwayError):
+    """It said that it goes, and is expected back, or another in its place."""
+
+
 class RefusedError(Exception):
     """The registry said no. `code` is its `extensions.code`, or empty; `facts` the others."""
 
@@ -98,7 +102,7 @@ def http_transport(
 
 
 class Registry(Protocol):
-    """Whatever carries requests to it, one at a time.
+    """Whatever carries requests to it, one at a time: a Connection here, `agent.link.Link`.
 
     `ask` raises RegistryAwayError, and RefusedError when the registry answered with an error.
     """

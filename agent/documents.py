@@ -31,6 +31,10 @@ mutation RecordHeartbeat($input: RecordHeartbeatInput!) {
 }
 """)
 
+HEARTBEAT_PACE = gql("""
+subscription HeartbeatPace { heartbeatPace { intervalSeconds } }
+""")
+
 NODE_STATUS = gql("""
 query NodeStatus($nodeId: String!) {
   node(nodeId: $nodeId) {

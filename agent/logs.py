@@ -25,7 +25,8 @@ def configure_logs(*, verbose: bool) -> None:
     )
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    for chatty in ("asyncio", "gql", "httpx", "httpcore"):
+    # Some of them would write down what is sent, keys included.
+    for chatty in ("asyncio", "gql", "httpx", "httpcore", "websockets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 BASE_SECONDS = 1.0
 CAP_SECONDS = 60.0
-# How soon after it wakes a machine that slept notices that a heartbeat is due.
-SLICE_SECONDS = 5.0
+# How soon a heartbeat is noticed to be due: the machine has slept, or the pace has changed.
+SLICE_SECONDS = 1.0
 
 # Unlike time.monotonic these go on while the machine sleeps: on Linux, else on macOS.
 _AWAKE_OR_NOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -26,8 +26,41 @@ class Clock:
     async def wait(self, seconds: float) -> None:
         """Ends early, by its own measure, when the machine has slept over the time."""
         due = self.now() + seconds
-        while (left := due - self.now()) > 0:
+        await self.wait_until(lambda: due)
+
+    async def wait_until(self, due: Callable[[], float]) -> None:
+        """`due`, as `now` has it, may move meanwhile."""
+        while (left := due() - self.now()) > 0:
             await self.sleep(min(left, SLICE_SECONDS))
+
+
+class Schedule:
+    """When the next heartbeat is due: as promised, or earlier when the pace has become faster."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._pace_seconds = 0.0
+        self.interval_seconds = 0.0
+        """What was promised last; 0 before that."""
+        self.due = clock.now()
+
+    def promise(self, seconds: float) -> None:
+        """By a reply, from now on."""
+        self.interval_seconds = seconds
+        self.due = self._clock.now() + seconds
+
+    def hear_pace(self, seconds: float) -> None:
+        """All agents hear it at the same moment, so each draws its own within the interval.
+
+        A slower pace changes nothing: the node is judged by what it was promised.
+        """
+        faster, self._pace_seconds = seconds < self._pace_seconds, seconds
+        now = self._clock.now()
+        if faster and self.due - now > seconds:
+            self.due = now + self._clock.uniform(0.0, seconds)
+
+    async def wait(self) -> None:
+        await self._clock.wait_until(lambda: self.due)
 
 
 def retry_ceiling(failures: int, interval_seconds: float) -> float:

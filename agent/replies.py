@@ -79,6 +79,14 @@ class RecordHeartbeatData(Reply):
     record_heartbeat: HeartbeatRecorded
 
 
+class HeartbeatPace(Reply):
+    interval_seconds: Interval
+
+
+class HeartbeatPaceData(Reply):
+    heartbeat_pace: HeartbeatPace
+
+
 class NodeStatusData(Reply):
     node: NodeWithReason | None
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from os import environ
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
@@ -107,6 +107,8 @@ class AgentSettings(BaseSettings):
     ca_file: Annotated[Path, AfterValidator(_absolute)] | None = None
     certificate: Annotated[Path, AfterValidator(_absolute)] | None = None
     key: Annotated[Path, AfterValidator(_absolute)] | None = None
+    transport: Literal["websocket", "http"] = "websocket"
+    """Of heartbeats; where no websocket can be opened they go over HTTP."""
 
     @property
     def node_role(self) -> NodeRole:
@@ -123,6 +125,7 @@ class AgentSettings(BaseSettings):
             "role": f"{self.node_role}-{self.node_type}".lower(),
             "labels": self.labels,
             "name": self.name,
+            "transport": self.transport,
             **{name: path and str(path) for name, path in self.tls_files().items()},
         }
 

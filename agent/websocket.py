@@ -1,7 +1,8 @@
 """One websocket to the registry: bounded memory, and two ways to fail, as in `agent.client`."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 from gql import GraphQLRequest
@@ -9,7 +10,7 @@ from gql.transport.exceptions import TransportError, TransportProtocolError, Tra
 from gql.transport.websockets import WebsocketsTransport
 from graphql import ExecutionResult
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.frames import Close
+from websockets.frames import Close, CloseCode
 
 from agent.client import (
     FORBIDDEN,
@@ -18,6 +19,7 @@ from agent.client import (
     RefusedError,
     RegistryAwayError,
     ReplyT,
+    RestartingError,
     checked,
     headers,
     http_failure,
@@ -34,12 +36,21 @@ PING_SECONDS = 20.0
 CODE_OF_CLOSE = {4401: UNAUTHENTICATED, 4403: FORBIDDEN}
 
 
+class UnopenedError(RegistryAwayError):
+    """No websocket could be opened, though something may have answered: HTTP may get through."""
+
+
 class Transport(WebsocketsTransport):
     """Reads on when what came before was taken: gql's queue has no bound.
 
     What waits then, waits in the bounded buffers of websockets and TCP, and at the registry, which
     asks a reader that is much too slow for a resync.
     """
+
+    @property
+    def alive(self) -> bool:
+        """False once it is known that the connection is lost."""
+        return self.receive_data_task is not None and not self.receive_data_task.done()
 
     async def _receive(self) -> str:
         for listener in list(self.listeners.values()):
@@ -57,39 +68,49 @@ class Transport(WebsocketsTransport):
 
 
 @asynccontextmanager
-async def connected(url: str, token: str | None, trust: Trust) -> AsyncIterator[Transport]:
+async def connected(
+    url: str, token: str | None, trust: Trust, *, open_seconds: float | None = None
+) -> AsyncIterator[Transport]:
     """`url` is the http(s) address of the endpoint.
 
     Whatever fails of the connection while it is used is raised as RegistryAwayError, or as
-    RefusedError when the registry said no.
+    RefusedError when the registry said no; UnopenedError where HTTP may do better.
     """
-    transport = Transport(
+    transport = _transport(url, token, trust)
+    open_seconds = open_seconds or TIMEOUT_SECONDS
+    try:
+        with named_failures(open_seconds, UnopenedError):
+            async with asyncio.timeout(open_seconds):
+                await transport.connect()
+        with named_failures():
+            yield transport
+    finally:
+        if transport.receive_data_task:
+            transport.receive_data_task.cancel()  # it may wait for a reader that has left
+        await transport.close()
+
+
+def _transport(url: str, token: str | None, trust: Trust) -> Transport:
+    # A proxy for the outside world must not stand before one's own machine.
+    outside = not is_loopback(url)
+    return Transport(
         url.replace("http", "ws", 1),
         headers=headers(token),
         ssl=trust.context(url) if url.startswith("https:") else False,
         subprotocols=[PROTOCOL],
-        connect_timeout=TIMEOUT_SECONDS,
-        ack_timeout=TIMEOUT_SECONDS,
+        connect_timeout=None,
+        ack_timeout=None,
         connect_args={
+            "open_timeout": None,
             "ping_interval": PING_SECONDS,
             "ping_timeout": PING_SECONDS,
             # It says goodbye and does not wait for the answer, behind what nobody will read.
             "close_timeout": 0,
             # Inflated, what one read of the socket brings would have no bound.
             "compression": None,
-            # A proxy for the outside world must not stand before one's own machine.
-            "proxy": None if is_loopback(url) else True,
+            "proxy": True if outside else None,
         },
     )
-    try:
-        await transport.connect()
-        yield transport
-    except (TransportError, TimeoutError) as error:
-        raise _failure(error) from None
-    finally:
-        if transport.receive_data_task:
-            transport.receive_data_task.cancel()  # it may wait for a reader that has left
-        await transport.close()
 
 
 async def subscribed(
@@ -111,18 +132,43 @@ def read(result: ExecutionResult, reply: type[ReplyT]) -> ReplyT:
     return checked(result.data, reply)
 
 
-def _failure(error: Exception) -> RegistryAwayError | RefusedError:
+@contextmanager
+def named_failures(
+    seconds: float | None = None, away: type[RegistryAwayError] = RegistryAwayError
+) -> Iterator[None]:
+    """What gql, websockets and time limits raise, as one of the errors of `agent.client`.
+
+    `away` is for what the registry itself has not said, where a connection was made at all.
+    """
+    try:
+        yield
+    except (TransportError, TimeoutError) as error:
+        raise _failure(error, seconds or TIMEOUT_SECONDS, away) from None
+
+
+def _failure(
+    error: Exception, seconds: float, away: type[RegistryAwayError]
+) -> RegistryAwayError | RefusedError:
     if isinstance(error, TransportQueryError):
         return understood(error.errors)
     cause: BaseException = error
     while isinstance(cause, TransportError) and cause.__cause__:
         cause = cause.__cause__
     reason = shortened(str(cause) or type(cause).__name__)
+    failure: RegistryAwayError | RefusedError
     match cause:
-        case InvalidStatus(response=response):
-            return http_failure(response.status_code, response.headers, reason)
         case ConnectionClosed(rcvd=Close(code=code)) if code in CODE_OF_CLOSE:
-            return RefusedError(CODE_OF_CLOSE[code], reason, {})
+            failure = RefusedError(CODE_OF_CLOSE[code], reason, {})
+        case ConnectionClosed(rcvd=Close(code=CloseCode.SERVICE_RESTART)):
+            failure = RestartingError(reason)
+        case InvalidStatus(response=response):
+            failure = http_failure(response.status_code, response.headers, reason)
+            if isinstance(failure, RegistryAwayError):
+                failure = away(reason, failure.retry_after_seconds)
         case TimeoutError():
-            return RegistryAwayError(f"no answer within {TIMEOUT_SECONDS:g} s")
-    return RegistryAwayError(reason)
+            failure = away(f"no answer within {seconds:g} s")
+        case OSError():
+            failure = RegistryAwayError(reason)
+        case _:
+            failure = away(reason)
+    return failure

@@ -43,7 +43,8 @@ def configure(environment: Literal["development", "production"], level: str) -> 
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for chatty in ("uvicorn", "alembic", "asyncio"):
+    # Some of them would write down what is sent, keys included.
+    for chatty in ("uvicorn", "alembic", "asyncio", "httpx", "httpcore", "websockets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

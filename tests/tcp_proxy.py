@@ -41,10 +41,10 @@ class Proxy:
             writer.transport.abort()
             return
         self.carried |= {writer, back}
-        await asyncio.gather(self._carry(reader, back), self._carry(there, writer))
+        await asyncio.gather(self.carry(reader, back), self.carry(there, writer))
         self.carried -= {writer, back}
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65536):
                 if writer not in self.starved:

@@ -18,7 +18,7 @@ from agent.beat import SLOW_RETRY_SECONDS, Run
 from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
 from agent.credentials import Credentials
 from agent.machine import observe
-from agent.pace import Clock
+from agent.pace import Clock, Schedule
 from agent.replies import NodeStatusData, RecordHeartbeatData
 from agent.settings import load_settings
 
@@ -145,6 +145,7 @@ def new_run(end: Remote, directory: Path, time: Time, patience: float | None = N
     return Run(
         Connection(http_transport(end.url, "the-token"), timeout_seconds=0.2),
         Credentials(directory, SecretStr("the-token"), time.clock.uniform),
+        Schedule(time.clock),
         directory,
         load_settings({"registry_url": end.url}),
         identity.begin_boot(directory, machine.hostname, machine.local_ip),

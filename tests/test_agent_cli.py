@@ -61,6 +61,7 @@ def running(tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     [
         (["run", "--role", "prod"], {}, "--role"),
         (["bootstrap"], {"NODE_AGENT_TYPE": "toaster"}, "NODE_AGENT_TYPE"),
+        (["run"], {"NODE_AGENT_TRANSPORT": "pigeon"}, "NODE_AGENT_TRANSPORT"),
         (["status"], {"NODE_AGENT_REGISTRY_URL": "nowhere"}, "NODE_AGENT_REGISTRY_URL"),
         (["bootstrap", "--node-id", "two words"], {}, "--node-id"),
     ],

@@ -40,6 +40,7 @@ from agent.credentials import (
 )
 from agent.identity import StateError
 from agent.machine import observe
+from agent.pace import Clock, Schedule
 from agent.replies import RegisterNodeData, RotateNodeKeyData
 from agent.rotation import rotate_when_due
 from agent.settings import load_settings
@@ -198,7 +199,8 @@ async def running(
         KeyedConnection(shown, lambda bearer: Connection(http_transport(url, bearer)))
     ) as connection:
         settings = load_settings({"registry_url": url})
-        yield Run(connection, shown, directory, settings, boot_id, patience_seconds=0.0)
+        schedule = Schedule(Clock())
+        yield Run(connection, shown, schedule, directory, settings, boot_id, patience_seconds=0.0)
 
 
 async def key_in(directory: Path, keys: Database) -> Token:

@@ -1,7 +1,10 @@
+import random
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.pace import SLICE_SECONDS, Clock, retry_ceiling, retry_delay
+from agent.pace import SLICE_SECONDS, Clock, Schedule, retry_ceiling, retry_delay
 
 FAILURES = st.integers(1, 10_000)
 INTERVALS = st.floats(0.0, 86_400.0)
@@ -64,3 +67,51 @@ async def test_the_clock_itself_moves_forward() -> None:
     before = clock.now()
     await clock.wait(0.01)
     assert 0.01 <= clock.now() - before < 5
+
+
+QUARTERS = st.integers(4, 40_000).map(lambda quarters: quarters / 4)  # sums of them are exact
+
+
+@given(QUARTERS, QUARTERS, QUARTERS, st.floats(0.0, 1.0))
+def test_a_heartbeat_is_brought_forward_into_the_new_interval_and_never_put_off(
+    promised: float, before: float, after: float, chance: float
+) -> None:
+    clock = Clock(now=lambda: 100.0, uniform=lambda low, high: low + chance * (high - low))
+    schedule = Schedule(clock)
+    schedule.promise(promised)
+    schedule.hear_pace(before)
+    assert schedule.due == 100.0 + promised  # the pace as it is, is no change
+    schedule.hear_pace(after)
+    if after < min(before, promised):
+        assert 100.0 <= schedule.due <= 100.0 + after
+    else:
+        assert schedule.due == 100.0 + promised
+
+
+def test_a_fleet_that_hears_of_a_faster_pace_at_once_is_spread_over_it() -> None:
+    clock = Clock(now=lambda: 0.0, uniform=random.Random(1).uniform)  # noqa: S311
+    fleet = [Schedule(clock) for _ in range(10_000)]
+    for schedule in fleet:
+        schedule.promise(100.0)
+        schedule.hear_pace(100.0)
+        schedule.hear_pace(10.0)
+    per_second = Counter(int(schedule.due) for schedule in fleet)
+    assert per_second.keys() == set(range(10))
+    assert max(per_second.values()) < 1.2 * 1000
+
+
+async def test_a_wait_ends_when_the_pace_brings_its_end_forward() -> None:
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now == 3.0:
+            schedule.hear_pace(10.0)
+
+    clock = Clock(now=lambda: now, sleep=sleep, uniform=lambda _low, high: high / 2)
+    schedule = Schedule(clock)
+    schedule.promise(100.0)
+    schedule.hear_pace(100.0)
+    await schedule.wait()
+    assert now == 8.0

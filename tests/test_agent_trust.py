@@ -36,8 +36,7 @@ async def secure(start_server: StartServer, authority: Authority) -> AsyncIterat
 
 
 async def test_a_router_asks_and_follows_over_tls(secure: LiveServer, authority: Authority) -> None:
-    shown = authority.client("router-1")
-    trust = Trust(authority.certificate, shown.certificate, shown.key)
+    trust = Trust(authority.certificate)
     async with RegistryClient(secure.url, trust=trust) as client:
         assert len((await client.get_nodes()).value) == 2
         async with aclosing(client.follow_status_changes()) as events:

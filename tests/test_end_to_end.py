@@ -194,7 +194,7 @@ async def test_an_agent_outlives_the_registry_and_a_removal(data_dir: Path, tmp_
             await agent.line("heartbeat.recorded")
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
             assert await process.stop(signal.SIGTERM) == 0
-            await agent.line("registry.away")
+            await agent.line("registry.restarting")
             async with registry(data_dir, **port) as (_, again):
                 await agent.line("registry.recovered")
                 await agent.line("heartbeat.recorded")

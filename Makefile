@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
 
-.PHONY: run router test check bench format schema documents lock clean
+.PHONY: run router test check bench fleet format schema documents lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -27,6 +27,10 @@ check: .venv/dev
 # make bench JSON=out.json also writes what it found.
 bench: .venv/dev
 	$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
+
+# A fleet of simulated agents, e.g. make fleet NODES=10000 SECONDS=600 OPTIONS=--restart
+fleet: .venv/dev
+	$(BIN)/python -m bench.fleet $(if $(NODES),--nodes $(NODES)) $(if $(SECONDS),--seconds $(SECONDS)) $(OPTIONS)
 
 format: .venv/dev
 	$(BIN)/ruff format

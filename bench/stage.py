@@ -136,11 +136,15 @@ async def database() -> AsyncIterator[Database]:
 
 
 @contextlib.asynccontextmanager
-async def registry(database: URL, *, workers: int = 1) -> AsyncIterator[Server]:
-    """`node-registry serve` with SETTINGS; several workers may use all cores."""
-    given = {f"NODE_REGISTRY_{name.upper()}": str(value) for name, value in SETTINGS.items()}
-    with listen(Settings(http_port=0)) as free:
-        port = free.getsockname()[1]
+async def registry(
+    database: URL, *, port: int | None = None, workers: int = 1, **settings: object
+) -> AsyncIterator[Server]:
+    """`node-registry serve` with SETTINGS, and those that are given; several workers may use all
+    cores.
+    """
+    chosen = {**SETTINGS, **settings}
+    given = {f"NODE_REGISTRY_{name.upper()}": str(value) for name, value in chosen.items()}
+    port = port or free_port()
     environment = {
         **given,
         "NODE_REGISTRY_DATABASE_URL": database.render_as_string(hide_password=False),
@@ -151,6 +155,12 @@ async def registry(database: URL, *, workers: int = 1) -> AsyncIterator[Server]:
     cores = CORES[:1] if workers == 1 else CORES
     async with _process(port, ("-m", "graph", "serve"), environment, cores) as server:
         yield server
+
+
+def free_port() -> int:
+    with listen(Settings(http_port=0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 @contextlib.asynccontextmanager

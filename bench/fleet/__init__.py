@@ -1,0 +1,1 @@
+"""A fleet of simulated agents, and what a registry makes of it."""

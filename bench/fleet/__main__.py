@@ -1,0 +1,50 @@
+"""`python -m bench.fleet`: a fleet of simulated agents on a registry, and what it makes of them."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+import uvloop
+
+from bench import report
+from bench.fleet.findings import as_text, findings
+from bench.fleet.story import Terms, tell
+from graph import logs
+from graph.limits import allow_files_for
+
+
+@click.command()
+@click.option("--nodes", default=10_000, show_default=True)
+@click.option("--interval", default=15.0, show_default=True, help="Seconds between heartbeats.")
+@click.option("--seconds", default=60.0, show_default=True, help="For how long it is measured.")
+@click.option("--transport", type=click.Choice(["websocket", "http"]), default="websocket")
+@click.option("--connections", default=0, help="Websockets that they share; each its own: 0.")
+@click.option("--fail", default=0.5, show_default=True, help="Percent of the nodes a minute.")
+@click.option("--sleep", default=0.5, show_default=True, help="Percent of the nodes a minute.")
+@click.option("--restart", is_flag=True, help="Then kill the server with -9 and start it anew.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def main(json_file: Path | None, **given: Any) -> None:
+    """Simulate a fleet of agents. A target that is missed is told, and is no failure."""
+    terms = Terms(**given)
+    logs.configure("development", "critical")
+    allow_files_for(terms.nodes)
+    under = report.circumstances()
+    story = uvloop.run(tell(terms))
+    found = findings(terms, story)
+    click.echo(as_text(terms, story, found, under))
+    if json_file is not None:
+        document = {
+            **under,
+            "terms": asdict(terms),
+            "findings": [asdict(finding) | {"met": finding.met} for finding in found],
+            "statuses": story.statuses,
+            "transitions": story.transitions,
+            "resident": story.resident,
+        }
+        json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar
 
+from db.keys import redacted
+
 
 class RegistryError(Exception):
     """A refusal that a caller is told about. `code` is one of the documented ones.
@@ -58,11 +60,12 @@ class ProfileNotFound(RegistryError):
 
 
 class TokenNotFound(RegistryError):
-    """No key that stands has this public id or name."""
+    """No key that stands has this public id or name: some take the key itself for these."""
 
     code = "TOKEN_NOT_FOUND"
 
     def __init__(self, token: str) -> None:
+        token = redacted(token)
         super().__init__(f"no key {token!r} stands", token=token)
 
 

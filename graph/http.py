@@ -106,7 +106,7 @@ class GraphQLOverHTTP:
             caller = Caller(grant.identity, address_of(request.scope))
             graphql_request = await _read(request, self._settings.max_body_bytes)
             allowed = _KINDS[request.method] | (_STREAMED if streams else set())
-            admitted = self._admit(graphql_request, caller, allowed)
+            admitted = await self._admit(graphql_request, caller, allowed)
             if streams and admitted.is_subscription:
                 return EventStream(
                     self._operations.subscribe(admitted),
@@ -128,11 +128,11 @@ class GraphQLOverHTTP:
             return EventStream(one(payload), keepalive_seconds=self._settings.keepalive_seconds)
         return _response(status, payload, media_type)
 
-    def _admit(
+    async def _admit(
         self, request: GraphQLRequest, caller: Caller, allowed: set[OperationType]
     ) -> Admitted:
         try:
-            return self._operations.admit(request, caller, allowed)
+            return await self._operations.admit(request, caller, allowed)
         except KindNotAllowed as error:
             raise _wrong_way(error.kind) from error
 

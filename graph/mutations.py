@@ -22,6 +22,7 @@ from graph.inputs import (
 )
 from graph.node import Node
 from graph.profiles import ProfileMutations
+from graph.refusals import Audited
 from graph.rights import OPERATORS, OWN_AGENT, REGISTERING, allowed, meant_node, require_own
 from graph.scalars import Revision
 from graph.token_mutations import TokenMutations, key_for
@@ -96,7 +97,8 @@ class Mutation(ProfileMutations, TokenMutations):
             REGISTERING,
             "Makes a node known, or known again: an agent does so at every start."
             " NODE_ID_TAKEN while another run of an agent holds the id and is still heard.",
-        )
+        ),
+        extensions=[Audited("node.register", "node_id")],
     )
     async def register_node(
         self,
@@ -176,7 +178,8 @@ class Mutation(ProfileMutations, TokenMutations):
         **allowed(
             OPERATORS,
             "Takes a node out of use, or back. It then has the status that its heartbeats say.",
-        )
+        ),
+        extensions=[Audited("node.set_maintenance", "node_id")],
     )
     async def set_maintenance(
         self,
@@ -206,7 +209,8 @@ class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
         **allowed(
             OPERATORS, "Removes a node; its history stays. A later registration makes a new node."
-        )
+        ),
+        extensions=[Audited("node.deregister", "node_id")],
     )
     async def deregister_node(
         self,

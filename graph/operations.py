@@ -27,11 +27,13 @@ from graphql import (
 )
 from strawberry.utils.await_maybe import await_maybe
 
+from db.errors import Forbidden
 from db.identity import Caller
 from graph import errors, rights
 from graph.batched import Batched
 from graph.documents import Documents, Operation
 from graph.once import Once
+from graph.refusals import record_forbidden
 from graph.requests import GraphQLRequest
 from graph.schema import Schema
 from graph.services import Services
@@ -118,7 +120,7 @@ class Operations:
             MAX_SHARED_BYTES, weigh=lambda answer: answer.weight
         )
 
-    def admit(
+    async def admit(
         self,
         request: GraphQLRequest,
         caller: Caller,
@@ -127,7 +129,7 @@ class Operations:
         """Raises OperationRefused for a document that is not valid.
 
         Raises KindNotAllowed, RequestRefused, BadInput, RateLimited, Forbidden and QueryTooComplex,
-        too.
+        too. What is forbidden is in the audit trail then.
         """
         self._services.limits.request(caller)
         try:
@@ -139,7 +141,11 @@ class Operations:
             raise KindNotAllowed(operation.kind)
         if document.errors:
             raise OperationRefused(errors.as_response(document.errors))
-        rights.require(caller, operation.refused_fields)
+        try:
+            rights.require(caller, operation.refused_fields)
+        except Forbidden:
+            await record_forbidden(self._services.context(caller), operation, request.variables)
+            raise
         self._bounds.require(operation.complexity, request.variables)
         return Admitted(operation, request, caller)
 

@@ -11,6 +11,7 @@ from graph import validation
 from graph.context import Info
 from graph.enums import NodeRole, NodeType, ProfileType
 from graph.profile_config import checked_content
+from graph.refusals import Audited
 from graph.rights import OPERATORS, allowed
 from graph.scalars import JSON
 from graph.types import NodeProfile, field, optional
@@ -113,7 +114,8 @@ class ProfileMutations:
             OPERATORS,
             "Makes a node's own profile, or replaces it. VERSION_CONFLICT tells the"
             " version that it has.",
-        )
+        ),
+        extensions=[Audited("profile.set", "node_id", "name")],
     )
     async def set_node_profile(
         self,
@@ -135,7 +137,8 @@ class ProfileMutations:
         **allowed(
             OPERATORS,
             "Takes a node's own profile away; its role's, if there is one, is left to it.",
-        )
+        ),
+        extensions=[Audited("profile.delete", "node_id", "name")],
     )
     async def delete_node_profile(
         self,
@@ -156,7 +159,8 @@ class ProfileMutations:
             OPERATORS,
             "Makes a profile of a role and type, or replaces it. VERSION_CONFLICT tells the"
             " version that it has.",
-        )
+        ),
+        extensions=[Audited("profile.set", "role", "type", "name")],
     )
     async def set_role_profile(
         self,
@@ -182,7 +186,8 @@ class ProfileMutations:
         **allowed(
             OPERATORS,
             "Takes a profile of a role and type away; what nodes have of their own stays.",
-        )
+        ),
+        extensions=[Audited("profile.delete", "role", "type", "name")],
     )
     async def delete_role_profile(
         self,

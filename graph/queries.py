@@ -5,12 +5,13 @@ from typing import Annotated
 
 import strawberry
 
-from db import changes, history, nodes, profiles
+from db import audit, changes, history, nodes, profiles
 from db.filters import EVERY_NODE
 from db.paging import require_page_size
 from db.requirements import NO_REQUIREMENTS
 from db.values import NodeStatus
 from graph import validation
+from graph.audit import AuditFilter, AuditLogConnection
 from graph.available import AvailableNodes
 from graph.context import Info
 from graph.enums import (
@@ -23,7 +24,7 @@ from graph.enums import (
 )
 from graph.node import Node, NodeConnection
 from graph.profiles import RoleProfile
-from graph.rights import EVERYBODY, READERS, READERS_AND_OWN_AGENT, allowed, require_own
+from graph.rights import ADMINS, EVERYBODY, READERS, READERS_AND_OWN_AGENT, allowed, require_own
 from graph.scalars import Revision
 from graph.selection import NodeFilter, NodeOrderInput, NodeRequirements
 from graph.tokens import TokenQueries
@@ -191,3 +192,24 @@ class Query(TokenQueries):
                 session, node_filter, first=page_size(first), after=after
             )
         return StatusChangeConnection.of(page, after)
+
+    @strawberry.field(
+        **allowed(
+            ADMINS,
+            "Who did or was refused what, newest first: every mutation but heartbeats.",
+        )
+    )
+    async def audit_log(
+        self,
+        info: Info,
+        filter: Annotated[  # noqa: A002  # as the other lists have it
+            AuditFilter | None,
+            strawberry.argument(description="Which entries are meant. Absent: all."),
+        ] = None,
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+    ) -> AuditLogConnection:
+        audit_filter = audit.EVERY_ENTRY if filter is None else filter.checked()
+        async with info.context.database.read() as session:
+            page = await audit.entries(session, audit_filter, first=page_size(first), after=after)
+        return AuditLogConnection.of(page, after)

@@ -85,13 +85,9 @@ def refused_fields(
     """For each role that may not run a valid operation, the first field that it may not ask for."""
     root = schema.get_root_type(operation.operation)
     assert root is not None  # noqa: S101  # a valid operation has one
-    fragments = {
-        definition.name.value: definition
-        for definition in document.definitions
-        if isinstance(definition, FragmentDefinitionNode)
-    }
     refused: dict[Role, str] = {}
-    for name in _fields(operation.selection_set, fragments, set()):
+    for field in root_fields(document, operation):
+        name = field.name.value
         right = right_of(schema, root.name, name)
         if right is not None:
             for role in Role:
@@ -129,14 +125,23 @@ def meant_node(caller: Caller, node_id: str | None) -> str | None:
     return node_id
 
 
+def root_fields(document: DocumentNode, operation: OperationDefinitionNode) -> Iterator[FieldNode]:
+    """Those of a valid operation, wherever they stand; of a fragment that is used twice, once."""
+    fragments = {
+        definition.name.value: definition
+        for definition in document.definitions
+        if isinstance(definition, FragmentDefinitionNode)
+    }
+    return _fields(operation.selection_set, fragments, set())
+
+
 def _fields(
     selections: SelectionSetNode, fragments: Mapping[str, FragmentDefinitionNode], seen: set[str]
-) -> Iterator[str]:
-    """Through fragments, each once."""
+) -> Iterator[FieldNode]:
     for selection in selections.selections:
         match selection:
             case FieldNode():
-                yield selection.name.value
+                yield selection
             case InlineFragmentNode():
                 yield from _fields(selection.selection_set, fragments, seen)
             case FragmentSpreadNode() if selection.name.value not in seen:

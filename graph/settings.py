@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     metrics_history_max_age_seconds: float = Field(default=400 * 86400, gt=0, le=36500 * 86400)
     change_log_max_rows: int = Field(default=1_000_000, ge=1000)
     change_log_max_age_seconds: float = Field(default=90 * 86400, gt=0)
+    audit_retention_days: float = Field(default=400, ge=7, le=36500)
     listen_check_seconds: float = Field(default=5, gt=0, le=300)
     subscriber_max_lag: int = Field(default=10_000, ge=1)
     max_connections: int = Field(default=20_000, ge=1)

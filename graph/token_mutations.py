@@ -13,6 +13,7 @@ from db.token_changes import MadeToken
 from graph import validation
 from graph.context import Info
 from graph.enums import NodeRole, NodeType, Role
+from graph.refusals import Audited
 from graph.rights import ADMINS, AGENTS, allowed
 from graph.tokens import Token
 from graph.types import field, optional
@@ -79,7 +80,9 @@ class RotateNodeKeyPayload:
 
 @strawberry.type
 class TokenMutations:
-    @strawberry.mutation(**allowed(ADMINS, "Makes an API key."))
+    @strawberry.mutation(
+        **allowed(ADMINS, "Makes an API key."), extensions=[Audited("token.create", "name")]
+    )
     async def create_token(
         self,
         info: Info,
@@ -107,7 +110,8 @@ class TokenMutations:
         **allowed(
             ADMINS,
             "Makes an enrolment key: each node that is registered with it gets a key of its own.",
-        )
+        ),
+        extensions=[Audited("token.create", "name")],
     )
     async def create_enrolment_token(
         self,
@@ -137,7 +141,8 @@ class TokenMutations:
         return CreateTokenPayload.of(made)
 
     @strawberry.mutation(
-        **allowed(ADMINS, "Makes a key that takes the place of another, with an overlap.")
+        **allowed(ADMINS, "Makes a key that takes the place of another, with an overlap."),
+        extensions=[Audited("token.rotate", "id")],
     )
     async def rotate_token(
         self,
@@ -153,7 +158,9 @@ class TokenMutations:
             )
         return CreateTokenPayload.of(made)
 
-    @strawberry.mutation(**allowed(ADMINS, "Ends keys at once."))
+    @strawberry.mutation(
+        **allowed(ADMINS, "Ends keys at once."), extensions=[Audited("token.revoke", "id")]
+    )
     async def revoke_token(
         self,
         info: Info,
@@ -169,7 +176,8 @@ class TokenMutations:
             AGENTS,
             "Makes a key that takes the place of the one that asks. The old one stands beside it"
             " for a while, so that nothing is lost with the answer.",
-        )
+        ),
+        extensions=[Audited("token.rotate")],
     )
     async def rotate_node_key(self, info: Info) -> RotateNodeKeyPayload:
         caller = info.context.caller

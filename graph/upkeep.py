@@ -1,11 +1,14 @@
 """The housekeeping that a running registry does for its tables."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes, partitions, rollup, tokens
+from db import audit, changes, partitions, rollup, tokens
 from db.database import Database
 from db.errors import Unavailable
 from db.partitions import Partition
@@ -50,6 +53,7 @@ class Upkeep:
             self.make_days,
             self.trim_change_log,
             self.purge_keys,
+            self.trim_audit_log,
             self.roll_up,
             self.drop_days,
             self.drop_months,
@@ -69,30 +73,32 @@ class Upkeep:
             log.warning("heartbeat_log.misplaced", heartbeats=self._misplaced)
 
     async def trim_change_log(self) -> int:
-        """Drops what lies beyond the configured count and age, in transactions of bounded size."""
-        dropped = 0
-        while True:
-            async with self._database.write() as session:
-                batch = await changes.trim(
-                    session,
-                    keep_rows=self._settings.change_log_max_rows,
-                    keep_seconds=self._settings.change_log_max_age_seconds,
-                    batch=_TRIM_BATCH,
-                )
-            dropped += batch
-            if batch < _TRIM_BATCH:
-                break
+        """Drops what lies beyond the configured count and age."""
+        dropped = await self._in_batches(
+            partial(
+                changes.trim,
+                keep_rows=self._settings.change_log_max_rows,
+                keep_seconds=self._settings.change_log_max_age_seconds,
+                batch=_TRIM_BATCH,
+            )
+        )
         if dropped:
             log.info("change_log.trimmed", changes=dropped)
         return dropped
 
     async def purge_keys(self) -> None:
-        """Forgets the keys that have been dead for 90 days, in transactions of bounded size."""
-        while True:
-            async with self._database.write() as session:
-                purged = await tokens.purge(session, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH)
-            if purged < _TRIM_BATCH:
-                return
+        """Forgets the keys that have been dead for 90 days."""
+        await self._in_batches(partial(tokens.purge, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH))
+
+    async def trim_audit_log(self) -> int:
+        """Drops what is older than the configured age."""
+        keep_days = self._settings.audit_retention_days
+        dropped = await self._in_batches(
+            partial(audit.trim, keep_days=keep_days, batch=_TRIM_BATCH)
+        )
+        if dropped:
+            log.info("audit_log.trimmed", entries=dropped)
+        return dropped
 
     async def roll_up(self) -> None:
         """The hours that are over, the oldest first."""
@@ -127,6 +133,16 @@ class Upkeep:
                 dropped = await partitions.drop(session, month)
             if dropped:
                 log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
+
+    async def _in_batches(self, trim: Callable[[AsyncSession], Awaitable[int]]) -> int:
+        """Each in a transaction of its own, until one is not full."""
+        dropped = 0
+        while True:
+            async with self._database.write() as session:
+                batch = await trim(session)
+            dropped += batch
+            if batch < _TRIM_BATCH:
+                return dropped
 
     async def _old(self, table: str, max_age_seconds: float) -> list[Partition]:
         async with self._database.read() as session:

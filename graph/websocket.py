@@ -204,7 +204,7 @@ class _Connection:
     async def _run(self, operation_id: str, request: GraphQLRequest, caller: Caller) -> None:
         structlog.contextvars.bind_contextvars(request_id=uuid.uuid4().hex, operation=operation_id)
         try:
-            admitted = self._operations.admit(request, caller)
+            admitted = await self._operations.admit(request, caller)
             if admitted.is_subscription:
                 payloads = self._operations.subscribe(admitted)
                 async with contextlib.aclosing(payloads):

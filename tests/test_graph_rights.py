@@ -81,6 +81,7 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
         OPERATORS,
         f"mutation {{ deleteRoleProfile(input: {{{OF_ROLE}}}) {{ name }} }}",
     ),
+    "Query.auditLog": (ADMINS, "{ auditLog { nodes { id } } }"),
     "Query.tokens": (ADMINS, "{ tokens { nodes { id } } }"),
     "Mutation.createToken": (
         ADMINS,
@@ -122,6 +123,9 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
 
 # What lies below is for whoever may ask for a field that leads there: nothing in it is narrower.
 BELOW = {
+    "AuditEntry": "id recordedAt actor address action subject outcome requestId before after",
+    "AuditEntryEdge": "cursor node",
+    "AuditLogConnection": "edges nodes pageInfo",
     "AvailableNodes": "candidates excluded revision observedAt",
     "AvailableNodesSnapshot": "revision nodes",
     "Bookmark": "revision",

@@ -110,10 +110,13 @@ def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> Gr
     return GraphQLRequest.model_validate(asked)
 
 
-def subscribe(
+async def subscribe(
     operations: Operations, asked: GraphQLRequest, by: Caller = ONE
 ) -> AsyncGenerator[str, None]:
-    return operations.subscribe(operations.admit(asked, by))
+    admitted = await operations.admit(asked, by)
+    async with aclosing(operations.subscribe(admitted)) as payloads:
+        async for payload in payloads:
+            yield payload
 
 
 async def told(operations: Operations, asked: GraphQLRequest, by: Caller = ONE) -> list[str]:

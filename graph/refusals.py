@@ -1,0 +1,93 @@
+"""Mutations that were refused: the audit trail tells of them too, if it is known who asked."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import structlog
+from graphql import FieldNode, value_from_ast_untyped
+from strawberry.extensions import FieldExtension
+from strawberry.extensions.field_extension import AsyncExtensionResolver
+from strawberry.utils.str_converters import to_camel_case
+
+from db import audit
+from db.errors import Forbidden, RegistryError, Unavailable
+from db.identity import ANONYMOUS
+from db.keys import redacted
+from graph.context import Context, Info
+from graph.documents import Operation
+from graph.rights import root_fields
+
+log = structlog.get_logger()
+
+MAX_OF_ONE_OPERATION = 10
+_ENUMS = {"role", "type"}
+_MAX_LENGTH = 255
+
+
+class Audited(FieldExtension):
+    """Belongs on every mutation but heartbeats, whose own statements tell of what was done.
+
+    `subject` are the fields of its input that name what it is done to. An outage is no refusal.
+    """
+
+    def __init__(self, action: str, *subject: str) -> None:
+        self.action, self.subject = action, subject
+
+    async def resolve_async(
+        self, next_: AsyncExtensionResolver, source: Any, info: Info, **given: Any
+    ) -> Any:
+        try:
+            return await next_(source, info, **given)
+        except Unavailable:
+            raise
+        except RegistryError as refused:
+            said = {name: getattr(given["input"], name) for name in self.subject}
+            await self.record(info.context, refused.code, said)
+            raise
+
+    async def record(self, context: Context, code: str, said: Mapping[str, object]) -> None:
+        if context.caller.identity is ANONYMOUS:
+            return
+        entry = {"action": self.action, "subject": "/".join(map(_name, said, said.values()))}
+        try:
+            async with context.database.write() as session:
+                await audit.record_refusal(session, by=context.caller, code=code, **entry)
+        except Unavailable:
+            log.warning("audit.refusal_lost", actor=context.caller.name, code=code, **entry)
+
+
+async def record_forbidden(
+    context: Context, operation: Operation, variables: Mapping[str, Any] | None
+) -> None:
+    """Of an operation that was refused before it ran: its root fields that change something."""
+    document = operation.document
+    root = document.schema.get_root_type(operation.kind)
+    assert root is not None  # noqa: S101  # a valid operation has one
+    for node in islice(root_fields(document.node, operation.node), MAX_OF_ONE_OPERATION):
+        field = root.fields.get(node.name.value)  # None of introspection
+        ours = field and field.extensions["strawberry-definition"]
+        for audited in ours.extensions if ours else ():
+            if isinstance(audited, Audited):
+                given = _input(node, variables)
+                said = {name: given.get(to_camel_case(name)) for name in audited.subject}
+                await audited.record(context, Forbidden.code, said)
+
+
+def _input(field: FieldNode, variables: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """As it was sent: nothing of it was checked but its types, and of variables not even those."""
+    for argument in field.arguments or ():
+        if argument.name.value == "input":
+            with suppress(ValueError):  # a number of too many digits
+                value = value_from_ast_untyped(argument.value, dict(variables or {}))
+                return value if isinstance(value, Mapping) else {}
+    return {}
+
+
+def _name(field: str, value: object) -> str:
+    if not isinstance(value, str):
+        return ""
+    text = value.lower() if field in _ENUMS else value
+    # Who revokes a key may well have given all of it.
+    return redacted(text).encode("utf-8", "replace").decode().replace("\0", "?")[:_MAX_LENGTH]

@@ -2,7 +2,7 @@
 
 import asyncio
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from fleet import beat, record, register, report, rows, stand, waits_for_a_lock
@@ -134,7 +134,8 @@ async def old_day(database: Database, days: int) -> Partition:
             {"moment": moment},
         )
         await partitions.make_days(session)
-    return partitions.day("heartbeat_log", moment)
+    [day] = [day for day in await days_of(database) if day.begin <= moment < day.end]
+    return day
 
 
 async def days_of(database: Database) -> list[Partition]:
@@ -185,27 +186,34 @@ async def test_the_listed_days_are_those_of_utc_oldest_first(database: Database)
     days = await days_of(database)
     assert [day.name for day in days] == [name for (name,) in await rows(database, DAYS)]
     for day in days:
-        assert day == partitions.day("heartbeat_log", day.begin)
         assert day.begin.tzinfo == UTC
+        assert day.name == f"heartbeat_log_{day.begin:%Y%m%d}"
         assert day.end - day.begin == timedelta(days=1)
 
 
 @pytest.mark.parametrize(
     ("moment", "begin", "end"),
     [
-        (datetime(2028, 2, 29, 23, 59, tzinfo=UTC), (2028, 2), (2028, 3)),
-        (datetime(2026, 12, 1, tzinfo=UTC), (2026, 12), (2027, 1)),
+        (datetime(2024, 2, 29, 23, 59, tzinfo=UTC), (2024, 2), (2024, 3)),
+        (datetime(2025, 12, 1, tzinfo=UTC), (2025, 12), (2026, 1)),
         (datetime(2026, 1, 31, 12, tzinfo=UTC), (2026, 1), (2026, 2)),
+        (datetime(2026, 3, 1, 1, tzinfo=timezone(timedelta(hours=2))), (2026, 2), (2026, 3)),
     ],
 )
-def test_a_month_ends_where_the_next_begins(
-    moment: datetime, begin: tuple[int, int], end: tuple[int, int]
+async def test_a_month_is_made_once_and_ends_where_the_next_begins(
+    database: Database, moment: datetime, begin: tuple[int, int], end: tuple[int, int]
 ) -> None:
-    assert partitions.month("t", moment) == Partition(
-        f"t_{begin[0]}{begin[1]:02}",
-        datetime(*begin, 1, tzinfo=UTC),
-        datetime(*end, 1, tzinfo=UTC),
-    )
+    for _ in range(2):
+        async with database.write() as session:
+            await partitions.make_month(session, moment)
+    async with database.read() as session:
+        assert await partitions.listed(session, "metrics_history") == [
+            Partition(
+                f"metrics_history_{begin[0]}{begin[1]:02}",
+                datetime(*begin, 1, tzinfo=UTC),
+                datetime(*end, 1, tzinfo=UTC),
+            )
+        ]
 
 
 async def test_a_partition_is_old_when_its_end_is(database: Database) -> None:

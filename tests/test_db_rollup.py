@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import partitions, rollup
 from db.database import Database
+from db.partitions import Partition
 from db.rollup import Share
 from db.tables import MEASURES, METRICS_HISTORY
 
@@ -180,7 +181,7 @@ async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes
         await roll_up(session, BEGIN, everyone)
         before = await history(session)
         await session.execute(text("DELETE FROM heartbeat_log"))
-        await rollup.forget(session, partitions.day("heartbeat_log", BEGIN))
+        await rollup.forget(session, Partition("", BEGIN, BEGIN + HOUR))
         late = [(BEGIN, NODES[0], {"cpu_percent": 99}), (BEGIN, NODES[1], {"cpu_percent": 5})]
         await log(session, late)
         assert await rollup.due(session, BEGIN) == [BEGIN]

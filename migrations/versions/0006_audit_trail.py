@@ -1,4 +1,4 @@
-"""The audit trail says from where and how it ended; only its owner may do more than add to it."""
+"""The audit trail says more, and a service that owns no table can do its work all the same."""
 
 from alembic import op
 
@@ -24,30 +24,6 @@ UPGRADE = (
     CREATE INDEX audit_log_refused_idx ON audit_log (outcome, recorded_at, id)
     WHERE outcome <> 'ok'
     """,
-    # With its owner's rights, for a role that has none but to add: what it may drop is old.
-    """
-    DO $$ BEGIN EXECUTE format($create$
-        CREATE FUNCTION trim_audit_log(cutoff timestamptz, batch int) RETURNS bigint
-        LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, %I, pg_temp
-        AS $function$
-        DECLARE
-            dropped bigint;
-        BEGIN
-            IF cutoff IS NULL OR cutoff > now() - interval '7 days' THEN
-                RAISE insufficient_privilege USING
-                    MESSAGE = 'the audit trail of the last seven days cannot be dropped';
-            END IF;
-            DELETE FROM audit_log WHERE id IN (
-                SELECT id FROM audit_log WHERE recorded_at < cutoff
-                ORDER BY recorded_at, id LIMIT batch
-            );
-            GET DIAGNOSTICS dropped = ROW_COUNT;
-            RETURN dropped;
-        END
-        $function$
-    $create$, current_schema()); END $$
-    """,
-    "REVOKE ALL ON FUNCTION trim_audit_log(timestamptz, int) FROM PUBLIC",
     """
     DO $$ DECLARE
         grantee oid;
@@ -57,7 +33,7 @@ UPGRADE = (
             WHERE c.oid = 'audit_log'::regclass AND a.grantee <> c.relowner
         LOOP
             EXECUTE format(
-                'REVOKE UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER ON audit_log FROM %s CASCADE',
+                'REVOKE UPDATE, DELETE, TRUNCATE, TRIGGER ON audit_log FROM %s CASCADE',
                 CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END
             );
         END LOOP;
@@ -65,7 +41,123 @@ UPGRADE = (
     """,
 )
 
+# What a service that owns nothing must have done all the same, by the owner and within limits.
+# Their search path is fixed, or whoever calls them could slip them tables of their own.
+FUNCTIONS = (
+    "SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)",
+    """
+    CREATE FUNCTION trim_audit_log(cutoff timestamptz, batch int) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+    DECLARE
+        dropped bigint;
+    BEGIN
+        IF cutoff IS NULL OR cutoff > now() - interval '7 days' THEN
+            RAISE insufficient_privilege
+            USING MESSAGE = 'the audit trail of the last seven days cannot be dropped';
+        END IF;
+        DELETE FROM audit_log WHERE id IN (
+            SELECT id FROM audit_log WHERE recorded_at < cutoff
+            ORDER BY recorded_at, id LIMIT batch
+        );
+        GET DIAGNOSTICS dropped = ROW_COUNT;
+        RETURN dropped;
+    END
+    $$
+    """,
+    # Heartbeats of a day that was not there went to the default partition: they move along.
+    # PostgreSQL refuses to make the day while the default partition holds one of them.
+    """
+    CREATE FUNCTION make_heartbeat_day(day date) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+    DECLARE
+        name text := to_char(day, '"heartbeat_log_"YYYYMMDD');
+        begins timestamptz := day::timestamp AT TIME ZONE 'UTC';
+        ends timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+    BEGIN
+        IF day IS NULL OR day > (now() AT TIME ZONE 'UTC')::date + 31 THEN
+            RAISE insufficient_privilege
+            USING MESSAGE = 'days are made for the past and the month ahead';
+        END IF;
+        IF to_regclass(name) IS NOT NULL THEN
+            RETURN;
+        END IF;
+        EXECUTE format(
+            'CREATE TABLE %I (LIKE heartbeat_log INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name
+        );
+        LOCK TABLE heartbeat_log_default;
+        EXECUTE format(
+            'WITH moved AS ('
+            ' DELETE FROM heartbeat_log_default WHERE timestamp >= $1 AND timestamp < $2'
+            ' RETURNING *'
+            ') INSERT INTO %I SELECT * FROM moved', name
+        ) USING begins, ends;
+        EXECUTE format(
+            'ALTER TABLE heartbeat_log ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+            name, begins, ends
+        );
+    END
+    $$
+    """,
+    """
+    CREATE FUNCTION make_metrics_month(day date) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+    AS $$
+    DECLARE
+        name text := to_char(day, '"metrics_history_"YYYYMM');
+        begins timestamp := date_trunc('month', day::timestamp);
+    BEGIN
+        IF day IS NULL OR day > (now() AT TIME ZONE 'UTC')::date + 31 THEN
+            RAISE insufficient_privilege
+            USING MESSAGE = 'months are made for the past and the month ahead';
+        END IF;
+        IF to_regclass(name) IS NOT NULL THEN
+            RETURN;
+        END IF;
+        EXECUTE format(
+            'CREATE TABLE %I (LIKE metrics_history INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', name
+        );
+        EXECUTE format(
+            'ALTER TABLE metrics_history ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+            name, begins AT TIME ZONE 'UTC', (begins + interval '1 month') AT TIME ZONE 'UTC'
+        );
+    END
+    $$
+    """,
+    # PostgreSQL detaches nothing concurrently from a table that has a default partition. So this
+    # locks the whole table, and waits no longer for that than the heartbeats behind it may.
+    r"""
+    CREATE FUNCTION drop_partition(part regclass) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '100ms'
+    AS $$
+    BEGIN
+        IF NOT EXISTS (
+            SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+            WHERE c.oid = part
+              AND i.inhparent IN ('heartbeat_log'::regclass, 'metrics_history'::regclass)
+              AND (regexp_match(
+                  pg_get_expr(c.relpartbound, c.oid), $bound$TO \('(\d.*)'\)$bound$
+              ))[1]::timestamptz <= now()
+        ) THEN
+            RAISE insufficient_privilege
+            USING MESSAGE = 'only days and months that are over can be dropped';
+        END IF;
+        EXECUTE format('DROP TABLE %s', part);
+    END
+    $$
+    """,
+    "REVOKE ALL ON FUNCTION trim_audit_log(timestamptz, int) FROM PUBLIC",
+    """
+    REVOKE ALL ON FUNCTION
+        make_heartbeat_day(date), make_metrics_month(date), drop_partition(regclass)
+    FROM PUBLIC
+    """,
+)
+
 DOWNGRADE = (
+    "DROP FUNCTION drop_partition(regclass)",
+    "DROP FUNCTION make_metrics_month(date), make_heartbeat_day(date)",
     "DROP FUNCTION trim_audit_log(timestamptz, int)",
     """
     DROP INDEX audit_log_recorded_at_id_idx, audit_log_actor_recorded_at_id_idx,
@@ -78,7 +170,7 @@ DOWNGRADE = (
 
 
 def upgrade() -> None:
-    for statement in UPGRADE:
+    for statement in (*UPGRADE, *FUNCTIONS):
         op.execute(statement)
 
 

@@ -16,6 +16,7 @@ from graph.app import database_in_use, database_url
 from graph.authentication import require_safe
 from graph.console import configured, operator
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
+from graph.init_database import init_database
 from graph.limits import allow_files_for
 from graph.profile_config import CONFIGS
 from graph.profile_files import Difference, export_profiles, import_profiles
@@ -54,6 +55,9 @@ def migrate_command() -> None:
     logs.configure(settings.env, settings.log_level)
     asyncio.run(_migrate(settings))
     click.echo("The database is at this version's schema.")
+
+
+commands.add_command(init_database)
 
 
 @commands.command()

@@ -5,6 +5,7 @@ from sqlalchemy.exc import DBAPIError
 from db.data_folder import DataFolderInUse
 from db.errors import EmbeddedServerFailed, RegistryError
 from db.migrate import SchemaMismatch
+from db.provision import ProvisioningRefused
 from graph.settings import ConfigurationError
 from graph.supervisor import BackgroundTaskDied
 
@@ -20,6 +21,7 @@ class WorkerFailed(Exception):
 TOLD_IN_ONE_LINE = (
     ConfigurationError,
     SchemaMismatch,
+    ProvisioningRefused,
     DataFolderInUse,
     EmbeddedServerFailed,
     WorkerFailed,

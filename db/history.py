@@ -3,9 +3,9 @@
 Each question is asked for many nodes at once, so that a list costs as few statements as one node.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Row, func, select, text, true
@@ -19,6 +19,8 @@ from db.errors import BadInput
 from db.filters import NodeFilter
 from db.paging import Keyset, Page, take
 from db.tables import HEARTBEAT, METRICS_HISTORY, NODE, STATUS_CHANGE, Heartbeat, Node
+
+EntryT = TypeVar("EntryT")
 
 HEARTBEATS = Keyset(
     "heartbeats", (HEARTBEAT.timestamp, HEARTBEAT.id), (datetime, int), descending=True
@@ -50,10 +52,7 @@ async def heartbeats(
         .where(NODE.id.in_(nodes))
         .order_by(page.c.timestamp.desc(), page.c.id.desc())
     )
-    found: dict[UUID, list[Heartbeat]] = {node: [] for node in nodes}
-    for row in rows:
-        found[row.node_id].append(row)
-    return {node: take(found[node], first) for node in nodes}
+    return _pages(nodes, ((row.node_id, row) for row in rows), first)
 
 
 # A node's heartbeats are written under its lock: their ids are in the order of their commits.
@@ -125,10 +124,7 @@ async def metrics_by_hour(
         .where(NODE.id.in_(nodes))
         .order_by(page.c.hour.desc())
     )
-    found: dict[UUID, list[Row[Any]]] = {node: [] for node in nodes}
-    for row in rows:
-        found[row.node_id].append(row)
-    return {node: take(found[node], first) for node in nodes}
+    return _pages(nodes, ((row.node_id, row) for row in rows), first)
 
 
 async def status_changes(
@@ -158,11 +154,8 @@ async def status_changes_of(
         .where(col(subject.id).in_(nodes))
         .order_by(page.c.revision.desc())
     )
-    found: dict[UUID, list[LoggedChange]] = {node: [] for node in nodes}
-    for row in rows:
-        change = LoggedChange(*row)
-        found[change.node].append(change)
-    return {node: take(found[node], first) for node in nodes}
+    logged = (LoggedChange(*row) for row in rows)
+    return _pages(nodes, ((change.node, change) for change in logged), first)
 
 
 # The last change before the period tells the status at its start; before a node was registered,
@@ -214,3 +207,13 @@ async def availability(
         _AVAILABILITY, {"nodes": list(nodes), "since": since, "until": end}
     )
     return dict.fromkeys(nodes, 0.0) | {node: float(part) for node, part in rows}
+
+
+def _pages(
+    nodes: Sequence[UUID], found: Iterable[tuple[UUID, EntryT]], first: int
+) -> dict[UUID, Page[EntryT]]:
+    """Of each node what was found of it, in order; none may have been."""
+    by_node: dict[UUID, list[EntryT]] = {node: [] for node in nodes}
+    for node, entry in found:
+        by_node[node].append(entry)
+    return {node: take(entries, first) for node, entries in by_node.items()}

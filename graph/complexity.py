@@ -33,6 +33,7 @@ from graphql.utilities.coerce_input_value import coerce_default_value
 
 from db.errors import RegistryError
 from graph.cost import MOST, Cost, Formula, Given, Size, Sums, clamped
+from graph.rights import root_fields
 
 ASSUMED_LENGTH = 10
 """Of profiles, of GPUs, of the fields of a type."""
@@ -92,12 +93,16 @@ def complexity(
     counting = _Counting(schema, document, operation)
     root = cast("GraphQLCompositeType", schema.get_root_type(operation.operation))
     asked = counting.selected(root, operation.selection_set)
+    resolved = {
+        (field.alias or field.name).value: field.name.value
+        for field in root_fields(document, operation)
+    }
     own = [operation.directives, *(v.directives for v in operation.variable_definitions or ())]
     return Complexity(
         depth=asked.depth,
         aliases=asked.aliases,
         directives=asked.directives + sum(len(directives or ()) for directives in own),
-        root_fields=tuple(counting.resolved(operation.selection_set, set()).values()),
+        root_fields=tuple(resolved.values()),
         cost=counting.sums.formula(counting.holding(asked, ASSUMED_LENGTH)),
     )
 
@@ -144,20 +149,6 @@ class _Counting:
     def holding(self, part: _Part, size: Size) -> Cost:
         """Of an object whose page is so long."""
         return self.sums.total((1, part.once), (size, part.each))
-
-    def resolved(self, selection_set: SelectionSetNode, spread: set[str]) -> dict[str, str]:
-        """The fields by the names that the answer has for them: each is resolved once."""
-        found: dict[str, str] = {}
-        for selection in selection_set.selections:
-            match selection:
-                case FieldNode(name=name, alias=alias):
-                    found[(alias or name).value] = name.value
-                case InlineFragmentNode(selection_set=inner):
-                    found |= self.resolved(inner, spread)
-                case FragmentSpreadNode(name=name) if name.value not in spread:
-                    spread.add(name.value)
-                    found |= self.resolved(self._fragments[name.value].selection_set, spread)
-        return found
 
     def _part(self, parent: GraphQLCompositeType, selection: SelectionNode) -> _Part:
         match selection:

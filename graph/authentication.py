@@ -30,11 +30,7 @@ class Authentication:
         self._keyring = keyring
         self._open = Grant(ANONYMOUS)
         self._by_loopback_names = is_loopback(settings.http_host)
-        self._failures = Quota(
-            "failed logins",
-            per_second=settings.failed_logins_per_minute / 60,
-            burst=settings.failed_logins_per_minute,
-        )
+        self._failures = Quota.per_minute("failed logins", settings.failed_logins_per_minute)
 
     async def of_request(self, scope: Scope) -> Grant:
         """Raises Unauthenticated, RateLimited, Forbidden and Unavailable."""

@@ -55,11 +55,7 @@ class Limits:
             "requests from one address", settings.requests_per_second_per_address
         )
         self._heartbeats = _quota("heartbeats", settings.heartbeats_per_second)
-        self._registrations = Quota(
-            "registrations",
-            per_second=settings.registrations_per_minute / 60,
-            burst=settings.registrations_per_minute,
-        )
+        self._registrations = Quota.per_minute("registrations", settings.registrations_per_minute)
 
     def request(self, caller: Caller) -> None:
         """Raises RateLimited."""

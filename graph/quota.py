@@ -6,6 +6,7 @@ GCRA is of ITU-T I.371; https://brandur.org/rate-limiting tells it for programs.
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Self
 
 from graph.errors import RateLimited
 
@@ -32,6 +33,11 @@ class Quota:
         self._tolerance = burst * self._interval
         self._clock = clock
         self._paid_until: OrderedDict[str, float] = OrderedDict()
+
+    @classmethod
+    def per_minute(cls, what: str, most: float) -> Self:
+        """As many at once as in a minute."""
+        return cls(what, per_second=most / 60, burst=most)
 
     def take(self, key: str, amount: float = 1) -> None:
         """Raises RateLimited, and takes nothing, when there is not enough left.

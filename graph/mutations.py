@@ -26,7 +26,7 @@ from graph.refusals import Audited
 from graph.rights import OPERATORS, OWN_AGENT, REGISTERING, allowed, meant_node, require_own
 from graph.scalars import Revision
 from graph.token_mutations import TokenMutations, key_for
-from graph.types import field, optional
+from graph.types import INPUT, field, optional
 
 
 @strawberry.type(description="A node as registered.")
@@ -87,9 +87,6 @@ class DeregisterNodePayload:
     revision: Revision = field("The change's place in the change log.")
 
 
-_INPUT = strawberry.argument(description="What to do it with.")
-
-
 @strawberry.type(description="What may be changed.")
 class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
@@ -103,7 +100,7 @@ class Mutation(ProfileMutations, TokenMutations):
     async def register_node(
         self,
         info: Info,
-        input: Annotated[RegisterNodeInput, _INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[RegisterNodeInput, INPUT],  # noqa: A002  # the contract's name
     ) -> RegisterNodePayload:
         context = info.context
         context.limits.registration(context.caller)
@@ -132,7 +129,7 @@ class Mutation(ProfileMutations, TokenMutations):
     async def record_heartbeat(
         self,
         info: Info,
-        input: Annotated[RecordHeartbeatInput, _INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[RecordHeartbeatInput, INPUT],  # noqa: A002  # the contract's name
     ) -> RecordHeartbeatPayload:
         context = info.context
         context.limits.heartbeats(context.caller, 1)
@@ -184,7 +181,7 @@ class Mutation(ProfileMutations, TokenMutations):
     async def set_maintenance(
         self,
         info: Info,
-        input: Annotated[SetMaintenanceInput, _INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[SetMaintenanceInput, INPUT],  # noqa: A002  # the contract's name
     ) -> SetMaintenancePayload:
         context = info.context
         node_id = validation.searched("input.nodeId", input.node_id)
@@ -215,7 +212,7 @@ class Mutation(ProfileMutations, TokenMutations):
     async def deregister_node(
         self,
         info: Info,
-        input: Annotated[DeregisterNodeInput, _INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[DeregisterNodeInput, INPUT],  # noqa: A002  # the contract's name
     ) -> DeregisterNodePayload:
         node_id = validation.searched("input.nodeId", input.node_id)
         note = checked_note(input.note)

@@ -14,12 +14,11 @@ from graph.profile_config import checked_content
 from graph.refusals import Audited
 from graph.rights import OPERATORS, allowed
 from graph.scalars import JSON
-from graph.types import NodeProfile, field, optional
+from graph.types import INPUT, NodeProfile, field, optional
 
 _EXPECTED_VERSION = (
     "The version that this one replaces, 0 for none. Any other is a VERSION_CONFLICT. Absent: any."
 )
-_INPUT = strawberry.argument(description="What to do it with.")
 
 
 @strawberry.type(description="What every node of a role and type starts from.")
@@ -120,7 +119,7 @@ class ProfileMutations:
     async def set_node_profile(
         self,
         info: Info,
-        input: Annotated[SetNodeProfileInput, _INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[SetNodeProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> SetNodeProfilePayload:
         node_id = validation.searched("input.nodeId", input.node_id)
         content = checked_content(
@@ -143,7 +142,7 @@ class ProfileMutations:
     async def delete_node_profile(
         self,
         info: Info,
-        input: Annotated[DeleteNodeProfileInput, _INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[DeleteNodeProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> DeleteNodeProfilePayload:
         node_id = validation.searched("input.nodeId", input.node_id)
         name = validation.searched("input.name", input.name)
@@ -165,7 +164,7 @@ class ProfileMutations:
     async def set_role_profile(
         self,
         info: Info,
-        input: Annotated[SetRoleProfileInput, _INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[SetRoleProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> SetRoleProfilePayload:
         content = checked_content(
             "input", input.name, input.profile_type, input.config, enabled=input.enabled
@@ -192,7 +191,7 @@ class ProfileMutations:
     async def delete_role_profile(
         self,
         info: Info,
-        input: Annotated[DeleteRoleProfileInput, _INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[DeleteRoleProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> DeleteRoleProfilePayload:
         name = validation.searched("input.name", input.name)
         expected = _version(input.expected_version)

@@ -16,9 +16,8 @@ from graph.enums import NodeRole, NodeType, Role
 from graph.refusals import Audited
 from graph.rights import ADMINS, AGENTS, allowed
 from graph.tokens import Token
-from graph.types import field, optional
+from graph.types import INPUT, field, optional
 
-_INPUT = strawberry.argument(description="What to do it with.")
 _KEY = "The key itself. It is shown this once."
 _LIFE = "How long it stands, at most ten years."
 
@@ -86,7 +85,7 @@ class TokenMutations:
     async def create_token(
         self,
         info: Info,
-        input: Annotated[CreateTokenInput, _INPUT],  # noqa: A002  # as everywhere in the API
+        input: Annotated[CreateTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> CreateTokenPayload:
         nodes = [
             validation.identifier(f"input.nodes[{i}]", node)
@@ -116,7 +115,7 @@ class TokenMutations:
     async def create_enrolment_token(
         self,
         info: Info,
-        input: Annotated[CreateEnrolmentTokenInput, _INPUT],  # noqa: A002  # as everywhere in the API
+        input: Annotated[CreateEnrolmentTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> CreateTokenPayload:
         lasts = validation.lifetime("input.expiresInSeconds", input.expires_in_seconds)
         key_lifetime = enrolment.KEY_LIFETIME
@@ -147,7 +146,7 @@ class TokenMutations:
     async def rotate_token(
         self,
         info: Info,
-        input: Annotated[RotateTokenInput, _INPUT],  # noqa: A002  # as everywhere in the API
+        input: Annotated[RotateTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> CreateTokenPayload:
         public_id = validation.searched("input.id", input.id)
         overlap = validation.lifetime("input.overlapSeconds", input.overlap_seconds, least=0)
@@ -164,7 +163,7 @@ class TokenMutations:
     async def revoke_token(
         self,
         info: Info,
-        input: Annotated[RevokeTokenInput, _INPUT],  # noqa: A002  # as everywhere in the API
+        input: Annotated[RevokeTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> RevokeTokenPayload:
         named = validation.searched("input.id", input.id)
         async with info.context.database.write() as session:

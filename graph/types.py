@@ -16,6 +16,7 @@ First = Annotated[int | None, strawberry.argument(description="How many at most,
 After = Annotated[
     str | None, strawberry.argument(description="The cursor behind which the page begins.")
 ]
+INPUT = strawberry.argument(description="What to do it with.")
 DEFAULT_PAGE_SIZE = 50
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api import CHANGES, DEREGISTER, register
+from api import CHANGES, DEREGISTER, in_touch, register
 from conftest import LiveServer, StartServer
 from structlog.testing import capture_logs
 from tcp_proxy import Proxy, proxy
@@ -325,6 +325,7 @@ async def test_the_websocket_is_tried_again_now_and_then_and_used_when_it_works(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
+    await in_touch(server)  # which it logs
     time = Time()
     async with spoiler(server.url, BAD_REQUEST) as between, beating(between.url, time) as node:
         with capture_logs() as logs:

@@ -7,19 +7,17 @@ them there, too.
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from db.errors import Forbidden, Unauthenticated
 from db.identity import ANONYMOUS
+from graph.headers import header
 from graph.keyring import Grant, Keyring
 from graph.quota import Quota
 from graph.settings import ConfigurationError, Settings, is_loopback
 from graph.tls import known_client
 
 _SCHEME = "bearer"
-_AUTHORIZATION = b"authorization"
-_HOST = b"host"
 
 
 class Authentication:
@@ -38,7 +36,7 @@ class Authentication:
 
     async def of_handshake(self, scope: Scope) -> Grant | None:
         """None where connection_init has to say more. Raises as `of_request`."""
-        given = _header(scope, _AUTHORIZATION)
+        given = header(scope, b"authorization")
         if given is not None:
             return await self._of(given, scope)
         certified = known_client(scope)
@@ -70,7 +68,7 @@ class Authentication:
         if self.required:
             raise Unauthenticated("credentials are needed: Authorization: Bearer KEY")
         # A page of somebody else's that a browser opened by a name which now leads here.
-        if self._by_loopback_names and not _is_loopback_name(_header(scope, _HOST) or ""):
+        if self._by_loopback_names and not _is_loopback_name(header(scope, b"host") or ""):
             raise Forbidden("without credentials only by a loopback name, as in http://127.0.0.1")
         return self._open
 
@@ -90,11 +88,10 @@ def require_safe(settings: Settings) -> None:
 
 def require_same_origin(scope: Scope, settings: Settings) -> None:
     """Raises Forbidden for a page of another origin that opens a websocket: browsers let it."""
-    headers = Headers(scope=scope)
-    origin = headers.get("origin")
+    origin = header(scope, b"origin")
     if origin is None or origin in settings.allowed_origins:
         return
-    if origin.partition("://")[2] != headers.get("host"):
+    if origin.partition("://")[2] != header(scope, b"host"):
         raise Forbidden(f"pages of {origin} may not ask", origin=origin)
 
 
@@ -109,10 +106,3 @@ def _is_loopback_name(host: str) -> bool:
     if host.startswith("["):
         return is_loopback(host[1:].partition("]")[0])
     return is_loopback(host.partition(":")[0])
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    for key, value in scope["headers"]:
-        if key == name:
-            return bytes(value).decode("latin-1")
-    return None

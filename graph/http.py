@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 from graphql import OperationType
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +24,7 @@ from graph import errors
 from graph.authentication import address_of
 from graph.complexity import QueryTooComplex
 from graph.errors import RateLimited, RequestRefused, TookTooLong
+from graph.headers import header
 from graph.limits import RETRY_AFTER_SECONDS
 from graph.operations import Admitted, KindNotAllowed, OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
@@ -85,10 +87,9 @@ class GraphQLOverHTTP:
         self._limits = services.limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
         try:
-            wants_page = self._settings.serves_graphiql and _wants_page(request)
-            response = _GRAPHIQL if wants_page else await self._answer(request)
+            wants_page = self._settings.serves_graphiql and _wants_page(scope)
+            response = _GRAPHIQL if wants_page else await self._answer(scope, receive)
         except ClientDisconnect:
             return  # in the middle of its request: nobody waits for an answer
         try:
@@ -96,17 +97,17 @@ class GraphQLOverHTTP:
         except RateLimited as refused:  # before it began
             await too_busy(refused)(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response | EventStream:
-        negotiated = _negotiated(",".join(request.headers.getlist("accept")))
+    async def _answer(self, scope: Scope, receive: Receive) -> Response | EventStream:
+        negotiated = _negotiated(header(scope, b"accept"))
         streams = negotiated == EVENT_STREAM
         media_type = JSON if negotiated is None or streams else negotiated
         try:
             _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
-            grant = await self._authentication.of_request(request.scope)
-            caller = Caller(grant.identity, address_of(request.scope))
-            graphql_request = await _read(request, self._settings.max_body_bytes)
-            allowed = _KINDS[request.method] | (_STREAMED if streams else set())
-            admitted = await self._admit(graphql_request, caller, allowed)
+            grant = await self._authentication.of_request(scope)
+            caller = Caller(grant.identity, address_of(scope))
+            request = await _read(scope, receive, self._settings.max_body_bytes)
+            allowed = _KINDS[scope["method"]] | (_STREAMED if streams else set())
+            admitted = await self._admit(request, caller, allowed)
             if streams and admitted.is_subscription:
                 return EventStream(
                     self._operations.subscribe(admitted),
@@ -153,22 +154,24 @@ def too_busy(refused: RateLimited) -> Response:
     return _response(503, _errors(refused), JSON, headers)
 
 
-def _wants_page(request: Request) -> bool:
+def _wants_page(scope: Scope) -> bool:
     """A browser that opens the address, not a client that asks something."""
     return (
-        request.method == "GET"
-        and request.query_params.keys().isdisjoint({"query", "documentId"})
-        and "text/html" in request.headers.get("accept", "")
+        scope["method"] == "GET"
+        and QueryParams(scope["query_string"]).keys().isdisjoint({"query", "documentId"})
+        and "text/html" in (header(scope, b"accept") or "")
     )
 
 
-def _negotiated(accept: str) -> str | None:
+def _negotiated(accept: str | None) -> str | None:
     """The media type to answer with; None when none of ours is accepted.
 
     What the client would rather have: by `q`, and among equals the first.
     """
     if not accept:
         return JSON
+    if accept in _RANGES:
+        return _RANGES[accept]
     best, best_quality = None, 0.0
     for part in accept.split(","):
         media_range, _, parameters = part.partition(";")
@@ -192,16 +195,16 @@ def _parameter(parameters: str, name: str) -> str | None:
     return None
 
 
-async def _read(request: Request, max_bytes: int) -> GraphQLRequest:
-    if request.method == "GET":
-        parameters = _from_query_string(request)
-    elif request.method == "POST":
-        parameters = _parsed("body", await _body(request, max_bytes))
+async def _read(scope: Scope, receive: Receive, max_bytes: int) -> GraphQLRequest:
+    method = scope["method"]
+    if method == "GET":
+        parameters = _from_query_string(QueryParams(scope["query_string"]))
+    elif method == "POST":
+        _require_json(scope)
+        parameters = _parsed("body", await _body(scope, receive, max_bytes))
     else:
         raise _Refused(
-            405,
-            RequestRefused(f"{request.method} is not GraphQL: use GET or POST"),
-            Allow="GET, POST",
+            405, RequestRefused(f"{method} is not GraphQL: use GET or POST"), Allow="GET, POST"
         )
     try:
         return GraphQLRequest.model_validate(parameters)
@@ -210,28 +213,38 @@ async def _read(request: Request, max_bytes: int) -> GraphQLRequest:
         raise _Refused(400, BadInput(field or "body", problem)) from error
 
 
-def _from_query_string(request: Request) -> dict[str, Any]:
+def _from_query_string(query: QueryParams) -> dict[str, Any]:
     """A parameter that is there but empty counts as absent."""
-    given = {name: value for name, value in request.query_params.items() if value}
+    given = {name: value for name, value in query.items() if value}
     return given | {
         name: _parsed(name, given[name]) for name in ("variables", "extensions") if name in given
     }
 
 
-async def _body(request: Request, max_bytes: int) -> str:
-    content_type, _, parameters = request.headers.get("content-type", "").partition(";")
+def _require_json(scope: Scope) -> None:
+    given = header(scope, b"content-type") or ""
+    if given == JSON:
+        return
+    content_type, _, parameters = given.partition(";")
     _require(content_type.strip().lower() == JSON, 415, "Content-Type", f"must be {JSON}")
     utf8 = _parameter(parameters, "charset") in _UTF8
     _require(utf8, 415, "Content-Type", "the charset must be utf-8")
-    declared = request.headers.get("content-length", "0")
+
+
+async def _body(scope: Scope, receive: Receive, max_bytes: int) -> str:
+    declared = header(scope, b"content-length") or ""
     size = int(declared) if declared.isdecimal() else 0
     too_large = f"must be at most {max_bytes} bytes"
     _require(size <= max_bytes, 413, "body", too_large)
-    body = bytearray()
+    body, more = bytearray(), True
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
                 _require(len(body) <= max_bytes, 413, "body", too_large)
     except TimeoutError as error:
         problem = f"must arrive within {_BODY_SECONDS} seconds"

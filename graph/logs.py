@@ -2,17 +2,19 @@
 
 import logging
 import re
+import secrets
 import sys
-import uuid
 from typing import Literal
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.types import Processor
 
+from graph.headers import header
+
 # Local variables hold what callers sent and what nobody should read; a large one takes seconds.
 _WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+_NAME = b"x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -67,13 +69,23 @@ class RequestIds:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = _given_id(scope) or new_request_id()
+        own = (_NAME, request_id.encode())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"] = [*message["headers"], own]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self._app(scope, receive, send_with_id)
+        # The server runs each in a task of its own, whose context ends with it.
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        await self._app(scope, receive, send_with_id if scope["type"] == "http" else send)
+
+
+def new_request_id() -> str:
+    return secrets.token_hex(16)
+
+
+def _given_id(scope: Scope) -> str | None:
+    given = header(scope, _NAME)
+    return given if given and _REQUEST_ID.fullmatch(given) else None

@@ -1,6 +1,7 @@
 """The registry's configuration, read from environment variables that begin with NODE_REGISTRY_."""
 
 import ipaddress
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,6 +163,7 @@ class Settings(BaseSettings):
         )
 
 
+@lru_cache(maxsize=16)
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -6,7 +6,6 @@ malformed messages, closes the socket for a syntax error and lets no one bound o
 
 import asyncio
 import contextlib
-import uuid
 from collections.abc import Awaitable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,6 +23,7 @@ from graph.authentication import address_of, require_same_origin
 from graph.errors import RateLimited
 from graph.http import refused_response, too_busy
 from graph.keyring import GRANT_ENDED, Grant
+from graph.logs import new_request_id
 from graph.operations import OperationRefused, Operations
 from graph.requests import GraphQLRequest, first_problem, parse_json
 from graph.services import Services
@@ -202,7 +202,7 @@ class _Connection:
         self._running[message.id] = tasks.create_task(run)
 
     async def _run(self, operation_id: str, request: GraphQLRequest, caller: Caller) -> None:
-        structlog.contextvars.bind_contextvars(request_id=uuid.uuid4().hex, operation=operation_id)
+        structlog.contextvars.bind_contextvars(request_id=new_request_id(), operation=operation_id)
         try:
             admitted = await self._operations.admit(request, caller)
             if admitted.is_subscription:

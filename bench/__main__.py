@@ -14,6 +14,7 @@ from bench.heartbeats import heartbeats
 from bench.latency import latency
 from bench.memory import memory
 from bench.rows import Bench, Row
+from bench.storage import storage
 from graph import logs
 from graph.limits import allow_files_for
 
@@ -23,6 +24,7 @@ BENCHES: dict[str, Bench] = {
     "latency": latency,
     "discovery": discovery,
     "heartbeats": heartbeats,
+    "storage": storage,
 }
 
 _CONNECTIONS = 8000

@@ -4,36 +4,19 @@ The limits are a bare Starlette route and a bare websocket that send back what t
 the database does by itself. All are measured in turn, so that what slows the machine slows all.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
 
-import orjson
 from sqlalchemy import text
 
-from agent.documents import RECORD_HEARTBEAT, id_of
 from bench import pgbench, requests, stage, talker
+from bench.beats import A_CALL, beats, calls, messages, posts
 from bench.closed_loop import Load, Run, cores
 from bench.nodes import settle
-from bench.requests import post
 from bench.rows import Row, Target
 from db.database import Database
 
 GATEWAYS = 8
-A_CALL = 100
 A_STATEMENT = 1000
-
-RECORD_HEARTBEATS = """
-mutation RecordHeartbeats($inputs: [RecordHeartbeatInput!]!) {
-  recordHeartbeats(inputs: $inputs) {
-    ... on RecordHeartbeatPayload { nodeId status receivedAt nextHeartbeatInSeconds }
-    ... on HeartbeatRejected { nodeId code message }
-  }
-}
-"""
-
-Heartbeats = Iterator[dict[str, Any]]
-"""Each as RecordHeartbeatInput."""
 
 
 async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
@@ -44,16 +27,16 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
             stage.registry(database.url) as one,
             stage.registry(database.url, workers=2) as two,
         ):
-            beats = _beats(fleet)
+            sent = beats(fleet)
             recorders = (
-                Load(requests.dial, one, _posts("/graphql", beats)),
-                Load(requests.dial, two, _posts("/graphql", beats)),
-                Load(talker.operations, one, _messages(beats)),
-                Load(requests.dial, one, _calls(beats), GATEWAYS),
+                Load(requests.dial, one, posts("/graphql", sent)),
+                Load(requests.dial, two, posts("/graphql", sent)),
+                Load(talker.operations, one, messages(sent)),
+                Load(requests.dial, one, calls(sent), GATEWAYS),
             )
             echoes = (
-                Load(requests.dial, bare, _posts("/echo", beats)),
-                Load(talker.echoes, bare, _messages(beats)),
+                Load(requests.dial, bare, posts("/echo", sent)),
+                Load(talker.echoes, bare, messages(sent)),
             )
             rounds, alone = [], []
             for _ in range(1 + runs):
@@ -68,7 +51,7 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
                     )
                 )
     # What came first was to warm up.
-    http, workers, sockets, calls, echo, socket_echo = zip(*rounds[1:], strict=True)
+    http, workers, sockets, gateways, echo, socket_echo = zip(*rounds[1:], strict=True)
     singles, statements = zip(*alone[1:], strict=True)
     unit, nodes, batches = "heartbeats/s", f"{fleet:,} nodes", f"recordHeartbeats of {A_CALL}"
     yield Row(
@@ -92,11 +75,11 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
     yield Row(
         f"{batches}, {nodes}",
         unit,
-        _rates(calls, A_CALL),
+        _rates(gateways, A_CALL),
         "bare JSON echo of a single one",
         _rates(echo),
         Target("ratio", "at least", 1.2),
-        cores(calls),
+        cores(gateways),
     )
     yield Row(
         "recordHeartbeat over HTTP, beside the database",
@@ -108,7 +91,7 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
     yield Row(
         f"{batches}, beside the database",
         unit,
-        _rates(calls, A_CALL),
+        _rates(gateways, A_CALL),
         f"pgbench, statements of {A_STATEMENT:,}",
         statements,
     )
@@ -125,48 +108,6 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
 
 def _rates(runs: Sequence[Run], each: int = 1) -> list[float]:
     return [each * run.rate for run in runs]
-
-
-def _beats(fleet: int) -> Heartbeats:
-    """Of the nodes in turn, over and over, each time newer."""
-    sequence = 0
-    while True:
-        sequence += 1
-        for number in range(fleet):
-            yield {
-                "nodeId": f"node-{number:05}",
-                "bootId": "boot-1",
-                "sequence": sequence,
-                "metrics": {
-                    "cpuPercent": 12.34,
-                    "memoryPercent": 43.21,
-                    "memoryAvailableMb": 12345.67,
-                    "diskPercent": 56.78,
-                    "loadAverage": 0.52,
-                    "gpus": [],
-                    "extra": {"uptimeSeconds": 123456},
-                },
-            }
-
-
-def _posts(path: str, beats: Heartbeats) -> Iterator[bytes]:
-    for beat in beats:
-        yield post(path, orjson.dumps(_one(beat)))
-
-
-def _messages(beats: Heartbeats) -> Iterator[str]:
-    for beat in beats:
-        yield orjson.dumps({"id": "1", "type": "subscribe", "payload": _one(beat)}).decode()
-
-
-def _calls(beats: Heartbeats) -> Iterator[bytes]:
-    while True:
-        asked = {"query": RECORD_HEARTBEATS, "variables": {"inputs": [*islice(beats, A_CALL)]}}
-        yield post("/graphql", orjson.dumps(asked))
-
-
-def _one(beat: dict[str, Any]) -> dict[str, Any]:
-    return {"documentId": id_of(RECORD_HEARTBEAT), "variables": {"input": beat}}
 
 
 async def _logged(database: Database) -> int:

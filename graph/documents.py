@@ -37,7 +37,9 @@ from graph import rights
 from graph.complexity import Complexity, complexity
 from graph.document_rules import parsed, problems
 from graph.errors import RequestRefused
+from graph.plans import Plan, event_shape_of, plan_of
 from graph.requests import GraphQLRequest
+from graph.shapes import Shape
 
 MAX_USED = 256
 MAX_ON_PROBATION = 64
@@ -63,6 +65,16 @@ class Operation:
     def refused_fields(self) -> dict[Role, str]:
         """Whom it is refused, and for which field."""
         return rights.refused_fields(self.document.schema, self.document.node, self.node)
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """None if it takes the executor."""
+        return plan_of(self.document.schema, self.node)
+
+    @cached_property
+    def event_shape(self) -> Shape | None:
+        """Of a subscription; None if it takes the executor."""
+        return event_shape_of(self.document.schema, self.node)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,16 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +45,7 @@ from graph.refusals import record_forbidden
 from graph.requests import GraphQLRequest
 from graph.schema import Schema
 from graph.services import Services
+from graph.shapes import Shape
 
 MAX_SHARED_BYTES = 32 * 1024 * 1024
 """Of results that are kept because other subscriptions may ask for them."""
@@ -177,7 +186,11 @@ class Operations:
         return await self._answers.get((_looks(admitted), look), work)
 
     async def _execute(self, admitted: Admitted) -> _Answer:
+        plan = admitted.operation.plan
+        arguments = plan.arguments(admitted.request.variables) if plan else None
         with _faults_shown():
+            if plan and arguments is not None:
+                return _answered(await plan.run(arguments, self._services.context(admitted.caller)))
             result = await await_maybe(self._executor(admitted).execute_operation())
             assert isinstance(result, ExecutionResult)  # noqa: S101  # nothing is delivered in parts
             return _answered(result)
@@ -205,18 +218,18 @@ class Operations:
                 raise OperationRefused(errors.as_response(source.errors or []))
             assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
             looks = _looks(admitted, alike=source.alike)
+            tell = partial(_tell, executor, admitted.operation.event_shape)
             async with aclosing(source.batches) as batches:
                 async for events in batches:
-                    async for payload in self._payloads(executor, events, looks):
+                    async for payload in self._payloads(tell, events, looks):
                         yield payload
 
     async def _payloads(
-        self, executor: "Executor[Any]", events: Sequence[object], looks: bytes
+        self, tell: "_Tell", events: Sequence[object], looks: bytes
     ) -> AsyncGenerator[str, None]:
         # All are begun at once, so that what they ask the database is asked for all of them.
         executions = [
-            self._shared.begin((looks, id(event)), partial(_tell, executor, event))
-            for event in events
+            self._shared.begin((looks, id(event)), partial(tell, event)) for event in events
         ]
         for told, execution in enumerate(executions, start=1):
             done = execution.done()
@@ -234,7 +247,13 @@ class _Shared:
     answer: _Answer
 
 
-async def _tell(executor: "Executor[Any]", event: object) -> _Shared:
+_Tell = Callable[[object], Coroutine[Any, Any, _Shared]]
+
+
+async def _tell(executor: "Executor[Any]", shape: Shape | None, event: object) -> _Shared:
+    if shape:
+        with suppress(Exception):
+            return _Shared(event, _Answer(_encoded({"data": shape(event)})))
     result = await await_maybe(execute_subscription_event(executor.build_per_event_executor(event)))
     return _Shared(event, _answered(result))
 

@@ -1,0 +1,72 @@
+"""Heartbeats as clients send them: one over HTTP or a websocket, or many by a gateway's call."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from agent.documents import RECORD_HEARTBEAT, id_of
+from bench.requests import post
+
+A_CALL = 100
+
+RECORD_HEARTBEATS = """
+mutation RecordHeartbeats($inputs: [RecordHeartbeatInput!]!) {
+  recordHeartbeats(inputs: $inputs) {
+    ... on RecordHeartbeatPayload { nodeId status receivedAt nextHeartbeatInSeconds }
+    ... on HeartbeatRejected { nodeId code message }
+  }
+}
+"""
+
+_BYTES = 159
+"""Of the metrics below, without what fills them up, as the log keeps them."""
+
+Heartbeats = Iterator[dict[str, Any]]
+"""Each as RecordHeartbeatInput."""
+
+
+def beats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
+    """Of the nodes in turn, over and over, each time newer; of metrics as the log keeps them there
+    are at least so many bytes.
+    """
+    more = "-" * (metrics_bytes - _BYTES)
+    sequence = 0
+    while True:
+        sequence += 1
+        for number in range(fleet):
+            yield {
+                "nodeId": f"node-{number:05}",
+                "bootId": "boot-1",
+                "sequence": sequence,
+                "metrics": {
+                    "cpuPercent": 12.34,
+                    "memoryPercent": 43.21,
+                    "memoryAvailableMb": 12345.67,
+                    "diskPercent": 56.78,
+                    "loadAverage": 0.52,
+                    "gpus": [],
+                    "extra": {"uptimeSeconds": 123456, "more": more},
+                },
+            }
+
+
+def posts(path: str, beats: Heartbeats) -> Iterator[bytes]:
+    for beat in beats:
+        yield post(path, orjson.dumps(_one(beat)))
+
+
+def messages(beats: Heartbeats) -> Iterator[str]:
+    for beat in beats:
+        yield orjson.dumps({"id": "1", "type": "subscribe", "payload": _one(beat)}).decode()
+
+
+def calls(beats: Heartbeats) -> Iterator[bytes]:
+    while True:
+        asked = {"query": RECORD_HEARTBEATS, "variables": {"inputs": [*islice(beats, A_CALL)]}}
+        yield post("/graphql", orjson.dumps(asked))
+
+
+def _one(beat: dict[str, Any]) -> dict[str, Any]:
+    return {"documentId": id_of(RECORD_HEARTBEAT), "variables": {"input": beat}}

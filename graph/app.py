@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from sqlalchemy import URL
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
@@ -12,14 +11,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from db import partitions
-from db.data_folder import DataFolderInUse
-from db.database import Database
-from db.embedded import embedded_postgres, running_url
-from db.migrate import migrate, require_current
 from db.values import RegistryMode
 from graph import documents
 from graph.authentication import Authentication
 from graph.bearer import jwt_verifier
+from graph.database import current_database
 from graph.feed import ChangeFeed
 from graph.fleet import Fleet
 from graph.heartbeat_feed import HeartbeatFeed
@@ -38,55 +34,6 @@ from graph.settings import Settings
 from graph.supervisor import supervised
 from graph.upkeep import Upkeep
 from graph.websocket import GraphQLOverWebSocket
-
-_OTHER_CONNECTIONS = 10  # psql, `node-registry migrate`, and PostgreSQL's own reserve
-
-
-@asynccontextmanager
-async def database_url(settings: Settings) -> AsyncIterator[URL]:
-    """The configured PostgreSQL, or one of our own for as long as the block lasts."""
-    if (external := settings.external_database) is not None:
-        yield external
-        return
-    connections = settings.workers * (settings.db_pool_size + 1) + _OTHER_CONNECTIONS
-    options = {"max_connections": str(max(100, connections))}
-    async with embedded_postgres(settings.data_dir, options=options) as url:
-        yield url
-
-
-@asynccontextmanager
-async def current_database(settings: Settings) -> AsyncIterator[Database]:
-    """At this version's schema: the embedded one is brought there, any other has to be.
-
-    Raises SchemaMismatch, Unavailable and what the embedded server raises.
-    """
-    async with database_url(settings) as url:
-        database = Database(
-            url,
-            pool_size=settings.db_pool_size,
-            statement_timeout_seconds=settings.db_statement_timeout_seconds,
-        )
-        try:
-            await database.ping()
-            if settings.external_database is None:
-                await migrate(database.engine)
-            await require_current(database.engine)
-            yield database
-        finally:
-            await database.close()
-
-
-@asynccontextmanager
-async def database_in_use(settings: Settings) -> AsyncIterator[Database]:
-    """As `current_database`, beside a registry that may be running on it."""
-    async with AsyncExitStack() as stack:
-        try:
-            database = await stack.enter_async_context(current_database(settings))
-        except DataFolderInUse:
-            database = Database(running_url(settings.data_dir))
-            stack.push_async_callback(database.close)
-            await require_current(database.engine)
-        yield database
 
 
 @asynccontextmanager

@@ -1,31 +1,30 @@
-"""The command `node-registry`."""
+"""The command `node-registry`. GraphQL and the server are imported by the commands that need them:
+the others start sooner.
+"""
 
 import asyncio
 import json
 import sys
-from typing import TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
 
 import click
-import uvloop
 
 from db.database import Database
 from db.migrate import migrate
 from db.values import ProfileType
 from graph import logs
-from graph.app import database_in_use, database_url
-from graph.authentication import require_safe
 from graph.console import configured, operator
+from graph.database import database_in_use, database_url
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
 from graph.init_database import init_database
-from graph.limits import allow_files_for
 from graph.profile_config import CONFIGS
-from graph.profile_files import Difference, export_profiles, import_profiles
-from graph.schema import schema
-from graph.server import serve
 from graph.settings import Settings, load
 from graph.token_commands import token
 from graph.version import SERVICE, VERSION
-from graph.workers import serve_by_workers
+
+if TYPE_CHECKING:
+    from graph.profile_files import Difference
 
 
 @click.group()
@@ -42,6 +41,13 @@ commands.add_command(token)
 def serve_command(workers: int | None) -> None:
     """Serve the registry until it is told to stop."""
     settings = load(workers=workers)
+    import uvloop
+
+    from graph.authentication import require_safe
+    from graph.limits import allow_files_for
+    from graph.server import serve
+    from graph.workers import serve_by_workers
+
     require_safe(settings)
     logs.configure(settings.env, settings.log_level)
     allow_files_for(settings.max_connections)
@@ -63,6 +69,8 @@ commands.add_command(init_database)
 @commands.command()
 def export_schema() -> None:
     """Print the GraphQL schema."""
+    from graph.schema import schema
+
     click.echo(schema.as_str())
 
 
@@ -98,11 +106,15 @@ def schema_command(profile_type: str) -> None:
 
 
 async def _export(settings: Settings) -> str:
+    from graph.profile_files import export_profiles
+
     async with database_in_use(settings) as database, database.read() as session:
         return await export_profiles(session)
 
 
-async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) -> Difference:
+async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) -> "Difference":
+    from graph.profile_files import import_profiles
+
     async with database_in_use(settings) as database, database.write() as session:
         difference = await import_profiles(session, text, prune=prune, by=operator())
         if dry_run:
@@ -120,10 +132,10 @@ async def _migrate(settings: Settings) -> None:
             await database.close()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """What an operator can mend ends in one line and exit status 1."""
     try:
-        commands()
+        commands(arguments)
     except TOLD_IN_ONE_LINE as error:
         click.echo(f"{SERVICE}: {in_one_line(error)}", err=True)
         sys.exit(1)

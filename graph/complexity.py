@@ -5,9 +5,7 @@ how often what is in it counts; a list that nothing bounds counts ASSUMED_LENGTH
 asked twice counts twice, what `@skip` may leave out counts too, and introspection like the rest.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from graphql import (
     DocumentNode,
@@ -31,59 +29,14 @@ from graphql import (
 )
 from graphql.utilities.coerce_input_value import coerce_default_value
 
-from db.errors import RegistryError
-from graph.cost import MOST, Cost, Formula, Given, Size, Sums, clamped
+from graph.bounds import Complexity
+from graph.cost import MOST, Cost, Given, Size, Sums, clamped
 from graph.rights import root_fields
 
 ASSUMED_LENGTH = 10
 """Of profiles, of GPUs, of the fields of a type."""
 
 _PAGE_ARGUMENTS = ("first", "limit")
-
-
-class QueryTooComplex(RegistryError):
-    """`exceeded` is depth, aliases, directives or cost; the fact of that name says by how much."""
-
-    code = "QUERY_TOO_COMPLEX"
-
-    def __init__(self, exceeded: str, asked: int, limit: int) -> None:
-        super().__init__(
-            f"the query's {exceeded} is {asked}, and {limit} is the limit",
-            **{"exceeded": exceeded, exceeded: asked, "limit": limit},
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Complexity:
-    """Of one operation, for as long as its document is known.
-
-    `root_fields` are the names of those that will be resolved, twice if under two names.
-    """
-
-    depth: int
-    aliases: int
-    directives: int
-    root_fields: tuple[str, ...]
-    cost: Formula
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    depth: int
-    aliases: int
-    directives: int
-    cost: int
-
-    def require(self, asked: Complexity, variables: Mapping[str, Any] | None) -> None:
-        """Raises QueryTooComplex. `variables` are as they were sent."""
-        if asked.depth > self.depth:
-            raise QueryTooComplex("depth", asked.depth, self.depth)
-        if asked.aliases > self.aliases:
-            raise QueryTooComplex("aliases", asked.aliases, self.aliases)
-        if asked.directives > self.directives:
-            raise QueryTooComplex("directives", asked.directives, self.directives)
-        if asked.cost.most > self.cost and (cost := asked.cost.of(variables or {})) > self.cost:
-            raise QueryTooComplex("cost", cost, self.cost)
 
 
 def complexity(

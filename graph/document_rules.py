@@ -20,7 +20,7 @@ from graphql.validation.rules import overlapping_fields_can_be_merged
 from strawberry.schema.validation_rules.maybe_null import MaybeNullValidationRule
 from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 
-from graph.complexity import QueryTooComplex
+from graph.bounds import QueryTooComplex
 
 MAX_CHARACTERS = 128 * 1024
 """A string is read character by character. A JSON document of the largest size still fits in."""

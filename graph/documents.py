@@ -34,7 +34,8 @@ from graphql.utilities import validate_input_literal
 from db.errors import BadInput
 from db.values import Role
 from graph import rights
-from graph.complexity import Complexity, complexity
+from graph.bounds import Complexity
+from graph.complexity import complexity
 from graph.document_rules import parsed, problems
 from graph.errors import RequestRefused
 from graph.plans import Plan, event_shape_of, plan_of

@@ -22,7 +22,7 @@ from db.errors import BadInput, Forbidden, RegistryError, Unauthenticated, Unava
 from db.identity import Caller
 from graph import errors
 from graph.authentication import address_of
-from graph.complexity import QueryTooComplex
+from graph.bounds import QueryTooComplex
 from graph.errors import RateLimited, RequestRefused, TookTooLong
 from graph.headers import header
 from graph.limits import RETRY_AFTER_SECONDS

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError
 
 from db.rules import Rules
 from db.values import Role
-from graph.complexity import Bounds
+from graph.bounds import Bounds
 from graph.cost import MOST
 
 

@@ -15,8 +15,8 @@ from db.tables import Token
 from db.token_changes import MadeToken
 from db.values import NodeRole, NodeType, Role
 from graph import validation
-from graph.app import database_in_use
 from graph.console import configured, operator
+from graph.database import database_in_use
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from graph.app import current_database
+from graph.database import current_database
 from graph.failures import WorkerFailed
 from graph.server import begin_serving, listen, stoppable
 from graph.settings import Settings

@@ -31,7 +31,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import documents
-from graph.complexity import ASSUMED_LENGTH, Complexity, QueryTooComplex, complexity
+from graph.bounds import Complexity, QueryTooComplex
+from graph.complexity import ASSUMED_LENGTH, complexity
 from graph.cost import MOST
 from graph.document_rules import problems
 from graph.documents import _RULES

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from graphql import GraphQLError, GraphQLSyntaxError
 
-from graph.complexity import QueryTooComplex
+from graph.bounds import QueryTooComplex
 from graph.document_rules import MAX_CHARACTERS, MAX_ERRORS, parsed, problems
 from graph.documents import _RULES
 from graph.schema import schema

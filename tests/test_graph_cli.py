@@ -1,53 +1,30 @@
 """The command `node-registry`, run as an operator runs it."""
 
 import asyncio
-import os
 import socket
-import sys
 from pathlib import Path
 
 import pytest
+from commands import COMMAND, Run, environment_for, run, run_process
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from test_end_to_end import FAST, running
 
-COMMAND = Path(sys.executable).parent / "node-registry"
-
-
-async def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        COMMAND,
-        *arguments,
-        env=os.environ | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(30):
-        output, errors = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
-
-
-def environment_for(url: URL) -> dict[str, str]:
-    address = url.render_as_string(hide_password=False)
-    return {"NODE_REGISTRY_DATABASE_URL": address, "NODE_REGISTRY_HTTP_PORT": "0"}
-
 
 async def test_export_schema_prints_schema_graphql() -> None:
-    status, output, _ = await run("export-schema")
+    status, output, _ = await run_process("export-schema")
     assert status == 0
     assert output == (Path(__file__).parent.parent / "schema.graphql").read_text(encoding="utf-8")
 
 
 async def test_migrate_makes_the_schema_and_may_be_repeated(empty_database_url: URL) -> None:
-    for _ in range(2):
-        status, output, _ = await run("migrate", **environment_for(empty_database_url))
+    for either in (run_process, run):
+        status, output, _ = await either("migrate", **environment_for(empty_database_url))
         assert (status, output) == (0, "The database is at this version's schema.\n")
 
 
 async def test_a_database_that_is_behind_is_not_served(empty_database_url: URL) -> None:
-    status, _, errors = await run("serve", **environment_for(empty_database_url))
+    status, _, errors = await run_process("serve", **environment_for(empty_database_url))
     assert status == 1
     assert errors.strip().splitlines()[-1] == (
         "node-registry: the database is at schema none, this registry needs 0006:"
@@ -60,24 +37,24 @@ async def test_a_database_that_is_ahead_is_not_served(database_url: URL) -> None
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     await engine.dispose()
-    status, _, errors = await run("serve", **environment_for(database_url))
+    status, _, errors = await run_process("serve", **environment_for(database_url))
     assert status == 1
     assert "at schema 9999" in errors.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("start", "name", "value"),
     [
-        ("NODE_REGISTRY_HTTP_PORT", "many"),
-        ("NODE_REGISTRY_ENV", "staging"),
-        ("NODE_REGISTRY_SWEEP_INTERVAL_SECONDS", "-1"),
-        ("NODE_REGISTRY_DATABASE_URL", "not a url"),
+        (run, "NODE_REGISTRY_HTTP_PORT", "many"),
+        (run, "NODE_REGISTRY_ENV", "staging"),
+        (run, "NODE_REGISTRY_SWEEP_INTERVAL_SECONDS", "-1"),
+        (run_process, "NODE_REGISTRY_DATABASE_URL", "not a url"),
     ],
 )
 async def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(
-    name: str, value: str
+    start: Run, name: str, value: str
 ) -> None:
-    status, output, errors = await run("serve", **{name: value})
+    status, output, errors = await start("serve", **{name: value})
     assert status == 1
     assert output == ""
     assert len(errors.strip().splitlines()) == 1
@@ -88,14 +65,14 @@ async def test_a_port_that_is_taken_stops_the_start_with_one_line(database_url: 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         environment = environment_for(database_url)
         environment["NODE_REGISTRY_HTTP_PORT"] = str(taken.getsockname()[1])
-        status, _, errors = await run("serve", **environment)
+        status, _, errors = await run_process("serve", **environment)
     assert status == 1
     assert "ddress already in use" in errors.strip().splitlines()[-1]
 
 
 async def test_a_database_that_cannot_be_reached_stops_the_start_with_one_line() -> None:
     url = URL.create("postgresql", "nobody", host="127.0.0.1", port=1, database="nothing")
-    status, _, errors = await run("serve", **environment_for(url))
+    status, _, errors = await run_process("serve", **environment_for(url))
     assert status == 1
     assert "cannot reach its database" in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from commands import run, run_process
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
-from test_graph_cli import run
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_it_prints_the_access_of_each_role_once(postgres: URL, name: str) 
     assert accesses(output) == []
     assert output.count("is there already") == 3
     for access, command in ((owner, ["migrate"]), (service, ["token", "list"])):
-        status, _, errors = await run(*command, **access)
+        status, _, errors = await run_process(*command, **access)
         assert status == 0, errors
 
 

@@ -1,15 +1,13 @@
 """All role profiles as one file: moved from registry to registry, by the commands of operators."""
 
-import asyncio
 import json
-import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from commands import environment_for, run, run_process
 from conftest import FAST
 from fleet import OPERATOR
 from sqlalchemy import URL
@@ -131,20 +129,8 @@ async def test_a_file_that_is_not_right_is_refused_by_the_place_and_changes_noth
     assert await exported(database) == "profiles: []\n"
 
 
-async def run(url: URL, *arguments: str, given: str = "") -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "graph", "profile", *arguments),
-        env={
-            **os.environ,
-            "NODE_REGISTRY_DATABASE_URL": url.render_as_string(hide_password=False),
-        },
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(30):
-        output, errors = await process.communicate(given.encode())
-    return process.returncode or 0, output.decode(), errors.decode()
+async def profile(url: URL, *arguments: str, given: str = "") -> tuple[int, str, str]:
+    return await run("profile", *arguments, given=given, **environment_for(url))
 
 
 async def test_the_commands_move_profiles_and_show_before_what_they_do(
@@ -152,24 +138,24 @@ async def test_the_commands_move_profiles_and_show_before_what_they_do(
 ) -> None:
     file = tmp_path / "profiles.yaml"
     file.write_text(FILE, encoding="utf-8")
-    status, shown, _ = await run(database_url, "import", "--dry-run", str(file))
+    status, shown, _ = await profile(database_url, "import", "--dry-run", str(file))
     assert status == 0
     assert "+  name: llm\n" in shown
     assert shown.endswith("2 would be written, 0 would be deleted.\n")
-    assert (await run(database_url, "export"))[1] == "profiles: []\n"
-    _, shown, _ = await run(database_url, "import", "-", given=FILE)
+    assert (await profile(database_url, "export"))[1] == "profiles: []\n"
+    _, shown, _ = await profile(database_url, "import", "-", given=FILE)
     assert shown.endswith("2 were written, 0 were deleted.\n")
-    _, text, _ = await run(database_url, "export")
+    _, text, _ = await profile(database_url, "export")
     assert len(yaml.safe_load(text)["profiles"]) == 2
-    _, shown, _ = await run(database_url, "import", "-", given=text)
+    _, shown, _ = await profile(database_url, "import", "-", given=text)
     assert shown == "0 were written, 0 were deleted.\n"
-    status, _, said = await run(database_url, "import", "-", given="nonsense")
+    status, _, said = await profile(database_url, "import", "-", given="nonsense")
     assert status == 1
     assert len(said.splitlines()) == 1
 
 
 async def test_the_schema_of_a_config_is_printed(database_url: URL) -> None:
-    _, text, _ = await run(database_url, "schema", "LLM")
+    _, text, _ = await profile(database_url, "schema", "LLM")
     schema: dict[str, Any] = json.loads(text)
     assert schema["additionalProperties"] is True
     assert "temperature" in schema["properties"]
@@ -182,10 +168,5 @@ async def test_profiles_are_moved_beside_a_registry_that_runs_on_its_own_postgre
             database = Database(url)
             await migrate(database.engine)
             await database.close()
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "graph", "profile", "export"),
-                env={**os.environ, "NODE_REGISTRY_DATA_DIR": folder},
-                stdout=asyncio.subprocess.PIPE,
-            )
-            output, _ = await process.communicate()
-    assert output == b"profiles: []\n"
+            _, output, _ = await run_process("profile", "export", NODE_REGISTRY_DATA_DIR=folder)
+    assert output == "profiles: []\n"

@@ -4,11 +4,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from commands import environment_for, run, run_process
 from fleet import rows
 from keyring import age_keys, create, known
 from sqlalchemy import URL
 from test_end_to_end import data_dir, registry
-from test_graph_cli import environment_for, run
 
 from db import tokens
 from db.database import Database
@@ -133,7 +133,7 @@ async def test_keys_are_made_beside_a_registry_that_runs_on_its_own_database(
 ) -> None:
     folder = {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
     async with registry(data_dir):
-        status, made, _ = await run("token", "create", "--role", "viewer", **folder)
+        status, made, _ = await run_process("token", "create", "--role", "viewer", **folder)
         assert status == 0
         key = parsed(made.strip())
         assert key is not None

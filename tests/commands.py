@@ -1,0 +1,56 @@
+"""The command `node-registry`: in a process of its own, or in this one, which is quicker."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from unittest.mock import patch
+
+from click.testing import CliRunner
+from sqlalchemy import URL
+
+from graph import logs
+from graph.cli import main
+
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
+
+COMMAND = Path(sys.executable).parent / "node-registry"
+
+
+def environment_for(url: URL) -> dict[str, str]:
+    address = url.render_as_string(hide_password=False)
+    return {"NODE_REGISTRY_DATABASE_URL": address, "NODE_REGISTRY_HTTP_PORT": "0"}
+
+
+async def run_process(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error."""
+    process = await asyncio.create_subprocess_exec(
+        COMMAND,
+        *arguments,
+        env=os.environ | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        output, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def run(*arguments: str, given: str = "", **environment: str) -> tuple[int, str, str]:
+    """As `run_process`, all but the start of Python and what it logs: that is pytest's here."""
+
+    def run_here() -> tuple[int, str, str]:
+        with (
+            patch.object(logs, "configure"),
+            CliRunner().isolation(given, environment) as (output, errors, _),
+        ):
+            try:
+                main(arguments)
+            except SystemExit as ended:
+                status = ended.code
+        assert isinstance(status, int)
+        return status, output.getvalue().decode(), errors.getvalue().decode()
+
+    return await asyncio.to_thread(run_here)  # a command brings its own event loop

@@ -43,7 +43,9 @@ async def follow(port: int, on_message: Callable[[bytes], None] | None = None) -
 
 async def followed(port: int, subscribers: int) -> None:
     """Until the registry counts so many: nothing tells a client that its subscription began."""
-    wanted = re.compile(rf"^node_registry_subscribers {subscribers}(\.0)?$", re.MULTILINE)
+    wanted = re.compile(
+        rf'^node_registry_subscribers{{stream="status_changes"}} {subscribers}(\.0)?$', re.MULTILINE
+    )
     async with asyncio.timeout(_BEGIN_SECONDS), httpx.AsyncClient() as http:
         while not wanted.search((await http.get(f"http://127.0.0.1:{port}/metrics")).text):
             await asyncio.sleep(0.05)

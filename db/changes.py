@@ -93,6 +93,21 @@ async def current_revision(session: AsyncSession) -> int:
     return revision
 
 
+_LAG = text("""
+SELECT s.revision,
+       CASE WHEN s.revision <= :read THEN 0
+            ELSE extract(epoch FROM registry_now() - coalesce(next.changed_at, s.changed_at)) END
+FROM registry_state s
+LEFT JOIN status_changes next ON next.revision = :read + 1
+""")
+
+
+async def lag(session: AsyncSession, read: int) -> tuple[int, float]:
+    """The newest revision, and the age in seconds of the oldest change behind `read`."""
+    revision, seconds = (await session.execute(_LAG, {"read": read})).one()
+    return revision, float(seconds)
+
+
 async def held_revisions(session: AsyncSession) -> range:
     """The revisions that the log holds; empty, but placed, when it was trimmed to nothing."""
     oldest = select(func.min(STATUS_CHANGE.revision)).scalar_subquery()

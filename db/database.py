@@ -38,12 +38,15 @@ class Database:
 
     Sessions raise Unavailable where the database cannot be reached, is too busy, or gave up a
     statement; other errors of PostgreSQL are faults of ours and pass through as they are.
+    `failures` counts the former.
     """
 
     def __init__(
         self, url: str | URL, *, pool_size: int = 10, statement_timeout_seconds: float = 10
     ) -> None:
         self.url = make_url(url).set(drivername="postgresql+asyncpg")
+        self.pool_size = pool_size
+        self.failures = 0
         self.engine: AsyncEngine = create_async_engine(
             self.url,
             pool_size=pool_size,
@@ -76,7 +79,7 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction: committed at the end of the block, undone when it raises."""
-        with _named_failures():
+        with self._named_failures():
             async with (
                 AsyncSession(self.engine, expire_on_commit=False) as session,
                 session.begin(),
@@ -86,7 +89,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """Each statement by itself, with its own snapshot and no round trip to begin or end."""
-        with _named_failures():
+        with self._named_failures():
             async with AsyncSession(self._reads, expire_on_commit=False) as session:
                 yield session
 
@@ -94,12 +97,18 @@ class Database:
         async with self.read() as session:
             await session.execute(text("SELECT 1"))
 
+    async def size_bytes(self) -> int:
+        """On disk, indexes and all."""
+        async with self.read() as session:
+            size = await session.scalar(text("SELECT pg_database_size(current_database())"))
+        return size or 0
+
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[tuple[AsyncSession, asyncpg.Connection]]:
         """A connection beside the pool, twice: to read with, each statement by itself, and to
         LISTEN on. It is given up at the end of the block, without a word to the server.
         """
-        with _named_failures():
+        with self._named_failures():
             async with self._listening.connect() as connection, AsyncSession(connection) as session:
                 driver = (await connection.get_raw_connection()).driver_connection
                 assert driver is not None  # noqa: S101  # it is connected
@@ -111,7 +120,7 @@ class Database:
     async def listening_connection(self) -> asyncpg.Connection:
         """A connection beside the pool, for LISTEN; the caller closes it."""
         args, kwargs = self.engine.dialect.create_connect_args(self.url)
-        with _named_failures():
+        with self._named_failures():
             return await asyncpg.connect(
                 *args,
                 **kwargs,
@@ -128,21 +137,21 @@ class Database:
     async def close(self) -> None:
         await self.engine.dispose()
 
+    @contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if _passes_by_itself(error):
+                self.failures += 1
+                raise Unavailable(_RETRY_AFTER_SECONDS) from error
+            raise
+
 
 def _refuse_closed(dbapi_connection: object, *_: object) -> None:
     """After a restart of PostgreSQL the pool's sockets are closed already: no need to ask it."""
     if dbapi_connection.driver_connection.is_closed():  # type: ignore[attr-defined]  # asyncpg's
         raise DisconnectionError
-
-
-@contextmanager
-def _named_failures() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if _passes_by_itself(error):
-            raise Unavailable(_RETRY_AFTER_SECONDS) from error
-        raise
 
 
 def _passes_by_itself(error: Exception) -> bool:

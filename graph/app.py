@@ -10,8 +10,6 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from db import partitions
-from db.values import RegistryMode
 from graph import documents
 from graph.authentication import Authentication
 from graph.bearer import jwt_verifier
@@ -41,8 +39,6 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
     """Raises what `current_database` raises, before it serves."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(current_database(settings))
-        async with database.write() as session:
-            await partitions.make_days(session)
         feed = ChangeFeed(
             database,
             check_seconds=settings.listen_check_seconds,
@@ -50,8 +46,10 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         )
         await feed.start()
         fleet = Fleet(database, feed)
-        pacemaker = Pacemaker(database, settings)
         metrics = Metrics()
+        upkeep = Upkeep(database, settings, metrics)
+        await upkeep.make_days()
+        pacemaker = Pacemaker(database, settings, metrics)
         heartbeats = HeartbeatWriter(database, pacemaker, metrics)
         heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()
@@ -62,45 +60,10 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         supervisor.start("feed", feed.run())
         supervisor.start("fleet", fleet.run())
         supervisor.start("liveness", pacemaker.run())
-        supervisor.start("upkeep", Upkeep(database, settings, metrics).run())
+        supervisor.start("upkeep", upkeep.run())
         supervisor.start("heartbeats", heartbeats.run())
         supervisor.start("heartbeat_feed", heartbeat_feed.run())
         supervisor.start("keys", keyring.run())
-        metrics.watch(
-            "node_registry_subscribers",
-            "Open subscriptions.",
-            lambda: (
-                feed.subscribers
-                + heartbeat_feed.subscribers
-                + fleet.subscribers
-                + pacemaker.pace.followers
-            ),
-        )
-        metrics.watch(
-            "node_registry_revision",
-            "Newest revision handed to subscribers.",
-            lambda: feed.revision,
-        )
-        metrics.watch(
-            "node_registry_protected",
-            "1 while the registry holds expiry back, else 0.",
-            lambda: pacemaker.mode is RegistryMode.PROTECTED,
-        )
-        metrics.watch(
-            "node_registry_sweep_duration_seconds",
-            "Duration of the last sweep.",
-            lambda: pacemaker.last_sweep_seconds,
-        )
-        metrics.watch(
-            "node_registry_heartbeats_waiting",
-            "Heartbeats that wait to be written.",
-            lambda: heartbeats.waiting,
-        )
-        metrics.watch(
-            "node_registry_pool_connections",
-            "Database connections in use.",
-            database.connections_in_use,
-        )
         yield Services(
             settings,
             Authentication(settings, keyring),

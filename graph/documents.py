@@ -46,6 +46,9 @@ MAX_USED = 256
 MAX_ON_PROBATION = 64
 MAX_KEPT_CHARACTERS = 16 * 1024
 
+OTHERS = "other"
+"""What operations of documents that are not trusted are counted as, whatever their names."""
+
 _TRUSTED = Path(__file__).parent / "trusted_documents.json"
 
 
@@ -57,6 +60,7 @@ class Operation:
         self.node = node
         self.name = node.name.value if node.name else None
         self.kind: OperationType = node.operation
+        self.counted_as = self.name if document.trusted and self.name else OTHERS
 
     @cached_property
     def complexity(self) -> Complexity:
@@ -86,6 +90,7 @@ class Document:
     schema: GraphQLSchema
     node: DocumentNode
     errors: list[GraphQLError]
+    trusted: bool = False
     _operations: dict[str | None, Operation] = field(default_factory=dict)
 
     def operation(self, name: str | None) -> Operation:
@@ -131,7 +136,7 @@ class Documents:
         self._shows_schema = shows_schema
         self._trusted = {
             document.id: document
-            for document in (self._read(document_id(text), text) for text in trusted)
+            for document in (self._read(document_id(text), text, trusted=True) for text in trusted)
         }
         self._used: OrderedDict[str, Document] = OrderedDict()
         self._on_probation: OrderedDict[str, Document] = OrderedDict()
@@ -165,10 +170,10 @@ class Documents:
                 self._on_probation.popitem(last=False)
         return document
 
-    def _read(self, key: str, text: str) -> Document:
+    def _read(self, key: str, text: str, *, trusted: bool = False) -> Document:
         node = parsed(text, max_tokens=self._max_tokens)
         errors = problems(self._schema, node, _RULES, shows_schema=self._shows_schema)
-        return Document(key, self._schema, node, errors)
+        return Document(key, self._schema, node, errors, trusted)
 
 
 def trusted() -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 from graphql import ArgumentNode, GraphQLError
+from prometheus_client import Counter
 
 from db.errors import RegistryError
 
@@ -13,6 +14,11 @@ log = structlog.get_logger()
 
 INTERNAL = "INTERNAL"
 MAX_MESSAGE_LENGTH = 500
+
+TOLD = Counter(
+    "node_registry_errors", "Errors that clients were told, by code.", ["code"], registry=None
+)
+"""Of the process: whoever tells an error knows no app."""
 
 _INVALID_VALUE = re.compile(
     r"(?:Variable|Argument) '\$?(?P<name>\w+)' has invalid value(?: at (?P<path>[\w.\[\]]+))?: "
@@ -67,6 +73,7 @@ def _shown(error: GraphQLError) -> dict[str, Any]:
     else:
         code, retryable, facts = INTERNAL, False, {}
         log.error("request.failed", path=error.path, exc_info=cause)
+    TOLD.labels(code).inc()
     shown: dict[str, Any] = {
         "message": "internal error; the id of the request leads to it in the log"
         if code == INTERNAL

@@ -13,6 +13,7 @@ from db.database import Database
 from db.errors import RegistryError, Unavailable
 from db.heartbeats import HeartbeatReport, Recorded
 from db.rules import Rules
+from graph.errors import INTERNAL
 from graph.liveness import Pacemaker
 from graph.metrics import Metrics
 
@@ -49,16 +50,13 @@ class HeartbeatWriter:
         if not reports:
             return []
         if self.waiting >= MAX_WAITING:
+            self._metrics.count_heartbeats(Unavailable.code, len(reports))
             raise Unavailable(_RETRY_AFTER_SECONDS)
         waiting = _Waiting(reports, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self.waiting += len(reports)
         self._arrived.set()
-        outcomes = await waiting.outcomes
-        for outcome in outcomes:
-            label = outcome.code if isinstance(outcome, RegistryError) else "accepted"
-            self._metrics.heartbeats.labels(label).inc()
-        return outcomes
+        return await waiting.outcomes
 
     async def run(self) -> None:
         """Writes for ever; what cannot be written is told to those who wait for it."""
@@ -101,7 +99,7 @@ class HeartbeatWriter:
             await self._refuse(batch, error)
             return
         self._write_seconds = time.perf_counter() - started
-        self._metrics.heartbeat_batch.observe(len(reports))
+        self._metrics.observe_batch(written, self._write_seconds)
         outcomes = iter(written)
         for waiting in batch:
             own = [next(outcomes) for _ in waiting.reports]
@@ -111,7 +109,9 @@ class HeartbeatWriter:
     async def _refuse(self, batch: list[_Waiting], error: Exception) -> None:
         """A fault may lie in one of them alone: each is then tried by itself."""
         if isinstance(error, Unavailable) or len(batch) == 1:
+            code = error.code if isinstance(error, RegistryError) else INTERNAL
             for waiting in batch:
+                self._metrics.count_heartbeats(code, len(waiting.reports))
                 _tell(waiting, error)
             return
         log.error("heartbeats.batch_failed", size=len(batch), exc_info=error)

@@ -14,6 +14,7 @@ from db.errors import Unavailable
 from db.liveness import Swept
 from db.rules import JITTER, Rules
 from db.values import RegistryMode
+from graph.metrics import Metrics
 from graph.pace import Pace
 from graph.settings import Settings
 
@@ -25,15 +26,16 @@ _MAX_JITTER = 1.0
 class Pacemaker:
     """Holds the rules as of the last sweep. One for each process."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:
         self._database = database
+        self._metrics = metrics
         self._interval_seconds = settings.sweep_interval_seconds
         self._process = uuid4()
         self._spread_until = 0.0
         self.rules: Rules = settings.rules()
         self.pace = Pace(self.rules.interval)
         self.mode = RegistryMode.NORMAL
-        self.last_sweep_seconds = 0.0
+        self.swept_at = 0.0  # by the system's clock, as Prometheus compares it
 
     async def sweep(self) -> Swept:
         """One round, repeated until nothing is due."""
@@ -43,7 +45,8 @@ class Pacemaker:
                 swept = await liveness.sweep(session, self._process, self.rules)
             self._learn(swept)
             if not swept.more:
-                self.last_sweep_seconds = time.perf_counter() - started
+                self._metrics.sweep_seconds.observe(time.perf_counter() - started)
+                self.swept_at = time.time()
                 return swept
 
     async def run(self) -> None:
@@ -54,6 +57,7 @@ class Pacemaker:
                 try:
                     await self.sweep()
                 except Unavailable as error:
+                    self._metrics.sweep_failures.inc()
                     log.warning("sweep.unavailable", cause=repr(error.__cause__))
         finally:
             with suppress(Unavailable):

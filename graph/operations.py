@@ -11,6 +11,7 @@ from collections.abc import (
     Coroutine,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import aclosing, contextmanager, suppress
@@ -40,6 +41,7 @@ from db.identity import Caller
 from graph import errors, rights
 from graph.batched import Batched
 from graph.documents import Documents, Operation
+from graph.metrics import CANCELLED, OK
 from graph.once import Once
 from graph.refusals import record_forbidden
 from graph.requests import GraphQLRequest
@@ -76,16 +78,20 @@ class OperationRefused(Exception):
         super().__init__(shown)
         self.errors = shown
 
+    @property
+    def code(self) -> str:
+        return _code(self.errors)
+
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
     payload: str
-    has_errors: bool = False
+    outcome: str = OK
 
     @property
     def weight(self) -> int:
         """Of one with errors too much to be kept: the next who asks may have more luck."""
-        return MAX_SHARED_BYTES + 1 if self.has_errors else len(self.payload)
+        return len(self.payload) if self.outcome == OK else MAX_SHARED_BYTES + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +169,22 @@ class Operations:
 
         Raises OperationRefused when execution did not begin, and TookTooLong.
         """
-        began, outcome = time.perf_counter(), "errors"
+        began, outcome = time.perf_counter(), CANCELLED
         try:
             async with asyncio.timeout(self._services.settings.request_seconds):
                 answer = await self._answer(admitted)
-            outcome = "errors" if answer.has_errors else "ok"
+            outcome = answer.outcome
+        except OperationRefused as refused:
+            outcome = refused.code
+            raise
         except TimeoutError as error:
+            outcome = errors.TookTooLong.code
             raise errors.TookTooLong(self._services.settings.request_seconds) from error
         finally:
-            name, taken = admitted.operation.name, time.perf_counter() - began
-            self._services.metrics.observe_operation(name, outcome, taken)
+            operation, taken = admitted.operation, time.perf_counter() - began
+            self._services.metrics.observe_operation(
+                operation.counted_as, operation.kind.value, outcome, taken
+            )
         return answer.payload
 
     async def _answer(self, admitted: Admitted) -> _Answer:
@@ -308,7 +320,13 @@ def _answered(result: ExecutionResult) -> _Answer:
     shown = errors.as_response(result.errors)
     if result.data is None and not any(error.path for error in result.errors):
         raise OperationRefused(shown)
-    return _Answer(_encoded({"data": result.data, "errors": shown}), has_errors=True)
+    return _Answer(_encoded({"data": result.data, "errors": shown}), _code(shown))
+
+
+def _code(shown: Sequence[Mapping[str, Any]]) -> str:
+    """That of the first."""
+    code: str = shown[0]["extensions"]["code"]
+    return code
 
 
 def _encoded(payload: dict[str, Any]) -> str:

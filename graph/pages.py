@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import URL
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from db import nodes
 from db.errors import RegistryError, Unavailable
 from graph.http import refused_response
+from graph.scrape import Scrape
 from graph.services import Services
 from graph.version import SERVICE, STARTED_AT, VERSION
 
@@ -28,6 +28,7 @@ _INDEX = (Path(__file__).parent / "static" / "index.html").read_text(encoding="u
 class Pages:
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._scrape = Scrape(services)
 
     async def index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
@@ -69,18 +70,7 @@ class Pages:
                 await self._services.authentication.of_request(request.scope)
             except RegistryError as refusal:
                 return refused_response(refusal)
-        metrics = self._services.metrics
-        try:
-            async with self._services.database.read() as session:
-                counts = await nodes.count_by_status(session)
-        except Unavailable:
-            metrics.nodes.clear()  # unknown is not the same as the last known
-        else:
-            for status, count in counts.items():
-                metrics.nodes.labels(status).set(count)
-        return Response(
-            generate_latest(metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST}
-        )
+        return Response(await self._scrape.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 def _place(url: URL) -> dict[str, Any]:

@@ -83,6 +83,11 @@ def configured(services: Services) -> Server:
     tls = context_of(settings)
     if tls is not None:
         services.supervisor.start("tls", tls.keep_renewed())
+        services.metrics.watch(
+            "node_registry_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate ends that new connections are shown.",
+            lambda: tls.expires_at.timestamp(),  # noqa: PLW0108  # another one once it is renewed
+        )
     return Server(
         uvicorn.Config(
             build_app(services),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import structlog
+from cryptography import x509
 from starlette.types import Scope
 
 from db.errors import BadInput
@@ -35,9 +36,10 @@ class UnusableCertificate(Exception):
 
 
 class RenewedContext(ssl.SSLContext):
-    """Each new connection has the certificates that were read last."""
+    """Each new connection has the certificates that were read last; `expires_at` is their end."""
 
     _current: ssl.SSLContext
+    expires_at: datetime
 
     def __new__(cls, *_: object) -> Self:
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
@@ -79,7 +81,8 @@ class RenewedContext(ssl.SSLContext):
         try:
             # Without a password it would ask for one at the terminal.
             context.load_cert_chain(self._certificate, self._key, password="")
-        except OSError as error:
+            own = x509.load_pem_x509_certificate(self._certificate.read_bytes())
+        except (OSError, ValueError) as error:
             raise UnusableCertificate("tls_certificate", error) from error
         if self._client_ca is not None:
             try:
@@ -87,6 +90,7 @@ class RenewedContext(ssl.SSLContext):
             except OSError as error:
                 raise UnusableCertificate("tls_client_ca", error) from error
             context.verify_mode = ssl.CERT_OPTIONAL  # others show a key, or a token
+        self.expires_at = own.not_valid_after_utc
         return context
 
 

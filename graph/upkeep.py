@@ -1,6 +1,7 @@
 """The housekeeping that a running registry does for its tables."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,7 +30,9 @@ class Upkeep:
     def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:
         self._database = database
         self._settings = settings
+        self._metrics = metrics
         self._misplaced = self._hours_due = 0
+        self._days_end = self._done_at = 0.0
         metrics.watch(
             "node_registry_misplaced_heartbeats",
             "Heartbeats in the default partition, because that of their day was missing.",
@@ -40,6 +43,16 @@ class Upkeep:
             "Hours that are over, but not yet in the metrics history.",
             lambda: self._hours_due,
         )
+        metrics.watch(
+            "node_registry_heartbeat_days_end_timestamp_seconds",
+            "The end of the last day that the heartbeat log is ready for.",
+            lambda: self._days_end,
+        )
+        metrics.watch(
+            "node_registry_last_upkeep_timestamp_seconds",
+            "When the housekeeping was last done, all of it.",
+            lambda: self._done_at,
+        )
 
     async def run(self) -> None:
         """For ever, over outages of the database."""
@@ -49,6 +62,7 @@ class Upkeep:
 
     async def once(self) -> None:
         """What cannot be done now is left for the next time, and keeps nothing else from it."""
+        began, whole = time.perf_counter(), True
         for work in (
             self.make_days,
             self.trim_change_log,
@@ -61,7 +75,11 @@ class Upkeep:
             try:
                 await work()
             except Unavailable as error:
+                whole = False
                 log.warning("upkeep.unavailable", work=work.__name__, cause=repr(error.__cause__))
+        self._metrics.upkeep_seconds.observe(time.perf_counter() - began)
+        if whole:
+            self._done_at = time.time()
 
     async def make_days(self) -> None:
         """The days of the heartbeat log long before they begin; and looks for what has none."""
@@ -69,6 +87,8 @@ class Upkeep:
             await partitions.make_days(session)
         async with self._database.read() as session:
             self._misplaced = await partitions.misplaced(session)
+            days = await partitions.listed(session, "heartbeat_log")
+        self._days_end = days[-1].end.timestamp()
         if self._misplaced:
             log.warning("heartbeat_log.misplaced", heartbeats=self._misplaced)
 

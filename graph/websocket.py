@@ -250,6 +250,7 @@ async def _granted(asking: Awaitable[GrantT]) -> GrantT:
     try:
         return await asking
     except RegistryError as refused:
+        errors.TOLD.labels(refused.code).inc()
         raise _Close(_CODES.get(type(refused), 1013), refused.message) from refused
 
 

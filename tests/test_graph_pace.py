@@ -42,7 +42,7 @@ async def test_agents_are_told_the_pace_and_then_that_it_has_changed(
             for client in (one, other):
                 assert await told(client) == 10
             metrics = (await server.http.get("/metrics")).text
-            assert "node_registry_subscribers 2.0" in metrics
+            assert 'node_registry_subscribers{stream="pace"} 2.0' in metrics
         async with asyncio.timeout(10):
             while server.services.pacemaker.pace.followers:
                 await asyncio.sleep(0.005)

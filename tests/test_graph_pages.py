@@ -8,6 +8,8 @@ from conftest import LiveServer, StartServer
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from agent import documents as agent
+
 
 async def test_the_index_names_the_service_and_its_parts(server: LiveServer) -> None:
     response = await server.http.get("/")
@@ -65,7 +67,10 @@ async def test_health_is_503_while_the_database_is_away_and_200_when_it_is_back(
     assert body["errors"][0]["extensions"]["code"] == "UNAVAILABLE"
     assert body["errors"][0]["extensions"]["retryable"] is True
     assert (await server.http.get("/health/live")).status_code == 200
-    assert (await server.http.get("/metrics")).status_code == 200
+    metrics = (await server.http.get("/metrics")).text.splitlines()
+    assert "node_registry_database_up 0.0" in metrics
+    assert "node_registry_log_revision NaN" in metrics
+    assert not [line for line in metrics if line.startswith("node_registry_nodes{")]
     await allow_connections("true")
     await engine.dispose()
     assert (await server.http.get("/health")).status_code == 200
@@ -93,12 +98,13 @@ async def test_metrics_count_nodes_heartbeats_operations_and_subscribers(
         await server.post("query Broken { nothing }")
         await settled(server, 3)
         metrics = (await server.http.get("/metrics")).text
+    others = '{operation="other",outcome="ok",type="mutation"}'
     for line in (
         'node_registry_nodes{status="online"} 1.0',
         'node_registry_nodes{status="offline"} 2.0',
         'node_registry_heartbeats_total{outcome="accepted"} 1.0',
-        'node_registry_operation_duration_seconds_count{operation="Beat",outcome="ok"} 1.0',
-        "node_registry_subscribers 0.0",
+        f"node_registry_operation_duration_seconds_count{others} 2.0",
+        'node_registry_subscribers{stream="status_changes"} 0.0',
         "node_registry_revision 3.0",
         "node_registry_pool_connections 0.0",
         "node_registry_connections 0.0",
@@ -107,9 +113,11 @@ async def test_metrics_count_nodes_heartbeats_operations_and_subscribers(
 
 
 async def test_operation_names_of_strangers_do_not_fill_the_metrics(server: LiveServer) -> None:
-    for number in range(150):
+    await server.execute(agent.text_of(agent.REVISION))
+    for number in range(30):
         await server.execute(f"query Name{number} {{ __typename }}")
+        await server.post(f"query Revision {{ nothing{number} }}")
+        await server.post(f'query Revision {{ node(nodeId: "{number}") {{ nodeId }} }}')
     metrics = (await server.http.get("/metrics")).text
-    names = set(re.findall(r'operation="(\w+)"', metrics))
-    assert "other" in names
-    assert len(names) <= 101
+    names = re.findall(r'_count\{operation="(\w+)",outcome="(\w+)",type="(\w+)"\} (\d+)', metrics)
+    assert sorted(names) == [("Revision", "ok", "query", "1"), ("other", "ok", "query", "60")]

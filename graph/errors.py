@@ -50,6 +50,14 @@ class RequestRefused(RegistryError):
     code = "BAD_INPUT"
 
 
+def codes() -> set[str]:
+    """All that a client may be told."""
+    kinds: list[type[RegistryError]] = [RegistryError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {INTERNAL} | {kind.code for kind in kinds if hasattr(kind, "code")}
+
+
 def as_response(errors: list[GraphQLError]) -> list[dict[str, Any]]:
     """The `errors` of a response, each logged under the id that it shows."""
     return [_shown(error) for error in errors]

@@ -20,8 +20,8 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from db.errors import RegistryError
-from graph.errors import TOLD
+from db.errors import RegistryError, Unavailable
+from graph.errors import INTERNAL, TOLD, codes
 
 OK = "ok"
 """Of an operation; else it is the code of the first error."""
@@ -85,6 +85,11 @@ class Metrics:
             "Open websockets and event streams.",
             registry=self.registry,
         )
+        # A count that begins at 1 was never seen to rise.
+        for code in codes():
+            TOLD.labels(code)
+        for outcome in (ACCEPTED, Unavailable.code, INTERNAL):
+            self._heartbeats.labels(outcome)
         # Finding a labelled child takes longer than to count with it.
         self._timers: dict[tuple[str, str, str], Histogram] = {}
         self._counters: dict[str, Counter] = {}

@@ -39,13 +39,13 @@ class Upkeep:
             lambda: self._misplaced,
         )
         metrics.watch(
-            "node_registry_hours_to_roll_up",
-            "Hours that are over, but not yet in the metrics history.",
-            lambda: self._hours_due,
+            "node_registry_roll_up_lag_seconds",
+            "Of hours that are over, but not yet in the metrics history.",
+            lambda: self._hours_due * _HOUR.total_seconds(),
         )
         metrics.watch(
-            "node_registry_heartbeat_days_end_timestamp_seconds",
-            "The end of the last day that the heartbeat log is ready for.",
+            "node_registry_heartbeat_log_end_timestamp_seconds",
+            "The end of the last day that the heartbeat log has a partition for.",
             lambda: self._days_end,
         )
         metrics.watch(

@@ -172,11 +172,11 @@ async def test_what_waits_to_be_rolled_up_is_told(database: Database) -> None:
     metrics = Metrics()
     keeper = upkeep(database, metrics)
     await hear(database, 1)
-    name = "node_registry_hours_to_roll_up"
+    name = "node_registry_roll_up_lag_seconds"
     async with database.write() as other:
         assert await rollup.take_turn(other)
         await keeper.once()
-        assert sample(metrics.registry, name) == 4
+        assert sample(metrics.registry, name) == 4 * 3600
     await keeper.once()
     assert sample(metrics.registry, name) == 0
 
@@ -201,4 +201,4 @@ async def test_what_cannot_be_done_now_keeps_nothing_else_from_being_done(
 async def test_a_running_registry_shows_both(server: LiveServer) -> None:
     scraped = (await server.http.get("/metrics")).text
     assert "node_registry_misplaced_heartbeats 0.0" in scraped
-    assert "node_registry_hours_to_roll_up 0.0" in scraped
+    assert "node_registry_roll_up_lag_seconds 0.0" in scraped

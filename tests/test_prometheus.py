@@ -1,6 +1,7 @@
-"""A real Prometheus scrapes a real registry: every alert finds what it asks for."""
+"""A real Prometheus scrapes a real registry: alerts and dashboard find what they ask for."""
 
 import asyncio
+import json
 import re
 import ssl
 from asyncio.subprocess import PIPE, STDOUT
@@ -34,14 +35,19 @@ ALERTS = {
     for group in yaml.safe_load((HERE / "alerts.yaml").read_text())["groups"]
     for rule in group["rules"]
 }
+DASHBOARD = json.loads(
+    (DEPLOY / "grafana" / "dashboards" / "node-registry.json").read_text(encoding="utf-8")
+)
+ROWS = ["Fleet", "Heartbeats", "Operations", "Subscriptions", "Database", "Process"]
+PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
 AWAY = "127.0.0.1:1"
 """Where no registry is."""
 
 NODE = {"nodeId": "gpu-1", "role": "PRODUCTION", "type": "WORKER", "bootId": "run-1"}
 BEAT = {"nodeId": "gpu-1", "bootId": "run-1", "sequence": 1}
 
-_METRIC = re.compile(r"\b(?:(?:node_registry|process|python)_\w+|up)\b")
-_SELECTOR = re.compile(r"\b((?:node_registry|process|python)_\w+|up)\{([^}]*)\}")
+_METRIC = re.compile(r"\b(?:(?:node_registry|process|python)_\w+|up|ALERTS)\b")
+_SELECTOR = re.compile(r"\b((?:node_registry|process|python)_\w+|up|ALERTS)\{([^}]*)\}")
 _LABEL = re.compile(r"(\w+)(?:=|!=|=~|!~)\"")
 
 
@@ -115,7 +121,9 @@ async def scraped(
             async with prometheus.prometheus(programs, config, folder) as running:
                 async with asyncio.timeout(30):
                     while not (
-                        good := await running.query("count_over_time(up[1m]) > 1 and up > 0")
+                        good := await running.query(
+                            "count_over_time(up[1m]) > 1 and up > 0 and on() ALERTS"
+                        )
                     ):
                         await asyncio.sleep(0.1)
                 yield Scraped(running, good[0]["value"][0], text)
@@ -184,6 +192,41 @@ async def test_alert_asks_for_what_the_registry_tells(scraped: Scraped, name: st
         assert instances == {AWAY}
     elif name != "NodeRegistryUpkeepLate":  # the first round comes after five minutes
         assert instances == set()
+
+
+@pytest.mark.parametrize("title", PANELS)
+async def test_panel_of_the_dashboard_has_something_to_show(scraped: Scraped, title: str) -> None:
+    for target in PANELS[title]["targets"]:
+        expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".+")
+        assert "$" not in expression
+        await require_known(scraped, expression)
+        assert await scraped.query(expression), expression
+
+
+async def test_the_dashboard_is_laid_out_in_its_rows() -> None:
+    rows = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+    assert rows == ROWS
+    places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
+    taken = [
+        (x, y)
+        for place in places
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(taken) == len(set(taken))
+    assert {x for x, _ in taken} == set(range(24))
+    assert {y for _, y in taken} == set(range(max(y for _, y in taken) + 1))
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+async def test_grafana_is_provisioned_with_what_the_dashboard_asks() -> None:
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    [source] = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    asked = {json.dumps(panel["datasource"], sort_keys=True) for panel in PANELS.values()}
+    assert asked == {json.dumps({"type": source["type"], "uid": source["uid"]})}
 
 
 async def test_prometheus_evaluates_every_alert(scraped: Scraped) -> None:

@@ -15,6 +15,7 @@ from db.identity import Identity
 from db.keys import Presented
 from db.paging import Keyset, Page, take
 from db.tables import TOKEN, Token
+from db.values import Role
 
 TOKENS = Keyset("tokens", (TOKEN.created_at, TOKEN.id), (datetime, UUID), descending=True)
 """Newest first."""
@@ -48,6 +49,12 @@ WHERE t.id IS NULL
 async def ended(session: AsyncSession, tokens: Sequence[UUID]) -> set[UUID]:
     """Those of them that do not stand, or are not known."""
     return set(await session.scalars(_ENDED, {"ids": tokens}))
+
+
+async def count_of(session: AsyncSession, role: Role) -> int:
+    """How many keys of the role stand."""
+    statement = select(func.count()).where(TOKEN.role == role, standing_condition())
+    return (await session.scalars(statement)).one()
 
 
 async def expires_at(session: AsyncSession, token_id: UUID) -> datetime | None:

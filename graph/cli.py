@@ -16,6 +16,7 @@ from db.values import ProfileType
 from graph import logs
 from graph.console import configured, operator
 from graph.database import database_in_use, database_url
+from graph.doctor import doctor
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
 from graph.init_database import init_database
 from graph.profile_config import CONFIGS
@@ -64,6 +65,7 @@ def migrate_command() -> None:
 
 
 commands.add_command(init_database)
+commands.add_command(doctor)
 
 
 @commands.command()

@@ -27,6 +27,17 @@ async def database_url(settings: Settings) -> AsyncIterator[URL]:
 
 
 @asynccontextmanager
+async def url_in_use(settings: Settings) -> AsyncIterator[URL]:
+    """As `database_url`, beside a registry that may be running on it."""
+    async with AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(database_url(settings))
+        except DataFolderInUse:
+            url = running_url(settings.data_dir)
+        yield url
+
+
+@asynccontextmanager
 async def current_database(settings: Settings) -> AsyncIterator[Database]:
     """At this version's schema: the embedded one is brought there, any other has to be.
 

@@ -186,7 +186,9 @@ async def run_until_stopped(
 
 def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supervisor) -> None:
     """What is done once for an address, however many processes answer on it."""
-    url = _url(listening, "http" if settings.tls_certificate is None else "https")
+    scheme = "http" if settings.tls_certificate is None else "https"
+    host, port = listening.getsockname()[:2]
+    url = url_of(host, port, scheme)
     if not settings.authentication_required:
         log.warning("server.open", address=listening.getsockname()[0], authentication="off")
     if settings.dev_agent:
@@ -194,8 +196,8 @@ def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supe
     _announce(url, settings)
 
 
-def _url(listening: socket.socket, scheme: str) -> str:
-    host, port = listening.getsockname()[:2]
+def url_of(host: str, port: int, scheme: str) -> str:
+    """Where this machine itself reaches what listens there."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
     return f"{scheme}://[{reachable}]:{port}" if ":" in host else f"{scheme}://{reachable}:{port}"
 

@@ -226,11 +226,11 @@ async def judged(
 _TRIM = text("""
 DELETE FROM status_changes
 WHERE revision IN (
-    SELECT c.revision
-    FROM status_changes c, registry_state s
-    WHERE c.revision <= s.revision - :keep_rows
-       OR c.changed_at < registry_now() - make_interval(secs => :keep_seconds)
-    ORDER BY c.revision
+    SELECT revision FROM status_changes
+    WHERE revision <= (
+        SELECT revision FROM status_changes ORDER BY revision DESC OFFSET :keep_rows LIMIT 1
+    ) OR changed_at < registry_now() - make_interval(secs => :keep_seconds)
+    ORDER BY revision
     LIMIT :batch
 )
 """)
@@ -239,7 +239,7 @@ WHERE revision IN (
 async def trim(session: AsyncSession, *, keep_rows: int, keep_seconds: float, batch: int) -> int:
     """Drops the oldest changes, those beyond the count or the age; returns how many.
 
-    changed_at never decreases, so what is left has no gap.
+    changed_at never decreases, so this leaves no gap. Rows are counted, for a restored backup did.
     """
     terms = {"keep_rows": keep_rows, "keep_seconds": keep_seconds, "batch": batch}
     result = await session.execute(_TRIM, terms)

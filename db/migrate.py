@@ -49,6 +49,11 @@ async def migrate(
             await connection.invalidate()  # gives up the lock and the settings with the session
 
 
+def known_schemas() -> set[str]:
+    """Those that this version can bring to its own, which is one of them."""
+    return _known(ScriptDirectory.from_config(_config()))
+
+
 async def require_current(engine: AsyncEngine) -> None:
     """Raises SchemaMismatch unless the database is exactly at this version's schema."""
     async with engine.connect() as connection:
@@ -58,8 +63,8 @@ async def require_current(engine: AsyncEngine) -> None:
     script = ScriptDirectory.from_config(_config())
     needed = script.get_current_head() or ""
     if found != needed:
-        known = {revision.revision for revision in script.walk_revisions()}
-        raise SchemaMismatch(found, needed, ahead=found is not None and found not in known)
+        ahead = found is not None and found not in _known(script)
+        raise SchemaMismatch(found, needed, ahead=ahead)
 
 
 def _run(connection: sa.Connection, target: str) -> None:
@@ -67,14 +72,17 @@ def _run(connection: sa.Connection, target: str) -> None:
     config.attributes["connection"] = connection
     script = ScriptDirectory.from_config(config)
     found = MigrationContext.configure(connection).get_current_revision()
-    known = {revision.revision for revision in script.walk_revisions()}
-    if found is not None and found not in known:
+    if found is not None and found not in _known(script):
         raise SchemaMismatch(found, script.get_current_head() or "", ahead=True)
     connection.rollback()  # else Alembic takes this transaction for all migrations
     if target == "base":
         command.downgrade(config, target)
     else:
         command.upgrade(config, target)
+
+
+def _known(script: ScriptDirectory) -> set[str]:
+    return {revision.revision for revision in script.walk_revisions()}
 
 
 def _config() -> Config:

@@ -20,6 +20,7 @@ from graph.doctor import doctor
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
 from graph.init_database import init_database
 from graph.profile_config import CONFIGS
+from graph.recovery import backup_command, restore_command
 from graph.settings import Settings, load
 from graph.token_commands import token
 from graph.version import SERVICE, VERSION
@@ -66,6 +67,8 @@ def migrate_command() -> None:
 
 commands.add_command(init_database)
 commands.add_command(doctor)
+commands.add_command(backup_command)
+commands.add_command(restore_command)
 
 
 @commands.command()

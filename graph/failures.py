@@ -2,9 +2,11 @@
 
 from sqlalchemy.exc import DBAPIError
 
+from db.archive import BackupRefused
 from db.data_folder import DataFolderInUse
 from db.errors import EmbeddedServerFailed, RegistryError
 from db.migrate import SchemaMismatch
+from db.postgres_programs import ProgramFailed, ProgramMissing
 from db.provision import ProvisioningRefused
 from graph.settings import ConfigurationError
 from graph.supervisor import BackgroundTaskDied
@@ -22,6 +24,9 @@ TOLD_IN_ONE_LINE = (
     ConfigurationError,
     SchemaMismatch,
     ProvisioningRefused,
+    BackupRefused,
+    ProgramMissing,
+    ProgramFailed,
     DataFolderInUse,
     EmbeddedServerFailed,
     WorkerFailed,

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from authority import BEGUN, Authority
+from commands import run
 from registry_process import free_port
 from test_db_provision import administering
 from test_end_to_end import BIN, Process, registry
-from test_graph_cli import run
 
 from db.embedded import running_url
 from db.errors import EmbeddedServerFailed

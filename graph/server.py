@@ -92,8 +92,8 @@ def configured(services: Services) -> Server:
         uvicorn.Config(
             build_app(services),
             ssl_context_factory=None if tls is None else lambda *_: tls,
-            http=http_protocol(settings.stalled_reader_seconds),
-            ws=websocket_protocol(settings.stalled_reader_seconds),
+            http=http_protocol(settings),
+            ws=websocket_protocol(settings),
             # Compression costs each connection more memory than its subscription.
             ws_per_message_deflate=False,
             lifespan="off",

@@ -1,6 +1,7 @@
-"""Peers that stall or are gone: their connections are cut, never closed.
+"""Peers that stall, are gone, or say nothing: their connections end.
 
-A close would queue behind what they do not take, and keep its memory for minutes.
+Those that do not read are cut: a close would queue behind what they do not take, and keep its
+memory for minutes.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from typing import TypeGuard
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from graph.settings import Settings
 from graph.sse import IS_STREAM
 from graph.tls import show_peer
 
@@ -75,9 +77,47 @@ def _streams(connection: HttpToolsProtocol) -> bool:
     return cycle is not None and not cycle.response_complete and IS_STREAM in cycle.scope
 
 
-def http_protocol(after_seconds: float) -> type[HttpToolsProtocol]:
-    class Http(_SendDeadline, HttpToolsProtocol):
-        stalled_seconds = after_seconds
+class _RequestDeadline(HttpToolsProtocol):
+    """A connection on which nothing is asked is closed, though a part of a request came on it, or
+    of a body that nobody reads: uvicorn would wait for ever.
+    """
+
+    first_request_seconds: float
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _idle: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request(self.first_request_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_idle()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        self._forget_idle()
+        super().handle_websocket_upgrade()
+
+    def _expect_request(self, seconds: float) -> None:
+        self._idle = self.loop.call_later(seconds, self._judge_idle, self.cycle)
+
+    def _judge_idle(self, request_before: RequestResponseCycle | None) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is request_before and (cycle is None or cycle.response_complete):
+            self.transport.close()
+        else:
+            self._expect_request(self.timeout_keep_alive)
+
+    def _forget_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+
+
+def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
+    class Http(_SendDeadline, _RequestDeadline):
+        stalled_seconds = settings.stalled_reader_seconds
+        first_request_seconds = settings.connection_init_seconds
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -92,9 +132,9 @@ def http_protocol(after_seconds: float) -> type[HttpToolsProtocol]:
     return Http
 
 
-def websocket_protocol(after_seconds: float) -> type[WebSocketsSansIOProtocol]:
+def websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
     class WebSocket(_SendDeadline, WebSocketsSansIOProtocol):
-        stalled_seconds = after_seconds
+        stalled_seconds = settings.stalled_reader_seconds
 
         async def run_asgi(self) -> None:
             show_peer(self.transport, self.scope["state"])

@@ -105,13 +105,14 @@ class Who:
 @asynccontextmanager
 async def serving(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[Who]:
     """`who`, by the registry's own protocols."""
-    context = context_of(load(**settings_for(pair, client_ca)))
+    settings = load(**settings_for(pair, client_ca))
+    context = context_of(settings)
     assert context is not None
     server = uvicorn.Server(
         uvicorn.Config(
             who,
-            http=http_protocol(SECONDS),
-            ws=websocket_protocol(SECONDS),
+            http=http_protocol(settings),
+            ws=websocket_protocol(settings),
             lifespan="off",
             log_config=None,
             ssl_context_factory=lambda *_: context,

@@ -2,17 +2,16 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from graph import documents
 from graph.authentication import Authentication
 from graph.bearer import jwt_verifier
+from graph.dashboard import STATIC, Assets, dashboard
 from graph.database import current_database
 from graph.feed import ChangeFeed
 from graph.fleet import Fleet
@@ -110,7 +109,6 @@ class _GraphQLFirst:
 def build_app(services: Services) -> ASGIApp:
     pages = Pages(services)
     operations = Operations(schema, services, documents.trusted())
-    static = StaticFiles(directory=Path(__file__).parent / "static")
     graphql = GraphQLOverHTTP(operations, services)
     app = Starlette(
         routes=[
@@ -119,7 +117,8 @@ def build_app(services: Services) -> ASGIApp:
             Route("/health/live", pages.live),
             Route("/metrics", pages.metrics),
             Route("/graphql", graphql),
-            Mount("/static", static),
+            Route("/dashboard", dashboard),
+            Mount("/static", Assets(directory=STATIC)),
         ],
     )
     ways: dict[str, ASGIApp] = {

@@ -17,6 +17,7 @@ from graph.services import Services
 from graph.version import SERVICE, STARTED_AT, VERSION
 
 LINKS = {
+    "dashboard": "/dashboard",
     "graphql": "/graphql",
     "graphiql": "/graphql",
     "health": "/health",

@@ -205,6 +205,7 @@ def url_of(host: str, port: int, scheme: str) -> str:
 def _announce(url: str, settings: Settings) -> None:
     click.echo(
         f"Node registry {VERSION}, {settings.env}\n"
+        f"  Dashboard {url}/dashboard\n"
         f"  GraphQL   {url}/graphql\n"
         f"  GraphiQL  {url}/graphql in a browser\n"
         f"  Health    {url}/health\n"

@@ -1,4 +1,4 @@
-"""Clients from npm, for the tests that try the registry with a protocol's own reference client."""
+"""What tests need from npm: a protocol's own reference client, or what looks over a page."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def installed(name: str, folder: Path) -> Path:
-    """The script client.mjs of tests/NAME and what it needs; skips where npm cannot install it."""
+    """A copy of tests/NAME with what it needs; skips where npm cannot install that."""
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip(f"npm is not on this machine: {name} was not tried")
@@ -25,13 +25,13 @@ def installed(name: str, folder: Path) -> Path:
     )
     if done.returncode:
         pytest.skip(f"npm cannot install what {name} needs: {done.stderr.strip()[-300:]}")
-    return folder / "client.mjs"
+    return folder
 
 
-async def play(client: Path, scenario: str, url: str) -> Any:
-    """What the script prints of a scenario, as JSON."""
+async def play(folder: Path, scenario: str, url: str) -> Any:
+    """What its client.mjs prints of a scenario, as JSON."""
     process = await asyncio.create_subprocess_exec(
-        *("node", client, scenario, url), stdout=asyncio.subprocess.PIPE
+        *("node", folder / "client.mjs", scenario, url), stdout=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(SECONDS):
         output, _ = await process.communicate()

@@ -17,6 +17,7 @@ async def test_the_index_names_the_service_and_its_parts(server: LiveServer) -> 
         "service": "node-registry",
         "version": "0.1.0",
         "links": {
+            "dashboard": "/dashboard",
             "graphql": "/graphql",
             "graphiql": "/graphql",
             "health": "/health",

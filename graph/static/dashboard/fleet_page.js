@@ -1,0 +1,249 @@
+/** The fleet at a glance: how many, which, and what happened last. */
+
+import { h, setText } from "./elements.js";
+import * as filters from "./filters.js";
+import { badge, setBadge, shape, STATUSES, title, word } from "./status.js";
+import { Table } from "./table.js";
+import { eachSecond, fullInstant, instant, now, span } from "./time.js";
+
+const FRESH_MS = 4000;
+const ADDRESS_MS = 200;
+
+const COLUMNS = [
+  { name: "status", label: "Status", sorts: true, make: () => badge("ONLINE"), fill: (cell, node) => setBadge(cell, node.status) },
+  { name: "node", label: "Node", sorts: true, make: () => h("a", { tabindex: -1 }, h("b"), h("small")), fill: fillNode },
+  { name: "role", label: "Role", sorts: true, make: text, fill: (cell, node) => setText(cell, word(node.role)) },
+  { name: "type", label: "Type", sorts: true, make: text, fill: (cell, node) => setText(cell, word(node.type)) },
+  { name: "labels", label: "Labels", sorts: true, make: text, fill: fillLabels },
+  { name: "reason", label: "Reason", sorts: true, make: text, fill: (cell, node) => setText(cell, word(node.statusReason)) },
+  { name: "since", label: "Since", sorts: true, make: text, fill: fillSince },
+];
+
+export class FleetPage {
+  title = "Fleet";
+  element;
+
+  #fleet;
+  #filters = filters.fromAddress(new URLSearchParams());
+  #table;
+  #tiles = new Map();
+  #bar = h("div", { class: "bar", "aria-hidden": "true" });
+  #shown = h("p", { class: "quiet shown", role: "status" });
+  #clear = h("button", { type: "button", onclick: () => this.#change(filters.fromAddress(new URLSearchParams())) }, "Clear filters");
+  #latest = h("ol", { class: "latest" });
+  #controls;
+  #labels = h("datalist", { id: "labels" });
+  #scheduled = false;
+  #writing = null;
+  #open = false;
+  #changedAt = new Map();
+  #drawnChange = null;
+
+  /** `go` is called with an address of the dashboard. */
+  constructor(fleet, go) {
+    this.#fleet = fleet;
+    this.#table = new Table({
+      label: "Nodes",
+      columns: COLUMNS,
+      key: (node) => node.nodeId,
+      open: (node) => go(addressOf(node)),
+      sort: (name) => this.#sortBy(name),
+    });
+    this.#controls = this.#newControls();
+    this.element = this.#build();
+    for (const what of ["nodes", "registry"]) fleet.addEventListener(what, () => this.#schedule());
+    fleet.addEventListener("change", ({ detail }) => this.#changedAt.set(detail.nodeId, Date.now()));
+    eachSecond(() => this.#tick());
+    document.addEventListener("keydown", (event) => this.#onKey(event));
+  }
+
+  /** Where it is shown again as it was left. */
+  get address() {
+    return `/dashboard${query(this.#filters)}`;
+  }
+
+  /** Shows what the address says. */
+  open() {
+    this.#open = true;
+    this.#take(filters.fromAddress(new URLSearchParams(location.search)));
+  }
+
+  close() {
+    this.#open = false;
+    clearTimeout(this.#writing);
+  }
+
+  /** Writes what is shown into the address: browsers refuse what would do so at each key. */
+  keep() {
+    clearTimeout(this.#writing);
+    history.replaceState(null, "", this.address);
+  }
+
+  #build() {
+    const tiles = ["ONLINE", "DEGRADED", "OFFLINE", "MAINTENANCE"].map((status) => {
+      const count = h("b", {}, "–");
+      const tile = h("button", { type: "button", class: "tile", "aria-pressed": "false", onclick: () => this.#toggle(status) },
+        count, h("span", {}, shape(status), title(status)));
+      this.#tiles.set(status, { tile, count });
+      return tile;
+    });
+    const total = h("b", {}, "–");
+    this.#tiles.set("TOTAL", { count: total });
+    return h("div", { class: "fleet" },
+      h("h1", { class: "unseen" }, "Fleet"),
+      h("section", { class: "glance", "aria-label": "Nodes by status" },
+        h("div", { class: "tile total" }, total, h("span", {}, "Nodes")), tiles, this.#bar),
+      h("div", { class: "filters", role: "search" }, Object.values(this.#controls), this.#labels, this.#clear, this.#shown),
+      h("div", { class: "columns" }, this.#table.element,
+        h("section", { class: "card recent", "aria-labelledby": "latest-title" },
+          h("h2", { id: "latest-title" }, "Latest changes"), this.#latest)));
+  }
+
+  #newControls() {
+    const oninput = () => this.#read();
+    const select = (name, all, values) => h("select", { "aria-label": name, oninput },
+      h("option", { value: "" }, all), values.map((value) => h("option", { value }, title(value))));
+    return {
+      search: h("input", { type: "search", placeholder: "Search nodes", "aria-label": "Search by node id, name or hostname", "aria-keyshortcuts": "/", oninput }),
+      role: select("Role", "All roles", filters.ROLES),
+      type: select("Type", "All types", filters.TYPES),
+      label: h("input", { type: "search", placeholder: "Label", "aria-label": "Label", list: "labels", class: "label", oninput, onfocus: () => this.#suggest() }),
+    };
+  }
+
+  #take(given) {
+    this.#filters = given;
+    for (const [name, control] of Object.entries(this.#controls)) {
+      if (control.value !== given[name]) control.value = given[name];
+    }
+    this.#table.sorted(given.sort, given.descending);
+    this.#schedule();
+  }
+
+  #change(changed) {
+    this.#take({ ...this.#filters, ...changed });
+    this.#table.toTop();
+    clearTimeout(this.#writing);
+    this.#writing = setTimeout(() => this.keep(), ADDRESS_MS);
+  }
+
+  #read() {
+    const read = Object.entries(this.#controls).map(([name, control]) => [name, control.value]);
+    this.#change(Object.fromEntries(read));
+  }
+
+  #toggle(status) {
+    const statuses = new Set(this.#filters.statuses);
+    if (!statuses.delete(status)) statuses.add(status);
+    this.#change({ statuses });
+  }
+
+  #sortBy(name) {
+    const { sort, descending } = this.#filters;
+    this.#change({ sort: name, descending: sort === name && !descending });
+  }
+
+  #suggest() {
+    const labels = new Set();
+    for (const node of this.#fleet.nodes.values()) node.labels.forEach((label) => labels.add(label));
+    this.#labels.replaceChildren(...[...labels].sort().slice(0, 200).map((value) => h("option", { value })));
+  }
+
+  #schedule() {
+    if (this.#scheduled || !this.#open) return;
+    this.#scheduled = true;
+    requestAnimationFrame(() => {
+      this.#scheduled = false;
+      this.#draw();
+    });
+  }
+
+  #draw() {
+    const { nodes, counts, complete } = this.#fleet;
+    const rows = filters.selected(nodes.values(), this.#filters);
+    this.#table.show(rows);
+    const all = filters.isEverything(this.#filters);
+    this.#clear.hidden = all;
+    const of = counts?.total ?? nodes.size;
+    setText(this.#shown, !complete && counts === null ? "Loading nodes" : !complete ? `Loading: ${count(nodes.size)} of ${count(of)}`
+      : all ? `${count(of)} nodes` : `${count(rows.length)} of ${count(of)} nodes`);
+    this.#drawCounts(counts);
+    this.#drawLatest();
+    requestAnimationFrame(() => this.#tick());
+  }
+
+  #drawCounts(counts) {
+    if (counts === null) return;
+    for (const [status, { tile, count: element }] of this.#tiles) {
+      setText(element, count(counts[status.toLowerCase()]));
+      tile?.setAttribute("aria-pressed", this.#filters.statuses.has(status));
+    }
+    const parts = STATUSES.toReversed().map((status) => [status.toLowerCase(), counts[status.toLowerCase()]]);
+    if (this.#bar.childElementCount === 0) this.#bar.append(...parts.map(([name]) => h("i", { class: name })));
+    parts.forEach(([, number], index) => (this.#bar.children[index].style.flexGrow = number));
+  }
+
+  #drawLatest() {
+    const newest = this.#fleet.latest[0] ?? null;
+    if (newest === this.#drawnChange) return;
+    this.#drawnChange = newest;
+    this.#latest.replaceChildren(...this.#fleet.latest.map((change) =>
+      h("li", {},
+        h("a", { href: addressOf(change) }, shape(change.status), h("b", {}, change.nodeId)),
+        h("time", { datetime: change.changedAt, title: fullInstant(change.changedAt) }, instant(change.changedAt)),
+        h("span", {}, `${title(change.status)}: ${word(change.reason)}${change.note ? `, “${change.note}”` : ""}`))));
+  }
+
+  #tick() {
+    if (!this.#open) return;
+    const since = COLUMNS.findIndex((column) => column.name === "since");
+    this.#table.forEachDrawn((node, cells, element) => {
+      fillSince(cells[since].firstChild, node);
+      element.classList.toggle("fresh", Date.now() - (this.#changedAt.get(node.nodeId) ?? 0) < FRESH_MS);
+    });
+    for (const [id, at] of this.#changedAt) if (Date.now() - at > FRESH_MS) this.#changedAt.delete(id);
+  }
+
+  #onKey(event) {
+    if (!this.#open || event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target.closest("input, select, dialog");
+    if (event.key === "/" && !typing) {
+      event.preventDefault();
+      this.#controls.search.focus();
+    } else if (event.key === "Escape" && event.target === this.#controls.search) {
+      this.#table.element.focus();
+    }
+  }
+}
+
+function addressOf({ nodeId }) {
+  return `/dashboard?${new URLSearchParams({ node: nodeId })}`;
+}
+
+function query(given) {
+  const parameters = String(filters.toAddress(given));
+  return parameters === "" ? "" : `?${parameters}`;
+}
+
+function text() {
+  return h("span");
+}
+
+function fillNode(cell, node) {
+  cell.setAttribute("href", addressOf(node));
+  setText(cell.firstChild, node.nodeId);
+  setText(cell.lastChild, node.name === node.nodeId ? (node.hostname ?? "") : node.name);
+}
+
+function fillLabels(cell, node) {
+  const labels = node.labels.map((label) => h("span", { class: "chip" }, label));
+  cell.replaceChildren(...labels);
+}
+
+function fillSince(cell, node) {
+  setText(cell, span(now() - Date.parse(node.statusSince)));
+}
+
+function count(number) {
+  return number.toLocaleString("en");
+}

@@ -35,6 +35,8 @@ SLOW_CODES = {BAD_INPUT, FORBIDDEN, UNAUTHENTICATED}
 SLOW_RETRY_SECONDS = 60.0
 # The registry jitters its pace; less than this factor is not news.
 PACE_CHANGE = 1.5
+# How often the registry is told at most that this machine has changed.
+TELL_SECONDS = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -61,6 +63,8 @@ class Run:
     node_id: str | None = None
     """Set before `register`: the id to ask for when the directory holds none."""
     sequence: int = 0
+    _told: dict[str, Any] = field(default_factory=dict)
+    _told_at: float = 0.0
 
     async def keep_beating(self) -> NoReturn:
         """Raises RefusedError when this run has to end, StateError when a file cannot be used."""
@@ -69,6 +73,7 @@ class Run:
             try:
                 recorded = await self.beat()
                 await rotate_when_due(self.connection, self.credentials, recorded.received_at)
+                await self.tell_changes()
             except RefusedError as refusal:
                 if refusal.code == NODE_NOT_FOUND:
                     log.warning("node.forgotten", node_id=self.node_id)
@@ -98,10 +103,31 @@ class Run:
             ends_at.add(UNAUTHENTICATED)  # a registration tries the other
         return await self._insist(self._beat_once, ends_at=ends_at)
 
+    async def tell_changes(self) -> None:
+        """Registers again when the machine is not what it was; if that fails, later once more."""
+        now = self.clock.now()
+        if now - self._told_at < TELL_SECONDS or self._told == self._registration():
+            return
+        self._told_at = now
+        try:
+            await self._register_once()
+        except RegistryAwayError as error:
+            log.debug("node.untold", reason=error.reason)
+        except RefusedError as refusal:
+            if refusal.code == STALE_BOOT:
+                raise
+            log.warning("node.untold", code=refusal.code, message=refusal.message)
+        else:
+            log.info("node.changed", node_id=self.node_id)
+
+    def _registration(self) -> dict[str, Any]:
+        return registration_input(self.settings, self.observe(), self.boot_id)
+
     async def _register_once(self) -> Registered:
         node_id = identity.read_node_id(self.directory) or self.node_id
         former = identity.read_boot_id(self.directory)
-        registration = registration_input(self.settings, self.observe(), self.boot_id)
+        said = self._registration()
+        registration = dict(said)
         if node_id:
             registration["nodeId"] = node_id
         if former and former != self.boot_id:
@@ -117,6 +143,7 @@ class Run:
         identity.accept_boot(self.directory, registered.node.node_id, self.boot_id)
         self.node_id = registered.node.node_id
         self.schedule.promise(registered.next_heartbeat_in_seconds)
+        self._told, self._told_at = said, self.clock.now()
         return registered
 
     async def _ask_to_register(self, registration: dict[str, Any]) -> Registered:

@@ -17,10 +17,12 @@ from agent.identity import StateError
 from agent.link import Link
 from agent.logs import configure_logs
 from agent.machine import observe
+from agent.metrics import Meter
 from agent.pace import Clock, Schedule
 from agent.replies import Node, NodeStatusData, NodeWithReason
 from agent.settings import PREFIX, AgentSettings, BadSettingError, load_settings
 from agent.stop import until_stopped
+from agent.surroundings import Surroundings
 from agent.trust import Trust, UnusableFileError
 
 BOOTSTRAP_PATIENCE_SECONDS = 60.0
@@ -46,6 +48,11 @@ def with_place_options(command: Command) -> Command:
 def with_node_options(command: Command) -> Command:
     for option in (
         click.option("--name", help="A name for people to read."),
+        click.option(
+            "--services",
+            help="Where to look for models and for Docker, with commas between them, or none"
+            " [where Ollama, vLLM, LM Studio, llama.cpp and Docker usually are].",
+        ),
         click.option("--labels", help="With commas between them, e.g. router,gateway."),
         click.option("--type", help="router, gateway or worker; goes before the type in --role."),
         click.option("--transport", help="websocket or http, for heartbeats [websocket]."),
@@ -192,8 +199,19 @@ async def running(settings: AgentSettings, directory: Path) -> AsyncIterator[Run
 
     machine = observe()
     boot_id = identity.begin_boot(directory, machine.hostname, machine.local_ip)
-    async with aclosing(KeyedConnection(credentials, connect)) as connection:
-        yield Run(connection, credentials, schedule, directory, settings, boot_id, clock=clock)
+    around = Surroundings(settings.services, clock=clock)
+    async with aclosing(KeyedConnection(credentials, connect)) as connection, around.watched():
+        yield Run(
+            connection,
+            credentials,
+            schedule,
+            directory,
+            settings,
+            boot_id,
+            clock=clock,
+            meter=Meter(gpus=lambda: around.gpus.current),
+            observe=lambda: observe(around.capabilities()),
+        )
 
 
 def trust_of(settings: AgentSettings) -> Trust:

@@ -4,7 +4,7 @@ import ipaddress
 import os
 import platform
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -26,11 +26,12 @@ class Machine:
     ip_address: str | None
     """A public address, when an interface of this machine has one."""
     capabilities: dict[str, Any]
-    """os, arch, cpuCount, memoryTotalMb; models, services and devices are empty lists so far."""
+    """os, arch, cpuCount, memoryTotalMb, and what was found around it."""
     metadata: dict[str, Any]
 
 
-def observe() -> Machine:
+def observe(found: Mapping[str, Any] | None = None) -> Machine:
+    """`found` are further capabilities: models, services and devices."""
     local_ip, ip_address = choose_addresses(outgoing_address(), interface_addresses())
     return Machine(
         hostname=socket.gethostname(),
@@ -41,9 +42,7 @@ def observe() -> Machine:
             "arch": platform.machine().lower(),
             "cpuCount": os.cpu_count(),
             "memoryTotalMb": psutil.virtual_memory().total // MIB,
-            "models": [],
-            "services": [],
-            "devices": [],
+            **({"models": [], "services": [], "devices": []} if found is None else found),
         },
         metadata={
             "agentVersion": version("dagi-node-registry"),

@@ -2,11 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psutil
 
+from agent.gpu import Gpu
 from agent.machine import MIB
 
 # psutil's own advice: over a shorter time the CPU figure is noise, or 0.0.
@@ -19,8 +20,14 @@ class Meter:
     Use one from one thread: psutil keeps the earlier reading per thread.
     """
 
-    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        gpus: Callable[[], Sequence[Gpu]] = tuple,
+    ) -> None:
         self._monotonic = monotonic
+        self._gpus = gpus
         _read(lambda: psutil.cpu_percent(interval=None))
         self._cpu_read_at = monotonic()
 
@@ -35,7 +42,7 @@ class Meter:
             "loadAverage": _read(lambda: psutil.getloadavg()[0]),
         }
         metrics: dict[str, Any] = {k: v for k, v in figures.items() if v is not None}
-        metrics["gpus"] = []
+        metrics["gpus"] = [gpu.as_metrics() for gpu in self._gpus()]
         uptime = _read(lambda: time.time() - psutil.boot_time())
         metrics["extra"] = {} if uptime is None else {"uptimeSeconds": round(uptime)}
         return metrics

@@ -22,6 +22,12 @@ from agent.roles import NodeRole, NodeType, parse_role, parse_type
 PREFIX = "NODE_AGENT_"
 DEFAULT_REGISTRY_URL = "http://127.0.0.1:9205/graphql"
 DEFAULT_ROLE = "development-worker"
+# Where Ollama, vLLM, LM Studio, llama.cpp and Docker are, unless told otherwise.
+DEFAULT_SERVICES = (
+    *(f"http://127.0.0.1:{port}" for port in (11434, 8000, 1234, 8080)),
+    "unix:///var/run/docker.sock",
+)
+MAX_SERVICES = 16
 
 
 class BadSettingError(Exception):
@@ -63,10 +69,36 @@ def _role_word(text: str) -> str:
     return parse_role(text).word
 
 
-def _labels(value: object) -> object:
+def _parts(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return tuple(dict.fromkeys(label for part in value.split(",") if (label := part.strip())))
+    return tuple(dict.fromkeys(found for part in value.split(",") if (found := part.strip())))
+
+
+def _services(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    if addresses == ("none",):
+        return ()
+    if len(addresses) > MAX_SERVICES:
+        raise ValueError(f"write at most {MAX_SERVICES}")
+    for address in addresses:
+        if not _is_service(address):
+            raise ValueError(
+                "write addresses such as http://127.0.0.1:11434 or unix:///var/run/docker.sock,"
+                " without a password and with commas between them, or none"
+            )
+    return addresses
+
+
+def _is_service(address: str) -> bool:
+    try:
+        url = urlsplit(address)
+        if url.scheme == "unix":
+            return not url.netloc and url.path.startswith("/")
+        known = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+    except ValueError:
+        return False
+    plain = url.username is None and not url.query and not url.fragment
+    return bool(known) and plain and not re.search(r"\s", address)
 
 
 def _absolute(path: Path) -> Path:
@@ -98,7 +130,7 @@ class AgentSettings(BaseSettings):
     """A role, or role and type in one word."""
     type: Annotated[NodeType | None, BeforeValidator(lambda v: parse_type(v) if v else None)] = None
     """Goes before a type that `role` names."""
-    labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_labels)] = None
+    labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_parts)] = None
     """None: the labels that the registry has for the node stay as they are."""
     name: str | None = None
     state_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
@@ -109,6 +141,10 @@ class AgentSettings(BaseSettings):
     key: Annotated[Path, AfterValidator(_absolute)] | None = None
     transport: Literal["websocket", "http"] = "websocket"
     """Of heartbeats; where no websocket can be opened they go over HTTP."""
+    services: Annotated[
+        tuple[str, ...], NoDecode, AfterValidator(_services), BeforeValidator(_parts)
+    ] = DEFAULT_SERVICES
+    """Where to look for models and for Docker."""
 
     @property
     def node_role(self) -> NodeRole:
@@ -126,6 +162,7 @@ class AgentSettings(BaseSettings):
             "labels": self.labels,
             "name": self.name,
             "transport": self.transport,
+            "services": ",".join(self.services) or "none",
             **{name: path and str(path) for name, path in self.tls_files().items()},
         }
 

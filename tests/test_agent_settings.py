@@ -3,6 +3,8 @@ import pytest
 from agent.roles import NodeRole, NodeType, parse_role
 from agent.settings import (
     DEFAULT_REGISTRY_URL,
+    DEFAULT_SERVICES,
+    MAX_SERVICES,
     AgentSettings,
     BadSettingError,
     graphql_url,
@@ -132,3 +134,41 @@ def test_secret_is_not_repeated_in_the_error(
         load_settings({})
     assert "cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "used"),
+    [
+        (None, DEFAULT_SERVICES),
+        ("none", ()),
+        (
+            "http://10.0.0.7:9000/, unix:///run/docker.sock",
+            ("http://10.0.0.7:9000/", "unix:///run/docker.sock"),
+        ),
+    ],
+)
+def test_services_are_looked_for_where_they_are_said_to_be(
+    written: str | None, used: tuple[str, ...]
+) -> None:
+    settings = load_settings({"services": written})
+    assert settings.services == used
+    assert load_settings({}, settings.to_remember()).services == used
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "11434",
+        "unix:docker.sock",
+        "unix://run/docker.sock",
+        "http://user:secret@host",
+        "http://host:99999",
+        "http://host/?key=1",
+        "none,http://host",
+        ",".join(f"http://host-{number}" for number in range(MAX_SERVICES + 1)),
+    ],
+)
+def test_service_that_cannot_be_asked_is_refused_without_its_password(written: str) -> None:
+    with pytest.raises(BadSettingError, match=r"^--services: write") as refused:
+        load_settings({"services": written})
+    assert "secret" not in str(refused.value)

@@ -1,0 +1,51 @@
+"""A GPU as one reading found it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+MAX_GPUS = 64
+MAX_NAME_LENGTH = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """None is what its driver does not tell. One MB has 1024 * 1024 bytes."""
+
+    name: str
+    memory_total_mb: float | None = None
+    memory_free_mb: float | None = None
+    utilization_percent: float | None = None
+    temperature_celsius: float | None = None
+    cores: int | None = None
+
+    def as_device(self) -> dict[str, Any]:
+        """An entry of `capabilities.devices`."""
+        memory = self.memory_total_mb
+        said = {
+            "kind": "gpu",
+            "name": _readable(self.name),
+            "memoryMb": None if memory is None else round(memory),
+            "cores": self.cores,
+        }
+        return {name: value for name, value in said.items() if value is not None}
+
+    def as_metrics(self) -> dict[str, Any]:
+        """GpuMetricsInput. What the registry would refuse is left out."""
+        figures = {
+            "utilizationPercent": self.utilization_percent,
+            "memoryTotalMb": self.memory_total_mb,
+            "memoryFreeMb": self.memory_free_mb,
+            "temperatureCelsius": self.temperature_celsius,
+        }
+        usable = {
+            name: round(value, 2)
+            for name, value in figures.items()
+            if value is not None and math.isfinite(value) and value >= 0
+        }
+        return {"name": _readable(self.name), **usable}
+
+
+def _readable(name: str) -> str:
+    printable = "".join(c if c.isprintable() else " " for c in name)
+    return " ".join(printable.split())[:MAX_NAME_LENGTH].strip() or "GPU"

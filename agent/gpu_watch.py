@@ -1,0 +1,73 @@
+"""Reads the GPUs again and again, in a thread of its own."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from agent.apple import Apple
+from agent.gpu import Gpu
+from agent.nvidia import Nvidia
+from agent.pace import Clock
+
+READ_SECONDS = 10.0
+# Figures older than this are told to nobody.
+STALE_SECONDS = 3 * READ_SECONDS
+# How long a start waits for the first reading.
+FIRST_SECONDS = 5.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+def reader() -> Callable[[], list[Gpu]]:
+    """Of this machine, for one thread."""
+    return Apple().read if sys.platform == "darwin" else Nvidia().read
+
+
+class GpuWatch:
+    """A driver in trouble hangs whoever asks it: here that is one thread, whose figures grow old.
+
+    The thread ends with the process, at the latest.
+    """
+
+    def __init__(
+        self, read: Callable[[], list[Gpu]] | None = None, clock: Clock | None = None
+    ) -> None:
+        self._read = read or reader()
+        self._now = (clock or Clock()).now
+        self._last: tuple[float, list[Gpu]] = (-STALE_SECONDS, [])
+        self._has_read = threading.Event()
+        self._stopped = threading.Event()
+
+    @property
+    def known(self) -> list[Gpu]:
+        """As last read, however long ago: a GPU does not leave because its driver hangs."""
+        return self._last[1]
+
+    @property
+    def current(self) -> list[Gpu]:
+        """Empty when the last reading is too old."""
+        moment, gpus = self._last
+        return gpus if self._now() - moment < STALE_SECONDS else []
+
+    async def start(self, patience_seconds: float = FIRST_SECONDS) -> None:
+        """Returns with the first reading, or when that takes too long."""
+        threading.Thread(target=self._watch, name="gpus", daemon=True).start()
+        await asyncio.to_thread(self._has_read.wait, patience_seconds)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        fails = False
+        while not self._stopped.is_set():
+            try:
+                self._last = (self._now(), self._read())
+                fails = False
+            except Exception as error:  # noqa: BLE001  # a surprise here must not cost the next reading
+                (log.debug if fails else log.warning)("gpus.unreadable", reason=repr(error))
+                fails = True
+            self._has_read.set()
+            self._stopped.wait(READ_SECONDS)

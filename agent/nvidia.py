@@ -1,0 +1,67 @@
+"""NVIDIA's GPUs, by the NVML that their driver brings. A driver in trouble may hang the caller."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import pynvml
+
+from agent.gpu import MAX_GPUS, Gpu
+from agent.machine import MIB
+
+T = TypeVar("T")
+
+
+class Nvidia:
+    """For one thread. NVML stays open, because opening it may start the driver anew."""
+
+    def __init__(self) -> None:
+        self._open = False
+
+    def read(self) -> list[Gpu]:
+        """Empty without a driver. A GPU that cannot be asked at all is left out."""
+        try:
+            if not self._open:
+                pynvml.nvmlInit()
+                self._open = True
+            count = min(pynvml.nvmlDeviceGetCount(), MAX_GPUS)
+        except pynvml.NVMLError:
+            self.close()  # a driver that was replaced has to be opened anew
+            return []
+        found = [_told(partial(_read, index)) for index in range(count)]
+        return [gpu for gpu in found if gpu is not None]
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            _told(pynvml.nvmlShutdown)
+
+
+def _read(index: int) -> Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    return described(
+        pynvml.nvmlDeviceGetName(handle),
+        _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle)),
+        _told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle)),
+        _told(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+    )
+
+
+def described(
+    name: str | bytes, memory: Any | None, utilization: Any | None, temperature: float | None
+) -> Gpu:
+    """Of NVML's own structures: c_nvmlMemory_t in bytes, and c_nvmlUtilization_t in percent."""
+    return Gpu(
+        name.decode(errors="replace") if isinstance(name, bytes) else name,
+        memory_total_mb=None if memory is None else memory.total / MIB,
+        memory_free_mb=None if memory is None else memory.free / MIB,
+        utilization_percent=None if utilization is None else float(utilization.gpu),
+        temperature_celsius=None if temperature is None else float(temperature),
+    )
+
+
+def _told(figure: Callable[[], T]) -> T | None:
+    try:
+        return figure()
+    except pynvml.NVMLError:
+        return None  # not every GPU knows everything

@@ -1,0 +1,233 @@
+"""GPUs by the tools of their makers; what those say was recorded or is of their own types."""
+
+import asyncio
+import json
+import math
+import plistlib
+import threading
+import time
+from typing import Any
+
+import pynvml
+import pytest
+from structlog.testing import capture_logs
+
+from agent import apple, nvidia
+from agent.apple import GIB, output_of
+from agent.gpu import Gpu
+from agent.gpu_watch import STALE_SECONDS, GpuWatch, reader
+from agent.machine import MIB
+from agent.metrics import Meter
+from agent.nvidia import Nvidia
+from agent.pace import Clock
+
+# Of a MacBook Pro with macOS 15; the display is one of two.
+PROFILE = b"""{
+  "SPDisplaysDataType" : [
+    {
+      "_name" : "Apple M4 Max",
+      "spdisplays_mtlgpufamilysupport" : "spdisplays_metal3",
+      "spdisplays_ndrvs" : [
+        {
+          "_name" : "Color LCD",
+          "_spdisplays_displayID" : "1",
+          "_spdisplays_pixels" : "3456 x 2234",
+          "spdisplays_connection_type" : "spdisplays_internal",
+          "spdisplays_main" : "spdisplays_yes",
+          "spdisplays_online" : "spdisplays_yes"
+        }
+      ],
+      "spdisplays_vendor" : "sppci_vendor_Apple",
+      "sppci_bus" : "spdisplays_builtin",
+      "sppci_cores" : "40",
+      "sppci_device_type" : "spdisplays_gpu",
+      "sppci_model" : "Apple M4 Max"
+    }
+  ]
+}"""
+REGISTRY = b"""<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "file://PropertyList-1.0.dtd">
+<plist version="1.0"><array><dict>
+  <key>IOClass</key><string>AGXAcceleratorG16X</string>
+  <key>model</key><string>Apple M4 Max</string>
+  <key>gpu-core-count</key><integer>40</integer>
+  <key>PerformanceStatistics</key><dict>
+    <key>Alloc system memory</key><integer>52967440384</integer>
+    <key>Device Utilization %</key><integer>16</integer>
+    <key>In use system memory</key><integer>2363801600</integer>
+    <key>In use system memory (driver)</key><integer>0</integer>
+    <key>Renderer Utilization %</key><integer>15</integer>
+    <key>Tiler Utilization %</key><integer>10</integer>
+    <key>recoveryCount</key><integer>0</integer>
+  </dict>
+</dict></array></plist>"""
+
+
+def test_machine_without_a_driver_has_no_gpu_and_no_warning() -> None:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        pass
+    else:
+        pynvml.nvmlShutdown()
+        pytest.skip("this machine has NVIDIA's driver")
+    gpus = Nvidia()
+    with capture_logs() as logs:
+        assert gpus.read() == []
+        assert gpus.read() == []  # the driver may have come meanwhile
+        gpus.close()
+    assert logs == []
+
+
+def test_nvidia_gpu_is_read_from_structures_of_nvml() -> None:
+    memory = pynvml.c_nvmlMemory_t(total=20475 * MIB, free=16000 * MIB, used=4475 * MIB)
+    utilization = pynvml.c_nvmlUtilization_t(gpu=37, memory=12)
+    gpu = nvidia.described(b"NVIDIA RTX 4000 Ada", memory, utilization, 54)
+    assert gpu.as_device() == {"kind": "gpu", "name": "NVIDIA RTX 4000 Ada", "memoryMb": 20475}
+    assert gpu.as_metrics() == {
+        "name": "NVIDIA RTX 4000 Ada",
+        "utilizationPercent": 37.0,
+        "memoryTotalMb": 20475.0,
+        "memoryFreeMb": 16000.0,
+        "temperatureCelsius": 54.0,
+    }
+
+
+def test_figure_that_a_gpu_does_not_have_is_left_out() -> None:
+    gpu = nvidia.described("NVIDIA GB10", None, None, None)
+    assert gpu.as_device() == {"kind": "gpu", "name": "NVIDIA GB10"}
+    assert gpu.as_metrics() == {"name": "NVIDIA GB10"}
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf, -1.0])
+def test_figure_that_the_registry_would_refuse_is_left_out(figure: float) -> None:
+    assert Gpu("A", temperature_celsius=figure).as_metrics() == {"name": "A"}
+
+
+@pytest.mark.parametrize(
+    ("name", "readable"),
+    [(" RTX\t4000\x00 ", "RTX 4000"), ("", "GPU"), ("\x07", "GPU"), ("x" * 300, "x" * 255)],
+)
+def test_name_of_a_driver_is_made_one_that_the_registry_takes(name: str, readable: str) -> None:
+    assert Gpu(name).as_metrics()["name"] == readable
+
+
+def test_gpu_of_an_apple_chip_shares_the_memory_of_its_machine() -> None:
+    [found] = apple.described(PROFILE)
+    assert found == Gpu("Apple M4 Max", cores=40)
+    gpu = apple.measured(found, REGISTRY, total=128 * GIB, free=100 * GIB)
+    assert gpu.as_device() == {
+        "kind": "gpu",
+        "name": "Apple M4 Max",
+        "memoryMb": 96 * 1024,
+        "cores": 40,
+    }
+    assert gpu.as_metrics() == {
+        "name": "Apple M4 Max",
+        "utilizationPercent": 16.0,
+        "memoryTotalMb": 96.0 * 1024,
+        "memoryFreeMb": round(96 * 1024 - 2363801600 / MIB, 2),
+    }
+
+
+def test_what_the_machine_has_not_free_the_gpu_has_not_either() -> None:
+    gpu = apple.measured(Gpu("Apple M1"), b"", total=16 * GIB, free=1 * GIB)
+    assert (gpu.memory_free_mb, gpu.utilization_percent) == (1024, None)
+    assert gpu.memory_total_mb == pytest.approx(16 * 1024 * 2 / 3)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"{", b"[]", b"{}", b'{"SPDisplaysDataType": 1}', b'{"SPDisplaysDataType": [1, {}]}'],
+)
+def test_profile_that_cannot_be_read_has_no_gpu(said: bytes) -> None:
+    assert apple.described(said) == []
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"<plist", plistlib.dumps([]), plistlib.dumps({}), plistlib.dumps([{"a": 1}])]
+)
+def test_registry_that_cannot_be_read_has_no_figures(said: bytes) -> None:
+    gpu = apple.measured(Gpu("Apple M1"), said, total=64 * GIB, free=64 * GIB)
+    assert gpu.utilization_percent is None
+
+
+def test_two_gpus_are_told_without_figures_that_could_be_the_others() -> None:
+    intel = {"sppci_model": "Intel Iris Pro"}
+    amd = {"sppci_model": "AMD Radeon Pro 560", "sppci_cores": ""}
+    found = apple.described(json.dumps({"SPDisplaysDataType": [intel, amd]}).encode())
+    assert [gpu.as_metrics() for gpu in found] == [
+        {"name": "Intel Iris Pro"},
+        {"name": "AMD Radeon Pro 560"},
+    ]
+
+
+def test_tool_that_is_missing_fails_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apple, "TOOL_SECONDS", 0.1)
+    assert output_of(("/bin/echo", "good")) == b"good\n"
+    assert output_of(("/no/such/tool",)) == b""
+    assert output_of(("/bin/sh", "-c", "echo bad; exit 1")) == b""
+    assert output_of(("/bin/sleep", "60")) == b""
+
+
+async def test_driver_that_hangs_costs_the_figures_and_nothing_else() -> None:
+    now = 0.0
+    hangs = threading.Event()
+    gpu = Gpu("A", utilization_percent=50.0)
+
+    def read() -> list[Gpu]:
+        if watch.known:
+            hangs.wait(60)
+        return [gpu]
+
+    watch = GpuWatch(read, Clock(now=lambda: now))
+    await watch.start()
+    meter = Meter(gpus=lambda: watch.current)
+    assert meter.read()["gpus"] == [{"name": "A", "utilizationPercent": 50.0}]
+    now += STALE_SECONDS
+    assert meter.read()["gpus"] == []
+    assert watch.known == [gpu]
+    watch.stop()
+    hangs.set()
+
+
+async def test_start_does_not_wait_for_a_driver_that_hangs() -> None:
+    hangs = threading.Event()
+
+    def read() -> list[Gpu]:
+        hangs.wait(60)
+        return []
+
+    watch = GpuWatch(read)
+    began = time.monotonic()
+    await watch.start(patience_seconds=0.05)
+    assert time.monotonic() - began < 5
+    assert watch.current == watch.known == []
+    watch.stop()
+    hangs.set()
+
+
+async def test_surprise_in_a_reading_is_said_once_and_read_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.gpu_watch.READ_SECONDS", 0.001)
+    readings: list[Any] = [OSError("odd"), OSError("odd"), [Gpu("A")]]
+
+    def read() -> list[Gpu]:
+        reading = readings.pop(0) if readings else [Gpu("A")]
+        if isinstance(reading, Exception):
+            raise reading
+        return list(reading)
+
+    with capture_logs() as logs:
+        watch = GpuWatch(read)
+        await watch.start()
+        async with asyncio.timeout(5):
+            while not watch.known:
+                await asyncio.sleep(0.001)
+    watch.stop()
+    assert [entry["log_level"] for entry in logs] == ["warning", "debug"]
+
+
+def test_this_machine_is_read_without_a_failure() -> None:
+    assert isinstance(reader()(), list)

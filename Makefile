@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
 
-.PHONY: run router test check bench fleet format schema documents lock clean
+.PHONY: run router test check bench fleet format schema documents units lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -48,6 +48,10 @@ lock: .venv/dev
 	$(LOCK) --upgrade --extra embedded --group dev --output-file requirements/dev.lock
 	$(LOCK) --constraint requirements/dev.lock --extra embedded --group build --output-file requirements/run.lock
 	$(LOCK) --constraint requirements/dev.lock --output-file requirements/server.lock
+
+# What deploy/ has of what node-agent install writes.
+units: .venv/dev
+	$(BIN)/python -m agent.units deploy
 
 clean:
 	rm -rf .venv

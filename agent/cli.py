@@ -1,73 +1,41 @@
-"""The command line: bootstrap, run and status. Results go to stdout, logs to stderr."""
+"""The command line of the agent. Results go to stdout, logs to stderr."""
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from agent import documents, identity
 from agent.beat import Run
 from agent.client import Connection, RefusedError, Registry, RegistryAwayError, http_transport
+from agent.console import (
+    fail,
+    one_line_errors,
+    prepare,
+    with_node_options,
+    with_place_options,
+)
 from agent.credentials import Credentials, KeyedConnection, read_key
 from agent.identity import StateError
+from agent.install import install, uninstall
 from agent.link import Link
 from agent.logs import configure_logs
 from agent.machine import observe
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule
 from agent.replies import Node, NodeStatusData, NodeWithReason
-from agent.settings import PREFIX, AgentSettings, BadSettingError, load_settings
+from agent.settings import PREFIX, AgentSettings, BadSettingError
 from agent.stop import until_stopped
 from agent.surroundings import Surroundings
 from agent.trust import Trust, UnusableFileError
 
 BOOTSTRAP_PATIENCE_SECONDS = 60.0
 
-Command = TypeVar("Command", bound=Callable[..., None])
 T = TypeVar("T")
-
-
-def with_place_options(command: Command) -> Command:
-    for option in (
-        click.option("--registry-url", help="Where the registry is [http://127.0.0.1:9205]."),
-        click.option("--ca-file", help="Whom to trust with https, instead of the usual ones."),
-        click.option("--certificate", help="Shown to the registry, which knows the node by it."),
-        click.option("--key", help="Of the certificate, if it is in a file of its own."),
-        click.option(
-            "--state-dir", help="Where the node id is kept [/etc/dagi or ~/.config/dagi]."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def with_node_options(command: Command) -> Command:
-    for option in (
-        click.option("--name", help="A name for people to read."),
-        click.option(
-            "--services",
-            help="Where to look for models and for Docker, with commas between them, or none"
-            " [where Ollama, vLLM, LM Studio, llama.cpp and Docker usually are].",
-        ),
-        click.option("--labels", help="With commas between them, e.g. router,gateway."),
-        click.option("--type", help="router, gateway or worker; goes before the type in --role."),
-        click.option("--transport", help="websocket or http, for heartbeats [websocket]."),
-        click.option(
-            "--role",
-            help="production, development or backup, alone or with the type: production-router"
-            " [development-worker].",
-        ),
-    ):
-        command = option(command)
-    return with_place_options(command)
-
-
-class MistoldError(click.ClickException):
-    exit_code = 2
 
 
 @click.group(
@@ -81,6 +49,10 @@ class MistoldError(click.ClickException):
 def main(*, verbose: bool) -> None:
     """Registers this machine as a node of a DAGI network and keeps it alive there."""
     configure_logs(verbose=verbose)
+
+
+main.add_command(install)
+main.add_command(uninstall)
 
 
 @main.command()
@@ -132,13 +104,6 @@ def status(*, as_json: bool, **options: str | None) -> None:
             fail(f"the registry at {settings.registry_url} knows no node {node_id!r}")
     show(node, as_json=as_json)
     sys.exit(0 if node.status == "ONLINE" else 1)
-
-
-def prepare(options: dict[str, str | None], *, writing: bool) -> tuple[AgentSettings, Path]:
-    """The settings, and the directory in which lies what bootstrap was told."""
-    directory = load_settings(options).state_dir or identity.find_state_dir(writing=writing)
-    told = identity.remembered(directory)
-    return load_settings(options, told, told_in=str(directory / identity.TOLD)), directory
 
 
 def check_node_id(wanted: str | None, directory: Path) -> None:
@@ -233,20 +198,6 @@ def call(settings: AgentSettings, work: Coroutine[Any, Any, T]) -> T:
         fail(f"no usable answer from the registry at {settings.registry_url}: {error}")
     except RefusedError as error:
         fail(f"the registry at {settings.registry_url} refuses: {error}")
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except BadSettingError as error:
-        raise MistoldError(str(error)) from None
-    except (StateError, OSError) as error:
-        fail(str(error))
-
-
-def fail(message: str) -> NoReturn:
-    raise click.ClickException(message)
 
 
 def show(node: Node, *, as_json: bool) -> None:

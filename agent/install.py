@@ -1,0 +1,127 @@
+"""The commands install and uninstall: the unit by which systemd or launchd keeps the agent running.
+
+They write and remove files. What has to be run then they say.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from agent.console import Command, one_line_errors, with_node_options
+from agent.identity import remembered, write_atomically
+from agent.place import command_of_agent, place_of
+from agent.settings import AgentSettings, BadSettingError, load_settings
+
+# The unit of the system shows the agent nothing of these.
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  # none is written to
+
+
+def with_place(command: Command) -> Command:
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
+        click.option(
+            "--root",
+            type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+            default=Path("/"),
+            help="Of an image that is being made: where its / is.",
+        ),
+        click.option("--run-as", help="Whose rights a daemon of launchd has [who called sudo]."),
+        click.option(
+            "--scope",
+            type=click.Choice(["system", "user"]),
+            help="A service of the system, or of this user [root: system, others: user].",
+        ),
+        click.option(
+            "--manager",
+            type=click.Choice(["systemd", "launchd"]),
+            help="[launchd on a Mac, else systemd]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@with_node_options
+@with_place
+def install(
+    *,
+    manager: Literal["systemd", "launchd"] | None,
+    scope: Literal["system", "user"] | None,
+    run_as: str | None,
+    root: Path,
+    dry_run: bool,
+    **options: str | None,
+) -> None:
+    """Write the unit that keeps `node-agent run` running, with the settings given.
+
+    Settings that are not given stay as they were installed, or as bootstrap was told.
+    NODE_AGENT_TOKEN is kept in a file that nobody else may read.
+    """
+    with one_line_errors():
+        place = place_of(manager, scope, run_as, root)
+        told = {**remembered(place.below_root(place.state_dir)), **place.installed()}
+        settings = load_settings(options, told, told_in=str(place.below_root(place.settings)))
+        if settings.state_dir not in {None, place.state_dir}:
+            raise BadSettingError("--state-dir", f"this service keeps its id in {place.state_dir}")
+        if place.of_system and place.manager == "systemd" and root == Path("/"):
+            check_visible(settings)
+        changed = [file for file in place.files(settings) if not file.stands]
+        for file in changed:
+            if dry_run:
+                click.echo(f"--- {file.path} ({file.mode:04o})\n{_masked(file.text, settings)}")
+            else:
+                file.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+                write_atomically(file.path, file.text, mode=file.mode)
+                click.echo(f"{file.path} was written.")
+        if not changed:
+            click.echo(f"{place.below_root(place.unit)} is as it should be.")
+        tell("Run then:", place.to_start())
+
+
+@click.command()
+@with_place
+def uninstall(
+    *,
+    manager: Literal["systemd", "launchd"] | None,
+    scope: Literal["system", "user"] | None,
+    run_as: str | None,
+    root: Path,
+    dry_run: bool,
+) -> None:
+    """Remove what install has written. The node id and the node's key stay."""
+    with one_line_errors():
+        place = place_of(manager, scope, run_as, root)
+        written = {place.unit, place.enabled, place.settings, place.sysusers}
+        paths = map(place.below_root, sorted(filter(None, written)))
+        there = [path for path in paths if os.path.lexists(path)]
+        for path in there:
+            if not dry_run:
+                path.unlink()
+            click.echo(f"{path} {'would be' if dry_run else 'was'} removed.")
+        if not there:
+            click.echo(f"{place.below_root(place.unit)} is not there.")
+        tell("Run then:", place.to_stop())
+
+
+def tell(what: str, commands: list[str]) -> None:
+    click.echo("\n  ".join([what, *commands]))
+
+
+def check_visible(settings: AgentSettings) -> None:
+    """Raises BadSettingError for what the unit of the system hides from the agent."""
+    files = {name: path for name, path in settings.tls_files().items() if path}
+    for name, path in [*files.items(), ("node-agent itself", Path(command_of_agent()[0]))]:
+        if any(path.is_relative_to(folder) for folder in HIDDEN):
+            option = name if " " in name else f"--{name.replace('_', '-')}"
+            raise BadSettingError(
+                option,
+                f"a service of the system does not see {path}: put it elsewhere, e.g. below /opt,"
+                " or use --scope user",
+            )
+
+
+def _masked(text: str, settings: AgentSettings) -> str:
+    return text.replace(settings.token.get_secret_value(), "***") if settings.token else text

@@ -1,0 +1,185 @@
+"""Where the service that runs the agent has its files, and what is in them."""
+
+import os
+import plistlib
+import pwd
+import shlex
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from xml.parsers.expat import ExpatError
+
+from agent import units
+from agent.identity import SYSTEM_DIR, StateError, read_text
+from agent.settings import DEFAULT_SERVICES, PREFIX, AgentSettings, BadSettingError
+
+
+@dataclass(frozen=True)
+class File:
+    path: Path
+    text: str
+    mode: int = 0o644
+
+    @property
+    def stands(self) -> bool:
+        """As it should be."""
+        try:
+            mode = stat.S_IMODE(self.path.stat().st_mode)
+        except FileNotFoundError:
+            return False
+        return mode == self.mode and read_text(self.path) == self.text
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and for whom: `root` is / or, for an image, the folder that will be."""
+
+    manager: Literal["systemd", "launchd"]
+    of_system: bool
+    account: pwd.struct_passwd
+    root: Path
+
+    @property
+    def state_dir(self) -> Path:
+        """As the agent that runs will see it."""
+        systemd = self.manager == "systemd"
+        return SYSTEM_DIR if self.of_system and systemd else self._home / ".config" / "dagi"
+
+    @property
+    def unit(self) -> Path:
+        match self.manager, self.of_system:
+            case "systemd", True:
+                return Path("/etc/systemd/system") / units.SERVICE
+            case "systemd", False:
+                return self._home / ".config/systemd/user" / units.SERVICE
+            case "launchd", True:
+                return Path("/Library/LaunchDaemons") / f"{units.LABEL}.plist"
+        return self._home / "Library/LaunchAgents" / f"{units.LABEL}.plist"
+
+    @property
+    def enabled(self) -> Path | None:
+        """The link that systemd makes when the unit is enabled."""
+        if self.manager == "launchd":
+            return None
+        target = "multi-user" if self.of_system else "default"
+        return self.unit.parent / f"{target}.target.wants" / units.SERVICE
+
+    @property
+    def settings(self) -> Path:
+        return self.state_dir / units.ENVIRONMENT_FILE if self.manager == "systemd" else self.unit
+
+    @property
+    def sysusers(self) -> Path | None:
+        if self.manager == "launchd" or not self.of_system:
+            return None
+        return Path("/etc/sysusers.d") / f"{units.ACCOUNT}.conf"
+
+    @property
+    def _home(self) -> Path:
+        return Path(self.account.pw_dir)
+
+    def below_root(self, path: Path) -> Path:
+        return self.root / path.relative_to("/")
+
+    def installed(self) -> dict[str, str]:
+        """The settings that are there from before; empty when there are none.
+
+        Raises StateError for a file that is damaged.
+        """
+        path = self.below_root(self.settings)
+        text = read_text(path)
+        if text is None:
+            return {}
+        try:
+            if self.manager == "launchd":
+                variables = dict(plistlib.loads(text.encode())["EnvironmentVariables"])
+            else:
+                variables = dict(word.split("=", 1) for word in shlex.split(text))
+        except (ValueError, LookupError, TypeError, ExpatError):
+            raise StateError(path, "is damaged; delete it and install again") from None
+        return {
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in variables.items()
+            if name != f"{PREFIX}STATE_DIR"
+        }
+
+    def files(self, settings: AgentSettings) -> Iterator[File]:
+        variables = variables_of(settings, self.state_dir)
+        command = command_of_agent()
+        if self.manager == "launchd":
+            account = self.account.pw_name if self.of_system else None
+            log = self._home / "Library/Logs/node-agent.log"
+            text = units.launchd_plist(command, variables, account=account, log=log)
+            yield File(self.below_root(self.unit), text, 0o600)
+            return
+        yield File(self.below_root(self.settings), units.environment_file(variables), 0o600)
+        if self.sysusers:
+            yield File(self.below_root(self.sysusers), units.SYSUSERS)
+        unit = units.systemd_unit(command, self.settings, of_system=self.of_system)
+        yield File(self.below_root(self.unit), unit)
+
+    def to_start(self) -> list[str]:
+        if self.manager == "launchd":
+            domain = "system" if self.of_system else f"gui/{self.account.pw_uid}"
+            return [
+                f"launchctl bootout {domain}/{units.LABEL}   # if it runs already",
+                f"launchctl bootstrap {domain} {shlex.quote(str(self.unit))}",
+            ]
+        control = "systemctl" if self.of_system else "systemctl --user"
+        return [
+            *(["systemd-sysusers"] if self.of_system else []),
+            f"{control} daemon-reload",
+            f"{control} enable {units.SERVICE}",
+            f"{control} restart {units.SERVICE}",
+            *([] if self.of_system else ["loginctl enable-linger   # to run without a login"]),
+        ]
+
+    def to_stop(self) -> list[str]:
+        if self.manager == "launchd":
+            domain = "system" if self.of_system else f"gui/{self.account.pw_uid}"
+            return [f"launchctl bootout {domain}/{units.LABEL}"]
+        control = "systemctl" if self.of_system else "systemctl --user"
+        return [f"{control} stop {units.SERVICE}", f"{control} daemon-reload"]
+
+
+def place_of(
+    manager: Literal["systemd", "launchd"] | None,
+    scope: Literal["system", "user"] | None,
+    run_as: str | None,
+    root: Path,
+) -> Place:
+    chosen = manager or ("launchd" if sys.platform == "darwin" else "systemd")
+    of_system = os.geteuid() == 0 if scope is None else scope == "system"
+    account = pwd.getpwuid(os.geteuid())
+    if chosen == "launchd" and of_system:
+        name = run_as or os.environ.get("SUDO_USER")
+        if not name:
+            raise BadSettingError("--run-as", "say whose rights a daemon of the system has")
+        try:
+            account = pwd.getpwnam(name)
+        except KeyError:
+            raise BadSettingError("--run-as", f"there is no user {name!r}") from None
+    elif run_as is not None:
+        raise BadSettingError("--run-as", "is for daemons of launchd")
+    return Place(chosen, of_system, account, root)
+
+
+def command_of_agent() -> tuple[str, ...]:
+    program = Path(sys.executable).with_name("node-agent")
+    return (str(program), "run") if program.exists() else (sys.executable, "-m", "agent", "run")
+
+
+def variables_of(settings: AgentSettings, state_dir: Path) -> Mapping[str, str]:
+    told = settings.to_remember()
+    labels = told.pop("labels")
+    said = {
+        **told,
+        "labels": None if labels is None else ",".join(labels),
+        "services": None if settings.services == DEFAULT_SERVICES else told["services"],
+        "state_dir": str(state_dir),
+        "token": settings.token.get_secret_value() if settings.token else None,
+    }
+    return {f"{PREFIX}{name.upper()}": str(value) for name, value in said.items() if value}

@@ -1,0 +1,140 @@
+"""The texts by which systemd and launchd keep the agent running.
+
+`python -m agent.units deploy` writes those for an agent in /opt/node-agent, which are in deploy/.
+"""
+
+import plistlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ACCOUNT = "node-agent"
+SERVICE = "node-agent.service"
+LABEL = "city.daarion.node-agent"
+ENVIRONMENT_FILE = "node-agent.env"
+SYSUSERS = f'u {ACCOUNT} - "Node agent of a DAGI network" - -\n'
+USUAL_COMMAND = ("/opt/node-agent/bin/node-agent", "run")
+USUAL_SETTINGS = {"NODE_AGENT_REGISTRY_URL": "http://127.0.0.1:9205/graphql"}
+
+_UNIT = """\
+[Unit]
+Description=Node agent: tells the node registry that this machine is alive
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=exec
+ExecStart={command}
+EnvironmentFile={environment_file}
+ConfigurationDirectory=dagi
+Restart=always
+RestartSec=5
+# A setting that is wrong stays wrong.
+RestartPreventExitStatus=2
+TimeoutStopSec=10
+MemoryMax=256M
+TasksMax=64
+{account}NoNewPrivileges=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+RestrictNamespaces=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy={target}
+"""
+# What only the system's own manager can do.
+_ACCOUNT = f"""\
+User={ACCOUNT}
+# What root's bootstrap has left there belongs to the agent from now on.
+ExecStartPre=+/bin/chown -R {ACCOUNT}: /etc/dagi
+CapabilityBoundingSet=
+AmbientCapabilities=
+ProtectSystem=strict
+ProtectHome=yes
+ProtectProc=invisible
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+PrivateTmp=yes
+RemoveIPC=yes
+# Of all devices the GPUs alone.
+DevicePolicy=closed
+DeviceAllow=char-nvidia* rw
+"""
+
+
+def systemd_unit(command: Sequence[str], environment_file: Path, *, of_system: bool) -> str:
+    return _UNIT.format(
+        command=" ".join(map(_word, command)),
+        environment_file=environment_file,
+        account=_ACCOUNT if of_system else "",
+        target="multi-user.target" if of_system else "default.target",
+    )
+
+
+def _word(text: str) -> str:
+    """As systemd reads a word of a command, where % and $ mean something."""
+    return _quoted(text.replace("%", "%%").replace("$", "$$")) if text else '""'
+
+
+def _quoted(text: str) -> str:
+    if text and all(c.isalnum() or c in "/._-:,@%$" for c in text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def environment_file(settings: Mapping[str, str]) -> str:
+    """As systemd reads it: there is no $ in it to be expanded."""
+    return "".join(f"{name}={_quoted(value)}\n" for name, value in settings.items())
+
+
+def launchd_plist(
+    command: Sequence[str], settings: Mapping[str, str], *, account: str | None, log: Path | None
+) -> str:
+    """`account` is for a daemon of the system; an agent of a user has that user's."""
+    job: dict[str, object] = {
+        "Label": LABEL,
+        "ProgramArguments": list(command),
+        "EnvironmentVariables": dict(settings),
+        "RunAtLoad": True,
+        "KeepAlive": True,
+        "ThrottleInterval": 10,
+        "ProcessType": "Background",
+        "ExitTimeOut": 10,
+        "Umask": 0o022,
+    }
+    if account:
+        job["UserName"] = account
+    if log:
+        job["StandardErrorPath"] = str(log)
+    return plistlib.dumps(job).decode()
+
+
+def usual_units() -> dict[str, str]:
+    """By their places below deploy/."""
+    settings = Path("/etc/dagi") / ENVIRONMENT_FILE
+    return {
+        f"systemd/{SERVICE}": systemd_unit(USUAL_COMMAND, settings, of_system=True),
+        f"systemd/{ACCOUNT}.sysusers.conf": SYSUSERS,
+        f"launchd/{LABEL}.plist": launchd_plist(
+            USUAL_COMMAND, USUAL_SETTINGS, account=None, log=None
+        ),
+    }
+
+
+if __name__ == "__main__":
+    for place, text in usual_units().items():
+        path = Path(sys.argv[1]) / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import click
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from db.provision import Names, provision
+from graph.settings import PREFIX, settings_file
 
 _MAX_NAME_BYTES = 63  # PostgreSQL cuts longer ones off
 
@@ -22,7 +24,16 @@ def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | Non
     return value
 
 
-def _url(_: click.Context, __: click.Parameter, value: str) -> URL:
+class _Access(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
+
+    administrator_url: str | None = None
+
+
+def _url(_: click.Context, __: click.Parameter, value: str | None) -> URL:
+    value = value or _Access(_env_file=settings_file()).administrator_url
+    if value is None:
+        raise click.MissingParameter
     try:
         return make_url(value)
     except ArgumentError as error:
@@ -30,11 +41,12 @@ def _url(_: click.Context, __: click.Parameter, value: str) -> URL:
 
 
 @click.command()
-@click.argument("administrator", envvar="NODE_REGISTRY_ADMINISTRATOR_URL", callback=_url)
+@click.argument("administrator", callback=_url, required=False)
 @click.option("--database", default="node_registry", show_default=True, callback=_name)
 @click.option("--owner", help="By default the database's name and _owner.", callback=_name)
 @click.option("--service", help="By default the database's name.", callback=_name)
 @click.option("--new-passwords", is_flag=True, help="Renew those of both roles.")
+@click.option("--service-only", is_flag=True, help="Keep no access of the owner's.")
 @click.option(
     "--write",
     "folder",
@@ -48,13 +60,16 @@ def init_database(
     service: str | None,
     *,
     new_passwords: bool,
+    service_only: bool,
     folder: Path | None,
 ) -> None:
     """Make a database in which the service cannot alter tables or edit the audit trail.
 
     ADMINISTRATOR is the URL of a role that may make roles and databases, e.g.
-    postgresql://postgres:secret@localhost/postgres; better in NODE_REGISTRY_ADMINISTRATOR_URL than
-    on the command line, which others may see. Repeated, it makes only what is missing.
+    postgresql://postgres:secret@localhost/postgres; better in NODE_REGISTRY_ADMINISTRATOR_URL, or
+    in the file that NODE_REGISTRY_SETTINGS_FILE names, than on the command line, which others may
+    see. Repeated, it makes only what is missing, and brings an older schema to this version's: who
+    runs it for each version does without the owner's access.
     """
     names = Names(database, owner or f"{database}_owner", service or database)
 
@@ -64,6 +79,8 @@ def init_database(
             ("service.env", names.service, "node-registry serve"),
             ("migration.env", names.owner, "node-registry migrate, and nothing else"),
         ):
+            if service_only and role == names.owner:
+                continue
             if role in passwords:
                 access = _environment(administrator, names, role, passwords[role])
                 files[name] = f"# For {purpose}\n{access}"

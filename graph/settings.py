@@ -1,6 +1,11 @@
-"""The registry's configuration, read from environment variables that begin with NODE_REGISTRY_."""
+"""The registry's configuration, read from environment variables that begin with NODE_REGISTRY_.
+
+NODE_REGISTRY_SETTINGS_FILE names a file with more of them, which nobody else can read in a list of
+processes or containers. What is in the environment goes before it.
+"""
 
 import ipaddress
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,13 +21,15 @@ from db.values import Role
 from graph.bounds import Bounds
 from graph.cost import MOST
 
+PREFIX = "NODE_REGISTRY_"
+
 
 class ConfigurationError(Exception):
     """A setting is missing or wrong; the message is one line that names it."""
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="NODE_REGISTRY_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
 
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=9205, ge=0, le=65535)
@@ -176,9 +183,23 @@ def load(**given: Any) -> Settings:
 
     Raises ConfigurationError for the first value that is wrong.
     """
+    known = {name: value for name, value in given.items() if value is not None}
+    file = settings_file()
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(_env_file=file, **known)
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
-        raise ConfigurationError(f"NODE_REGISTRY_{name}: {first['msg']}") from error
+        if first["type"] == "extra_forbidden":
+            raise ConfigurationError(f"{file}: there is no setting {name}") from error
+        raise ConfigurationError(f"{PREFIX}{name}: {first['msg']}") from error
+
+
+def settings_file() -> Path | None:
+    """Raises ConfigurationError for one that is not there."""
+    name = os.environ.get(f"{PREFIX}SETTINGS_FILE")
+    if not name:
+        return None
+    if not Path(name).is_file():
+        raise ConfigurationError(f"{PREFIX}SETTINGS_FILE: there is no file {name}")
+    return Path(name)

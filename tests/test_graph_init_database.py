@@ -109,6 +109,25 @@ async def test_it_writes_the_accesses_for_nobody_but_their_owner(
     assert not {*second.values()} & {*first.values()}
 
 
+async def test_it_keeps_the_service_alone_by_an_access_that_no_list_of_processes_has(
+    postgres: URL, name: str, tmp_path: Path
+) -> None:
+    administrator, access = tmp_path / "administrator.env", tmp_path / "access"
+    access.mkdir()
+    address = postgres.render_as_string(hide_password=False)
+    administrator.write_text(f"NODE_REGISTRY_ADMINISTRATOR_URL={address}\n")
+    arguments = ("--database", name, "--write", str(access), "--service-only")
+    by_file = {"NODE_REGISTRY_SETTINGS_FILE": str(administrator)}
+    for _ in range(2):
+        status, _, errors = await run("init-database", *arguments, **by_file)
+        assert status == 0, errors
+        assert set(private_files(access)) == {"service.env"}
+    status, _, errors = await run(
+        "token", "list", NODE_REGISTRY_SETTINGS_FILE=str(access / "service.env")
+    )
+    assert status == 0, errors
+
+
 @pytest.mark.parametrize("taken", ["service.env", "migration.env"])
 async def test_it_replaces_no_file_unless_passwords_are_renewed(
     postgres: URL, name: str, tmp_path: Path, taken: str

@@ -23,8 +23,7 @@ const main = document.getElementById("page");
 const signInButton = document.getElementById("sign-in");
 
 const askForKey = signInDialog((token) => {
-  api.token = token;
-  setText(signInButton, token === null ? "Sign in" : "Sign out");
+  show(token);
   socket.restart();
   fleet.load();
   if (page instanceof NodePage) route();
@@ -36,7 +35,16 @@ signInButton.addEventListener("click", () => {
 });
 
 for (const source of [fleet, socket]) {
-  source.addEventListener("refused", ({ detail: refused }) => askForKey(refused));
+  source.addEventListener("refused", ({ detail: refused }) => {
+    show(null);
+    askForKey(refused);
+  });
+}
+
+/** Shows the registry this key from now on. */
+function show(token) {
+  api.token = token;
+  setText(signInButton, token === null ? "Sign in" : "Sign out");
 }
 
 showFreshness(fleet);

@@ -9,7 +9,7 @@ import { CHANGES, FIRST_PAGE, LATEST_CHANGES, NEXT_PAGE, REGISTRY } from "./docu
 import { now } from "./time.js";
 
 const FIRST_PAGE_SIZE = 100;
-const PAGE_SIZE = 1000;
+const PAGE_SIZE = 500; // what holds up a heartbeat behind it for no more than some 60 ms
 const LATEST = 50;
 const POLL_MS = 3000;
 const POLL_SECONDS = 6;
@@ -39,7 +39,7 @@ export class Fleet extends EventTarget {
   #api;
   #socket;
   #counted = null;
-  #removed = new Map();
+  #removed = new Map(); // while pages are loaded, which may still have them
   #round = 0;
   #unfollow = () => {};
   #goal = null;
@@ -95,6 +95,7 @@ export class Fleet extends EventTarget {
         this.#counted = data.registry.nodeCounts;
         this.#follow(revision);
         this.#learn(data.registry, asked);
+        this.#loadLatest(round);
       }
       this.#tell("nodes");
       const { hasNextPage, endCursor } = data.nodes.pageInfo;
@@ -106,13 +107,6 @@ export class Fleet extends EventTarget {
     }
     this.#removed.clear();
     this.complete = true;
-    this.#tell("nodes");
-    await this.#loadLatest(round);
-  }
-
-  /** Takes in what somebody else has read of a node. */
-  refresh(node) {
-    this.#put(node.nodeId, node, this.nodes.get(node.nodeId)?.revision ?? this.revision);
     this.#tell("nodes");
   }
 
@@ -176,7 +170,7 @@ export class Fleet extends EventTarget {
     if (revision < held) return;
     if (node === null) {
       this.nodes.delete(id);
-      this.#removed.set(id, revision);
+      if (!this.complete) this.#removed.set(id, revision);
     } else {
       const text = `${node.nodeId}\n${node.name}\n${node.hostname ?? ""}`.toLowerCase();
       this.nodes.set(id, { ...node, revision, text });

@@ -107,6 +107,8 @@ export class FleetPage {
       search: h("input", { type: "search", placeholder: "Search nodes", "aria-label": "Search by node id, name or hostname", "aria-keyshortcuts": "/", oninput }),
       role: select("Role", "All roles", filters.ROLES),
       type: select("Type", "All types", filters.TYPES),
+      sort: h("select", { "aria-label": "Order", class: "order", oninput },
+        Object.keys(filters.ORDERS).map((value) => h("option", { value }, `By ${value}`))),
       label: h("input", { type: "search", placeholder: "Label", "aria-label": "Label", list: "labels", class: "label", oninput, onfocus: () => this.#suggest() }),
     };
   }
@@ -232,7 +234,7 @@ function text() {
 function fillNode(cell, node) {
   cell.setAttribute("href", addressOf(node));
   setText(cell.firstChild, node.nodeId);
-  setText(cell.lastChild, node.name === node.nodeId ? (node.hostname ?? "") : node.name);
+  setText(cell.lastChild, [node.name, node.hostname].find((name) => name && name !== node.nodeId) ?? "");
 }
 
 function fillLabels(cell, node) {

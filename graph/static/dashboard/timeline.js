@@ -27,7 +27,7 @@ function entry(change, next) {
   return h("li", { class: change.status.toLowerCase() },
     badge(change.status),
     h("span", { class: "why" }, word(change.reason), change.note ? h("q", {}, change.note) : null),
-    h("span", { class: "quiet" }, change.actor === "registry" ? "" : `by ${change.actor}`),
+    h("span", { class: "by" }, change.actor === "registry" ? "" : `by ${change.actor}`),
     h("span", { class: "when" },
       h("time", { datetime: change.changedAt, title: fullInstant(change.changedAt) }, instant(change.changedAt)),
       h("small", {}, lasted)));

@@ -17,11 +17,12 @@ export function availability(node) {
   const spans = spansOf(node.statusChanges.nodes, to);
   const rows = PERIODS.map(([name, label, length]) => {
     const from = to - length;
-    // A node younger than that was not there to be available; say of what time it is the part.
-    const known = Math.max(from, Date.parse(node.registeredAt));
+    // The registry counts the time before a node was registered as missed; nobody asks for that.
+    const known = Math.min(to, Math.max(from, Date.parse(node.registeredAt)));
+    const part = known < to ? Math.min(1, (node[name] * length) / (to - known)) : 1;
     return h("tr", {},
       h("th", { scope: "row" }, label),
-      h("td", { class: "part" }, percentage(node[name])),
+      h("td", { class: "part" }, percentage(part)),
       h("td", {}, strip(spans, from, to), h("small", {}, known > from ? `registered ${shortInstant(known)}` : `since ${shortInstant(from)}`)));
   });
   return card("Availability", h("table", { class: "availability" }, h("tbody", {}, rows)));

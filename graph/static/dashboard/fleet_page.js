@@ -238,8 +238,12 @@ function fillNode(cell, node) {
 }
 
 function fillLabels(cell, node) {
-  const labels = node.labels.map((label) => h("span", { class: "chip" }, label));
-  cell.replaceChildren(...labels);
+  // As a row that scrolls in has about as many as the one before, its chips are used again.
+  while (cell.childElementCount < node.labels.length) cell.append(h("span", { class: "chip" }));
+  [...cell.children].forEach((chip, index) => {
+    chip.hidden = index >= node.labels.length;
+    if (!chip.hidden) setText(chip, node.labels[index]);
+  });
 }
 
 function fillSince(cell, node) {

@@ -7,7 +7,7 @@
 
 import { h } from "./elements.js";
 
-const OVERSCAN = 10;
+const OVERSCAN = 5;
 
 export class Table {
   element;

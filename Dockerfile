@@ -16,7 +16,10 @@ RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-d
  && /opt/node-registry/bin/pip uninstall --yes pip setuptools
 
 FROM python:3.11-slim
-RUN useradd --system --user-group --no-create-home --shell /usr/sbin/nologin noderegistry
+# Volumes that are mounted there begin as these: with what it may know of the database, and its keys.
+RUN useradd --system --user-group --no-create-home --shell /usr/sbin/nologin noderegistry \
+ && install --directory --owner=noderegistry --mode=0700 /var/lib/node-registry \
+ && install --directory --owner=noderegistry --mode=0755 /keys
 COPY --from=build /opt/node-registry /opt/node-registry
 ENV PATH=/opt/node-registry/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -45,9 +45,9 @@ documents: .venv/dev
 
 # The newest versions that fit pyproject.toml, with hashes and without addresses.
 lock: .venv/dev
-	$(LOCK) --upgrade --extra embedded --group dev --output-file requirements/dev.lock
+	$(LOCK) --upgrade --extra embedded --extra otel --group dev --output-file requirements/dev.lock
 	$(LOCK) --constraint requirements/dev.lock --extra embedded --group build --output-file requirements/run.lock
-	$(LOCK) --constraint requirements/dev.lock --output-file requirements/server.lock
+	$(LOCK) --constraint requirements/dev.lock --extra otel --output-file requirements/server.lock
 
 # What deploy/ has of what node-agent install writes.
 units: .venv/dev

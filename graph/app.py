@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from db.database import Database
 from graph import documents
 from graph.authentication import Authentication
 from graph.bearer import jwt_verifier
@@ -27,10 +29,36 @@ from graph.operations import Operations
 from graph.pages import Pages
 from graph.schema import schema
 from graph.services import Services
-from graph.settings import Settings
+from graph.settings import ConfigurationError, Settings
 from graph.supervisor import supervised
 from graph.upkeep import Upkeep
 from graph.websocket import GraphQLOverWebSocket
+
+if TYPE_CHECKING:
+    from graph.tracing import Tracing
+
+
+@asynccontextmanager
+async def traces(settings: Settings, database: Database) -> AsyncIterator["Tracing | None"]:
+    """None unless they are sent anywhere: then what they need is not even imported.
+
+    Raises ConfigurationError.
+    """
+    if settings.otlp_endpoint is None:
+        yield None
+        return
+    try:
+        from graph.tracing import Tracing  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigurationError(
+            "NODE_REGISTRY_OTLP_ENDPOINT: needs the extra `otel`:"
+            f" pip install 'dagi-node-registry[otel]' ({error})"
+        ) from error
+    tracing = Tracing(settings.otlp_endpoint, database)
+    try:
+        yield tracing
+    finally:
+        await tracing.close()
 
 
 @asynccontextmanager
@@ -45,6 +73,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         )
         await feed.start()
         fleet = Fleet(database, feed)
+        tracing = await stack.enter_async_context(traces(settings, database))
         metrics = Metrics()
         upkeep = Upkeep(database, settings, metrics)
         await upkeep.make_days()
@@ -75,6 +104,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             Limits(settings, metrics),
             metrics,
             supervisor,
+            tracing,
         )
 
 
@@ -108,8 +138,12 @@ class _GraphQLFirst:
 
 def build_app(services: Services) -> ASGIApp:
     pages = Pages(services)
-    operations = Operations(schema, services, documents.trusted())
-    graphql = GraphQLOverHTTP(operations, services)
+    given = schema, services, documents.trusted()
+    tracing = services.tracing
+    operations = Operations(*given) if tracing is None else tracing.operations(*given)
+    graphql: ASGIApp = GraphQLOverHTTP(operations, services)
+    if tracing is not None:
+        graphql = tracing.requests(graphql)
     app = Starlette(
         routes=[
             Route("/", pages.index),

@@ -1,6 +1,7 @@
 """What the app owns for as long as it runs."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from db.database import Database
 from db.identity import Caller
@@ -17,6 +18,9 @@ from graph.metrics import Metrics
 from graph.settings import Settings
 from graph.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from graph.tracing import Tracing
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -31,6 +35,7 @@ class Services:
     limits: Limits
     metrics: Metrics
     supervisor: Supervisor
+    tracing: "Tracing | None" = None
 
     def context(self, caller: Caller) -> Context:
         """For one operation."""

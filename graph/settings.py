@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     auth: Literal["required", "off"] | None = None
     let_anyone_do_anything: bool = False
     metrics_open: bool = False
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
     allowed_origins: list[str] = []
     key_check_seconds: float = Field(default=2, gt=0, le=300)
     failed_logins_per_minute: float = Field(default=30, gt=0)

@@ -1,0 +1,170 @@
+"""Traces of requests, from HTTP through GraphQL to SQL, sent by OTLP over HTTP.
+
+Imported only where NODE_REGISTRY_OTLP_ENDPOINT is set: it needs the extra `otel`. SQLAlchemy's own
+instrumentation is for versions before 2.1. Spans hold nothing that a caller sent: no headers, no
+documents, no variables, no names but those of trusted documents, and of SQL the text alone.
+"""
+
+import asyncio
+from typing import Any
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import get_contextvars
+
+from db.database import Database
+from graph.metrics import OK
+from graph.operations import Admitted, OperationRefused, Operations
+from graph.version import SERVICE, VERSION
+
+_PATH = "/graphql"
+_METHODS = {"GET", "POST"}
+_SEND_SECONDS = 3
+_MAX_STATEMENT_CHARACTERS = 4000
+_FAULT = 500
+_PARENT = TraceContextTextMapPropagator()
+
+
+class Tracing:
+    """How many requests are traced is up to OpenTelemetry's own OTEL_TRACES_SAMPLER."""
+
+    def __init__(self, endpoint: str, database: Database) -> None:
+        """The endpoint is such as http://127.0.0.1:4318."""
+        self._provider = TracerProvider(
+            resource=Resource.create({"service.name": SERVICE, "service.version": VERSION}),
+            shutdown_on_exit=False,
+        )
+        self._exporter = OTLPSpanExporter(
+            f"{endpoint.rstrip('/')}/v1/traces", timeout=_SEND_SECONDS
+        )
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._tracer = self._provider.get_tracer("graph")
+        _trace_statements(database, self._tracer)
+
+    def operations(self, *given: Any) -> Operations:
+        """As `Operations` of the same."""
+        return TracedOperations(*given, tracer=self._tracer)
+
+    def requests(self, graphql: ASGIApp) -> ASGIApp:
+        return TracedRequests(graphql, self._tracer)
+
+    async def close(self) -> None:
+        """Sends what is left; what cannot be sent within some seconds is lost."""
+        loop = asyncio.get_running_loop()
+        enough = loop.call_later(_SEND_SECONDS, self._exporter.shutdown)
+        await asyncio.to_thread(self._provider.shutdown)
+        enough.cancel()
+
+
+class TracedRequests:
+    """A span for each GraphQL request over HTTP, within the trace that its `traceparent` names.
+
+    A websocket has none, for it may stay for days: each operation on it is a trace of its own.
+    """
+
+    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
+        self._app = app
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope["method"] if scope["method"] in _METHODS else "HTTP"
+        with self._tracer.start_as_current_span(
+            f"{method} {_PATH}",
+            context=_PARENT.extract(Headers(scope=scope)),
+            kind=SpanKind.SERVER,
+            attributes={
+                "http.request.method": method,
+                "http.route": _PATH,
+                "url.scheme": scope["scheme"],
+                "request.id": str(get_contextvars().get("request_id")),
+            },
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+
+            async def send_on(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= _FAULT:
+                        span.set_status(StatusCode.ERROR)
+                await send(message)
+
+            await self._app(scope, receive, send_on)
+
+
+class TracedOperations(Operations):
+    """A span for each query and mutation that is run."""
+
+    def __init__(self, *given: Any, tracer: Tracer) -> None:
+        super().__init__(*given)
+        self._tracer = tracer
+
+    async def _answer(self, admitted: Admitted) -> Any:
+        operation = admitted.operation
+        kind = operation.kind.value
+        with self._tracer.start_as_current_span(
+            f"{kind} {operation.counted_as}",
+            attributes={
+                "graphql.operation.type": kind,
+                "graphql.operation.name": operation.counted_as,
+                "graphql.document.id": operation.document.id,
+            },
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            try:
+                answer = await super()._answer(admitted)
+            except OperationRefused as refused:
+                _failed(span, refused.code)
+                raise
+            if answer.outcome != OK:
+                _failed(span, answer.outcome)
+            return answer
+
+
+def _trace_statements(database: Database, tracer: Tracer) -> None:
+    """Those of a request: background work, which many share, would be traces of one span each."""
+
+    def begin(_c: object, _cursor: object, statement: str, _given: object, *more: Any) -> None:
+        if not get_current_span().is_recording():
+            return
+        context = more[0]
+        context.span = tracer.start_span(
+            statement.split(maxsplit=1)[0].upper(),
+            kind=SpanKind.CLIENT,
+            attributes={
+                "db.system.name": "postgresql",
+                "db.namespace": database.url.database or "",
+                "db.query.text": statement.strip()[:_MAX_STATEMENT_CHARACTERS],
+            },
+            record_exception=False,
+        )
+
+    def end(_c: object, _cursor: object, _statement: str, _given: object, *more: Any) -> None:
+        span = getattr(more[0], "span", None)
+        if span is not None:
+            span.end()
+
+    def fail(failure: ExceptionContext) -> None:
+        span = getattr(failure.execution_context, "span", None)
+        if span is not None:
+            _failed(span, type(failure.original_exception).__name__)
+            span.end()
+
+    engine = database.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", begin)
+    event.listen(engine, "after_cursor_execute", end)
+    event.listen(engine, "handle_error", fail)
+
+
+def _failed(span: Span, kind: str) -> None:
+    span.set_attribute("error.type", kind)
+    span.set_status(StatusCode.ERROR)

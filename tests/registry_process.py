@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -15,10 +16,11 @@ SECONDS = 60
 
 @dataclass
 class Server:
-    """A registry in a process of its own, always on the same port."""
+    """A registry in a process of its own, always on the same port. `log` gets all that it says."""
 
     port: int
     environment: Mapping[str, str]
+    log: Path = Path(os.devnull)
     process: asyncio.subprocess.Process | None = None
 
     @property
@@ -26,12 +28,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "graph", "serve"),
-            env={**os.environ, **self.environment, "NODE_REGISTRY_HTTP_PORT": str(self.port)},
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "graph", "serve"),
+                env={**os.environ, **self.environment, "NODE_REGISTRY_HTTP_PORT": str(self.port)},
+                stdout=log,
+                stderr=log,
+            )
 
     async def answers(self) -> None:
         """Starts it again where it found no database."""

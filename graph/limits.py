@@ -54,6 +54,10 @@ class Limits:
         self._requests_of_address = _quota(
             "requests from one address", settings.requests_per_second_per_address
         )
+        self._messages = _quota("messages", settings.requests_per_second)
+        self._messages_of_address = _quota(
+            "messages from one address", settings.requests_per_second_per_address
+        )
         self._heartbeats = _quota("heartbeats", settings.heartbeats_per_second)
         self._registrations = Quota.per_minute("registrations", settings.registrations_per_minute)
 
@@ -62,6 +66,12 @@ class Limits:
         if caller.identity is not ANONYMOUS:
             self._requests.take(caller.identity.name)
         self._requests_of_address.take(caller.address or "")
+
+    def message(self, caller: Caller) -> None:
+        """Of a websocket's that is no request, or one too many. Raises RateLimited."""
+        if caller.identity is not ANONYMOUS:
+            self._messages.take(caller.identity.name)
+        self._messages_of_address.take(caller.address or "")
 
     def heartbeats(self, caller: Caller, count: int) -> None:
         """Raises RateLimited."""

@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     keepalive_seconds: float = Field(default=20, gt=0, le=600)
     stalled_reader_seconds: float = Field(default=20, gt=0, le=600)
     connection_init_seconds: float = Field(default=10, gt=0, le=300)
+    first_request_seconds: float = Field(default=10, gt=0, le=300)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     max_query_tokens: int = Field(default=1000, ge=1)
     max_query_depth: int = Field(default=20, ge=1)

@@ -1,7 +1,7 @@
-"""Peers that stall, are gone, or say nothing: their connections end.
+"""Peers that stall, flood, say nothing or are gone: their connections end.
 
-Those that do not read are cut: a close would queue behind what they do not take, and keep its
-memory for minutes.
+Those that do not read, or flood, are cut: a close would queue behind what they do not take, and
+keep its memory for minutes.
 """
 
 import asyncio
@@ -11,11 +11,15 @@ from typing import TypeGuard
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
+from graph.errors import RateLimited
+from graph.quota import Quota
 from graph.settings import Settings
 from graph.sse import IS_STREAM
 from graph.tls import show_peer
 
+_FRAMES_PER_SECOND = 1000
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
@@ -42,12 +46,6 @@ class _SendDeadline(asyncio.Protocol):
         self._forget_deadline()
         super().connection_lost(exc)
 
-    def cut(self) -> None:
-        """With a reset: the system, too, forgets what was not sent."""
-        plain: socket.socket = self.transport.get_extra_info("socket")
-        plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        self.transport.abort()
-
     def _expect_less_than(self, unsent: int) -> None:
         self._deadline = self.loop.call_later(self.stalled_seconds, self._judge, unsent)
 
@@ -56,12 +54,19 @@ class _SendDeadline(asyncio.Protocol):
         if unsent < unsent_before:
             self._expect_less_than(unsent)
         else:
-            self.cut()
+            _cut(self.transport)
 
     def _forget_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _cut(transport: asyncio.Transport) -> None:
+    """With a reset: the system, too, forgets what was not sent."""
+    plain: socket.socket = transport.get_extra_info("socket")
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
 
 
 def stays_open(
@@ -117,7 +122,7 @@ class _RequestDeadline(HttpToolsProtocol):
 def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
     class Http(_SendDeadline, _RequestDeadline):
         stalled_seconds = settings.stalled_reader_seconds
-        first_request_seconds = settings.connection_init_seconds
+        first_request_seconds = settings.first_request_seconds
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
@@ -132,16 +137,43 @@ def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
     return Http
 
 
+class _FrameLimit(WebSocketsSansIOProtocol):
+    """Bounds pings, pongs and parts of messages, of which no message tells."""
+
+    frame_quota: Quota
+
+    def handle_ping(self) -> None:
+        if self._bears_another():
+            super().handle_ping()
+
+    def handle_pong(self, event: Frame) -> None:
+        if self._bears_another():
+            super().handle_pong(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        if self._bears_another():
+            super().handle_cont(event)
+
+    def _bears_another(self) -> bool:
+        if not self.transport.is_closing():
+            try:
+                self.frame_quota.take(str(self.client))
+            except RateLimited:
+                _cut(self.transport)
+        return not self.transport.is_closing()
+
+
 def websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
-    class WebSocket(_SendDeadline, WebSocketsSansIOProtocol):
+    class WebSocket(_SendDeadline, _FrameLimit):
         stalled_seconds = settings.stalled_reader_seconds
+        frame_quota = Quota("frames", per_second=_FRAMES_PER_SECOND, burst=2 * _FRAMES_PER_SECOND)
 
         async def run_asgi(self) -> None:
             show_peer(self.transport, self.scope["state"])
             await super().run_asgi()
 
         def keepalive_timeout(self) -> None:
-            self.cut()
+            _cut(self.transport)
 
         def shutdown(self) -> None:
             # The goodbye to one that has said its own raises, and would end the shutdown.

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from db.errors import Forbidden, RegistryError, Unauthenticated
-from db.identity import Caller
+from db.identity import ANONYMOUS, Caller
 from graph import errors
 from graph.authentication import address_of, require_same_origin
 from graph.errors import RateLimited
@@ -33,7 +33,8 @@ log = structlog.get_logger()
 PROTOCOL = "graphql-transport-ws"
 _MAX_REASON_BYTES = 123
 _DISCONNECT = "websocket.disconnect"
-# Others are no word about the caller: 1013 is RFC 6455's "try again later".
+# Others are no word about the caller: 1013 is RFC 6455's "try again later", 1008 its "policy
+# violation", after which clients do not come back by themselves.
 _CODES: dict[type[RegistryError], int] = {Unauthenticated: 4401, Forbidden: 4403}
 
 GrantT = TypeVar("GrantT", Grant, Grant | None)
@@ -175,18 +176,28 @@ class _Connection:
             case _Init():
                 await self._initialise(message)
             case _Ping():
+                self._count()
                 echoed = {} if message.payload is None else {"payload": message.payload}
                 try:
                     await self._send({"type": "pong", **echoed})
                 except orjson.JSONEncodeError as error:
                     raise _Close(4400, f"Invalid message: ping.payload: {error}") from error
             case _Pong():
-                pass
+                self._count()
             case _Subscribe():
                 await self._subscribe(message, tasks)
             case _Complete():
+                self._count()
                 if operation := self._running.pop(message.id, None):
                     operation.cancel()
+
+    def _count(self) -> None:
+        """What costs no request. Requests that are refused because of a limit count here."""
+        caller = self._caller or Caller(ANONYMOUS, address_of(self._websocket.scope))
+        try:
+            self._services.limits.message(caller)
+        except RateLimited as refused:
+            raise _Close(1008, refused.message) from refused
 
     async def _subscribe(self, message: _Subscribe, tasks: asyncio.TaskGroup) -> None:
         if self._caller is None:
@@ -196,6 +207,7 @@ class _Connection:
         limit = self._services.settings.max_operations_per_connection
         if len(self._running) >= limit:
             refused = RateLimited(f"at most {limit} operations at once on one connection")
+            self._count()
             await self._send_error(message.id, errors.refusal(refused))
             return
         run = self._run(message.id, message.payload, self._caller)
@@ -219,6 +231,9 @@ class _Connection:
             pass
         except OperationRefused as refused:
             await self._send_error(operation_id, refused.errors)
+        except RateLimited as refused:
+            self._count()
+            await self._send_error(operation_id, errors.refusal(refused))
         except Exception as error:  # noqa: BLE001  # a fault of ours ends this operation alone
             broken = GraphQLError(str(error), original_error=error)
             await self._send_error(operation_id, errors.as_response([broken]))

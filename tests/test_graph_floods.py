@@ -9,7 +9,7 @@ import pytest
 from api import beat, register
 from conftest import LiveServer, StartServer
 from keyring import create
-from transport_ws import PROTOCOL
+from transport_ws import PROTOCOL, connect, dial
 
 from db.database import Database
 from db.values import Role
@@ -65,7 +65,9 @@ async def test_sockets_that_never_say_who_they_are_delay_no_heartbeat_and_are_cl
     count, seconds = (5000, 30) if thorough else (200, 1)
     allow_files_for(4 * count)
     key = await create(database, Role.ADMIN)
-    async with start_server(auth="required", connection_init_seconds=seconds) as server:
+    async with start_server(
+        auth="required", connection_init_seconds=seconds, first_request_seconds=seconds
+    ) as server:
         server.http.headers["authorization"] = f"Bearer {key.text}"
         await register(server, "a")
         websockets = await opened(server, UPGRADE, count)
@@ -83,3 +85,75 @@ async def test_sockets_that_never_say_who_they_are_delay_no_heartbeat_and_are_cl
     assert all(said.startswith(b"HTTP/1.1 101") for said in of_websockets)
     assert all(said.endswith(INIT_TIMEOUT) for said in of_websockets)
     assert set(of_silent) == {b""}
+
+
+LIMITED = {"requests_per_second_per_address": 50}
+
+
+@pytest.mark.parametrize("kind", ["ping", "pong", "complete"])
+async def test_a_flood_of_messages_that_ask_nothing_ends_the_websocket(
+    start_server: StartServer, kind: str
+) -> None:
+    said = {"type": kind} | ({"id": "1"} if kind == "complete" else {})
+    async with start_server(**LIMITED) as server:
+        async with connect(server.websocket_url) as client:
+            for _ in range(99):
+                await client.send(said)
+            await client.subscribe("1", "{ __typename }")
+            while (await client.receive())["type"] != "complete":
+                pass
+            for _ in range(200):
+                await client.send(said)
+            assert await client.closed() == (1008, "too many messages from one address")
+        assert await server.execute("{ __typename }")
+
+
+async def test_a_flood_before_the_connection_is_initialised_ends_it(
+    start_server: StartServer,
+) -> None:
+    async with (
+        start_server(auth="required", **LIMITED) as server,
+        dial(server.websocket_url) as client,
+    ):
+        for _ in range(200):
+            await client.send({"type": "ping"})
+        assert (await client.closed())[0] == 1008
+
+
+async def test_who_goes_on_asking_too_much_over_a_websocket_loses_it_in_the_end(
+    start_server: StartServer, database: Database
+) -> None:
+    greedy, modest = [await create(database, Role.VIEWER) for _ in range(2)]
+    async with (
+        start_server(auth="required", requests_per_second=20) as server,
+        dial(server.websocket_url, headers={"authorization": f"Bearer {greedy.text}"}) as client,
+        dial(server.websocket_url, headers={"authorization": f"Bearer {modest.text}"}) as other,
+    ):
+        for each in (client, other):
+            await each.send({"type": "connection_init"})
+            assert (await each.receive())["type"] == "connection_ack"
+        for number in range(70):
+            await client.subscribe(f"{number}", "{ __typename }")
+        for number in range(200):
+            await client.subscribe(f"more {number}", "{ __typename }")
+        assert await client.closed() == (1008, "too many messages")
+        await other.subscribe("1", "{ __typename }")
+        assert (await other.receive())["type"] == "next"
+
+
+@pytest.mark.parametrize(
+    ("first", "frame"),
+    [(b"", b"\x89\x80"), (b"", b"\x8a\x80"), (b"\x01\x80" + bytes(4), b"\x00\x80")],
+    ids=["pings", "pongs", "parts of a message"],
+)
+async def test_a_flood_of_frames_that_are_no_message_is_cut(
+    server: LiveServer, first: bytes, frame: bytes
+) -> None:
+    [(reader, writer)] = await opened(server, UPGRADE + first, 1)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write((frame + bytes(4)) * 20_000)
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(ConnectionError):
+            await reader.readexactly(1_000_000)
+    writer.close()
+    assert await server.execute("{ __typename }")

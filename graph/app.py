@@ -27,6 +27,7 @@ from graph.logs import RequestIds
 from graph.metrics import Metrics
 from graph.operations import Operations
 from graph.pages import Pages
+from graph.refusals import Refusals
 from graph.schema import schema
 from graph.services import Services
 from graph.settings import ConfigurationError, Settings
@@ -84,6 +85,8 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
         keyring = Keyring(
             database, await jwt_verifier(settings), check_seconds=settings.key_check_seconds
         )
+        refusals = Refusals(database)
+        stack.push_async_callback(refusals.drain)
         supervisor = await stack.enter_async_context(supervised())
         supervisor.start("feed", feed.run())
         supervisor.start("fleet", fleet.run())
@@ -103,6 +106,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             heartbeat_feed,
             Limits(settings, metrics),
             metrics,
+            refusals,
             supervisor,
             tracing,
         )

@@ -16,10 +16,11 @@ from graph.loader import NodeLoader
 from graph.metrics import Metrics
 from graph.settings import Settings
 
-if TYPE_CHECKING:  # the feeds make objects of the API, whose resolvers take this context
+if TYPE_CHECKING:  # these make or extend objects of the API, whose resolvers take this context
     from graph.feed import ChangeFeed
     from graph.fleet import Fleet
     from graph.heartbeat_feed import HeartbeatFeed
+    from graph.refusals import Refusals
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Context:
     heartbeat_feed: HeartbeatFeed
     limits: Limits
     metrics: Metrics
+    refusals: Refusals
     loader: NodeLoader
     caller: Caller
 

@@ -1,9 +1,10 @@
 """Mutations that were refused: the audit trail tells of them too, if it is known who asked."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from graphql import FieldNode, value_from_ast_untyped
@@ -12,8 +13,9 @@ from strawberry.extensions.field_extension import AsyncExtensionResolver
 from strawberry.utils.str_converters import to_camel_case
 
 from db import audit
+from db.database import Database
 from db.errors import Forbidden, RegistryError, Unavailable
-from db.identity import ANONYMOUS
+from db.identity import ANONYMOUS, Caller
 from db.keys import redacted
 from graph.context import Context, Info
 from graph.documents import Operation
@@ -22,8 +24,46 @@ from graph.rights import root_fields
 log = structlog.get_logger()
 
 MAX_OF_ONE_OPERATION = 10
+MAX_UNDER_WAY = 100
 _ENUMS = {"role", "type"}
 _MAX_LENGTH = 255
+
+
+class Attempt(NamedTuple):
+    action: str
+    subject: str
+
+
+class Refusals:
+    """Writes them down, though whoever was refused may leave at once."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._writing: set[asyncio.Task[None]] = set()
+
+    async def record(self, by: Caller, code: str, attempts: Sequence[Attempt]) -> None:
+        if by.identity is ANONYMOUS or not attempts:
+            return
+        if len(self._writing) >= MAX_UNDER_WAY:  # whose callers may be gone: this one has to stay
+            await self._write(by, code, attempts)
+            return
+        task = asyncio.create_task(self._write(by, code, attempts))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        await asyncio.shield(task)
+
+    async def drain(self) -> None:
+        """Until all are written, or lost to the database's own limits of time."""
+        await asyncio.gather(*self._writing, return_exceptions=True)
+
+    async def _write(self, by: Caller, code: str, attempts: Sequence[Attempt]) -> None:
+        for action, subject in attempts:
+            entry = {"action": action, "subject": subject}
+            try:
+                async with self._database.write() as session:
+                    await audit.record_refusal(session, by=by, code=code, **entry)
+            except Unavailable:
+                log.warning("audit.refusal_lost", actor=by.name, code=code, **entry)
 
 
 class Audited(FieldExtension):
@@ -44,18 +84,11 @@ class Audited(FieldExtension):
             raise
         except RegistryError as refused:
             said = {name: getattr(given["input"], name) for name in self.subject}
-            await self.record(info.context, refused.code, said)
+            await info.context.refusals.record(info.context.caller, refused.code, [self.tell(said)])
             raise
 
-    async def record(self, context: Context, code: str, said: Mapping[str, object]) -> None:
-        if context.caller.identity is ANONYMOUS:
-            return
-        entry = {"action": self.action, "subject": "/".join(map(_name, said, said.values()))}
-        try:
-            async with context.database.write() as session:
-                await audit.record_refusal(session, by=context.caller, code=code, **entry)
-        except Unavailable:
-            log.warning("audit.refusal_lost", actor=context.caller.name, code=code, **entry)
+    def tell(self, said: Mapping[str, object]) -> Attempt:
+        return Attempt(self.action, "/".join(map(_name, said, said.values())))
 
 
 async def record_forbidden(
@@ -65,6 +98,7 @@ async def record_forbidden(
     document = operation.document
     root = document.schema.get_root_type(operation.kind)
     assert root is not None  # noqa: S101  # a valid operation has one
+    attempts = []
     for node in islice(root_fields(document.node, operation.node), MAX_OF_ONE_OPERATION):
         field = root.fields.get(node.name.value)  # None of introspection
         ours = field and field.extensions["strawberry-definition"]
@@ -72,7 +106,8 @@ async def record_forbidden(
             if isinstance(audited, Audited):
                 given = _input(node, variables)
                 said = {name: given.get(to_camel_case(name)) for name in audited.subject}
-                await audited.record(context, Forbidden.code, said)
+                attempts.append(audited.tell(said))
+    await context.refusals.record(context.caller, Forbidden.code, attempts)
 
 
 def _input(field: FieldNode, variables: Mapping[str, Any] | None) -> Mapping[str, Any]:

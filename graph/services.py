@@ -15,6 +15,7 @@ from graph.limits import Limits
 from graph.liveness import Pacemaker
 from graph.loader import NodeLoader
 from graph.metrics import Metrics
+from graph.refusals import Refusals
 from graph.settings import Settings
 from graph.supervisor import Supervisor
 
@@ -34,6 +35,7 @@ class Services:
     heartbeat_feed: HeartbeatFeed
     limits: Limits
     metrics: Metrics
+    refusals: Refusals
     supervisor: Supervisor
     tracing: "Tracing | None" = None
 
@@ -49,6 +51,7 @@ class Services:
             heartbeat_feed=self.heartbeat_feed,
             limits=self.limits,
             metrics=self.metrics,
+            refusals=self.refusals,
             loader=NodeLoader(self.database),
             caller=caller,
         )

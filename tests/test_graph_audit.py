@@ -1,5 +1,7 @@
 """The audit trail by the API: what is done, what is refused, and how administrators ask for it."""
 
+import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import orjson
@@ -9,6 +11,7 @@ from conftest import LiveServer, StartServer
 from keyring import create
 from sqlalchemy import text
 from structlog.types import EventDict
+from transport_ws import connect
 
 from db import audit
 from db.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
@@ -278,6 +281,42 @@ async def test_a_refusal_is_told_even_if_the_trail_cannot_be_written(
             assert await code_of(operations, DEREGISTER, nodeId="x") == "NODE_NOT_FOUND"
     [lost] = [event for event in logged if event["event"] == "audit.refusal_lost"]
     assert (lost["actor"], lost["subject"]) == ("agent-7", "x")
+
+
+async def waiting(database: Database) -> None:
+    """Until a write waits for its lock."""
+    question = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    async with asyncio.timeout(10):
+        while True:
+            async with database.read() as session:
+                if await session.scalar(question):
+                    return
+            await asyncio.sleep(0.005)
+
+
+def gauge(server: LiveServer, name: str) -> float | None:
+    return server.services.metrics.registry.get_sample_value(name)
+
+
+@pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER], ids=["refused", "forbidden"])
+async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
+    start_server: StartServer, database: Database, role: Role
+) -> None:
+    key = await create(database, role)
+    headers = {"authorization": f"Bearer {key.text}"}
+    async with AsyncExitStack() as stack:
+        async with start_server() as server:
+            session = await stack.enter_async_context(database.write())
+            await session.execute(text("LOCK TABLE audit_log"))
+            async with connect(server.websocket_url, headers=headers) as client:
+                await client.subscribe("1", DEREGISTER, input={"nodeId": "x"})
+                await waiting(database)
+            while gauge(server, "node_registry_connections"):
+                await asyncio.sleep(0.005)
+            await waiting(database)
+            await stack.aclose()
+        code = "NODE_NOT_FOUND" if role is Role.ADMIN else "FORBIDDEN"
+        assert (await entries(database))[1:] == [("node.deregister", "x", code)]
 
 
 def test_every_mutation_but_heartbeats_says_what_it_is_in_the_trail() -> None:

@@ -42,20 +42,22 @@ def main(names: Sequence[str], json_file: Path | None, *, quick: bool) -> None:
     logs.configure("development", "error")
     allow_files_for(_CONNECTIONS)
     under = report.circumstances()
-    rows = uvloop.run(_run([BENCHES[name] for name in names or BENCHES], quick=quick))
-    click.echo(report.as_text(rows, under))
+    found = uvloop.run(_run(names or list(BENCHES), quick=quick))
+    click.echo(report.as_text([row for rows in found.values() for row in rows], under))
     if json_file is not None:
-        document = report.as_document(rows, under)
+        document = report.as_document(found, under)
         json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
-async def _run(benches: Sequence[Bench], *, quick: bool) -> list[Row]:
-    rows = []
-    for bench in benches:
-        async for row in bench(quick=quick):
+async def _run(names: Sequence[str], *, quick: bool) -> dict[str, list[Row]]:
+    """By bench."""
+    found: dict[str, list[Row]] = {}
+    for name in names:
+        found[name] = []
+        async for row in BENCHES[name](quick=quick):
             click.echo(f"measured: {row.name}", err=True)
-            rows.append(row)
-    return rows
+            found[name].append(row)
+    return found
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ A_STATEMENT = 1000
 
 
 async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
-    fleet, seconds, runs = (A_STATEMENT, 0.3, 1) if quick else (10_000, 1.5, 3)
+    fleet, seconds, runs = (A_STATEMENT, 0.05, 1) if quick else (10_000, 1.5, 3)
     async with stage.database() as database, stage.bare() as bare:
         await settle(database, fleet)
         async with (

@@ -65,7 +65,9 @@ async def _transactions(
         process = await asyncio.create_subprocess_exec(
             str(programs() / "pgbench"),
             *("--no-vacuum", "--protocol=prepared", f"--client={connections}"),
-            *(f"--time={max(1, round(seconds))}", f"--file={Path(file.name)}"),
+            # It counts no parts of a second.
+            f"--time={round(seconds)}" if seconds >= 1 else "--transactions=10",
+            f"--file={Path(file.name)}",
             *(f"--host={database.url.query['host']}", f"--port={database.url.query['port']}"),
             *("--username", str(database.url.username), str(database.url.database)),
             stdout=asyncio.subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -37,17 +37,19 @@ def circumstances() -> Circumstances:
     }
 
 
-def as_document(rows: Sequence[Row], under: Circumstances) -> dict[str, Any]:
+def as_document(found: Mapping[str, Sequence[Row]], under: Circumstances) -> dict[str, Any]:
     return {
         **under,
         "rows": [
             {
+                "bench": bench,
                 **asdict(row),
                 "figure": asdict(row.figure),
                 "limit": asdict(row.limit),
                 "ratio": asdict(row.ratio),
                 "met": row.met,
             }
+            for bench, rows in found.items()
             for row in rows
         ],
     }

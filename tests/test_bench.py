@@ -12,21 +12,21 @@ from bench.__main__ import BENCHES
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("name", BENCHES)
-def test_every_bench_runs_and_tells_its_rows_as_json(name: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(300)  # twenty processes, which a busy machine starts slowly
+def test_every_bench_runs_and_tells_its_rows_as_json(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "bench", name, "--quick", "--json", file],
+        [sys.executable, "-m", "bench", "--quick", "--json", file],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document.keys() == {"machine", "versions", "settings", "rows"}
-    assert document["rows"]
+    assert {row["bench"] for row in document["rows"]} == BENCHES.keys()
     for row in document["rows"]:
         assert row["name"] in done.stdout
         assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
@@ -35,9 +35,10 @@ def test_every_bench_runs_and_tells_its_rows_as_json(name: str, tmp_path: Path) 
 
 def test_fleet_survives_its_troubles_and_a_kill_of_its_registry(tmp_path: Path) -> None:
     file = tmp_path / "fleet.json"
-    troubled = ("--nodes", "40", "--interval", "1", "--fail", "100", "--sleep", "100", "--restart")
+    fleet = ("--nodes", "40", "--interval", "0.3", "--seconds", "1")
+    troubles = ("--fail", "200", "--sleep", "200", "--restart")
     done = subprocess.run(
-        [sys.executable, "-m", "bench.fleet", *troubled, "--seconds", "3", "--json", file],
+        [sys.executable, "-m", "bench.fleet", *fleet, *troubles, "--json", file],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -122,7 +122,7 @@ class _Restartable:
             "heartbeat_target_rate": max(1000.0, terms.nodes / terms.interval),
             # They have one address, which a fleet has not.
             "max_subscriptions_per_caller": terms.nodes + 1,
-            "heartbeats_per_second": terms.nodes,
+            "heartbeats_per_second": 2 * max(1.0, 1 / terms.interval) * terms.nodes,
             "registrations_per_minute": 60 * terms.nodes,
         }
         started = stage.registry(self._database.url, port=self._port, **chosen)

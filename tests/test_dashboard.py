@@ -250,6 +250,7 @@ async def test_filters_are_in_the_address_and_the_keyboard_does_it_all(desk: Des
         await page.get_by_role("button", name="Clear filters").click()
         await page.keyboard.press("/")
         await page.keyboard.type("keys-")
+        await expect(rows).to_have_text(["keys-a", "keys-b"])
         await page.keyboard.press("Escape")
         await page.keyboard.press("End")
         await page.keyboard.press("ArrowUp")

@@ -161,7 +161,8 @@ export class FleetPage {
   }
 
   #draw() {
-    const { nodes, counts, complete } = this.#fleet;
+    const { nodes, counts, refused } = this.#fleet;
+    const complete = this.#fleet.complete || refused;
     const rows = filters.selected(nodes.values(), this.#filters);
     this.#table.show(rows);
     const all = filters.isEverything(this.#filters);

@@ -10,11 +10,16 @@ const FRESH_MS = 10_000;
 export function showFreshness(fleet) {
   const [environment, mode, freshness, revision, alarm] =
     ["environment", "mode", "freshness", "revision", "alarm"].map((id) => document.getElementById(id));
+  const announcements = document.getElementById("announcements");
+  let told = "waiting";
 
   function show() {
     const state = stateOf(fleet);
     freshness.className = `freshness ${state.kind}`;
     setText(freshness, state.text);
+    // What ticks is not read out; that it began is.
+    if (state.kind !== told) setText(announcements, state.text);
+    told = state.kind;
     document.body.classList.toggle("stale", state.kind === "stale");
     if (fleet.confirmedAt !== null) setText(revision, `revision ${fleet.revision}`);
     const registry = fleet.registry;

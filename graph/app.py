@@ -31,6 +31,7 @@ from graph.refusals import Refusals
 from graph.schema import schema
 from graph.services import Services
 from graph.settings import ConfigurationError, Settings
+from graph.siblings import Siblings
 from graph.supervisor import supervised
 from graph.upkeep import Upkeep
 from graph.websocket import GraphQLOverWebSocket
@@ -63,7 +64,9 @@ async def traces(settings: Settings, database: Database) -> AsyncIterator["Traci
 
 
 @asynccontextmanager
-async def running_services(settings: Settings) -> AsyncIterator[Services]:
+async def running_services(
+    settings: Settings, siblings: Siblings | None = None
+) -> AsyncIterator[Services]:
     """Raises what `current_database` raises, before it serves."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(current_database(settings))
@@ -109,6 +112,7 @@ async def running_services(settings: Settings) -> AsyncIterator[Services]:
             refusals,
             supervisor,
             tracing,
+            siblings,
         )
 
 

@@ -38,9 +38,15 @@ class Scrape:
         self._size = Gauge(
             "node_registry_database_size_bytes", "Disk that the database takes.", registry=registry
         )
+        if services.siblings is not None:
+            services.supervisor.start("siblings", services.siblings.answer(self._own))
 
     async def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """In Prometheus's text format, of all processes that share the address."""
+        siblings = self._services.siblings
+        return await (self._own() if siblings is None else siblings.text())
+
+    async def _own(self) -> bytes:
         try:
             await self._ask(self._services.database)
             self._up.set(1)

@@ -17,6 +17,7 @@ from graph.loader import NodeLoader
 from graph.metrics import Metrics
 from graph.refusals import Refusals
 from graph.settings import Settings
+from graph.siblings import Siblings
 from graph.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Services:
     refusals: Refusals
     supervisor: Supervisor
     tracing: "Tracing | None" = None
+    siblings: Siblings | None = None
 
     def context(self, caller: Caller) -> Context:
         """For one operation."""

@@ -1,9 +1,9 @@
-"""One process of several that serve one address: `python -m graph.worker DESCRIPTOR`.
+"""One process of several that serve one address: `python -m graph.worker DESCRIPTOR FOLDER NAME`.
 
-Its parent, `graph.workers`, hands it a listening socket, a standard input that ends when the parent
-does, and a standard output that is read: READY, and in one line why it failed. SIGTERM stops it,
-however often it comes: systemd sends it to all processes of a unit, and so does the parent. SIGINT
-hurries it.
+Its parent, `graph.workers`, hands it a listening socket, a folder where its siblings find it by its
+name, a standard input that ends when the parent does, and a standard output that is read: READY,
+and in one line why it failed. SIGTERM stops it, however often it comes: systemd sends it to all
+processes of a unit, and so does the parent. SIGINT hurries it.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -22,19 +23,20 @@ from graph.app import running_services
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
 from graph.server import configured, run_until_stopped, stoppable
 from graph.settings import Settings, load
+from graph.siblings import Siblings
 
 READY = "ready"
 
 _STDIN, _STDOUT = 0, 1
 
 
-async def serve_inherited(listening: socket.socket, settings: Settings) -> None:
+async def serve_inherited(listening: socket.socket, settings: Settings, siblings: Siblings) -> None:
     """Returns after SIGTERM or the end of the parent, when everything is closed.
 
     Raises BackgroundTaskDied.
     """
     with stoppable() as stop_by, _ended_by_parent(), listening:
-        async with running_services(settings) as services:
+        async with running_services(settings, siblings) as services:
             server = configured(services)
             stop_by(server.drain)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.stop)
@@ -64,12 +66,13 @@ def _say(line: str) -> None:
         os.write(_STDOUT, f"{line}\n".encode())
 
 
-def main(descriptor: str) -> None:
+def main(descriptor: str, folder: str, name: str) -> None:
     structlog.contextvars.bind_contextvars(pid=os.getpid())  # the workers' log lines mingle
     try:
         settings = load()
         logs.configure(settings.env, settings.log_level)
-        uvloop.run(serve_inherited(socket.socket(fileno=int(descriptor)), settings))
+        listening = socket.socket(fileno=int(descriptor))
+        uvloop.run(serve_inherited(listening, settings, Siblings(Path(folder), name)))
     except TOLD_IN_ONE_LINE as error:
         _say(in_one_line(error))
         sys.exit(1)

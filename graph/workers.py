@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,7 +104,9 @@ class Workers:
 
         Raises WorkerFailed, after the others have ended, if one never starts or starts no more.
         """
-        await asyncio.gather(*map(self._keep, self._sockets))
+        with tempfile.TemporaryDirectory(prefix="node-registry-") as folder:
+            places = ((folder, str(number)) for number in range(len(self._sockets)))
+            await asyncio.gather(*map(self._keep, self._sockets, places))
         if self._failure is not None:
             raise self._failure
 
@@ -128,10 +131,11 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    async def _keep(self, listening: socket.socket) -> None:
+    async def _keep(self, listening: socket.socket, place: tuple[str, str]) -> None:
+        """`place` is where its siblings find the worker: a folder, and its name there."""
         brief = 0  # lives in a row that ended before they were steady
         while not self._stopping.is_set():
-            life = await self._live(listening)
+            life = await self._live(listening, place)
             if self._stopping.is_set():
                 break
             brief = 0 if (life.served_seconds or 0) > _STEADY_SECONDS else brief + 1
@@ -146,10 +150,10 @@ class Workers:
                 async with asyncio.timeout(delay):
                     await self._stopping.wait()
 
-    async def _live(self, listening: socket.socket) -> _Life:
+    async def _live(self, listening: socket.socket, place: tuple[str, str]) -> _Life:
         try:
             process = await asyncio.create_subprocess_exec(
-                *(*_COMMAND, str(listening.fileno())),
+                *(*_COMMAND, str(listening.fileno()), *place),
                 env=self._environment,
                 stdin=PIPE,
                 stdout=PIPE,

@@ -6,6 +6,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -76,17 +77,20 @@ async def registry(database_url: URL, **environment: str) -> AsyncIterator[Regis
     """Two workers that both serve."""
     address = database_url.render_as_string(hide_password=False)
     settings = FAST | {"NODE_REGISTRY_DATABASE_URL": address} | environment
-    async with running(*SERVE, **settings) as parent:
-        url = (await parent.line(r"GraphQL +(\S+)")).group(1)
-        live = Registry(parent, url)
-        workers = live.workers()
-        assert len(workers) == 2
-        try:
-            yield live
-        finally:
-            for worker in {*workers, *live.workers()}:
-                with suppress(psutil.NoSuchProcess):
-                    worker.kill()
+    # Some end it so that it cannot clear up.
+    with tempfile.TemporaryDirectory() as folder:
+        settings["TMPDIR"] = folder
+        async with running(*SERVE, **settings) as parent:
+            url = (await parent.line(r"GraphQL +(\S+)")).group(1)
+            live = Registry(parent, url)
+            workers = live.workers()
+            assert len(workers) == 2
+            try:
+                yield live
+            finally:
+                for worker in {*workers, *live.workers()}:
+                    with suppress(psutil.NoSuchProcess):
+                        worker.kill()
 
 
 def runs(process: psutil.Process) -> bool:
@@ -145,6 +149,12 @@ async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_ends
             await ask(live.url, REGISTER, input=NODE | {"nodeId": "a"})
             for client in clients.values():
                 assert await reason_of_change(client) == "REGISTERED"
+            async with httpx.AsyncClient(timeout=SECONDS) as http:
+                metrics = (await http.get(live.url.replace("/graphql", "/metrics"))).text
+            for worker in ("0", "1"):
+                follower = f'node_registry_subscribers{{stream="status_changes",worker="{worker}"}}'
+                assert f"{follower} 1.0" in metrics
+            assert metrics.count("# TYPE node_registry_subscribers gauge") == 1
             assert await live.parent.stop(signal.SIGTERM) == 0
             for client in clients.values():
                 assert (await client.closed())[0] == 1012

@@ -1,0 +1,85 @@
+"""The metrics of all processes that share an address: whichever is scraped tells them all.
+
+Each tells its own to its siblings, on a socket in a folder of theirs; the label `worker` tells them
+apart, for a scrape reaches one of them at random.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client import Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+_SECONDS = 5
+
+
+class Siblings:
+    def __init__(self, folder: Path, name: str) -> None:
+        """`name` is this process's own, and that of the one which takes its place."""
+        self._folder = folder
+        self._name = name
+
+    async def answer(self, own: Callable[[], Awaitable[bytes]]) -> None:
+        """Tells who asks what `own` says, for ever."""
+
+        async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                writer.write(await own())
+                await writer.drain()
+            except ConnectionError:
+                pass  # who asked has given up
+            finally:
+                writer.close()
+
+        path = self._folder / self._name
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        path.unlink(missing_ok=True)  # of one that was killed
+        try:
+            async with await asyncio.start_unix_server(tell, path) as server:
+                await server.serve_forever()
+        finally:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # the last one clears up, where the parent was killed
+                self._folder.rmdir()
+
+    async def text(self) -> bytes:
+        """Of all that answer within seconds, this process among them."""
+        paths = sorted(self._folder.iterdir())
+        texts = await asyncio.gather(*map(_ask, paths))
+        said = {path.name: text for path, text in zip(paths, texts, strict=True) if text}
+        return generate_latest(_Together(said))
+
+
+async def _ask(path: Path) -> str:
+    """Nothing of one that is gone, or just being replaced."""
+    try:
+        async with asyncio.timeout(_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                return (await reader.read()).decode()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return ""
+
+
+class _Together(Collector):
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        """Each metric once, with the samples of all."""
+        metrics: dict[str, Metric] = {}
+        for name, text in self._texts.items():
+            for family in text_string_to_metric_families(text):
+                metric = metrics.setdefault(
+                    family.name, Metric(family.name, family.documentation, family.type)
+                )
+                metric.samples += [
+                    sample._replace(labels={**sample.labels, "worker": name})
+                    for sample in family.samples
+                ]
+        return metrics.values()

@@ -82,7 +82,8 @@ async def running_services(
         upkeep = Upkeep(database, settings, metrics)
         await upkeep.make_days()
         pacemaker = Pacemaker(database, settings, metrics)
-        heartbeats = HeartbeatWriter(database, pacemaker, metrics)
+        given = database, pacemaker, metrics
+        heartbeats = HeartbeatWriter(*given) if tracing is None else tracing.heartbeats(*given)
         heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()
         keyring = Keyring(

@@ -6,13 +6,15 @@ documents, no variables, no names but those of trusted documents, and of SQL the
 """
 
 import asyncio
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, get_current_span
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
@@ -21,6 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import get_contextvars
 
 from db.database import Database
+from db.heartbeats import HeartbeatReport
+from graph.heartbeats import HeartbeatWriter, Outcome
 from graph.metrics import OK
 from graph.operations import Admitted, OperationRefused, Operations
 from graph.version import SERVICE, VERSION
@@ -29,6 +33,7 @@ _PATH = "/graphql"
 _METHODS = {"GET", "POST"}
 _SEND_SECONDS = 3
 _MAX_STATEMENT_CHARACTERS = 4000
+_MAX_LINKS = 128
 _FAULT = 500
 _PARENT = TraceContextTextMapPropagator()
 
@@ -55,6 +60,10 @@ class Tracing:
 
     def requests(self, graphql: ASGIApp) -> ASGIApp:
         return TracedRequests(graphql, self._tracer)
+
+    def heartbeats(self, *given: Any) -> HeartbeatWriter:
+        """As `HeartbeatWriter` of the same."""
+        return TracedHeartbeats(*given, tracer=self._tracer)
 
     async def close(self) -> None:
         """Sends what is left; what cannot be sent within some seconds is lost."""
@@ -130,8 +139,29 @@ class TracedOperations(Operations):
             return answer
 
 
+class TracedHeartbeats(HeartbeatWriter):
+    """A trace for each batch, with links to the operations whose heartbeats are in it."""
+
+    def __init__(self, *given: Any, tracer: Tracer) -> None:
+        super().__init__(*given)
+        self._tracer = tracer
+        self._asking: deque[Link] = deque(maxlen=_MAX_LINKS)
+
+    async def record(self, reports: Sequence[HeartbeatReport]) -> list[Outcome]:
+        self._asking.append(Link(get_current_span().get_span_context()))
+        return await super().record(reports)
+
+    async def _write(self, batch: list[Any]) -> None:
+        links = list(self._asking)
+        self._asking.clear()
+        with self._tracer.start_as_current_span(
+            "heartbeats.write", links=links, record_exception=False, set_status_on_exception=False
+        ):
+            await super()._write(batch)
+
+
 def _trace_statements(database: Database, tracer: Tracer) -> None:
-    """Those of a request: background work, which many share, would be traces of one span each."""
+    """Those within a span: all others, of background work, would be traces of one span each."""
 
     def begin(_c: object, _cursor: object, statement: str, _given: object, *more: Any) -> None:
         if not get_current_span().is_recording():

@@ -1,5 +1,6 @@
 """Traces reach a real receiver of OTLP over HTTP; without one there is nothing of them."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -115,6 +116,24 @@ async def test_what_fails_has_its_code_and_nothing_that_was_sent_is_in_a_trace(
     assert b"GET /graphql" in sent
     assert UNSEEN.encode() not in sent
     assert NAME.encode() not in sent
+
+
+async def test_a_batch_of_heartbeats_is_linked_to_the_operations_that_wait_for_it(
+    start_server: StartServer, receiver: Receiver
+) -> None:
+    async with start_server(otlp_endpoint=receiver.url) as server:
+        await register(server, "a")
+        await register(server, "b")
+        await asyncio.gather(beat(server, "a", 1), beat(server, "b", 1))
+    spans = receiver.spans
+    waiting = {span.span_id for span in spans if span.name == "mutation other"}
+    batches = {span.span_id: span for span in spans if span.name == "heartbeats.write"}
+    linked = [link.span_id for batch in batches.values() for link in batch.links]
+    assert len(linked) == len(set(linked)) == 2
+    assert set(linked) < waiting
+    written = [said(span) for span in spans if span.parent_span_id in batches]
+    assert len(written) == len(batches)
+    assert all("INSERT INTO heartbeat_log" in statement["db.query.text"] for statement in written)
 
 
 async def test_background_work_makes_no_traces(

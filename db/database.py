@@ -53,6 +53,7 @@ class Database:
             max_overflow=0,
             pool_timeout=statement_timeout_seconds / 2,
             pool_use_lifo=True,
+            hide_parameters=True,  # in errors, which are logged
             **_TYPES,
             connect_args={
                 "timeout": statement_timeout_seconds / 2,

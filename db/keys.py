@@ -23,6 +23,7 @@ _KEY = re.compile(
     rf"{PREFIX}([0-9A-Za-z]{{{PUBLIC_ID_LENGTH}}})([0-9A-Za-z]{{{SECRET_LENGTH}}})"
     rf"([0-9A-Za-z]{{{_CHECKSUM_LENGTH}}})"
 )
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ def parsed(text: str) -> Presented | None:
 
 
 def redacted(text: str) -> str:
-    """Of each key in it no more than may be shown."""
-    return _KEY.sub(rf"{PREFIX}\1…", text)
+    """Of each key in it no more than may be shown, and of an issuer's token nothing."""
+    return _JWT.sub("eyJ…", _KEY.sub(rf"{PREFIX}\1…", text))
 
 
 def _random(length: int) -> str:

@@ -9,6 +9,7 @@ from graphql import ArgumentNode, GraphQLError
 from prometheus_client import Counter
 
 from db.errors import RegistryError
+from db.keys import redacted
 
 log = structlog.get_logger()
 
@@ -70,10 +71,11 @@ def refusal(error: RegistryError) -> list[dict[str, Any]]:
 def _shown(error: GraphQLError) -> dict[str, Any]:
     cause = _cause(error)
     request_id = structlog.contextvars.get_contextvars().get("request_id")
-    message = _shortened(cause.message if isinstance(cause, RegistryError) else error.message)
+    said = cause.message if isinstance(cause, RegistryError) else error.message
+    message = _shortened(redacted(said))
     facts: Mapping[str, object]
     if isinstance(cause, RegistryError):
-        code, retryable, facts = cause.code, cause.retryable, cause.facts
+        code, retryable, facts = cause.code, cause.retryable, _redacted(cause.facts)
         log.info("request.refused", code=code, message=message)
     elif _is_of_the_request(error, cause):
         code, retryable, facts = "BAD_INPUT", False, _field_of(error)
@@ -93,6 +95,13 @@ def _shown(error: GraphQLError) -> dict[str, Any]:
         shown["path"] = error.path
     shown["extensions"] = {"code": code, "retryable": retryable, **facts, "requestId": request_id}
     return shown
+
+
+def _redacted(facts: Mapping[str, object]) -> Mapping[str, object]:
+    """Whoever puts a key in the wrong place may keep what is answered in a log."""
+    return {
+        name: redacted(value) if isinstance(value, str) else value for name, value in facts.items()
+    }
 
 
 def _shortened(message: str) -> str:

@@ -10,6 +10,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.types import Processor
 
+from db.keys import redacted
 from graph.headers import header
 
 # Local variables hold what callers sent and what nobody should read; a large one takes seconds.
@@ -39,7 +40,7 @@ def configure(environment: Literal["development", "production"], level: str) -> 
     )
     handler = logging.StreamHandler()
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _WithoutKeys(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
@@ -54,6 +55,13 @@ def configure(environment: Literal["development", "production"], level: str) -> 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+class _WithoutKeys(structlog.stdlib.ProcessorFormatter):
+    """Callers put them where they do not belong, and errors quote what they were given."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 class RequestIds:
@@ -88,4 +96,5 @@ def new_request_id() -> str:
 
 def _given_id(scope: Scope) -> str | None:
     given = header(scope, _NAME)
-    return given if given and _REQUEST_ID.fullmatch(given) else None
+    harmless = given and _REQUEST_ID.fullmatch(given) and redacted(given) == given
+    return given if harmless else None

@@ -12,25 +12,28 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-import pytest
 from registry_process import free_port
 
 SECONDS = 60
 NEEDED = ("openssh-server", "libwrap0")
 
 
+class UnavailableError(Exception):
+    """sshd cannot be had here, or does not start."""
+
+
 def program(folder: Path) -> Path:
-    """Where sshd is; skips where it cannot be had."""
+    """Where sshd is. Raises UnavailableError."""
     for name in ("ssh", "ssh-keygen"):
         if shutil.which(name) is None:
-            pytest.skip(f"{name} is not on this machine: deploy.sh was only tried by its dry run")
+            raise UnavailableError(f"{name} is not on this machine")
     if found := shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin"):
         return Path(found)
     unpacked = folder / "usr" / "sbin" / "sshd"
     if unpacked.exists():
         return unpacked
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        pytest.skip("neither sshd nor apt is on this machine: deploy.sh was not tried")
+        raise UnavailableError("neither sshd nor apt is on this machine")
     download = ("apt-get", "download", *NEEDED)
     for command in (download, ("apt-get", "update"), download):
         with suppress(subprocess.TimeoutExpired):
@@ -38,7 +41,7 @@ def program(folder: Path) -> Path:
         if len(list(folder.glob("*.deb"))) == len(NEEDED):
             break
     else:
-        pytest.skip("apt has no openssh-server: deploy.sh was not tried")
+        raise UnavailableError("apt has no openssh-server")
     for package in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", package, folder], check=True, timeout=SECONDS)
     return unpacked
@@ -46,7 +49,10 @@ def program(folder: Path) -> Path:
 
 @asynccontextmanager
 async def host(sshd: Path, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[str]:
-    """The command that reaches it, instead of `ssh`; its name is then 127.0.0.1."""
+    """The command that reaches it, instead of `ssh`; its name is then 127.0.0.1.
+
+    Raises UnavailableError.
+    """
     for name in ("host", "user"):
         await _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
     port = free_port()
@@ -112,4 +118,4 @@ async def _listens(process: asyncio.subprocess.Process, port: int) -> None:
             await asyncio.sleep(0.02)
     assert process.stderr is not None
     said = (await process.stderr.read()).decode().strip()
-    pytest.skip(f"sshd does not start here, deploy.sh was not tried: {said[-300:]}")
+    raise UnavailableError(f"sshd does not start here: {said[-300:]}")

@@ -23,6 +23,7 @@ def environment(tmp_path: Path, **variables: str) -> dict[str, str]:
         **clean,
         "HOME": str(tmp_path),
         "NODE_AGENT_STATE_DIR": str(tmp_path / "s"),
+        "NODE_AGENT_SERVICES": "none",
         **variables,
     }
 

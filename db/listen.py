@@ -1,14 +1,22 @@
 """Hears of status changes: LISTEN on a connection of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from types import MappingProxyType
+from typing import TypeAlias
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.changes import CHANNEL
 from db.database import ANSWER_SECONDS, Database
+
+Hear: TypeAlias = Callable[[str], object]
+"""Gets the payload of each notification on a channel."""
+
+NOTHING_ELSE: Mapping[str, Hear] = MappingProxyType({})
 
 
 class Listener:
@@ -57,11 +65,22 @@ class Listener:
 
 
 @asynccontextmanager
-async def listening(database: Database) -> AsyncIterator[Listener]:
-    """Raises Unavailable when there is no connection to be had, or it is lost."""
+async def listening(
+    database: Database, others: Mapping[str, Hear] = NOTHING_ELSE
+) -> AsyncIterator[Listener]:
+    """`others` hear the payloads on other channels, on the same connection.
+
+    Raises Unavailable when there is no connection to be had, or it is lost.
+    """
     async with database.listening() as (session, connection):
         listener = Listener(session, connection)
         connection.add_termination_listener(listener.closed)
         async with asyncio.timeout(ANSWER_SECONDS):
             await connection.add_listener(CHANNEL, listener.notified)
+            for channel, hear in others.items():
+                await connection.add_listener(channel, partial(_pass_on, hear))
         yield listener
+
+
+def _pass_on(hear: Hear, _connection: object, _pid: int, _channel: str, payload: str) -> None:
+    hear(payload)

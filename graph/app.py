@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from db import rates
 from db.database import Database
 from graph import documents
 from graph.authentication import Authentication
@@ -31,6 +32,7 @@ from graph.refusals import Refusals
 from graph.schema import schema
 from graph.services import Services
 from graph.settings import ConfigurationError, Settings
+from graph.shared_rates import SharedRates
 from graph.siblings import Siblings
 from graph.supervisor import supervised
 from graph.upkeep import Upkeep
@@ -70,15 +72,22 @@ async def running_services(
     """Raises what `current_database` raises, before it serves."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(current_database(settings))
+        tracing = await stack.enter_async_context(traces(settings, database))
+        metrics = Metrics()
+        limits = Limits(settings, metrics)
+        keyring = Keyring(
+            database, await jwt_verifier(settings), check_seconds=settings.key_check_seconds
+        )
+        authentication = Authentication(settings, keyring)
+        shared_rates = SharedRates(database, [*limits.rates, authentication.failures])
         feed = ChangeFeed(
             database,
             check_seconds=settings.listen_check_seconds,
             max_lag=settings.subscriber_max_lag,
+            others={rates.CHANNEL: shared_rates.hear},
         )
         await feed.start()
         fleet = Fleet(database, feed)
-        tracing = await stack.enter_async_context(traces(settings, database))
-        metrics = Metrics()
         upkeep = Upkeep(database, settings, metrics)
         await upkeep.make_days()
         pacemaker = Pacemaker(database, settings, metrics)
@@ -86,9 +95,6 @@ async def running_services(
         heartbeats = HeartbeatWriter(*given) if tracing is None else tracing.heartbeats(*given)
         heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()
-        keyring = Keyring(
-            database, await jwt_verifier(settings), check_seconds=settings.key_check_seconds
-        )
         refusals = Refusals(database)
         stack.push_async_callback(refusals.drain)
         supervisor = await stack.enter_async_context(supervised())
@@ -99,16 +105,17 @@ async def running_services(
         supervisor.start("heartbeats", heartbeats.run())
         supervisor.start("heartbeat_feed", heartbeat_feed.run())
         supervisor.start("keys", keyring.run())
+        supervisor.start("rates", shared_rates.run())
         yield Services(
             settings,
-            Authentication(settings, keyring),
+            authentication,
             database,
             feed,
             fleet,
             pacemaker,
             heartbeats,
             heartbeat_feed,
-            Limits(settings, metrics),
+            limits,
             metrics,
             refusals,
             supervisor,

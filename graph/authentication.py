@@ -28,7 +28,7 @@ class Authentication:
         self._keyring = keyring
         self._open = Grant(ANONYMOUS)
         self._by_loopback_names = is_loopback(settings.http_host)
-        self._failures = Quota.per_minute("failed logins", settings.failed_logins_per_minute)
+        self.failures = Quota.per_minute("failed logins", settings.failed_logins_per_minute)
 
     async def of_request(self, scope: Scope) -> Grant:
         """Raises Unauthenticated, RateLimited, Forbidden and Unavailable."""
@@ -57,11 +57,11 @@ class Authentication:
         if known is not None:
             return known
         address = address_of(scope)
-        self._failures.require_left(address)
+        self.failures.require_left(address)
         try:
             return await self._keyring.grant(credentials)
         except Unauthenticated:
-            self._failures.take(address)
+            self.failures.take(address)
             raise
 
     def _nobody(self, scope: Scope) -> Grant:

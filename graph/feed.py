@@ -7,7 +7,7 @@ costs a re-read, never an event.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from db import changes
 from db.database import Database
 from db.errors import Unavailable
 from db.filters import EVERY_NODE, NodeFilter
-from db.listen import listening
+from db.listen import NOTHING_ELSE, Hear, listening
 from graph.events import Bookmark, NodeStatusChanged
 from graph.once import Once
 from graph.scalars import Revision
@@ -99,8 +99,17 @@ class ChangeFeed:
     restored, or a standby took over that had not got everything.
     """
 
-    def __init__(self, database: Database, *, check_seconds: float, max_lag: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        check_seconds: float,
+        max_lag: int,
+        others: Mapping[str, Hear] = NOTHING_ELSE,
+    ) -> None:
+        """`others` hear what is told on other channels: a process has one connection to listen."""
         self._database = database
+        self._others = others
         self._check_seconds = check_seconds
         self._max_lag = max_lag
         self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
@@ -124,7 +133,7 @@ class ChangeFeed:
         failures = 0
         while True:
             try:
-                async with listening(self._database) as listener:
+                async with listening(self._database, self._others) as listener:
                     self._reading = listener.reading
                     newest = await listener.revision()
                     if not await self._is_same_log():

@@ -61,6 +61,16 @@ class Limits:
         self._heartbeats = _quota("heartbeats", settings.heartbeats_per_second)
         self._registrations = Quota.per_minute("registrations", settings.registrations_per_minute)
 
+    @property
+    def rates(self) -> list[Quota]:
+        """Of which all processes together are to let no more through than one may."""
+        return [
+            self._requests,
+            self._requests_of_address,
+            self._heartbeats,
+            self._registrations,
+        ]
+
     def request(self, caller: Caller) -> None:
         """Raises RateLimited."""
         if caller.identity is not ANONYMOUS:

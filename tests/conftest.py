@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import secrets
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from clusters import FAST, data_dir, made_cluster, new_data_dir, temporary_folder
 from sqlalchemy import URL, make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 from structlog.types import EventDict
@@ -30,8 +30,7 @@ from graph.server import configured, listen
 from graph.services import Services
 from graph.settings import Settings
 
-# A database that is thrown away need not survive a crash of the machine.
-FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+__all__ = ["data_dir", "made_cluster", "new_data_dir"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,15 +57,22 @@ async def postgres() -> AsyncIterator[URL]:
     if given:
         yield make_url(given).set(drivername="postgresql+asyncpg")
         return
-    # Not in pytest's own folder, which root's next run shuts to all others.
-    with tempfile.TemporaryDirectory(prefix="node-registry-test-") as folder:
-        async with embedded_postgres(Path(folder), options=FAST) as url:
+    with temporary_folder() as folder:
+        async with embedded_postgres(folder, options=FAST) as url:
             yield url
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def template(postgres: URL) -> AsyncIterator[str]:
-    async with _new_database(postgres) as url:
+async def administrator(postgres: URL) -> AsyncIterator[AsyncConnection]:
+    engine = create_async_engine(postgres, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        yield connection
+    await engine.dispose()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def template(administrator: AsyncConnection) -> AsyncIterator[str]:
+    async with _new_database(administrator) as url:
         database = Database(url)
         await migrate(database.engine)
         async with database.write() as session:
@@ -75,16 +81,23 @@ async def template(postgres: URL) -> AsyncIterator[str]:
         yield str(url.database)
 
 
-@pytest.fixture
-async def database_url(postgres: URL, template: str) -> AsyncIterator[URL]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def database_url(administrator: AsyncConnection, template: str) -> AsyncIterator[URL]:
     """A migrated database of the test's own."""
-    async with _new_database(postgres, template) as url:
+    async with _new_database(administrator, template) as url:
         yield url
 
 
-@pytest.fixture
-async def empty_database_url(postgres: URL) -> AsyncIterator[URL]:
-    async with _new_database(postgres) as url:
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def shared_database_url(administrator: AsyncConnection, template: str) -> AsyncIterator[URL]:
+    """A migrated database of the module's own."""
+    async with _new_database(administrator, template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty_database_url(administrator: AsyncConnection) -> AsyncIterator[URL]:
+    async with _new_database(administrator) as url:
         yield url
 
 
@@ -96,17 +109,18 @@ async def database(database_url: URL) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def _new_database(server: URL, template: str = "template1") -> AsyncIterator[URL]:
+async def _new_database(
+    administrator: AsyncConnection, template: str = "template1"
+) -> AsyncIterator[URL]:
     name = f"node_registry_test_{secrets.token_hex(6)}"
-    engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+    # The other strategy writes each page into the log, too.
+    await administrator.execute(
+        text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    )
     try:
-        async with engine.connect() as connection:
-            await connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-        yield server.set(database=name)
+        yield administrator.engine.url.set(database=name)
     finally:
-        async with engine.connect() as connection:
-            await connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-        await engine.dispose()
+        await administrator.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
 
 
 @dataclass(frozen=True)
@@ -200,11 +214,8 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[EventDict]]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared_server(
-    postgres: URL, template: str, tmp_path_factory: pytest.TempPathFactory
+    shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[LiveServer]:
     """One server for the tests of a module that leave nothing behind; they share its loop."""
-    async with (
-        _new_database(postgres, template) as url,
-        serving(url, tmp_path_factory.mktemp("shared")) as live,
-    ):
+    async with serving(shared_database_url, tmp_path_factory.mktemp("shared")) as live:
         yield live

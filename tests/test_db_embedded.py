@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 import psutil
 import pytest
+from clusters import processes_in, temporary_folder
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -38,13 +39,6 @@ asyncio.run(hold())
 """
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    # Not pytest's: each session of root's closes /tmp/pytest-of-root again, for all the others too.
-    with tempfile.TemporaryDirectory(prefix="node-registry-test-") as name:
-        yield Path(name).resolve()
-
-
 @pytest.fixture(scope="module")
 def made_folder() -> Iterator[Path]:
     """One data folder for all tests that are not about making it, which is what takes time."""
@@ -62,7 +56,7 @@ def made_folder() -> Iterator[Path]:
 def folder(made_folder: Path) -> Iterator[Path]:
     """A data folder with a cluster. No test may leave a process behind."""
     yield made_folder
-    eventually(lambda: not processes_of(made_folder))
+    eventually(lambda: not processes_in(made_folder))
 
 
 @pytest.fixture
@@ -70,7 +64,7 @@ def new_folder() -> Iterator[Path]:
     """A data folder to be. No test may leave a process behind."""
     with temporary_folder() as folder:
         yield folder / "data folder"
-        eventually(lambda: not processes_of(folder))
+        eventually(lambda: not processes_in(folder))
 
 
 @pytest.fixture
@@ -81,15 +75,6 @@ def deep_folder(folder: Path) -> Iterator[Path]:
     (folder / "postgres").rename(deep / "postgres")
     yield deep
     (deep / "postgres").rename(folder / "postgres")
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if any(str(folder) in word for word in process.cmdline()):
-                found.append(process)
-    return found
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -183,7 +168,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process_and_hinders_no_other(
         with suppress(TimeoutError):
             async with asyncio.timeout(0.1), embedded_postgres(new_folder, options=OPTIONS):
                 await asyncio.Event().wait()
-        assert not processes_of(new_folder)
+        assert not processes_in(new_folder)
     async with embedded_postgres(new_folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
 
@@ -382,7 +367,7 @@ async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process(fol
     with pytest.raises(EmbeddedServerFailed, match=r"within 0.001 s"):
         async with embedded_postgres(folder, options=OPTIONS, start_timeout_seconds=0.001):
             pass
-    assert not processes_of(folder)
+    assert not processes_in(folder)
 
 
 async def test_a_folder_that_cannot_be_made_is_a_failure_that_names_it(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from api import CHANGES
+from clusters import temporary_folder
 from fleet import record, register, report, rows
 from registry_process import Server, free_port
 from sqlalchemy import URL
@@ -98,14 +98,14 @@ class Postgres:
 @asynccontextmanager
 async def durable_postgres(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Postgres]:
     monkeypatch.setattr("db.embedded._WATCH_SECONDS", 0.02)
-    with tempfile.TemporaryDirectory(prefix="node-registry-test-") as folder:
-        async with embedded_postgres(Path(folder)) as url:
+    with temporary_folder() as folder:
+        async with embedded_postgres(folder) as url:
             database = Database(url)
             await migrate(database.engine)
             async with database.write() as session:
                 await partitions.make_days(session)
             await database.close()
-            yield Postgres(url, Path(folder))
+            yield Postgres(url, folder)
 
 
 @dataclass

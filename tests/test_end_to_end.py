@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import psutil
-import pytest
 from api import BEAT, CHANGES, REGISTER
+from clusters import processes_in
 from gql import Client, gql
 from gql.transport.websockets import WebsocketsTransport
 from transport_ws import connect
@@ -78,24 +78,6 @@ async def registry(data_dir: Path, **environment: str) -> AsyncIterator[tuple[Pr
     async with running(BIN / "node-registry", "serve", **settings) as process:
         url = (await process.line(r"GraphQL +(\S+)")).group(1)
         yield process, url
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Iterator[Path]:
-    """Whatever a killed registry left running in it is ended."""
-    yield tmp_path / "data"
-    for process in processes_in(tmp_path):
-        process.kill()
-        process.wait(5)
-
-
-def processes_in(folder: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if any(str(folder) in word for word in process.cmdline()):
-                found.append(process)
-    return found
 
 
 def agents_of(data_dir: Path) -> list[psutil.Process]:
@@ -246,11 +228,11 @@ async def test_every_heartbeat_that_was_acknowledged_survives_a_kill(data_dir: P
 
 
 async def test_development_shows_this_machine_and_ctrl_c_leaves_nothing_running(
-    data_dir: Path, tmp_path: Path
+    new_data_dir: Path,
 ) -> None:
     node_ids = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        async with registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
+        async with registry(new_data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
             query = "{ nodes(filter: {statuses: [ONLINE]}) { nodes { nodeId role } } }"
             online: list[dict[str, str]] = []
             async with asyncio.timeout(SECONDS):
@@ -259,12 +241,12 @@ async def test_development_shows_this_machine_and_ctrl_c_leaves_nothing_running(
             assert [node["role"] for node in online] == ["DEVELOPMENT"]
             node_ids.append(online[0]["nodeId"])
             assert await process.stop(number) == 0
-        assert processes_in(tmp_path) == []
+        assert processes_in(new_data_dir) == []
     assert node_ids[0] == node_ids[1]
 
 
 async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_no_start(
-    data_dir: Path, tmp_path: Path
+    data_dir: Path,
 ) -> None:
     async with registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
         query = "{ nodes(filter: {statuses: [ONLINE]}) { totalCount } }"
@@ -279,7 +261,7 @@ async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_n
             while (await ask(url, query))["nodes"]["totalCount"] == 0:
                 pass
         assert await process.stop(signal.SIGINT) == 0
-    assert processes_in(tmp_path) == []
+    assert processes_in(data_dir) == []
 
 
 async def test_a_killed_database_is_started_again_and_the_registry_recovers(data_dir: Path) -> None:

@@ -1,14 +1,13 @@
 """All role profiles as one file: moved from registry to registry, by the commands of operators."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from clusters import FAST
 from commands import environment_for, run, run_process
-from conftest import FAST
 from fleet import OPERATOR
 from sqlalchemy import URL
 
@@ -16,7 +15,6 @@ from db import profile_changes, profiles
 from db.database import Database
 from db.embedded import embedded_postgres
 from db.errors import BadInput
-from db.migrate import migrate
 from db.profiles import ProfileContent
 from db.values import NodeRole, NodeType, ProfileType
 from graph.profile_files import Difference, export_profiles, import_profiles
@@ -161,12 +159,10 @@ async def test_the_schema_of_a_config_is_printed(database_url: URL) -> None:
     assert "temperature" in schema["properties"]
 
 
-async def test_profiles_are_moved_beside_a_registry_that_runs_on_its_own_postgresql() -> None:
-    # Not in pytest's own folder, which root's next run shuts to all others.
-    with tempfile.TemporaryDirectory(prefix="node-registry-test-") as folder:
-        async with embedded_postgres(Path(folder), options=FAST) as url:
-            database = Database(url)
-            await migrate(database.engine)
-            await database.close()
-            _, output, _ = await run_process("profile", "export", NODE_REGISTRY_DATA_DIR=folder)
+async def test_profiles_are_moved_beside_a_registry_that_runs_on_its_own_postgresql(
+    data_dir: Path,
+) -> None:
+    folder = {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
+    async with embedded_postgres(data_dir, options=FAST):
+        _, output, _ = await run_process("profile", "export", **folder)
     assert output == "profiles: []\n"

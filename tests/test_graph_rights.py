@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from conftest import LiveServer, _new_database, serving
+from conftest import LiveServer, serving
 from graphql import GraphQLObjectType, is_introspection_type, parse, validate
 from keyring import ADMIN
 from sqlalchemy import URL
@@ -189,13 +189,11 @@ class Keyed:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def keyed(
-    postgres: URL, template: str, tmp_path_factory: pytest.TempPathFactory
+    shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Keyed]:
+    folder = tmp_path_factory.mktemp("keyed")
     async with (
-        _new_database(postgres, template) as url,
-        serving(
-            url, tmp_path_factory.mktemp("keyed"), auth="required", keepalive_seconds=0.1
-        ) as server,
+        serving(shared_database_url, folder, auth="required", keepalive_seconds=0.1) as server,
         server.services.database.write() as session,
     ):
         keys = {}

@@ -8,15 +8,13 @@ from commands import environment_for, run, run_process
 from fleet import rows
 from keyring import age_keys, create, known
 from sqlalchemy import URL
-from test_end_to_end import data_dir, registry
+from test_end_to_end import registry
 
 from db import tokens
 from db.database import Database
 from db.identity import Identity
 from db.keys import parsed
 from db.values import NodeRole, NodeType, Role
-
-__all__ = ["data_dir"]
 
 
 async def token(url: URL, *arguments: str) -> tuple[int, str, str]:
@@ -129,7 +127,7 @@ async def test_what_is_wrong_is_said_in_one_line_and_changes_nothing(
 
 
 async def test_keys_are_made_beside_a_registry_that_runs_on_its_own_database(
-    data_dir: Path,  # a fixture of that name
+    data_dir: Path,
 ) -> None:
     folder = {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
     async with registry(data_dir):

@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 from api import CHANGES, REGISTER
+from clusters import processes_in
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.types import EventDict
@@ -26,8 +27,6 @@ from test_end_to_end import (
     SECONDS,
     Process,
     ask,
-    data_dir,  # noqa: F401  # a fixture, asked for by name
-    processes_in,
     running,
 )
 from transport_ws import Client, connect
@@ -215,12 +214,11 @@ async def test_a_killed_parent_takes_its_workers_along_and_they_free_the_port_at
             await until(lambda: not any(map(runs, workers)))
 
 
-@pytest.mark.usefixtures("data_dir")
 async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_nothing_running(
-    tmp_path: Path,
+    data_dir: Path,
 ) -> None:
     settings = FAST | {
-        "NODE_REGISTRY_DATA_DIR": str(tmp_path / "data"),
+        "NODE_REGISTRY_DATA_DIR": str(data_dir),
         "NODE_REGISTRY_WORKERS": "2",
     }
     async with running(*SERVE[:2], **settings) as parent:
@@ -232,7 +230,7 @@ async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_nothing_r
             listen(Settings(http_port=live.port))
         assert await parent.stop(signal.SIGINT) == 0
         assert not any(map(runs, workers))
-    assert processes_in(tmp_path) == []
+    assert processes_in(data_dir) == []
 
 
 @asynccontextmanager

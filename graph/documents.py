@@ -116,7 +116,7 @@ class Document:
 
 
 class Documents:
-    """Keeps the trusted ones for good, others while they are used.
+    """Keeps the trusted ones for good once they were asked for, others while they are used.
 
     What was asked for only once is on probation, whence only others of its kind drive it out: a
     flood of documents that nobody asks for again drives out none that is in use.
@@ -130,14 +130,11 @@ class Documents:
         max_tokens: int = 1000,
         shows_schema: bool = True,
     ) -> None:
-        """Raises GraphQLSyntaxError for one that is trusted."""
         self._schema = schema
         self._max_tokens = max_tokens
         self._shows_schema = shows_schema
-        self._trusted = {
-            document.id: document
-            for document in (self._read(document_id(text), text, trusted=True) for text in trusted)
-        }
+        self._trusted = {document_id(text): text for text in trusted}
+        self._kept: dict[str, Document] = {}
         self._used: OrderedDict[str, Document] = OrderedDict()
         self._on_probation: OrderedDict[str, Document] = OrderedDict()
 
@@ -145,16 +142,15 @@ class Documents:
         """Raises GraphQLSyntaxError, QueryTooComplex, and BadInput for an id that is not known."""
         if request.document_id is None:
             return self._of(request.query or "")
-        try:
-            return self._trusted[request.document_id]
-        except KeyError:
+        if request.document_id not in self._trusted:
             problem = "is not known: send the document itself, as `query`"
-            raise BadInput("documentId", problem) from None
+            raise BadInput("documentId", problem)
+        return self._trusted_one(request.document_id)
 
     def _of(self, text: str) -> Document:
         key = document_id(text)
         if key in self._trusted:
-            return self._trusted[key]
+            return self._trusted_one(key)
         if key in self._used:
             self._used.move_to_end(key)
             return self._used[key]
@@ -169,6 +165,11 @@ class Documents:
             if len(self._on_probation) > MAX_ON_PROBATION:
                 self._on_probation.popitem(last=False)
         return document
+
+    def _trusted_one(self, key: str) -> Document:
+        if key not in self._kept:
+            self._kept[key] = self._read(key, self._trusted[key], trusted=True)
+        return self._kept[key]
 
     def _read(self, key: str, text: str, *, trusted: bool = False) -> Document:
         node = parsed(text, max_tokens=self._max_tokens)

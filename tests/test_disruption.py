@@ -21,6 +21,7 @@ import httpx
 import pytest
 from api import CHANGES
 from clusters import temporary_folder
+from conftest import NO_TLS
 from fleet import record, register, report, rows
 from registry_process import Server, free_port
 from sqlalchemy import URL
@@ -127,7 +128,7 @@ class KeptServer(Server):
 
     async def health(self) -> dict[str, Any]:
         """As soon as it answers: it may be starting, or be killed once more."""
-        async with asyncio.timeout(SECONDS), httpx.AsyncClient(timeout=1) as http:
+        async with asyncio.timeout(SECONDS), httpx.AsyncClient(timeout=1, verify=NO_TLS) as http:
             while True:
                 with suppress(httpx.TransportError):
                     health: dict[str, Any] = (await http.get(f"{self.url}/health")).json()

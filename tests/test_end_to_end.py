@@ -15,6 +15,7 @@ import httpx
 import psutil
 from api import BEAT, CHANGES, REGISTER
 from clusters import processes_in
+from conftest import NO_TLS
 from gql import Client, gql
 from gql.transport.websockets import WebsocketsTransport
 from transport_ws import connect
@@ -92,7 +93,7 @@ def agents_of(data_dir: Path) -> list[psutil.Process]:
 
 async def ask(url: str, query: str, **variables: Any) -> dict[str, Any]:
     """Until the registry answers: it may just be starting."""
-    async with httpx.AsyncClient(timeout=5) as http, asyncio.timeout(SECONDS):
+    async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http, asyncio.timeout(SECONDS):
         while True:
             with suppress(httpx.TransportError):
                 response = await http.post(url, json={"query": query, "variables": variables})
@@ -302,7 +303,10 @@ async def test_a_registry_that_was_stopped_marks_nobody_offline(
 
 async def test_a_registry_that_others_can_reach_asks_them_who_they_are(data_dir: Path) -> None:
     host = {"NODE_REGISTRY_HTTP_HOST": "0.0.0.0"}  # noqa: S104  # what it is about
-    async with registry(data_dir, **host) as (process, url), httpx.AsyncClient() as http:
+    async with (
+        registry(data_dir, **host) as (process, url),
+        httpx.AsyncClient(verify=NO_TLS) as http,
+    ):
         assert (await http.post(url, json={"query": "{ __typename }"})).status_code == 401
         assert await process.stop(signal.SIGTERM) == 0
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from api import CHANGES, REGISTER
 from clusters import processes_in
+from conftest import NO_TLS
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.types import EventDict
@@ -169,7 +170,7 @@ async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_u
         async def keep_asking() -> None:
             while not replaced.is_set():
                 try:
-                    async with httpx.AsyncClient(timeout=SECONDS) as http:
+                    async with httpx.AsyncClient(timeout=SECONDS, verify=NO_TLS) as http:
                         response = await http.post(live.url, json={"query": "{ __typename }"})
                         answers[str(response.status_code)] += 1
                 except (httpx.ReadError, httpx.RemoteProtocolError):

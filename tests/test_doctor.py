@@ -110,15 +110,17 @@ async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
     ("breaks", "mends", "finding"),
     [
         pytest.param(
-            "UPDATE alembic_version SET version_num = '0005'",
-            "UPDATE alembic_version SET version_num = '0006'",
-            ("schema", Severity.FAULT, "at schema 0005", "run `node-registry migrate`"),
+            "UPDATE alembic_version"
+            " SET version_num = to_char(CAST(version_num AS int) - 1, 'FM0000')",
+            "UPDATE alembic_version"
+            " SET version_num = to_char(CAST(version_num AS int) + 1, 'FM0000')",
+            ("schema", Severity.FAULT, "run `node-registry migrate`"),
             id="a schema that is behind",
         ),
         pytest.param(
-            "UPDATE alembic_version SET version_num = '9999'",
-            "UPDATE alembic_version SET version_num = '0006'",
-            ("schema", Severity.FAULT, "at schema 9999", "a newer one"),
+            "UPDATE alembic_version SET version_num = '9' || version_num",
+            "UPDATE alembic_version SET version_num = substr(version_num, 2)",
+            ("schema", Severity.FAULT, "at schema 9", "a newer one"),
             id="a schema that is ahead",
         ),
         pytest.param(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import random
 import signal
 import socket
@@ -142,7 +143,11 @@ def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """SIGINT and SIGTERM cancel the block, until it names what they call instead."""
+    """SIGINT and SIGTERM cancel the block, until it names what they call instead.
+
+    SIGHUP does so where a terminal was closed. Elsewhere it is for what reads its files again, and
+    the registry does that by itself.
+    """
     main = asyncio.current_task()
     assert main is not None  # noqa: S101  # a loop that runs, runs a task
     ways: list[Callable[[], object]] = [main.cancel]
@@ -153,8 +158,14 @@ def stoppable() -> Iterator[Callable[[Callable[[], None]], None]]:
     loop = asyncio.get_running_loop()
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(each, stop)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` ignores it already
+        loop.add_signal_handler(signal.SIGHUP, stop if os.isatty(0) else _overhear)
     with contextlib.suppress(asyncio.CancelledError):
         yield ways.append
+
+
+def _overhear() -> None:
+    log.info("server.hangup", ignored=True)
 
 
 async def serve(settings: Settings) -> None:

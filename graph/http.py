@@ -27,7 +27,7 @@ from graph.errors import RateLimited, RequestRefused, TookTooLong
 from graph.headers import header
 from graph.limits import RETRY_AFTER_SECONDS
 from graph.operations import Admitted, KindNotAllowed, OperationRefused, Operations
-from graph.requests import GraphQLRequest, first_problem, parse_json
+from graph.requests import GraphQLRequest, TooManyValues, first_problem, parse_json
 from graph.services import Services
 from graph.sse import MEDIA_TYPE as EVENT_STREAM
 from graph.sse import EventStream, one
@@ -263,6 +263,8 @@ def _require(condition: bool, status: int, field: str, problem: str) -> None:  #
 def _parsed(field: str, text: str) -> Any:
     try:
         return parse_json(text)
+    except TooManyValues as error:
+        raise _Refused(400, BadInput(field, str(error))) from error
     except ValueError as error:
         raise _Refused(400, BadInput(field, f"is not JSON: {error}")) from error
 

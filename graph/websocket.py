@@ -25,7 +25,7 @@ from graph.http import refused_response, too_busy
 from graph.keyring import GRANT_ENDED, Grant
 from graph.logs import new_request_id
 from graph.operations import OperationRefused, Operations
-from graph.requests import GraphQLRequest, first_problem, parse_json
+from graph.requests import GraphQLRequest, TooManyValues, first_problem, parse_json
 from graph.services import Services
 
 log = structlog.get_logger()
@@ -277,5 +277,7 @@ def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete
     except ValidationError as error:
         field, problem = first_problem(error)
         raise _Close(4400, f"Invalid message: {field or 'it'} {problem}") from error
+    except TooManyValues as error:
+        raise _Close(4400, f"Messages {error}") from error
     except ValueError as error:
         raise _Close(4400, f"Messages must be JSON: {error}") from error

@@ -9,6 +9,9 @@ from conftest import LiveServer, StartServer
 from graphql import get_introspection_query
 from transport_ws import connect
 
+from graph import validation
+from graph.requests import MAX_VALUES
+
 INTROSPECTION = get_introspection_query()
 COSTLY = "{ nodes(first: 1000) { nodes { heartbeats(first: 1000) { nodes { id } } } } }"
 ALIASES = "{ " + " ".join(f"a{n}: registry {{ revision }}" for n in range(60)) + " }"
@@ -80,6 +83,66 @@ async def test_a_page_of_variables_counts_by_what_is_asked(server: LiveServer) -
     assert "errors" not in (await ask(server, query, n=10)).json()
     refused = (await ask(server, query, n=1000)).json()
     assert refused["errors"][0]["extensions"]["code"] == "QUERY_TOO_COMPLEX"
+
+
+BATCH = (
+    "mutation ($inputs: [RecordHeartbeatInput!]!) { recordHeartbeats(inputs: $inputs) {"
+    " ... on HeartbeatRejected { code } } }"
+)
+GPU = {
+    "name": "a",
+    "utilizationPercent": 9,
+    "memoryTotalMb": 9,
+    "memoryFreeMb": 9,
+    "temperatureCelsius": 9,
+}
+FULL = {
+    "nodeId": "a",
+    "bootId": "b",
+    "sequence": 1,
+    "status": "ONLINE",
+    "metrics": {
+        "cpuPercent": 1,
+        "memoryPercent": 1,
+        "memoryAvailableMb": 1,
+        "diskPercent": 1,
+        "loadAverage": 1,
+        "gpus": [GPU, GPU],
+        "extra": {"uptimeSeconds": 1, "temperature": 2, "fans": [1, 2]},
+    },
+}
+
+
+def values(given: object) -> int:
+    inner = given.values() if isinstance(given, dict) else given if isinstance(given, list) else ()
+    return 1 + sum(map(values, inner))
+
+
+async def test_what_has_too_many_values_is_refused_before_they_are_checked(
+    server: LiveServer,
+) -> None:
+    request: dict[str, Any] = {"query": BATCH, "variables": {"inputs": []}}
+    junk = [0] * (MAX_VALUES - values(request))
+    request["variables"]["inputs"] = junk
+    allowed = await server.http.post("/graphql", json=request)
+    assert "Variable '$inputs'" in allowed.json()["errors"][0]["message"]
+    junk.append(0)
+    refused = await server.http.post("/graphql", json=request)
+    assert refused.status_code == 400
+    [error] = refused.json()["errors"]
+    assert error["extensions"]["code"] == "BAD_INPUT"
+    assert error["message"] == f"body: must have at most {MAX_VALUES} values"
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", BATCH, inputs=junk)
+        assert await client.closed() == (4400, f"Messages must have at most {MAX_VALUES} values")
+
+
+async def test_the_largest_batch_of_full_heartbeats_is_none_too_many(server: LiveServer) -> None:
+    batch = [FULL] * validation.MAX_BATCH
+    assert values(batch) < MAX_VALUES
+    response = await ask(server, BATCH, inputs=batch)
+    told = response.json()["data"]["recordHeartbeats"]
+    assert told == [{"code": "NODE_NOT_FOUND"}] * validation.MAX_BATCH
 
 
 async def test_development_shows_its_schema_and_graphiql(server: LiveServer) -> None:

@@ -17,7 +17,6 @@ import pytest
 import pytest_asyncio
 from api import BEAT, REGISTER
 from browser import chromium, complaints
-from conftest import _new_database
 from keyring import ADMIN
 from playwright.async_api import Browser, Page, expect
 from registry_process import Server, free_port
@@ -117,9 +116,10 @@ async def sign_in(page: Page, key: str) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def desk(
-    postgres: URL, template: str, tmp_path_factory: pytest.TempPathFactory
+    shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Desk]:
-    async with chromium() as browser, _new_database(postgres, template) as url:
+    url = shared_database_url
+    async with chromium() as browser:
         database = Database(url)
         keys = {}
         async with database.write() as session:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from conftest import LiveServer, _new_database, serving
+from conftest import LiveServer, serving
 from sqlalchemy import URL
 
 from graph.dashboard import STATIC
@@ -20,13 +20,10 @@ DOCUMENTS = re.findall(r"= `\n(.*?)`;", (FILES / "documents.js").read_text("utf-
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def guarded(
-    postgres: URL, template: str, tmp_path_factory: pytest.TempPathFactory
+    shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[LiveServer]:
     folder = tmp_path_factory.mktemp("guarded")
-    async with (
-        _new_database(postgres, template) as url,
-        serving(url, folder, auth="required") as live,
-    ):
+    async with serving(shared_database_url, folder, auth="required") as live:
         yield live
 
 

@@ -17,7 +17,7 @@ import pytest_asyncio
 import yaml
 from api import CHANGES
 from authority import BEGUN, DAY, Authority
-from conftest import _new_database, serving
+from conftest import serving
 from keyring import create
 from prometheus import Prometheus
 from sqlalchemy import URL
@@ -71,23 +71,20 @@ def programs(pytestconfig: pytest.Config) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scraped(
-    programs: Path, postgres: URL, template: str, tmp_path_factory: pytest.TempPathFactory
+    programs: Path, shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Scraped]:
     """As the shipped configuration has it, but for where the registry is and how often."""
     folder = tmp_path_factory.mktemp("prometheus")
     authority = Authority(folder)
     pair = authority.server()
     trust = ssl.create_default_context(cafile=authority.certificate)
-    async with (
-        _new_database(postgres, template) as url,
-        serving(
-            url,
-            folder / "registry",
-            auth="required",
-            tls_certificate=pair.certificate,
-            tls_key=pair.key,
-        ) as server,
-    ):
+    async with serving(
+        shared_database_url,
+        folder / "registry",
+        auth="required",
+        tls_certificate=pair.certificate,
+        tls_key=pair.key,
+    ) as server:
         key = (await create(server.services.database)).text
         (folder / "key").write_text(f"{key}\n")
         agents = (await create(server.services.database, Role.ADMIN)).text

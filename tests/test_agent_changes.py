@@ -85,7 +85,9 @@ async def test_change_that_cannot_be_told_now_is_told_later(tmp_path: Path) -> N
                     await run.tell_changes()
     assert len(end.inputs("registerNode")) == 4
     assert time.now == 5 * TELL_SECONDS  # it has waited for nothing
-    assert [entry["event"] for entry in logs] == ["node.untold", "node.untold", "node.changed"]
+    # Others are for those who look for faults: whether they are logged, a former test may decide.
+    told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
+    assert told == ["node.untold", "node.changed"]
 
 
 async def test_registry_has_the_change_and_makes_no_event_of_it(

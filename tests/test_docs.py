@@ -136,6 +136,12 @@ async def test_every_metric_that_is_named_is_one(place: Place) -> None:
             assert f"# TYPE {metric} " in known
 
 
+def test_every_alert_is_told_what_to_do_about() -> None:
+    alerts = (DOCS[0].parent.parent / "deploy" / "prometheus" / "alerts.yaml").read_text("utf-8")
+    named = re.findall(r"\b(NodeRegistry\w+)", read(DOCS[0].parent / "troubleshoot.md"))
+    assert sorted(named) == sorted(re.findall(r"- alert: (\w+)", alerts))
+
+
 @PAGES
 def test_every_setting_that_is_named_is_one(page: Path) -> None:
     named = re.findall(r"\b[A-Z]+(?:_[A-Z]+){1,4}(?:_SECONDS|_RATE|_SIZE|_LAG)\b", read(page))
@@ -145,7 +151,13 @@ def test_every_setting_that_is_named_is_one(page: Path) -> None:
 @PAGES
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)]*)\)", read(page)):
-        path, _, heading = link.partition("#")
-        target = page.parent / path
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
         assert target.exists(), path
-        assert not heading or f"\n## {heading.capitalize()}\n" in read(target)
+        assert not anchor or anchor in map(
+            anchor_of, re.findall(r"^## (.*)$", read(target), re.MULTILINE)
+        )
+
+
+def anchor_of(heading: str) -> str:
+    return re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-")

@@ -42,10 +42,16 @@ FROM pg_roles, pg_class c
 WHERE rolname = current_user AND c.oid = CAST('nodes' AS regclass)
 """)
 _LACKS = text("""
-SELECT array_agg(CONCAT(r, ' on ', t) ORDER BY t)
+SELECT r || ' on ' || t
 FROM unnest(CAST(:tables AS text[]), CAST(:rights AS text[])) AS wanted (t, rights),
      unnest(string_to_array(rights, ', ')) AS r
 WHERE to_regclass(t) IS NOT NULL AND NOT has_table_privilege(t, r)
+UNION ALL
+SELECT 'EXECUTE on ' || CAST(p.oid AS regprocedure)
+FROM pg_proc p
+WHERE p.pronamespace = CAST(current_schema() AS regnamespace) AND p.prosecdef
+  AND NOT has_function_privilege(p.oid, 'EXECUTE')
+LIMIT 1
 """)
 
 
@@ -54,7 +60,7 @@ async def rights(session: AsyncSession) -> Verdict:
     terms = {"tables": list(_RIGHTS), "rights": list(_RIGHTS.values())}
     lacking = await session.scalar(_LACKS, terms)
     if lacking:
-        return fault(f"{role} lacks {lacking[0]}: run `node-registry init-database` again")
+        return fault(f"{role} lacks {lacking}: run `node-registry init-database` again")
     if owner:
         return ok(f"{role} owns the tables; the role that init-database makes does not")
     return ok(f"{role} may do its work, and owns nothing")

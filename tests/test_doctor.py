@@ -211,12 +211,16 @@ async def test_it_finds_dead_rows_and_the_index_that_makes_them(patient: Patient
 async def test_it_finds_a_role_that_may_not_do_its_work(patient: Patient) -> None:
     await patient.sql(
         "GRANT ALL ON ALL TABLES IN SCHEMA public TO clerk",
-        "REVOKE INSERT ON status_changes FROM clerk",
+        "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO clerk",
     )
     url = running_url(patient.data_dir).set(username="clerk")
     settings = patient.settings(database_url=url.render_as_string())
-    says = "clerk lacks INSERT on status_changes"
-    shows(await ill(settings), "rights", Severity.FAULT, says, "init-database")
+    for right in ("INSERT on status_changes", "EXECUTE on make_heartbeat_day(date)"):
+        await patient.sql(f"REVOKE {right.replace(' on make', ' ON FUNCTION make')} FROM clerk")
+        says = (f"clerk lacks {right}", "run `node-registry init-database` again")
+        shows(await ill(settings), "rights", Severity.FAULT, *says)
+        await patient.sql(f"GRANT {right.replace(' on make', ' ON FUNCTION make')} TO clerk")
+    assert await ill(settings) == []
 
 
 async def test_it_finds_a_database_that_is_not_there(patient: Patient) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
+import uvloop
 from fleet import AGENT, OPERATOR, registration_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -82,7 +83,7 @@ class Engine:
     """The real thing. Each example is one transaction, undone at its end."""
 
     def __init__(self, url: URL) -> None:
-        self._runner = asyncio.Runner()
+        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._database = Database(url)
         self._connection: AsyncConnection = self._runner.run(self._connect())
 
@@ -413,7 +414,7 @@ def test_the_engine_follows_the_rules_whatever_happens(engine: Engine, *, thorou
     run_state_machine_as_test(
         lambda: LivenessMachine(engine),  # type: ignore[arg-type]  # any factory will do
         settings=settings(
-            max_examples=2000 if thorough else 200,
+            max_examples=2000 if thorough else 100,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

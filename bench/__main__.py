@@ -16,7 +16,7 @@ from bench.memory import memory
 from bench.rows import Bench, Row
 from bench.storage import storage
 from graph import logs
-from graph.limits import allow_files_for
+from graph.open_files import allow_files_for
 
 BENCHES: dict[str, Bench] = {
     "fan-out": fan_out,

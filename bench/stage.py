@@ -20,7 +20,7 @@ from sqlalchemy import URL
 from db.database import Database
 from db.embedded import embedded_postgres
 from db.migrate import migrate
-from graph.server import listen
+from graph.address import listen
 from graph.settings import Settings
 
 SETTINGS = {

@@ -14,7 +14,7 @@ from db.identity import ANONYMOUS
 from graph.headers import header
 from graph.keyring import Grant, Keyring
 from graph.quota import Quota
-from graph.settings import ConfigurationError, Settings, is_loopback
+from graph.settings import Settings, is_loopback
 from graph.tls import known_client
 
 _SCHEME = "bearer"
@@ -71,19 +71,6 @@ class Authentication:
         if self._by_loopback_names and not _is_loopback_name(header(scope, b"host") or ""):
             raise Forbidden("without credentials only by a loopback name, as in http://127.0.0.1")
         return self._open
-
-
-def require_safe(settings: Settings) -> None:
-    """Raises ConfigurationError where anybody else could do anything, and nobody has said so."""
-    if settings.authentication_required:
-        return
-    if settings.env == "production":
-        raise ConfigurationError("NODE_REGISTRY_AUTH: production requires authentication")
-    if not is_loopback(settings.http_host) and not settings.let_anyone_do_anything:
-        raise ConfigurationError(
-            f"NODE_REGISTRY_AUTH: without authentication {settings.http_host} would be open to all"
-            " who can reach it; NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it"
-        )
 
 
 def require_same_origin(scope: Scope, settings: Settings) -> None:

@@ -9,21 +9,25 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 import click
+import uvloop
 
 from db.database import Database
 from db.migrate import migrate
 from db.values import ProfileType
 from graph import logs
+from graph.address import require_safe
 from graph.console import configured, operator
 from graph.database import database_in_use, database_url
 from graph.doctor import doctor
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
 from graph.init_database import init_database
+from graph.open_files import allow_files_for
 from graph.profile_config import CONFIGS
 from graph.recovery import backup_command, restore_command
 from graph.settings import Settings, load
 from graph.token_commands import token
 from graph.version import SERVICE, VERSION
+from graph.workers import serve_by_workers
 
 if TYPE_CHECKING:
     from graph.profile_files import Difference
@@ -43,17 +47,15 @@ commands.add_command(token)
 def serve_command(workers: int | None) -> None:
     """Serve the registry until it is told to stop."""
     settings = load(workers=workers)
-    import uvloop
-
-    from graph.authentication import require_safe
-    from graph.limits import allow_files_for
-    from graph.server import serve
-    from graph.workers import serve_by_workers
-
     require_safe(settings)
     logs.configure(settings.env, settings.log_level)
     allow_files_for(settings.max_connections)
-    uvloop.run(serve(settings) if settings.workers == 1 else serve_by_workers(settings))
+    if settings.workers == 1:
+        from graph.server import serve
+
+        uvloop.run(serve(settings))
+    else:
+        uvloop.run(serve_by_workers(settings))
 
 
 @commands.command("migrate")

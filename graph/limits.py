@@ -1,11 +1,8 @@
 """How much of a process one caller, and all together, may use and hold open."""
 
-import resource
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import structlog
 
 from db.identity import ANONYMOUS, Caller
 from graph.errors import RateLimited
@@ -15,26 +12,6 @@ from graph.settings import Settings
 
 RETRY_AFTER_SECONDS = 5.0
 _BURST_SECONDS = 2.0
-_OTHER_FILES = 1000  # requests under way, the database's connections, the libraries themselves
-
-log = structlog.get_logger()
-
-
-def allow_files_for(connections: int) -> None:
-    """Raises the process's limit of open files, which many systems begin at 256 or 1,024.
-
-    What it starts inherits it. One that the system holds too low is told of, and is no failure.
-    """
-    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHER_FILES
-    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-    if limit != resource.RLIM_INFINITY and limit < allowed:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
-        except ValueError:
-            allowed = limit  # macOS may hold it lower than it says
-    if allowed < connections:
-        log.warning("limits.few_open_files", allowed=allowed, connections=connections)
 
 
 class Limits:

@@ -11,8 +11,7 @@ import httpx
 from cryptography import x509
 
 from db.findings import Verdict, fault, ok, warning
-from graph.authentication import require_safe
-from graph.server import listen, url_of
+from graph.address import listen, require_safe, url_of
 from graph.settings import ConfigurationError, Settings
 from graph.tls import context_of
 from graph.version import SERVICE, VERSION

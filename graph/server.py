@@ -3,30 +3,23 @@
 import asyncio
 import contextlib
 import gc
-import os
 import random
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import click
-import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from graph.address import begin_serving, listen
 from graph.app import build_app, running_services
-from graph.dev_agent import keep_dev_agent
 from graph.services import Services
 from graph.settings import Settings
 from graph.stalled import http_protocol, stays_open, websocket_protocol
+from graph.stopping import stoppable
 from graph.supervisor import Supervisor
 from graph.tls import context_of
-from graph.version import VERSION
 
-log = structlog.get_logger()
-
-_BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 
 
@@ -121,53 +114,6 @@ def _forget_garbage() -> None:
     gc.freeze()
 
 
-def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
-    """Raises OSError when the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
-    address = (settings.http_host, settings.http_port)
-    listening = socket.create_server(
-        address, family=family, backlog=_BACKLOG, reuse_port=reuse_port
-    )
-    # What is accepted inherits it: asyncio itself misses such sockets, and every answer to a
-    # connection that is kept waits 40 ms for an acknowledgement.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # A machine that vanished acknowledges nothing; an event stream would tell it for long.
-        seconds = 2 * settings.keepalive_seconds
-        if settings.tls_certificate is not None:
-            # What a reader does not take waits behind TLS, where `graph.stalled` does not see it.
-            seconds = min(seconds, settings.stalled_reader_seconds)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * seconds))
-    return listening
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """SIGINT and SIGTERM cancel the block, until it names what they call instead.
-
-    SIGHUP does so where a terminal was closed. Elsewhere it is for what reads its files again, and
-    the registry does that by itself.
-    """
-    main = asyncio.current_task()
-    assert main is not None  # noqa: S101  # a loop that runs, runs a task
-    ways: list[Callable[[], object]] = [main.cancel]
-
-    def stop() -> None:
-        ways[-1]()
-
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, stop)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` ignores it already
-        loop.add_signal_handler(signal.SIGHUP, stop if os.isatty(0) else _overhear)
-    with contextlib.suppress(asyncio.CancelledError):
-        yield ways.append
-
-
-def _overhear() -> None:
-    log.info("server.hangup", ignored=True)
-
-
 async def serve(settings: Settings) -> None:
     """Returns after SIGINT or SIGTERM, when everything is closed.
 
@@ -193,32 +139,3 @@ async def run_until_stopped(
     _forget_garbage()
     await server.serve(sockets=[listening])
     supervisor.require_all()
-
-
-def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supervisor) -> None:
-    """What is done once for an address, however many processes answer on it."""
-    scheme = "http" if settings.tls_certificate is None else "https"
-    host, port = listening.getsockname()[:2]
-    url = url_of(host, port, scheme)
-    if not settings.authentication_required:
-        log.warning("server.open", address=listening.getsockname()[0], authentication="off")
-    if settings.dev_agent:
-        supervisor.start("dev_agent", keep_dev_agent(url, settings.data_dir))
-    _announce(url, settings)
-
-
-def url_of(host: str, port: int, scheme: str) -> str:
-    """Where this machine itself reaches what listens there."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
-    return f"{scheme}://[{reachable}]:{port}" if ":" in host else f"{scheme}://{reachable}:{port}"
-
-
-def _announce(url: str, settings: Settings) -> None:
-    click.echo(
-        f"Node registry {VERSION}, {settings.env}\n"
-        f"  Dashboard {url}/dashboard\n"
-        f"  GraphQL   {url}/graphql\n"
-        f"  GraphiQL  {url}/graphql in a browser\n"
-        f"  Health    {url}/health\n"
-        f"  Metrics   {url}/metrics"
-    )

@@ -21,11 +21,11 @@ import uvloop
 from graph import logs
 from graph.app import running_services
 from graph.failures import TOLD_IN_ONE_LINE, in_one_line
-from graph.server import configured, run_until_stopped, stoppable
+from graph.server import configured, run_until_stopped
 from graph.settings import Settings, load
 from graph.siblings import Siblings
-
-READY = "ready"
+from graph.stopping import stoppable
+from graph.workers import READY
 
 _STDIN, _STDOUT = 0, 1
 

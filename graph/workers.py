@@ -14,17 +14,20 @@ from dataclasses import dataclass
 
 import structlog
 
+from graph.address import begin_serving, listen
 from graph.database import current_database
 from graph.failures import WorkerFailed
-from graph.server import begin_serving, listen, stoppable
 from graph.settings import Settings
+from graph.stopping import stoppable
 from graph.supervisor import supervised
-from graph.worker import READY
 
 log = structlog.get_logger()
 
 # Safe path: a folder `graph` where the registry happens to be started is not ours.
 _COMMAND = (sys.executable, "-P", "-m", "graph.worker")
+
+READY = "ready"
+"""What a worker says on its standard output once it serves."""
 
 _STEADY_SECONDS = 10
 _SHORTEST_DELAY_SECONDS = 0.1

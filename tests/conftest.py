@@ -26,8 +26,9 @@ from db import partitions
 from db.database import Database
 from db.embedded import embedded_postgres
 from db.migrate import migrate
+from graph.address import listen
 from graph.app import running_services
-from graph.server import configured, listen
+from graph.server import configured
 from graph.services import Services
 from graph.settings import Settings
 

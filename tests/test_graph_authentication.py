@@ -17,7 +17,7 @@ from db.database import Database
 from db.errors import Unavailable
 from db.token_changes import MadeToken
 from db.values import Role
-from graph.authentication import require_safe
+from graph.address import require_safe
 from graph.settings import ConfigurationError, load
 
 REVISION = "{ registry { revision } }"

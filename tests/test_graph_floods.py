@@ -13,7 +13,7 @@ from transport_ws import PROTOCOL, connect, dial
 
 from db.database import Database
 from db.values import Role
-from graph.limits import allow_files_for
+from graph.open_files import allow_files_for
 
 pytestmark = pytest.mark.usefixtures("logged")
 

@@ -32,8 +32,8 @@ from test_end_to_end import (
 )
 from transport_ws import Client, connect
 
+from graph.address import listen
 from graph.failures import WorkerFailed
-from graph.server import listen
 from graph.settings import ConfigurationError, Settings, load
 from graph.workers import Workers
 

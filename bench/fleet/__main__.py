@@ -12,7 +12,7 @@ from bench import report
 from bench.fleet.findings import as_text, findings
 from bench.fleet.story import Terms, tell
 from graph import logs
-from graph.limits import allow_files_for
+from graph.open_files import allow_files_for
 
 
 @click.command()

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from graph.server import stoppable
+from graph.stopping import stoppable
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "daemon"])

@@ -1,0 +1,26 @@
+"""The process's limit of open files, of which each connection takes one."""
+
+import resource
+
+import structlog
+
+_OTHER_FILES = 1000  # requests under way, the database's connections, the libraries themselves
+
+log = structlog.get_logger()
+
+
+def allow_files_for(connections: int) -> None:
+    """Raises the process's limit of open files, which many systems begin at 256 or 1,024.
+
+    What it starts inherits it. One that the system holds too low is told of, and is no failure.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    if limit != resource.RLIM_INFINITY and limit < allowed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+        except ValueError:
+            allowed = limit  # macOS may hold it lower than it says
+    if allowed < connections:
+        log.warning("limits.few_open_files", allowed=allowed, connections=connections)

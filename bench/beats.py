@@ -1,12 +1,13 @@
 """Heartbeats as clients send them: one over HTTP or a websocket, or many by a gateway's call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import orjson
 
 from agent.documents import RECORD_HEARTBEAT, id_of
+from bench.nodes import node_id
 from bench.requests import post
 
 A_CALL = 100
@@ -37,7 +38,7 @@ def beats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
         sequence += 1
         for number in range(fleet):
             yield {
-                "nodeId": f"node-{number:05}",
+                "nodeId": node_id(number),
                 "bootId": "boot-1",
                 "sequence": sequence,
                 "metrics": {
@@ -55,6 +56,12 @@ def beats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
 def posts(path: str, beats: Heartbeats) -> Iterator[bytes]:
     for beat in beats:
         yield post(path, orjson.dumps(_one(beat)))
+
+
+def keyed_posts(path: str, beats: Heartbeats, keys: Mapping[str, str]) -> Iterator[bytes]:
+    """Each with the key of its node."""
+    for beat in beats:
+        yield post(path, orjson.dumps(_one(beat)), keys[beat["nodeId"]])
 
 
 def messages(beats: Heartbeats) -> Iterator[str]:

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Sequence
 from sqlalchemy import text
 
 from bench import pgbench, requests, stage, talker
-from bench.beats import A_CALL, beats, calls, messages, posts
+from bench.beats import A_CALL, beats, calls, keyed_posts, messages, posts
 from bench.closed_loop import Load, Run, cores
-from bench.nodes import settle
+from bench.nodes import agent_keys, settle
 from bench.rows import Row, Target
 from db.database import Database
 
@@ -20,16 +20,19 @@ A_STATEMENT = 1000
 
 
 async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
-    fleet, seconds, runs = (A_STATEMENT, 0.05, 1) if quick else (10_000, 1.5, 3)
+    fleet, seconds, runs = (A_STATEMENT, 0.05, 1) if quick else (10_000, 1.3, 3)
     async with stage.database() as database, stage.bare() as bare:
         await settle(database, fleet)
         async with (
             stage.registry(database.url) as one,
             stage.registry(database.url, workers=2) as two,
+            stage.registry(database.url, auth="required", requests_per_second=1_000_000) as guarded,
         ):
+            keys = await agent_keys(database, fleet)
             sent = beats(fleet)
             recorders = (
                 Load(requests.dial, one, posts("/graphql", sent)),
+                Load(requests.dial, guarded, keyed_posts("/graphql", sent, keys)),
                 Load(requests.dial, two, posts("/graphql", sent)),
                 Load(talker.operations, one, messages(sent)),
                 Load(requests.dial, one, calls(sent), GATEWAYS),
@@ -51,7 +54,7 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
                     )
                 )
     # What came first was to warm up.
-    http, workers, sockets, gateways, echo, socket_echo = zip(*rounds[1:], strict=True)
+    http, keyed, workers, sockets, gateways, echo, socket_echo = zip(*rounds[1:], strict=True)
     singles, statements = zip(*alone[1:], strict=True)
     unit, nodes, batches = "heartbeats/s", f"{fleet:,} nodes", f"recordHeartbeats of {A_CALL}"
     yield Row(
@@ -96,6 +99,15 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
         statements,
     )
     yield Row(
+        "the server's own time for one, by agents' keys",
+        "µs",
+        _microseconds(keyed),
+        "without authentication",
+        _microseconds(http),
+        Target("ratio", "at most", 1.1),
+        cores(keyed),
+    )
+    yield Row(
         "recordHeartbeat over HTTP, two workers",
         unit,
         _rates(workers),
@@ -108,6 +120,11 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
 
 def _rates(runs: Sequence[Run], each: int = 1) -> list[float]:
     return [each * run.rate for run in runs]
+
+
+def _microseconds(runs: Sequence[Run]) -> list[float]:
+    """Of its core, for each answer: what the database or the machine take does not count."""
+    return [1e6 * run.busy.server / run.rate for run in runs]
 
 
 async def _logged(database: Database) -> int:

@@ -1,13 +1,19 @@
 """A fleet of nodes that differ, the same for each seed, registered and heard at one stroke."""
 
 import random
+from datetime import timedelta
 from typing import Any
 
 import orjson
 from sqlalchemy import text
 
 from db.database import Database
+from db.identity import Caller, Identity
 from db.partitions import make_days
+from db.token_changes import MAX_NODES, create
+from db.values import Role
+
+_BY = Caller(Identity("bench", Role.ADMIN))
 
 LABELS = ("gpu", "eu", "us", "spot", "edge", "trusted")
 MODELS = ("llama3:8b", "llama3:70b", "qwen2.5:32b", "mistral:7b", "phi4", "gemma2:27b")
@@ -56,6 +62,10 @@ FROM unnest(ARRAY['production', 'development', 'backup']) r,
 """)
 
 
+def node_id(number: int) -> str:
+    return f"node-{number:05}"
+
+
 async def settle(database: Database, count: int, *, seed: int = 1) -> None:
     """So many nodes, each with a heartbeat just now, a profile and one of its role's."""
     chance = random.Random(seed)  # noqa: S311  # the same fleet each time
@@ -68,6 +78,20 @@ async def settle(database: Database, count: int, *, seed: int = 1) -> None:
         await session.execute(_POINT, terms)
         for statement in (_COUNT, _PROFILES, _ROLE_PROFILES):
             await session.execute(statement)
+
+
+async def agent_keys(database: Database, count: int) -> dict[str, str]:
+    """By the ids of the nodes that `settle` made: each key is for as many as one may be for."""
+    node_ids = [node_id(number) for number in range(count)]
+    keys: dict[str, str] = {}
+    async with database.write() as session:
+        for first in range(0, count, MAX_NODES):
+            nodes = node_ids[first : first + MAX_NODES]
+            made = await create(
+                session, role=Role.AGENT, nodes=nodes, lifetime=timedelta(days=1), by=_BY
+            )
+            keys |= dict.fromkeys(nodes, made.text)
+    return keys
 
 
 def _node(chance: random.Random, number: int) -> dict[str, str]:
@@ -92,7 +116,7 @@ def _node(chance: random.Random, number: int) -> dict[str, str]:
         "gpus": gpus,
     }
     return {
-        "node_ids": f"node-{number:05}",
+        "node_ids": node_id(number),
         "roles": chance.choice(("production", "production", "development", "backup")),
         "types": chance.choice(("worker", "worker", "worker", "gateway", "router")),
         "statuses": chance.choices(("online", "degraded", "offline"), (90, 5, 5))[0],

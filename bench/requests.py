@@ -61,9 +61,10 @@ async def dial(port: int, requests: Iterator[bytes]) -> Caller:
     return caller
 
 
-def post(path: str, body: bytes) -> bytes:
+def post(path: str, body: bytes, key: str | None = None) -> bytes:
+    shown = f"Authorization: Bearer {key}\r\n" if key else ""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{shown}"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from api import in_touch
 from conftest import StartServer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,6 +123,7 @@ async def test_what_failed_at_one_server_counts_at_another(
     monkeypatch.setattr(shared_rates, "INTERVAL_SECONDS", 0.05)
     limited = {"auth": "required", "failed_logins_per_minute": 3}
     async with start_server(**limited) as one, start_server(**limited) as other:
+        await in_touch(other)
         for number in range(3):
             await one.http.post("/graphql", headers={"authorization": f"Bearer {number}"})
         async with asyncio.timeout(10):

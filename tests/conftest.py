@@ -201,8 +201,11 @@ async def server(start_server: StartServer) -> AsyncIterator[LiveServer]:
 
 
 @pytest.fixture
-async def quiet_server(start_server: StartServer) -> AsyncIterator[LiveServer]:
+async def quiet_server(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[LiveServer]:
     """A server that does nothing by itself while the test looks at what it does."""
+    monkeypatch.setattr("graph.shared_rates.INTERVAL_SECONDS", 3600)
     async with start_server(sweep_interval_seconds=3600, listen_check_seconds=300) as live:
         yield live
 

@@ -439,7 +439,7 @@ async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
     feed = await a_feed(database)
 
     @asynccontextmanager
-    async def away(_: Database) -> AsyncIterator[None]:
+    async def away(*_: object) -> AsyncIterator[None]:
         raise Unavailable(1)
         yield
 

@@ -15,8 +15,9 @@ run: .venv/run
 router: .venv/run
 	@exec $(BIN)/python -m examples.router
 
+# Some machines forbid Python to keep what it compiles; the tests start it a hundred times.
 test: .venv/dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff format --check

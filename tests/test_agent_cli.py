@@ -7,36 +7,34 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from click.testing import CliRunner, Result
 
 from agent import identity
+from agent.cli import main
 from agent.identity import hold
 
 # Discards what it is sent, for ever: RFC 863's port is closed on a machine without that service.
 AWAY = "http://127.0.0.1:9/graphql"
 
 
-def environment(tmp_path: Path, **variables: str) -> dict[str, str]:
+def environment(tmp_path: Path) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("NODE_AGENT_")}
     return {
         **clean,
         "HOME": str(tmp_path),
         "NODE_AGENT_STATE_DIR": str(tmp_path / "s"),
         "NODE_AGENT_SERVICES": "none",
-        **variables,
     }
 
 
-def agent(tmp_path: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "agent", *words],
-        env=environment(tmp_path, **variables),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+def agent(tmp_path: Path, *words: str, **variables: str) -> Result:
+    """In this process, whose logging is pytest's."""
+    own = {"HOME": str(tmp_path), "NODE_AGENT_STATE_DIR": str(tmp_path / "s"), **variables}
+    with patch("agent.cli.configure_logs"):
+        return CliRunner(env=own).invoke(main, words)
 
 
 @contextmanager
@@ -71,7 +69,7 @@ def test_bad_value_stops_the_start_with_one_line_that_names_it(
     tmp_path: Path, words: list[str], variables: dict[str, str], named: str
 ) -> None:
     ended = agent(tmp_path, *words, **variables)
-    assert ended.returncode == 2
+    assert ended.exit_code == 2
     assert ended.stdout == ""
     assert ended.stderr.startswith(f"Error: {named}: ")
     assert ended.stderr.count("\n") == 1
@@ -79,7 +77,7 @@ def test_bad_value_stops_the_start_with_one_line_that_names_it(
 
 def test_status_of_a_machine_that_never_bootstrapped_says_so(tmp_path: Path) -> None:
     ended = agent(tmp_path, "status")
-    assert ended.returncode == 1
+    assert ended.exit_code == 1
     assert ended.stderr == (
         f"Error: {tmp_path / 's'} holds no node id: run node-agent bootstrap first\n"
     )
@@ -90,7 +88,7 @@ def test_status_without_a_registry_is_one_line_that_names_it(tmp_path: Path) -> 
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / identity.NODE_ID).write_text("node-1\n")
     ended = agent(tmp_path, "status", "--registry-url", AWAY)
-    assert ended.returncode == 1
+    assert ended.exit_code == 1
     assert ended.stderr.startswith(f"Error: no usable answer from the registry at {AWAY}: ")
     assert ended.stderr.count("\n") == 1
 
@@ -101,7 +99,7 @@ def test_second_agent_on_one_state_directory_ends_with_one_line(
 ) -> None:
     with hold(tmp_path / "s"):
         ended = agent(tmp_path, command)
-    assert ended.returncode == 1
+    assert ended.exit_code == 1
     assert f"another node-agent (process {os.getpid()}) is using it" in ended.stderr
     assert ended.stderr.count("\n") == 1
 
@@ -110,7 +108,7 @@ def test_damaged_node_id_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / identity.NODE_ID).write_text("\n")
     ended = agent(tmp_path, "run", "--registry-url", AWAY)
-    assert ended.returncode == 1
+    assert ended.exit_code == 1
     assert "holds no node id" in ended.stderr
 
 
@@ -118,7 +116,7 @@ def test_other_node_id_than_the_stored_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / identity.NODE_ID).write_text("node-1\n")
     ended = agent(tmp_path, "bootstrap", "--node-id", "node-2")
-    assert ended.returncode == 2
+    assert ended.exit_code == 2
     assert "already holds 'node-1'" in ended.stderr
 
 

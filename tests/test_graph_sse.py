@@ -233,7 +233,8 @@ async def test_the_reference_client_comes_back_to_a_server_that_restarts(
         port = free.getsockname()[1]
     async with start_server(http_port=port) as server:
         process = await asyncio.create_subprocess_exec(
-            *("node", client / "client.mjs", "follow", server.graphql_url), stdout=asyncio.subprocess.PIPE
+            *("node", client / "client.mjs", "follow", server.graphql_url),
+            stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdout is not None
         async with asyncio.timeout(30):

@@ -130,7 +130,7 @@ def models(said: object) -> Served | None:
     """
     match said:
         case {"data": list(entries)}:
-            owners = {entry.get("owned_by") for entry in entries if isinstance(entry, dict)}
+            owners = [entry.get("owned_by") for entry in entries if isinstance(entry, dict)]
             name = "vllm" if "vllm" in owners else "openai"
             return _listed(name, [_by_openai(entry) for entry in entries])
         case {"models": list(entries)}:

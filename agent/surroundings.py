@@ -68,6 +68,9 @@ class Surroundings:
             log.debug("service.unclear", address=address, reason=str(error))
             is_believed = now - self._heard_at.get(address, now) < BELIEVED_SECONDS
             return self._served.get(address) if is_believed else None
+        except Exception as error:  # noqa: BLE001  # one that nobody foresaw costs no other, and no heartbeat
+            log.warning("service.unreadable", address=address, reason=repr(error))
+            return None
         self._heard_at[address] = now
         return found
 

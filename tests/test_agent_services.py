@@ -187,6 +187,7 @@ async def test_service_is_told_with_the_address_at_which_others_reach_it() -> No
         {"/api/tags": b"<html>", "/v1/models": b"\xff"},
         {"/api/tags": [], "/v1/models": {"data": {}}},
         {"/api/tags": b"[" * 200_000},
+        {"/api/tags": {"data": 1}, "/v1/models": b"1" * 5000},
     ],
 )
 async def test_somebody_else_on_the_port_is_nobody(answers: dict[str, Any]) -> None:
@@ -211,7 +212,10 @@ JSON = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                ["data", "models", "id", "name", "details", "max_model_len", "Version"]
+                [
+                    *("data", "models", "id", "name", "details", "max_model_len", "owned_by"),
+                    *("ApiVersion", "Version"),
+                ]
             ),
             inner,
             max_size=4,
@@ -304,6 +308,25 @@ async def test_capabilities_never_grow_beyond_what_the_registry_takes() -> None:
     assert len(json.dumps(found)) <= MAX_BYTES
     assert found["models"][0]["name"].startswith("000")
     assert len(found["models"]) > 10
+
+
+@pytest.mark.parametrize("owner", [[], {}, None, 1])
+async def test_odd_owner_of_a_model_is_no_owner(owner: object) -> None:
+    async with listening({"/v1/models": {"data": [{"id": "m", "owned_by": owner}]}}) as here:
+        found = await served_at(here.address, None)
+    assert found == Served({"name": "openai"}, ({"name": "m", "service": "openai"},))
+
+
+async def test_address_that_cannot_be_asked_costs_neither_the_start_nor_the_others() -> None:
+    nowhere = "http://ü..x"  # a setting that is taken, of which httpx makes no host
+    async with listening({"/api/tags": TAGS}) as ollama:
+        around = surroundings([nowhere, ollama.address])
+        with capture_logs() as logged:
+            async with around.watched():
+                assert around.capabilities()["services"] == [{"name": "ollama"}]
+    assert [each["address"] for each in logged if each["event"] == "service.unreadable"] == [
+        nowhere
+    ]
 
 
 async def test_looking_goes_on_until_it_is_closed_and_leaves_no_task() -> None:

@@ -36,6 +36,11 @@ _GIVE_UP_AFTER = 8  # lives, in more than 16 s: a database may just be starting 
 _CLOSE_SECONDS = 5  # what a worker may take for its services, once its clients are gone
 
 
+def restart_delay_seconds(brief: int) -> float:
+    """After so many lives in a row that were brief; there may be any number of them."""
+    return min(_LONGEST_DELAY_SECONDS, _SHORTEST_DELAY_SECONDS * 2.0 ** min(brief, 10))
+
+
 async def serve_by_workers(settings: Settings) -> None:
     """Returns after SIGINT or SIGTERM, when everything is closed; raises WorkerFailed."""
     with stoppable() as stop_by, _shared_port(settings) as sockets:
@@ -147,7 +152,7 @@ class Workers:
                 self._failure = WorkerFailed(life.end)
                 self.stop()
                 break
-            delay = min(_LONGEST_DELAY_SECONDS, _SHORTEST_DELAY_SECONDS * 2**brief)
+            delay = restart_delay_seconds(brief)
             log.error("worker.ended", pid=life.pid, end=life.end, restart_in_seconds=delay)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):

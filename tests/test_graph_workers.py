@@ -35,7 +35,7 @@ from transport_ws import Client, connect
 from graph.address import listen
 from graph.failures import WorkerFailed
 from graph.settings import ConfigurationError, Settings, load
-from graph.workers import Workers
+from graph.workers import Workers, restart_delay_seconds
 
 SERVE = (BIN / "node-registry", "serve", "--workers", "2")
 NODE = {"role": "BACKUP", "type": "WORKER", "bootId": "b"}
@@ -307,6 +307,13 @@ print("ready" if pathlib.Path("lives").read_text() == "x" else "no memory")
         "it ended with status 0",
         *["no memory"] * 6,
     ]
+
+
+@pytest.mark.parametrize(("brief", "seconds"), [(1, 0.2), (5, 3.2), (6, 5), (100_000, 5)])
+def test_a_worker_that_goes_on_dying_young_is_awaited_for_seconds_at_most(
+    brief: int, seconds: float
+) -> None:
+    assert restart_delay_seconds(brief) == pytest.approx(seconds)
 
 
 async def test_a_worker_that_does_not_end_in_time_is_killed(

@@ -97,6 +97,8 @@ async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
         "doctor",
         NODE_REGISTRY_DATA_DIR=str(patient.data_dir),
         NODE_REGISTRY_HTTP_PORT=patient.port,
+        http_proxy="http://127.0.0.1:9",  # which is not for this machine itself
+        no_proxy="",
     )
     assert "a registry serves, and is healthy" in output
     lines = {line.split()[1]: line.split()[0] for line in output.splitlines()}

@@ -69,7 +69,11 @@ class Place:
 
     @property
     def settings(self) -> Path:
-        return self.state_dir / units.ENVIRONMENT_FILE if self.manager == "systemd" else self.unit
+        if self.manager == "launchd":
+            return self.unit
+        if self.of_system:
+            return units.SYSTEM_ENVIRONMENT_FILE
+        return self.state_dir / units.ENVIRONMENT_FILE
 
     @property
     def sysusers(self) -> Path | None:

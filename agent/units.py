@@ -12,6 +12,9 @@ ACCOUNT = "node-agent"
 SERVICE = "node-agent.service"
 LABEL = "city.daarion.node-agent"
 ENVIRONMENT_FILE = "node-agent.env"
+# Not where the agent may write: root's command of the unit has this environment, too, and
+# LD_PRELOAD in it would make the agent's account as good as root.
+SYSTEM_ENVIRONMENT_FILE = Path("/etc") / ENVIRONMENT_FILE
 SYSUSERS = f'u {ACCOUNT} - "Node agent of a DAGI network" - -\n'
 USUAL_COMMAND = ("/opt/node-agent/bin/node-agent", "run")
 USUAL_SETTINGS = {"NODE_AGENT_REGISTRY_URL": "http://127.0.0.1:9205/graphql"}
@@ -123,9 +126,8 @@ def launchd_plist(
 
 def usual_units() -> dict[str, str]:
     """By their places below deploy/."""
-    settings = Path("/etc/dagi") / ENVIRONMENT_FILE
     return {
-        f"systemd/{SERVICE}": systemd_unit(USUAL_COMMAND, settings, of_system=True),
+        f"systemd/{SERVICE}": systemd_unit(USUAL_COMMAND, SYSTEM_ENVIRONMENT_FILE, of_system=True),
         f"systemd/{ACCOUNT}.sysusers.conf": SYSUSERS,
         f"launchd/{LABEL}.plist": launchd_plist(
             USUAL_COMMAND, USUAL_SETTINGS, account=None, log=None

@@ -21,7 +21,7 @@ from agent.settings import load_settings
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNIT = "etc/systemd/system/node-agent.service"
-SETTINGS = "etc/dagi/node-agent.env"
+SETTINGS = "etc/node-agent.env"
 needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not on this machine"
 )
@@ -97,6 +97,14 @@ def test_agent_understands_the_settings_that_were_installed(
     assert understood.name == wanted["name"]
 
 
+def test_account_of_the_agent_cannot_write_what_a_command_of_root_is_given(tmp_path: Path) -> None:
+    installed(tmp_path)
+    unit = (tmp_path / UNIT).read_text()
+    [owned] = re.findall(r"^ExecStartPre=\+/bin/chown -R node-agent: (.+)$", unit, re.MULTILINE)
+    [environment] = re.findall(r"^EnvironmentFile=(.+)$", unit, re.MULTILINE)
+    assert not Path(environment).is_relative_to(owned)
+
+
 def test_repeated_it_changes_nothing_and_keeps_what_is_not_given(tmp_path: Path) -> None:
     installed(tmp_path, "--role", "production-router", "--labels", "gpu", token="nrk_secret")
     before = files(tmp_path)
@@ -131,6 +139,7 @@ def test_dry_run_shows_all_but_the_token_and_writes_nothing(tmp_path: Path) -> N
 
 def test_uninstall_leaves_nothing_but_the_identity(tmp_path: Path) -> None:
     installed(tmp_path)
+    (tmp_path / "etc/dagi").mkdir()
     (tmp_path / "etc/dagi/node_id").write_text("node-1\n")
     enabled = tmp_path / "etc/systemd/system/multi-user.target.wants/node-agent.service"
     enabled.parent.mkdir()
@@ -169,7 +178,7 @@ def test_what_could_not_work_is_refused_in_one_line_and_nothing_is_written(
 
 @pytest.mark.parametrize("damage", ['NAME="', "no assignment"])
 def test_damaged_settings_are_said_and_left_alone(tmp_path: Path, damage: str) -> None:
-    (tmp_path / "etc/dagi").mkdir(parents=True)
+    (tmp_path / "etc").mkdir()
     (tmp_path / SETTINGS).write_text(damage)
     done = installed(tmp_path)
     assert done.exit_code == 1

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -27,9 +28,14 @@ async def dashboard(_: Request) -> Response:
 
 
 class Assets(StaticFiles):
-    """Browsers look each time whether a file changed: modules of two versions never meet."""
+    """What pages are made of. Pages themselves have addresses, and policies, of their own.
+
+    Browsers look each time whether a file changed: modules of two versions never meet.
+    """
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        if path.lower().endswith(".html"):
+            raise HTTPException(404)
         response = await super().get_response(path, scope)
         response.headers["cache-control"] = "no-cache"
         response.headers["x-content-type-options"] = "nosniff"

@@ -39,6 +39,15 @@ async def test_anybody_gets_the_page_and_nothing_foreign_may_run_in_it(guarded: 
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("page", ["dashboard/index.html", "graphiql/index.html", "index.html"])
+async def test_no_page_comes_by_another_way_without_its_policy(
+    guarded: LiveServer, page: str
+) -> None:
+    assert (STATIC / page).exists()
+    assert (await guarded.http.get(f"/static/{page}")).status_code == 404
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_each_file_is_there_and_looked_for_anew_each_time(guarded: LiveServer) -> None:
     page = await guarded.http.get("/dashboard")
     references = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text))

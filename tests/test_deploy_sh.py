@@ -23,6 +23,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "deploy" / "deploy.sh"
+SHIPPED_BESIDE_DEPLOY = (
+    *("agent", "db", "graph", "migrations", "requirements"),
+    *("pyproject.toml", "README.md", "Dockerfile", ".dockerignore"),
+)
 STAND_IN = Path(__file__).parent / "stand_in"
 ASKS = re.compile(
     r"docker (info|compose version|network|volume|inspect|.* (ps|port) )|ufw (status|show)|sudo"
@@ -53,9 +57,11 @@ class Host:
     def after_rules(self) -> Path:
         return self.folder / "after.rules"
 
-    async def deploy(self, *words: str, host: str = "127.0.0.1") -> tuple[int, str, str]:
+    async def deploy(
+        self, *words: str, host: str = "127.0.0.1", script: Path = SCRIPT
+    ) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
-            SCRIPT,
+            script,
             *("--directory", str(self.directory), *words, host),
             env={**os.environ, "DEPLOY_SSH": self.ssh},
             stdout=asyncio.subprocess.PIPE,
@@ -190,6 +196,23 @@ async def test_host_gets_what_the_image_and_its_neighbours_are_made_of(
     sent = {file.removeprefix("release/") for file in runs[0].files}
     assert {"graph/app.py", "deploy/compose.yaml", "deploy/prometheus/alerts.yaml"} <= sent
     assert not [file for file in sent if "__pycache__" in file or file.startswith("tests")]
+
+
+async def test_what_was_sent_belongs_to_root_alone(host: Host) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    stranger = 65533
+    checkout = host.folder / "checkout"
+    shutil.copytree(ROOT / "deploy", checkout / "deploy", ignore=shutil.ignore_patterns("secrets"))
+    for name in SHIPPED_BESIDE_DEPLOY:
+        path = ROOT / name
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, checkout / name)
+    for path in checkout.rglob("*"):
+        os.chown(path, stranger, stranger)
+    status, _, errors = await host.deploy(*LAN, script=checkout / "deploy" / "deploy.sh")
+    assert status == 0, errors
+    owners = {path.stat().st_uid for path in (host.directory / "release").rglob("*")}
+    assert owners == {0}
 
 
 async def test_secrets_are_strong_and_never_leave_the_host(runs: Runs) -> None:

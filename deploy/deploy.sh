@@ -217,8 +217,10 @@ set_firewall() {
   local network networks lans rules others ours ssh_port
   read -ra lans <<<"$LANS"
   readarray -t networks < <({ printf '%s\n' "${lans[@]}" && container_networks; } | grep . | sort -u)
-  ssh_port=$(cut -d' ' -f4 <<<"${SSH_CONNECTION:-0 0 0 22}")
-  allow "allow $ssh_port/tcp" allow "$ssh_port/tcp" # or this would have been the last visit
+  if ! is_active; then
+    ssh_port=$(cut -d' ' -f4 <<<"${SSH_CONNECTION:-0 0 0 22}")
+    allow "allow $ssh_port/tcp" allow "$ssh_port/tcp" # or this would have been the last visit
+  fi
   for network in "${networks[@]}"; do
     allow "allow from $network to any port $PORT proto tcp" \
       prepend allow proto tcp from "$network" to any port "$PORT"

@@ -215,6 +215,15 @@ async def test_what_was_sent_belongs_to_root_alone(host: Host) -> None:
     assert owners == {0}
 
 
+async def test_firewall_that_is_up_opens_no_port_of_ssh_that_it_keeps_shut(host: Host) -> None:
+    (host.state / "active").touch()
+    status, _, errors = await host.deploy(*LAN)
+    assert status == 0, errors
+    calls = host.changes()
+    assert "ufw deny 9205/tcp" in calls
+    assert not [call for call in calls if re.fullmatch(r"ufw allow \d+/tcp", call)]
+
+
 async def test_secrets_are_strong_and_never_leave_the_host(runs: Runs) -> None:
     made = runs[0].secrets
     assert set(made) == {"postgres_password", "grafana_password", "administrator.env"}

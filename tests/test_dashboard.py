@@ -159,6 +159,19 @@ async def test_a_key_is_asked_for_and_kept_in_memory_alone(desk: Desk) -> None:
         await page.evaluate("window.neverReloaded = true")
 
 
+async def test_a_fault_of_the_registry_signs_nobody_out(desk: Desk) -> None:
+    fault = {"message": "internal error", "extensions": {"code": "INTERNAL", "retryable": False}}
+    async with desk.page() as page:
+        await expect(page.locator("#freshness")).to_have_text("Live")
+        async with page.expect_response("**/graphql") as answered:
+            await page.route("**/graphql", lambda route: route.fulfill(json={"errors": [fault]}))
+        assert (await (await answered.value).json())["errors"] == [fault]
+        await page.unroute("**/graphql")
+        await expect(page.locator("#freshness")).to_contain_text("Cut off")
+        await expect(page.locator("#freshness")).to_have_text("Live")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+
+
 async def test_a_node_appears_degrades_goes_offline_and_comes_back_without_a_reload(
     desk: Desk,
 ) -> None:

@@ -11,6 +11,11 @@ export class Refused extends Error {
     Object.assign(this, { code, retryable, facts });
   }
 
+  /** Whether it may pass by itself: a fault of the registry may, what it refuses does not. */
+  get passes() {
+    return this.retryable || this.code === "INTERNAL";
+  }
+
   /** Of the first of GraphQL's errors. */
   static of([error]) {
     return new Refused(error.message, error.extensions);

@@ -127,7 +127,7 @@ export class Fleet extends EventTarget {
         this.answering = true;
         return round === this.#round ? data : null;
       } catch (error) {
-        if (!error.retryable) return this.#refuse(error);
+        if (!error.passes) return this.#refuse(error);
         this.answering = false;
         this.#tell("registry");
         await new Promise((resume) => setTimeout(resume, wait));
@@ -189,7 +189,7 @@ export class Fleet extends EventTarget {
       this.#socket.hurry();
       this.#learn(registry, at);
     } catch (error) {
-      if (!error.retryable) this.#refuse(error);
+      if (!error.passes) this.#refuse(error);
       else this.answering = false;
     }
     this.#tell("registry");

@@ -4,6 +4,7 @@ They write and remove files. What has to be run then they say.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -113,7 +114,11 @@ def tell(what: str, commands: list[str]) -> None:
 def check_visible(settings: AgentSettings) -> None:
     """Raises BadSettingError for what the unit of the system hides from the agent."""
     files = {name: path for name, path in settings.tls_files().items() if path}
-    for name, path in [*files.items(), ("node-agent itself", Path(command_of_agent()[0]))]:
+    programs = {
+        "node-agent itself": Path(command_of_agent()[0]),
+        "the Python of node-agent": Path(sys.base_prefix),
+    }
+    for name, path in {**files, **programs}.items():
         if any(path.is_relative_to(folder) for folder in HIDDEN):
             option = name if " " in name else f"--{name.replace('_', '-')}"
             raise BadSettingError(

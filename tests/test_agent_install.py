@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import units
-from agent.install import install, uninstall
-from agent.settings import load_settings
+from agent.install import check_visible, install, uninstall
+from agent.settings import BadSettingError, load_settings
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNIT = "etc/systemd/system/node-agent.service"
@@ -174,6 +174,19 @@ def test_what_could_not_work_is_refused_in_one_line_and_nothing_is_written(
     assert done.output.startswith(f"Error: {named}")
     assert done.output.count("\n") == 1
     assert files(tmp_path) == {}
+
+
+def test_interpreter_that_the_service_would_not_see_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "agent.install.command_of_agent", lambda: ("/opt/node-agent/bin/node-agent",)
+    )
+    monkeypatch.setattr("sys.base_prefix", "/usr")
+    check_visible(load_settings({}))
+    monkeypatch.setattr("sys.base_prefix", "/root/.local/share/python")
+    with pytest.raises(BadSettingError, match=r"does not see /root/\.local/share/python"):
+        check_visible(load_settings({}))
 
 
 @pytest.mark.parametrize("damage", ['NAME="', "no assignment"])

@@ -1,5 +1,6 @@
 """Heartbeats as clients send them: one over HTTP or a websocket, or many by a gateway's call."""
 
+import random
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -29,14 +30,15 @@ Heartbeats = Iterator[dict[str, Any]]
 
 
 def beats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
-    """Of the nodes in turn, over and over, each time newer; of metrics as the log keeps them there
-    are at least so many bytes.
+    """Of all nodes in turn, over and over, each time newer, in an order that is not that of their
+    rows; of metrics as the log keeps them there are at least so many bytes.
     """
+    order = random.Random(1).sample(range(fleet), fleet)  # noqa: S311  # the same each time
     more = "-" * (metrics_bytes - _BYTES)
     sequence = 0
     while True:
         sequence += 1
-        for number in range(fleet):
+        for number in order:
             yield {
                 "nodeId": node_id(number),
                 "bootId": "boot-1",

@@ -12,6 +12,7 @@ from bench.stage import Busy, Server, Stopwatch
 
 CONNECTIONS = 32
 _SETTLE_SECONDS = 0.2
+_ANSWER_SECONDS = 30
 
 RequestT = TypeVar("RequestT")
 
@@ -38,14 +39,17 @@ class Load(Generic[RequestT]):
     connections: int = CONNECTIONS
 
     async def run(self, seconds: float) -> "Run":
-        """Takes longer where nothing is answered. Raises ConnectionError for what is no answer."""
+        """Takes longer where nothing is answered. Raises TimeoutError where that lasts, and
+        ConnectionError for what is no answer.
+        """
         async with self._opened() as opened:
             await asyncio.sleep(min(_SETTLE_SECONDS, seconds))
             before, began = _answers(opened), time.perf_counter()
             stopwatch = Stopwatch(self.server)
             await asyncio.sleep(seconds)
-            while (answered := _answers(opened) - before) == 0:
-                await asyncio.sleep(seconds)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                while (answered := _answers(opened) - before) == 0:
+                    await asyncio.sleep(seconds)
             taken, busy = time.perf_counter() - began, stopwatch.read()
         return Run(answered / taken, _answers(opened), opened[0].answer, busy)
 

@@ -11,6 +11,7 @@ from typing import Self
 from graph.errors import RateLimited
 
 MAX_KEYS = 100_000
+MAX_CHARGE_SECONDS = 60.0
 _ROUNDING_SECONDS = 1e-6
 
 
@@ -84,9 +85,10 @@ class Quota:
                 account.taken = 0.0
 
     def charge(self, key: str, seconds: float) -> None:
-        """What was let through elsewhere, as `used` has it: it is paid for here."""
+        """What was let through elsewhere, as `used` has it: it is paid for here, up to a minute."""
         account = self._account(key)
-        account.paid_until = max(account.paid_until, self._clock()) + seconds
+        paid = min(max(seconds, 0.0), MAX_CHARGE_SECONDS)
+        account.paid_until = max(account.paid_until, self._clock()) + paid
 
     def _account(self, key: str) -> _Account:
         account = self._accounts.get(key)

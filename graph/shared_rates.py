@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import orjson
 import structlog
+from pydantic import TypeAdapter, ValidationError
 
 from db import rates
 from db.database import Database
@@ -29,6 +30,9 @@ MAX_TOLD = 1000
 
 Told = tuple[str, str, float]
 """The quota's name, the key, and the seconds of its rate that were used."""
+
+
+_PAYLOAD: TypeAdapter[tuple[str, list[Told]]] = TypeAdapter(tuple[str, list[Told]])
 
 
 class SharedRates:
@@ -64,7 +68,12 @@ class SharedRates:
         return [orjson.dumps([self._own, part]).decode() for part in _parts(most)]
 
     def hear(self, payload: str) -> None:
-        whose, told = orjson.loads(payload)
+        """Nothing of what no process of ours would say: others may send notifications, too."""
+        try:
+            whose, told = _PAYLOAD.validate_json(payload)
+        except ValidationError:
+            log.warning("rates.not_understood")
+            return
         if whose != self._own:
             for what, key, used in told:
                 if what in self._quotas:  # a newer version may count more

@@ -14,7 +14,7 @@ from db import rates
 from db.database import Database
 from graph import shared_rates
 from graph.errors import RateLimited
-from graph.quota import Quota
+from graph.quota import MAX_CHARGE_SECONDS, Quota
 from graph.shared_rates import INTERVAL_SECONDS, MAX_TOLD, NEAR, SharedRates
 
 NOWHERE = Database(URL.create("postgresql+asyncpg", host="127.0.0.1", port=1))
@@ -148,3 +148,21 @@ async def test_while_the_database_is_away_each_counts_by_itself(
     assert not process.takes("a")
     assert {event["event"] for event in logged} == {"rates.not_shared"}
     task.cancel()
+
+
+@pytest.mark.parametrize("payload", ["", "{", "[]", '["x", [["requests", "a", null]]]', '["x", 1]'])
+def test_what_no_process_would_say_changes_nothing(payload: str, logged: list[EventDict]) -> None:
+    process = Process(1, 1)
+    process.rates.hear(payload)
+    assert process.takes("a")
+    assert [event["event"] for event in logged] == ["rates.not_understood"]
+
+
+def test_false_rates_neither_lift_a_limit_nor_shut_somebody_out_for_long() -> None:
+    process = Process(1, 1)
+    assert process.takes("a")
+    process.rates.hear('["x", [["requests", "a", -1000]]]')
+    assert not process.takes("a")
+    process.rates.hear('["x", [["requests", "a", 1e300]]]')
+    Process.now += MAX_CHARGE_SECONDS + 1
+    assert process.takes("a")

@@ -67,14 +67,15 @@ async def _get(socket: str | None, url: str) -> object:
     # Proxies of the environment are for what is outside.
     async with (
         httpx.AsyncClient(transport=transport, trust_env=False, timeout=ASK_SECONDS) as client,
-        client.stream("GET", url) as response,
+        # Compressed, a little could become too much before it is seen.
+        client.stream("GET", url, headers={"accept-encoding": "identity"}) as response,
     ):
         if response.is_server_error:
             raise UnclearError(f"HTTP {response.status_code}")
         if not response.is_success:
             return None
         body = bytearray()
-        async for part in response.aiter_bytes():
+        async for part in response.aiter_raw():
             body += part
             if len(body) > MAX_BYTES:
                 raise UnclearError(f"more than {MAX_BYTES} bytes")
@@ -153,7 +154,7 @@ def _by_ollama(entry: object) -> dict[str, Any] | None:
 
 def _by_openai(entry: object) -> dict[str, Any] | None:
     match entry:
-        case {"id": str(name), "max_model_len": int(tokens)} if 0 < tokens < 2**53:
+        case {"id": str(name), "max_model_len": int(tokens)} if 1 < tokens < 2**53:  # true is 1
             return {"name": name, "contextTokens": tokens}
         case {"id": str(name)}:
             return {"name": name}

@@ -32,7 +32,9 @@ class Upkeep:
         self._settings = settings
         self._metrics = metrics
         self._misplaced = self._hours_due = 0
-        self._days_end = self._done_at = 0.0
+        self._days_end = self._done_at = (
+            time.time()
+        )  # or begun: what is never done is missed in time
         metrics.watch(
             "node_registry_misplaced_heartbeats",
             "Heartbeats in the default partition, because that of their day was missing.",
@@ -50,7 +52,7 @@ class Upkeep:
         )
         metrics.watch(
             "node_registry_last_upkeep_timestamp_seconds",
-            "When the housekeeping was last done, all of it.",
+            "When the housekeeping was last done, all of it; until then, when the process began.",
             lambda: self._done_at,
         )
 

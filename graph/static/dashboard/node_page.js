@@ -32,6 +32,7 @@ export class NodePage {
   #profiles = h("div");
   #name = h("span", { class: "quiet" });
   #open = false;
+  #reading = 0;
   #stopTicking = () => {};
   #onChange = ({ detail }) => detail.nodeId === this.#nodeId && this.#read();
 
@@ -73,10 +74,12 @@ export class NodePage {
   keep() {}
 
   async #read() {
+    const reading = ++this.#reading;
     const known = this.#fleet.nodes.get(this.#nodeId);
     if (known) this.#show(known);
     try {
       const { node } = await this.#api.ask(NODE, { nodeId: this.#nodeId, ...periods() });
+      if (reading !== this.#reading) return; // what was asked later is newer
       if (node === null) {
         this.#badge.hidden = true;
         this.#node = null;

@@ -31,11 +31,13 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
         super().__init__(config)
         self._drain_seconds = drain_seconds
+        self._draining = asyncio.Event()
         self._hurried = asyncio.Event()
 
     def drain(self) -> None:
         """Lets clients go, and ends; that it is called once more changes nothing."""
         self.should_exit = True
+        self._draining.set()
 
     def stop(self) -> None:
         """Drains; called once more, ends without waiting for anyone."""
@@ -47,6 +49,15 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def main_loop(self) -> None:
+        """As uvicorn's, which looks ten times a second whether it is to end."""
+        tick = 0
+        while not await self.on_tick(tick):
+            tick += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await self._draining.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes no more connections, then spreads the goodbyes, and with them the returns.
@@ -60,7 +71,12 @@ class Server(uvicorn.Server):
             connection for connection in self.server_state.connections if stays_open(connection)
         ]
         await asyncio.gather(*(self._let_go(connection) for connection in staying))
-        await super().shutdown(sockets)
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        # Nobody is there whom uvicorn would give a tenth of a second to say goodbye.
+        for server in self.servers:
+            await server.wait_closed()
 
     async def _let_go(self, connection: HttpToolsProtocol | WebSocketsSansIOProtocol) -> None:
         delay = random.uniform(0, self._drain_seconds)  # noqa: S311  # no secret

@@ -184,7 +184,7 @@ async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIte
                 async with httpx.AsyncClient(base_url=url, timeout=30, verify=NO_TLS) as http:
                     yield LiveServer(url, services, http)
             finally:
-                server.should_exit = True
+                server.drain()
                 await task
 
 

@@ -294,7 +294,7 @@ async def test_every_reader_is_told_each_change_once_and_in_order_through_all_di
     monkeypatch: pytest.MonkeyPatch, *, thorough: bool
 ) -> None:
     began, chance = time.monotonic(), random.Random(SEED)  # noqa: S311  # the same each time
-    count = 1000 if thorough else 30
+    count = 1000 if thorough else 50
     disconnects = [way for way, share in SHARES.items() for _ in range(round(share * count))]
     chance.shuffle(disconnects)
     async with AsyncExitStack() as stack:

@@ -17,7 +17,7 @@ Arouse = Callable[[list[Socket]], Awaitable[None]]
 
 
 async def memory(*, quick: bool) -> AsyncIterator[Row]:
-    subscribers, warm_up, runs = (5, 2, 1) if quick else (2000, 300, 3)
+    subscribers, warm_up, runs = (5, 2, 1) if quick else (2000, 300, 2)
     figures, limits = [], []
     async with stage.database() as database:
         written = await Changes.of(database)

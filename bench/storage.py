@@ -29,7 +29,7 @@ Writing = Callable[[], Awaitable[object]]
 
 
 async def storage(*, quick: bool) -> AsyncIterator[Row]:
-    fleet, seconds, runs = (A_STATEMENT, 0.3, 1) if quick else (10_000, 1.5, 3)
+    fleet, seconds, runs = (A_STATEMENT, 0.3, 1) if quick else (10_000, 1, 3)
     async with stage.database() as database:
         await settle(database, fleet)
         await _prepare(database)

@@ -50,15 +50,11 @@ class Limits:
 
     def request(self, caller: Caller) -> None:
         """Raises RateLimited."""
-        if caller.identity is not ANONYMOUS:
-            self._requests.take(caller.identity.name)
-        self._requests_of_address.take(caller.address or "")
+        _take(caller, self._requests, self._requests_of_address)
 
     def message(self, caller: Caller) -> None:
         """Of a websocket's that is no request, or one too many. Raises RateLimited."""
-        if caller.identity is not ANONYMOUS:
-            self._messages.take(caller.identity.name)
-        self._messages_of_address.take(caller.address or "")
+        _take(caller, self._messages, self._messages_of_address)
 
     def heartbeats(self, caller: Caller, count: int) -> None:
         """Raises RateLimited."""
@@ -93,6 +89,12 @@ class Limits:
             self._subscriptions[counted_as] -= 1
             if not self._subscriptions[counted_as]:
                 del self._subscriptions[counted_as]
+
+
+def _take(caller: Caller, of_identity: Quota, of_address: Quota) -> None:
+    if caller.identity is not ANONYMOUS:
+        of_identity.take(caller.identity.name)
+    of_address.take(caller.address or "")
 
 
 def _quota(what: str, per_second: float) -> Quota:

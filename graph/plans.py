@@ -16,6 +16,7 @@ from graphql import (
     GraphQLArgument,
     GraphQLInputObjectType,
     GraphQLNonNull,
+    GraphQLObjectType,
     GraphQLResolveInfo,
     GraphQLSchema,
     OperationDefinitionNode,
@@ -76,12 +77,8 @@ def event_shape_of(schema: GraphQLSchema, operation: OperationDefinitionNode) ->
     """What a valid subscription shows of an event; None if it takes the executor. So does an event
     for which it raises: the executor tells why.
     """
-    root = schema.get_root_type(operation.operation)
-    assert root is not None  # noqa: S101  # a valid operation has one
     try:
-        selected = fields_of(schema, root, operation.selection_set)
-        _expect(not operation.directives)
-        [(key, node)] = selected.items()  # a valid subscription has but one
+        root, key, node = _only_field(schema, operation)
         shape = shape_of(schema, root.fields[node.name.value].type, node.selection_set)
     except Unforeseen:
         return None
@@ -89,11 +86,7 @@ def event_shape_of(schema: GraphQLSchema, operation: OperationDefinitionNode) ->
 
 
 def _plan(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Plan:
-    root = schema.get_root_type(operation.operation)
-    assert root is not None  # noqa: S101  # a valid operation has one
-    selected = fields_of(schema, root, operation.selection_set)
-    _expect(len(selected) == 1 and not operation.directives)
-    [(key, node)] = selected.items()
+    root, key, node = _only_field(schema, operation)
     field = root.fields.get(node.name.value)
     if field is None:
         raise Unforeseen  # introspection
@@ -128,6 +121,18 @@ def _plan(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Plan:
         info,
         shape_of(schema, field.type, node.selection_set),
     )
+
+
+def _only_field(
+    schema: GraphQLSchema, operation: OperationDefinitionNode
+) -> tuple[GraphQLObjectType, str, FieldNode]:
+    """The root, and its field with the name in the response. Raises Unforeseen."""
+    root = schema.get_root_type(operation.operation)
+    assert root is not None  # noqa: S101  # a valid operation has one
+    selected = fields_of(schema, root, operation.selection_set)
+    _expect(len(selected) == 1 and not operation.directives)
+    [(key, node)] = selected.items()
+    return root, key, node
 
 
 def _arguments(

@@ -125,6 +125,16 @@ async def _new_database(
         await administrator.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
 
 
+@pytest_asyncio.fixture(loop_scope="session")
+async def service_name(administrator: AsyncConnection) -> AsyncIterator[str]:
+    """Of a database and its service, both of which are gone when the test is."""
+    name = f"registry {secrets.token_hex(4)}"
+    yield name
+    await administrator.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+    for role in (name, f"{name}_owner"):
+        await administrator.execute(text(f'DROP ROLE IF EXISTS "{role}"'))
+
+
 @dataclass(frozen=True)
 class LiveServer:
     """A registry that listens on a real socket."""

@@ -3,10 +3,8 @@
 import asyncio
 import os
 import re
-import secrets
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,7 @@ import pytest
 import yaml
 from commands import COMMAND, run
 from conftest import serving
-from sqlalchemy import URL, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import URL
 
 from graph.settings import PREFIX, Settings
 
@@ -125,20 +122,8 @@ def test_settings_of_the_registry_are_its_own() -> None:
             }
 
 
-@pytest.fixture
-async def names(postgres: URL) -> AsyncIterator[str]:
-    name = f"compose_{secrets.token_hex(4)}"
-    yield name
-    engine = create_async_engine(postgres, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-        for role in (name, f"{name}_owner"):
-            await connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
-    await engine.dispose()
-
-
 async def test_first_run_makes_the_database_then_the_key_then_serves(
-    postgres: URL, names: str, tmp_path: Path
+    postgres: URL, service_name: str, tmp_path: Path
 ) -> None:
     access, keys = tmp_path / "access", tmp_path / "keys"
     access.mkdir()
@@ -162,7 +147,7 @@ async def test_first_run_makes_the_database_then_the_key_then_serves(
         return {k: here(v) for k, v in SERVICES[service]["environment"].items()}
 
     command = [here(word) for word in SERVICES["database"]["command"]]
-    status, _, errors = await run(*command, "--database", names, **environment("database"))
+    status, _, errors = await run(*command, "--database", service_name, **environment("database"))
     assert status == 0, errors
     found = []
     for _ in range(2):
@@ -180,7 +165,7 @@ async def test_first_run_makes_the_database_then_the_key_then_serves(
     assert found[0] == found[1]
     given = dict(line.split("=") for line in (access / "service.env").read_text().splitlines()[1:])
     service = postgres.set(
-        database=names, username=names, password=given["NODE_REGISTRY_DB_PASSWORD"]
+        database=service_name, username=service_name, password=given["NODE_REGISTRY_DB_PASSWORD"]
     )
     async with serving(service, tmp_path, auth="required") as registry:
         bearer = {"Authorization": f"Bearer {found[0].strip()}"}

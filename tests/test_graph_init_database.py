@@ -1,28 +1,13 @@
 """`node-registry init-database`, run as an administrator does; what it prints is good for use."""
 
-import secrets
 import shlex
 import stat
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from commands import run, run_process
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
-
-
-@pytest.fixture
-async def name(postgres: URL) -> AsyncIterator[str]:
-    """Of a database and its service, both of which are gone when the test is."""
-    name = f"registry {secrets.token_hex(4)}"
-    yield name
-    engine = create_async_engine(postgres, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
-        for role in (name, f"{name}_owner"):
-            await connection.execute(text(f'DROP ROLE IF EXISTS "{role}"'))
-    await engine.dispose()
 
 
 async def init(postgres: URL, *arguments: str) -> tuple[int, str, str]:
@@ -65,8 +50,8 @@ async def roles_of(postgres: URL, name: str) -> int:
     return count
 
 
-async def test_it_prints_the_access_of_each_role_once(postgres: URL, name: str) -> None:
-    status, output, errors = await init(postgres, "--database", name)
+async def test_it_prints_the_access_of_each_role_once(postgres: URL, service_name: str) -> None:
+    status, output, errors = await init(postgres, "--database", service_name)
     assert status == 0, errors
     service, owner = accesses(output)
     assert service.keys() == owner.keys()
@@ -77,10 +62,13 @@ async def test_it_prints_the_access_of_each_role_once(postgres: URL, name: str) 
         "USER",
         "PASSWORD",
     }
-    assert (service["NODE_REGISTRY_DB_NAME"], service["NODE_REGISTRY_DB_USER"]) == (name, name)
-    assert owner["NODE_REGISTRY_DB_USER"] == f"{name}_owner"
+    assert (service["NODE_REGISTRY_DB_NAME"], service["NODE_REGISTRY_DB_USER"]) == (
+        service_name,
+        service_name,
+    )
+    assert owner["NODE_REGISTRY_DB_USER"] == f"{service_name}_owner"
     assert "was made" in output
-    status, output, _ = await init(postgres, "--database", name)
+    status, output, _ = await init(postgres, "--database", service_name)
     assert status == 0
     assert accesses(output) == []
     assert output.count("is there already") == 3
@@ -90,9 +78,9 @@ async def test_it_prints_the_access_of_each_role_once(postgres: URL, name: str) 
 
 
 async def test_it_writes_the_accesses_for_nobody_but_their_owner(
-    postgres: URL, name: str, tmp_path: Path
+    postgres: URL, service_name: str, tmp_path: Path
 ) -> None:
-    arguments = ("--database", name, "--write", str(tmp_path))
+    arguments = ("--database", service_name, "--write", str(tmp_path))
     status, output, errors = await init(postgres, *arguments)
     assert status == 0, errors
     first = private_files(tmp_path)
@@ -110,13 +98,13 @@ async def test_it_writes_the_accesses_for_nobody_but_their_owner(
 
 
 async def test_it_keeps_the_service_alone_by_an_access_that_no_list_of_processes_has(
-    postgres: URL, name: str, tmp_path: Path
+    postgres: URL, service_name: str, tmp_path: Path
 ) -> None:
     administrator, access = tmp_path / "administrator.env", tmp_path / "access"
     access.mkdir()
     address = postgres.render_as_string(hide_password=False)
     administrator.write_text(f"NODE_REGISTRY_ADMINISTRATOR_URL={address}\n")
-    arguments = ("--database", name, "--write", str(access), "--service-only")
+    arguments = ("--database", service_name, "--write", str(access), "--service-only")
     by_file = {"NODE_REGISTRY_SETTINGS_FILE": str(administrator)}
     for _ in range(2):
         status, _, errors = await run("init-database", *arguments, **by_file)
@@ -130,15 +118,15 @@ async def test_it_keeps_the_service_alone_by_an_access_that_no_list_of_processes
 
 @pytest.mark.parametrize("taken", ["service.env", "migration.env"])
 async def test_it_replaces_no_file_unless_passwords_are_renewed(
-    postgres: URL, name: str, tmp_path: Path, taken: str
+    postgres: URL, service_name: str, tmp_path: Path, taken: str
 ) -> None:
     (tmp_path / taken).write_text("somebody else's")
-    status, _, errors = await init(postgres, "--database", name, "--write", str(tmp_path))
+    status, _, errors = await init(postgres, "--database", service_name, "--write", str(tmp_path))
     assert status == 1
     assert taken in errors
     assert len(errors.splitlines()) == 1
     assert contents(tmp_path) == {taken: "somebody else's"}
-    assert await roles_of(postgres, name) == 0
+    assert await roles_of(postgres, service_name) == 0
 
 
 @pytest.mark.parametrize(
@@ -163,9 +151,17 @@ async def test_a_name_that_postgresql_would_change_is_refused(postgres: URL, bad
     assert "--database" in errors
 
 
-async def test_what_is_not_as_it_has_to_be_is_told_in_one_line(postgres: URL, name: str) -> None:
+async def test_what_is_not_as_it_has_to_be_is_told_in_one_line(
+    postgres: URL, service_name: str
+) -> None:
     status, _, errors = await init(
-        postgres, "--database", "postgres", "--service", name, "--owner", f"{name}_owner"
+        postgres,
+        "--database",
+        "postgres",
+        "--service",
+        service_name,
+        "--owner",
+        f"{service_name}_owner",
     )
     assert status == 1
     assert errors == (

@@ -60,6 +60,8 @@ SELECT r, t, 'llm', 'llm', '{"model": "llama3:8b", "context_tokens": 8192}'
 FROM unnest(ARRAY['production', 'development', 'backup']) r,
      unnest(ARRAY['router', 'gateway', 'worker']) t
 """)
+# As autovacuum does within a minute.
+_ANALYZE = text("VACUUM ANALYZE")
 
 
 def node_id(number: int) -> str:
@@ -78,6 +80,8 @@ async def settle(database: Database, count: int, *, seed: int = 1) -> None:
         await session.execute(_POINT, terms)
         for statement in (_COUNT, _PROFILES, _ROLE_PROFILES):
             await session.execute(statement)
+    async with database.read() as session:
+        await session.execute(_ANALYZE)
 
 
 async def agent_keys(database: Database, count: int) -> dict[str, str]:

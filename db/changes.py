@@ -10,11 +10,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, and_, bindparam, func, inspect, select, text
+import asyncpg
+from sqlalchemy import Row, and_, bindparam, func, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlmodel import col
 
+from db.direct import Direct
 from db.filters import NodeFilter
 from db.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
 from db.values import NodeStatus, StatusReason
@@ -172,9 +174,8 @@ _LOGGED_COLUMNS = (
 )
 _NODE_COLUMNS = inspect(Node).column_attrs.keys()
 
-# Made once, and of columns: to build it, or to make entities of its rows, takes as long as to
-# execute it. A node, which may be large, comes with the last of its changes alone.
-_AFTER: Select[*tuple[Any, ...]] = (
+# A node, which may be large, comes with the last of its changes alone.
+_AFTER = Direct(
     select(
         *(column.label(f"logged_{place}") for place, column in enumerate(_LOGGED_COLUMNS)),
         *(getattr(_STANDING, name).label(name) for name in _NODE_COLUMNS),
@@ -195,15 +196,14 @@ _NO_END = 2**63 - 1
 
 
 async def after(
-    session: AsyncSession, revision: int, *, upto: int | None = None, limit: int = 1000
+    connection: asyncpg.Connection, revision: int, *, upto: int | None = None, limit: int = 1000
 ) -> tuple[list[LoggedChange], dict[UUID, Row[Any]]]:
     """The changes behind `revision`, in order, and those of their nodes that are registered.
 
     The latter are rows with the attributes of Node.
     """
-    terms = {"revision": revision, "upto": _NO_END if upto is None else upto, "limit": limit}
-    connection = await session.connection()
-    rows = (await connection.execute(_AFTER, terms)).all()
+    upto = _NO_END if upto is None else upto
+    rows = await _AFTER.fetch(connection, revision=revision, upto=upto, limit=limit)
     logged = [LoggedChange(*row[: len(_LOGGED_COLUMNS)]) for row in rows]
     return logged, {row.id: row for row in rows if row.id is not None}
 

@@ -17,6 +17,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.util import greenlet_spawn
 
 from db.errors import Unavailable
 
@@ -94,6 +95,16 @@ class Database:
             async with AsyncSession(self._reads, expire_on_commit=False) as session:
                 yield session
 
+    @asynccontextmanager
+    async def driver(self) -> AsyncIterator[asyncpg.Connection]:
+        """The driver's own connection, for statements of which each stands by itself."""
+        with self._named_failures():
+            pooled = await self.engine.raw_connection()
+            try:
+                yield pooled.driver_connection
+            finally:
+                await greenlet_spawn(pooled.close)
+
     async def ping(self) -> None:
         async with self.read() as session:
             await session.execute(text("SELECT 1"))
@@ -105,16 +116,17 @@ class Database:
         return size or 0
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[tuple[AsyncSession, asyncpg.Connection]]:
-        """A connection beside the pool, twice: to read with, each statement by itself, and to
-        LISTEN on. It is given up at the end of the block, without a word to the server.
+    async def listening(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection beside the pool, to LISTEN on and to read with, each statement by itself.
+
+        It is given up at the end of the block, without a word to the server.
         """
         with self._named_failures():
-            async with self._listening.connect() as connection, AsyncSession(connection) as session:
+            async with self._listening.connect() as connection:
                 driver = (await connection.get_raw_connection()).driver_connection
                 assert driver is not None  # noqa: S101  # it is connected
                 try:
-                    yield session, driver
+                    yield driver
                 finally:
                     driver.terminate()
 

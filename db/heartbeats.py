@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import orjson
-from sqlalchemy import text
+from sqlalchemy import Row, column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import changes
 from db.changes import Transition
+from db.database import Database
+from db.direct import Direct
 from db.errors import NodeNotFound, RegistryError, StaleBoot
 from db.flapping import damped
 from db.liveness import OVERDUE_AT
@@ -41,7 +44,8 @@ class Recorded:
 
 
 # Rows are locked in the order of their ids, so that two batches never wait for one another in a
-# ring. What a heartbeat changes of the status is decided here and made by changes.apply.
+# ring. What a heartbeat changes of the status is decided here and made by changes.apply; without
+# `whole`, nothing is written of those that change it.
 _RECORD = text(f"""
 WITH report AS (
     SELECT * FROM unnest(CAST(:node_ids AS text[]), CAST(:boot_ids AS text[]),
@@ -60,22 +64,28 @@ WITH report AS (
     FROM report r
     JOIN nodes n
       ON n.node_id = r.node_id AND n.removed_at IS NULL AND n.boot_id IS NOT NULL
-    CROSS JOIN registry_state s
+    CROSS JOIN (SELECT lease_floor FROM registry_state LIMIT 1) s
     ORDER BY n.id
     FOR UPDATE OF n
 ), judged AS (
-    SELECT *, CASE WHEN status = 'maintenance' THEN status
-                   WHEN degraded OR unsteady THEN 'degraded'
-                   ELSE 'online' END AS next
+    SELECT *, newer AND NOT unsteady
+              AND (status <> next OR next = 'degraded' AND status_reason <> 'self_reported')
+              AS changes
     FROM (
-        SELECT *, flapping
-                  AND (late OR steady_since > heard_at - make_interval(secs => :flap_steady))
-                  AS unsteady
-        FROM held
+        SELECT *, CASE WHEN status = 'maintenance' THEN status
+                       WHEN degraded OR unsteady THEN 'degraded'
+                       ELSE 'online' END AS next
+        FROM (
+            SELECT *, flapping
+                      AND (late OR steady_since > heard_at - make_interval(secs => :flap_steady))
+                      AS unsteady
+            FROM held
+        ) held
     ) held
 ), logged AS (
     INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
-    SELECT heard_at, id, next, CAST(metrics AS jsonb) FROM judged WHERE newer
+    SELECT heard_at, id, next, CAST(metrics AS jsonb) FROM judged
+    WHERE newer AND (NOT changes OR :whole)
     RETURNING id AS heartbeat_id, node_id, timestamp
 ), renewed AS (
     UPDATE nodes n
@@ -86,14 +96,44 @@ WITH report AS (
     FROM judged h JOIN logged l ON l.node_id = h.id
     WHERE n.id = h.id
 )
-SELECT ordinal, id, same_boot, status, next,
+SELECT ordinal, id, same_boot, status, next, changes,
        CASE WHEN newer THEN heard_at ELSE last_heartbeat END AS received_at,
-       CASE WHEN newer THEN interval_seconds ELSE promised_seconds END AS interval_seconds,
-       newer AND NOT unsteady
-       AND (status <> next OR next = 'degraded' AND status_reason <> 'self_reported') AS changes
+       CASE WHEN newer THEN interval_seconds ELSE promised_seconds END AS interval_seconds
 FROM judged
 ORDER BY ordinal
-""")  # noqa: S608  # nothing in it comes from outside
+""").columns(  # noqa: S608  # nothing in it comes from outside
+    *map(column, ("ordinal", "id", "same_boot", "status", "next", "changes")),
+    *map(column, ("received_at", "interval_seconds")),
+)
+_DIRECTLY = Direct(_RECORD)
+
+
+async def write(
+    database: Database, reports: Sequence[HeartbeatReport], rules: Rules
+) -> list[Recorded | RegistryError]:
+    """The outcome of each report, in the order given, as `record` has it; all is committed.
+
+    Those that change no status, nearly all, are written in a single round trip.
+    """
+    first, *later = _one_of_each_node(reports) or [[]]
+    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    left = list(chain(*later))
+    async with database.driver() as connection:
+        terms = _terms([reports[i] for i in first], rules, whole=False)
+        rows = await _DIRECTLY.fetch(connection, **terms)
+    for row in rows:
+        i = first[row.ordinal - 1]
+        if row.changes:
+            left.append(i)
+        else:
+            outcomes[i] = _outcome(reports[i], row, row.status)
+    if left:
+        left.sort()
+        async with database.write() as session:
+            recorded = await record(session, [reports[i] for i in left], rules)
+        for i, outcome in zip(left, recorded, strict=True):
+            outcomes[i] = outcome
+    return outcomes
 
 
 async def record(
@@ -133,19 +173,7 @@ def _one_of_each_node(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
 async def _record(
     session: AsyncSession, reports: Sequence[HeartbeatReport], rules: Rules
 ) -> list[Recorded | RegistryError]:
-    rows = await session.execute(
-        _RECORD,
-        {
-            "node_ids": [report.node_id for report in reports],
-            "boot_ids": [report.boot_id for report in reports],
-            "sequences": [report.sequence for report in reports],
-            "degraded": [report.degraded for report in reports],
-            "metrics": [orjson.dumps(report.metrics or {}).decode() for report in reports],
-            "intervals": [rules.next_interval() for _ in reports],
-            "grace": rules.grace,
-            "flap_steady": rules.flap_steady,
-        },
-    )
+    rows = await session.execute(_RECORD, _terms(reports, rules, whole=True))
     judged = [(reports[row.ordinal - 1], row) for row in rows]
     transitions = [
         Transition(
@@ -164,14 +192,25 @@ async def _record(
     status = {t.node: t.status for t in transitions}
     outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
     for report, row in judged:
-        outcomes[row.ordinal - 1] = (
-            Recorded(
-                report.node_id,
-                status.get(row.id, NodeStatus(row.status)),
-                row.received_at,
-                row.interval_seconds,
-            )
-            if row.same_boot
-            else StaleBoot(report.node_id)
-        )
+        outcomes[row.ordinal - 1] = _outcome(report, row, status.get(row.id, row.status))
     return outcomes
+
+
+def _terms(reports: Sequence[HeartbeatReport], rules: Rules, *, whole: bool) -> dict[str, object]:
+    return {
+        "node_ids": [report.node_id for report in reports],
+        "boot_ids": [report.boot_id for report in reports],
+        "sequences": [report.sequence for report in reports],
+        "degraded": [report.degraded for report in reports],
+        "metrics": [orjson.dumps(report.metrics or {}).decode() for report in reports],
+        "intervals": [rules.next_interval() for _ in reports],
+        "grace": rules.grace,
+        "flap_steady": rules.flap_steady,
+        "whole": whole,
+    }
+
+
+def _outcome(report: HeartbeatReport, row: Row[Any], status: str) -> Recorded | RegistryError:
+    if not row.same_boot:
+        return StaleBoot(report.node_id)
+    return Recorded(report.node_id, NodeStatus(status), row.received_at, row.interval_seconds)

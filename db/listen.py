@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.changes import CHANNEL
 from db.database import ANSWER_SECONDS, Database
@@ -22,8 +21,7 @@ NOTHING_ELSE: Mapping[str, Hear] = MappingProxyType({})
 class Listener:
     """Wakes its caller when a change was committed, by whatever process."""
 
-    def __init__(self, session: AsyncSession, connection: asyncpg.Connection) -> None:
-        self._session = session
+    def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._woken = asyncio.Event()
         self._newest = 0
@@ -49,12 +47,9 @@ class Listener:
         return revision
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncSession]:
-        """On its own connection: what is new is read without waiting for one of the pool.
-
-        For columns only: entities would be kept, and never read again.
-        """
-        yield self._session
+    async def reading(self) -> AsyncIterator[asyncpg.Connection]:
+        """Its own connection: what is new is read without waiting for one of the pool."""
+        yield self._connection
 
     def notified(self, _connection: object, _pid: int, _channel: str, payload: str) -> None:
         self._newest = int(payload)  # they come in the order of the commits
@@ -72,8 +67,8 @@ async def listening(
 
     Raises Unavailable when there is no connection to be had, or it is lost.
     """
-    async with database.listening() as (session, connection):
-        listener = Listener(session, connection)
+    async with database.listening() as connection:
+        listener = Listener(connection)
         connection.add_termination_listener(listener.closed)
         async with asyncio.timeout(ANSWER_SECONDS):
             await connection.add_listener(CHANNEL, listener.notified)

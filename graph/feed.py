@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+import asyncpg
 import structlog
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from db import changes
 from db.database import Database
@@ -74,14 +74,14 @@ class Batch:
 
 async def read_batch(
     database: Database,
-    session: AsyncSession,
+    connection: asyncpg.Connection,
     after: int,
     *,
     limit: int,
     upto: int | None = None,
 ) -> Batch | None:
     """The next changes behind a revision; None when there are none."""
-    logged, standing = await changes.after(session, after, upto=upto, limit=limit)
+    logged, standing = await changes.after(connection, after, upto=upto, limit=limit)
     if not logged:
         return None
     return Batch(
@@ -115,7 +115,7 @@ class ChangeFeed:
         self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
         self._replays: Once[tuple[int, int], Batch | None] = Once(_MAX_REPLAYS)
         self._arrived = asyncio.Event()
-        self._reading = database.read
+        self._reading = database.driver
         self._bookmark = Bookmark(revision=Revision(0))
         self._last: StatusChange | None = None
         self.revision = 0
@@ -153,7 +153,7 @@ class ChangeFeed:
                     retry_in_seconds=round(delay, 3),
                 )
             finally:
-                self.in_touch, self._reading = False, self._database.read
+                self.in_touch, self._reading = False, self._database.driver
             await asyncio.sleep(delay)
 
     async def read_on(self, told: int, ask: Callable[[], Awaitable[int]]) -> None:
@@ -230,15 +230,15 @@ class ChangeFeed:
 
     async def _read(self, after: int, upto: int) -> Batch | None:
         asyncio.get_running_loop().call_later(SHARED_SECONDS, self._replays.forget, (after, upto))
-        async with self._database.read() as session:
-            return await read_batch(self._database, session, after, upto=upto, limit=BATCH_SIZE)
+        async with self._database.driver() as connection:
+            return await read_batch(self._database, connection, after, upto=upto, limit=BATCH_SIZE)
 
     async def _hand_on(self) -> bool:
         """False when the log holds nothing newer."""
         # Not more at once than is kept: a subscriber that is quick has to get it all.
         limit = min(BATCH_SIZE, self._max_lag)
-        async with self._reading() as session:
-            batch = await read_batch(self._database, session, self.revision, limit=limit)
+        async with self._reading() as connection:
+            batch = await read_batch(self._database, connection, self.revision, limit=limit)
         if batch is None:
             return False
         if batch.revisions.start != self.revision + 1:
@@ -272,8 +272,8 @@ class ChangeFeed:
         return logged is None or logged == self._last
 
     async def _logged(self, revision: int) -> StatusChange | None:
-        async with self._database.read() as session:
-            logged, _ = await changes.after(session, revision - 1, upto=revision)
+        async with self._database.driver() as connection:
+            logged, _ = await changes.after(connection, revision - 1, upto=revision)
         return StatusChange.of(logged[0]) if logged else None
 
     def _wake(self) -> None:

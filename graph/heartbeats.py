@@ -90,8 +90,7 @@ class HeartbeatWriter:
         reports = [report for waiting in batch for report in waiting.reports]
         started = time.perf_counter()
         try:
-            async with self._database.write() as session:
-                written = await heartbeats.record(session, reports, self._rules())
+            written = await heartbeats.write(self._database, reports, self._rules())
         except asyncio.CancelledError:
             self._queue.extendleft(reversed(batch))  # whether it is committed nobody knows
             raise

@@ -6,10 +6,12 @@ documents, no variables, no names but those of trusted documents, and of SQL the
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from asyncpg.connection import LoggedQuery
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -52,7 +54,7 @@ class Tracing:
         )
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("graph")
-        _trace_statements(database, self._tracer)
+        _Statements(database, self._tracer)
 
     def operations(self, *given: Any) -> Operations:
         """As `Operations` of the same."""
@@ -160,39 +162,58 @@ class TracedHeartbeats(HeartbeatWriter):
             await super()._write(batch)
 
 
-def _trace_statements(database: Database, tracer: Tracer) -> None:
+class _Statements:
     """Those within a span: all others, of background work, would be traces of one span each."""
 
-    def begin(_c: object, _cursor: object, statement: str, _given: object, *more: Any) -> None:
-        if not get_current_span().is_recording():
-            return
-        context = more[0]
-        context.span = tracer.start_span(
-            statement.split(maxsplit=1)[0].upper(),
-            kind=SpanKind.CLIENT,
-            attributes={
-                "db.system.name": "postgresql",
-                "db.namespace": database.url.database or "",
-                "db.query.text": statement.strip()[:_MAX_STATEMENT_CHARACTERS],
-            },
-            record_exception=False,
-        )
+    def __init__(self, database: Database, tracer: Tracer) -> None:
+        self._database = database.url.database or ""
+        self._tracer = tracer
+        engine = database.engine.sync_engine
+        event.listen(engine, "before_cursor_execute", self._begin)
+        event.listen(engine, "after_cursor_execute", self._end)
+        event.listen(engine, "handle_error", self._fail)
+        event.listen(engine, "checkout", self._taken)  # some are older than this
 
-    def end(_c: object, _cursor: object, _statement: str, _given: object, *more: Any) -> None:
+    def _begin(self, _c: object, _cursor: object, statement: str, _: object, *more: Any) -> None:
+        if get_current_span().is_recording():
+            more[0].span = self._span(statement)
+
+    def _end(self, _c: object, _cursor: object, _statement: str, _: object, *more: Any) -> None:
         span = getattr(more[0], "span", None)
         if span is not None:
             span.end()
 
-    def fail(failure: ExceptionContext) -> None:
+    def _fail(self, failure: ExceptionContext) -> None:
         span = getattr(failure.execution_context, "span", None)
         if span is not None:
             _failed(span, type(failure.original_exception).__name__)
             span.end()
 
-    engine = database.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", begin)
-    event.listen(engine, "after_cursor_execute", end)
-    event.listen(engine, "handle_error", fail)
+    def _taken(self, connection: Any, *_: object) -> None:
+        connection.driver_connection.add_query_logger(self._executed)
+
+    def _executed(self, query: LoggedQuery) -> None:
+        """By the driver itself, as are the ends of transactions; the span around it may be over."""
+        if not get_current_span().get_span_context().trace_flags.sampled:
+            return
+        now = time.time_ns()
+        span = self._span(query.query, since=now - round(query.elapsed * 1e9))
+        if query.exception is not None:
+            _failed(span, type(query.exception).__name__)
+        span.end(now)
+
+    def _span(self, statement: str, since: int | None = None) -> Span:
+        return self._tracer.start_span(
+            statement.split(maxsplit=1)[0].strip(";").upper(),
+            kind=SpanKind.CLIENT,
+            attributes={
+                "db.system.name": "postgresql",
+                "db.namespace": self._database,
+                "db.query.text": statement.strip()[:_MAX_STATEMENT_CHARACTERS],
+            },
+            start_time=since,
+            record_exception=False,
+        )
 
 
 def _failed(span: Span, kind: str) -> None:

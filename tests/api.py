@@ -2,12 +2,9 @@
 
 import asyncio
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from conftest import LiveServer
-from sqlalchemy import event
 
 REGISTER = """
 mutation Register($input: RegisterNodeInput!) {
@@ -88,19 +85,3 @@ async def settled(server: LiveServer, revision: int) -> None:
     async with asyncio.timeout(10):
         while server.services.feed.revision < revision:
             await asyncio.sleep(0.005)
-
-
-@contextmanager
-def statements(server: LiveServer) -> Iterator[list[str]]:
-    """The SQL that the server sends meanwhile."""
-    sent: list[str] = []
-
-    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        sent.append(statement)
-
-    engine = server.services.database.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(engine, "before_cursor_execute", note)

@@ -67,8 +67,7 @@ def report(
 
 
 async def record(database: Database, *reports: HeartbeatReport) -> list[Recorded | RegistryError]:
-    async with database.write() as session:
-        return await heartbeats.record(session, reports, RULES)
+    return await heartbeats.write(database, reports, RULES)
 
 
 async def beat(database: Database, node_id: str, sequence: int = 1, **said: Any) -> Recorded:
@@ -137,8 +136,8 @@ async def stand(database: Database, node_id: str) -> Node:
 
 async def changes_of(database: Database, node: UUID | None = None) -> list[LoggedChange]:
     """The change log, or one node's part of it, oldest first."""
-    async with database.read() as session:
-        logged, _ = await changes.after(session, 0)
+    async with database.driver() as connection:
+        logged, _ = await changes.after(connection, 0)
     return [change for change in logged if node in (None, change.node)]
 
 

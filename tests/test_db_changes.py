@@ -105,8 +105,8 @@ async def write(database: Database, steps: Sequence[Step], sequence: "count[int]
 async def follow(database: Database, seen: list[int]) -> None:
     """Reads what is new, over and over, as a subscriber would."""
     while True:
-        async with database.read() as session:
-            logged, _ = await changes.after(session, len(seen))
+        async with database.driver() as connection:
+            logged, _ = await changes.after(connection, len(seen))
             seen += [change.revision for change in logged]
         await asyncio.sleep(0)
 
@@ -230,8 +230,8 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
         await register(database, node_id)
 
     async def revisions(after: int, **bounds: int) -> list[int]:
-        async with database.read() as session:
-            logged, _ = await changes.after(session, after, **bounds)
+        async with database.driver() as connection:
+            logged, _ = await changes.after(connection, after, **bounds)
         return [change.revision for change in logged]
 
     assert await revisions(0, limit=2) == [1, 2]
@@ -240,7 +240,8 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
     async with database.read() as session:
         assert await changes.current_revision(session) == 5
         assert (await changes.state(session)).revision == 5
-        [last], standing = await changes.after(session, 4)
+    async with database.driver() as connection:
+        [last], standing = await changes.after(connection, 4)
     node = await stand(database, last.node_id)
     assert [row.id for row in standing.values()] == [last.node] == [node.id]
     assert all(
@@ -256,8 +257,8 @@ async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
     await register(database, "gone")
     async with database.write() as session:
         await nodes.deregister(session, "gone", note=None, by=OPERATOR)
-    async with database.read() as session:
-        logged, standing = await changes.after(session, 2)
+    async with database.driver() as connection:
+        logged, standing = await changes.after(connection, 2)
     assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
     assert [node.node_id for node in standing.values()] == ["stays"]
     assert standing[logged[0].node].status is NodeStatus.DEGRADED
@@ -367,9 +368,10 @@ async def test_whatever_a_statement_on_a_cut_connection_fails_with_is_an_outage(
         raise failure
 
     async def read_while_listening(cut: pytest.MonkeyPatch) -> None:
-        async with listening(database) as listener, listener.reading() as session:
+        async with listening(database) as listener, listener.reading() as connection:
             cut.setattr(asyncpg.Connection, "prepare", fail)
-            await session.execute(text("SELECT 1"))
+            cut.setattr(asyncpg.Connection, "fetch", fail)
+            await changes.after(connection, 0)
 
     with monkeypatch.context() as cut:
         with pytest.raises(Unavailable):

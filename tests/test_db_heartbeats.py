@@ -26,6 +26,7 @@ from fleet import (
     waits_for_a_lock,
 )
 from sqlalchemy import text
+from statements import statements
 
 from db import heartbeats, liveness, nodes, registration
 from db.database import Database
@@ -379,3 +380,41 @@ async def test_a_batch_that_cannot_be_written_leaves_nothing(database: Database)
     await impatient.close()
     assert await stand(database, "node-3") == before
     assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
+
+
+async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_second(
+    database: Database,
+) -> None:
+    for node_id in ("steady", "ailing"):
+        await register(database, node_id)
+    with statements(database) as sent:
+        await record(database, report("steady"), report("ailing"), report("unknown"))
+        await asyncio.sleep(0)  # the driver tells of it in the loop's next turn
+    assert len(sent) == 1
+    mixed = report("steady", 2), report("ailing", 2, degraded=True), report("ailing", 3)
+    with statements(database) as sent:
+        steady, *ailing = await record(database, *mixed)
+        await asyncio.sleep(0)
+    assert len(sent) > 1
+    assert isinstance(steady, Recorded)
+    assert steady.status == NodeStatus.ONLINE
+    assert [outcome.status for outcome in ailing if isinstance(outcome, Recorded)] == [
+        NodeStatus.DEGRADED,
+        NodeStatus.ONLINE,
+    ]
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(5,)]
+
+
+async def test_a_change_that_cannot_be_made_takes_no_steady_heartbeat_with_it(
+    database: Database,
+) -> None:
+    for node_id in ("steady", "ailing"):
+        await register(database, node_id)
+    impatient = Database(database.url, statement_timeout_seconds=0.1)
+    async with database.write() as other:
+        await other.execute(text("SELECT FROM registry_state FOR UPDATE"))
+        with pytest.raises(Unavailable):
+            await record(impatient, report("steady"), report("ailing", degraded=True))
+    await impatient.close()
+    assert (await stand(database, "steady")).last_sequence == 1
+    assert (await stand(database, "ailing")).last_sequence is None

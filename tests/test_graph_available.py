@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from api import BEAT, DEREGISTER, MAINTENANCE, beat, register, statements
+from api import BEAT, DEREGISTER, MAINTENANCE, beat, register
 from conftest import LiveServer, StartServer
+from statements import statements
 from transport_ws import Client, connect
 
 from db import fleet, nodes
@@ -198,7 +199,7 @@ async def test_the_same_question_costs_no_statement_until_something_changes(
 ) -> None:
     await offer(quiet_server, "a")
     await ask(quiet_server)
-    with statements(quiet_server) as sent:
+    with statements(quiet_server.services.database) as sent:
         for _ in range(20):
             assert await candidates(quiet_server) == ["a"]
     asked_of_nodes = [statement for statement in sent if "FROM nodes" in statement]

@@ -3,8 +3,9 @@
 import asyncio
 from typing import Any
 
-from api import beat, register, settled, statements
+from api import beat, register, settled
 from conftest import LiveServer, StartServer
+from statements import statements
 from transport_ws import Client, connect
 
 from db import nodes
@@ -94,7 +95,7 @@ async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartS
         await settled(server, 3)
         await client.subscribe("1", HEARTBEATS, nodeId="a")
         await followed(server)
-        with statements(server) as sent:
+        with statements(server.services.database) as sent:
             async with asyncio.timeout(10):
                 while not sent:
                     await asyncio.sleep(0.005)
@@ -103,6 +104,6 @@ async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartS
             while server.services.heartbeat_feed.subscribers:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)
-        with statements(server) as sent:
+        with statements(server.services.database) as sent:
             await asyncio.sleep(0.1)
         assert sent == []

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
-from api import beat, register, statements
+from api import beat, register
 from conftest import LiveServer
 from sqlalchemy import text
+from statements import statements
 
 from db import partitions
 from graph.metrics import Metrics
@@ -131,7 +132,7 @@ async def test_every_measure_is_kept_and_many_nodes_cost_one_statement(
     await beat(server, "gpu-2", 1)
     await grow_old(server, 2)
     await keep_up(server)
-    with statements(server) as sent:
+    with statements(server.services.database) as sent:
         data = await server.execute(MEASURED)
     assert len([statement for statement in sent if "metrics_history" in statement]) == 1
     found = {node["nodeId"]: node["metricsHistory"]["nodes"] for node in data["nodes"]["nodes"]}

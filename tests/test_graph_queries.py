@@ -1,9 +1,10 @@
 """Queries over HTTP, on a registry that runs."""
 
 import pytest
-from api import beat, register, settled, statements
+from api import beat, register, settled
 from conftest import LiveServer
 from sqlalchemy import text
+from statements import statements
 
 PAGE = """
 query Page($filter: NodeFilter, $orderBy: NodeOrder, $first: Int, $after: String) {
@@ -131,7 +132,7 @@ async def test_a_list_costs_as_many_statements_as_one_node(quiet_server: LiveSer
     await settled(server, 22)
     costs = []
     for first in (1, 22):
-        with statements(server) as sent:
+        with statements(server.services.database) as sent:
             data = await server.execute(EVERYTHING, first=first)
         assert len(data["nodes"]["nodes"]) == first
         costs.append(len(sent))
@@ -146,7 +147,7 @@ async def test_a_page_with_profiles_and_last_changes_costs_six_statements(
         profile = {"name": f"p{number % 3}", "type": "SERVICE", "config": {}}
         await register(quiet_server, f"node-{number}", profiles=[profile])
     await settled(quiet_server, 102)
-    with statements(quiet_server) as sent:
+    with statements(quiet_server.services.database) as sent:
         await quiet_server.execute(
             "query ($first: Int) { nodes(first: $first) { revision nodes {"
             " nodeId name role type labels status statusReason statusSince lastHeartbeat hostname"
@@ -160,7 +161,7 @@ async def test_a_page_with_profiles_and_last_changes_costs_six_statements(
 async def test_total_count_costs_nothing_where_it_is_not_asked_for(
     quiet_server: LiveServer,
 ) -> None:
-    with statements(quiet_server) as sent:
+    with statements(quiet_server.services.database) as sent:
         await quiet_server.execute("{ nodes { nodes { nodeId } } }")
     assert not any("count(" in statement for statement in sent)
 

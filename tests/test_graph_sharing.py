@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 import pytest
 import strawberry
-from api import CHANGES, MAINTENANCE, register, settled, statements
+from api import CHANGES, MAINTENANCE, register, settled
 from conftest import LiveServer, StartServer
+from statements import statements
 from transport_ws import connect
 
 from db.errors import Unavailable
@@ -235,7 +236,7 @@ async def test_a_filter_and_nested_fields_are_asked_of_the_database_once_for_all
         async with asyncio.timeout(10):
             while server.services.feed.subscribers < 10:
                 await asyncio.sleep(0.005)
-        with statements(server) as sent:
+        with statements(server.services.database) as sent:
             await server.execute(MAINTENANCE, input={"nodeId": "n0", "enabled": True})
             for _ in range(10):
                 await client.receive()
@@ -250,7 +251,7 @@ async def test_nested_fields_of_many_events_cost_one_statement(start_server: Sta
         for number in range(20):
             await register(server, f"n{number}")
     async with start_server(**quiet) as server, connect(server.websocket_url) as client:
-        with statements(server) as sent:
+        with statements(server.services.database) as sent:
             await client.subscribe("1", CHANGES, after="2")
             for _ in range(20):
                 await client.receive()

@@ -178,8 +178,8 @@ class Registry:
 
     async def log(self) -> list[LoggedChange]:
         """Without what the migrations wrote."""
-        async with self.database.read() as session:
-            logged, _ = await changes.after(session, 0)
+        async with self.database.driver() as connection:
+            logged, _ = await changes.after(connection, 0)
         return [change for change in logged if change.reason is not StatusReason.SEEDED]
 
     async def statuses(self) -> list[NodeStatus]:

@@ -45,7 +45,8 @@ class Recorded:
 
 # Rows are locked in the order of their ids, so that two batches never wait for one another in a
 # ring. What a heartbeat changes of the status is decided here and made by changes.apply; without
-# `whole`, nothing is written of those that change it.
+# `whole`, nothing is written of those that change it. LIMIT tells that registry_state has one row:
+# until its first ANALYZE PostgreSQL would plan for hundreds.
 _RECORD = text(f"""
 WITH report AS (
     SELECT * FROM unnest(CAST(:node_ids AS text[]), CAST(:boot_ids AS text[]),

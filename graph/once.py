@@ -21,13 +21,10 @@ class Once(Generic[KeyT, AnswerT]):
         self._weigh = weigh
         self._weight = 0
         self._running: dict[KeyT, Task[AnswerT]] = {}
-        self._kept: OrderedDict[KeyT, tuple[Task[AnswerT], int]] = OrderedDict()
+        self._kept: OrderedDict[KeyT, tuple[AnswerT, int]] = OrderedDict()
 
     def begin(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> Task[AnswerT]:
-        """The task of `work`, whoever began it. Shield it where you wait for it."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key][0]
+        """The task of `work`, whoever began it, for what is not kept. Shield it where you wait."""
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(work())
@@ -39,10 +36,25 @@ class Once(Generic[KeyT, AnswerT]):
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
-        return self._kept[key][0].result()
+        return self._kept[key][0]
+
+    def keep(self, key: KeyT, answer: AnswerT) -> None:
+        """Remembers what took no waiting."""
+        self.forget(key)
+        weight = self._weigh(answer)
+        if weight > self._most:
+            return
+        self._kept[key] = answer, weight
+        self._weight += weight
+        while self._weight > self._most:
+            _, (_, lightened) = self._kept.popitem(last=False)
+            self._weight -= lightened
 
     async def get(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> AnswerT:
         """The answer of `work`, whoever had it done; raises what it raised."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
         return await asyncio.shield(self.begin(key, work))
 
     def forget(self, key: KeyT) -> None:
@@ -56,10 +68,5 @@ class Once(Generic[KeyT, AnswerT]):
         if self._running.get(key) is not task:
             return
         del self._running[key]
-        if failed or (weight := self._weigh(task.result())) > self._most:
-            return
-        self._kept[key] = task, weight
-        self._weight += weight
-        while self._weight > self._most:
-            _, (_, lightened) = self._kept.popitem(last=False)
-            self._weight -= lightened
+        if not failed:
+            self.keep(key, task.result())

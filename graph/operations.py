@@ -6,9 +6,7 @@ import json
 import time
 from collections.abc import (
     AsyncGenerator,
-    Callable,
     Collection,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -230,25 +228,28 @@ class Operations:
                 raise OperationRefused(errors.as_response(source.errors or []))
             assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
             looks = _looks(admitted, alike=source.alike)
-            tell = partial(_tell, executor, admitted.operation.event_shape)
+            tell = partial(self._tell, executor, admitted.operation.event_shape, looks)
             async with aclosing(source.batches) as batches:
                 async for events in batches:
-                    async for payload in self._payloads(tell, events, looks):
+                    # All are begun at once, so that what they ask the database is asked for all.
+                    told = [tell(event) for event in events]
+                    async for payload in _payloads(told):
                         yield payload
 
-    async def _payloads(
-        self, tell: "_Tell", events: Sequence[object], looks: bytes
-    ) -> AsyncGenerator[str, None]:
-        # All are begun at once, so that what they ask the database is asked for all of them.
-        executions = [
-            self._shared.begin((looks, id(event)), partial(tell, event)) for event in events
-        ]
-        for told, execution in enumerate(executions, start=1):
-            done = execution.done()
-            shared = execution.result() if done else await asyncio.shield(execution)
-            yield shared.answer.payload
-            if told % _TURN == 0:
-                await asyncio.sleep(0)
+    def _tell(
+        self, executor: "Executor[Any]", shape: Shape | None, looks: bytes, event: object
+    ) -> "_Shared | asyncio.Task[_Shared]":
+        """What others have been told already, or that needs nothing of the database, is at hand."""
+        key = looks, id(event)
+        shared = self._shared.kept(key)
+        if shared is not None:
+            return shared
+        if shape is not None:
+            with suppress(Exception):
+                shared = _Shared(event, _Answer(_encoded({"data": shape(event)})))
+                self._shared.keep(key, shared)
+                return shared
+        return self._shared.begin(key, partial(_executed, executor, event))
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,15 +260,19 @@ class _Shared:
     answer: _Answer
 
 
-_Tell = Callable[[object], Coroutine[Any, Any, _Shared]]
-
-
-async def _tell(executor: "Executor[Any]", shape: Shape | None, event: object) -> _Shared:
-    if shape:
-        with suppress(Exception):
-            return _Shared(event, _Answer(_encoded({"data": shape(event)})))
+async def _executed(executor: "Executor[Any]", event: object) -> _Shared:
     result = await await_maybe(execute_subscription_event(executor.build_per_event_executor(event)))
     return _Shared(event, _answered(result))
+
+
+async def _payloads(
+    told: Sequence[_Shared | asyncio.Task[_Shared]],
+) -> AsyncGenerator[str, None]:
+    for count, one in enumerate(told, start=1):
+        shared = await asyncio.shield(one) if isinstance(one, asyncio.Task) else one
+        yield shared.answer.payload
+        if count % _TURN == 0:
+            await asyncio.sleep(0)
 
 
 @contextmanager

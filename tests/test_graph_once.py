@@ -189,6 +189,18 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_no_error_of_the_loop(
     assert not logged
 
 
+async def test_what_took_no_waiting_is_kept_as_well_and_as_bounded() -> None:
+    kept, work = once(), Work()
+    kept.keep("a", 2)
+    assert kept.kept("a") == await kept.get("a", work.of("a")) == 2
+    kept.keep("a", MOST)
+    kept.keep("b", MOST + 1)
+    assert (kept.kept("a"), kept.kept("b")) == (MOST, None)
+    kept.keep("b", 1)
+    assert (kept.kept("a"), kept.kept("b")) == (None, 1)
+    assert not work.begun
+
+
 class Model:
     """What is kept, oldest first, as plainly as it can be said."""
 
@@ -238,7 +250,7 @@ async def test_whatever_is_begun_ended_and_forgotten_the_newest_that_fit_are_kep
     for action, key, number in steps:
         if action == "begin":
             begun[key] += model.begin(key)
-            kept.begin(key, work.of(key))
+            _ = kept.kept(key) or kept.begin(key, work.of(key))
         elif action == "forget":
             model.forget(key)
             kept.forget(key)

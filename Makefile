@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
 
-.PHONY: run router test check bench fleet format schema documents units lock clean
+.PHONY: run router test check bench fleet soak format schema documents units lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -33,6 +33,10 @@ bench: .venv/dev
 # A fleet of simulated agents, e.g. make fleet NODES=10000 SECONDS=600 OPTIONS=--restart
 fleet: .venv/dev
 	$(BIN)/python -m bench.fleet $(if $(NODES),--nodes $(NODES)) $(if $(SECONDS),--seconds $(SECONDS)) $(OPTIONS)
+
+# Ten minutes at full load, for the memory's sake.
+soak: .venv/dev
+	$(BIN)/python -m bench.soak
 
 format: .venv/dev
 	$(BIN)/ruff format

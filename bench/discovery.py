@@ -47,18 +47,18 @@ async def discovery(*, quick: bool) -> AsyncIterator[Row]:
     questions = (
         (
             f"availableNodes(limit: 10) of {fleet:,} nodes",
-            [_body(AVAILABLE, require=REQUIRE, limit=10)],
+            [asked(AVAILABLE, require=REQUIRE, limit=10)],
             Target("ratio", "at least", 0.25),
         ),
         (
             "the same, of a thousand different questions",
             [
-                _body(AVAILABLE, require={**REQUIRE, "minGpuMemoryFreeMb": megabytes}, limit=10)
+                asked(AVAILABLE, require={**REQUIRE, "minGpuMemoryFreeMb": megabytes}, limit=10)
                 for megabytes in range(8000, 9000)
             ],
             None,
         ),
-        ("nodes(first: 100), 12 fields and profiles", [_body(PAGE, first=100)], None),
+        ("nodes(first: 100), 12 fields and profiles", [asked(PAGE, first=100)], None),
     )
     async with stage.database() as database, stage.bare() as bare:
         await settle(database, fleet)
@@ -82,5 +82,5 @@ async def discovery(*, quick: bool) -> AsyncIterator[Row]:
                 )
 
 
-def _body(query: str, **variables: object) -> bytes:
+def asked(query: str, **variables: object) -> bytes:
     return orjson.dumps({"query": query, "variables": variables})

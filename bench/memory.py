@@ -1,17 +1,28 @@
-"""What an idle subscriber costs the server's process, each on a connection of its own.
+"""What an idle subscriber, and a node, cost the server's process.
 
-The limit is a bare websocket connection. On both sides connections of a warm-up stay open, so that
-what is paid once, or freed and used again, does not count; and each has got one message.
+Each subscriber has a connection of its own, and its limit is a bare websocket connection. On both
+sides connections of a warm-up stay open, so that what is paid once, or freed and used again, does
+not count; and each has got one message. So it is with nodes: all have been heard and asked for.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from itertools import cycle
 
-from bench import stage
+from sqlalchemy import text
+
+from bench import requests, stage
+from bench.beats import beats, calls
+from bench.closed_loop import Load
+from bench.nodes import settle
 from bench.rows import Row, Target
 from bench.sockets import Socket, dial, in_turns
 from bench.stage import Server
 from bench.traffic import Changes, follow, followed
+from db.database import Database
+
+_GATEWAYS = 8
+_ASK = requests.post("/graphql", b'{"query": "{ availableNodes(limit: 10) { revision } }"}')
 
 Arouse = Callable[[list[Socket]], Awaitable[None]]
 
@@ -37,6 +48,33 @@ async def memory(*, quick: bool) -> AsyncIterator[Row]:
         limits,
         Target("figure", "at most", 60),
     )
+    yield await _per_node(quick=quick)
+
+
+async def _per_node(*, quick: bool) -> Row:
+    """Of a registry that has heard each, and was asked which are available."""
+    nodes, warm_up, seconds = (100, 100, 0.1) if quick else (10_000, 1000, 1)
+    async with stage.database() as database, stage.registry(database.url) as server:
+        await settle(database, warm_up)
+        await _make_known(server, warm_up, seconds)
+        before = server.resident_bytes
+        await settle(database, nodes, first=warm_up)
+        await _make_known(server, warm_up + nodes, seconds)
+        grown = server.resident_bytes - before
+        row = await _row_bytes(database)
+    return Row(
+        f"memory per node, {nodes:,} of them",
+        "kB",
+        [grown / nodes / 1000],
+        "its row in the database",
+        [row / 1000],
+        Target("figure", "at most", 2),
+    )
+
+
+async def _row_bytes(database: Database) -> float:
+    async with database.read() as session:
+        return float(await session.scalar(text("SELECT avg(pg_column_size(n)) FROM nodes n")) or 0)
 
 
 async def _each(
@@ -56,6 +94,12 @@ async def _each(
     for socket in sockets:
         socket.close()
     return grown / subscribers / 1000
+
+
+async def _make_known(server: Server, nodes: int, seconds: float) -> None:
+    """All are heard several times, and asked for."""
+    await Load(requests.dial, server, calls(beats(nodes)), _GATEWAYS).run(3 * seconds)
+    await Load(requests.dial, server, cycle([_ASK])).run(seconds)
 
 
 async def _tell(server: Server, written: Changes, sockets: list[Socket]) -> None:

@@ -1,4 +1,4 @@
-"""A fleet of nodes that differ, the same for each seed, registered and heard at one stroke."""
+"""A fleet of nodes that differ, the same each time, registered and heard at one stroke."""
 
 import random
 from datetime import timedelta
@@ -53,14 +53,16 @@ _COUNT = text("UPDATE registry_state SET revision = (SELECT max(revision) FROM s
 _PROFILES = text("""
 INSERT INTO node_profiles (node_id, profile_name, profile_type, config)
 SELECT id, 'llm', 'llm', '{"temperature": 0.2}' FROM nodes WHERE boot_id = 'boot-1'
+ON CONFLICT DO NOTHING
 """)
 _ROLE_PROFILES = text("""
 INSERT INTO role_profiles (node_role, node_type, profile_name, profile_type, config)
 SELECT r, t, 'llm', 'llm', '{"model": "llama3:8b", "context_tokens": 8192}'
 FROM unnest(ARRAY['production', 'development', 'backup']) r,
      unnest(ARRAY['router', 'gateway', 'worker']) t
+ON CONFLICT DO NOTHING
 """)
-# As autovacuum does within a minute.
+# As autovacuum does within a minute: a fleet that was written at one stroke fills its pages.
 _ANALYZE = text("VACUUM ANALYZE")
 
 
@@ -68,10 +70,10 @@ def node_id(number: int) -> str:
     return f"node-{number:05}"
 
 
-async def settle(database: Database, count: int, *, seed: int = 1) -> None:
+async def settle(database: Database, count: int, *, first: int = 0) -> None:
     """So many nodes, each with a heartbeat just now, a profile and one of its role's."""
-    chance = random.Random(seed)  # noqa: S311  # the same fleet each time
-    fleet = [_node(chance, number) for number in range(count)]
+    chance = random.Random(1)  # noqa: S311  # the same fleet each time
+    fleet = [_node(chance, number) for number in range(first, first + count)]
     columns = {name: [node[name] for node in fleet] for name in fleet[0]}
     async with database.write() as session:
         await make_days(session)

@@ -107,7 +107,7 @@ class Socket(asyncio.Protocol):
             if size < 126  # noqa: PLR2004  # as above
             else bytes([128 | opcode, 128 | 126]) + struct.pack("!H", size)
         )
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(head + b"\0\0\0\0" + payload)
 
 

@@ -63,11 +63,9 @@ async def storage(*, quick: bool) -> AsyncIterator[Row]:
 
 
 async def _prepare(database: Database) -> None:
-    """The fleet was written at one stroke, which fills its pages; autovacuum would clear them."""
     async with database.read() as session:
         await session.execute(text("ALTER SYSTEM SET full_page_writes = off"))
         await session.execute(text("SELECT pg_reload_conf()"))
-        await session.execute(text("VACUUM ANALYZE nodes"))
     await database.engine.dispose()
 
 

@@ -1,6 +1,7 @@
 """The benches run from end to end; what they measure here, in a hurry, proves nothing."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,18 @@ def test_fleet_survives_its_troubles_and_a_kill_of_its_registry(tmp_path: Path) 
     assert found["not back by then"] == 0
     assert sum(document["statuses"].values()) == 40
     assert document["transitions"]["new to online, registered"] == 40
+
+
+def test_soak_tells_the_memory_when_warm_and_at_the_end() -> None:
+    short = ("--nodes", "50", "--parts", "2", "--seconds", "0.1")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.soak", *short],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r".+ MB when warm, .+ MB 0.2 s later", done.stdout.splitlines()[-1])
+    assert len(re.findall(r"\bMB, [\d,]+ and [\d,]+ and [\d,]+ answers/s", done.stdout)) == 6

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import httpx
 import npm
 import pytest
 import pytest_asyncio
-from api import BEAT, REGISTER
+from api import BEAT, DEREGISTER, REGISTER
 from browser import chromium, complaints
 from keyring import ADMIN
 from playwright.async_api import Browser, Page, expect
@@ -213,6 +213,25 @@ async def test_the_registry_is_killed_and_started_again_and_the_page_catches_up(
         await expect(row(page, f"{log}-1")).to_be_visible()
         await expect(row(page, f"{log}-2")).to_be_visible()
         await expect(page.locator("#freshness")).to_have_text("Live")
+
+
+async def test_a_fleet_that_falls_silent_at_once_raises_an_alarm_until_it_is_heard_again(
+    desk: Desk,
+) -> None:
+    node_ids = [f"silent-{number}" for number in range(12)]
+    async with desk.page("/dashboard?q=silent-") as page:
+        await asyncio.gather(*map(desk.register, node_ids))
+        alarm = page.locator("#alarm")
+        await expect(alarm).to_contain_text("Silent nodes are not marked offline")
+        await expect(page.locator("#mode")).to_have_text("Protected")
+        async with AsyncExitStack() as stack:
+            for node_id in node_ids:
+                await stack.enter_async_context(desk.beating(node_id))
+            await expect(alarm).to_be_hidden()
+            await expect(page.locator("#mode")).to_have_text("Normal")
+        for node_id in node_ids:
+            await desk.ask(DEREGISTER, input={"nodeId": node_id})
+        await expect(page.get_by_text(node_ids[0], exact=True)).to_have_count(0)
 
 
 async def test_a_nodes_page_charts_its_load_live_and_tells_its_story(desk: Desk) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.fleet.story import Story, Terms
+from bench.fleet.tally import percentile
 from bench.report import Circumstances
 
 _ROOMY = 100
@@ -28,13 +29,15 @@ class Finding:
 def findings(terms: Terms, story: Story) -> list[Finding]:
     steady = next(phase for phase in story.phases if phase.name == "steady")
     given_up = sum(phase.given_up.total() for phase in story.phases)
-    p50, p99 = steady.percentile(50), steady.percentile(99)
+    p50, p99 = percentile(steady.latencies, 50), percentile(steady.latencies, 99)
     few = 0 < terms.connections <= _ROOMY
     found = [
         Finding("heartbeats", len(steady.latencies) / steady.seconds, "/s"),
         Finding("server", steady.cores, "of a core", 0.6),
         Finding("answer p50", p50, "ms"),
         Finding("answer p99", p99, "ms", 10 * p50),
+        Finding("the load", steady.load_cores, "of a core"),
+        Finding("the load's own lag, p99", percentile(steady.lags, 99), "ms"),
         Finding("errors while steady", steady.errors.total(), "", 0),
         Finding("errors that no agent retries", given_up, "", 0),
         Finding(

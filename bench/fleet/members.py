@@ -100,6 +100,8 @@ class Member:
             await run.keep_beating()
         except RefusedError as refusal:
             self.tally.gave_up(refusal)
+        except Exception as error:  # noqa: BLE001  # an agent would have died of it
+            self.tally.died(error)
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -1,6 +1,7 @@
 """The fleet arrives, beats for a while, and may see its registry killed and started anew."""
 
 import asyncio
+import gc
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -24,6 +25,7 @@ _SETTLE_INTERVALS = 2
 _RETURN_INTERVALS = 6
 _RETURN_SECONDS = 60
 _TELL_SECONDS = 30
+_LOOK_SECONDS = 0.01
 
 _STATUSES = text("""
 SELECT status, count(*) AS nodes FROM nodes
@@ -163,6 +165,9 @@ async def _arrive(
             click.echo(f"{missing} nodes were not heard", err=True)
         tally.miss({member.node_id for member in members})
     await asyncio.sleep(terms.interval)
+    # The collector would stop all agents at once, as no fleet is stopped.
+    gc.collect()
+    gc.freeze()
     story.bytes_before, story.later = before, len(members) - early
 
 
@@ -190,6 +195,7 @@ async def _measure(seconds: float, phase: Phase, server: Server, story: Story) -
     story.phases.append(phase)
     began = last = Reading.of(server)
     heard = 0
+    watching = asyncio.create_task(_watch_lag(phase))
     while (left := began.at + seconds - time.perf_counter()) > 0:
         await asyncio.sleep(min(left, _TELL_SECONDS))
         now = Reading.of(server)
@@ -202,8 +208,18 @@ async def _measure(seconds: float, phase: Phase, server: Server, story: Story) -
         )
         story.resident.append((now.at - began.at, now.resident_bytes))
         last, heard = now, len(phase.latencies)
+    watching.cancel()
     phase.seconds = last.at - began.at
     phase.cores = (last.cpu_seconds - began.cpu_seconds) / phase.seconds
+    phase.load_cores = (last.load_seconds - began.load_seconds) / phase.seconds
+
+
+async def _watch_lag(phase: Phase) -> None:
+    """What the load is late by itself is no delay of the server's."""
+    while True:
+        due = time.perf_counter() + _LOOK_SECONDS
+        await asyncio.sleep(_LOOK_SECONDS)
+        phase.lags.append(time.perf_counter() - due)
 
 
 async def _restart(

@@ -4,26 +4,28 @@ import asyncio
 import time
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from agent.client import RefusedError, RegistryAwayError
-from bench.stage import Server
+from bench.stage import LOAD, Server
 
 Failure = RegistryAwayError | RefusedError
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Of the server's process, at one moment."""
+    """Of the server's process, and of the load's, at one moment."""
 
     at: float
     cpu_seconds: float
+    load_seconds: float
     resident_bytes: int
 
     @classmethod
     def of(cls, server: Server) -> "Reading":
-        return cls(time.perf_counter(), server.cpu_seconds, server.resident_bytes)
+        return cls(time.perf_counter(), server.cpu_seconds, LOAD.cpu_seconds, server.resident_bytes)
 
 
 @dataclass
@@ -34,15 +36,19 @@ class Phase:
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     errors: Counter[str] = field(default_factory=Counter)
     given_up: Counter[str] = field(default_factory=Counter)
+    lags: "array[float]" = field(default_factory=lambda: array("d"))
+    """By how much the load itself was late, as it looked now and then."""
     seconds: float = 0.0
     cores: float = 0.0
+    load_cores: float = 0.0
 
-    def percentile(self, percent: float) -> float:
-        """In milliseconds; 0 where nothing was answered."""
-        if not self.latencies:
-            return 0.0
-        ordered = sorted(self.latencies)
-        return 1000 * ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+def percentile(seconds: Sequence[float], percent: float) -> float:
+    """In milliseconds; 0 where there is nothing."""
+    if not seconds:
+        return 0.0
+    ordered = sorted(seconds)
+    return 1000 * ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 class Tally:
@@ -68,6 +74,10 @@ class Tally:
         """The same failure was counted before as one that is tried again."""
         self.phase.errors[_label(failure)] -= 1
         self.phase.given_up[_label(failure)] += 1
+
+    def died(self, error: Exception) -> None:
+        """Of what no agent should die of."""
+        self.phase.given_up[f"died: {error!r}"] += 1
 
     def miss(self, node_ids: set[str]) -> None:
         """Until each of them was answered."""

@@ -48,6 +48,7 @@ class Database:
         self.url = make_url(url).set(drivername="postgresql+asyncpg")
         self.pool_size = pool_size
         self.failures = 0
+        self._statement_timeout_seconds = statement_timeout_seconds
         self.engine: AsyncEngine = create_async_engine(
             self.url,
             pool_size=pool_size,
@@ -77,6 +78,19 @@ class Database:
             async_creator=self.listening_connection,
             **_TYPES,
         )
+
+    @asynccontextmanager
+    async def beside(self, pool_size: int) -> AsyncIterator["Database"]:
+        """The same one by a pool apart, for what must not wait until others are done."""
+        apart = Database(
+            self.url,
+            pool_size=pool_size,
+            statement_timeout_seconds=self._statement_timeout_seconds,
+        )
+        try:
+            yield apart
+        finally:
+            await apart.close()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:

@@ -31,7 +31,7 @@ from graph.pages import Pages
 from graph.refusals import Refusals
 from graph.schema import schema
 from graph.services import Services
-from graph.settings import ConfigurationError, Settings
+from graph.settings import VITAL_CONNECTIONS, ConfigurationError, Settings
 from graph.shared_rates import SharedRates
 from graph.siblings import Siblings
 from graph.supervisor import supervised
@@ -90,8 +90,10 @@ async def running_services(
         fleet = Fleet(database, feed)
         upkeep = Upkeep(database, settings, metrics)
         await upkeep.make_days()
-        pacemaker = Pacemaker(database, settings, metrics)
-        given = database, pacemaker, metrics
+        # Whatever callers ask, heartbeats are written and nodes are looked after.
+        vital = await stack.enter_async_context(database.beside(VITAL_CONNECTIONS))
+        pacemaker = Pacemaker(vital, settings, metrics)
+        given = vital, pacemaker, metrics
         heartbeats = HeartbeatWriter(*given) if tracing is None else tracing.heartbeats(*given)
         heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()

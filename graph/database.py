@@ -20,7 +20,7 @@ async def database_url(settings: Settings) -> AsyncIterator[URL]:
     if (external := settings.external_database) is not None:
         yield external
         return
-    connections = settings.workers * (settings.db_pool_size + 1) + _OTHER_CONNECTIONS
+    connections = settings.database_connections + _OTHER_CONNECTIONS
     options = {"max_connections": str(max(100, connections))}
     async with embedded_postgres(settings.data_dir, options=options) as url:
         yield url

@@ -59,11 +59,10 @@ def _cluster_is_made(settings: Settings) -> bool:
 
 
 def _checks(database: Database, settings: Settings) -> dict[str, Check]:
-    wanted = settings.workers * (settings.db_pool_size + 1)
     return {
         "version": server_checks.version,
         "writing": server_checks.writing,
-        "connections": server_checks.connections(wanted),
+        "connections": server_checks.connections(settings.database_connections),
         "replication": server_checks.replication,
         "schema": checkup.schema(database),
         **checkup.CHECKS,

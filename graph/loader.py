@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -23,8 +24,9 @@ class NodeLoader:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._loader: DataLoader[_Key, Any] = DataLoader(self._load, cache=False)
+        # It must not hold this loader: a cycle for each request is work for the collector.
+        load = partial(_load, database)
+        self._loader: DataLoader[_Key, Any] = DataLoader(load, cache=False)
 
     async def ask(
         self,
@@ -36,21 +38,22 @@ class NodeLoader:
         answer: T | None = await self._loader.load((question, tuple(arguments.items()), node))
         return answer
 
-    async def _load(self, keys: list[_Key]) -> list[Any]:
-        nodes: dict[tuple[Question, tuple[tuple[str, Any], ...]], set[UUID]] = defaultdict(set)
-        for question, arguments, node in keys:
-            nodes[question, arguments].add(node)
-        async with self._database.read() as session:
-            answers = {
-                (question, arguments): await _answer(session, question, asked, dict(arguments))
-                for (question, arguments), asked in nodes.items()
-            }
-        return [
-            answer
-            if isinstance(answer := answers[question, arguments], Exception)
-            else answer.get(node)
-            for question, arguments, node in keys
-        ]
+
+async def _load(database: Database, keys: list[_Key]) -> list[Any]:
+    nodes: dict[tuple[Question, tuple[tuple[str, Any], ...]], set[UUID]] = defaultdict(set)
+    for question, arguments, node in keys:
+        nodes[question, arguments].add(node)
+    async with database.read() as session:
+        answers = {
+            (question, arguments): await _answer(session, question, asked, dict(arguments))
+            for (question, arguments), asked in nodes.items()
+        }
+    return [
+        answer
+        if isinstance(answer := answers[question, arguments], Exception)
+        else answer.get(node)
+        for question, arguments, node in keys
+    ]
 
 
 async def _answer(

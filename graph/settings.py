@@ -22,6 +22,8 @@ from graph.bounds import Bounds
 from graph.cost import MOST
 
 PREFIX = "NODE_REGISTRY_"
+VITAL_CONNECTIONS = 2
+"""Of each process: one writes heartbeats while the other sweeps."""
 
 
 class ConfigurationError(Exception):
@@ -119,6 +121,11 @@ class Settings(BaseSettings):
         if self.auth is not None:
             return self.auth == "required"
         return self.env != "development" or not is_loopback(self.http_host)
+
+    @property
+    def database_connections(self) -> int:
+        """Those of all workers, at most; one of each listens."""
+        return self.workers * (self.db_pool_size + VITAL_CONNECTIONS + 1)
 
     @property
     def external_database(self) -> URL | None:

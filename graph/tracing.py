@@ -63,9 +63,10 @@ class Tracing:
     def requests(self, graphql: ASGIApp) -> ASGIApp:
         return TracedRequests(graphql, self._tracer)
 
-    def heartbeats(self, *given: Any) -> HeartbeatWriter:
-        """As `HeartbeatWriter` of the same."""
-        return TracedHeartbeats(*given, tracer=self._tracer)
+    def heartbeats(self, database: Database, *given: Any) -> HeartbeatWriter:
+        """As `HeartbeatWriter` of the same, whose pool is one of its own."""
+        _Statements(database, self._tracer)
+        return TracedHeartbeats(database, *given, tracer=self._tracer)
 
     async def close(self) -> None:
         """Sends what is left; what cannot be sent within some seconds is lost."""

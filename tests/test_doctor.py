@@ -266,7 +266,7 @@ async def test_it_finds_a_certificate_that_has_ended_or_soon_will(
 
 async def test_it_finds_more_connections_wanted_than_allowed(patient: Patient) -> None:
     settings = patient.settings(workers=64, db_pool_size=100)
-    says = ("6464 are the most", "raise max_connections")
+    says = ("6592 are the most", "raise max_connections")
     shows(await ill(settings), "connections", Severity.FAULT, *says)
 
 

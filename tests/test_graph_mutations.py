@@ -114,6 +114,19 @@ async def test_a_heartbeat_of_an_unknown_node_tells_the_agent_to_register(
     assert body["errors"][0]["extensions"]["nodeId"] == "a"
 
 
+async def test_heartbeats_and_sweeps_wait_for_no_connection_that_callers_have(
+    start_server: StartServer,
+) -> None:
+    async with start_server(db_pool_size=2) as server:
+        await register(server, "a")
+        database, pacemaker = server.services.database, server.services.pacemaker
+        async with database.driver(), database.driver(), asyncio.timeout(3):
+            assert database.connections_in_use() == 2
+            recorded = await beat(server, "a", 1)
+            await pacemaker.sweep()
+    assert recorded["status"] == "ONLINE"
+
+
 async def test_a_batch_answers_each_heartbeat_in_order(server: LiveServer) -> None:
     await register(server, "a")
     await register(server, "b")

@@ -49,8 +49,12 @@ class Member:
         self._run: asyncio.Task[None] | None = None
 
     @property
+    def awake(self) -> bool:
+        return self._awake.is_set()
+
+    @property
     def there(self) -> bool:
-        return self._run is not None and not self._run.done() and self._awake.is_set()
+        return self._run is not None and not self._run.done() and self.awake
 
     def start(self) -> None:
         """A run with a bootId of its own, as each start of an agent has one."""
@@ -64,13 +68,13 @@ class Member:
         self.start()
 
     async def sleep(self, seconds: float) -> None:
-        """The machine stands still; its connection does not know of it."""
+        """The machine stands still; its connection is not trusted afterwards, as by the agent."""
         self.tally.let_go(self.node_id)
         self.naps += 1
         self._awake.clear()
         self.wire.suspend()
         await asyncio.sleep(seconds)
-        self.wire.resume()
+        self.wire.wake()
         self._awake.set()
 
     def stop(self) -> None:
@@ -121,14 +125,14 @@ class _Asking:
         self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
     ) -> ReplyT:
         member = self._member
-        naps, began = member.naps, time.perf_counter()
+        naps, asleep, began = member.naps, not member.awake, time.perf_counter()
         try:
             data = await member.wire.ask(document, variables)
         except (RegistryAwayError, RefusedError) as failure:
-            if naps == member.naps:  # else it is the sleep that broke the connection
+            if naps == member.naps and not asleep:  # else it is the sleep that broke the connection
                 member.tally.failed(failure)
             raise
-        if naps == member.naps:
+        if naps == member.naps and not asleep:
             member.tally.answered(member.node_id, time.perf_counter() - began)
         return checked(data, reply)
 

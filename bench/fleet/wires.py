@@ -38,9 +38,10 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
     def suspend(self) -> None:
-        """Neither reads nor answers pings, as a machine that sleeps."""
+        """Neither reads nor answers pings, as a machine that sleeps; unless others share it."""
 
-    def resume(self) -> None: ...
+    def wake(self) -> None:
+        """What was open before is not trusted any more."""
 
 
 class WebSocketWire:
@@ -73,15 +74,15 @@ class WebSocketWire:
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
-            self._lose()
+            self._lose(self._socket)
 
     def suspend(self) -> None:
         if self._socket is not None and len(self.paces) == 1:
-            self._socket.read(on=False)
+            self._socket.suspend()
 
-    def resume(self) -> None:
-        if self._socket is not None:
-            self._socket.read(on=True)
+    def wake(self) -> None:
+        if len(self.paces) == 1:
+            self.close()
 
     async def _open(self) -> "_Socket":
         acknowledged = self._waiting[""] = asyncio.get_running_loop().create_future()
@@ -115,7 +116,9 @@ class WebSocketWire:
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
 
-    def _lose(self) -> None:
+    def _lose(self, socket: "_Socket") -> None:
+        if socket is not self._socket:
+            return  # long replaced
         self._socket = None
         lost, self._waiting = self._waiting, {}
         for waiting in lost.values():
@@ -124,7 +127,7 @@ class WebSocketWire:
 
 
 class _Socket(Socket):
-    def __init__(self, hear: Callable[[bytes], None], lose: Callable[[], None]) -> None:
+    def __init__(self, hear: Callable[[bytes], None], lose: Callable[["_Socket"], None]) -> None:
         super().__init__(PATH, hear)
         self._lose = lose
         self._pinging: asyncio.TimerHandle | None = None
@@ -133,7 +136,7 @@ class _Socket(Socket):
         super().connection_lost(exc)
         if self._pinging is not None:
             self._pinging.cancel()
-        self._lose()
+        self._lose(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -148,9 +151,9 @@ class _Socket(Socket):
         self._write(_PING, b"")
         self._pinging = asyncio.get_running_loop().call_later(PING_SECONDS, self._ping)
 
-    def read(self, *, on: bool) -> None:
+    def suspend(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
-            (self._transport.resume_reading if on else self._transport.pause_reading)()
+            self._transport.pause_reading()
 
 
 class HttpWire(asyncio.Protocol):
@@ -186,9 +189,8 @@ class HttpWire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.pause_reading()
 
-    def resume(self) -> None:
-        if self._transport is not None:
-            self._transport.resume_reading()
+    def wake(self) -> None:
+        self.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)

@@ -20,7 +20,7 @@ from bench.fleet.wires import HttpWire, WebSocketWire, Wire
 from bench.stage import Server
 from db.database import Database
 
-_ARRIVALS_PER_SECOND = 50
+_ARRIVALS_PER_SECOND = 100
 _SETTLE_INTERVALS = 2
 _RETURN_INTERVALS = 6
 _RETURN_SECONDS = 60
@@ -164,10 +164,10 @@ async def _arrive(
         if missing := await tally.all_back(_patience(terms)):
             click.echo(f"{missing} nodes were not heard", err=True)
         tally.miss({member.node_id for member in members})
-    await asyncio.sleep(terms.interval)
     # The collector would stop all agents at once, as no fleet is stopped.
     gc.collect()
     gc.freeze()
+    await asyncio.sleep(terms.interval)
     story.bytes_before, story.later = before, len(members) - early
 
 

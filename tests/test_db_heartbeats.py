@@ -1,6 +1,7 @@
 """Batches of heartbeats: the outcome of each, and what they leave behind."""
 
 import asyncio
+import secrets
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -16,6 +17,7 @@ from fleet import (
     be_at_work,
     beat,
     changes_of,
+    examples,
     record,
     register,
     registration_of,
@@ -25,6 +27,8 @@ from fleet import (
     sweep,
     waits_for_a_lock,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import text
 from statements import statements
 
@@ -418,3 +422,73 @@ async def test_a_change_that_cannot_be_made_takes_no_steady_heartbeat_with_it(
     await impatient.close()
     assert (await stand(database, "steady")).last_sequence == 1
     assert (await stand(database, "ailing")).last_sequence is None
+
+
+STANDINGS = st.sampled_from(
+    [
+        ("online", "heartbeat"),
+        ("degraded", "missed_heartbeats"),
+        ("degraded", "self_reported"),
+        ("degraded", "flapping"),
+        ("offline", "missed_heartbeats"),
+        ("maintenance", "maintenance_started"),
+    ]
+)
+BOOTS = st.sampled_from(["boot-1", "boot-1", "boot-0"])
+REPORTS = st.tuples(st.integers(0, 2), BOOTS, st.integers(1, 5))
+
+
+@given(
+    st.lists(STANDINGS, min_size=2, max_size=2),
+    st.lists(st.tuples(REPORTS, st.booleans()), min_size=1, max_size=9),
+)
+@examples(40)
+async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
+    database: Database,
+    standings: list[tuple[str, str]],
+    batch: list[tuple[tuple[int, str, int], bool]],
+) -> None:
+    """The third node is not registered."""
+    outcomes, left_behind = [], []
+    for way in ("directly", "by-session"):
+        name = f"{way}-{secrets.token_hex(4)}"
+        for number, (status, reason) in enumerate(standings):
+            await register(database, f"{name}-{number}")
+            await put(database, f"{name}-{number}", status, reason)
+        reports = [
+            report(f"{name}-{number}", sequence, boot, degraded=degraded, metrics={"of": index})
+            for index, ((number, boot, sequence), degraded) in enumerate(batch)
+        ]
+        if way == "directly":
+            came = await heartbeats.write(database, reports, RULES)
+        else:
+            async with database.write() as session:
+                came = await heartbeats.record(session, reports, RULES)
+        outcomes.append([one.status if isinstance(one, Recorded) else one.code for one in came])
+        left_behind.append(await rows(database, LEFT_BEHIND, pattern=f"{name}-%"))
+    assert outcomes[0] == outcomes[1]
+    assert left_behind[0] == left_behind[1]
+
+
+async def put(database: Database, node_id: str, status: str, reason: str) -> None:
+    """Where heartbeats find it, its last one a moment ago."""
+    async with database.write() as session:
+        await session.execute(
+            text(
+                "UPDATE nodes SET status = :status, status_reason = CAST(:reason AS text),"
+                " last_sequence = 1,"
+                " steady_since = CASE WHEN CAST(:reason AS text) = 'flapping' THEN now() END"
+                " WHERE node_id = :node"
+            ),
+            {"status": status, "reason": reason, "node": node_id},
+        )
+
+
+LEFT_BEHIND = """
+SELECT n.status, n.status_reason, n.last_sequence, n.reported_degraded,
+       (SELECT array_agg(h.status || h.metrics::text ORDER BY h.id) FROM heartbeat_log h
+        WHERE h.node_id = n.id),
+       (SELECT array_agg(c.status || c.reason ORDER BY c.revision) FROM status_changes c
+        WHERE c.node_id = n.id)
+FROM nodes n WHERE n.node_id LIKE :pattern ORDER BY n.node_id
+"""

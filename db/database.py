@@ -10,6 +10,7 @@ from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import (
     DBAPIError,
     DisconnectionError,
+    EmulatedDBAPIException,
     InvalidRequestError,
     PendingRollbackError,
     ResourceClosedError,
@@ -183,14 +184,14 @@ def _refuse_closed(dbapi_connection: object, *_: object) -> None:
 
 def _passes_by_itself(error: Exception) -> bool:
     match error:
-        case OSError() | TimeoutError() | PoolTimeout():
+        case OSError() | TimeoutError() | PoolTimeout() | DBAPIError(connection_invalidated=True):
             return True
         case InvalidRequestError():
             # The pool says no more than this when each connection ends as soon as it is made, and
             # a session when its connection was cut between two of its steps.
             return type(error) in {InvalidRequestError, PendingRollbackError, ResourceClosedError}
-        case DBAPIError():
-            return error.connection_invalidated or _passes_by_itself(error.driver_exception)
+        case DBAPIError() | EmulatedDBAPIException():  # the latter when `driver` has none made
+            return _passes_by_itself(error.driver_exception)
         case asyncpg.CheckViolationError(constraint_name=None):
             # A row was on its way to the default partition while its own was made. Where there is
             # no default partition, PostgreSQL names the whole table: a fault of ours.

@@ -231,7 +231,7 @@ async def test_a_fleet_that_falls_silent_at_once_raises_an_alarm_until_it_is_hea
             await expect(page.locator("#mode")).to_have_text("Normal")
         for node_id in node_ids:
             await desk.ask(DEREGISTER, input={"nodeId": node_id})
-        await expect(page.get_by_text(node_ids[0], exact=True)).to_have_count(0)
+        await expect(row(page, node_ids[0])).to_have_count(0)
 
 
 async def test_a_nodes_page_charts_its_load_live_and_tells_its_story(desk: Desk) -> None:

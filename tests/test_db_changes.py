@@ -1,9 +1,10 @@
 """The change log: gapless, in the order of the commits, told by NOTIFY, whoever writes at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from itertools import count, pairwise
+from typing import Any
 
 import asyncpg
 import pytest
@@ -336,6 +337,30 @@ async def test_listening_to_a_server_that_is_away_is_unavailable(database: Datab
         async with listening(away):
             pass
     await away.close()
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As PostgreSQL does while it recovers."""
+    await reader.read(8)
+    writer.write(b"N")  # no TLS here
+    await reader.read(1000)
+    said = b"SFATAL\0C57P03\0Mthe database system is not yet accepting connections\0\0"
+    writer.write(b"E" + (len(said) + 4).to_bytes(4) + said)
+    await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize("way", [Database.read, Database.write, Database.driver, listening])
+async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
+    database: Database, way: Callable[[Database], AbstractAsyncContextManager[Any]]
+) -> None:
+    async with await asyncio.start_server(_refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        recovering = Database(database.url.set(host="127.0.0.1", port=port, query={}))
+        with pytest.raises(Unavailable):
+            async with way(recovering) as asked:
+                await asked.execute(text("SELECT 1"))
+        await recovering.close()
 
 
 async def test_connections_that_end_as_soon_as_they_are_made_are_an_outage(

@@ -140,8 +140,12 @@ export class Fleet extends EventTarget {
     this.revision = revision;
     this.#unfollow = this.#socket.subscribe(CHANGES, () => ({ after: String(this.revision) }), {
       next: (data) => this.#take(data.nodeStatusChanges),
-      // The log ends before where this page had come: it was set back.
-      error: (error) => (error.code === "BAD_INPUT" ? this.load() : this.#refuse(error)),
+      error: (error) => {
+        if (error.code !== "BAD_INPUT") this.#refuse(error);
+        // The log ends before where this page had come: it was set back. Should that not mend it,
+        // the registry is asked no more often than this.
+        else setTimeout(() => this.load(), FIRST_WAIT_MS);
+      },
     });
   }
 

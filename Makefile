@@ -15,10 +15,11 @@ run: .venv/run
 router: .venv/run
 	@exec $(BIN)/python -m examples.router
 
-# Some machines forbid Python to keep what it compiles; the tests start it a hundred times. In the order
-# of their names the longest modules, which have few tests, do not all come last.
+# Some machines forbid Python to keep what it compiles; the tests start it a hundred times. They wait for
+# a third of their time: three at once keep two cores busy. In the order of their names the longest
+# modules, which have few tests, do not all come last.
 test: .venv/dev
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/dev
 	$(BIN)/ruff format --check

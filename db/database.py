@@ -1,5 +1,6 @@
 """The engine and its pool: the one way to a connection, and where its failures get their name."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -38,9 +39,9 @@ _TRANSIENT_CLASSES = {"08", "40", "53", "55", "57"}
 class Database:
     """A bounded pool of connections to one PostgreSQL database.
 
-    Sessions raise Unavailable where the database cannot be reached, is too busy, or gave up a
+    Its blocks raise Unavailable where the database cannot be reached, is too busy, or gave up a
     statement; other errors of PostgreSQL are faults of ours and pass through as they are.
-    `failures` counts the former.
+    `failures` counts the former, those of the pools beside it too.
     """
 
     def __init__(
@@ -48,7 +49,8 @@ class Database:
     ) -> None:
         self.url = make_url(url).set(drivername="postgresql+asyncpg")
         self.pool_size = pool_size
-        self.failures = 0
+        self._failures = 0
+        self._beside: list[Database] = []
         self._statement_timeout_seconds = statement_timeout_seconds
         self.engine: AsyncEngine = create_async_engine(
             self.url,
@@ -72,13 +74,10 @@ class Database:
         )
         event.listen(self.engine.sync_engine, "checkout", _refuse_closed)
         self._reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._listening = create_async_engine(
-            self.url,
-            poolclass=NullPool,
-            isolation_level="AUTOCOMMIT",
-            async_creator=self.listening_connection,
-            **_TYPES,
-        )
+
+    @property
+    def failures(self) -> int:
+        return self._failures + sum(each.failures for each in self._beside)
 
     @asynccontextmanager
     async def beside(self, pool_size: int) -> AsyncIterator["Database"]:
@@ -88,6 +87,7 @@ class Database:
             pool_size=pool_size,
             statement_timeout_seconds=self._statement_timeout_seconds,
         )
+        self._beside.append(apart)
         try:
             yield apart
         finally:
@@ -112,13 +112,23 @@ class Database:
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[asyncpg.Connection]:
-        """The driver's own connection, for statements of which each stands by itself."""
+        """The driver's own connection, for statements of which each stands by itself.
+
+        The block has to end within twice the time of a statement: a server that has vanished
+        answers nothing, and ends no statement either.
+        """
         with self._named_failures():
-            pooled = await self.engine.raw_connection()
-            try:
-                yield pooled.driver_connection
-            finally:
-                await greenlet_spawn(pooled.close)
+            async with asyncio.timeout(2 * self._statement_timeout_seconds):
+                pooled = await self.engine.raw_connection()
+                driver = pooled.driver_connection
+                assert driver is not None  # noqa: S101  # it is connected
+                try:
+                    yield driver
+                except asyncio.CancelledError:
+                    driver.terminate()  # what it was asked may never be answered
+                    raise
+                finally:
+                    await greenlet_spawn(pooled.close)
 
     async def ping(self) -> None:
         async with self.read() as session:
@@ -137,7 +147,10 @@ class Database:
         It is given up at the end of the block, without a word to the server.
         """
         with self._named_failures():
-            async with self._listening.connect() as connection:
+            engine = create_async_engine(  # for what it teaches the connection of our types
+                self.url, poolclass=NullPool, async_creator=self.listening_connection, **_TYPES
+            )
+            async with engine.connect() as connection:
                 driver = (await connection.get_raw_connection()).driver_connection
                 assert driver is not None  # noqa: S101  # it is connected
                 try:
@@ -171,7 +184,7 @@ class Database:
             yield
         except Exception as error:
             if _passes_by_itself(error):
-                self.failures += 1
+                self._failures += 1
                 raise Unavailable(_RETRY_AFTER_SECONDS) from error
             raise
 
@@ -191,7 +204,8 @@ def _passes_by_itself(error: Exception) -> bool:
             # a session when its connection was cut between two of its steps.
             return type(error) in {InvalidRequestError, PendingRollbackError, ResourceClosedError}
         case DBAPIError() | EmulatedDBAPIException():  # the latter when `driver` has none made
-            return _passes_by_itself(error.driver_exception)
+            said = error.orig
+            return isinstance(said, Exception) and _passes_by_itself(said)
         case asyncpg.CheckViolationError(constraint_name=None):
             # A row was on its way to the default partition while its own was made. Where there is
             # no default partition, PostgreSQL names the whole table: a fault of ours.

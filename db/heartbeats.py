@@ -14,7 +14,7 @@ from db import changes
 from db.changes import Transition
 from db.database import Database
 from db.direct import Direct
-from db.errors import NodeNotFound, RegistryError, StaleBoot
+from db.errors import NodeNotFound, RegistryError, StaleBoot, Unavailable
 from db.flapping import damped
 from db.liveness import OVERDUE_AT
 from db.rules import Rules
@@ -112,9 +112,10 @@ _DIRECTLY = Direct(_RECORD)
 async def write(
     database: Database, reports: Sequence[HeartbeatReport], rules: Rules
 ) -> list[Recorded | RegistryError]:
-    """The outcome of each report, in the order given, as `record` has it; all is committed.
+    """The outcome of each report, in the order given, as `record` has it, once it is committed.
 
-    Those that change no status, nearly all, are written in a single round trip.
+    Those that change no status, nearly all, are written in a single round trip, and stand though
+    the others should be Unavailable. Raises Unavailable when none could be written.
     """
     first, *later = _one_of_each_node(reports) or [[]]
     outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
@@ -130,8 +131,12 @@ async def write(
             outcomes[i] = _outcome(reports[i], row, row.status)
     if left:
         left.sort()
-        async with database.write() as session:
-            recorded = await record(session, [reports[i] for i in left], rules)
+        recorded: Sequence[Recorded | RegistryError]
+        try:
+            async with database.write() as session:
+                recorded = await record(session, [reports[i] for i in left], rules)
+        except Unavailable as away:
+            recorded = [away] * len(left)
         for i, outcome in zip(left, recorded, strict=True):
             outcomes[i] = outcome
     return outcomes

@@ -56,7 +56,7 @@ class Metrics:
         )
         self._batch_size = Histogram(
             "node_registry_heartbeat_batch_size",
-            "Heartbeats written by one statement.",
+            "Heartbeats that were written together.",
             registry=self.registry,
             buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
         )
@@ -103,7 +103,7 @@ class Metrics:
         timer.observe(seconds)
 
     def observe_batch(self, outcomes: Sequence[object], seconds: float) -> None:
-        """Of heartbeats that one statement has written, refusals among them."""
+        """Of heartbeats that were written together, refusals among them."""
         self._batch_size.observe(len(outcomes))
         self._write_seconds.observe(seconds)
         refusals = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]

@@ -229,12 +229,16 @@ class Operations:
             assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
             looks = _looks(admitted, alike=source.alike)
             tell = partial(self._tell, executor, admitted.operation.event_shape, looks)
+            count = 0
             async with aclosing(source.batches) as batches:
                 async for events in batches:
                     # All are begun at once, so that what they ask the database is asked for all.
-                    told = [tell(event) for event in events]
-                    async for payload in _payloads(told):
-                        yield payload
+                    for told in [tell(event) for event in events]:
+                        shared = told if isinstance(told, _Shared) else await asyncio.shield(told)
+                        yield shared.answer.payload
+                        count += 1
+                        if count % _TURN == 0:
+                            await asyncio.sleep(0)
 
     def _tell(
         self, executor: "Executor[Any]", shape: Shape | None, looks: bytes, event: object
@@ -263,16 +267,6 @@ class _Shared:
 async def _executed(executor: "Executor[Any]", event: object) -> _Shared:
     result = await await_maybe(execute_subscription_event(executor.build_per_event_executor(event)))
     return _Shared(event, _answered(result))
-
-
-async def _payloads(
-    told: Sequence[_Shared | asyncio.Task[_Shared]],
-) -> AsyncGenerator[str, None]:
-    for count, one in enumerate(told, start=1):
-        shared = await asyncio.shield(one) if isinstance(one, asyncio.Task) else one
-        yield shared.answer.payload
-        if count % _TURN == 0:
-            await asyncio.sleep(0)
 
 
 @contextmanager

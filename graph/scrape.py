@@ -135,12 +135,12 @@ def _watch_pool(services: Services) -> None:
     metrics, database = services.metrics, services.database
     metrics.watch(
         "node_registry_pool_connections",
-        "Database connections in use.",
+        "Database connections in use for what callers ask.",
         database.connections_in_use,
     )
     metrics.watch(
         "node_registry_pool_max_connections",
-        "Database connections that may be in use.",
+        "Database connections that may be in use for what callers ask.",
         lambda: database.pool_size,
     )
     metrics.watch_total(

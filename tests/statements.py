@@ -26,7 +26,10 @@ def statements(database: Database) -> Iterator[list[str]]:
         if not _UNCOUNTED.match(query.query):
             sent.append(query.query)
 
+    taken = set[Any]()
+
     def listen_in(connection: Any, *_: Any) -> None:
+        taken.add(connection.driver_connection)
         connection.driver_connection.add_query_logger(note_directly)
 
     engine = database.engine.sync_engine
@@ -38,3 +41,5 @@ def statements(database: Database) -> Iterator[list[str]]:
     finally:
         for name, listener in listeners.items():
             event.remove(engine, name, listener)
+        for connection in taken:
+            connection.remove_query_logger(note_directly)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from itertools import count, pairwise
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -339,6 +340,33 @@ async def test_listening_to_a_server_that_is_away_is_unavailable(database: Datab
     await away.close()
 
 
+@asynccontextmanager
+async def vanishing(upstream: Path, here: Path) -> AsyncIterator[Callable[[], None]]:
+    """A way to the server, and what makes it disappear."""
+    gone = asyncio.Event()
+    ways: list[asyncio.StreamWriter] = []
+    serving: list[asyncio.Task[Any] | None] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if not gone.is_set():
+                    writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
+        there, back = await asyncio.open_unix_connection(upstream)
+        ways.extend((writer, back))
+        await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    async with await asyncio.start_unix_server(serve, here):
+        yield gone.set
+        for way in ways:
+            way.transport.abort()
+        await asyncio.gather(*filter(None, serving))
+
+
 async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """As PostgreSQL does while it recovers."""
     await reader.read(8)
@@ -361,6 +389,25 @@ async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
             async with way(recovering) as asked:
                 await asked.execute(text("SELECT 1"))
         await recovering.close()
+
+
+async def test_a_server_that_vanishes_in_the_middle_of_a_statement_is_an_outage_in_time(
+    database: Database, tmp_path: Path
+) -> None:
+    """PostgreSQL is asked through a socket that stops to carry anything."""
+    folder = Path(str(database.url.query["host"]))
+    upstream = folder / f".s.PGSQL.{database.url.query['port']}"
+    async with vanishing(upstream, tmp_path / upstream.name) as vanish:
+        far = Database(database.url.update_query_dict({"host": str(tmp_path)}), pool_size=1)
+        far._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's; the server is not told
+        async with far.driver() as connection:
+            await connection.fetch("SELECT 1")
+        vanish()
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable):
+                async with far.driver() as connection:
+                    await connection.fetch("SELECT 1")
+        await far.close()
 
 
 async def test_connections_that_end_as_soon_as_they_are_made_are_an_outage(

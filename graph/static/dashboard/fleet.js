@@ -137,6 +137,7 @@ export class Fleet extends EventTarget {
   }
 
   #follow(revision) {
+    const round = this.#round;
     this.revision = revision;
     this.#unfollow = this.#socket.subscribe(CHANGES, () => ({ after: String(this.revision) }), {
       next: (data) => this.#take(data.nodeStatusChanges),
@@ -144,7 +145,7 @@ export class Fleet extends EventTarget {
         if (error.code !== "BAD_INPUT") this.#refuse(error);
         // The log ends before where this page had come: it was set back. Should that not mend it,
         // the registry is asked no more often than this.
-        else setTimeout(() => this.load(), FIRST_WAIT_MS);
+        else setTimeout(() => round === this.#round && this.load(), FIRST_WAIT_MS);
       },
     });
   }

@@ -1,6 +1,7 @@
 """A real PostgreSQL, a migrated template that each test clones, a real server on a free port."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -39,6 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--thorough", action="store_true", help="more examples and larger fleets, for minutes"
     )
+
+
+def pytest_configure() -> None:
+    """What is imported by now stays; without this the collector takes an eighth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

@@ -340,6 +340,15 @@ async def test_listening_to_a_server_that_is_away_is_unavailable(database: Datab
     await away.close()
 
 
+async def test_the_failures_of_a_pool_beside_count(database: Database) -> None:
+    async with database.beside(1) as apart:
+        with pytest.raises(Unavailable):
+            async with apart.driver() as connection:
+                await connection.fetch("SELECT pg_terminate_backend(pg_backend_pid())")
+        await apart.ping()
+    assert database.failures == 1
+
+
 @asynccontextmanager
 async def vanishing(upstream: Path, here: Path) -> AsyncIterator[Callable[[], None]]:
     """A way to the server, and what makes it disappear."""

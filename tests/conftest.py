@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """What is imported by now stays; without this the collector takes an eighth of the tests' time."""
+    """What is imported by now stays; else the collector takes an eighth of the tests' time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -13,18 +13,26 @@ from bench.__main__ import BENCHES
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.timeout(300)  # twenty processes, which a busy machine starts slowly
-def test_every_bench_runs_and_tells_its_rows_as_json(tmp_path: Path) -> None:
-    file = tmp_path / "bench.json"
+def ended_well(
+    *command: str | Path, within_seconds: float = 100
+) -> subprocess.CompletedProcess[str]:
+    """`python -m` with that."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--json", file],
+        [sys.executable, "-m", *command],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=within_seconds,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.timeout(300)  # twenty processes, which a busy machine starts slowly
+def test_every_bench_runs_and_tells_its_rows_as_json(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = ended_well("bench", "--quick", "--json", file, within_seconds=280)
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document.keys() == {"machine", "versions", "settings", "rows"}
     assert {row["bench"] for row in document["rows"]} == BENCHES.keys()
@@ -38,15 +46,7 @@ def test_fleet_survives_its_troubles_and_a_kill_of_its_registry(tmp_path: Path) 
     file = tmp_path / "fleet.json"
     fleet = ("--nodes", "40", "--interval", "0.3", "--seconds", "1")
     troubles = ("--fail", "200", "--sleep", "200", "--restart")
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.fleet", *fleet, *troubles, "--json", file],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ended_well("bench.fleet", *fleet, *troubles, "--json", file)
     assert "Traceback" not in done.stderr
     document = json.loads(file.read_text(encoding="utf-8"))
     found = {finding["name"]: finding["value"] for finding in document["findings"]}
@@ -60,14 +60,6 @@ def test_fleet_survives_its_troubles_and_a_kill_of_its_registry(tmp_path: Path) 
 
 def test_soak_tells_the_memory_when_warm_and_at_the_end() -> None:
     short = ("--nodes", "50", "--parts", "2", "--seconds", "0.1")
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.soak", *short],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = ended_well("bench.soak", *short)
     assert re.fullmatch(r".+ MB when warm, .+ MB 0.2 s later", done.stdout.splitlines()[-1])
     assert len(re.findall(r"\bMB, [\d,]+ and [\d,]+ and [\d,]+ answers/s", done.stdout)) == 6

@@ -13,7 +13,7 @@ import structlog
 
 from agent import documents
 from agent.client import TIMEOUT_SECONDS, RefusedError, RegistryAwayError, is_final
-from agent.pace import Clock, retry_ceiling
+from agent.pace import Clock, retry_delay
 from agent.replies import (
     AvailabilityData,
     AvailabilityEvent,
@@ -30,7 +30,7 @@ from agent.websocket import connected, read, subscribed
 
 EventT = TypeVar("EventT")
 
-LONGEST_WAIT_SECONDS = 10.0
+CAP_SECONDS = 10.0
 """Followers are few beside agents, and what they show is old meanwhile."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -111,8 +111,13 @@ async def _across_interruptions(
             if isinstance(error, RefusedError) and is_final(error):
                 raise
             failures += 1
-            ceiling = min(retry_ceiling(failures, interval_seconds=0.0), LONGEST_WAIT_SECONDS)
-            delay = error.retry_after_seconds + clock.uniform(0.0, ceiling)
+            delay = retry_delay(
+                failures,
+                interval_seconds=0.0,
+                at_least_seconds=error.retry_after_seconds,
+                uniform=clock.uniform,
+                cap_seconds=CAP_SECONDS,
+            )
             reported = _report(error, reported, url, failures, delay)
             await clock.wait(delay)
 

@@ -63,15 +63,17 @@ class Schedule:
         await self._clock.wait_until(lambda: self.due)
 
 
-def retry_ceiling(failures: int, interval_seconds: float) -> float:
+def retry_ceiling(
+    failures: int, interval_seconds: float, cap_seconds: float = CAP_SECONDS
+) -> float:
     """The longest wait behind so many failures in a row, before `retryAfterSeconds`.
 
     It starts at half an interval (0: none is set yet), so that those whom one outage hit do not
-    come back together. It need not exceed the interval, or a minute: the registry chose an
-    interval at which it can serve everyone.
+    come back together. It need not exceed the interval, or the cap: the registry chose an interval
+    at which it can serve everyone.
     """
     exponential = BASE_SECONDS * 2.0 ** min(failures - 1, 30)
-    return min(max(exponential, interval_seconds / 2), max(CAP_SECONDS, interval_seconds))
+    return min(max(exponential, interval_seconds / 2), max(cap_seconds, interval_seconds))
 
 
 def retry_delay(
@@ -80,9 +82,10 @@ def retry_delay(
     interval_seconds: float,
     at_least_seconds: float,
     uniform: Callable[[float, float], float],
+    cap_seconds: float = CAP_SECONDS,
 ) -> float:
     """Full jitter on top of what the registry asked for.
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
-    return at_least_seconds + uniform(0.0, retry_ceiling(failures, interval_seconds))
+    return at_least_seconds + uniform(0.0, retry_ceiling(failures, interval_seconds, cap_seconds))

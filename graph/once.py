@@ -33,10 +33,7 @@ class Once(Generic[KeyT, AnswerT]):
 
     def kept(self, key: KeyT) -> AnswerT | None:
         """What is remembered for it: it was asked for now, so it is forgotten later."""
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
+        return self._used(key) if key in self._kept else None
 
     def keep(self, key: KeyT, answer: AnswerT) -> None:
         """Remembers what took no waiting."""
@@ -53,8 +50,7 @@ class Once(Generic[KeyT, AnswerT]):
     async def get(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> AnswerT:
         """The answer of `work`, whoever had it done; raises what it raised."""
         if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key][0]
+            return self._used(key)
         return await asyncio.shield(self.begin(key, work))
 
     def forget(self, key: KeyT) -> None:
@@ -62,6 +58,10 @@ class Once(Generic[KeyT, AnswerT]):
         self._running.pop(key, None)
         _, weight = self._kept.pop(key, (None, 0))
         self._weight -= weight
+
+    def _used(self, key: KeyT) -> AnswerT:
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
 
     def _settle(self, key: KeyT, task: Task[AnswerT]) -> None:
         failed = task.cancelled() or task.exception() is not None

@@ -12,6 +12,8 @@ from bench.nodes import node_id
 from bench.requests import post
 
 A_CALL = 100
+GATEWAYS = 8
+"""Connections on which so many come with each call."""
 
 RECORD_HEARTBEATS = """
 mutation RecordHeartbeats($inputs: [RecordHeartbeatInput!]!) {

@@ -9,13 +9,12 @@ from collections.abc import AsyncIterator, Sequence
 from sqlalchemy import text
 
 from bench import pgbench, requests, stage, talker
-from bench.beats import A_CALL, beats, calls, keyed_posts, messages, posts
+from bench.beats import A_CALL, GATEWAYS, beats, calls, keyed_posts, messages, posts
 from bench.closed_loop import CONNECTIONS, Load, Run, cores
 from bench.nodes import agent_keys, settle
 from bench.rows import Row, Target
 from db.database import Database
 
-GATEWAYS = 8
 A_STATEMENT = 1000
 MANY = 4 * CONNECTIONS
 """Connections that keep two workers busy, though each waits for half of them alone."""

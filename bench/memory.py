@@ -12,8 +12,9 @@ from itertools import cycle
 from sqlalchemy import text
 
 from bench import requests, stage
-from bench.beats import beats, calls
+from bench.beats import GATEWAYS, beats, calls
 from bench.closed_loop import Load
+from bench.discovery import asked
 from bench.nodes import settle
 from bench.rows import Row, Target
 from bench.sockets import Socket, dial, in_turns
@@ -21,8 +22,7 @@ from bench.stage import Server
 from bench.traffic import Changes, follow, followed
 from db.database import Database
 
-_GATEWAYS = 8
-_ASK = requests.post("/graphql", b'{"query": "{ availableNodes(limit: 10) { revision } }"}')
+_ASK = requests.post("/graphql", asked("{ availableNodes(limit: 10) { revision } }"))
 
 Arouse = Callable[[list[Socket]], Awaitable[None]]
 
@@ -104,7 +104,7 @@ async def _each(
 
 async def _make_known(server: Server, nodes: int, seconds: float) -> None:
     """All are heard several times, and asked for."""
-    await Load(requests.dial, server, calls(beats(nodes)), _GATEWAYS).run(3 * seconds)
+    await Load(requests.dial, server, calls(beats(nodes)), GATEWAYS).run(3 * seconds)
     await Load(requests.dial, server, cycle([_ASK])).run(seconds)
 
 

@@ -33,10 +33,10 @@ def findings(terms: Terms, story: Story) -> list[Finding]:
     few = 0 < terms.connections <= _ROOMY
     found = [
         Finding("heartbeats", len(steady.latencies) / steady.seconds, "/s"),
-        Finding("server", steady.cores, "of a core", 0.6),
+        Finding("server", steady.busy.server, "of a core", 0.6),
         Finding("answer p50", p50, "ms"),
         Finding("answer p99", p99, "ms", 10 * p50),
-        Finding("the load", steady.load_cores, "of a core"),
+        Finding("the load", steady.busy.load, "of a core"),
         Finding("the load's own lag, p99", percentile(steady.lags, 99), "ms"),
         Finding("errors while steady", steady.errors.total(), "", 0),
         Finding("errors that no agent retries", given_up, "", 0),

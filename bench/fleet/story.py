@@ -15,9 +15,9 @@ from sqlalchemy import text
 
 from bench import stage
 from bench.fleet.members import Fates, Member
-from bench.fleet.tally import Phase, Reading, Tally
+from bench.fleet.tally import Phase, Tally
 from bench.fleet.wires import HttpWire, WebSocketWire, Wire
-from bench.stage import Server
+from bench.stage import Server, Stopwatch
 from db.database import Database
 
 _ARRIVALS_PER_SECOND = 100
@@ -193,25 +193,24 @@ def _patience(terms: Terms) -> float:
 
 async def _measure(seconds: float, phase: Phase, server: Server, story: Story) -> None:
     story.phases.append(phase)
-    began = last = Reading.of(server)
+    began = last = time.perf_counter()
+    whole = part = Stopwatch(server)
     heard = 0
     watching = asyncio.create_task(_watch_lag(phase))
-    while (left := began.at + seconds - time.perf_counter()) > 0:
+    while (left := began + seconds - time.perf_counter()) > 0:
         await asyncio.sleep(min(left, _TELL_SECONDS))
-        now = Reading.of(server)
-        passed = now.at - last.at
+        now, resident = time.perf_counter(), server.resident_bytes
         click.echo(
-            f"{now.at - began.at:6.0f} s: {now.resident_bytes / 1e6:.1f} MB,"
-            f" {(len(phase.latencies) - heard) / passed:.0f} answers/s,"
-            f" {(now.cpu_seconds - last.cpu_seconds) / passed:.2f} cores",
+            f"{now - began:6.0f} s: {resident / 1e6:.1f} MB,"
+            f" {(len(phase.latencies) - heard) / (now - last):.0f} answers/s,"
+            f" {part.read().server:.2f} cores",
             err=True,
         )
-        story.resident.append((now.at - began.at, now.resident_bytes))
-        last, heard = now, len(phase.latencies)
+        story.resident.append((now - began, resident))
+        last, heard, part = now, len(phase.latencies), Stopwatch(server)
     watching.cancel()
-    phase.seconds = last.at - began.at
-    phase.cores = (last.cpu_seconds - began.cpu_seconds) / phase.seconds
-    phase.load_cores = (last.load_seconds - began.load_seconds) / phase.seconds
+    phase.seconds = last - began
+    phase.busy = whole.read()
 
 
 async def _watch_lag(phase: Phase) -> None:

@@ -1,7 +1,6 @@
 """What the agents of a fleet have met, by phases of the story."""
 
 import asyncio
-import time
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -9,23 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from agent.client import RefusedError, RegistryAwayError
-from bench.stage import LOAD, Server
+from bench.stage import Busy
 
 Failure = RegistryAwayError | RefusedError
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Of the server's process, and of the load's, at one moment."""
-
-    at: float
-    cpu_seconds: float
-    load_seconds: float
-    resident_bytes: int
-
-    @classmethod
-    def of(cls, server: Server) -> "Reading":
-        return cls(time.perf_counter(), server.cpu_seconds, LOAD.cpu_seconds, server.resident_bytes)
 
 
 @dataclass
@@ -39,8 +24,7 @@ class Phase:
     lags: "array[float]" = field(default_factory=lambda: array("d"))
     """By how much the load itself was late, as it looked now and then."""
     seconds: float = 0.0
-    cores: float = 0.0
-    load_cores: float = 0.0
+    busy: Busy = Busy(0.0, 0.0, 0.0)  # noqa: RUF009  # it cannot be altered
 
 
 def percentile(seconds: Sequence[float], percent: float) -> float:

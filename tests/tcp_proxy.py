@@ -1,4 +1,4 @@
-"""Stands between a reader and a registry; it may cut what it carries, or let it starve."""
+"""Stands between a client and its server; it may cut what it carries, or let it starve."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass
 class Proxy:
-    """`upstream` is a base URL; `taken` counts the connections that came."""
+    """`upstream` is a base URL or a Unix socket; `taken` counts the connections that came."""
 
     upstream: str
     port: int = 0
@@ -34,15 +34,20 @@ class Proxy:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.serving.add(asyncio.current_task())
         self.taken += 1
-        host, _, port = self.upstream.removeprefix("http://").partition(":")
         try:
-            there, back = await asyncio.open_connection(host, int(port))
+            there, back = await self.dial()
         except OSError:
             writer.transport.abort()
             return
         self.carried |= {writer, back}
         await asyncio.gather(self.carry(reader, back), self.carry(there, writer))
         self.carried -= {writer, back}
+
+    async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.upstream.startswith("/"):
+            return await asyncio.open_unix_connection(self.upstream)
+        host, _, port = self.upstream.removeprefix("http://").partition(":")
+        return await asyncio.open_connection(host, int(port))
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):

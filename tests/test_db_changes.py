@@ -35,6 +35,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, text
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncSession
+from tcp_proxy import proxy
 
 from db import changes, heartbeats, liveness, nodes, registration
 from db.changes import CHANNEL, LoggedChange
@@ -349,33 +350,6 @@ async def test_the_failures_of_a_pool_beside_count(database: Database) -> None:
     assert database.failures == 1
 
 
-@asynccontextmanager
-async def vanishing(upstream: Path, here: Path) -> AsyncIterator[Callable[[], None]]:
-    """A way to the server, and what makes it disappear."""
-    gone = asyncio.Event()
-    ways: list[asyncio.StreamWriter] = []
-    serving: list[asyncio.Task[Any] | None] = []
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65536):
-                if not gone.is_set():
-                    writer.write(data)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.append(asyncio.current_task())
-        there, back = await asyncio.open_unix_connection(upstream)
-        ways.extend((writer, back))
-        await asyncio.gather(carry(reader, back), carry(there, writer))
-
-    async with await asyncio.start_unix_server(serve, here):
-        yield gone.set
-        for way in ways:
-            way.transport.abort()
-        await asyncio.gather(*filter(None, serving))
-
-
 async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """As PostgreSQL does while it recovers."""
     await reader.read(8)
@@ -401,17 +375,16 @@ async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
 
 
 async def test_a_server_that_vanishes_in_the_middle_of_a_statement_is_an_outage_in_time(
-    database: Database, tmp_path: Path
+    database: Database,
 ) -> None:
-    """PostgreSQL is asked through a socket that stops to carry anything."""
+    """PostgreSQL is asked through a proxy that stops to carry anything."""
     folder = Path(str(database.url.query["host"]))
-    upstream = folder / f".s.PGSQL.{database.url.query['port']}"
-    async with vanishing(upstream, tmp_path / upstream.name) as vanish:
-        far = Database(database.url.update_query_dict({"host": str(tmp_path)}), pool_size=1)
+    async with proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as between:
+        far = Database(database.url.set(host="127.0.0.1", port=between.port, query={}), pool_size=1)
         far._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's; the server is not told
         async with far.driver() as connection:
             await connection.fetch("SELECT 1")
-        vanish()
+        between.starve()
         async with asyncio.timeout(5):
             with pytest.raises(Unavailable):
                 async with far.driver() as connection:

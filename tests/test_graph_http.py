@@ -428,7 +428,6 @@ async def test_the_server_passes_the_audit(shared_server: LiveServer, audit: Aud
         pytest.param(b'{"query": ' * 100_000, id="100,000 open objects"),
         pytest.param(b"[" * 950 + b"1234567890123456789012" + b"]" * 950, id="deep and long"),
         pytest.param(b'{"query": NaN}', id="NaN"),
-        pytest.param(b'{"variables": {"x": 1e999}}', id="a number beyond all bounds"),
         pytest.param(b'{"x": ' + b"9" * 5000 + b"}", id="a number of 5,000 digits"),
         pytest.param(rb'{"query": "\ud800"}', id="half a surrogate pair"),
         pytest.param(b'{"query": "{ __typename }"} x', id="something behind it"),

@@ -39,9 +39,10 @@ _TRANSIENT_CLASSES = {"08", "40", "53", "55", "57"}
 class Database:
     """A bounded pool of connections to one PostgreSQL database.
 
-    Its blocks raise Unavailable where the database cannot be reached, is too busy, or gave up a
-    statement; other errors of PostgreSQL are faults of ours and pass through as they are.
-    `failures` counts the former, those of the pools beside it too.
+    Its blocks raise Unavailable where the database cannot be reached, is too busy, gave up a
+    statement, or does not answer within twice the time of one; other errors of PostgreSQL are
+    faults of ours and pass through as they are. `failures` counts the former, those of the pools
+    beside it too.
     """
 
     def __init__(
@@ -94,41 +95,41 @@ class Database:
             await apart.close()
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncSession]:
-        """One transaction: committed at the end of the block, undone when it raises."""
-        with self._named_failures():
-            async with (
-                AsyncSession(self.engine, expire_on_commit=False) as session,
-                session.begin(),
-            ):
-                yield session
+    async def write(self, *, seconds: float | None = None) -> AsyncIterator[AsyncSession]:
+        """One transaction: committed at the end of the block, undone when it raises.
+
+        `seconds` are for a block that may well take longer than the others.
+        """
+        async with (
+            self._in_time(seconds),
+            AsyncSession(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         """Each statement by itself, with its own snapshot and no round trip to begin or end."""
-        with self._named_failures():
-            async with AsyncSession(self._reads, expire_on_commit=False) as session:
-                yield session
+        async with (
+            self._in_time(),
+            AsyncSession(self._reads, expire_on_commit=False) as session,
+        ):
+            yield session
 
     @asynccontextmanager
     async def driver(self) -> AsyncIterator[asyncpg.Connection]:
-        """The driver's own connection, for statements of which each stands by itself.
-
-        The block has to end within twice the time of a statement: a server that has vanished
-        answers nothing, and ends no statement either.
-        """
-        with self._named_failures():
-            async with asyncio.timeout(2 * self._statement_timeout_seconds):
-                pooled = await self.engine.raw_connection()
-                driver = pooled.driver_connection
-                assert driver is not None  # noqa: S101  # it is connected
-                try:
-                    yield driver
-                except asyncio.CancelledError:
-                    driver.terminate()  # what it was asked may never be answered
-                    raise
-                finally:
-                    await greenlet_spawn(pooled.close)
+        """The driver's own connection, for statements of which each stands by itself."""
+        async with self._in_time():
+            pooled = await self.engine.raw_connection()
+            driver = pooled.driver_connection
+            assert driver is not None  # noqa: S101  # it is connected
+            try:
+                yield driver
+            except asyncio.CancelledError:
+                driver.terminate()  # what it was asked may never be answered
+                raise
+            finally:
+                await greenlet_spawn(pooled.close)
 
     async def ping(self) -> None:
         async with self.read() as session:
@@ -177,6 +178,13 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+    @asynccontextmanager
+    async def _in_time(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """A server that has vanished answers nothing, and ends no statement either."""
+        with self._named_failures():
+            async with asyncio.timeout(seconds or 2 * self._statement_timeout_seconds):
+                yield
 
     @contextmanager
     def _named_failures(self) -> Iterator[None]:

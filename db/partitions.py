@@ -11,6 +11,9 @@ from sqlalchemy import DateTime, String, column, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 DAYS_AHEAD = 7
+TURN_SECONDS = 600
+"""For a transaction that makes or drops partitions, which first waits until others have done so."""
+
 _MAX_DAYS_BEHIND = 31
 _LOCK = "node_registry_partitions"
 
@@ -113,6 +116,6 @@ async def drop(session: AsyncSession, partition: Partition) -> bool:
 
 
 async def _take_turns(session: AsyncSession) -> None:
-    """One transaction after the other, however long its work takes."""
-    await session.execute(text("SET LOCAL statement_timeout = '10min'"))
+    """One transaction after the other, though the work of one may take its time."""
+    await session.execute(text(f"SET LOCAL statement_timeout = '{TURN_SECONDS}s'"))
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtext(_LOCK))))

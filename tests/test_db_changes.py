@@ -374,21 +374,32 @@ async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
         await recovering.close()
 
 
+@pytest.mark.parametrize(
+    ("way", "statement"),
+    [
+        (Database.read, text("SELECT 1")),
+        (Database.write, text("SELECT 1")),
+        (Database.driver, "SELECT 1"),
+    ],
+    ids=["read", "write", "driver"],
+)
 async def test_a_server_that_vanishes_in_the_middle_of_a_statement_is_an_outage_in_time(
     database: Database,
+    way: Callable[[Database], AbstractAsyncContextManager[Any]],
+    statement: object,
 ) -> None:
     """PostgreSQL is asked through a proxy that stops to carry anything."""
     folder = Path(str(database.url.query["host"]))
     async with proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as between:
         far = Database(database.url.set(host="127.0.0.1", port=between.port, query={}), pool_size=1)
         far._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's; the server is not told
-        async with far.driver() as connection:
-            await connection.fetch("SELECT 1")
+        await far.ping()
         between.starve()
         async with asyncio.timeout(5):
             with pytest.raises(Unavailable):
-                async with far.driver() as connection:
-                    await connection.fetch("SELECT 1")
+                async with way(far) as asked:
+                    await asked.execute(statement)
+        await far.ping()
         await far.close()
 
 

@@ -21,12 +21,13 @@ from starlette.types import Receive, Scope, Send
 from db.errors import BadInput, Forbidden, RegistryError, Unauthenticated, Unavailable
 from db.identity import Caller
 from graph import errors
+from graph.answers import OperationRefused
 from graph.authentication import address_of
 from graph.bounds import QueryTooComplex
 from graph.errors import RateLimited, RequestRefused, TookTooLong
 from graph.headers import header
 from graph.limits import RETRY_AFTER_SECONDS
-from graph.operations import Admitted, KindNotAllowed, OperationRefused, Operations
+from graph.operations import Admitted, KindNotAllowed, Operations
 from graph.requests import GraphQLRequest, TooManyValues, first_problem, parse_json
 from graph.services import Services
 from graph.sse import MEDIA_TYPE as EVENT_STREAM

@@ -1,62 +1,42 @@
 """Runs operations on the schema: one result of a query or mutation, a stream of a subscription."""
 
 import asyncio
-import hashlib
-import json
 import time
-from collections.abc import (
-    AsyncGenerator,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Collection, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import orjson
 from graphql import (
     ExecutionResult,
     Executor,
     FieldNode,
-    GraphQLError,
     GraphQLSyntaxError,
-    NamedTypeNode,
-    NonNullTypeNode,
     OperationDefinitionNode,
     OperationType,
-    VariableDefinitionNode,
     create_source_event_stream,
-    execute_subscription_event,
 )
 from strawberry.utils.await_maybe import await_maybe
 
 from db.errors import Forbidden
 from db.identity import Caller
 from graph import errors, rights
+from graph.answers import Answer, OperationRefused, answer_of, faults_shown
 from graph.batched import Batched
 from graph.documents import Documents, Operation
-from graph.metrics import CANCELLED, OK
+from graph.metrics import CANCELLED
 from graph.once import Once
 from graph.refusals import record_forbidden
 from graph.requests import GraphQLRequest
 from graph.schema import Schema
 from graph.services import Services
-from graph.shapes import Shape
-
-MAX_SHARED_BYTES = 32 * 1024 * 1024
-"""Of results that are kept because other subscriptions may ask for them."""
+from graph.sharing import MAX_SHARED_BYTES, Telling, Told, looks_of, weight
 
 _FLEET_FIELDS = {"availableNodes"}
 
-_EVENT_BYTES = 2000  # about what the event and its task take, whatever was asked of it
-
 _TURN = 32
 """Messages to one subscriber after which the others, and all else, have their turn."""
-
 
 ALL_KINDS = frozenset(OperationType)
 
@@ -67,29 +47,6 @@ class KindNotAllowed(Exception):
     def __init__(self, kind: OperationType) -> None:
         super().__init__(kind)
         self.kind = kind
-
-
-class OperationRefused(Exception):
-    """Not begun, or a stream that broke off; `errors` are as a response shows them."""
-
-    def __init__(self, shown: list[dict[str, Any]]) -> None:
-        super().__init__(shown)
-        self.errors = shown
-
-    @property
-    def code(self) -> str:
-        return _code(self.errors)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    payload: str
-    outcome: str = OK
-
-    @property
-    def weight(self) -> int:
-        """Of one with errors too much to be kept: the next who asks may have more luck."""
-        return len(self.payload) if self.outcome == OK else MAX_SHARED_BYTES + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +60,11 @@ class Admitted:
     @property
     def is_subscription(self) -> bool:
         return self.operation.kind is OperationType.SUBSCRIPTION
+
+    def looks(self, *, alike: bool = False) -> bytes:
+        """As `looks_of` has it."""
+        identity = self.caller.identity
+        return looks_of(self.operation, self.request.variables, identity, alike=alike)
 
 
 class Operations:
@@ -126,12 +88,8 @@ class Operations:
             shows_schema=settings.shows_schema,
         )
         self._services = services
-        self._shared: Once[tuple[bytes, int], _Shared] = Once(
-            MAX_SHARED_BYTES, weigh=lambda shared: shared.answer.weight + _EVENT_BYTES
-        )
-        self._answers: Once[tuple[bytes, int], _Answer] = Once(
-            MAX_SHARED_BYTES, weigh=lambda answer: answer.weight
-        )
+        self._telling = Telling()
+        self._answers: Once[tuple[bytes, int], Answer] = Once(MAX_SHARED_BYTES, weigh=weight)
 
     async def admit(
         self,
@@ -185,7 +143,7 @@ class Operations:
             )
         return answer.payload
 
-    async def _answer(self, admitted: Admitted) -> _Answer:
+    async def _answer(self, admitted: Admitted) -> Answer:
         """What is said of one look at the fleet is the same until the next."""
         if not _asks_of_the_fleet_alone(admitted.operation.node):
             return await self._execute(admitted)
@@ -193,17 +151,17 @@ class Operations:
         if look is None:
             return await self._execute(admitted)
         work = partial(self._execute, admitted)
-        return await self._answers.get((_looks(admitted), look), work)
+        return await self._answers.get((admitted.looks(), look), work)
 
-    async def _execute(self, admitted: Admitted) -> _Answer:
+    async def _execute(self, admitted: Admitted) -> Answer:
         plan = admitted.operation.plan
         arguments = plan.arguments(admitted.request.variables) if plan else None
-        with _faults_shown():
+        with faults_shown():
             if plan and arguments is not None:
-                return _answered(await plan.run(arguments, self._services.context(admitted.caller)))
+                return answer_of(await plan.run(arguments, self._services.context(admitted.caller)))
             result = await await_maybe(self._executor(admitted).execute_operation())
             assert isinstance(result, ExecutionResult)  # noqa: S101  # nothing is delivered in parts
-            return _answered(result)
+            return answer_of(result)
 
     def _executor(self, admitted: Admitted) -> "Executor[Any]":
         """Raises OperationRefused for variables that are not of their types."""
@@ -222,63 +180,23 @@ class Operations:
     async def subscribe(self, admitted: Admitted) -> AsyncGenerator[str, None]:
         """The encoded response to each event. Raises OperationRefused."""
         executor = self._executor(admitted)
-        with _faults_shown(), self._services.limits.subscription(admitted.caller):
+        with faults_shown(), self._services.limits.subscription(admitted.caller):
             source = await await_maybe(create_source_event_stream(executor))
             if isinstance(source, ExecutionResult):
                 raise OperationRefused(errors.as_response(source.errors or []))
             assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
-            looks = _looks(admitted, alike=source.alike)
-            tell = partial(self._tell, executor, admitted.operation.event_shape, looks)
+            looks = admitted.looks(alike=source.alike)
+            tell = partial(self._telling.tell, executor, admitted.operation.event_shape, looks)
             count = 0
             async with aclosing(source.batches) as batches:
                 async for events in batches:
                     # All are begun at once, so that what they ask the database is asked for all.
-                    for told in [tell(event) for event in events]:
-                        shared = told if isinstance(told, _Shared) else await asyncio.shield(told)
-                        yield shared.answer.payload
+                    for begun in [tell(event) for event in events]:
+                        told = begun if isinstance(begun, Told) else await asyncio.shield(begun)
+                        yield told.answer.payload
                         count += 1
                         if count % _TURN == 0:
                             await asyncio.sleep(0)
-
-    def _tell(
-        self, executor: "Executor[Any]", shape: Shape | None, looks: bytes, event: object
-    ) -> "_Shared | asyncio.Task[_Shared]":
-        """What others have been told already, or that needs nothing of the database, is at hand."""
-        key = looks, id(event)
-        shared = self._shared.kept(key)
-        if shared is not None:
-            return shared
-        if shape is not None:
-            with suppress(Exception):
-                shared = _Shared(event, _Answer(_encoded({"data": shape(event)})))
-                self._shared.keep(key, shared)
-                return shared
-        return self._shared.begin(key, partial(_executed, executor, event))
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """Holds on to the event, so that its identity is nobody else's."""
-
-    event: object
-    answer: _Answer
-
-
-async def _executed(executor: "Executor[Any]", event: object) -> _Shared:
-    result = await await_maybe(execute_subscription_event(executor.build_per_event_executor(event)))
-    return _Shared(event, _answered(result))
-
-
-@contextmanager
-def _faults_shown() -> Iterator[None]:
-    """Whatever it is, it ends this operation alone."""
-    try:
-        yield
-    except OperationRefused:
-        raise
-    except Exception as error:
-        broken = GraphQLError(str(error), original_error=error)
-        raise OperationRefused(errors.as_response([broken])) from error
 
 
 def _asks_of_the_fleet_alone(operation: OperationDefinitionNode) -> bool:
@@ -286,47 +204,3 @@ def _asks_of_the_fleet_alone(operation: OperationDefinitionNode) -> bool:
         isinstance(selection, FieldNode) and selection.name.value in _FLEET_FIELDS
         for selection in operation.selection_set.selections
     )
-
-
-def _looks(admitted: Admitted, *, alike: bool = False) -> bytes:
-    """The same for all operations to which an event looks the same; `alike`: whoever asks.
-
-    A revision says where a stream begins, never what an event looks like. Nothing is told to one
-    caller that another with the same rights would not be told.
-    """
-    operation, identity = admitted.operation, admitted.caller.identity
-    given = admitted.request.variables or {}
-    shown = {
-        name: given[name]
-        for definition in operation.node.variable_definitions or ()
-        if (name := definition.variable.name.value) in given
-        and _type_name(definition) != "Revision"
-    }
-    holds = None if alike else [identity.role, *sorted(identity.nodes)]
-    asked = [operation.document.id, operation.name, shown, holds]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
-
-
-def _type_name(definition: VariableDefinitionNode) -> str | None:
-    kind = definition.type.type if isinstance(definition.type, NonNullTypeNode) else definition.type
-    return kind.name.value if isinstance(kind, NamedTypeNode) else None
-
-
-def _answered(result: ExecutionResult) -> _Answer:
-    """Raises OperationRefused when execution did not begin: without it there is no `data`."""
-    if not result.errors:
-        return _Answer(_encoded({"data": result.data}))
-    shown = errors.as_response(result.errors)
-    if result.data is None and not any(error.path for error in result.errors):
-        raise OperationRefused(shown)
-    return _Answer(_encoded({"data": result.data, "errors": shown}), _code(shown))
-
-
-def _code(shown: Sequence[Mapping[str, Any]]) -> str:
-    """That of the first."""
-    code: str = shown[0]["extensions"]["code"]
-    return code
-
-
-def _encoded(payload: dict[str, Any]) -> str:
-    return orjson.dumps(payload).decode()

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from db.errors import Unauthenticated
 from graph import errors
+from graph.answers import OperationRefused
 from graph.keyring import GRANT_ENDED, Grant
-from graph.operations import OperationRefused
 
 MEDIA_TYPE = "text/event-stream"
 

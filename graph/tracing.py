@@ -26,9 +26,10 @@ from structlog.contextvars import get_contextvars
 
 from db.database import Database
 from db.heartbeats import HeartbeatReport
+from graph.answers import OperationRefused
 from graph.heartbeats import HeartbeatWriter, Outcome
 from graph.metrics import OK
-from graph.operations import Admitted, OperationRefused, Operations
+from graph.operations import Admitted, Operations
 from graph.version import SERVICE, VERSION
 
 _PATH = "/graphql"

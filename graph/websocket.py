@@ -19,12 +19,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from db.errors import Forbidden, RegistryError, Unauthenticated
 from db.identity import ANONYMOUS, Caller
 from graph import errors
+from graph.answers import OperationRefused
 from graph.authentication import address_of, require_same_origin
 from graph.errors import RateLimited
 from graph.http import refused_response, too_busy
 from graph.keyring import GRANT_ENDED, Grant
 from graph.logs import new_request_id
-from graph.operations import OperationRefused, Operations
+from graph.operations import Operations
 from graph.requests import GraphQLRequest, TooManyValues, first_problem, parse_json
 from graph.services import Services
 

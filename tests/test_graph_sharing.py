@@ -18,9 +18,10 @@ from transport_ws import connect
 from db.errors import Unavailable
 from db.identity import Caller, Identity
 from db.values import Role
+from graph.answers import OperationRefused
 from graph.batched import Batched
 from graph.context import Info
-from graph.operations import OperationRefused, Operations
+from graph.operations import Operations
 from graph.requests import GraphQLRequest
 from graph.rights import EVERYBODY, allowed
 from graph.scalars import SCALARS, Revision

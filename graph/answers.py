@@ -1,0 +1,68 @@
+"""What execution gave, encoded as the response that says it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from graphql import ExecutionResult, GraphQLError
+
+from graph import errors
+from graph.metrics import OK
+
+
+class OperationRefused(Exception):
+    """Not begun, or a stream that broke off; `errors` are as a response shows them."""
+
+    def __init__(self, shown: list[dict[str, Any]]) -> None:
+        super().__init__(shown)
+        self.errors = shown
+
+    @property
+    def code(self) -> str:
+        return _code(self.errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`outcome` is OK or the code of the first error."""
+
+    payload: str
+    outcome: str = OK
+
+    @classmethod
+    def with_data(cls, data: Mapping[str, Any] | None) -> "Answer":
+        return cls(_encoded({"data": data}))
+
+
+def answer_of(result: ExecutionResult) -> Answer:
+    """Raises OperationRefused when execution did not begin: without it there is no `data`."""
+    if not result.errors:
+        return Answer.with_data(result.data)
+    shown = errors.as_response(result.errors)
+    if result.data is None and not any(error.path for error in result.errors):
+        raise OperationRefused(shown)
+    return Answer(_encoded({"data": result.data, "errors": shown}), _code(shown))
+
+
+@contextmanager
+def faults_shown() -> Iterator[None]:
+    """Whatever it is, it ends this operation alone: raises OperationRefused."""
+    try:
+        yield
+    except OperationRefused:
+        raise
+    except Exception as error:
+        broken = GraphQLError(str(error), original_error=error)
+        raise OperationRefused(errors.as_response([broken])) from error
+
+
+def _code(shown: Sequence[Mapping[str, Any]]) -> str:
+    """That of the first."""
+    code: str = shown[0]["extensions"]["code"]
+    return code
+
+
+def _encoded(payload: dict[str, Any]) -> str:
+    return orjson.dumps(payload).decode()

@@ -46,12 +46,10 @@ def _never_null(coerce: Coercion) -> Coercion:
 
 
 def _each(coerce: Coercion) -> Coercion:
-    def coerced(values: Any) -> list[Any]:
-        if not isinstance(values, list):
-            raise TypeError("a value by itself, which counts as a list of one")
-        return [coerce(value) for value in values]
-
-    return coerced
+    """A value by itself counts as a list of one."""
+    return lambda values: [
+        coerce(value) for value in (values if isinstance(values, list) else [values])
+    ]
 
 
 def _object(kind: GraphQLInputObjectType) -> Coercion:

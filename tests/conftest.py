@@ -17,6 +17,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from clusters import FAST, data_dir, made_cluster, new_data_dir, temporary_folder
+from hypothesis import HealthCheck, settings
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from structlog.contextvars import merge_contextvars
@@ -43,7 +44,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """What is imported by now stays; else the collector takes an eighth of the tests' time."""
+    """A property is not wrong because the machine is busy.
+
+    What is imported by now stays; else the collector takes an eighth of the tests' time.
+    """
+    settings.register_profile(
+        "at leisure", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("at leisure")
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

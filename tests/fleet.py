@@ -34,7 +34,6 @@ def examples(count: int) -> settings:
     """Each example runs on the one database of its test, which it clears first."""
     return settings(
         max_examples=count,
-        deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 

@@ -230,7 +230,7 @@ def test_units_in_deploy_are_those_that_install_writes() -> None:
     }, "make units"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), max_size=20))
 def test_any_value_is_read_back_from_the_file_of_settings(value: str) -> None:
     [word] = shlex.split(units.environment_file({"NAME": value}))

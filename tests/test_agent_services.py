@@ -224,7 +224,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(JSON)
 def test_no_answer_can_make_capabilities_that_the_registry_refuses(said: Any) -> None:
     found = services.models(said)

@@ -859,7 +859,6 @@ JSON = st.recursive(
 )
 ANYTHING = settings(
     max_examples=60,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

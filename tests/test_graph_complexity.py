@@ -27,7 +27,7 @@ from graphql import (
     is_list_type,
     parse,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import documents
@@ -380,7 +380,6 @@ class LargestAnswer:
 VARIABLES = st.fixed_dictionaries({}, optional={"a": st.none() | SIZES, "b": st.none() | SIZES})
 
 
-@settings(deadline=None)
 @given(queries(), VARIABLES)
 def test_the_cost_is_the_number_of_values_in_the_largest_answer(
     query: str, variables: dict[str, int | None]
@@ -393,7 +392,6 @@ def test_the_cost_is_the_number_of_values_in_the_largest_answer(
     assert found.of(variables) <= found.most
 
 
-@settings(deadline=None)
 @given(queries(), SIZES, SIZES, st.integers(0, 2000), st.integers(0, 2000))
 def test_who_asks_for_longer_pages_never_pays_less(
     query: str, a: int, b: int, more_a: int, more_b: int

@@ -241,7 +241,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 async def test_whatever_is_begun_ended_and_forgotten_the_newest_that_fit_are_kept(
     steps: list[tuple[str, str, int]],
 ) -> None:

@@ -31,7 +31,6 @@ from db.values import Role
 FEW = settings(
     max_examples=30,
     derandomize=True,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

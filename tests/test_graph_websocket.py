@@ -264,7 +264,7 @@ async def test_a_second_init_closes(shared_server: LiveServer) -> None:
 @pytest.mark.asyncio(loop_scope="function")
 async def test_an_init_that_does_not_come_closes(start_server: StartServer) -> None:
     async with (
-        start_server(connection_init_seconds=0.05) as server,
+        start_server(connection_init_seconds=0.5) as server,
         dial(server.websocket_url) as silent,
         connect(server.websocket_url) as initialised,
     ):

@@ -416,7 +416,6 @@ def test_the_engine_follows_the_rules_whatever_happens(engine: Engine, *, thorou
         settings=settings(
             max_examples=2000 if thorough else 100,
             stateful_step_count=30,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -41,20 +41,14 @@ async def echo(request: Request) -> JSONResponse:
     return JSONResponse(await request.json())
 
 
-def main() -> None:
-    routes = [
-        WebSocketRoute("/repeat", repeat),
-        WebSocketRoute("/echo", say_again),
-        Route("/echo", echo, methods=["POST"]),
-    ]
-    app = Starlette(routes=routes)
+def serve(app: Starlette) -> None:
+    """As the registry is served."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
         http="httptools",
         ws="websockets-sansio",
         ws_per_message_deflate=False,
-        lifespan="off",
         log_config=None,
         access_log=False,
     )
@@ -63,4 +57,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(
+        Starlette(
+            routes=[
+                WebSocketRoute("/repeat", repeat),
+                WebSocketRoute("/echo", say_again),
+                Route("/echo", echo, methods=["POST"]),
+            ]
+        )
+    )

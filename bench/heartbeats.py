@@ -16,7 +16,7 @@ from bench.rows import Row, Target
 from db.database import Database
 
 A_STATEMENT = 1000
-MANY = 4 * CONNECTIONS
+MANY = 8 * CONNECTIONS
 """Connections that keep two workers busy, though each waits for half of them alone."""
 
 
@@ -28,6 +28,7 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
             stage.registry(database.url) as one,
             stage.registry(database.url, workers=2) as two,
             stage.registry(database.url, auth="required", requests_per_second=1_000_000) as guarded,
+            stage.recorder(database.url) as recorder,
         ):
             keys = await agent_keys(database, fleet)
             sent = beats(fleet)
@@ -37,6 +38,7 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
                 Load(requests.dial, one, posts("/graphql", sent), MANY),
                 Load(requests.dial, two, posts("/graphql", sent), MANY),
                 Load(talker.operations, one, messages(sent)),
+                Load(talker.operations, recorder, messages(sent)),
                 Load(requests.dial, one, calls(sent), GATEWAYS),
             )
             echoes = (
@@ -56,7 +58,7 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
                     )
                 )
     # What came first was to warm up.
-    http, keyed, worker, workers, sockets, gateways, echo, socket_echo = zip(
+    http, keyed, worker, workers, sockets, least, gateways, echo, socket_echo = zip(
         *rounds[1:], strict=True
     )
     singles, statements = zip(*alone[1:], strict=True)
@@ -78,6 +80,14 @@ async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
         _rates(socket_echo),
         Target("ratio", "at least", 0.33),
         cores(sockets),
+    )
+    yield Row(
+        "recordHeartbeat over websockets, beside the least it takes",
+        unit,
+        _rates(sockets),
+        "a websocket that only commits it",
+        _rates(least),
+        note=cores(least),
     )
     yield Row(
         f"{batches}, {nodes}",

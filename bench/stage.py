@@ -164,12 +164,16 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def bare() -> AsyncIterator[Server]:
+async def bare(module: str = "bench.bare", *arguments: str) -> AsyncIterator[Server]:
     with listen(Settings(http_port=0)) as listening:
-        program = ("-m", "bench.bare", str(listening.fileno()))
+        program = ("-m", module, str(listening.fileno()), *arguments)
         port = listening.getsockname()[1]
         async with _process(port, program, {}, CORES[:1], listening.fileno()) as server:
             yield server
+
+
+def recorder(database: URL) -> contextlib.AbstractAsyncContextManager[Server]:
+    return bare("bench.recorder", database.render_as_string(hide_password=False))
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,81 @@
+"""The least that a heartbeat over a websocket takes: it is read, committed and answered.
+
+There is no GraphQL here, nothing is checked, nobody is asked for a key, and no failure is told. The
+group commit is the registry's own; the answer has the same two messages.
+
+`python -m bench.recorder DESCRIPTOR URL` serves on the listening socket that it inherits, and
+records in the database at that address.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypedDict
+
+import orjson
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from bench.bare import serve
+from bench.sockets import PROTOCOL
+from db.database import Database
+from db.heartbeats import HeartbeatReport, Recorded
+from graph.heartbeats import HeartbeatWriter
+from graph.liveness import Pacemaker
+from graph.metrics import Metrics
+from graph.settings import Settings
+
+
+class State(TypedDict):
+    writer: HeartbeatWriter
+
+
+@asynccontextmanager
+async def writing(_: Starlette) -> AsyncIterator[State]:
+    database, metrics = Database(sys.argv[2]), Metrics()
+    writer = HeartbeatWriter(database, Pacemaker(database, Settings(), metrics), metrics)
+    running = asyncio.create_task(writer.run())
+    yield {"writer": writer}
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await database.close()
+
+
+async def record(websocket: WebSocket) -> None:
+    writer: HeartbeatWriter = websocket.state.writer
+    await websocket.accept(PROTOCOL)
+    try:
+        await websocket.receive_text()
+        await websocket.send_text('{"type":"connection_ack"}')
+        while True:
+            await _answer(websocket, writer, orjson.loads(await websocket.receive_text()))
+    except WebSocketDisconnect:
+        pass
+
+
+async def _answer(websocket: WebSocket, writer: HeartbeatWriter, asked: dict[str, Any]) -> None:
+    beat = asked["payload"]["variables"]["input"]
+    report = HeartbeatReport(
+        beat["nodeId"], beat["bootId"], beat["sequence"], metrics=beat["metrics"]
+    )
+    [outcome] = await writer.record([report])
+    assert isinstance(outcome, Recorded), outcome  # noqa: S101  # or the bench would wait for ever
+    told = {
+        "nodeId": outcome.node_id,
+        "status": outcome.status,
+        "receivedAt": outcome.received_at,
+        "nextHeartbeatInSeconds": outcome.next_interval,
+    }
+    payload = {"data": {"recordHeartbeat": told}}
+    await _send(websocket, {"id": asked["id"], "type": "next", "payload": payload})
+    await _send(websocket, {"id": asked["id"], "type": "complete"})
+
+
+async def _send(websocket: WebSocket, message: dict[str, Any]) -> None:
+    await websocket.send_text(orjson.dumps(message).decode())
+
+
+if __name__ == "__main__":
+    serve(Starlette(routes=[WebSocketRoute("/graphql", record)], lifespan=writing))

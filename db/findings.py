@@ -7,6 +7,8 @@ from enum import StrEnum
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.database import Database
+
 
 class Severity(StrEnum):
     """A warning is of what works, but not as it should, or not for long."""
@@ -41,17 +43,22 @@ def fault(says: str) -> Verdict:
     return Severity.FAULT, says
 
 
-async def findings(session: AsyncSession, checks: Mapping[str, Check]) -> AsyncIterator[Finding]:
+async def findings(database: Database, checks: Mapping[str, Check]) -> AsyncIterator[Finding]:
     """In order; what cannot be looked at is a fault of its own.
 
-    The session has to be one of single statements. Raises when it loses its connection.
+    Raises Unavailable when the database is lost in the middle.
     """
     for subject, check in checks.items():
-        try:
-            verdict = await check(session)
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise
-            why = str(error.orig).splitlines()[0].rpartition("'>: ")[2]
-            verdict = fault(f"cannot be looked at, {why}: mend what is said above, and try again")
+        async with database.read() as session:
+            verdict = await _verdict(session, check)
         yield Finding(subject, *verdict)
+
+
+async def _verdict(session: AsyncSession, check: Check) -> Verdict:
+    try:
+        return await check(session)
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        why = str(error.orig).splitlines()[0].rpartition("'>: ")[2]
+        return fault(f"cannot be looked at, {why}: mend what is said above, and try again")

@@ -47,8 +47,7 @@ async def examine(settings: Settings) -> Sequence[Finding]:
             stack.push_async_callback(database.close)
             await database.ping()
             found.append(Finding("database", *ok("answers")))
-            async with database.read() as session:
-                found += [each async for each in findings(session, _checks(database, settings))]
+            found += [each async for each in findings(database, _checks(database, settings))]
     except TOLD_IN_ONE_LINE as error:
         found.append(Finding("database", *fault(_unreachable(error, settings))))
     return found

@@ -68,8 +68,12 @@ class TooManyValues(ValueError):
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError, saying where. A whole number stays one, however large it is."""
-    value = from_json(text, allow_inf_nan=False)
+    """Raises ValueError, saying where; also for more than 200 levels, or 4,300 digits.
+
+    A whole number stays one, however large it is; another that is beyond all bounds is infinite.
+    """
+    # Values, which may be keys of callers, are to be nowhere but in their request.
+    value = from_json(text, allow_inf_nan=False, cache_strings="keys")
     if len(text) > 2 * MAX_VALUES:
         _require_few(value)
     return value

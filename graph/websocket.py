@@ -6,6 +6,7 @@ malformed messages, closes the socket for a syntax error and lets no one bound o
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -178,11 +179,7 @@ class _Connection:
                 await self._initialise(message)
             case _Ping():
                 self._count()
-                echoed = {} if message.payload is None else {"payload": message.payload}
-                try:
-                    await self._send({"type": "pong", **echoed})
-                except orjson.JSONEncodeError as error:
-                    raise _Close(4400, f"Invalid message: ping.payload: {error}") from error
+                await self._send_text(_pong(message.payload))
             case _Pong():
                 self._count()
             case _Subscribe():
@@ -268,6 +265,14 @@ async def _granted(asking: Awaitable[GrantT]) -> GrantT:
     except RegistryError as refused:
         errors.TOLD.labels(refused.code).inc()
         raise _Close(_CODES.get(type(refused), 1013), refused.message) from refused
+
+
+def _pong(payload: dict[str, Any] | None) -> str:
+    echoed = {} if payload is None else {"payload": payload}
+    try:
+        return json.dumps({"type": "pong", **echoed}, allow_nan=False)
+    except ValueError as error:
+        raise _Close(4400, f"Invalid message: ping.payload: {error}") from error
 
 
 def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete:

@@ -216,7 +216,8 @@ async def test_a_revision_in_the_future_is_refused_and_named(shared_server: Live
 
 
 @pytest.mark.parametrize(
-    "payload", [None, {}, {"a": [1, {"b": None}], "c": "ü🏃"}, {"deep": [[[[[[]]]]]]}]
+    "payload",
+    [None, {}, {"a": [1, {"b": None}], "c": "ü🏃"}, {"deep": [[[[[[]]]]]]}],
 )
 async def test_a_ping_is_answered_with_its_payload(
     shared_server: LiveServer, payload: dict[str, Any] | None
@@ -233,9 +234,15 @@ async def test_a_ping_is_answered_with_its_payload(
         await lives(client)
 
 
+async def test_a_whole_number_is_echoed_whole(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await client.socket.send(f'{{"type": "ping", "payload": {{"a": {10**30}}}}}')
+        assert str(10**30) in str(await client.socket.recv())
+
+
 @pytest.mark.parametrize(
     ("payload", "problem"),
-    [("[" * 400 + "]" * 400, "Messages must be JSON"), ("9" * 30, "Invalid message: ping.payload")],
+    [("[" * 400 + "]" * 400, "Messages must be JSON"), ("1e999", "Invalid message: ping.payload")],
 )
 async def test_a_ping_that_cannot_be_echoed_closes(
     shared_server: LiveServer, payload: str, problem: str

@@ -24,6 +24,7 @@ from agent.credentials import NODE_KEY
 from db.database import Database
 from db.keys import new_key
 from db.values import Role
+from graph.requests import parse_json
 
 TOKENS = """
 mutation Create($input: CreateTokenInput!) { createToken(input: $input) { key } }
@@ -191,6 +192,11 @@ async def misplace(told: Told, admin: str, key: str) -> None:
     ):
         headers = {"accept": "application/json"}
         told.note(await told.http.get(path, params=parameters, headers=headers))
+
+
+def test_what_a_request_says_is_kept_nowhere_behind_it() -> None:
+    body = f'{{"key": "{new_key().text}"}}'
+    assert parse_json(body)["key"] is not parse_json(body)["key"]
 
 
 async def test_no_secret_is_told_in_logs_errors_metrics_traces_the_trail_or_the_database(

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession
 from strawberry.dataloader import DataLoader
 
 from db.database import Database
@@ -43,11 +42,10 @@ async def _load(database: Database, keys: list[_Key]) -> list[Any]:
     nodes: dict[tuple[Question, tuple[tuple[str, Any], ...]], set[UUID]] = defaultdict(set)
     for question, arguments, node in keys:
         nodes[question, arguments].add(node)
-    async with database.read() as session:
-        answers = {
-            (question, arguments): await _answer(session, question, asked, dict(arguments))
-            for (question, arguments), asked in nodes.items()
-        }
+    answers = {
+        (question, arguments): await _answer(database, question, asked, dict(arguments))
+        for (question, arguments), asked in nodes.items()
+    }
     return [
         answer
         if isinstance(answer := answers[question, arguments], Exception)
@@ -57,9 +55,10 @@ async def _load(database: Database, keys: list[_Key]) -> list[Any]:
 
 
 async def _answer(
-    session: AsyncSession, question: Question, nodes: set[UUID], arguments: dict[str, Any]
+    database: Database, question: Question, nodes: set[UUID], arguments: dict[str, Any]
 ) -> Mapping[UUID, Any] | RegistryError:
     try:
-        return await question(session, list(nodes), **arguments)
+        async with database.read() as session:
+            return await question(session, list(nodes), **arguments)
     except RegistryError as error:
         return error

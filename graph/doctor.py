@@ -43,7 +43,9 @@ async def examine(settings: Settings) -> Sequence[Finding]:
     try:
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(url_in_use(settings))
-            database = Database(url)
+            database = Database(
+                url, statement_timeout_seconds=settings.db_statement_timeout_seconds
+            )
             stack.push_async_callback(database.close)
             await database.ping()
             found.append(Finding("database", *ok("answers")))
@@ -90,7 +92,7 @@ def _unreachable(error: Exception, settings: Settings) -> str:
             why = " ".join([error.problem, *error.log_lines[-1:]])
             return f"{why}: see {settings.data_dir / 'postgres.log'}"
         case Unavailable():
-            why = f"cannot be reached, {error.__cause__ or error}"
+            why = f"cannot be reached, {str(error.__cause__ or error) or 'no answer in time'}"
         case _:
             why = in_one_line(error)
     return f"{why}: see that PostgreSQL runs, and what NODE_REGISTRY_DATABASE_URL or _DB_… say"

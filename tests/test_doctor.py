@@ -234,6 +234,18 @@ async def test_it_finds_a_database_that_is_not_there(patient: Patient) -> None:
     shows(await ill(patient.settings(database_url=nothing)), "database", Severity.FAULT, *says)
 
 
+async def test_it_finds_a_database_that_says_nothing(patient: Patient) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        url = f"postgresql://127.0.0.1:{silent.sockets[0].getsockname()[1]}/node_registry"
+        settings = patient.settings(database_url=url, db_statement_timeout_seconds=0.4)
+        findings = await ill(settings)
+    shows(findings, "database", Severity.FAULT, "cannot be reached, no answer in time")
+
+
 async def test_it_finds_a_port_that_something_else_has(patient: Patient) -> None:
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()

@@ -40,9 +40,9 @@ class Database:
     """A bounded pool of connections to one PostgreSQL database.
 
     Its blocks raise Unavailable where the database cannot be reached, is too busy, gave up a
-    statement, or does not answer within twice the time of one; other errors of PostgreSQL are
-    faults of ours and pass through as they are. `failures` counts the former, those of the pools
-    beside it too.
+    statement, or has not done all that a block asks within twice the time of one statement; other
+    errors of PostgreSQL are faults of ours and pass through as they are. `failures` counts the
+    former, those of the pools beside it too.
     """
 
     def __init__(

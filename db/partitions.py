@@ -12,7 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 DAYS_AHEAD = 7
 TURN_SECONDS = 600
-"""For a transaction that makes or drops partitions, which first waits until others have done so."""
+"""For each statement of a transaction that makes or drops partitions. It first waits until others
+have done so.
+"""
 
 _MAX_DAYS_BEHIND = 31
 _LOCK = "node_registry_partitions"

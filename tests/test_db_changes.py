@@ -392,13 +392,14 @@ async def test_a_server_that_vanishes_in_the_middle_of_a_statement_is_an_outage_
     folder = Path(str(database.url.query["host"]))
     async with proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as between:
         far = Database(database.url.set(host="127.0.0.1", port=between.port, query={}), pool_size=1)
-        far._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's; the server is not told
         await far.ping()
         between.starve()
+        far._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's; the server is not told
         async with asyncio.timeout(5):
             with pytest.raises(Unavailable):
                 async with way(far) as asked:
                     await asked.execute(statement)
+        far._statement_timeout_seconds = 10  # noqa: SLF001
         await far.ping()
         await far.close()
 

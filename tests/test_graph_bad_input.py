@@ -860,7 +860,7 @@ JSON = st.recursive(
 ANYTHING = settings(
     max_examples=60,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

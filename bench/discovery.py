@@ -43,7 +43,7 @@ query Page($first: Int) {
 
 
 async def discovery(*, quick: bool) -> AsyncIterator[Row]:
-    fleet, seconds, runs = (200, 0.05, 1) if quick else (10_000, 2, 3)
+    fleet, seconds, runs = (200, 0.05, 1) if quick else (10_000, 1.3, 3)
     questions = (
         (
             f"availableNodes(limit: 10) of {fleet:,} nodes",

@@ -27,7 +27,7 @@ class _Run:
 
 
 async def fan_out(*, quick: bool) -> AsyncIterator[Row]:
-    subscribers, changes, runs = (5, 20, 1) if quick else (300, 1000, 4)
+    subscribers, changes, runs = (5, 20, 1) if quick else (300, 1000, 3)
     async with (
         stage.database() as database,
         stage.registry(database.url) as registry,

@@ -50,7 +50,7 @@ class _Delays:
 
 
 async def latency(*, quick: bool) -> AsyncIterator[Row]:
-    parts = ((1, 5, 1), (5, 5, 1)) if quick else ((1, 300, 3), (300, 100, 3))
+    parts = ((1, 5, 1), (5, 5, 1)) if quick else ((1, 200, 3), (300, 100, 3))
     async with stage.database() as database, stage.registry(database.url) as registry:
         written = await Changes.of(database)
         for subscribers, changes, runs in parts:

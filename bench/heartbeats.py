@@ -21,7 +21,7 @@ MANY = 8 * CONNECTIONS
 
 
 async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
-    fleet, seconds, runs = (A_STATEMENT, 0.05, 1) if quick else (10_000, 1.3, 3)
+    fleet, seconds, runs = (A_STATEMENT, 0.05, 1) if quick else (10_000, 1, 4)
     async with stage.database() as database, stage.bare() as bare:
         await settle(database, fleet)
         async with (

@@ -1,12 +1,13 @@
 """What execution gave, encoded as the response that says it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from graphql import ExecutionResult, GraphQLError
+from graphql import ExecutionResult, Executor, GraphQLError
+from strawberry.utils.await_maybe import await_maybe
 
 from graph import errors
 from graph.metrics import OK
@@ -44,6 +45,17 @@ def answer_of(result: ExecutionResult) -> Answer:
     if result.data is None and not any(error.path for error in result.errors):
         raise OperationRefused(shown)
     return Answer(_encoded({"data": result.data, "errors": shown}), _code(shown))
+
+
+async def executed(executor: "Executor[Any]", execute: Callable[[], Any]) -> ExecutionResult:
+    """The whole result of what `execute` begins on the executor, which has done its work then."""
+    try:
+        result = await await_maybe(execute())
+    finally:
+        # They hold the executor that holds them: only the collector would find the two.
+        executor.async_helpers = None  # type: ignore[assignment]
+    assert isinstance(result, ExecutionResult)  # noqa: S101  # nothing is delivered in parts
+    return result
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from strawberry.utils.await_maybe import await_maybe
 from db.errors import Forbidden
 from db.identity import Caller
 from graph import errors, rights
-from graph.answers import Answer, OperationRefused, answer_of, faults_shown
+from graph.answers import Answer, OperationRefused, answer_of, executed, faults_shown
 from graph.batched import Batched
 from graph.documents import Documents, Operation
 from graph.metrics import CANCELLED
@@ -159,9 +159,8 @@ class Operations:
         with faults_shown():
             if plan and arguments is not None:
                 return answer_of(await plan.run(arguments, self._services.context(admitted.caller)))
-            result = await await_maybe(self._executor(admitted).execute_operation())
-            assert isinstance(result, ExecutionResult)  # noqa: S101  # nothing is delivered in parts
-            return answer_of(result)
+            executor = self._executor(admitted)
+            return answer_of(await executed(executor, executor.execute_operation))
 
     def _executor(self, admitted: Admitted) -> "Executor[Any]":
         """Raises OperationRefused for variables that are not of their types."""

@@ -16,10 +16,9 @@ from graphql import (
     VariableDefinitionNode,
     execute_subscription_event,
 )
-from strawberry.utils.await_maybe import await_maybe
 
 from db.identity import Identity
-from graph.answers import Answer, answer_of
+from graph.answers import Answer, answer_of, executed
 from graph.documents import Operation
 from graph.metrics import OK
 from graph.once import Once
@@ -67,7 +66,8 @@ class Telling:
 
 
 async def _executed(executor: "Executor[Any]", event: object) -> Told:
-    result = await await_maybe(execute_subscription_event(executor.build_per_event_executor(event)))
+    of_event = executor.build_per_event_executor(event)
+    result = await executed(of_event, partial(execute_subscription_event, of_event))
     return Told(event, answer_of(result))
 
 

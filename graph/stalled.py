@@ -103,6 +103,8 @@ class _RequestDeadline(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._forget_idle()
         super().handle_websocket_upgrade()
+        # Its part is over: each holds the other, and only the collector would find them.
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does when a connection ends
 
     def _expect_request(self, seconds: float) -> None:
         self._idle = self.loop.call_later(seconds, self._judge_idle, self.cycle)

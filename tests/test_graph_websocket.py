@@ -1,6 +1,7 @@
 """GraphQL over websockets, message by message: nothing that a client sends breaks more than it."""
 
 import asyncio
+import gc
 import re
 from contextlib import AsyncExitStack
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 from api import CHANGES, in_touch, register
 from conftest import LiveServer, StartServer
+from graphql import Executor
 from sqlalchemy import text
 from structlog.types import EventDict
 from transport_ws import SECONDS, Client, connect, dial
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
@@ -266,6 +269,26 @@ async def test_a_second_init_closes(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.send({"type": "connection_init"})
         assert await client.closed() == (4429, "Too many initialisation requests")
+
+
+@pytest.mark.parametrize("kind", [HttpToolsProtocol, Executor])
+async def test_what_has_done_its_work_needs_no_collector(
+    shared_server: LiveServer, kind: type
+) -> None:
+    """With ten thousand connections a collection stops the process for a second."""
+
+    def held() -> int:
+        return sum(isinstance(found, kind) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        async with connect(shared_server.websocket_url) as client:
+            await lives(client)
+            await until(lambda: held() == before)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.asyncio(loop_scope="function")

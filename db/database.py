@@ -95,13 +95,13 @@ class Database:
             await apart.close()
 
     @asynccontextmanager
-    async def write(self, *, seconds: float | None = None) -> AsyncIterator[AsyncSession]:
+    async def write(self, *, statement_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
         """One transaction: committed at the end of the block, undone when it raises.
 
-        `seconds` are for a block that may well take longer than the others.
+        `statement_seconds` are for one whose statements give themselves another time.
         """
         async with (
-            self._in_time(seconds),
+            self._in_time(statement_seconds),
             AsyncSession(self.engine, expire_on_commit=False) as session,
             session.begin(),
         ):
@@ -180,10 +180,10 @@ class Database:
         await self.engine.dispose()
 
     @asynccontextmanager
-    async def _in_time(self, seconds: float | None = None) -> AsyncIterator[None]:
+    async def _in_time(self, statement_seconds: float | None = None) -> AsyncIterator[None]:
         """A server that has vanished answers nothing, and ends no statement either."""
         with self._named_failures():
-            async with asyncio.timeout(seconds or 2 * self._statement_timeout_seconds):
+            async with asyncio.timeout(2 * (statement_seconds or self._statement_timeout_seconds)):
                 yield
 
     @contextmanager

@@ -85,7 +85,7 @@ class Upkeep:
 
     async def make_days(self) -> None:
         """The days of the heartbeat log long before they begin; and looks for what has none."""
-        async with self._database.write(seconds=2 * TURN_SECONDS) as session:
+        async with self._database.write(statement_seconds=TURN_SECONDS) as session:
             await partitions.make_days(session)
         async with self._database.read() as session:
             self._misplaced = await partitions.misplaced(session)
@@ -141,7 +141,7 @@ class Upkeep:
                     complete = await rollup.is_complete(session, hour)
                 if not complete and not await self._roll_up(hour):
                     return
-            async with self._database.write(seconds=2 * TURN_SECONDS) as session:
+            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
                 await rollup.forget(session, day)
                 dropped = await partitions.drop(session, day)
             if dropped:
@@ -151,7 +151,7 @@ class Upkeep:
         """Those of the metrics history that are older than configured."""
         max_age_seconds = self._settings.metrics_history_max_age_seconds
         for month in await self._old("metrics_history", max_age_seconds):
-            async with self._database.write(seconds=2 * TURN_SECONDS) as session:
+            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
                 dropped = await partitions.drop(session, month)
             if dropped:
                 log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
@@ -176,7 +176,7 @@ class Upkeep:
             shares = await rollup.shares(session, hour)
         heartbeats = 0
         for share in shares:
-            async with self._database.write(seconds=2 * TURN_SECONDS) as session:
+            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
                 if not await rollup.take_turn(session):
                     return False
                 heartbeats += await rollup.roll_up(session, hour, share)

@@ -219,8 +219,7 @@ async def test_a_revision_in_the_future_is_refused_and_named(shared_server: Live
 
 
 @pytest.mark.parametrize(
-    "payload",
-    [None, {}, {"a": [1, {"b": None}], "c": "ü🏃"}, {"deep": [[[[[[]]]]]]}],
+    "payload", [None, {}, {"a": [1, {"b": None}], "c": "ü🏃"}, {"deep": [[[[[[]]]]]]}]
 )
 async def test_a_ping_is_answered_with_its_payload(
     shared_server: LiveServer, payload: dict[str, Any] | None

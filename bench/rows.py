@@ -1,5 +1,6 @@
 """What a bench yields: figures beside their limits, and targets that are told, not enforced."""
 
+import math
 import operator
 import statistics
 from collections.abc import AsyncIterator, Sequence
@@ -55,8 +56,11 @@ class Row:
 
     @property
     def ratio(self) -> Spread:
-        """Of each run by itself, so that what slows a whole run down counts on both sides."""
-        return Spread.of([f / n for f, n in zip(self.figures, self.limits, strict=True)])
+        """Of each run by itself, so that what slows a whole run down counts on both sides. NaN
+        beside a limit of 0: one that was over before a clock ticked.
+        """
+        pairs = zip(self.figures, self.limits, strict=True)
+        return Spread.of([f / n if n else math.nan for f, n in pairs])
 
     @property
     def met(self) -> bool | None:

@@ -49,13 +49,20 @@ def answer_of(result: ExecutionResult) -> Answer:
 
 async def executed(executor: "Executor[Any]", execute: Callable[[], Any]) -> ExecutionResult:
     """The whole result of what `execute` begins on the executor, which has done its work then."""
-    try:
+    with at_work(executor):
         result = await await_maybe(execute())
+    assert isinstance(result, ExecutionResult)  # noqa: S101  # nothing is delivered in parts
+    return result
+
+
+@contextmanager
+def at_work(executor: "Executor[Any]") -> Iterator[None]:
+    """Afterwards nothing holds on to it but those who use it."""
+    try:
+        yield
     finally:
         # They hold the executor that holds them: only the collector would find the two.
         executor.async_helpers = None  # type: ignore[assignment]
-    assert isinstance(result, ExecutionResult)  # noqa: S101  # nothing is delivered in parts
-    return result
 
 
 @contextmanager

@@ -61,7 +61,21 @@ def codes() -> set[str]:
 
 def as_response(errors: list[GraphQLError]) -> list[dict[str, Any]]:
     """The `errors` of a response, each logged under the id that it shows."""
-    return [_shown(error) for error in errors]
+    shown = [_shown(error) for error in errors]
+    for error in errors:
+        let_go(error)
+    return shown
+
+
+def let_go(error: BaseException) -> None:
+    """Drops the frames that led to it, once nobody will look at them: they hold the operation and
+    its connection, and often the error itself, so that only the collector would find them.
+    """
+    chain = [error]
+    for each in chain:
+        each.__traceback__ = None
+        led = each.__cause__, each.__context__, getattr(each, "original_error", None)
+        chain += [one for one in led if one is not None and one.__traceback__ is not None]
 
 
 def refusal(error: RegistryError) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from strawberry.utils.await_maybe import await_maybe
 from db.errors import Forbidden
 from db.identity import Caller
 from graph import errors, rights
-from graph.answers import Answer, OperationRefused, answer_of, executed, faults_shown
+from graph.answers import Answer, OperationRefused, answer_of, at_work, executed, faults_shown
 from graph.batched import Batched
 from graph.documents import Documents, Operation
 from graph.metrics import CANCELLED
@@ -130,6 +130,9 @@ class Operations:
             async with asyncio.timeout(self._services.settings.request_seconds):
                 answer = await self._answer(admitted)
             outcome = answer.outcome
+        except asyncio.CancelledError as cancelled:
+            errors.let_go(cancelled)
+            raise
         except OperationRefused as refused:
             outcome = refused.code
             raise
@@ -179,7 +182,11 @@ class Operations:
     async def subscribe(self, admitted: Admitted) -> AsyncGenerator[str, None]:
         """The encoded response to each event. Raises OperationRefused."""
         executor = self._executor(admitted)
-        with faults_shown(), self._services.limits.subscription(admitted.caller):
+        with (
+            faults_shown(),
+            at_work(executor),
+            self._services.limits.subscription(admitted.caller),
+        ):
             source = await await_maybe(create_source_event_stream(executor))
             if isinstance(source, ExecutionResult):
                 raise OperationRefused(errors.as_response(source.errors or []))

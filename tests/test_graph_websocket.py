@@ -3,17 +3,20 @@
 import asyncio
 import gc
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from api import CHANGES, in_touch, register
+from api import CHANGES, DEREGISTER, in_touch, register
 from conftest import LiveServer, StartServer
+from fleet import waits_for_a_lock
 from graphql import Executor
 from sqlalchemy import text
 from structlog.types import EventDict
 from transport_ws import SECONDS, Client, connect, dial
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
@@ -270,22 +273,52 @@ async def test_a_second_init_closes(shared_server: LiveServer) -> None:
         assert await client.closed() == (4429, "Too many initialisation requests")
 
 
-@pytest.mark.parametrize("kind", [HttpToolsProtocol, Executor])
+async def succeeds(client: Client, _: LiveServer) -> None:
+    await lives(client)
+
+
+async def fails(client: Client, _: LiveServer) -> None:
+    await client.subscribe("fails", DEREGISTER, input={"nodeId": "unknown"})
+    assert (await client.receive())["payload"]["errors"][0]["extensions"][
+        "code"
+    ] == "NODE_NOT_FOUND"
+    assert (await client.receive())["type"] == "complete"
+
+
+async def follows(client: Client, _: LiveServer) -> None:
+    await client.subscribe("follows", CHANGES, after=0)
+    assert (await client.receive())["type"] == "next"
+
+
+async def is_left(client: Client, server: LiveServer) -> None:
+    database = server.services.database
+    async with database.write() as session:
+        await session.execute(text("LOCK TABLE nodes"))
+        await client.subscribe("left", DEREGISTER, input={"nodeId": "unknown"})
+        await waits_for_a_lock(database)
+        client.socket.transport.abort()
+
+
+@pytest.mark.parametrize("kind", [HttpToolsProtocol, WebSocketsSansIOProtocol, Executor])
+@pytest.mark.parametrize("operation", [succeeds, fails, follows, is_left])
 async def test_what_has_done_its_work_needs_no_collector(
-    shared_server: LiveServer, kind: type
+    shared_server: LiveServer,
+    operation: Callable[[Client, LiveServer], Awaitable[None]],
+    kind: type,
 ) -> None:
     """With ten thousand connections a collection stops the process for a second."""
 
     def held() -> int:
         return sum(isinstance(found, kind) for found in gc.get_objects())
 
+    await register(shared_server)  # whom its followers are told of
     gc.collect()
     gc.disable()
     try:
         before = held()
         async with connect(shared_server.websocket_url) as client:
-            await lives(client)
-            await until(lambda: held() == before)
+            await operation(client, shared_server)
+        await until(lambda: held() <= before)
     finally:
         gc.enable()
 

@@ -20,7 +20,7 @@ from bench.fleet.wires import HttpWire, WebSocketWire, Wire
 from bench.stage import Server, Stopwatch
 from db.database import Database
 
-_ARRIVALS_PER_SECOND = 100
+_ARRIVALS_PER_SECOND = 50
 _SETTLE_INTERVALS = 2
 _RETURN_INTERVALS = 6
 _RETURN_SECONDS = 60
@@ -74,6 +74,7 @@ class Story:
 
 async def tell(terms: Terms) -> Story:
     story = Story()
+    gc.disable()  # it would stop all agents at once, as no fleet is stopped
     async with stage.database() as database, AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-", dir=_ram())))
         port = stage.free_port()
@@ -164,9 +165,6 @@ async def _arrive(
         if missing := await tally.all_back(_patience(terms)):
             click.echo(f"{missing} nodes were not heard", err=True)
         tally.miss({member.node_id for member in members})
-    # The collector would stop all agents at once, as no fleet is stopped.
-    gc.collect()
-    gc.freeze()
     await asyncio.sleep(terms.interval)
     story.bytes_before, story.later = before, len(members) - early
 

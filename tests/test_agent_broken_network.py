@@ -143,7 +143,7 @@ async def heartbeat(url: str, timeout_seconds: float = 5.0) -> RecordHeartbeatDa
 def new_run(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Run:
     machine = observe()
     return Run(
-        Connection(http_transport(end.url, "the-token"), timeout_seconds=0.2),
+        Connection(http_transport(end.url, "the-token"), timeout_seconds=1.0),
         Credentials(directory, SecretStr("the-token"), time.clock.uniform),
         Schedule(time.clock),
         directory,

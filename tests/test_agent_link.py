@@ -186,10 +186,10 @@ async def test_an_answer_that_never_comes_is_not_waited_for_longer_than_the_limi
     server: LiveServer,
 ) -> None:
     await register(server, "a")
-    async with proxy(server.url) as between, beating(between.url, timeout_seconds=0.2) as node:
+    async with proxy(server.url) as between, beating(between.url, timeout_seconds=1.0) as node:
         await node.beat()
         between.starve()
-        with pytest.raises(RegistryAwayError, match=r"no answer within 0\.2 s"):
+        with pytest.raises(RegistryAwayError, match="no answer within 1 s"):
             await node.beat()
         await node.beat()
         assert between.taken == 2

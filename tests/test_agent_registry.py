@@ -153,12 +153,12 @@ async def test_those_who_ask_the_same_share_one_request(server: LiveServer, betw
 async def test_a_registry_that_does_not_answer_costs_no_more_than_the_timeout(
     between: Proxy,
 ) -> None:
-    async with RegistryClient(between.url, timeout_seconds=0.3) as client:
+    async with RegistryClient(between.url, timeout_seconds=1.0) as client:
         fresh = await client.get_nodes()
         between.starve()
         began = time.monotonic()
         stale = await client.get_nodes()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         assert stale.value == fresh.value
         assert stale.reason
 

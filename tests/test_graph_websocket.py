@@ -291,12 +291,14 @@ async def follows(client: Client, _: LiveServer) -> None:
 
 
 async def is_left(client: Client, server: LiveServer) -> None:
-    database = server.services.database
+    """While it waits for a row that another holds; the sweep, which only reads, does not wait."""
+    database, metrics = server.services.database, server.services.metrics.registry
     async with database.write() as session:
-        await session.execute(text("LOCK TABLE nodes"))
+        await session.execute(text("LOCK TABLE nodes IN EXCLUSIVE MODE"))
         await client.subscribe("left", DEREGISTER, input={"nodeId": "unknown"})
         await waits_for_a_lock(database)
         client.socket.transport.abort()
+        await until(lambda: metrics.get_sample_value("node_registry_connections") == 0)
 
 
 @pytest.mark.parametrize("kind", [HttpToolsProtocol, WebSocketsSansIOProtocol, Executor])

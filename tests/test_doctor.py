@@ -180,14 +180,14 @@ async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
 async def test_it_finds_what_is_wrong_with_a_database(
     patient: Patient, breaks: str, mends: str, finding: tuple[str, Severity, *tuple[str, ...]]
 ) -> None:
-    findings: list[Finding] = []
-    try:
-        for _ in range(5):  # the next sweep ends a mode that nothing calls for
-            await patient.sql(breaks)
-            if findings := await ill(patient.settings()):
-                break
-    finally:
-        await patient.sql(mends)
+    for _ in range(5):  # the next sweep ends a mode that nothing calls for
+        await patient.sql(breaks)
+        try:
+            findings = await ill(patient.settings())
+        finally:
+            await patient.sql(mends)
+        if findings:
+            break
     shows(findings, *finding)
     assert await ill(patient.settings()) == []
 

@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from clusters import FAST, data_dir, made_cluster, new_data_dir, temporary_folder
 from hypothesis import HealthCheck, settings
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -33,6 +32,7 @@ from graph.app import running_services
 from graph.server import configured
 from graph.services import Services
 from graph.settings import Settings
+from tests.support.clusters import FAST, data_dir, made_cluster, new_data_dir, temporary_folder
 
 __all__ = ["data_dir", "made_cluster", "new_data_dir"]
 

@@ -1,0 +1,371 @@
+"""The audit trail: who did what from where, how it was before and after, and what is kept of it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import insert, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import audit, nodes
+from db.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
+from db.database import Database
+from db.errors import BadInput, NodeIdTaken, NodeNotFound
+from db.identity import Caller, Identity
+from db.profiles import ProfileContent
+from db.tables import AuditEntry
+from db.values import ProfileType, Role
+from tests.support.fleet import AGENT, OPERATOR, RULES, examples, register, rows
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+async def trail(database: Database, audit_filter: AuditFilter = EVERY_ENTRY) -> list[AuditEntry]:
+    """Oldest first."""
+    async with database.read() as session:
+        page = await audit.entries(session, audit_filter, first=1000, after=None)
+    return list(reversed(page.rows))
+
+
+async def set_maintenance(database: Database, *, enabled: bool) -> None:
+    async with database.write() as session:
+        if enabled:
+            await nodes.start_maintenance(session, "a", note=None, until=None, by=OPERATOR)
+        else:
+            await nodes.end_maintenance(session, "a", rules=RULES, note=None, by=OPERATOR)
+
+
+async def refuse(database: Database, by: Caller = OPERATOR, times: int = 1) -> None:
+    for _ in range(times):
+        async with database.write() as session:
+            await audit.record_refusal(
+                session, by=by, action="node.deregister", subject="a", code="FORBIDDEN"
+            )
+
+
+async def test_an_entry_says_who_did_it_from_where_and_under_which_request(
+    database: Database,
+) -> None:
+    with structlog.contextvars.bound_contextvars(request_id="request-1"):
+        await register(database, "a")
+    [entry] = await trail(database)
+    assert (entry.actor, entry.address, entry.request_id) == ("agent", "192.0.2.10", "request-1")
+    assert (entry.action, entry.subject, entry.outcome) == ("node.register", "a", "ok")
+    [(age,)] = await rows(database, "SELECT now() - recorded_at FROM audit_log")
+    assert timedelta(0) <= age < timedelta(minutes=1)
+
+
+async def test_what_is_undone_leaves_no_entry(database: Database) -> None:
+    await register(database, "a")
+    async with database.write() as session:
+        await nodes.deregister(session, "a", note=None, by=OPERATOR)
+        await session.rollback()
+    with pytest.raises(NodeNotFound):
+        async with database.write() as session:
+            await nodes.deregister(session, "b", note=None, by=OPERATOR)
+    with pytest.raises(BadInput):
+        async with database.write() as session:
+            await nodes.start_maintenance(session, "a", note=None, until=EPOCH, by=OPERATOR)
+    with pytest.raises(NodeIdTaken):
+        await register(database, "a", "boot-2")
+    assert [entry.action for entry in await trail(database)] == ["node.register"]
+
+
+async def test_a_registration_tells_the_node_before_and_after(database: Database) -> None:
+    await register(database, "a", name="First", labels=["x"], capabilities={"models": ["llama"]})
+    await register(database, "a", name="Second", ip_address="192.0.2.1", metadata={"rack": 7})
+    made, changed = await trail(database)
+    assert made.before is None
+    assert made.after is not None
+    assert made.after | {"bootSince": None} == {
+        "name": "First",
+        "role": "development",
+        "type": "worker",
+        "labels": ["x"],
+        "ipAddress": None,
+        "localIp": None,
+        "hostname": None,
+        "status": "online",
+        "statusReason": "registered",
+        "maintenanceUntil": None,
+        "bootSince": None,
+        "capabilities": {"models": ["llama"]},
+        "metadata": {},
+    }
+    assert changed.before is not None
+    assert changed.after is not None
+    assert {key: changed.before[key] for key in ("name", "ipAddress", "metadata")} == {
+        "name": "First",
+        "ipAddress": None,
+        "metadata": {},
+    }
+    assert {key: changed.after[key] for key in ("name", "ipAddress", "metadata")} == {
+        "name": "Second",
+        "ipAddress": "192.0.2.1",
+        "metadata": {"rack": 7},
+    }
+
+
+async def test_a_registration_that_changes_nothing_is_an_entry_without_what_is_long(
+    database: Database,
+) -> None:
+    for _ in range(2):
+        await register(database, "a", capabilities={"models": ["x" * 1000]}, metadata={"b": 1})
+    _, again = await trail(database)
+    assert again.before == again.after
+    assert again.after is not None
+    assert again.after["name"] == "a"
+    assert not {"capabilities", "metadata"} & again.after.keys()
+
+
+async def test_the_trail_tells_the_status_that_a_registration_led_to(database: Database) -> None:
+    await register(database, "node-1-hetzner-gex44")
+    [entry] = await trail(database)
+    assert entry.before is not None
+    assert entry.after is not None
+    assert (entry.before["status"], entry.before["statusReason"]) == ("offline", "seeded")
+    assert (entry.after["status"], entry.after["statusReason"]) == ("online", "registered")
+
+
+async def test_a_boot_id_with_which_one_could_pass_for_the_agent_is_nowhere_in_the_trail(
+    database: Database,
+) -> None:
+    said = {"hostname": "host", "local_ip": "10.0.0.1"}
+    await register(database, "a", "secret-run-1", **said)
+    await register(database, "a", "secret-run-2", replaces_boot_id="secret-run-1", **said)
+    first, second = await trail(database)
+    assert first.after is not None
+    assert second.after is not None
+    assert first.after["bootSince"] < second.after["bootSince"]
+    [(leaks,)] = await rows(
+        database, "SELECT count(*) FROM audit_log a WHERE to_json(a)::text LIKE '%secret-run%'"
+    )
+    assert leaks == 0
+
+
+async def test_the_profiles_of_a_registration_are_entries_of_their_own(database: Database) -> None:
+    profile = ProfileContent("llm", ProfileType.LLM, {"model": "x"})
+    await register(database, "a", profiles=[profile])
+    await register(database, "a", profiles=[profile])
+    assert [(entry.action, entry.subject) for entry in await trail(database)] == [
+        ("node.register", "a"),
+        ("profile.set", "a/llm"),
+        ("node.register", "a"),
+    ]
+
+
+async def test_maintenance_and_removal_tell_the_node_before_and_after(database: Database) -> None:
+    await register(database, "a")
+    await set_maintenance(database, enabled=True)
+    await set_maintenance(database, enabled=False)
+    await set_maintenance(database, enabled=False)
+    async with database.write() as session:
+        await nodes.deregister(session, "a", note=None, by=OPERATOR)
+    told = [
+        (
+            entry.action,
+            entry.before and (entry.before["status"], entry.before["statusReason"]),
+            entry.after and (entry.after["status"], entry.after["statusReason"]),
+        )
+        for entry in (await trail(database))[1:]
+    ]
+    online, maintained = ("online", "registered"), ("maintenance", "maintenance_started")
+    ended = ("online", "maintenance_ended")
+    assert told == [
+        ("node.set_maintenance", online, maintained),
+        ("node.set_maintenance", maintained, ended),
+        ("node.set_maintenance", ended, ended),
+        ("node.deregister", ended, None),
+    ]
+    for entry in (await trail(database))[1:]:
+        assert (entry.actor, entry.address) == ("op", "192.0.2.20")
+    stood = await rows(database, "SELECT status, status_reason FROM nodes WHERE node_id = 'a'")
+    assert stood == [("offline", "deregistered")]
+
+
+async def test_a_refusal_is_an_entry_with_the_errors_code(database: Database) -> None:
+    with structlog.contextvars.bound_contextvars(request_id="request-1"):
+        await refuse(database)
+    [entry] = await trail(database)
+    assert (entry.actor, entry.address, entry.request_id) == ("op", "192.0.2.20", "request-1")
+    assert (entry.outcome, entry.before, entry.after) == ("FORBIDDEN", None, None)
+
+
+async def test_one_who_is_refused_again_and_again_does_not_fill_the_trail(
+    database: Database,
+) -> None:
+    other = Caller(Identity("other", Role.VIEWER))
+    await refuse(database, times=REFUSALS_A_MINUTE + 20)
+    await refuse(database, other)
+    assert len(await trail(database, AuditFilter(actor="op"))) == REFUSALS_A_MINUTE
+    assert len(await trail(database, AuditFilter(actor="other"))) == 1
+    async with database.write() as session:
+        await session.execute(
+            text("UPDATE audit_log SET recorded_at = recorded_at - interval '1 min'")
+        )
+    await refuse(database, times=2)
+    assert len(await trail(database, AuditFilter(actor="op"))) == REFUSALS_A_MINUTE + 2
+
+
+async def test_what_is_done_counts_for_no_refusal(database: Database) -> None:
+    for _ in range(REFUSALS_A_MINUTE + 1):
+        await register(database, "a")
+    await refuse(database, AGENT)
+    assert len(await trail(database, AuditFilter(actor="agent", outcome="FORBIDDEN"))) == 1
+
+
+INSTANTS = st.integers(0, 5).map(lambda n: EPOCH + timedelta(minutes=n))
+WORDS = {
+    "actor": st.sampled_from(["op", "agent"]),
+    "action": st.sampled_from(["node.register", "profile.set"]),
+    "subject": st.sampled_from(["a", "b", "a/llm"]),
+    "outcome": st.sampled_from(["ok", "FORBIDDEN", "BAD_INPUT"]),
+}
+ENTRIES = st.lists(st.fixed_dictionaries({**WORDS, "recorded_at": INSTANTS}), max_size=12)
+NOTHING = st.none()
+FILTERS = st.builds(
+    AuditFilter,
+    *(NOTHING | words for words in WORDS.values()),
+    since=NOTHING | INSTANTS,
+    until=NOTHING | INSTANTS,
+)
+
+
+def _means(audit_filter: AuditFilter, entry: dict[str, Any]) -> bool:
+    return (
+        all(
+            getattr(audit_filter, name) in {None, entry[name]}
+            for name in ("actor", "action", "subject", "outcome")
+        )
+        and (audit_filter.since is None or entry["recorded_at"] >= audit_filter.since)
+        and (audit_filter.until is None or entry["recorded_at"] < audit_filter.until)
+    )
+
+
+@given(ENTRIES, FILTERS, st.integers(1, 4))
+@examples(80)
+async def test_pages_show_each_entry_that_is_meant_once_and_newest_first(
+    database: Database, entries: list[dict[str, Any]], audit_filter: AuditFilter, first: int
+) -> None:
+    seen: list[AuditEntry] = []
+    async with database.write() as session:
+        await session.execute(text("DELETE FROM audit_log"))
+        ids = (
+            list(await session.scalars(insert(AuditEntry).returning(AuditEntry.id), entries))  # type: ignore[call-overload]
+            if entries
+            else []
+        )
+        after = None
+        while True:
+            page = await audit.entries(session, audit_filter, first=first, after=after)
+            assert len(page.rows) <= first
+            seen += page.rows
+            if not page.has_next:
+                break
+            last = page.rows[-1]
+            after = audit.ENTRIES.encode(last.recorded_at, last.id)
+    meant = [
+        (entry["recorded_at"], id_)
+        for entry, id_ in zip(entries, ids, strict=True)
+        if _means(audit_filter, entry)
+    ]
+    assert [(entry.recorded_at, entry.id) for entry in seen] == sorted(meant, reverse=True)
+
+
+MANY = """
+INSERT INTO audit_log (recorded_at, actor, action, subject, outcome)
+SELECT timestamptz '2026-01-01' + make_interval(secs => n), 'actor-' || n % 1000,
+       'action-' || n % 20, 'node-' || n % 1000, CASE n % 200 WHEN 0 THEN 'FORBIDDEN' ELSE 'ok' END
+FROM generate_series(1, 20000) AS n
+"""
+
+
+@pytest.fixture
+async def many(database: Database) -> Database:
+    async with database.write() as session:
+        await session.execute(text(MANY))
+    async with database.read() as session:
+        await session.execute(text("VACUUM ANALYZE audit_log"))
+    return database
+
+
+def _within(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from _within(part)
+
+
+async def _plan(session: AsyncSession, statement: Any) -> list[dict[str, Any]]:
+    compiled = statement.compile(
+        dialect=session.get_bind().dialect, compile_kwargs={"render_postcompile": True}
+    )
+    connection = await session.connection()
+    explained = await connection.exec_driver_sql(
+        f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {compiled}",
+        tuple(compiled.params[name] for name in compiled.positiontup),
+    )
+    return list(_within(explained.scalar_one()[0]["Plan"]))
+
+
+@pytest.mark.parametrize(
+    "audit_filter",
+    [
+        AuditFilter(),
+        AuditFilter(actor="actor-7"),
+        AuditFilter(action="action-7"),
+        AuditFilter(subject="node-7"),
+        AuditFilter(subject="nobody"),
+        AuditFilter(outcome="FORBIDDEN"),
+        AuditFilter(outcome="STALE_BOOT"),
+        AuditFilter(outcome="ok"),
+        AuditFilter(since=EPOCH + timedelta(hours=5)),
+        AuditFilter(until=EPOCH + timedelta(hours=1)),
+        AuditFilter(actor="actor-7", until=EPOCH + timedelta(hours=1)),
+        AuditFilter(outcome="FORBIDDEN", since=EPOCH, until=EPOCH + timedelta(hours=1)),
+    ],
+    ids=str,
+)
+async def test_each_filter_reads_no_more_than_its_page(
+    many: Database, audit_filter: AuditFilter
+) -> None:
+    page = audit.ENTRIES.page(
+        audit.meant(audit_filter),
+        first=20,
+        after=audit.ENTRIES.encode(EPOCH + timedelta(hours=5, minutes=30), 1),
+    )
+    async with many.read() as session:
+        steps = await _plan(session, page)
+    assert not [step for step in steps if step["Node Type"] == "Seq Scan"]
+    # The table has 200 and more.
+    assert steps[0]["Shared Hit Blocks"] + steps[0]["Shared Read Blocks"] <= 40
+
+
+async def test_entries_beyond_the_retention_are_dropped_oldest_first_in_batches(
+    database: Database,
+) -> None:
+    aged = """
+    INSERT INTO audit_log (recorded_at, actor, action, subject)
+    SELECT now() - make_interval(days => n), 'a', 'b', 'day ' || n FROM generate_series(1, 20) AS n
+    """
+    async with database.write() as session:
+        await session.execute(text(aged))
+        dropped = [await audit.trim(session, keep_days=9.5, batch=5) for _ in range(4)]
+    assert dropped == [5, 5, 1, 0]
+    assert [entry.subject for entry in await trail(database)] == [
+        f"day {n}" for n in range(9, 0, -1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "cutoff", ["now() - interval '6 days 23 h'", "now()", "'infinity'", "NULL"]
+)
+async def test_the_database_keeps_a_week_whoever_asks(database: Database, cutoff: str) -> None:
+    await refuse(database)
+    with pytest.raises(DBAPIError, match="last seven days"):
+        await rows(database, f"SELECT trim_audit_log({cutoff}, 10)")
+    assert len(await trail(database)) == 1

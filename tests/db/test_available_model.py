@@ -1,0 +1,185 @@
+"""The answers to the router beside a plain model of what it asks, over random fleets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from db.database import Database
+from db.filters import LabelSelector
+from db.requirements import Requirements
+from db.values import NodeRanking, NodeRole, NodeStatus, NodeType
+from graph.feed import ChangeFeed
+from graph.fleet import Fleet
+from tests.support.fleet import clear, examples, record, register, report
+
+LABELS = st.lists(st.sampled_from(["gpu", "eu", "spot"]), max_size=3, unique=True)
+MODELS = st.sampled_from(["llama", "qwen", "phi"])
+FEW = st.sampled_from([0.0, 10.0, 50.0, 90.0])
+MEMORY = st.sampled_from([0.0, 1000.0, 16384.0, 64000.0])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A node as the model knows it; `metrics` is None where it has measured nothing."""
+
+    role: NodeRole
+    type: NodeType
+    status: NodeStatus
+    labels: list[str]
+    models: list[str]
+    os: str
+    metrics: dict[str, Any] | None
+
+
+GPUS = st.lists(
+    st.fixed_dictionaries({"name": st.just("g")}, optional={"memory_free_mb": MEMORY}), max_size=2
+)
+SUBJECTS = st.builds(
+    Subject,
+    role=st.sampled_from(NodeRole),
+    type=st.sampled_from(NodeType),
+    status=st.sampled_from([NodeStatus.ONLINE, NodeStatus.ONLINE, *NodeStatus]),
+    labels=LABELS,
+    models=st.lists(MODELS, max_size=2, unique=True),
+    os=st.sampled_from(["linux", "macos"]),
+    metrics=st.none()
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "cpu_percent": FEW,
+            "memory_percent": FEW,
+            "memory_available_mb": MEMORY,
+            "gpus": GPUS,
+        },
+    ),
+)
+SOME_LABELS = st.none() | LABELS.map(tuple)
+REQUIREMENTS = st.builds(
+    Requirements,
+    roles=st.none() | st.lists(st.sampled_from(NodeRole), max_size=2).map(tuple),
+    types=st.none() | st.lists(st.sampled_from(NodeType), max_size=2).map(tuple),
+    labels=st.none() | st.builds(LabelSelector, all=SOME_LABELS, any=SOME_LABELS, none=SOME_LABELS),
+    capabilities=st.none() | st.sampled_from(["{}", '{"os":"linux"}', '{"models":["llama"]}']),
+    model=st.none() | MODELS,
+    min_memory_available_mb=st.none() | MEMORY,
+    min_gpu_memory_free_mb=st.none() | MEMORY,
+    max_cpu_percent=st.none() | FEW,
+    include_degraded=st.booleans(),
+)
+CONTAINED: dict[str, Callable[[Subject], bool]] = {
+    "{}": lambda _: True,
+    '{"os":"linux"}': lambda subject: subject.os == "linux",
+    '{"models":["llama"]}': lambda subject: "llama" in subject.models,
+}
+
+
+def most_free_gpu_memory(metrics: dict[str, Any]) -> float | None:
+    return max(
+        (gpu["memory_free_mb"] for gpu in metrics.get("gpus", ()) if len(gpu) > 1), default=None
+    )
+
+
+def fits(need: Requirements, subject: Subject) -> bool:
+    metrics = subject.metrics or {}
+    labels = set(subject.labels)
+    wanted = need.labels or LabelSelector()
+    return all(
+        (
+            subject.status in [NodeStatus.ONLINE] + [NodeStatus.DEGRADED] * need.include_degraded,
+            need.roles is None or subject.role in need.roles,
+            need.types is None or subject.type in need.types,
+            wanted.all is None or set(wanted.all) <= labels,
+            wanted.any is None or bool(set(wanted.any) & labels),
+            wanted.none is None or not set(wanted.none) & labels,
+            need.capabilities is None or CONTAINED[need.capabilities](subject),
+            need.model is None or need.model in subject.models,
+            enough(metrics.get("memory_available_mb"), need.min_memory_available_mb),
+            enough(most_free_gpu_memory(metrics), need.min_gpu_memory_free_mb),
+            need.max_cpu_percent is None
+            or ("cpu_percent" in metrics and metrics["cpu_percent"] <= need.max_cpu_percent),
+        )
+    )
+
+
+def enough(free: float | None, needed: float | None) -> bool:
+    return needed is None or (free is not None and free >= needed)
+
+
+def score_of(subject: Subject, ranking: NodeRanking) -> float:
+    metrics = subject.metrics or {}
+    used = [metrics[name] / 100 for name in ("cpu_percent", "memory_percent") if name in metrics]
+    free = {
+        NodeRanking.LEAST_LOADED: 1 - sum(used) / len(used) if used else 0.0,
+        NodeRanking.MOST_FREE_MEMORY: part(metrics.get("memory_available_mb")),
+        NodeRanking.MOST_FREE_GPU_MEMORY: part(most_free_gpu_memory(metrics)),
+    }[ranking]
+    return free / 2 if subject.status is NodeStatus.DEGRADED else free
+
+
+def part(free_mb: float | None) -> float:
+    return (free_mb or 0) / ((free_mb or 0) + 16384)
+
+
+async def settle(database: Database, subjects: list[Subject]) -> None:
+    async with database.write() as session:
+        await clear(session)
+    for number, subject in enumerate(subjects):
+        await register(
+            database,
+            f"n{number}",
+            role=subject.role,
+            type=subject.type,
+            labels=subject.labels,
+            capabilities={"os": subject.os, "models": subject.models},
+        )
+        if subject.metrics is not None:
+            await record(database, report(f"n{number}", metrics=subject.metrics))
+    async with database.write() as session:
+        await session.execute(
+            text(
+                "UPDATE nodes SET status = s.status"
+                " FROM unnest(CAST(:names AS text[]), CAST(:statuses AS text[]))"
+                " AS s (node_id, status) WHERE nodes.node_id = s.node_id"
+            ),
+            {
+                "names": [f"n{number}" for number in range(len(subjects))],
+                "statuses": [subject.status for subject in subjects],
+            },
+        )
+
+
+@examples(60)
+@given(
+    subjects=st.lists(SUBJECTS, max_size=8),
+    needs=st.lists(REQUIREMENTS, min_size=1, max_size=4),
+    ranking=st.sampled_from(NodeRanking),
+    limit=st.integers(0, 8),
+)
+async def test_the_answers_are_those_of_a_plain_model(
+    database: Database,
+    subjects: list[Subject],
+    needs: list[Requirements],
+    ranking: NodeRanking,
+    limit: int,
+) -> None:
+    await settle(database, subjects)
+    fleet = Fleet(database, ChangeFeed(database, check_seconds=1, max_lag=1))
+    known = {f"n{number}": subject for number, subject in enumerate(subjects)}
+    for need in needs:
+        fit = {name for name, subject in known.items() if fits(need, subject)}
+        answer = await fleet.answer(need, ranking)
+        found = [(node.node_id, score) for node, score in await answer.best(limit)]
+        names = {name for name, _ in found}
+        scores = [score for _, score in found]
+        assert names <= fit
+        assert len(found) == min(limit, len(fit))
+        assert scores == pytest.approx([score_of(known[name], ranking) for name, _ in found])
+        assert scores == sorted(scores, reverse=True)
+        left_out = [score_of(known[name], ranking) for name in fit - names]
+        assert not scores or max(left_out, default=0) <= scores[-1] + 1e-9
+        assert [offer.node_id for offer in answer.others] == sorted(set(known) - fit)

@@ -1,0 +1,630 @@
+"""The feed of a process: each reader gets every change once and in order, or has to resync."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from db import changes, nodes
+from db.changes import CHANNEL, Transition
+from db.database import Database
+from db.errors import Unavailable
+from db.filters import EVERY_NODE, NodeFilter
+from db.listen import listening
+from db.values import NodeStatus, StatusReason
+from graph import feed as feed_module
+from graph.events import Bookmark, NodeStatusChanged, ResyncRequired
+from graph.feed import ChangeFeed
+from graph.follow import Event, follow
+from graph.scalars import Revision
+from tests.support.fleet import examples, rows
+from tests.support.statements import statements
+
+OUT, IN = "node-1-hetzner-gex44", "node-2-macbook-m4max"  # as seeded, by revisions 1 and 2
+ONLY_IN = NodeFilter(node_ids=(IN,))
+SECONDS = 10
+
+Events = AsyncGenerator[Sequence[Event], None]
+
+
+async def append(database: Database, *node_ids: str) -> None:
+    """A change of each, in one commit."""
+    async with database.write() as session:
+        ids = {node_id: await nodes.find(session, node_id) for node_id in set(node_ids)}
+        transitions = [
+            Transition(node.id, NodeStatus.OFFLINE, NodeStatus.OFFLINE, StatusReason.SEEDED)
+            for node in map(ids.get, node_ids)
+            if node is not None
+        ]
+        await changes.apply(session, transitions)
+
+
+async def trim(database: Database, keep: int) -> None:
+    async with database.write() as session:
+        await changes.trim(session, keep_rows=keep, keep_seconds=1e9, batch=1000)
+
+
+async def restore(database: Database, revision: int) -> None:
+    """The log as a backup had it."""
+    async with database.write() as session:
+        behind = {"revision": revision}
+        await session.execute(text("DELETE FROM status_changes WHERE revision > :revision"), behind)
+        await session.execute(text("UPDATE registry_state SET revision = :revision"), behind)
+
+
+async def newest(database: Database) -> int:
+    async with database.read() as session:
+        return await changes.current_revision(session)
+
+
+async def read_on(feed: ChangeFeed, database: Database, told: int | None = None) -> None:
+    async def ask() -> int:
+        return await newest(database)
+
+    await feed.read_on(await ask() if told is None else told, ask)
+
+
+async def a_feed(database: Database, max_lag: int = 100) -> ChangeFeed:
+    """At the end of the log; it reads on when the test says so, or when it is run."""
+    feed = ChangeFeed(database, check_seconds=300, max_lag=max_lag)
+    await feed.start()
+    feed.in_touch = True  # as if it were run
+    return feed
+
+
+@asynccontextmanager
+async def running(feed: ChangeFeed) -> AsyncIterator[None]:
+    task = asyncio.create_task(feed.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def following(
+    feed: ChangeFeed,
+    database: Database,
+    after: int | None = None,
+    node_filter: NodeFilter = EVERY_NODE,
+    bookmark_seconds: float = 60,
+) -> Events:
+    return await follow(feed, database, node_filter, after=after, bookmark_seconds=bookmark_seconds)
+
+
+async def next_events(events: Events) -> Sequence[Event]:
+    async with asyncio.timeout(SECONDS):
+        return await anext(events)
+
+
+def revision_of(told: Event) -> int:
+    assert isinstance(told, NodeStatusChanged)
+    return told.change.revision
+
+
+async def next_revisions(events: Events, count: int) -> list[int]:
+    """Of the next changes; bookmarks are passed over."""
+    revisions: list[int] = []
+    while len(revisions) < count:
+        for told in await next_events(events):
+            assert not isinstance(told, ResyncRequired)
+            if isinstance(told, NodeStatusChanged):
+                revisions.append(told.change.revision)
+    return revisions
+
+
+async def until_at(feed: ChangeFeed, revision: int) -> None:
+    async with asyncio.timeout(SECONDS):
+        while feed.revision != revision:
+            await asyncio.sleep(0.002)
+
+
+async def cut_listeners(database: Database) -> None:
+    cut = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE application_name = 'node-registry-listen' AND datname = current_database()
+    """
+    async with asyncio.timeout(SECONDS):
+        while not await rows(database, cut):
+            await asyncio.sleep(0.002)
+
+
+@dataclass
+class Reader:
+    """Pulls one batch at a time, and knows what it should have been told."""
+
+    events: Events
+    only_in: bool
+    known: int
+    """Up to here it has been told all."""
+    told: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    def meant(self, log: list[str], after: int, upto: int) -> list[int]:
+        return [
+            revision
+            for revision in range(after + 1, upto + 1)
+            if not self.only_in or log[revision - 1] == IN
+        ]
+
+    async def pull(self, log: list[str], oldest: int, lagging_below: int) -> None:
+        """`lagging_below`: whoever has come no further may be told to resync, whatever is logged.
+
+        With bookmarks after no time at all each pull tells something at once.
+        """
+        for event_ in await next_events(self.events):
+            match event_:
+                case NodeStatusChanged(change=change):
+                    assert self.meant(log, self.known, change.revision) == [change.revision]
+                    assert change.node_id == log[change.revision - 1]
+                    self.told.append(change.revision)
+                    self.known = change.revision
+                case Bookmark(revision=revision):
+                    assert self.known <= revision <= len(log)
+                    assert self.meant(log, self.known, revision) == []
+                    self.known = revision
+                case ResyncRequired(revision=revision):
+                    assert self.known + 1 < oldest or self.known < lagging_below
+                    assert self.known <= revision <= len(log)
+                    with pytest.raises(StopAsyncIteration):
+                        await anext(self.events)
+                    self.ended = True
+
+
+@dataclass
+class Interleaving:
+    """A log, the feed that follows it, and readers that resume where they like."""
+
+    database: Database
+    feed: ChangeFeed
+    max_lag: int
+    log: list[str] = field(default_factory=list)
+    oldest: int = 1
+    readers: list[Reader] = field(default_factory=list)
+
+    async def append(self, node_ids: list[str]) -> None:
+        await append(self.database, *node_ids)
+        self.log += node_ids
+
+    async def read(self, offset: int) -> None:
+        """As news of a revision that far from the newest lets the feed do."""
+        newest = len(self.log)
+        await read_on(self.feed, self.database, max(0, newest + offset))
+        assert self.feed.revision <= newest
+        assert offset < 0 or self.feed.revision == newest
+
+    async def trim(self, keep: int) -> None:
+        await trim(self.database, keep)
+        self.oldest = max(self.oldest, len(self.log) - keep + 1)
+
+    async def resume(self, reader: tuple[int | None, bool]) -> None:
+        newest, (asked, only_in) = len(self.log), reader
+        after = None if asked is None else asked % (newest + 1)
+        node_filter = ONLY_IN if only_in else EVERY_NODE
+        events = await following(self.feed, self.database, after, node_filter, 0)
+        self.readers.append(Reader(events, only_in, newest if after is None else after))
+
+    async def pull(self, number: int) -> None:
+        if self.readers:
+            await self.pull_one(self.readers[number % len(self.readers)])
+
+    async def pull_all(self, _: None) -> None:
+        await asyncio.gather(*map(self.pull_one, self.readers))
+
+    async def pull_one(self, reader: Reader) -> None:
+        if not reader.ended:
+            await reader.pull(self.log, self.oldest, self.feed.revision - self.max_lag)
+
+    async def end(self) -> None:
+        """Everybody comes to the end of the log, or has to resync."""
+        await self.read(0)
+        for reader in self.readers:
+            while not reader.ended and reader.known < len(self.log):
+                await self.pull_one(reader)
+            await reader.events.aclose()
+        assert self.feed.subscribers == 0
+
+
+STEP = st.one_of(
+    st.tuples(st.just("append"), st.lists(st.sampled_from([OUT, IN]), min_size=1, max_size=7)),
+    st.tuples(st.just("read"), st.sampled_from([-3, -1, 0, 0, 0, 0, 2, 99])),
+    st.tuples(st.just("trim"), st.integers(0, 12)),
+    st.tuples(st.just("resume"), st.tuples(st.integers(0, 40) | st.none(), st.booleans())),
+    st.tuples(st.just("pull"), st.integers(0, 40)),
+    st.tuples(st.just("pull_all"), st.none()),
+)
+
+
+@given(st.lists(STEP, min_size=5, max_size=40), st.integers(1, 4), st.integers(1, 12))
+@examples(150)
+async def test_each_reader_gets_every_change_once_and_in_order_or_a_resync(
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[tuple[str, Any]],
+    batch_size: int,
+    max_lag: int,
+) -> None:
+    """Whatever is appended, read by the feed, trimmed and resumed, in whatever order."""
+    monkeypatch.setattr(feed_module, "BATCH_SIZE", batch_size)
+    await restore(database, 0)
+    happening = Interleaving(database, await a_feed(database, max_lag), max_lag)
+    for action, argument in steps:
+        await getattr(happening, action)(argument)
+    await happening.end()
+
+
+async def read_in_pieces(
+    feed: ChangeFeed,
+    database: Database,
+    node_filter: NodeFilter,
+    last: int,
+    chance: random.Random,
+) -> list[int]:
+    """Everything up to the last revision, by readers that resume one behind the other."""
+    told: list[int] = []
+    after = 2
+    while after < last:
+        async with aclosing(await following(feed, database, after, node_filter, 0.01)) as events:
+            for _ in range(chance.randint(1, 20)):
+                for each in await next_events(events):
+                    assert not isinstance(each, ResyncRequired)
+                    after = each.revision if isinstance(each, Bookmark) else revision_of(each)
+                    told += [after] if isinstance(each, NodeStatusChanged) else []
+                if after >= last:
+                    break
+    return told
+
+
+async def test_readers_that_come_and_go_while_changes_are_made_and_trimmed_miss_none(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "BATCH_SIZE", 7)
+    chance, feed, last = random.Random(4), await a_feed(database, 50), 502  # noqa: S311  # no secret
+    logged = [OUT, IN]
+
+    async def write() -> None:
+        while len(logged) < last:
+            count = min(chance.randint(1, 9), last - len(logged))
+            node_ids = chance.choices([OUT, IN], k=count)
+            await append(database, *node_ids)
+            logged.extend(node_ids)
+            if chance.random() < 0.2:
+                await trim(database, 400)
+
+    async with running(feed), asyncio.timeout(60):
+        reading = [
+            asyncio.create_task(read_in_pieces(feed, database, node_filter, last, chance))
+            for node_filter in [EVERY_NODE, ONLY_IN] * 3
+        ]
+        await write()
+        told = [await each for each in reading]
+    assert told[::2] == [list(range(3, last + 1))] * 3
+    of_in = [revision for revision in range(3, last + 1) if logged[revision - 1] == IN]
+    assert told[1::2] == [of_in] * 3
+
+
+async def test_readers_that_resume_together_share_the_reading_of_the_log(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "BATCH_SIZE", 5)
+    await append(database, *[IN] * 9)
+    feed = await a_feed(database)
+    with statements(database) as sent:
+        reading = [
+            next_revisions(await following(feed, database, after), 11 - after)
+            for after in [0, 0, 0, 1, 3, 4, 5, 7]
+        ]
+        for after, told in zip(
+            [0, 0, 0, 1, 3, 4, 5, 7], await asyncio.gather(*reading), strict=True
+        ):
+            assert told == list(range(after + 1, 12))
+    parts = [statement for statement in sent if "LIMIT" in statement]
+    assert len(parts) == 3
+
+
+async def test_readers_share_what_was_read_live_and_ask_nothing_themselves(
+    database: Database,
+) -> None:
+    feed = await a_feed(database)
+    readers = [await following(feed, database, 2) for _ in range(5)]
+    reading = [asyncio.create_task(next_revisions(each, 3)) for each in readers]
+    await append(database, IN, OUT, IN)
+    with statements(database) as sent:
+        await read_on(feed, database, 5)
+        assert await asyncio.gather(*reading) == [[3, 4, 5]] * 5
+    assert len(sent) == 1
+
+
+async def test_a_filter_is_asked_once_for_all_and_its_answer_not_kept_for_long(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await append(database, IN, OUT, IN)
+    feed = await a_feed(database)
+    await append(database, IN, OUT, IN)
+    await read_on(feed, database)
+    batch = await feed.kept(5, 0, 0)
+    assert batch is not None
+    monkeypatch.setattr(feed_module, "SHARED_SECONDS", 0.05)
+    with statements(database) as sent:
+        for meant in await asyncio.gather(*[batch.behind(5, ONLY_IN) for _ in range(5)]):
+            assert [each.change.revision for each in meant] == [6, 8]
+        assert len(sent) == 1
+        async with asyncio.timeout(SECONDS):
+            while len(sent) == 1:
+                await batch.behind(5, ONLY_IN)
+                await asyncio.sleep(0.005)
+
+
+async def test_a_filter_that_could_not_be_asked_is_asked_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> dict[int, bool]:
+        raise Unavailable(1)
+
+    feed = await a_feed(database)
+    await append(database, IN, OUT)
+    await read_on(feed, database)
+    with monkeypatch.context() as outage:
+        outage.setattr(changes, "judged", away)
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await next_events(await following(feed, database, 2, ONLY_IN))
+    assert feed.subscribers == 0
+    assert await next_revisions(await following(feed, database, 2, ONLY_IN), 1) == [3]
+
+
+async def test_a_part_of_the_log_that_could_not_be_read_is_read_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> dict[Any, Any]:
+        raise Unavailable(1)
+
+    feed = await a_feed(database)
+    with monkeypatch.context() as outage:
+        outage.setattr(changes, "after", away)
+        with pytest.raises(Unavailable):
+            await next_events(await following(feed, database, 0))
+    assert await next_revisions(await following(feed, database, 0), 2) == [1, 2]
+
+
+async def test_idle_readers_are_told_how_far_the_log_was_read(database: Database) -> None:
+    feed = await a_feed(database)
+    first, second = [await following(feed, database, bookmark_seconds=0.01) for _ in range(2)]
+    [told], [told_too] = await next_events(first), await next_events(second)
+    assert told == Bookmark(revision=Revision(2))
+    assert told is told_too  # so that it is executed once
+
+
+async def test_a_bookmark_passes_over_what_the_filter_hides_and_nothing_else(
+    database: Database,
+) -> None:
+    feed = await a_feed(database)
+    events = await following(feed, database, 2, ONLY_IN, bookmark_seconds=0)
+    await append(database, OUT, OUT)
+    await read_on(feed, database)
+    assert await next_events(events) == [feed.bookmark(4)]
+    await append(database, OUT, IN, OUT)
+    await read_on(feed, database)
+    assert await next_revisions(events, 1) == [6]
+    assert await next_events(events) == [feed.bookmark(7)]
+
+
+async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = await a_feed(database)
+
+    @asynccontextmanager
+    async def away(*_: object) -> AsyncIterator[None]:
+        raise Unavailable(1)
+        yield
+
+    events = await following(feed, database, bookmark_seconds=0.005)
+    async with running(feed):
+        assert await next_events(events) == [feed.bookmark(2)]
+        with monkeypatch.context() as outage:
+            outage.setattr(feed_module, "listening", away)
+            await cut_listeners(database)
+            async with asyncio.timeout(SECONDS):
+                while feed.in_touch:
+                    await asyncio.sleep(0.002)
+            waiting = asyncio.create_task(next_events(events))
+            await asyncio.wait([waiting], timeout=0.05)
+            assert not waiting.done()
+            await append(database, OUT)
+        [told] = await waiting
+    assert isinstance(told, NodeStatusChanged)
+
+
+async def test_a_reader_that_is_quick_gets_all_of_a_commit_larger_than_what_is_kept(
+    database: Database,
+) -> None:
+    feed = await a_feed(database, max_lag=3)
+    reading = asyncio.create_task(next_revisions(await following(feed, database, 2), 10))
+    await append(database, *[IN] * 10)
+    await read_on(feed, database)
+    assert await reading == list(range(3, 13))
+
+
+async def test_a_reader_that_starts_ahead_of_the_feed_is_told_what_follows(
+    database: Database,
+) -> None:
+    feed = await a_feed(database)
+    await append(database, IN, IN)
+    now, before = await following(feed, database), await following(feed, database, 3)
+    reading = [asyncio.create_task(next_revisions(*each)) for each in [(now, 1), (before, 2)]]
+    await append(database, IN)
+    await read_on(feed, database)
+    assert await asyncio.gather(*reading) == [[5], [4, 5]]
+
+
+async def test_a_log_trimmed_of_all_that_was_not_read_asks_for_a_resync_and_goes_on(
+    database: Database,
+) -> None:
+    feed = await a_feed(database)
+    waiting = await following(feed, database, 2)
+    asked = asyncio.create_task(next_events(waiting))
+    await append(database, IN, IN)
+    await trim(database, 0)
+    with statements(database) as sent:
+        await read_on(feed, database)
+    assert len(sent) < 10
+    [told] = await asked
+    assert isinstance(told, ResyncRequired)
+    assert told.revision == 4
+    events = await following(feed, database, 4)
+    await append(database, IN)
+    await read_on(feed, database)
+    assert await next_revisions(events, 1) == [5]
+
+
+async def test_false_news_do_no_harm(database: Database) -> None:
+    feed = await a_feed(database)
+    events = await following(feed, database, 2)
+    async with running(feed):
+        async with asyncio.timeout(SECONDS):
+            while not feed.in_touch or not await rows(database, _LISTENERS):
+                await asyncio.sleep(0.002)
+        with statements(database) as sent:
+            for payload in ("999999", "0"):
+                async with database.write() as session:
+                    await session.execute(text(f"NOTIFY {CHANNEL}, '{payload}'"))
+                await append(database, IN)
+                assert len(await next_revisions(events, 1)) == 1
+        assert feed.revision == 4
+        assert feed.set_backs == 0
+        assert len(sent) < 25
+
+
+_LISTENERS = """
+SELECT pid FROM pg_stat_activity
+WHERE application_name = 'node-registry-listen' AND datname = current_database()
+"""
+
+
+async def test_a_log_set_back_while_it_is_followed_asks_for_a_resync_and_goes_on(
+    database: Database,
+) -> None:
+    await append(database, IN, IN)
+    feed = await a_feed(database)
+    async with running(feed):
+        behind, live, idle = [await following(feed, database, 4) for _ in range(3)]
+        asked = asyncio.create_task(next_events(idle))
+        await append(database, IN, IN)
+        assert await next_revisions(live, 2) == [5, 6]
+        assert [len(await asked)] == [2]
+        waiting = asyncio.create_task(next_events(idle))
+        await restore(database, 3)
+        await append(database, OUT)
+        for reader in (waiting, next_events(live), next_events(behind)):
+            [told] = await reader
+            assert isinstance(told, ResyncRequired)
+            assert told.revision in {3, 4}
+        assert (await next_revisions(await following(feed, database, 3), 1)) == [4]
+        assert feed.set_backs == 1
+
+
+async def test_a_log_that_has_passed_what_it_lost_is_known_by_what_it_says_there(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a standby took over that lacked the last commits, and changes went on at once."""
+    feed = await a_feed(database)
+    async with running(feed):
+        await append(database, IN, IN)
+        events = await following(feed, database, 2)
+        assert await next_revisions(events, 2) == [3, 4]
+        with monkeypatch.context() as outage:
+            outage.setattr(database, "listening", _no_connection)
+            await cut_listeners(database)
+            await restore(database, 3)
+            await append(database, OUT, OUT, OUT)
+        [told] = await next_events(events)
+        assert isinstance(told, ResyncRequired)
+        assert told.reason == "the change log was set back"
+        assert told.revision == 6
+
+
+def _no_connection() -> None:
+    raise Unavailable(1)
+
+
+async def test_a_cut_of_the_connection_alone_asks_nobody_for_a_resync(database: Database) -> None:
+    feed = await a_feed(database)
+    events = await following(feed, database, 2)
+    async with running(feed):
+        for number in range(3):
+            await append(database, IN)
+            await cut_listeners(database)
+            assert await next_revisions(events, 1) == [3 + number]
+        await trim(database, 0)
+        await cut_listeners(database)
+        await append(database, IN)
+        assert await next_revisions(events, 1) == [6]
+    assert feed.set_backs == 0
+
+
+async def test_what_is_kept_is_not_filtered_by_a_log_that_holds_it_no_more(
+    database: Database,
+) -> None:
+    """A quiet registry keeps changes that are older than its log reaches back."""
+    feed = await a_feed(database)
+    first, second = [await following(feed, database, 2, ONLY_IN) for _ in range(2)]
+    await append(database, IN, OUT, IN)
+    await read_on(feed, database)
+    await trim(database, 1)
+    [told] = await next_events(first)
+    assert isinstance(told, ResyncRequired)
+    assert await next_revisions(await following(feed, database, 4, ONLY_IN), 1) == [5]
+    assert await next_revisions(await following(feed, database, 2), 3) == [3, 4, 5]
+    await second.aclose()
+
+
+async def test_whatever_a_cut_connection_fails_with_the_feed_goes_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_MAX_BACKOFF_SECONDS", 0.01)
+    listen, failures = asyncpg.Connection.add_listener, iter(FAILURES)
+
+    async def fail_first(*arguments: Any) -> None:
+        for failure in failures:
+            raise failure
+        await listen(*arguments)
+
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", fail_first)
+    feed = await a_feed(database)
+    events = await following(feed, database, 2)
+    await append(database, IN)
+    async with running(feed):
+        assert await next_revisions(events, 1) == [3]
+
+
+FAILURES = [
+    asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+    asyncpg.InterfaceError("connection is closed"),
+    asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+    ConnectionResetError(),
+    TimeoutError(),
+]
+
+
+async def test_a_server_that_does_not_answer_when_it_is_told_to_listen_is_left(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("db.listen.ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(asyncpg.Connection, "add_listener", hang)
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(Unavailable):
+            async with listening(database):
+                pass

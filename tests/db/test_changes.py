@@ -1,0 +1,446 @@
+"""The change log: gapless, in the order of the commits, told by NOTIFY, whoever writes at once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import event, text
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import changes, heartbeats, liveness, nodes, registration
+from db.changes import CHANNEL, LoggedChange
+from db.database import Database
+from db.errors import NodeIdTaken, NodeNotFound, Unavailable
+from db.filters import NodeFilter
+from db.listen import listening
+from db.values import NodeStatus, StatusReason
+from tests.support.fleet import (
+    AGENT,
+    EXPIRED,
+    LATER,
+    OPERATOR,
+    PROCESS,
+    RULES,
+    age,
+    be_at_work,
+    beat,
+    changes_of,
+    clear,
+    examples,
+    let_maintenance_end,
+    register,
+    registration_of,
+    report,
+    rows,
+    stand,
+    sweep,
+)
+from tests.support.tcp_proxy import proxy
+
+FLEET = ["node-1", "node-2", "node-3"]
+ACTIONS = ["register", "beat", "degrade", "silence", "sweep", "maintain", "end", "deregister"]
+STEP = st.tuples(
+    st.sampled_from(ACTIONS),
+    st.sampled_from(FLEET),
+    st.sampled_from(["boot-1", "boot-2"]),
+    st.sampled_from(["commit", "commit", "commit", "undo"]),
+)
+Step = tuple[str, str, str, str]
+
+
+@asynccontextmanager
+async def undone(database: Database) -> AsyncIterator[AsyncSession]:
+    """A transaction that is taken back at its end."""
+    async with database.write() as session:
+        yield session
+        await session.rollback()
+
+
+async def act(
+    session: AsyncSession, action: str, node_id: str, boot_id: str, sequence: int
+) -> None:
+    match action:
+        case "register":
+            await registration.register(
+                session, registration_of(node_id, boot_id), rules=RULES, by=AGENT
+            )
+        case "beat" | "degrade":
+            batch = [
+                report(other, sequence, boot_id, degraded=action == "degrade")
+                for other in (node_id, *FLEET)
+            ]
+            await heartbeats.record(session, batch, RULES)
+        case "silence":
+            await session.execute(
+                text(
+                    "UPDATE nodes SET heard_at = heard_at - interval '20 s' WHERE node_id = :node"
+                ),
+                {"node": node_id},
+            )
+        case "sweep":
+            await be_at_work(session)
+            await liveness.sweep(session, PROCESS, RULES)
+        case "maintain":
+            await nodes.start_maintenance(session, node_id, note="why", until=LATER, by=OPERATOR)
+            await let_maintenance_end(session, node_id)
+        case "end":
+            await nodes.end_maintenance(session, node_id, rules=RULES, note=None, by=OPERATOR)
+        case "deregister":
+            await nodes.deregister(session, node_id, note=None, by=OPERATOR)
+
+
+async def write(database: Database, steps: Sequence[Step], sequence: "count[int]") -> None:
+    for action, node_id, boot_id, end in steps:
+        transaction = undone(database) if end == "undo" else database.write()
+        with suppress(NodeIdTaken, NodeNotFound):
+            async with transaction as session:
+                await act(session, action, node_id, boot_id, next(sequence))
+
+
+async def follow(database: Database, seen: list[int]) -> None:
+    """Reads what is new, over and over, as a subscriber would."""
+    while True:
+        async with database.driver() as connection:
+            logged, _ = await changes.after(connection, len(seen))
+            seen += [change.revision for change in logged]
+        await asyncio.sleep(0)
+
+
+@given(st.lists(st.lists(STEP, max_size=8), min_size=3, max_size=3))
+@examples(40)
+async def test_any_interleaving_leaves_a_log_without_gaps_that_tells_the_truth(
+    database: Database, programs: list[list[Step]]
+) -> None:
+    async with database.write() as session:
+        await clear(session)
+    seen: list[int] = []
+    reader = asyncio.create_task(follow(database, seen))
+    sequence = count()
+    await asyncio.gather(*(write(database, program, sequence) for program in programs))
+    reader.cancel()
+    with suppress(asyncio.CancelledError):
+        await reader
+    log = await changes_of(database)
+    assert [change.revision for change in log] == list(range(1, len(log) + 1))
+    assert seen == [change.revision for change in log][: len(seen)]
+    assert await rows(database, "SELECT revision FROM registry_state") == [(len(log),)]
+    assert all(one.changed_at <= next_.changed_at for one, next_ in pairwise(log))
+    await tells_how_each_node_came_to_stand(database, log)
+
+
+async def tells_how_each_node_came_to_stand(database: Database, log: list[LoggedChange]) -> None:
+    stands = await rows(
+        database, "SELECT id, status, status_reason, status_since, removed_at FROM nodes"
+    )
+    for node, status, reason, since, removed_at in stands:
+        chain = [change for change in log if change.node == node]
+        assert chain[0].previous_status is None
+        assert all(one.status is next_.previous_status for one, next_ in pairwise(chain))
+        assert (chain[-1].status, chain[-1].reason) == (status, reason)
+        assert (chain[-1].reason is StatusReason.DEREGISTERED) == (removed_at is not None)
+        entered = [c for c in chain if c.previous_status is not c.status]
+        assert entered[-1].changed_at == since
+
+
+@asynccontextmanager
+async def hearing(database: Database) -> AsyncIterator[list[int]]:
+    """The payloads of the notifications, as they arrive."""
+    heard: list[int] = []
+    connection = await database.listening_connection()
+    await connection.add_listener(CHANNEL, lambda *said: heard.append(int(said[-1])))
+    try:
+        yield heard
+        await connection.execute("SELECT 1")
+    finally:
+        connection.terminate()
+
+
+async def arrived(heard: list[int], revisions: list[int]) -> None:
+    async with asyncio.timeout(5):
+        while len(heard) < len(revisions):
+            await asyncio.sleep(0.005)
+    assert heard == revisions
+
+
+async def test_a_notification_tells_the_newest_revision_and_only_after_the_commit(
+    database: Database,
+) -> None:
+    async with hearing(database) as heard:
+        async with database.write() as session:
+            for node_id in FLEET:
+                await registration.register(
+                    session, registration_of(node_id), rules=RULES, by=AGENT
+                )
+            async with hearing(database) as probe:
+                await asyncio.sleep(0.05)
+            assert heard == probe == []
+        await arrived(heard, [3, 4, 5])
+        [batch] = await asyncio.gather(beat(database, "node-1", degraded=True))
+        assert batch.status is NodeStatus.DEGRADED
+        await arrived(heard, [3, 4, 5, 6])
+
+
+async def test_a_sweep_of_many_is_one_notification(database: Database) -> None:
+    for node_id in FLEET:
+        await register(database, node_id)
+    await age(database, EXPIRED)
+    async with hearing(database) as heard:
+        assert await sweep(database) == 3
+        await arrived(heard, [8])
+
+
+async def test_what_is_undone_leaves_no_gap_and_tells_nobody(database: Database) -> None:
+    async with hearing(database) as heard:
+        async with undone(database) as session:
+            await registration.register(session, registration_of("node-3"), rules=RULES, by=AGENT)
+        node, _ = await register(database, "node-4")
+        await arrived(heard, [3])
+    assert [change.revision for change in await changes_of(database, node.id)] == [3]
+
+
+async def test_a_heartbeat_without_news_takes_no_revision(database: Database) -> None:
+    await register(database, "node-3")
+    async with hearing(database) as heard:
+        for sequence in range(3):
+            await beat(database, "node-3", sequence)
+        await sweep(database)
+        assert heard == []
+    assert await rows(database, "SELECT revision FROM registry_state") == [(3,)]
+
+
+async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
+    """So a revision is never visible before those below it."""
+    async with database.write() as session:
+        await registration.register(session, registration_of("node-3"), rules=RULES, by=AGENT)
+        second = asyncio.create_task(register(database, "node-4"))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        assert len(await changes_of(database)) == 2
+    node, _ = await second
+    assert [change.revision for change in await changes_of(database, node.id)] == [4]
+
+
+async def test_changes_are_read_in_order_within_bounds(database: Database) -> None:
+    for node_id in FLEET:
+        await register(database, node_id)
+
+    async def revisions(after: int, **bounds: int) -> list[int]:
+        async with database.driver() as connection:
+            logged, _ = await changes.after(connection, after, **bounds)
+        return [change.revision for change in logged]
+
+    assert await revisions(0, limit=2) == [1, 2]
+    assert await revisions(1, upto=3) == [2, 3]
+    assert await revisions(5) == []
+    async with database.read() as session:
+        assert await changes.current_revision(session) == 5
+        assert (await changes.state(session)).revision == 5
+    async with database.driver() as connection:
+        [last], standing = await changes.after(connection, 4)
+    node = await stand(database, last.node_id)
+    assert [row.id for row in standing.values()] == [last.node] == [node.id]
+    assert all(
+        getattr(standing[node.id], name) == value for name, value in node.model_dump().items()
+    )
+
+
+async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
+    database: Database,
+) -> None:
+    await register(database, "stays")
+    await beat(database, "stays", degraded=True)
+    await register(database, "gone")
+    async with database.write() as session:
+        await nodes.deregister(session, "gone", note=None, by=OPERATOR)
+    async with database.driver() as connection:
+        logged, standing = await changes.after(connection, 2)
+    assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
+    assert [node.node_id for node in standing.values()] == ["stays"]
+    assert standing[logged[0].node].status is NodeStatus.DEGRADED
+
+
+async def test_a_trimmed_log_tells_what_it_still_holds(database: Database) -> None:
+    await register(database, "node-3")
+    for trimmed, held in ((0, range(1, 4)), (1, range(2, 4)), (3, range(4, 4))):
+        async with database.write() as session:
+            await session.execute(
+                text("DELETE FROM status_changes WHERE revision <= :n"), {"n": trimmed}
+            )
+        async with database.read() as session:
+            assert await changes.held_revisions(session) == held
+
+
+async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_led_to(
+    database: Database,
+) -> None:
+    await register(database, "node-3", labels=["gpu"])
+    await beat(database, "node-3", degraded=True)
+    async with database.write() as session:
+        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
+
+    async def matching(revisions: range, **parts: object) -> set[int]:
+        node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words
+        async with database.read() as session:
+            judged = await changes.judged(session, revisions, node_filter)
+        return {revision for revision, meant in judged.items() if meant}
+
+    assert await matching(range(1, 6), node_ids=("node-3",)) == {3, 4, 5}
+    assert await matching(range(1, 5), node_ids=("node-3",)) == {3, 4}
+    assert await matching(range(1, 6), statuses=(NodeStatus.OFFLINE,)) == {1, 2, 5}
+    assert await matching(range(1, 6), statuses=(NodeStatus.DEGRADED,)) == {4}
+
+
+async def test_a_listener_wakes_when_a_change_is_committed(database: Database) -> None:
+    async with listening(database) as listener:
+        assert await listener.revision() == 2
+        waiting = asyncio.create_task(listener.wait(60))
+        await register(database, "node-3")
+        async with asyncio.timeout(5):
+            assert await waiting == 3
+
+
+async def test_a_listener_misses_nothing_while_it_is_not_waiting(database: Database) -> None:
+    async with listening(database) as listener:
+        await register(database, "node-3")
+        async with asyncio.timeout(5):
+            assert await listener.wait(60) == 3
+
+
+async def test_a_listener_without_news_returns_after_its_time(database: Database) -> None:
+    async with listening(database) as listener:
+        assert await listener.wait(0.01) == 2
+
+
+async def test_a_listener_finds_its_connection_dead(database: Database) -> None:
+    async with listening(database) as listener:
+        waiting = asyncio.create_task(listener.wait(60))
+        await asyncio.sleep(0)
+        await rows(
+            database,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'node-registry-listen'",
+        )
+        async with asyncio.timeout(5):
+            with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+                await waiting
+
+
+async def test_listening_to_a_server_that_is_away_is_unavailable(database: Database) -> None:
+    away = Database(database.url.set(host="127.0.0.1", port=1, query={}))
+    with pytest.raises(Unavailable):
+        async with listening(away):
+            pass
+    await away.close()
+
+
+async def test_the_failures_of_a_pool_beside_count(database: Database) -> None:
+    async with database.beside(1) as apart:
+        with pytest.raises(Unavailable):
+            async with apart.driver() as connection:
+                await connection.fetch("SELECT pg_terminate_backend(pg_backend_pid())")
+        await apart.ping()
+    assert database.failures == 1
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As PostgreSQL does while it recovers."""
+    await reader.read(8)
+    writer.write(b"N")  # no TLS here
+    await reader.read(1000)
+    said = b"SFATAL\0C57P03\0Mthe database system is not yet accepting connections\0\0"
+    writer.write(b"E" + (len(said) + 4).to_bytes(4) + said)
+    await writer.drain()
+    writer.close()
+
+
+@pytest.mark.parametrize("way", [Database.read, Database.write, Database.driver, listening])
+async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
+    database: Database, way: Callable[[Database], AbstractAsyncContextManager[Any]]
+) -> None:
+    async with await asyncio.start_server(_refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        recovering = Database(database.url.set(host="127.0.0.1", port=port, query={}))
+        with pytest.raises(Unavailable):
+            async with way(recovering) as asked:
+                await asked.execute(text("SELECT 1"))
+        await recovering.close()
+
+
+@pytest.mark.parametrize(
+    ("way", "statement"),
+    [
+        (Database.read, text("SELECT 1")),
+        (Database.write, text("SELECT 1")),
+        (Database.driver, "SELECT 1"),
+    ],
+    ids=["read", "write", "driver"],
+)
+async def test_a_server_that_vanishes_in_the_middle_of_a_statement_is_an_outage_in_time(
+    database: Database,
+    way: Callable[[Database], AbstractAsyncContextManager[Any]],
+    statement: object,
+) -> None:
+    """PostgreSQL is asked through a proxy that stops to carry anything."""
+    folder = Path(str(database.url.query["host"]))
+    async with proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as between:
+        far = Database(database.url.set(host="127.0.0.1", port=between.port, query={}), pool_size=1)
+        await far.ping()
+        between.starve()
+        far._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's; the server is not told
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable):
+                async with way(far) as asked:
+                    await asked.execute(statement)
+        far._statement_timeout_seconds = 10  # noqa: SLF001
+        await far.ping()
+        await far.close()
+
+
+async def test_connections_that_end_as_soon_as_they_are_made_are_an_outage(
+    database: Database,
+) -> None:
+    def ended(*_: object) -> None:
+        raise DisconnectionError
+
+    event.listen(database.engine.sync_engine, "checkout", ended)
+    with pytest.raises(Unavailable):
+        await database.ping()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        asyncpg.InternalClientError(
+            "cannot switch to state 11; another operation (2) is in progress"
+        ),
+        asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        ConnectionResetError(),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_whatever_a_statement_on_a_cut_connection_fails_with_is_an_outage(
+    database: Database, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    async def read_while_listening(cut: pytest.MonkeyPatch) -> None:
+        async with listening(database) as listener, listener.reading() as connection:
+            cut.setattr(asyncpg.Connection, "prepare", fail)
+            cut.setattr(asyncpg.Connection, "fetch", fail)
+            await changes.after(connection, 0)
+
+    with monkeypatch.context() as cut:
+        with pytest.raises(Unavailable):
+            await read_while_listening(cut)
+        with pytest.raises(Unavailable):
+            await database.ping()

@@ -1,0 +1,296 @@
+"""Each part of a filter means what plain Python says it means, over random fleets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Select, event, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import nodes
+from db.database import Database
+from db.filters import EVERY_NODE, LabelSelector, NodeFilter
+from db.nodes import NodeOrder
+from db.tables import NODE, Node, NodeProfile, RoleProfile
+from db.values import NodeRole, NodeStatus, NodeType, ProfileType
+from tests.support.fleet import OPERATOR, clear, examples, register
+
+LABELS = st.lists(st.sampled_from(["gpu", "router", "a=b", "GPU"]), max_size=3)
+TEXTS = st.text("aB%_\\/'", max_size=4)
+NAMES = st.sampled_from(["llama", "proxy", "%"])
+SCALARS = st.sampled_from([None, True, False, 0, 1, 1.5, "", "1", "llama"])
+DOCUMENTS = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["a", "b", "models"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "models"]), DOCUMENTS, max_size=3)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A node as a filter sees it; the profiles by name, with whether each is enabled."""
+
+    node_id: str
+    node_name: str
+    hostname: str | None
+    role: NodeRole
+    type: NodeType
+    status: NodeStatus
+    labels: Sequence[str]
+    capabilities: Mapping[str, Any]
+    profiles: Mapping[str, bool]
+
+
+SUBJECTS = st.builds(
+    Subject,
+    node_id=TEXTS.filter(bool),
+    node_name=TEXTS,
+    hostname=st.none() | TEXTS,
+    role=st.sampled_from(NodeRole),
+    type=st.sampled_from(NodeType),
+    status=st.sampled_from(NodeStatus),
+    labels=LABELS,
+    capabilities=OBJECTS,
+    profiles=st.dictionaries(NAMES, st.booleans(), max_size=2),
+)
+FLEETS = st.lists(SUBJECTS, max_size=8, unique_by=lambda subject: subject.node_id)
+ROLE_PROFILES = st.dictionaries(
+    st.tuples(st.sampled_from(NodeRole), st.sampled_from(NodeType), NAMES),
+    st.booleans(),
+    max_size=4,
+)
+
+
+def maybe(choices: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | choices
+
+
+def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return maybe(st.lists(values, max_size=3).map(tuple))
+
+
+FILTERS = st.builds(
+    NodeFilter,
+    node_ids=some(TEXTS),
+    roles=some(st.sampled_from(NodeRole)),
+    types=some(st.sampled_from(NodeType)),
+    statuses=some(st.sampled_from(NodeStatus)),
+    labels=maybe(
+        st.builds(
+            LabelSelector,
+            all=maybe(LABELS.map(tuple)),
+            any=maybe(LABELS.map(tuple)),
+            none=maybe(LABELS.map(tuple)),
+        )
+    ),
+    capabilities=maybe(OBJECTS.map(lambda value: orjson.dumps(value).decode())),
+    profile=maybe(NAMES),
+    search=maybe(TEXTS),
+)
+PARTS = ["node_ids", "roles", "types", "statuses", "labels", "capabilities", "profile", "search"]
+
+
+def contains(whole: Any, part: Any) -> bool:
+    """PostgreSQL's `@>` on JSON, but for its exception for a scalar in an array at the top."""
+    if isinstance(part, Mapping):
+        return isinstance(whole, Mapping) and all(
+            key in whole and contains(whole[key], value) for key, value in part.items()
+        )
+    if isinstance(part, list):
+        return isinstance(whole, list) and all(
+            any(contains(element, value) for element in whole) for value in part
+        )
+    same_kind = isinstance(whole, bool) == isinstance(part, bool)
+    return same_kind and not isinstance(whole, (Mapping, list)) and bool(whole == part)
+
+
+def means(
+    node_filter: NodeFilter,
+    subject: Subject,
+    of_role: Mapping[tuple[NodeRole, NodeType, str], bool],
+) -> bool:
+    labels, own = node_filter.labels or LabelSelector(), subject.profiles
+    texts = [subject.node_id, subject.node_name, subject.hostname or ""]
+    name, search = node_filter.profile, node_filter.search
+    return (
+        (node_filter.node_ids is None or subject.node_id in node_filter.node_ids)
+        and (node_filter.roles is None or subject.role in node_filter.roles)
+        and (node_filter.types is None or subject.type in node_filter.types)
+        and (node_filter.statuses is None or subject.status in node_filter.statuses)
+        and (labels.all is None or set(labels.all) <= set(subject.labels))
+        and (labels.any is None or bool(set(labels.any) & set(subject.labels)))
+        and (labels.none is None or not set(labels.none) & set(subject.labels))
+        and (
+            node_filter.capabilities is None
+            or contains(subject.capabilities, orjson.loads(node_filter.capabilities))
+        )
+        and (
+            name is None
+            or own.get(name, False)
+            or of_role.get((subject.role, subject.type, name), False)
+        )
+        and (search is None or any(search.lower() in text.lower() for text in texts))
+    )
+
+
+async def build(
+    session: AsyncSession,
+    fleet: list[Subject],
+    of_role: Mapping[tuple[NodeRole, NodeType, str], bool],
+) -> None:
+    ids: dict[str, UUID] = {subject.node_id: uuid4() for subject in fleet}
+    for table, made in (
+        (
+            Node,
+            [
+                {
+                    "id": ids[subject.node_id],
+                    "node_id": subject.node_id,
+                    "node_name": subject.node_name,
+                    "hostname": subject.hostname,
+                    "node_role": subject.role,
+                    "node_type": subject.type,
+                    "status": subject.status,
+                    "status_reason": "seeded",
+                    "labels": subject.labels,
+                    "capabilities": subject.capabilities,
+                }
+                for subject in fleet
+            ],
+        ),
+        (
+            NodeProfile,
+            [
+                {
+                    "node_id": ids[subject.node_id],
+                    "profile_name": name,
+                    "profile_type": ProfileType.LLM,
+                    "enabled": enabled,
+                }
+                for subject in fleet
+                for name, enabled in subject.profiles.items()
+            ],
+        ),
+        (
+            RoleProfile,
+            [
+                {
+                    "node_role": role,
+                    "node_type": kind,
+                    "profile_name": name,
+                    "profile_type": ProfileType.LLM,
+                    "enabled": enabled,
+                }
+                for (role, kind, name), enabled in of_role.items()
+            ],
+        ),
+    ):
+        if made:
+            await session.execute(insert(table).values(made))
+
+
+async def found(session: AsyncSession, node_filter: NodeFilter) -> set[str]:
+    order = NodeOrder.NODE_ID.keyset(descending=False)
+    page = await nodes.listed(session, node_filter, order, first=1000, after=None)
+    assert await nodes.count(session, node_filter) == len(page.rows)
+    return {node.node_id for node in page.rows}
+
+
+@given(FLEETS, ROLE_PROFILES, st.lists(FILTERS, min_size=1, max_size=4))
+@examples(60)
+async def test_a_filter_finds_the_nodes_that_it_means(
+    database: Database,
+    fleet: list[Subject],
+    of_role: dict[tuple[NodeRole, NodeType, str], bool],
+    filters: list[NodeFilter],
+) -> None:
+    async with database.write() as session:
+        await clear(session)
+        await build(session, fleet, of_role)
+        for whole in filters:
+            parts = [NodeFilter(**{part: getattr(whole, part)}) for part in PARTS]
+            for node_filter in [whole, *parts]:
+                expected = {s.node_id for s in fleet if means(node_filter, s, of_role)}
+                assert await found(session, node_filter) == expected
+
+
+async def test_no_filter_finds_every_node_that_is_registered(database: Database) -> None:
+    await register(database, "node-3")
+    node, _ = await register(database, "node-4")
+    async with database.write() as session:
+        await nodes.deregister(session, "node-4", note=None, by=OPERATOR)
+    async with database.read() as session:
+        assert len(await found(session, EVERY_NODE)) == 3
+        assert set(await nodes.by_uuid(session, [node.id])) == set()
+        assert await nodes.find(session, "node-4") is None
+
+
+async def test_capabilities_are_found_as_numbers_however_they_are_written(
+    database: Database,
+) -> None:
+    await register(database, "node-3", capabilities={"gpus": 2, "models": [{"name": "llama"}]})
+    for part, meant in (
+        ('{"gpus": 2.0}', True),
+        ('{"gpus": "2"}', False),
+        ('{"models": [{}]}', True),
+        ('{"models": [{"name": "llama"}, {"name": "llama"}]}', True),
+        ('{"models": {"name": "llama"}}', False),
+        ("{}", True),
+    ):
+        async with database.read() as session:
+            node_filter = NodeFilter(node_ids=("node-3",), capabilities=part)
+            assert await found(session, node_filter) == ({"node-3"} if meant else set())
+
+
+@pytest.mark.parametrize(
+    ("search", "meant"),
+    [("THIRD", {"node-3"}), ("macBOOK", {"node-2-macbook-m4max"}), ("node_", set())],
+)
+async def test_a_search_is_for_part_of_a_text_in_any_case(
+    database: Database, search: str, meant: set[str]
+) -> None:
+    await register(database, "node-3", name="The third")
+    async with database.read() as session:
+        assert await found(session, NodeFilter(search=search)) == meant
+
+
+async def test_a_filter_by_labels_or_capabilities_uses_an_index(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(
+            text("""
+            INSERT INTO nodes (node_id, node_name, node_role, node_type, status, status_reason,
+                               labels, capabilities)
+            SELECT 'fleet-' || n, 'fleet', 'backup', 'worker', 'online', 'registered',
+                   ARRAY['label-' || n], jsonb_build_object('models', ARRAY['model-' || n])
+            FROM generate_series(1, 3000) AS n""")
+        )
+        await session.execute(text("ANALYZE nodes"))
+        for node_filter, index in (
+            (NodeFilter(labels=LabelSelector(all=("label-7",))), "nodes_labels_idx"),
+            (NodeFilter(labels=LabelSelector(any=("label-7",))), "nodes_labels_idx"),
+            (NodeFilter(capabilities='{"models": ["model-7"]}'), "nodes_capabilities_idx"),
+            (NodeFilter(node_ids=("fleet-7",)), "nodes_node_id_key"),
+        ):
+            query = select(NODE.node_name).where(NODE.removed_at.is_(None), node_filter.condition())
+            assert index in await plan_of(session, query)
+
+
+async def plan_of(session: AsyncSession, query: Select[Any]) -> str:
+    connection = await session.connection()
+
+    @event.listens_for(connection.sync_connection, "before_cursor_execute", retval=True)
+    def explain(_: Any, __: Any, statement: str, values: Any, *___: Any) -> tuple[str, Any]:
+        return f"EXPLAIN {statement}", values
+
+    lines = await connection.scalars(query)
+    event.remove(connection.sync_connection, "before_cursor_execute", explain)
+    return "\n".join(lines)

@@ -1,0 +1,496 @@
+"""Batches of heartbeats: the outcome of each, and what they leave behind."""
+
+import asyncio
+import secrets
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from db import heartbeats, liveness, nodes, registration
+from db.database import Database
+from db.errors import NodeNotFound, StaleBoot, Unavailable
+from db.heartbeats import Recorded
+from db.tables import Node
+from db.values import NodeStatus, StatusReason
+from tests.support.fleet import (
+    AGENT,
+    EXPIRED,
+    OPERATOR,
+    OVERDUE,
+    PROCESS,
+    RULES,
+    age,
+    be_at_work,
+    beat,
+    changes_of,
+    examples,
+    record,
+    register,
+    registration_of,
+    report,
+    rows,
+    stand,
+    sweep,
+    waits_for_a_lock,
+)
+from tests.support.statements import statements
+
+LOGGED = """
+SELECT n.node_id, h.status, metrics->>'n' FROM heartbeat_log h JOIN nodes n ON n.id = h.node_id
+ORDER BY h.id
+"""
+
+
+async def test_each_report_of_a_batch_has_its_own_outcome_in_the_order_given(
+    database: Database,
+) -> None:
+    await register(database, "node-3")
+    await register(database, "node-4")
+    outcomes = await record(
+        database,
+        report("unknown"),
+        report("node-4", metrics={"n": 4}),
+        report("node-3", boot_id="boot-0"),
+        report("node-1-hetzner-gex44"),
+        report("node-3", degraded=True, metrics={"n": 3}),
+    )
+    kinds = [type(outcome) for outcome in outcomes]
+    assert kinds == [NodeNotFound, Recorded, StaleBoot, NodeNotFound, Recorded]
+    assert isinstance(outcomes[1], Recorded)
+    assert isinstance(outcomes[4], Recorded)
+    assert (outcomes[1].node_id, outcomes[1].status) == ("node-4", NodeStatus.ONLINE)
+    assert (outcomes[4].node_id, outcomes[4].status) == ("node-3", NodeStatus.DEGRADED)
+    assert sorted(await rows(database, LOGGED)) == [
+        ("node-3", "degraded", "3"),
+        ("node-4", "online", "4"),
+    ]
+
+
+async def test_an_empty_batch_is_nothing(database: Database) -> None:
+    assert await record(database) == []
+
+
+async def test_a_heartbeat_is_remembered_with_the_node(database: Database) -> None:
+    await register(database, "node-3")
+    recorded = await beat(database, "node-3", 5, metrics={"n": 1})
+    node = await stand(database, "node-3")
+    assert node.last_heartbeat == node.heard_at == recorded.received_at
+    assert (node.last_sequence, node.reported_degraded) == (5, False)
+    assert node.heartbeat_interval_seconds == recorded.next_interval
+    [(logged_id, logged_at)] = await rows(database, "SELECT id, timestamp FROM heartbeat_log")
+    assert (node.last_heartbeat_id, node.last_heartbeat) == (logged_id, logged_at)
+
+
+async def test_a_heartbeat_without_metrics_is_logged_with_none(database: Database) -> None:
+    await register(database, "node-3")
+    await beat(database, "node-3")
+    assert await rows(database, "SELECT metrics FROM heartbeat_log") == [({},)]
+
+
+async def test_a_heartbeat_changes_nothing_that_has_an_index(database: Database) -> None:
+    await register(database, "node-3", labels=["gpu"], capabilities={"models": ["llama"]})
+    before = await stand(database, "node-3")
+    await beat(database, "node-3")
+    after = await stand(database, "node-3")
+    assert after.updated_at == before.updated_at
+    changed = {name for name, value in after.model_dump().items() if value != getattr(before, name)}
+    [(indexed,)] = await rows(
+        database,
+        "SELECT array_agg(DISTINCT attname::text) FROM pg_index i JOIN pg_attribute a"
+        " ON a.attrelid = indrelid AND a.attnum = ANY (indkey) WHERE indrelid = 'nodes'::regclass",
+    )
+    assert changed
+    assert not changed & set(indexed)
+
+
+@pytest.mark.parametrize("sequence", [5, 4, 0])
+async def test_a_heartbeat_that_is_not_newer_changes_nothing(
+    database: Database, sequence: int
+) -> None:
+    await register(database, "node-3")
+    last = await beat(database, "node-3", 5)
+    before = await stand(database, "node-3")
+    again = await beat(database, "node-3", sequence, degraded=True, metrics={"late": True})
+    assert again == last
+    assert await stand(database, "node-3") == before
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
+
+
+async def test_the_first_sequence_may_be_zero_and_the_last_the_largest(database: Database) -> None:
+    await register(database, "node-3")
+    await beat(database, "node-3", 0)
+    await beat(database, "node-3", 2**63 - 1)
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(2,)]
+
+
+async def test_a_late_heartbeat_of_an_offline_node_does_not_bring_it_back(
+    database: Database,
+) -> None:
+    await register(database, "node-3")
+    await beat(database, "node-3", 5)
+    await age(database, EXPIRED, "node-3")
+    await sweep(database)
+    assert (await beat(database, "node-3", 5)).status is NodeStatus.OFFLINE
+    assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
+
+
+async def test_the_replaced_run_is_told_so_and_changes_nothing(database: Database) -> None:
+    await register(database, "node-3")
+    await age(database, OVERDUE, "node-3")
+    await register(database, "node-3", "boot-2")
+    before = await stand(database, "node-3")
+    [outcome] = await record(database, report("node-3", 99))
+    assert isinstance(outcome, StaleBoot)
+    assert await stand(database, "node-3") == before
+
+
+async def test_a_node_says_that_it_is_degraded_and_well_again(database: Database) -> None:
+    node, _ = await register(database, "node-3")
+    for sequence, degraded in enumerate([True, True, False, False]):
+        await beat(database, "node-3", sequence, degraded=degraded)
+    assert [
+        (change.previous_status, change.status, change.reason, change.actor)
+        for change in (await changes_of(database, node.id))[1:]
+    ] == [
+        (NodeStatus.ONLINE, NodeStatus.DEGRADED, StatusReason.SELF_REPORTED, "agent"),
+        (NodeStatus.DEGRADED, NodeStatus.ONLINE, StatusReason.HEARTBEAT, "agent"),
+    ]
+
+
+async def test_what_a_node_says_of_itself_replaces_what_its_silence_said(
+    database: Database,
+) -> None:
+    await register(database, "node-3")
+    await age(database, OVERDUE, "node-3")
+    await sweep(database)
+    silent = await stand(database, "node-3")
+    assert silent.status_reason is StatusReason.MISSED_HEARTBEATS
+    await beat(database, "node-3", degraded=True)
+    node = await stand(database, "node-3")
+    assert (node.status, node.status_reason) == (NodeStatus.DEGRADED, StatusReason.SELF_REPORTED)
+    assert node.status_since == silent.status_since
+
+
+@pytest.mark.parametrize(
+    ("silence", "status"), [(OVERDUE, NodeStatus.DEGRADED), (EXPIRED, NodeStatus.OFFLINE)]
+)
+async def test_a_heartbeat_brings_a_silent_node_back(
+    database: Database, silence: float, status: NodeStatus
+) -> None:
+    await register(database, "node-3")
+    await age(database, silence, "node-3")
+    await sweep(database)
+    assert (await stand(database, "node-3")).status is status
+    assert (await beat(database, "node-3")).status is NodeStatus.ONLINE
+    node = await stand(database, "node-3")
+    assert (node.status, node.status_reason) == (NodeStatus.ONLINE, StatusReason.HEARTBEAT)
+
+
+async def test_maintenance_stays_and_remembers_what_the_node_said(database: Database) -> None:
+    await register(database, "node-3")
+    until = datetime.now(UTC) + timedelta(hours=1)
+    async with database.write() as session:
+        await nodes.start_maintenance(session, "node-3", note=None, until=until, by=OPERATOR)
+    assert (await beat(database, "node-3", degraded=True)).status is NodeStatus.MAINTENANCE
+    node = await stand(database, "node-3")
+    assert (node.status, node.reported_degraded) == (NodeStatus.MAINTENANCE, True)
+    assert node.maintenance_until == until
+    assert await rows(database, "SELECT status FROM heartbeat_log") == [("maintenance",)]
+
+
+async def test_a_node_may_occur_several_times_in_a_batch(database: Database) -> None:
+    node, _ = await register(database, "node-3")
+    outcomes = await record(
+        database,
+        report("node-3", 1, metrics={"n": 1}),
+        report("unknown", 1),
+        report("node-3", 3, degraded=True, metrics={"n": 3}),
+        report("node-3", 2, metrics={"n": 2}),
+        report("unknown", 2),
+        report("node-3", 4, metrics={"n": 4}),
+    )
+    statuses = [outcome.status for outcome in outcomes if isinstance(outcome, Recorded)]
+    assert statuses == ["online", "degraded", "degraded", "online"]
+    assert [type(outcomes[i]) for i in (1, 4)] == [NodeNotFound, NodeNotFound]
+    assert [row[2] for row in await rows(database, LOGGED)] == ["1", "3", "4"]
+    assert [change.status for change in await changes_of(database, node.id)] == [
+        "online",
+        "degraded",
+        "online",
+    ]
+
+
+async def test_a_node_that_was_unknown_stays_so_for_the_whole_batch(database: Database) -> None:
+    """Else the batch would lock it when it holds the log's counter already: against the order."""
+    await register(database, "node-3")
+    batch = [report("node-3", 1, degraded=True), report("node-4", 1), report("node-4", 2)]
+    async with database.write() as session:
+        recording = heartbeats.record(session, batch, RULES)
+        async with database.write() as other:
+            await other.execute(text("SELECT FROM nodes WHERE node_id = 'node-3' FOR UPDATE"))
+            task = asyncio.create_task(recording)
+            await waits_for_a_lock(database)
+            await other.execute(
+                text(
+                    "INSERT INTO nodes (node_id, node_name, node_role, node_type, status,"
+                    " status_reason, boot_id) VALUES ('node-4', 'node-4', 'backup', 'worker',"
+                    " 'online', 'registered', 'boot-1')"
+                )
+            )
+        outcomes = await task
+    assert [type(outcome) for outcome in outcomes] == [Recorded, NodeNotFound, NodeNotFound]
+
+
+async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> None:
+    fleet = [f"node-{n:03}" for n in range(200)]
+    async with database.write() as session:
+        for node_id in fleet:
+            await registration.register(session, registration_of(node_id), rules=RULES, by=AGENT)
+
+    async def write(writer: int) -> list[Recorded]:
+        heard = []
+        for turn in range(5):
+            order = fleet[::-1] if (writer + turn) % 2 else fleet
+            degraded = (writer + turn) % 3 == 0
+            sequence = turn * 4 + writer
+            outcomes = await record(
+                database, *(report(node_id, sequence, degraded=degraded) for node_id in order)
+            )
+            heard += [outcome for outcome in outcomes if isinstance(outcome, Recorded)]
+        return heard
+
+    outcomes = await asyncio.gather(*(write(writer) for writer in range(4)))
+    assert sum(map(len, outcomes)) == 4 * 5 * 200
+    logged = "SELECT count(*), count(DISTINCT node_id) FROM heartbeat_log"
+    [(heartbeats_logged, nodes_heard)] = await rows(database, logged)
+    assert nodes_heard == 200
+    assert 5 * 200 <= heartbeats_logged <= 4 * 5 * 200
+    assert await rows(
+        database,
+        "SELECT count(*) FROM nodes n JOIN heartbeat_log h"
+        " ON h.id = n.last_heartbeat_id AND h.timestamp = n.last_heartbeat"
+        " AND h.node_id = n.id AND h.status = n.status",
+    ) == [(200,)]
+
+
+async def test_every_heartbeat_acknowledged_to_one_of_many_writers_is_one_row(
+    database: Database,
+) -> None:
+    fleet = [f"node-{n}" for n in range(8)]
+    for node_id in fleet:
+        await register(database, node_id)
+
+    async def write(writer: int) -> None:
+        for turn in range(5):
+            sequence = turn * 6 + writer
+            metrics = {"sequence": sequence}
+            await record(
+                database, *(report(node_id, sequence, metrics=metrics) for node_id in fleet)
+            )
+
+    await asyncio.gather(*(write(writer) for writer in range(6)))
+    for node_id in fleet:
+        sequences = await rows(
+            database,
+            "SELECT (metrics->>'sequence')::int, h.timestamp FROM heartbeat_log h"
+            " JOIN nodes n ON n.id = h.node_id WHERE n.node_id = :node_id ORDER BY h.id",
+            node_id=node_id,
+        )
+        assert [row[0] for row in sequences] == sorted({row[0] for row in sequences})
+        assert [row[1] for row in sequences] == sorted(row[1] for row in sequences)
+        assert sequences[-1][0] == 4 * 6 + 5
+
+
+async def test_a_heartbeat_never_moves_back_when_a_node_was_heard(database: Database) -> None:
+    """The database's clock may be set back."""
+    await register(database, "node-3")
+    first = await beat(database, "node-3", 1)
+    await age(database, -3600, "node-3")
+    ahead = await stand(database, "node-3")
+    second = await beat(database, "node-3", 2)
+    assert second.received_at == ahead.heard_at
+    assert second.received_at > first.received_at
+    assert (await stand(database, "node-3")).last_heartbeat == second.received_at
+
+
+async def test_a_removed_node_is_not_brought_back(database: Database) -> None:
+    node, _ = await register(database, "node-3")
+    async with database.write() as session:
+        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
+    [outcome] = await record(database, report("node-3"))
+    assert isinstance(outcome, NodeNotFound)
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
+    assert (await changes_of(database, node.id))[-1].reason is StatusReason.DEREGISTERED
+
+
+async def removed(database: Database, node: Node) -> None:
+    """Nothing heard it, nothing changed it."""
+    found = await rows(
+        database, "SELECT status, last_heartbeat FROM nodes WHERE id = :id", id=node.id
+    )
+    assert found == [("offline", None)]
+
+
+async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Database) -> None:
+    """Of each column: the row is the newest one, not that of the statement's snapshot."""
+    for node_id in ("replaced", "removed", "overtaken", "maintained", "expired", "steady"):
+        await register(database, node_id)
+    gone = await stand(database, "removed")
+    batch = [report(node_id, 5) for node_id in ("replaced", "removed", "overtaken", "maintained")]
+    batch += [report("expired", 5), report("steady", 5)]
+    async with database.write() as other:
+        await heartbeats.record(other, [replace(report("overtaken", 6), degraded=True)], RULES)
+        await other.execute(
+            text("UPDATE nodes SET heard_at = heard_at - interval '1h' WHERE node_id <> 'steady'")
+        )
+        await be_at_work(other)
+        await registration.register(
+            other, registration_of("replaced", "boot-2"), rules=RULES, by=AGENT
+        )
+        await nodes.deregister(other, "removed", note=None, by=OPERATOR)
+        await nodes.start_maintenance(other, "maintained", note=None, until=None, by=OPERATOR)
+        await liveness.sweep(other, PROCESS, RULES)
+        recording = asyncio.create_task(record(database, *batch))
+        await waits_for_a_lock(database)
+    outcomes = await recording
+    assert [type(outcome) for outcome in outcomes[:2]] == [StaleBoot, NodeNotFound]
+    assert [outcome.status for outcome in outcomes[2:] if isinstance(outcome, Recorded)] == [
+        "offline",
+        "maintenance",
+        "online",
+        "online",
+    ]
+    await removed(database, gone)
+    assert (await stand(database, "replaced")).last_heartbeat is None
+    assert (await stand(database, "overtaken")).last_sequence == 6
+    expired = await stand(database, "expired")
+    logged = await changes_of(database, expired.id)
+    assert [change.status for change in logged] == ["online", "offline", "online"]
+    assert expired.last_heartbeat == expired.heard_at
+
+
+async def test_a_batch_that_cannot_be_written_leaves_nothing(database: Database) -> None:
+    await register(database, "node-3")
+    before = await stand(database, "node-3")
+    impatient = Database(database.url, statement_timeout_seconds=0.1)
+    async with database.write() as other:
+        await other.execute(text("SELECT FROM nodes FOR UPDATE"))
+        with pytest.raises(Unavailable):
+            await record(impatient, report("node-3", degraded=True))
+    await impatient.close()
+    assert await stand(database, "node-3") == before
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
+
+
+async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_second(
+    database: Database,
+) -> None:
+    for node_id in ("steady", "ailing"):
+        await register(database, node_id)
+    with statements(database) as sent:
+        await record(database, report("steady"), report("ailing"), report("unknown"))
+        await asyncio.sleep(0)  # the driver tells of it in the loop's next turn
+    assert len(sent) == 1
+    mixed = report("steady", 2), report("ailing", 2, degraded=True), report("ailing", 3)
+    with statements(database) as sent:
+        steady, *ailing = await record(database, *mixed)
+        await asyncio.sleep(0)
+    assert len(sent) > 1
+    assert isinstance(steady, Recorded)
+    assert steady.status == NodeStatus.ONLINE
+    assert [outcome.status for outcome in ailing if isinstance(outcome, Recorded)] == [
+        NodeStatus.DEGRADED,
+        NodeStatus.ONLINE,
+    ]
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(5,)]
+
+
+async def test_a_change_that_cannot_be_made_takes_no_steady_heartbeat_with_it(
+    database: Database,
+) -> None:
+    for node_id in ("steady", "ailing"):
+        await register(database, node_id)
+    impatient = Database(database.url, statement_timeout_seconds=1)
+    async with database.write() as other:
+        await other.execute(text("SELECT FROM registry_state FOR UPDATE"))
+        steady, ailing = await record(impatient, report("steady"), report("ailing", degraded=True))
+    await impatient.close()
+    assert isinstance(steady, Recorded)
+    assert isinstance(ailing, Unavailable)
+    assert impatient.failures == 1
+    assert (await stand(database, "steady")).last_sequence == 1
+    assert (await stand(database, "ailing")).last_sequence is None
+
+
+STANDINGS = st.sampled_from(
+    [
+        ("online", "heartbeat"),
+        ("degraded", "missed_heartbeats"),
+        ("degraded", "self_reported"),
+        ("degraded", "flapping"),
+        ("offline", "missed_heartbeats"),
+        ("maintenance", "maintenance_started"),
+    ]
+)
+BOOTS = st.sampled_from(["boot-1", "boot-1", "boot-0"])
+REPORTS = st.tuples(st.integers(0, 2), BOOTS, st.integers(1, 5))
+
+
+@given(
+    st.lists(STANDINGS, min_size=2, max_size=2),
+    st.lists(st.tuples(REPORTS, st.booleans()), min_size=1, max_size=9),
+)
+@examples(40)
+async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
+    database: Database,
+    standings: list[tuple[str, str]],
+    batch: list[tuple[tuple[int, str, int], bool]],
+) -> None:
+    """The third node is not registered."""
+    outcomes, left_behind = [], []
+    for way in ("directly", "by-session"):
+        name = f"{way}-{secrets.token_hex(4)}"
+        for number, (status, reason) in enumerate(standings):
+            await register(database, f"{name}-{number}")
+            await put(database, f"{name}-{number}", status, reason)
+        reports = [
+            report(f"{name}-{number}", sequence, boot, degraded=degraded, metrics={"of": index})
+            for index, ((number, boot, sequence), degraded) in enumerate(batch)
+        ]
+        if way == "directly":
+            came = await heartbeats.write(database, reports, RULES)
+        else:
+            async with database.write() as session:
+                came = await heartbeats.record(session, reports, RULES)
+        outcomes.append([one.status if isinstance(one, Recorded) else one.code for one in came])
+        left_behind.append(await rows(database, LEFT_BEHIND, pattern=f"{name}-%"))
+    assert outcomes[0] == outcomes[1]
+    assert left_behind[0] == left_behind[1]
+
+
+async def put(database: Database, node_id: str, status: str, reason: str) -> None:
+    """Where heartbeats find it, its last one a moment ago."""
+    async with database.write() as session:
+        await session.execute(
+            text(
+                "UPDATE nodes SET status = :status, status_reason = CAST(:reason AS text),"
+                " last_sequence = 1,"
+                " steady_since = CASE WHEN CAST(:reason AS text) = 'flapping' THEN now() END"
+                " WHERE node_id = :node"
+            ),
+            {"status": status, "reason": reason, "node": node_id},
+        )
+
+
+LEFT_BEHIND = """
+SELECT n.status, n.status_reason, n.last_sequence, n.reported_degraded,
+       (SELECT array_agg(h.status || h.metrics::text ORDER BY h.id) FROM heartbeat_log h
+        WHERE h.node_id = n.id),
+       (SELECT array_agg(c.status || c.reason ORDER BY c.revision) FROM status_changes c
+        WHERE c.node_id = n.id)
+FROM nodes n WHERE n.node_id LIKE :pattern ORDER BY n.node_id
+"""

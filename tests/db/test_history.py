@@ -1,0 +1,347 @@
+"""What happened to nodes: heartbeats and changes in pages, metrics, availability."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import delete, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import history, nodes, partitions
+from db.changes import LoggedChange
+from db.database import Database
+from db.errors import BadInput
+from db.filters import EVERY_NODE, NodeFilter
+from db.paging import MAX_PAGE_SIZE
+from db.tables import METRICS_HISTORY, Heartbeat, Node, StatusChange
+from db.values import NodeStatus, StatusReason
+from tests.support.fleet import OPERATOR, beat, clear, examples, register, rows
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+FLEET = [uuid4() for _ in range(3)]
+MOMENTS = st.integers(0, 20).map(lambda n: BEGIN + timedelta(hours=9 * n, microseconds=n % 3))
+CHANGES = st.lists(
+    st.tuples(MOMENTS, st.sampled_from(FLEET), st.sampled_from(NodeStatus)), max_size=12
+).map(lambda changes: sorted(changes, key=lambda change: change[0]))
+Change = tuple[datetime, UUID, NodeStatus]
+
+
+async def build_fleet(session: AsyncSession) -> None:
+    await clear(session)
+    await session.execute(
+        insert(Node),
+        [
+            {
+                "id": node,
+                "node_id": f"node-{n}",
+                "node_name": "node",
+                "node_role": "backup",
+                "node_type": "worker",
+                "status": "offline",
+                "status_reason": "seeded",
+            }
+            for n, node in enumerate(FLEET)
+        ],
+    )
+
+
+async def build_changes(session: AsyncSession, changes: Sequence[Change]) -> None:
+    if changes:
+        await session.execute(
+            insert(StatusChange),
+            [
+                {
+                    "revision": revision,
+                    "node_id": node,
+                    "status": status,
+                    "reason": StatusReason.HEARTBEAT,
+                    "actor": "test",
+                    "changed_at": changed_at,
+                }
+                for revision, (changed_at, node, status) in enumerate(changes, start=1)
+            ],
+        )
+
+
+def available(changes: Sequence[Change], node: UUID, since: datetime, until: datetime) -> Fraction:
+    """Microsecond by microsecond, but in steps."""
+    own = [(at, status) for at, changed, status in changes if changed == node]
+    ends = [at for at, _ in own[1:]] + [datetime.max.replace(tzinfo=UTC)]
+    up = sum(
+        (
+            max(min(end, until) - max(at, since), timedelta(0))
+            for (at, status), end in zip(own, ends, strict=False)
+            if status in {NodeStatus.ONLINE, NodeStatus.DEGRADED}
+        ),
+        timedelta(0),
+    )
+    step = timedelta(microseconds=1)
+    return Fraction(up // step, (until - since) // step)
+
+
+@given(CHANGES, st.lists(MOMENTS, min_size=2, max_size=4, unique=True).map(sorted))
+@examples(60)
+async def test_availability_is_the_part_of_the_time_in_which_a_node_was_up(
+    database: Database, changes: list[Change], moments: list[datetime]
+) -> None:
+    async with database.write() as session:
+        await build_fleet(session)
+        await build_changes(session, changes)
+        for since, until in pairwise(moments):
+            found = await history.availability(session, FLEET, since=since, until=until)
+            assert list(found) == FLEET
+            for node in FLEET:
+                assert found[node] == float(available(changes, node, since, until))
+
+
+async def test_availability_is_exact_to_the_microsecond(database: Database) -> None:
+    step = timedelta(microseconds=1)
+    async with database.write() as session:
+        await build_fleet(session)
+        await build_changes(
+            session,
+            [
+                (BEGIN, FLEET[0], NodeStatus.ONLINE),
+                (BEGIN + 3 * step, FLEET[0], NodeStatus.OFFLINE),
+                (BEGIN + 4 * step, FLEET[0], NodeStatus.DEGRADED),
+                (BEGIN + 5 * step, FLEET[0], NodeStatus.MAINTENANCE),
+            ],
+        )
+        for since, until, part in ((0, 3, 1), (0, 4, 0.75), (3, 4, 0), (2, 6, 0.5), (-4, 4, 0.375)):
+            found = await history.availability(
+                session, FLEET[:1], since=BEGIN + since * step, until=BEGIN + until * step
+            )
+            assert found == {FLEET[0]: part}
+
+
+async def test_the_future_does_not_count_for_availability(database: Database) -> None:
+    node, _ = await register(database, "node-3")
+    assert node.registered_at <= node.status_since
+    async with database.read() as session:
+        for until in (None, datetime(9999, 1, 1, tzinfo=UTC)):
+            found = await history.availability(
+                session, [node.id], since=node.status_since, until=until
+            )
+            assert found == {node.id: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [(1, 1), (2, 1), (24 * 365 * 1000, None), (24 * 365 * 1000, 24 * 365 * 2000)],
+)
+async def test_availability_of_no_time_is_refused(
+    database: Database, since: int, until: int | None
+) -> None:
+    with pytest.raises(BadInput, match="since"):
+        async with database.read() as session:
+            await history.availability(
+                session,
+                FLEET,
+                since=BEGIN + timedelta(hours=since),
+                until=None if until is None else BEGIN + timedelta(hours=until),
+            )
+
+
+async def test_a_removed_node_is_no_longer_available(database: Database) -> None:
+    node, _ = await register(database, "node-3")
+    async with database.write() as session:
+        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
+    [(removed_at,)] = await rows(database, "SELECT max(changed_at) FROM status_changes")
+    async with database.read() as session:
+        assert await history.availability(session, [node.id], since=removed_at, until=None) == {
+            node.id: 0.0
+        }
+
+
+BEATS = st.lists(st.tuples(MOMENTS, st.sampled_from(FLEET)), max_size=15)
+
+
+@given(
+    BEATS,
+    st.lists(st.sampled_from(FLEET), max_size=3, unique=True),
+    st.integers(1, 4),
+    st.fixed_dictionaries({"since": st.none() | MOMENTS, "until": st.none() | MOMENTS}),
+)
+@examples(60)
+async def test_the_heartbeats_of_each_node_come_in_pages_newest_first(
+    database: Database,
+    beats: list[tuple[datetime, UUID]],
+    asked: list[UUID],
+    first: int,
+    bounds: dict[str, datetime | None],
+) -> None:
+    since, until = bounds["since"], bounds["until"]
+    async with database.write() as session:
+        await build_fleet(session)
+        made = []
+        for timestamp, node in beats:
+            values = {"timestamp": timestamp, "node_id": node, "status": "online"}
+            row = await session.execute(insert(Heartbeat).values(values).returning(Heartbeat.id))  # type: ignore[call-overload]  # SQLModel types it as the value
+            made.append((timestamp, row.scalar_one(), node))
+        pages = await history.heartbeats(session, asked, first=first, after=None, **bounds)
+        assert list(pages) == asked
+        for node in asked:
+            expected = sorted(
+                (
+                    (timestamp, number)
+                    for timestamp, number, heard in made
+                    if heard == node
+                    and (since is None or timestamp >= since)
+                    and (until is None or timestamp < until)
+                ),
+                reverse=True,
+            )
+            page, seen = pages[node], [key(row) for row in pages[node].rows]
+            while page.has_next:
+                assert len(page.rows) == first
+                cursor = history.HEARTBEATS.encode(*seen[-1])
+                again = await history.heartbeats(
+                    session, [node], first=first, after=cursor, **bounds
+                )
+                page = again[node]
+                seen += [key(row) for row in page.rows]
+            assert seen == expected
+
+
+def key(heartbeat: Heartbeat) -> tuple[datetime, int]:
+    return heartbeat.timestamp, heartbeat.id
+
+
+@given(CHANGES, st.lists(st.sampled_from(FLEET), max_size=3, unique=True), st.integers(1, 4))
+@examples(40)
+async def test_the_changes_of_each_node_come_in_pages_newest_first(
+    database: Database, changes: list[Change], asked: list[UUID], first: int
+) -> None:
+    async with database.write() as session:
+        await build_fleet(session)
+        await build_changes(session, changes)
+        pages = await history.status_changes_of(session, asked, first=first, after=None)
+        assert list(pages) == asked
+        for node in asked:
+            expected = [
+                (revision, status)
+                for revision, (_, changed, status) in enumerate(changes, start=1)
+                if changed == node
+            ][::-1]
+            page, seen = pages[node], list(pages[node].rows)
+            while page.has_next:
+                cursor = history.STATUS_CHANGES.encode(seen[-1].revision)
+                again = await history.status_changes_of(session, [node], first=first, after=cursor)
+                page = again[node]
+                seen += page.rows
+            assert [(change.revision, change.status) for change in seen] == expected
+            assert all(change.node_id == f"node-{FLEET.index(node)}" for change in seen)
+
+
+@given(CHANGES, st.integers(1, 4), st.none() | st.sampled_from(NodeStatus))
+@examples(40)
+async def test_the_changes_of_all_nodes_come_in_pages_newest_first(
+    database: Database, changes: list[Change], first: int, status: NodeStatus | None
+) -> None:
+    node_filter = EVERY_NODE if status is None else NodeFilter(statuses=(status,))
+    async with database.write() as session:
+        await build_fleet(session)
+        await build_changes(session, changes)
+        seen: list[LoggedChange] = []
+        cursor = None
+        while True:
+            page = await history.status_changes(session, node_filter, first=first, after=cursor)
+            seen += page.rows
+            if not page.has_next:
+                break
+            cursor = history.STATUS_CHANGES.encode(seen[-1].revision)
+    assert [
+        (change.revision, change.changed_at, change.node, change.status) for change in seen
+    ] == [
+        (revision, *change)
+        for revision, change in enumerate(changes, start=1)
+        if status in (None, change[2])
+    ][::-1]
+
+
+@pytest.mark.parametrize("first", [-1, MAX_PAGE_SIZE + 1])
+async def test_a_page_of_history_of_another_size_is_refused(database: Database, first: int) -> None:
+    size: dict[str, Any] = {"first": first, "after": None}
+    async with database.read() as session:
+        with pytest.raises(BadInput, match="first"):
+            await history.heartbeats(session, FLEET, **size, since=None, until=None)
+        with pytest.raises(BadInput, match="first"):
+            await history.status_changes(session, EVERY_NODE, **size)
+        with pytest.raises(BadInput, match="first"):
+            await history.status_changes_of(session, FLEET, **size)
+
+
+async def test_the_cursor_of_another_history_is_refused(database: Database) -> None:
+    async with database.read() as session:
+        with pytest.raises(BadInput, match="after"):
+            await history.status_changes(
+                session, EVERY_NODE, first=1, after=history.HEARTBEATS.encode(BEGIN, 1)
+            )
+
+
+@given(
+    st.sets(st.tuples(MOMENTS.map(lambda m: m.replace(microsecond=0)), st.sampled_from(FLEET))),
+    st.lists(st.sampled_from(FLEET), max_size=3, unique=True),
+    st.integers(1, 4),
+    st.fixed_dictionaries({"since": st.none() | MOMENTS, "until": st.none() | MOMENTS}),
+)
+@examples(40)
+async def test_the_hours_of_each_node_come_in_pages_newest_first(
+    database: Database,
+    hours: set[tuple[datetime, UUID]],
+    asked: list[UUID],
+    first: int,
+    bounds: dict[str, datetime | None],
+) -> None:
+    since, until = bounds["since"], bounds["until"]
+    async with database.write() as session:
+        await build_fleet(session)
+        await session.execute(delete(METRICS_HISTORY))
+        for hour, node in hours:
+            await partitions.make_month(session, hour)
+            row = {"hour": hour, "node_id": node, "heartbeats": 1}
+            await session.execute(insert(METRICS_HISTORY), row)
+        pages = await history.metrics_by_hour(session, asked, first=first, after=None, **bounds)
+        assert list(pages) == asked
+        for node in asked:
+            page, seen = pages[node], [row.hour for row in pages[node].rows]
+            while page.has_next:
+                assert len(page.rows) == first
+                cursor = history.METRICS.encode(seen[-1])
+                again = await history.metrics_by_hour(
+                    session, [node], first=first, after=cursor, **bounds
+                )
+                page = again[node]
+                seen += [row.hour for row in page.rows]
+            assert seen == sorted(
+                (
+                    hour
+                    for hour, measured in hours
+                    if measured == node
+                    and (since is None or hour >= since)
+                    and (until is None or hour < until)
+                ),
+                reverse=True,
+            )
+
+
+async def test_the_latest_metrics_are_those_of_the_last_heartbeat(database: Database) -> None:
+    beating, _ = await register(database, "node-3")
+    silent, _ = await register(database, "node-4")
+    bare, _ = await register(database, "node-5")
+    await beat(database, "node-3", 1, metrics={"cpu_percent": 1})
+    await beat(database, "node-3", 3, metrics={"cpu_percent": 3, "extra": {"a": [None]}})
+    await beat(database, "node-3", 2, metrics={"cpu_percent": 2})
+    await beat(database, "node-5")
+    async with database.read() as session:
+        assert await history.latest_metrics(session, [beating.id, silent.id, bare.id]) == {
+            beating.id: {"cpu_percent": 3, "extra": {"a": [None]}},
+            bare.id: {},
+        }
+        assert await history.latest_metrics(session, []) == {}

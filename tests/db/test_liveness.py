@@ -1,0 +1,336 @@
+"""Overdue, gone, back: by the database's clock alone, exactly at the borders."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from db import liveness, nodes, registration
+from db.database import Database
+from db.rules import Rules
+from db.tables import Node
+from db.values import NodeStatus, StatusReason
+from tests.support.fleet import (
+    AGENT,
+    EXPIRED,
+    LATER,
+    OPERATOR,
+    OVERDUE,
+    PROCESS,
+    RULES,
+    age,
+    be_at_work,
+    beat,
+    changes_of,
+    let_maintenance_end,
+    register,
+    registration_of,
+    rows,
+    stand,
+    sweep,
+)
+
+MICROSECOND = 1e-6
+INTERVAL = 8.0
+DUE = INTERVAL + RULES.grace
+GONE = 3 * INTERVAL + RULES.grace
+
+
+async def swept_after(database: Database, silence: float) -> Node:
+    """The node after a sweep at the very instant at which it has been silent for so long."""
+    async with database.write() as session:
+        await session.execute(
+            text(
+                "UPDATE nodes SET heartbeat_interval_seconds = :interval,"
+                " heard_at = now() - make_interval(secs => :silence) WHERE node_id = 'node-3'"
+            ),
+            {"interval": INTERVAL, "silence": silence},
+        )
+        await be_at_work(session)
+        await liveness.sweep(session, PROCESS, RULES)
+    return await stand(database, "node-3")
+
+
+@pytest.mark.parametrize("before", [NodeStatus.ONLINE, NodeStatus.DEGRADED])
+async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_it_is_due(
+    database: Database, before: NodeStatus
+) -> None:
+    await register(database, "node-3")
+    if before is NodeStatus.DEGRADED:
+        await beat(database, "node-3", degraded=True)
+    for silence, status in (
+        (0, before),
+        (DUE - MICROSECOND, before),
+        (DUE, NodeStatus.DEGRADED),
+        (GONE - MICROSECOND, NodeStatus.DEGRADED),
+        (GONE, NodeStatus.OFFLINE),
+        (1e6, NodeStatus.OFFLINE),
+    ):
+        node = await swept_after(database, silence)
+        assert node.status is status
+    assert node.status_reason is StatusReason.MISSED_HEARTBEATS
+
+
+async def test_a_node_that_was_missed_long_enough_is_offline_at_once(database: Database) -> None:
+    node, _ = await register(database, "node-3")
+    await swept_after(database, GONE)
+    assert [change.status for change in await changes_of(database, node.id)] == [
+        NodeStatus.ONLINE,
+        NodeStatus.OFFLINE,
+    ]
+
+
+async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
+    database: Database,
+) -> None:
+    await register(database, "node-3")
+    async with database.write() as session:
+        slow = Rules(min_interval=100)
+        await registration.register(session, registration_of("node-4"), rules=slow, by=AGENT)
+    await age(database, EXPIRED)
+    assert await sweep(database) == 1
+    assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
+    assert (await stand(database, "node-4")).status is NodeStatus.ONLINE
+
+
+async def test_a_sweep_that_finds_nothing_due_changes_nothing(database: Database) -> None:
+    await register(database, "node-3")
+    before = await stand(database, "node-3")
+    assert await sweep(database) == 0
+    assert await stand(database, "node-3") == before
+    assert len(await changes_of(database)) == 3
+
+
+async def test_a_node_that_says_it_is_degraded_is_left_so_until_it_is_gone(
+    database: Database,
+) -> None:
+    node, _ = await register(database, "node-3")
+    await beat(database, "node-3", degraded=True)
+    await age(database, OVERDUE)
+    assert await sweep(database) == 0
+    assert (await stand(database, "node-3")).status_reason is StatusReason.SELF_REPORTED
+    await age(database, EXPIRED - OVERDUE)
+    assert await sweep(database) == 1
+    last = (await changes_of(database, node.id))[-1]
+    assert (last.previous_status, last.status) == (NodeStatus.DEGRADED, NodeStatus.OFFLINE)
+    assert (last.reason, last.actor) == (StatusReason.MISSED_HEARTBEATS, "registry")
+
+
+async def start_maintenance(
+    database: Database, until: datetime | None, note: str | None = None
+) -> Node:
+    async with database.write() as session:
+        return await nodes.start_maintenance(session, "node-3", note=note, until=until, by=OPERATOR)
+
+
+async def end_maintenance(database: Database) -> Node:
+    async with database.write() as session:
+        return await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, by=OPERATOR)
+
+
+async def test_maintenance_is_entered_with_its_note_and_actor(database: Database) -> None:
+    await register(database, "node-3")
+    node = await start_maintenance(database, None, "new disks")
+    assert (node.status, node.maintenance_until) == (NodeStatus.MAINTENANCE, None)
+    last = (await changes_of(database, node.id))[-1]
+    assert (last.reason, last.note, last.actor) == (
+        StatusReason.MAINTENANCE_STARTED,
+        "new disks",
+        "op",
+    )
+
+
+async def test_a_silent_node_in_maintenance_is_left_alone(database: Database) -> None:
+    await register(database, "node-3")
+    await start_maintenance(database, datetime.now(UTC) + timedelta(hours=1))
+    await age(database, EXPIRED)
+    assert await sweep(database) == 0
+    assert (await stand(database, "node-3")).status is NodeStatus.MAINTENANCE
+
+
+@pytest.mark.parametrize("ended_by", ["operator", "until"])
+@pytest.mark.parametrize(
+    ("silence", "said", "status"),
+    [
+        (0, "online", NodeStatus.ONLINE),
+        (0, "degraded", NodeStatus.DEGRADED),
+        (OVERDUE, "online", NodeStatus.DEGRADED),
+        (EXPIRED, "degraded", NodeStatus.OFFLINE),
+    ],
+)
+async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
+    database: Database, ended_by: str, silence: float, said: str, status: NodeStatus
+) -> None:
+    await register(database, "node-3")
+    await start_maintenance(database, LATER)
+    await beat(database, "node-3", degraded=said == "degraded")
+    await age(database, silence)
+    if ended_by == "until":
+        async with database.write() as session:
+            await let_maintenance_end(session, "node-3")
+        assert await sweep(database) == 1
+    else:
+        await end_maintenance(database)
+    node = await stand(database, "node-3")
+    assert (node.status, node.status_reason) == (status, StatusReason.MAINTENANCE_ENDED)
+    assert node.maintenance_until is None
+    assert (await changes_of(database, node.id))[-1].actor == (
+        "registry" if ended_by == "until" else "op"
+    )
+
+
+async def test_a_node_never_heard_leaves_maintenance_offline(database: Database) -> None:
+    async with database.write() as session:
+        await nodes.start_maintenance(
+            session, "node-2-macbook-m4max", note=None, until=LATER, by=OPERATOR
+        )
+        await let_maintenance_end(session, "node-2-macbook-m4max")
+    assert await sweep(database) == 1
+    node = await stand(database, "node-2-macbook-m4max")
+    assert (node.status, node.status_reason) == (
+        NodeStatus.OFFLINE,
+        StatusReason.MAINTENANCE_ENDED,
+    )
+
+
+async def test_ending_maintenance_that_has_not_begun_changes_nothing(database: Database) -> None:
+    await register(database, "node-3")
+    before = await stand(database, "node-3")
+    await end_maintenance(database)
+    assert await stand(database, "node-3") == before
+    assert len(await changes_of(database)) == 3
+
+
+async def test_maintenance_begun_again_has_the_new_end_and_is_as_old_as_it_was(
+    database: Database,
+) -> None:
+    await register(database, "node-3")
+    first = await start_maintenance(database, LATER)
+    second = await start_maintenance(database, None, "longer")
+    assert (second.status, second.maintenance_until) == (NodeStatus.MAINTENANCE, None)
+    assert second.status_since == first.status_since
+    assert await sweep(database) == 0
+
+
+async def enrol(database: Database, size: int) -> None:
+    """Makes a fleet at once, as registrations would."""
+    async with database.write() as session:
+        await session.execute(
+            text("""
+            WITH made AS (
+                INSERT INTO nodes (node_id, node_name, node_role, node_type, status, status_reason,
+                                   boot_id, boot_since, heard_at, heartbeat_interval_seconds)
+                SELECT 'fleet-' || n, 'fleet', 'production', 'worker', 'online', 'registered',
+                       'boot-1', now(), now(), 10
+                FROM generate_series(1, :size) AS n
+                RETURNING id
+            ), counted AS (UPDATE registry_state SET revision = revision + :size)
+            INSERT INTO status_changes (revision, node_id, status, reason, actor, changed_at)
+            SELECT row_number() OVER () + (SELECT revision FROM registry_state), id, 'online',
+                   'registered', 'agent', now()
+            FROM made"""),
+            {"size": size},
+        )
+
+
+async def test_sweeps_at_once_change_each_node_once(database: Database) -> None:
+    await enrol(database, 300)
+    for silence in (OVERDUE, EXPIRED - OVERDUE):
+        await age(database, silence)
+        swept = await asyncio.gather(*(sweep(database) for _ in range(4)))
+        assert sum(swept) == 300
+    assert await rows(
+        database,
+        "SELECT reason, count(*), count(DISTINCT node_id) FROM status_changes GROUP BY reason"
+        " ORDER BY reason",
+    ) == [("missed_heartbeats", 600, 300), ("registered", 300, 300), ("seeded", 2, 2)]
+
+
+async def test_a_sweep_takes_a_bounded_number_and_the_next_one_the_rest(
+    database: Database,
+) -> None:
+    await enrol(database, liveness.SWEEP_LIMIT + 5)
+    await age(database, EXPIRED)
+    assert [await sweep(database) for _ in range(3)] == [liveness.SWEEP_LIMIT, 5, 0]
+
+
+async def test_a_sweep_waits_for_nobody(database: Database) -> None:
+    await register(database, "node-3")
+    await register(database, "node-4")
+    await age(database, EXPIRED)
+    async with database.write() as other:
+        await other.execute(text("SELECT FROM nodes WHERE node_id = 'node-3' FOR UPDATE"))
+        async with asyncio.timeout(5):
+            assert await sweep(database) == 1
+    assert await sweep(database) == 1
+
+
+async def test_a_node_heard_just_before_the_sweep_gets_to_it_is_not_marked(
+    database: Database,
+) -> None:
+    await register(database, "node-3")
+    await age(database, EXPIRED)
+    async with database.write() as sweeping:
+        await sweeping.execute(text("SELECT now()"))
+        await beat(database, "node-3")
+        await be_at_work(sweeping)
+        assert (await liveness.sweep(sweeping, PROCESS, RULES)).changed == 0
+
+
+async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) -> None:
+    for node_id in ("node-3", "node-4"):
+        await register(database, node_id)
+        async with database.write() as session:
+            await nodes.deregister(session, node_id, note=None, by=OPERATOR)
+    async with database.write() as session:
+        # As a row that was changed by hand would stand.
+        await session.execute(text("UPDATE nodes SET status = 'online' WHERE node_id = 'node-4'"))
+    before = await changes_of(database)
+    await age(database, EXPIRED)
+    assert await sweep(database) == 0
+    assert await changes_of(database) == before
+
+
+async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
+    database: Database,
+) -> None:
+    for node_id in ("node-3", "node-4", "node-5", "node-6"):
+        await register(database, node_id)
+    await beat(database, "node-4", degraded=True)
+    await start_maintenance(database, None)
+    async with database.write() as session:
+        await nodes.deregister(session, "node-5", note=None, by=OPERATOR)
+    async with database.write() as session:
+        assert (await liveness.sweep(session, PROCESS, RULES)).live == 2
+        assert await nodes.count_by_status(session) == {
+            NodeStatus.ONLINE: 1,
+            NodeStatus.DEGRADED: 1,
+            NodeStatus.OFFLINE: 2,
+            NodeStatus.MAINTENANCE: 1,
+        }
+
+
+PACES = st.builds(
+    Rules,
+    min_interval=st.floats(0.01, 86400),
+    grace=st.floats(0, 86400),
+    target_rate=st.floats(0.1, 1e6),
+    live_nodes=st.integers(0, 1_000_000),
+)
+
+
+@given(PACES)
+def test_a_pace_keeps_the_fleet_at_its_rate_and_no_node_below_its_interval(pace: Rules) -> None:
+    assert pace.interval >= pace.min_interval
+    assert pace.live_nodes / pace.interval <= pace.target_rate * (1 + 1e-9)
+    assert pace.interval in (pace.min_interval, pace.live_nodes / pace.target_rate)
+
+
+@given(PACES)
+def test_a_promised_interval_is_at_most_a_tenth_longer_and_never_shorter(pace: Rules) -> None:
+    promised = [pace.next_interval() for _ in range(10)]
+    assert all(pace.interval <= interval <= pace.interval * 1.1 for interval in promised)
+    assert len(set(promised)) > 1

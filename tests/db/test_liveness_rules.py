@@ -1,0 +1,660 @@
+"""The rules by themselves, and the cases that a registry is known by."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import changes, heartbeats, liveness, nodes, pulse, registration
+from db.changes import LoggedChange
+from db.database import Database
+from db.errors import NodeIdTaken, NodeNotFound, RegistryError, StaleBoot
+from db.heartbeats import HeartbeatReport, Recorded
+from db.liveness import Swept
+from db.rules import Pulse, Rules, Standing
+from db.tables import Node
+from db.values import NodeStatus, RegistryMode, StatusReason
+from tests.support.fleet import AGENT, OPERATOR, registration_of
+
+BASE = datetime(2030, 1, 1, tzinfo=UTC)
+RULES = Rules(jitter=0)
+OVERDUE, TTL = 15, 35
+ONLINE, DEGRADED, OFFLINE = NodeStatus.ONLINE, NodeStatus.DEGRADED, NodeStatus.OFFLINE
+
+
+def after(seconds: float) -> datetime:
+    return BASE + timedelta(seconds=seconds)
+
+
+def seconds_ago(newest: float | None, oldest: float | None, floor: float) -> Pulse:
+    return Pulse(
+        None if newest is None else after(-newest),
+        None if oldest is None else after(-oldest),
+        after(-floor),
+    )
+
+
+@pytest.mark.parametrize(
+    ("live_nodes", "stretch", "interval"),
+    [(0, 1, 10), (10_000, 1, 10), (10_001, 1, 10.001), (100_000, 1, 100), (20_000, 2.5, 50)],
+)
+def test_the_pace_keeps_the_fleet_at_its_target_rate(
+    live_nodes: int, stretch: float, interval: float
+) -> None:
+    rules = Rules(live_nodes=live_nodes, stretch=stretch)
+    assert rules.interval == pytest.approx(interval)
+
+
+@given(st.floats(0, 1), st.integers(0, 10**6))
+def test_jitter_only_lengthens_and_only_by_its_part(jitter: float, live_nodes: int) -> None:
+    rules = Rules(jitter=jitter, live_nodes=live_nodes)
+    promised = rules.next_interval()
+    assert rules.interval <= promised <= rules.interval * (1 + jitter) * 1.000001
+
+
+@pytest.mark.parametrize(
+    ("pulse_", "deaf"),
+    [
+        (seconds_ago(None, None, 1000), True),
+        (seconds_ago(6, 6, 1000), False),
+        (seconds_ago(6.001, 6.001, 1000), True),
+        (seconds_ago(-6, -6, 1000), False),
+        (seconds_ago(-6.001, -6.001, 1000), True),
+        (seconds_ago(1, 6, 1000), False),
+        (seconds_ago(1, 6.001, 1000), True),
+        (seconds_ago(1, 6.001, 2 * TTL), False),
+        (seconds_ago(1, 6.001, 2 * TTL + 0.001), True),
+        (seconds_ago(7, 8, 1), True),
+    ],
+    ids=[
+        "the first process",
+        "within the patience",
+        "a pause",
+        "a step back of the clock",
+        "a jump back of the clock",
+        "two at work",
+        "one of two is silent",
+        "one of two is silent once more",
+        "one of two is silent again much later",
+        "both are silent once more",
+    ],
+)
+def test_the_registry_knows_when_it_was_deaf(pulse_: Pulse, *, deaf: bool) -> None:
+    assert RULES.was_deaf(BASE, pulse_) is deaf
+
+
+def standing(mode: RegistryMode, live: int, silent: int, for_seconds: float = 0) -> Standing:
+    return Standing(mode, "reason", after(-for_seconds), live, silent)
+
+
+@given(live=st.integers(0, 1000), part=st.floats(0, 1), age=st.floats(0, 1200))
+def test_the_mode_is_entered_and_left_within_its_bounds(live: int, part: float, age: float) -> None:
+    silent = round(live * part)
+    entered, reason = RULES.next_mode(standing(RegistryMode.NORMAL, live, silent, age), BASE)
+    assert (entered is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 2)
+    assert (reason is not None) == (entered is RegistryMode.PROTECTED)
+    held, _ = RULES.next_mode(standing(RegistryMode.PROTECTED, live, silent, age), BASE)
+    assert (held is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 4 and age < 600)
+
+
+@given(live=st.integers(10, 1000))
+def test_at_the_threshold_the_mode_does_not_go_to_and_fro(live: int) -> None:
+    threshold = live // 2 + 1
+    mode = RegistryMode.NORMAL
+    seen = []
+    for silent in [threshold - 1, threshold, threshold - 1, threshold] * 3:
+        mode, _ = RULES.next_mode(standing(mode, live, silent), BASE)
+        seen.append(mode)
+    assert seen == [RegistryMode.NORMAL, *[RegistryMode.PROTECTED] * 11]
+
+
+class Registry:
+    """One process of the registry on real SQL, and a clock that the test moves."""
+
+    def __init__(self, database: Database, rules: Rules = RULES) -> None:
+        self.database = database
+        self.rules = rules
+        self.now = 0.0
+        self.process = uuid4()
+        self._sequence = 0
+
+    @asynccontextmanager
+    async def at_now(self) -> AsyncIterator[AsyncSession]:
+        async with self.database.write() as session:
+            await session.execute(
+                text("SELECT set_config('node_registry.now', :now, true)"),
+                {"now": after(self.now).isoformat()},
+            )
+            yield session
+
+    async def register(self, node_id: str, boot: str = "boot-1", **said: Any) -> Node:
+        async with self.at_now() as session:
+            node, _ = await registration.register(
+                session, registration_of(node_id, boot, **said), rules=self.rules, by=AGENT
+            )
+        return node
+
+    async def record(self, *reports: HeartbeatReport) -> list[Recorded | RegistryError]:
+        async with self.at_now() as session:
+            return await heartbeats.record(session, reports, self.rules)
+
+    async def beat(self, *node_ids: str, boot: str = "boot-1", **said: Any) -> None:
+        """Heartbeats that must be heard."""
+        self._sequence += 1
+        reports = [HeartbeatReport(n, boot, self._sequence, **said) for n in node_ids]
+        outcomes = await self.record(*reports)
+        assert all(isinstance(outcome, Recorded) for outcome in outcomes)
+
+    async def sweep(self) -> Swept:
+        async with self.at_now() as session:
+            return await liveness.sweep(session, self.process, self.rules)
+
+    async def work(self, seconds: float, *beating: str, every: float = 5) -> None:
+        """Time passes in which the process sweeps and the nodes beat."""
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(self.now + every, until)
+            if beating:
+                await self.beat(*beating)
+            await self.sweep()
+
+    async def node(self, node_id: str) -> Node | None:
+        async with self.database.read() as session:
+            return await nodes.find(session, node_id)
+
+    async def status(self, node_id: str) -> tuple[NodeStatus, StatusReason]:
+        node = await self.node(node_id)
+        assert node is not None
+        return node.status, node.status_reason
+
+    async def log(self) -> list[LoggedChange]:
+        """Without what the migrations wrote."""
+        async with self.database.driver() as connection:
+            logged, _ = await changes.after(connection, 0)
+        return [change for change in logged if change.reason is not StatusReason.SEEDED]
+
+    async def statuses(self) -> list[NodeStatus]:
+        return [change.status for change in await self.log()]
+
+
+@pytest.fixture
+async def registry(database: Database) -> Registry:
+    registry = Registry(database)
+    async with registry.at_now() as session:
+        await session.execute(
+            text("UPDATE registry_state SET changed_at = :base, mode_since = :base"),
+            {"base": BASE},
+        )
+    await registry.sweep()
+    return registry
+
+
+async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_due(
+    registry: Registry,
+) -> None:
+    await registry.register("node-3")
+    for at, status in [(14.999, ONLINE), (15, DEGRADED), (34.999, DEGRADED), (35, OFFLINE)]:
+        while registry.now + 5 < at:
+            await registry.work(5)
+        registry.now = at
+        await registry.sweep()
+        assert (await registry.status("node-3"))[0] is status
+    assert await registry.statuses() == [ONLINE, DEGRADED, OFFLINE]
+
+
+async def test_of_a_cloned_disk_the_machine_that_is_heard_keeps_the_id(registry: Registry) -> None:
+    host = {"hostname": "gpu-1", "local_ip": "10.0.0.1"}
+    await registry.register("node-3", "boot-1", **host)
+    registry.now = 3
+    with pytest.raises(NodeIdTaken) as taken:
+        await registry.register(
+            "node-3", "boot-2", hostname="gpu-1", local_ip="10.0.0.2", replaces_boot_id="boot-1"
+        )
+    facts = taken.value.facts
+    assert (facts["holderHostname"], facts["holderAddress"]) == ("gpu-1", "10.0.0.1")
+    assert facts["heldSince"] == BASE.isoformat()
+    assert facts["retryAfterSeconds"] == OVERDUE - 3
+    await registry.beat("node-3")
+    [outcome] = await registry.record(HeartbeatReport("node-3", "boot-2", 99))
+    assert isinstance(outcome, StaleBoot)
+    assert await registry.statuses() == [ONLINE]
+
+
+async def test_a_reinstalled_host_gets_its_id_when_its_old_run_has_fallen_silent(
+    registry: Registry,
+) -> None:
+    await registry.register("node-3", "boot-1", hostname="gpu-1")
+    await registry.work(14)
+    with pytest.raises(NodeIdTaken):
+        await registry.register("node-3", "boot-2", hostname="gpu-1")
+    await registry.work(1)
+    await registry.register("node-3", "boot-2", hostname="gpu-1")
+    await registry.beat("node-3", boot="boot-2")
+    [old] = await registry.record(HeartbeatReport("node-3", "boot-1", 1000))
+    assert isinstance(old, StaleBoot)
+    assert await registry.status("node-3") == (ONLINE, StatusReason.REGISTERED)
+
+
+async def test_a_renamed_host_keeps_its_id_and_its_run(registry: Registry) -> None:
+    first = await registry.register("node-3", "boot-1", hostname="gpu-1")
+    registry.now = 1
+    second = await registry.register("node-3", "boot-1", hostname="gpu-2")
+    assert (second.id, second.hostname) == (first.id, "gpu-2")
+    registry.now = 2
+    with pytest.raises(NodeIdTaken):  # a new run under a new name cannot prove that it is the same
+        await registry.register("node-3", "boot-2", hostname="gpu-3", replaces_boot_id="boot-1")
+    assert await registry.statuses() == [ONLINE]
+
+
+async def test_a_restart_within_a_second_is_no_change(registry: Registry) -> None:
+    host = {"hostname": "gpu-1", "local_ip": "10.0.0.1"}
+    await registry.register("node-3", "boot-1", **host)
+    await registry.beat("node-3")
+    registry.now = 0.5
+    await registry.register("node-3", "boot-2", replaces_boot_id="boot-1", **host)
+    [old, new] = await registry.record(
+        HeartbeatReport("node-3", "boot-1", 500), HeartbeatReport("node-3", "boot-2", 0)
+    )
+    assert isinstance(old, StaleBoot)
+    assert isinstance(new, Recorded)
+    assert await registry.statuses() == [ONLINE]
+
+
+async def test_late_doubled_and_unordered_heartbeats_say_nothing_new(registry: Registry) -> None:
+    await registry.register("node-3")
+    await registry.record(HeartbeatReport("node-3", "boot-1", 5))
+    await registry.work(8)
+    before = await registry.node("node-3")
+    outcomes = await registry.record(
+        HeartbeatReport("node-3", "boot-1", 5, degraded=True),
+        HeartbeatReport("node-3", "boot-1", 4, degraded=True),
+        HeartbeatReport("node-3", "boot-1", 5),
+    )
+    assert [o.status for o in outcomes if isinstance(o, Recorded)] == [ONLINE] * 3
+    assert [o.received_at for o in outcomes if isinstance(o, Recorded)] == [BASE] * 3
+    assert await registry.node("node-3") == before
+    await registry.work(7)  # nor does an old heartbeat keep a node alive
+    assert await registry.status("node-3") == (DEGRADED, StatusReason.MISSED_HEARTBEATS)
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+async def test_what_an_agents_wall_clock_says_has_no_effect(registry: Registry, days: int) -> None:
+    """Nothing that an agent sends is taken for a time, whatever it calls it."""
+    wall = after(days * 86400).isoformat()
+    await registry.register("node-3", metadata={"startedAt": wall})
+    for _ in range(20):
+        await registry.work(5)
+        await registry.beat("node-3", metrics={"extra": {"timestamp": wall}})
+    assert await registry.statuses() == [ONLINE]
+    node = await registry.node("node-3")
+    assert node is not None
+    assert node.last_heartbeat == after(registry.now)
+
+
+async def test_two_sweeps_at_once_change_each_node_once(database: Database) -> None:
+    registry = Registry(database)
+    await registry.sweep()
+    names = [f"node-{n}" for n in range(100, 300)]
+    for name in names:
+        await registry.register(name)
+    await registry.beat(*names)
+    await registry.work(10, every=5)
+    registry.now += 5
+
+    async def swept() -> int:
+        async with registry.at_now() as session:
+            return (
+                await liveness.sweep(session, uuid4(), replace(RULES, protect_fraction=1))
+            ).changed
+
+    counts = await asyncio.gather(*(swept() for _ in range(6)))
+    assert sum(counts) == len(names)
+    logged = [change for change in await registry.log() if change.status is DEGRADED]
+    assert sorted(change.node_id for change in logged) == names
+    revisions = [change.revision for change in await registry.log()]
+    assert revisions == list(range(revisions[0], revisions[0] + len(revisions)))
+
+
+async def test_a_heartbeat_that_races_with_the_removal_brings_nothing_back(
+    registry: Registry,
+) -> None:
+    node = await registry.register("node-3")
+    async with registry.at_now() as removing:
+        await nodes.deregister(removing, "node-3", note=None, by=OPERATOR)
+        racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
+        await asyncio.sleep(0.1)
+        assert not racing.done()
+    [late] = await racing
+    assert isinstance(late, NodeNotFound)
+    [later] = await registry.record(HeartbeatReport("node-3", "boot-1", 2))
+    assert isinstance(later, NodeNotFound)
+    assert await registry.node("node-3") is None
+    last = (await registry.log())[-1]
+    assert (last.node, last.status, last.reason) == (node.id, OFFLINE, StatusReason.DEREGISTERED)
+    assert await registry.statuses() == [ONLINE, OFFLINE]
+
+
+async def test_a_heartbeat_that_races_with_a_sweep_wins_or_returns(registry: Registry) -> None:
+    await registry.register("node-3")
+    await registry.work(10)
+    registry.now = OVERDUE
+    async with registry.at_now() as sweeping:
+        await liveness.sweep(sweeping, registry.process, RULES)
+        racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
+        await asyncio.sleep(0.1)
+    [outcome] = await racing
+    assert isinstance(outcome, Recorded)
+    assert outcome.status is ONLINE
+    assert await registry.statuses() == [ONLINE, DEGRADED, ONLINE]
+
+
+async def test_a_node_that_calls_itself_degraded_stays_so_until_it_says_otherwise(
+    registry: Registry,
+) -> None:
+    await registry.register("node-3")
+    for _ in range(100):
+        await registry.work(5)
+        await registry.beat("node-3", degraded=True)
+    assert await registry.status("node-3") == (DEGRADED, StatusReason.SELF_REPORTED)
+    await registry.beat("node-3")
+    assert await registry.status("node-3") == (ONLINE, StatusReason.HEARTBEAT)
+    assert await registry.statuses() == [ONLINE, DEGRADED, ONLINE]
+
+
+@pytest.mark.parametrize(
+    ("heard", "degraded", "status"),
+    [(True, False, ONLINE), (True, True, DEGRADED), (False, False, OFFLINE)],
+)
+async def test_maintenance_ends_at_its_until_in_what_the_heartbeats_say(
+    registry: Registry, *, heard: bool, degraded: bool, status: NodeStatus
+) -> None:
+    await registry.register("node-3")
+    async with registry.at_now() as session:
+        await nodes.start_maintenance(session, "node-3", note="disks", until=after(60), by=OPERATOR)
+    while registry.now < 55:
+        await registry.work(5)
+        if heard:
+            await registry.beat("node-3", degraded=degraded)
+    await registry.register("node-3", "boot-1")
+    if heard:
+        await registry.beat("node-3", degraded=degraded)
+    else:
+        async with registry.at_now() as session:
+            await session.execute(
+                text("UPDATE nodes SET heard_at = :base WHERE node_id = 'node-3'"), {"base": BASE}
+            )
+    assert await registry.status("node-3") == (
+        NodeStatus.MAINTENANCE,
+        StatusReason.MAINTENANCE_STARTED,
+    )
+    await registry.work(5)
+    assert await registry.status("node-3") == (status, StatusReason.MAINTENANCE_ENDED)
+    node = await registry.node("node-3")
+    assert node is not None
+    assert (node.maintenance_until, node.status_since) == (None, after(60))
+
+
+async def test_maintenance_without_until_outlasts_everything_but_an_operator(
+    registry: Registry,
+) -> None:
+    await registry.register("node-3")
+    async with registry.at_now() as session:
+        await nodes.start_maintenance(session, "node-3", note=None, until=None, by=OPERATOR)
+    await registry.work(100)
+    registry.now += 3600
+    registry.process = uuid4()
+    await registry.register("node-3", "boot-2")
+    await registry.beat("node-3", boot="boot-2")
+    await registry.work(100)
+    assert (await registry.status("node-3"))[0] is NodeStatus.MAINTENANCE
+    assert await registry.statuses() == [ONLINE, NodeStatus.MAINTENANCE]
+
+
+async def flap(registry: Registry) -> None:
+    """Three falls and returns; with the fourth, which would be a return, the node is held."""
+    for _ in range(2):
+        await registry.work(OVERDUE)
+        await registry.beat("node-3")
+
+
+async def test_a_node_that_flaps_is_held_until_it_was_steady(registry: Registry) -> None:
+    await registry.register("node-3")
+    await flap(registry)
+    assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
+    held = registry.now
+    await registry.work(100, "node-3")
+    await registry.work(OVERDUE)
+    await registry.beat("node-3")  # late once more: steady from now on
+    late = registry.now
+    await registry.work(RULES.flap_steady - 5, "node-3")
+    assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
+    await registry.work(5, "node-3")
+    assert registry.now == late + RULES.flap_steady
+    assert await registry.status("node-3") == (ONLINE, StatusReason.HEARTBEAT)
+    assert [change.changed_at for change in (await registry.log())[-2:]] == [
+        after(held),
+        after(registry.now),
+    ]
+    registry.rules = replace(RULES, patience=20)
+    await registry.work(RULES.flap_window - OVERDUE - 1, "node-3", every=10)
+    await registry.work(OVERDUE)
+    await registry.beat("node-3")  # within the window one fall more is too many
+    assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
+
+
+async def test_a_flapping_node_that_falls_silent_is_offline_in_the_end(registry: Registry) -> None:
+    await registry.register("node-3")
+    await flap(registry)
+    await registry.work(RULES.flap_steady - 1)
+    assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
+    await registry.work(1)
+    assert await registry.status("node-3") == (OFFLINE, StatusReason.MISSED_HEARTBEATS)
+
+
+async def test_after_the_window_a_fall_is_forgotten(registry: Registry) -> None:
+    await registry.register("node-3")
+    await registry.work(OVERDUE)
+    await registry.beat("node-3")
+    registry.rules = replace(RULES, patience=20)
+    await registry.work(RULES.flap_window, "node-3", every=10)
+    await registry.work(OVERDUE)
+    await registry.beat("node-3")
+    assert await registry.status("node-3") == (ONLINE, StatusReason.HEARTBEAT)
+
+
+async def test_what_a_node_or_an_operator_says_is_no_flapping(registry: Registry) -> None:
+    await registry.register("node-3")
+    for n in range(10):
+        await registry.work(5)
+        await registry.beat("node-3", degraded=n % 2 == 0)
+        async with registry.at_now() as session:
+            await nodes.start_maintenance(session, "node-3", note=None, until=None, by=OPERATOR)
+            await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, by=OPERATOR)
+    assert (await registry.status("node-3"))[0] is ONLINE
+
+
+async def test_nodes_that_are_offline_for_long_are_removed_by_label(registry: Registry) -> None:
+    registry.rules = replace(RULES, remove_offline_after={"ephemeral": 100, "brief": 20})
+    await registry.register("node-3", labels=["ephemeral", "gpu"])
+    await registry.register("node-4", labels=["ephemeral", "brief"])
+    await registry.register("node-5", labels=["gpu"])
+    await registry.work(TTL)
+    await registry.work(15)
+    assert [await registry.node(n) is not None for n in ("node-3", "node-4", "node-5")] == [
+        True
+    ] * 3
+    await registry.work(5)
+    assert await registry.node("node-4") is None
+    await registry.work(75)
+    assert await registry.node("node-3") is not None
+    await registry.work(5)
+    assert await registry.node("node-3") is None
+    assert await registry.status("node-5") == (OFFLINE, StatusReason.MISSED_HEARTBEATS)
+    last = (await registry.log())[-1]
+    assert (last.node_id, last.reason, last.actor) == (
+        "node-3",
+        StatusReason.DEREGISTERED,
+        "registry",
+    )
+    [outcome] = await registry.record(HeartbeatReport("node-3", "boot-1", 9))
+    assert isinstance(outcome, NodeNotFound)
+
+
+async def test_nobody_is_removed_for_time_in_which_nobody_could_return(registry: Registry) -> None:
+    registry.rules = replace(RULES, remove_offline_after={"ephemeral": 100})
+    await registry.register("node-3", labels=["ephemeral"])
+    await registry.work(TTL)
+    registry.now += 1000
+    await registry.work(TTL - 5)
+    assert await registry.node("node-3") is not None
+    await registry.work(10)
+    assert await registry.node("node-3") is None
+
+
+async def fleet_of(registry: Registry, count: int) -> list[str]:
+    names = [f"node-{n}" for n in range(100, 100 + count)]
+    for name in names:
+        await registry.register(name)
+    await registry.beat(*names)
+    return names
+
+
+async def test_a_small_fleet_is_never_held_back(registry: Registry) -> None:
+    await fleet_of(registry, 9)
+    await registry.work(TTL)
+    assert (await registry.statuses())[-9:] == [OFFLINE] * 9
+
+
+async def test_when_most_return_the_mode_is_left_and_the_rest_is_dead(registry: Registry) -> None:
+    names = await fleet_of(registry, 20)
+    await registry.work(100, *names[:5])
+    assert (await registry.sweep()).mode is RegistryMode.PROTECTED
+    assert OFFLINE not in await registry.statuses()
+    await registry.beat(*names[:14])
+    assert (await registry.sweep()).mode is RegistryMode.PROTECTED
+    await registry.beat(*names[:15])
+    swept = await registry.sweep()
+    assert (swept.mode, swept.mode_changed, swept.changed) == (RegistryMode.NORMAL, True, 5)
+    assert (await registry.statuses())[-5:] == [OFFLINE] * 5
+
+
+async def test_a_restart_does_not_end_the_registrys_doubt(registry: Registry) -> None:
+    names = await fleet_of(registry, 20)
+    await registry.work(100, *names[:5])
+    registry.now += 60
+    registry.process = uuid4()
+    swept = await registry.sweep()
+    assert swept.deaf_since == after(registry.now - 60)
+    assert (swept.mode, swept.mode_changed) == (RegistryMode.PROTECTED, False)
+
+
+async def test_a_clock_set_back_while_protected_does_not_hold_the_mode_for_hours(
+    registry: Registry,
+) -> None:
+    names = await fleet_of(registry, 20)
+    await registry.work(100, *names[:5])
+    registry.now -= 5 * 3600
+    await registry.work(RULES.protect_max + TTL, *names[:5])
+    assert (await registry.sweep()).mode is RegistryMode.NORMAL
+    assert (await registry.statuses())[-15:] == [OFFLINE] * 15
+
+
+async def test_a_clock_set_back_leaves_the_doubt_at_work(registry: Registry) -> None:
+    names = await fleet_of(registry, 20)
+    registry.now += 5 * 3600
+    await registry.beat(*names)
+    await registry.work(100, *names)
+    async with registry.at_now() as session:
+        await session.execute(
+            text("UPDATE registry_state SET mode_since = :now"), {"now": after(registry.now)}
+        )
+    registry.now -= 5 * 3600
+    await registry.work(100, *names[:5])
+    assert (await registry.sweep()).mode is RegistryMode.PROTECTED
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before it flaps", "while it is held"])
+async def test_a_clock_set_back_does_not_hold_a_flapping_node_for_hours(
+    registry: Registry, *, before: bool
+) -> None:
+    registry.now = 5 * 3600
+    await registry.sweep()
+    await registry.register("node-3")
+    if before:
+        registry.now = 0
+        await registry.sweep()
+    await flap(registry)
+    if not before:
+        registry.now = 0
+    assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
+    await registry.work(RULES.flap_steady + 10, "node-3")
+    assert await registry.status("node-3") == (ONLINE, StatusReason.HEARTBEAT)
+
+
+async def test_maintenance_that_ends_while_protected_leads_to_nobody_offline(
+    registry: Registry,
+) -> None:
+    names = await fleet_of(registry, 20)
+    async with registry.at_now() as session:
+        for name in names[-2:]:
+            await nodes.start_maintenance(session, name, note=None, until=after(90), by=OPERATOR)
+    await registry.work(100, *names[:5])
+    async with registry.at_now() as session:
+        await nodes.end_maintenance(session, names[-1], rules=RULES, note=None, by=OPERATOR)
+    for name in names[-2:]:
+        assert await registry.status(name) == (DEGRADED, StatusReason.MAINTENANCE_ENDED)
+    assert OFFLINE not in await registry.statuses()
+
+
+async def test_a_process_that_keeps_dying_does_not_hide_the_dead(registry: Registry) -> None:
+    """One is well; another is killed and started again, as often as it is forgotten."""
+    await registry.register("node-3")
+    while registry.now < 5 * TTL:
+        async with registry.at_now() as session:
+            await liveness.sweep(session, uuid4(), RULES)
+        await registry.work(10)
+    assert (await registry.status("node-3"))[0] is OFFLINE
+
+
+async def test_a_slow_process_does_not_hide_the_dead(registry: Registry) -> None:
+    await registry.register("node-3")
+    slow = uuid4()
+    while registry.now < 5 * TTL:
+        async with registry.at_now() as session:
+            await liveness.sweep(session, slow, RULES)
+        await registry.work(7, every=3.5)
+    assert (await registry.status("node-3"))[0] is OFFLINE
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["the last one", "one of two"])
+async def test_a_process_that_leaves_is_missed_only_if_it_was_the_last(
+    registry: Registry, *, last: bool
+) -> None:
+    if not last:
+        async with registry.at_now() as session:
+            await liveness.sweep(session, uuid4(), RULES)
+    async with registry.at_now() as session:
+        await pulse.leave(session, registry.process)
+    registry.now += 1
+    registry.process = uuid4()
+    assert ((await registry.sweep()).deaf_since is not None) is last
+
+
+async def test_a_sweep_stopped_in_the_middle_lets_others_sweep(registry: Registry) -> None:
+    stopped = uuid4()
+    async with registry.at_now() as session:
+        await liveness.sweep(session, stopped, RULES)
+    registry.now += 3
+    async with registry.at_now() as session:
+        await liveness.sweep(session, stopped, RULES)
+        await registry.work(20)
+        assert (await asyncio.wait_for(registry.sweep(), timeout=2)).deaf_since is None

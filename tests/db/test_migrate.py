@@ -1,0 +1,252 @@
+"""The schema: what the migrations build, and how they share a database with a running service."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import URL, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from db.database import Database
+from db.migrate import SchemaMismatch, migrate, require_current
+from db.profiles import ProfileContent
+from db.tables import Table
+from db.values import ProfileType
+from tests.support.fleet import beat, register, rows
+
+OURS = """
+CREATE TEMPORARY VIEW ours AS
+SELECT oid FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+  AND relname <> 'alembic_version'
+"""
+CATALOG = {
+    "tables": """
+        SELECT relname, relkind, reloptions, pg_get_partkeydef(oid)
+        FROM pg_class JOIN ours USING (oid)""",
+    "columns": """
+        SELECT attrelid::regclass::text, attname, format_type(atttypid, atttypmod), attnotnull,
+               attidentity, attgenerated, attcollation, pg_get_expr(adbin, adrelid)
+        FROM pg_attribute JOIN ours ON oid = attrelid
+        LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE attnum > 0 AND NOT attisdropped""",
+    "constraints": """
+        SELECT conrelid::regclass::text, conname, contype, convalidated, pg_get_constraintdef(c.oid)
+        FROM pg_constraint c JOIN ours ON ours.oid = conrelid""",
+    "indexes": """
+        SELECT indrelid::regclass::text, indisvalid, pg_get_indexdef(indexrelid)
+        FROM pg_index JOIN ours ON oid = indrelid""",
+    "triggers": """
+        SELECT tgrelid::regclass::text, tgname FROM pg_trigger t JOIN ours ON ours.oid = tgrelid
+        WHERE NOT tgisinternal""",
+}
+
+
+@pytest.fixture
+async def empty(empty_database_url: URL) -> Any:
+    engine = create_async_engine(empty_database_url)
+    yield engine
+    await engine.dispose()
+
+
+async def catalog(engine: AsyncEngine) -> dict[str, set[tuple[Any, ...]]]:
+    async with engine.connect() as connection:
+        await connection.execute(text(OURS))
+        return {
+            kind: {tuple(map(str, row)) for row in await connection.execute(text(sql))}
+            for kind, sql in CATALOG.items()
+        }
+
+
+async def scalar(engine: AsyncEngine, sql: str) -> Any:
+    async with engine.connect() as connection:
+        return (await connection.execute(text(sql))).scalar()
+
+
+async def relations(engine: AsyncEngine) -> int:
+    """How many tables, sequences and the like there are, Alembic's own aside."""
+    count: int = await scalar(
+        engine,
+        "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        " AND relname NOT LIKE 'alembic_version%'",
+    )
+    return count
+
+
+async def test_up_down_and_up_again_builds_the_same(empty: AsyncEngine) -> None:
+    await migrate(empty)
+    built = await catalog(empty)
+    await migrate(empty, "base")
+    assert await relations(empty) == 0
+    await migrate(empty)
+    assert await catalog(empty) == built
+    await require_current(empty)
+
+
+async def test_the_way_down_takes_the_days_of_the_heartbeat_log_with_it(database: Database) -> None:
+    await migrate(database.engine, "base")
+    assert await relations(database.engine) == 0
+
+
+async def test_the_migrations_build_what_the_tables_say(
+    database: Database, empty: AsyncEngine
+) -> None:
+    async with empty.begin() as connection:
+        await connection.run_sync(Table.metadata.create_all)
+    migrated, declared = await catalog(database.engine), await catalog(empty)
+    assert migrated["tables"]
+    for kind, described in migrated.items():
+        assert described == declared[kind], kind
+
+
+def _differences(connection: sa.Connection) -> list[Any]:
+    def compared(name: str | None, kind: str, _: object) -> bool:
+        return kind != "table" or name in Table.metadata.tables
+
+    options = {"compare_type": True, "compare_server_default": True, "include_name": compared}
+    context = MigrationContext.configure(connection, opts=options)
+    return list(compare_metadata(context, Table.metadata))
+
+
+async def test_alembic_finds_nothing_left_to_migrate(database: Database) -> None:
+    async with database.engine.connect() as connection:
+        assert await connection.run_sync(_differences) == []
+
+
+async def test_migrations_at_once_all_succeed_and_apply_once(empty_database_url: URL) -> None:
+    engines = [create_async_engine(empty_database_url) for _ in range(4)]
+    await asyncio.gather(*(migrate(engine) for engine in engines))
+    assert await scalar(engines[0], "SELECT count(*) FROM nodes") == 2
+    assert await scalar(engines[0], "SELECT array_agg(version_num) FROM alembic_version") == [
+        "0006"
+    ]
+    for engine in engines:
+        await require_current(engine)
+        await engine.dispose()
+
+
+async def test_a_migration_leaves_no_lock_behind(empty: AsyncEngine) -> None:
+    await migrate(empty)
+    async with asyncio.timeout(5):
+        while await scalar(empty, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_database_without_a_schema_is_refused_in_one_line(empty: AsyncEngine) -> None:
+    with pytest.raises(SchemaMismatch) as refusal:
+        await require_current(empty)
+    assert str(refusal.value) == (
+        "the database is at schema none, this registry needs 0006: run `node-registry migrate`"
+    )
+
+
+async def test_a_database_that_is_behind_is_refused(database: Database) -> None:
+    await migrate(database.engine, "base")
+    with pytest.raises(SchemaMismatch, match="run `node-registry migrate`") as refusal:
+        await require_current(database.engine)
+    assert not refusal.value.ahead
+
+
+async def test_a_database_that_is_ahead_is_refused_and_left_alone(database: Database) -> None:
+    async with database.engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for refused in (require_current(database.engine), migrate(database.engine)):
+        with pytest.raises(SchemaMismatch) as refusal:
+            await refused
+        assert str(refusal.value) == (
+            "the database is at schema 9999, this registry needs 0006:"
+            " start the version of the registry that made it, or a newer one"
+        )
+    assert await scalar(database.engine, "SELECT version_num FROM alembic_version") == "9999"
+
+
+async def test_migrations_run_under_both_timeouts(empty: AsyncEngine) -> None:
+    seen = set()
+
+    @event.listens_for(empty.sync_engine, "before_cursor_execute")
+    def ask(connection: sa.Connection, _: object, statement: str, *__: object) -> None:
+        if statement.lstrip().startswith("CREATE TABLE"):
+            shown = [
+                connection.exec_driver_sql(f"SHOW {name}").scalar_one()
+                for name in ("lock_timeout", "statement_timeout")
+            ]
+            seen.add(tuple(shown))
+
+    await migrate(empty)
+    assert seen == {("5s", "10min")}
+
+
+async def test_a_lock_that_is_not_had_in_time_fails_the_migration_and_changes_nothing(
+    database: Database,
+) -> None:
+    before = await catalog(database.engine)
+    async with database.engine.connect() as reader:
+        await reader.execute(text("SELECT count(*) FROM nodes, audit_log"))
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            await migrate(database.engine, "base", lock_timeout_seconds=0.1)
+    assert await catalog(database.engine) == before
+    await require_current(database.engine)
+
+
+async def test_the_two_known_nodes_come_with_the_schema(database: Database) -> None:
+    documented = """
+        SELECT node_id, node_name, node_role, node_type, host(ip_address), host(local_ip), hostname,
+               status, status_reason, last_heartbeat
+        FROM nodes ORDER BY node_id"""
+    assert await rows(database, documented) == [
+        (
+            "node-1-hetzner-gex44",
+            "Hetzner GEX44 Production",
+            "production",
+            "router",
+            "144.76.224.179",
+            None,
+            "gateway.daarion.city",
+            "offline",
+            "seeded",
+            None,
+        ),
+        (
+            "node-2-macbook-m4max",
+            "MacBook Pro M4 Max",
+            "development",
+            "router",
+            None,
+            "192.168.1.244",
+            "MacBook-Pro.local",
+            "offline",
+            "seeded",
+            None,
+        ),
+    ]
+    logged = """
+        SELECT revision, n.node_id, previous_status, c.status, reason, actor
+        FROM status_changes c JOIN nodes n ON n.id = c.node_id ORDER BY revision"""
+    assert await rows(database, logged) == [
+        (1, "node-1-hetzner-gex44", None, "offline", "seeded", "registry"),
+        (2, "node-2-macbook-m4max", None, "offline", "seeded", "registry"),
+    ]
+    assert await rows(database, "SELECT revision FROM registry_state") == [(2,)]
+
+
+async def test_the_sql_that_operators_know_runs_unchanged(database: Database) -> None:
+    profile = ProfileContent("llama", ProfileType.LLM, {"context": 8192})
+    await register(database, "node-3", name="Third", profiles=[profile])
+    await beat(database, "node-3")
+    known = await rows(database, "SELECT node_id, node_name, status, last_heartbeat FROM nodes;")
+    assert [row[:3] for row in known if row[3] is not None] == [("node-3", "Third", "online")]
+    assert await rows(
+        database,
+        "SELECT n.node_name, p.profile_name, p.profile_type, p.enabled FROM nodes n"
+        " JOIN node_profiles p ON n.id = p.node_id;",
+    ) == [("Third", "llama", "llm", True)]
+
+
+async def test_the_registry_state_has_one_row_and_no_second(database: Database) -> None:
+    for value in (True, False):
+        with pytest.raises(DBAPIError, match="registry_state"):
+            await rows(database, "INSERT INTO registry_state (id) VALUES (:value)", value=value)

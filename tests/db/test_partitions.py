@@ -1,0 +1,317 @@
+"""Partitions: made before they are needed, dropped when they are old, and nobody has to wait."""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from sqlalchemy import URL, text
+
+from db import fleet, history, partitions
+from db.database import Database
+from db.errors import Unavailable
+from db.migrate import migrate
+from db.partitions import Partition
+from tests.support.fleet import beat, record, register, report, rows, stand, waits_for_a_lock
+
+DAYS = """
+SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = inhrelid
+WHERE inhparent = 'heartbeat_log'::regclass AND c.relname <> 'heartbeat_log_default'
+ORDER BY c.relname
+"""
+EXPECTED_DAYS = """
+SELECT 'heartbeat_log_' || to_char((now() AT TIME ZONE 'UTC')::date + n, 'YYYYMMDD')
+FROM generate_series(0, 7) AS n
+"""
+
+
+async def make_days(database: Database) -> None:
+    async with database.write() as session:
+        await partitions.make_days(session)
+
+
+async def test_days_are_made_ahead_once_whoever_asks(empty_database_url: URL) -> None:
+    database = Database(empty_database_url)
+    await migrate(database.engine)
+    await asyncio.gather(*(make_days(database) for _ in range(5)))
+    await make_days(database)
+    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
+    await database.close()
+
+
+async def test_a_heartbeat_lands_in_the_partition_of_its_day(database: Database) -> None:
+    await register(database, "node-3")
+    await beat(database, "node-3")
+    [(partition,)] = await rows(database, "SELECT tableoid::regclass::text FROM heartbeat_log")
+    [(today,)] = await rows(
+        database,
+        "SELECT to_char(timestamp AT TIME ZONE 'UTC', '\"heartbeat_log_\"YYYYMMDD')"
+        " FROM heartbeat_log",
+    )
+    assert partition == today
+
+
+async def test_a_partition_covers_exactly_one_day_of_utc(database: Database) -> None:
+    """Whatever the time zone of the session that makes it."""
+    [(bounds,)] = await rows(
+        database,
+        "SELECT pg_get_expr(relpartbound, oid) FROM pg_class"
+        " WHERE relname = to_char(now() AT TIME ZONE 'UTC', '\"heartbeat_log_\"YYYYMMDD')",
+    )
+    [(expected,)] = await rows(
+        database,
+        "SELECT format('FOR VALUES FROM (''%s 00:00:00+00'') TO (''%s 00:00:00+00'')', d, d + 1)"
+        " FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS d) AS today",
+    )
+    assert bounds == expected
+
+
+async def test_heartbeats_of_a_day_that_was_not_made_in_time_are_moved_into_it(
+    database: Database,
+) -> None:
+    """A registry whose clock was ahead, or that was not looked after, must still start."""
+    node, _ = await register(database, "node-3")
+    async with database.write() as session:
+        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[3][0]}"))
+        await session.execute(
+            text(
+                "INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)"
+                " SELECT now() + make_interval(days => n), :node, 'online', '{\"cpu_percent\": 3}'"
+                " FROM generate_series(3, 30, 27) AS n"
+            ),
+            {"node": node.id},
+        )
+    logged = "SELECT id, timestamp, node_id, status, metrics FROM heartbeat_log ORDER BY id"
+    before = await rows(database, logged)
+    await make_days(database)
+    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
+    assert await rows(database, logged) == before
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(1,)]
+    await make_days(database)
+    await beat(database, "node-3")
+
+
+async def test_no_heartbeat_waits_for_a_day_that_is_being_made(database: Database) -> None:
+    await register(database, "node-3")
+    async with database.write() as session:
+        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[-1][0]}"))
+    async with database.write() as session:
+        await partitions.make_days(session)
+        async with asyncio.timeout(5):
+            await beat(database, "node-3", degraded=True)
+    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
+
+
+async def today_is_missing(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[0][0]}"))
+
+
+async def test_a_heartbeat_on_its_way_when_its_day_is_made_may_be_sent_again(
+    database: Database,
+) -> None:
+    await register(database, "node-3")
+    await today_is_missing(database)
+    async with database.write() as session:
+        await partitions.make_days(session)
+        on_its_way = asyncio.create_task(record(database, report("node-3")))
+        await waits_for_a_lock(database)
+    with pytest.raises(Unavailable):
+        await on_its_way
+    await beat(database, "node-3")
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(0,)]
+
+
+async def old_day(database: Database, days: int) -> Partition:
+    """Made so long after its end, with one heartbeat of a node that is gone."""
+    [(moment,)] = await rows(database, "SELECT now() - make_interval(days => :days)", days=days)
+    async with database.write() as session:
+        await session.execute(
+            text(
+                "INSERT INTO heartbeat_log (timestamp, node_id, status)"
+                " VALUES (:moment, gen_random_uuid(), 'online')"
+            ),
+            {"moment": moment},
+        )
+        await partitions.make_days(session)
+    [day] = [day for day in await days_of(database) if day.begin <= moment < day.end]
+    return day
+
+
+async def days_of(database: Database) -> list[Partition]:
+    async with database.read() as session:
+        return await partitions.listed(session, "heartbeat_log")
+
+
+async def drop(database: Database, partition: Partition) -> None:
+    async with database.write() as session:
+        await partitions.drop(session, partition)
+
+
+async def drop_at_last(database: Database, partition: Partition) -> None:
+    """As upkeep does it: what cannot be done at once is tried again."""
+    async with asyncio.timeout(30):
+        while partition in await days_of(database):
+            with suppress(Unavailable):
+                await drop(database, partition)
+
+
+async def test_a_past_day_is_made_when_a_heartbeat_of_it_turns_up(database: Database) -> None:
+    before = await days_of(database)
+    day = await old_day(database, 3)
+    assert await days_of(database) == [day, *before]
+    where = "SELECT tableoid::regclass::text FROM heartbeat_log"
+    assert await rows(database, where) == [(day.name,)]
+    async with database.read() as session:
+        assert await partitions.misplaced(session) == 0
+
+
+async def test_what_has_no_time_stays_where_it_is_and_is_counted(database: Database) -> None:
+    before = await days_of(database)
+    async with database.write() as session:
+        await session.execute(
+            text(
+                "INSERT INTO heartbeat_log (timestamp, node_id, status) VALUES"
+                " ('-infinity', gen_random_uuid(), 'online'),"
+                " ('infinity', gen_random_uuid(), 'online'),"
+                " (now() + interval '1y', gen_random_uuid(), 'online')"
+            )
+        )
+        await partitions.make_days(session)
+        assert await partitions.misplaced(session) == 3
+    assert await days_of(database) == before
+
+
+async def test_the_listed_days_are_those_of_utc_oldest_first(database: Database) -> None:
+    days = await days_of(database)
+    assert [day.name for day in days] == [name for (name,) in await rows(database, DAYS)]
+    for day in days:
+        assert day.begin.tzinfo == UTC
+        assert day.name == f"heartbeat_log_{day.begin:%Y%m%d}"
+        assert day.end - day.begin == timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("moment", "begin", "end"),
+    [
+        (datetime(2024, 2, 29, 23, 59, tzinfo=UTC), (2024, 2), (2024, 3)),
+        (datetime(2025, 12, 1, tzinfo=UTC), (2025, 12), (2026, 1)),
+        (datetime(2026, 1, 31, 12, tzinfo=UTC), (2026, 1), (2026, 2)),
+        (datetime(2026, 3, 1, 1, tzinfo=timezone(timedelta(hours=2))), (2026, 2), (2026, 3)),
+    ],
+)
+async def test_a_month_is_made_once_and_ends_where_the_next_begins(
+    database: Database, moment: datetime, begin: tuple[int, int], end: tuple[int, int]
+) -> None:
+    for _ in range(2):
+        async with database.write() as session:
+            await partitions.make_month(session, moment)
+    async with database.read() as session:
+        assert await partitions.listed(session, "metrics_history") == [
+            Partition(
+                f"metrics_history_{begin[0]}{begin[1]:02}",
+                datetime(*begin, 1, tzinfo=UTC),
+                datetime(*end, 1, tzinfo=UTC),
+            )
+        ]
+
+
+async def test_a_partition_is_old_when_its_end_is(database: Database) -> None:
+    today = (await days_of(database))[0]
+    day = await old_day(database, 2)
+    [(age,)] = await rows(
+        database,
+        "SELECT extract(epoch FROM now() - CAST(:end AS timestamptz))::float8",
+        end=day.end,
+    )
+    async with database.read() as session:
+        assert await partitions.old(session, "heartbeat_log", age) == [day]
+        assert await partitions.old(session, "heartbeat_log", age + 3600) == []
+        assert today not in await partitions.old(session, "heartbeat_log", 0)
+
+
+async def test_dropping_takes_the_whole_day_and_no_other_whoever_does_it(
+    database: Database,
+) -> None:
+    before = await days_of(database)
+    day, kept = await old_day(database, 3), await old_day(database, 2)
+    await asyncio.gather(*(drop(database, day) for _ in range(4)))
+    await drop(database, day)
+    assert await days_of(database) == [kept, *before]
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
+
+
+@pytest.mark.parametrize("held", ["heartbeat_log", "heartbeat_log_default", "old"])
+async def test_a_day_that_cannot_be_dropped_at_once_stays_and_keeps_no_heartbeat_waiting(
+    database: Database, held: str
+) -> None:
+    await register(database, "node-3")
+    day = await old_day(database, 3)
+    before = await days_of(database)
+    async with database.write() as reader:
+        table = day.name if held == "old" else f"ONLY {held}"
+        await reader.execute(text(f"LOCK TABLE {table} IN ACCESS SHARE MODE"))
+        dropping = asyncio.create_task(drop(database, day))
+        await waits_for_a_lock(database)
+        async with asyncio.timeout(2):
+            await beat(database, "node-3", 1)
+        with pytest.raises(Unavailable):
+            await dropping
+    assert await days_of(database) == before
+    await drop(database, day)
+    assert await days_of(database) == before[1:]
+
+
+async def test_nobody_who_writes_or_reads_notices_that_days_are_dropped(
+    database: Database,
+) -> None:
+    nodes = [(await register(database, f"node-{n}"))[0].id for n in range(5)]
+    days = [await old_day(database, n) for n in range(12, 2, -1)]
+    over = asyncio.Event()
+
+    async def write(writer: int) -> int:
+        sequence = 0
+        while not over.is_set():
+            sequence += 1
+            await beat(database, f"node-{writer}", sequence, metrics={"sequence": sequence})
+        return sequence
+
+    async def read() -> None:
+        while not over.is_set():
+            async with database.read() as session:
+                await history.heartbeats(
+                    session, nodes, first=3, after=None, since=None, until=None
+                )
+                assert len((await fleet.look(session, None)).changed) == 7
+
+    work = [asyncio.create_task(write(n)) for n in range(3)]
+    readers = [asyncio.create_task(read()) for _ in range(2)]
+    for day in days:
+        await drop_at_last(database, day)
+    over.set()
+    written = sum(await asyncio.gather(*work))
+    await asyncio.gather(*readers)
+    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(written,)]
+    assert not set(days) & set(await days_of(database))
+
+
+async def test_a_node_whose_last_heartbeat_was_dropped_has_no_metrics_and_is_there(
+    database: Database,
+) -> None:
+    node, _ = await register(database, "node-3")
+    await beat(database, "node-3", metrics={"cpu_percent": 3})
+    async with database.write() as session:
+        for aged in (
+            "UPDATE heartbeat_log SET timestamp = timestamp - interval '20 days'",
+            "UPDATE nodes SET last_heartbeat = last_heartbeat - interval '20 days'",
+        ):
+            await session.execute(text(aged))
+        await partitions.make_days(session)
+    async with database.read() as session:
+        assert (await history.latest_metrics(session, [node.id]))[node.id] == {"cpu_percent": 3}
+    await drop(database, (await days_of(database))[0])
+    async with database.read() as session:
+        assert await history.latest_metrics(session, [node.id]) == {}
+        offers = {offer.id: offer for offer in (await fleet.look(session, None)).changed}
+    assert offers[node.id].cpu_percent is None
+    assert (await stand(database, "node-3")).last_heartbeat is not None

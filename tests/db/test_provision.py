@@ -1,0 +1,526 @@
+"""A database whose service owns nothing: what it may do, what it may not, and how it is made."""
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import URL, Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from db import partitions
+from db.database import Database
+from db.migrate import migrate
+from db.provision import Names, ProvisioningRefused, provision
+from graph.metrics import Metrics
+from graph.upkeep import Upkeep
+from tests.conftest import serving
+from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, in_touch, register
+from tests.support.fleet import rows
+from tests.support.keyring import DAY
+from tests.support.transport_ws import connect
+
+SET_PROFILE = """
+mutation Set($input: SetNodeProfileInput!) { setNodeProfile(input: $input) { __typename } }
+"""
+
+
+@asynccontextmanager
+async def administering(url: URL) -> AsyncIterator[Any]:
+    """Runs statements, each by itself, as that role."""
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.connect() as connection:
+
+            async def run(statement: str, **values: Any) -> list[tuple[Any, ...]]:
+                result = await connection.execute(text(statement), values)
+                return [tuple(row) for row in result] if result.returns_rows else []
+
+            yield run
+    finally:
+        await engine.dispose()
+
+
+def sql(name: str) -> str:
+    """An identifier in a statement; a colon in it would begin a parameter."""
+    assert ":" not in name
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass
+class Provisioning:
+    """Names of the test's own, and what was said of passwords."""
+
+    administrator: URL
+    names: Names
+    passwords: dict[str, str] = field(default_factory=dict)
+
+    async def run(self, *, new_passwords: bool = False) -> bool:
+        self.passwords = {}
+        return await provision(
+            self.administrator,
+            self.names,
+            new_passwords=new_passwords,
+            keep=self.passwords.update,
+        )
+
+    def url(self, role: str) -> URL:
+        return self.administrator.set(database=self.names.database, username=role)
+
+    @asynccontextmanager
+    async def database(self, role: str) -> AsyncIterator[Database]:
+        database = Database(self.url(role))
+        try:
+            yield database
+        finally:
+            await database.close()
+
+
+@asynccontextmanager
+async def provisioned_names(postgres: URL) -> AsyncIterator[Provisioning]:
+    """Names that are nothing without their quotes, so that each test tries these too."""
+    odd = f"""O'Dagi "{secrets.token_hex(4)}" %s $1 {{}}"""
+    names = Names(database=f"{odd} d", owner=f"{odd} o", service=f"{odd} s")
+    try:
+        yield Provisioning(postgres, names)
+    finally:
+        async with administering(postgres) as run:
+            await run(f"DROP DATABASE IF EXISTS {sql(names.database)} WITH (FORCE)")
+            for role in (names.owner, names.service):
+                await run(f"DROP ROLE IF EXISTS {sql(role)}")
+
+
+@pytest.fixture
+async def provisioning(postgres: URL) -> AsyncIterator[Provisioning]:
+    async with provisioned_names(postgres) as named:
+        yield named
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def restricted(postgres: URL) -> AsyncIterator[Provisioning]:
+    """Made, and left as it is by the tests that share it."""
+    async with provisioned_names(postgres) as named:
+        await named.run()
+        yield named
+
+
+async def test_the_registry_does_all_its_work_as_a_role_that_owns_nothing(
+    provisioning: Provisioning, tmp_path: Path
+) -> None:
+    await provisioning.run()
+    async with (
+        serving(
+            provisioning.url(provisioning.names.service),
+            tmp_path,
+            heartbeat_min_interval_seconds=0.2,
+            heartbeat_grace_seconds=0.1,
+            sweep_interval_seconds=0.05,
+        ) as server,
+        connect(server.websocket_url) as client,
+    ):
+        await in_touch(server)
+        await client.subscribe("1", CHANGES, after="2")
+        profile = {"name": "llm", "type": "LLM", "config": {}}
+        await register(server, "a", profiles=[profile])
+        await beat(server, "a", 1)
+        await server.execute(SET_PROFILE, input={"nodeId": "a", **profile})
+        told: list[str] = []
+        while not told or told[-1] != "MISSED_HEARTBEATS OFFLINE":
+            changed = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+            if changed["__typename"] == "NodeStatusChanged":
+                told.append(f"{changed['change']['reason']} {changed['change']['status']}")
+        assert told[0] == "REGISTERED ONLINE"
+        await server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": True})
+        await server.execute(DEREGISTER, input={"nodeId": "a"})
+        key = "mutation { createToken(input: {role: VIEWER}) { token { id } } }"
+        made = (await server.execute(key))["createToken"]["token"]["id"]
+        await server.execute(
+            f'mutation {{ revokeToken(input: {{id: "{made}"}}) {{ __typename }} }}'
+        )
+        trail = await server.execute("{ auditLog { nodes { action } } }")
+        assert len(trail["auditLog"]["nodes"]) == 7
+        health = (await server.http.get("/health")).json()
+        assert (health["status"], health["failed_tasks"]) == ("healthy", [])
+
+
+async def test_the_services_role_looks_after_tables_that_it_does_not_own(
+    provisioning: Provisioning, tmp_path: Path
+) -> None:
+    await provisioning.run()
+    names = provisioning.names
+    async with administering(provisioning.url(names.owner)) as run:
+        await run(
+            "INSERT INTO audit_log (recorded_at, actor, action, subject)"
+            " SELECT now() - make_interval(days => n), 'a', 'b', n"
+            " FROM unnest(ARRAY[1, 399, 401]) AS n"
+        )
+    async with serving(
+        provisioning.url(names.service),
+        tmp_path,
+        change_log_max_age_seconds=0.0001,
+        metrics_history_max_age_seconds=40 * DAY.total_seconds(),
+    ) as server:
+        database = server.services.database
+        async with database.write() as session:
+            await session.execute(
+                text(
+                    "INSERT INTO heartbeat_log (timestamp, node_id, status)"
+                    " SELECT now() - make_interval(days => n), gen_random_uuid(), 'online'"
+                    " FROM unnest(ARRAY[1, 15, 100]) AS n"
+                )
+            )
+        upkeep = Upkeep(database, server.services.settings, Metrics())
+        await upkeep.make_days()
+        assert await parts(database, "heartbeat_log") == 12  # the default one is one of them
+        await upkeep.roll_up()
+        months = await parts(database, "metrics_history")
+        await upkeep.drop_days()
+        assert await parts(database, "heartbeat_log") == 10
+        await upkeep.drop_months()
+        assert await parts(database, "metrics_history") == months - 1
+        assert await rows(database, "SELECT sum(heartbeats) FROM metrics_history") == [(2,)]
+        assert await upkeep.trim_audit_log() == 1
+        assert await upkeep.trim_change_log() == 2
+        await upkeep.purge_keys()
+
+
+async def test_the_services_role_cannot_drop_what_is_not_over(provisioning: Provisioning) -> None:
+    await provisioning.run()
+    async with provisioning.database(provisioning.names.service) as database:
+        async with database.write() as session:
+            await partitions.make_days(session)
+            await partitions.make_month(session, datetime.now(UTC))
+        async with database.read() as session:
+            [today, *_] = await partitions.listed(session, "heartbeat_log")
+            [month] = await partitions.listed(session, "metrics_history")
+        for part in (today, month):
+            async with database.write() as session:
+                with pytest.raises(DBAPIError, match="only days and months that are over"):
+                    await partitions.drop(session, part)
+
+
+async def parts(database: Database, table: str) -> int:
+    counted = "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass(:table)"
+    [(count,)] = await rows(database, counted, table=table)
+    assert isinstance(count, int)
+    return count
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE mine ()",
+        "CREATE TEMPORARY TABLE mine ()",
+        "CREATE SCHEMA mine",
+        "CREATE FUNCTION mine() RETURNS int LANGUAGE sql RETURN 1",
+        "ALTER TABLE nodes ADD COLUMN mine int",
+        "ALTER TABLE audit_log DISABLE TRIGGER ALL",
+        "ALTER TABLE audit_log OWNER TO CURRENT_USER",
+        "CREATE INDEX ON nodes (hostname)",
+        "CREATE TRIGGER t BEFORE INSERT ON audit_log EXECUTE FUNCTION tsvector_update_trigger()",
+        "CREATE RULE r AS ON INSERT TO audit_log DO INSTEAD NOTHING",
+        "CREATE POLICY p ON audit_log",
+        "DROP TABLE nodes",
+        "DROP TABLE audit_log",
+        "DROP FUNCTION trim_audit_log(timestamptz, int)",
+        "ALTER FUNCTION trim_audit_log(timestamptz, int) RESET search_path",
+        "CREATE OR REPLACE FUNCTION registry_now() RETURNS timestamptz LANGUAGE sql RETURN now()",
+        "TRUNCATE nodes",
+        "TRUNCATE audit_log",
+        "TRUNCATE heartbeat_log",
+        "UPDATE audit_log SET actor = 'nobody'",
+        "DELETE FROM audit_log",
+        "SELECT * FROM audit_log FOR UPDATE",
+        (
+            "INSERT INTO audit_log (actor, action, subject) VALUES ('a', 'b', 'c')"
+            " ON CONFLICT (id) DO UPDATE SET actor = 'nobody'"
+        ),
+        "MERGE INTO audit_log USING nodes ON true WHEN MATCHED THEN DELETE",
+        "UPDATE alembic_version SET version_num = '0001'",
+        "DELETE FROM alembic_version",
+        "SET ROLE {owner}",
+        "SET SESSION AUTHORIZATION {owner}",
+        "ALTER ROLE CURRENT_USER CREATEROLE",
+        "ALTER ROLE {owner} PASSWORD 'x'",
+        "DROP DATABASE {database}",
+        "SELECT trim_audit_log(now(), 1000)",
+        "SELECT make_heartbeat_day((now() AT TIME ZONE 'UTC')::date + 32)",
+        "SELECT make_heartbeat_day(NULL)",
+        "SELECT make_metrics_month((now() AT TIME ZONE 'UTC')::date + 32)",
+        "SELECT make_metrics_month(NULL)",
+        "SELECT drop_partition('heartbeat_log_default')",
+        "SELECT drop_partition('heartbeat_log')",
+        "SELECT drop_partition('audit_log')",
+        "SELECT drop_partition(NULL)",
+        "COPY nodes TO '/tmp/nodes'",
+        "COPY nodes TO PROGRAM 'cat'",
+    ],
+)
+async def test_what_the_services_role_may_not_do_is_refused(
+    restricted: Provisioning, statement: str
+) -> None:
+    names = restricted.names
+    refused = statement.format(owner=sql(names.owner), database=sql(names.database))
+    async with administering(restricted.url(names.service)) as run:
+        [(before,)] = await run("SELECT count(*) FROM audit_log")
+        with pytest.raises(DBAPIError) as refusal:
+            await run(refused)
+        assert refusal.value.orig is not None
+        assert refusal.value.orig.sqlstate == "42501"  # type: ignore[attr-defined]  # asyncpg's
+        assert await run("SELECT count(*) FROM audit_log") == [(before,)]
+
+
+async def test_nobody_else_comes_in(provisioning: Provisioning) -> None:
+    await provisioning.run()
+    outsider = provisioning.names.service + "x"
+    async with administering(provisioning.administrator) as run:
+        await run(f"CREATE ROLE {sql(outsider)} LOGIN")
+        try:
+            with pytest.raises(DBAPIError, match="permission denied for database"):
+                async with administering(provisioning.url(outsider)) as come_in:
+                    await come_in("SELECT 1")
+            await run(
+                f"GRANT CONNECT ON DATABASE {sql(provisioning.names.database)} TO {sql(outsider)}"
+            )
+            async with administering(provisioning.url(outsider)) as come_in:
+                for statement in (
+                    "SELECT * FROM public.nodes",
+                    "CREATE TABLE public.mine ()",
+                    "SELECT public.registry_now()",
+                ):
+                    with pytest.raises(DBAPIError, match="permission denied"):
+                        await come_in(statement)
+        finally:
+            await run(f"DROP OWNED BY {sql(outsider)}")
+            await run(
+                f"REVOKE ALL ON DATABASE {sql(provisioning.names.database)} FROM {sql(outsider)}"
+            )
+            await run(f"DROP ROLE {sql(outsider)}")
+
+
+async def test_what_later_migrations_make_is_for_the_service_too(
+    provisioning: Provisioning,
+) -> None:
+    await provisioning.run()
+    async with administering(provisioning.url(provisioning.names.owner)) as run:
+        await run("CREATE TABLE later (id int GENERATED ALWAYS AS IDENTITY, said text)")
+        await run("CREATE FUNCTION two() RETURNS int LANGUAGE sql RETURN 2")
+    async with administering(provisioning.url(provisioning.names.service)) as run:
+        await run("INSERT INTO later (said) VALUES ('hello')")
+        assert await run("SELECT id, said, two() FROM later") == [(1, "hello", 2)]
+        with pytest.raises(DBAPIError, match="permission denied"):
+            await run("TRUNCATE later")
+
+
+STATE = """
+SELECT (SELECT jsonb_agg(relacl::text ORDER BY oid) FROM pg_class),
+       (SELECT jsonb_agg(proacl::text ORDER BY oid) FROM pg_proc),
+       (SELECT jsonb_agg(nspacl::text ORDER BY oid) FROM pg_namespace),
+       (SELECT jsonb_agg(defaclacl::text ORDER BY oid) FROM pg_default_acl),
+       (SELECT jsonb_agg(datacl::text ORDER BY oid) FROM pg_database WHERE datname = :database),
+       (SELECT jsonb_agg(rolpassword ORDER BY oid) FROM pg_authid
+        WHERE rolname IN (:owner, :service))
+"""
+
+
+async def state(provisioning: Provisioning) -> list[Any]:
+    names = provisioning.names
+    inside = provisioning.administrator.set(database=names.database)
+    async with administering(inside) as run:
+        [found] = await run(
+            STATE, database=names.database, owner=names.owner, service=names.service
+        )
+    return list(found)
+
+
+async def test_a_second_run_changes_nothing(provisioning: Provisioning) -> None:
+    assert await provisioning.run()
+    assert set(provisioning.passwords) == {provisioning.names.owner, provisioning.names.service}
+    before = await state(provisioning)
+    assert not await provisioning.run()
+    assert provisioning.passwords == {}
+    assert await state(provisioning) == before
+
+
+async def test_passwords_are_renewed_when_that_is_wanted(provisioning: Provisioning) -> None:
+    await provisioning.run()
+    first, before = provisioning.passwords, await state(provisioning)
+    assert not await provisioning.run(new_passwords=True)
+    assert provisioning.passwords.keys() == first.keys()
+    assert not {*provisioning.passwords.values()} & {*first.values()}
+    after = await state(provisioning)
+    assert after[:-1] == before[:-1]
+    assert not {*after[-1]} & {*before[-1]}
+
+
+def _is_of(password: str, kept: str) -> bool:
+    """RFC 5802, section 3: the server has the hash of the client's key."""
+    _, iterations_salt, stored_server = kept.split("$")
+    iterations, salt = iterations_salt.split(":")
+    salted = hashlib.pbkdf2_hmac(
+        "sha256", password.encode(), base64.b64decode(salt), int(iterations)
+    )
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    stored, server = (base64.b64decode(part) for part in stored_server.split(":"))
+    return (stored, server) == (hashlib.sha256(client_key).digest(), server_key)
+
+
+async def test_passwords_are_strong_work_and_are_never_sent(provisioning: Provisioning) -> None:
+    sent: list[str] = []
+
+    def note(_c: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        sent.append(f"{statement} {parameters}")
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        await provisioning.run()
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert [statement for statement in sent if "CREATE ROLE" in statement]
+    async with administering(provisioning.administrator) as run:
+        for role, password in provisioning.passwords.items():
+            assert len(password) >= 40
+            assert not [statement for statement in sent if password in statement]
+            [(kept,)] = await run("SELECT rolpassword FROM pg_authid WHERE rolname = :r", r=role)
+            assert _is_of(password, kept)
+            assert not _is_of(password + "x", kept)
+
+
+async def test_what_cannot_be_kept_is_not_made(provisioning: Provisioning) -> None:
+    def refuse(_: Mapping[str, str]) -> None:
+        raise FileExistsError
+
+    with pytest.raises(FileExistsError):
+        await provision(
+            provisioning.administrator, provisioning.names, new_passwords=False, keep=refuse
+        )
+    async with administering(provisioning.administrator) as run:
+        assert (
+            await run(
+                "SELECT rolname FROM pg_roles WHERE rolname IN (:owner, :service)",
+                owner=provisioning.names.owner,
+                service=provisioning.names.service,
+            )
+            == []
+        )
+
+
+async def test_an_administrator_need_not_be_a_superuser(provisioning: Provisioning) -> None:
+    name = f"admin_{secrets.token_hex(4)}"
+    superuser = provisioning.administrator
+    async with administering(superuser) as run:
+        await run(f"CREATE ROLE {name} LOGIN CREATEROLE CREATEDB")
+        provisioning.administrator = superuser.set(username=name)
+        try:
+            assert await provisioning.run()
+            assert not await provisioning.run()
+            assert not await provisioning.run(new_passwords=True)
+            async with administering(provisioning.url(provisioning.names.service)) as serve:
+                with pytest.raises(DBAPIError, match="permission denied"):
+                    await serve("DELETE FROM audit_log")
+        finally:
+            provisioning.administrator = superuser
+            await run(f"DROP DATABASE IF EXISTS {sql(provisioning.names.database)} WITH (FORCE)")
+            for role in (provisioning.names.owner, provisioning.names.service):
+                await run(f"DROP ROLE IF EXISTS {sql(role)}")
+            await run(f"DROP ROLE {name}")
+
+
+async def test_a_database_that_is_older_than_its_roles_is_taken_over(
+    provisioning: Provisioning,
+) -> None:
+    """As one that was made by hand, with rights for everybody."""
+    await provisioning.run()
+    before = await state(provisioning)
+    names = provisioning.names
+    async with administering(provisioning.url(names.owner)) as run:
+        for everybody in ("PUBLIC", sql(names.service)):
+            await run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {everybody}")
+            await run(f"GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO {everybody}")
+        await run("GRANT ALL ON SCHEMA public TO PUBLIC")
+        await run(f"GRANT ALL ON DATABASE {sql(names.database)} TO PUBLIC")
+    assert await state(provisioning) != before
+    await provisioning.run()
+    assert await state(provisioning) == before
+
+
+@pytest.mark.parametrize("might", ["SUPERUSER", "CREATEROLE", "CREATEDB", "member of the owner"])
+async def test_a_mighty_role_is_not_taken_for_the_services(
+    provisioning: Provisioning, might: str
+) -> None:
+    owner, service = sql(provisioning.names.owner), sql(provisioning.names.service)
+    async with administering(provisioning.administrator) as run:
+        await run(f"CREATE ROLE {owner} LOGIN")
+        await run(f"CREATE ROLE {service} LOGIN")
+        if might.isupper():
+            await run(f"ALTER ROLE {service} {might}")
+        else:
+            await run(f"GRANT {owner} TO {service}")
+    with pytest.raises(ProvisioningRefused, match="more than a service should"):
+        await provisioning.run()
+
+
+async def test_a_role_with_rights_from_elsewhere_is_not_taken_for_the_services(
+    provisioning: Provisioning,
+) -> None:
+    async with administering(provisioning.administrator) as run:
+        await run(f"CREATE ROLE {sql(provisioning.names.service)} LOGIN")
+        await run(f"GRANT pg_write_all_data TO {sql(provisioning.names.service)}")
+    with pytest.raises(ProvisioningRefused, match="rights from elsewhere"):
+        await provisioning.run()
+
+
+async def test_a_database_of_somebody_else_is_left_alone(provisioning: Provisioning) -> None:
+    async with administering(provisioning.administrator) as run:
+        await run(f"CREATE DATABASE {sql(provisioning.names.database)}")
+    with pytest.raises(ProvisioningRefused, match="name it as the owner"):
+        await provisioning.run()
+    async with administering(
+        provisioning.administrator.set(database=provisioning.names.database)
+    ) as run:
+        assert await run("SELECT to_regclass('nodes')") == [(None,)]
+
+
+async def test_functions_that_have_their_owners_rights_are_for_the_service_and_trust_no_caller(
+    database: Database,
+) -> None:
+    """In a database of one role too; a caller's search path could slip them other tables."""
+    functions = await rows(
+        database,
+        "SELECT proname, 'search_path=public, pg_temp' = ANY(proconfig),"
+        " has_function_privilege('pg_monitor', oid, 'EXECUTE')"
+        " FROM pg_proc WHERE prosecdef AND pronamespace = 'public'::regnamespace ORDER BY proname",
+    )
+    assert functions == [
+        ("drop_partition", True, False),
+        ("make_heartbeat_day", True, False),
+        ("make_metrics_month", True, False),
+        ("trim_audit_log", True, False),
+    ]
+
+
+async def test_a_migration_takes_back_what_others_could_do_to_the_audit_trail(
+    empty_database_url: URL,
+) -> None:
+    engine = create_async_engine(empty_database_url)
+    await migrate(engine, "0005")
+    async with administering(empty_database_url) as run:
+        for grantee in ("PUBLIC", "pg_monitor"):
+            await run(f"GRANT ALL ON audit_log TO {grantee}")
+        await migrate(engine)
+        left = (
+            "SELECT may FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE',"
+            " 'TRIGGER']) AS may WHERE has_table_privilege('pg_monitor', 'audit_log', may)"
+        )
+        assert await run(left) == [("SELECT",), ("INSERT",)]
+    await engine.dispose()

@@ -1,0 +1,204 @@
+"""The heartbeat log ends where it is configured to, and the metrics history has it before."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prometheus_client import CollectorRegistry
+from sqlalchemy import event, text
+from structlog.types import EventDict
+
+from db import partitions, rollup
+from db.database import Database
+from graph.metrics import Metrics
+from graph.settings import Settings
+from graph.upkeep import Upkeep
+from tests.conftest import LiveServer
+from tests.support.fleet import beat, register, rows, waits_for_a_lock
+
+DAY = 86400
+HEARD = """
+INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
+SELECT date_trunc('day', now()) - days * interval '1 day' + n * interval '20min', node, 'online',
+       jsonb_build_object('cpu_percent', n)
+FROM generate_series(0, 11) AS n, unnest(CAST(:days AS int[])) AS days,
+     unnest(CAST(:nodes AS uuid[])) AS node
+"""
+NODES = [UUID(int=n * 2**120) for n in range(8)]
+HISTORY = """
+SELECT now()::date - hour::date AS day, count(*), sum(heartbeats),
+       min(cpu_percent_min), avg(cpu_percent_avg), max(cpu_percent_max)
+FROM metrics_history GROUP BY 1 ORDER BY 1
+"""
+LOG = """
+SELECT now()::date - timestamp::date AS day, count(*) FROM heartbeat_log GROUP BY 1 ORDER BY 1
+"""
+
+
+def whole(*days: int) -> list[tuple[Any, ...]]:
+    """The history of those days when all of HEARD is counted: four hours of each node."""
+    return [(day, 4 * len(NODES), 12 * len(NODES), 0, 5.5, 11) for day in days]
+
+
+def upkeep(database: Database, metrics: Metrics | None = None, **given: Any) -> Upkeep:
+    return Upkeep(database, Settings(**given), metrics or Metrics())
+
+
+async def hear(database: Database, *days: int) -> None:
+    """Heartbeats of all nodes, so many days ago."""
+    async with database.write() as session:
+        await session.execute(text(HEARD), {"days": days, "nodes": NODES})
+        await partitions.make_days(session)
+
+
+def sample(registry: CollectorRegistry, name: str) -> float | None:
+    return registry.get_sample_value(name)
+
+
+async def test_old_days_are_dropped_and_their_history_stays(database: Database) -> None:
+    await hear(database, 1, 14, 15, 40)
+    await upkeep(database).once()
+    assert await rows(database, LOG) == [(1, 96), (14, 96)]
+    assert await rows(database, HISTORY) == whole(1, 14, 15, 40)
+    assert await rows(database, "SELECT count(*), sum(heartbeats) FROM rolled_up_hours") == [
+        (8, 192)
+    ]
+
+
+async def test_no_day_is_dropped_while_it_cannot_be_rolled_up(database: Database) -> None:
+    await hear(database, 15)
+    async with database.write() as other:
+        assert await rollup.take_turn(other)
+        await upkeep(database).once()
+        assert await rows(database, LOG) == [(15, 96)]
+        assert await rows(database, HISTORY) == []
+    await upkeep(database).once()
+    assert await rows(database, LOG) == []
+    assert await rows(database, HISTORY) == whole(15)
+
+
+async def test_what_came_late_is_counted_before_its_day_is_dropped(database: Database) -> None:
+    await hear(database, 15)
+    patient = upkeep(database, heartbeat_log_max_age_seconds=30 * DAY)
+    await patient.once()
+    await hear(database, 15)
+    await patient.once()
+    assert await rows(database, HISTORY) == whole(15)
+    await upkeep(database).once()
+    assert await rows(database, LOG) == []
+    [(_, _, heartbeats, *measured)] = await rows(database, HISTORY)
+    assert (heartbeats, measured) == (2 * 12 * len(NODES), [0, 5.5, 11])
+
+
+@contextmanager
+def cancelled_at(database: Database, place: int, task: asyncio.Task[None]) -> Iterator[None]:
+    """The task is, when the database has been told so many statements."""
+    told = 0
+
+    def tell(*_: Any) -> None:
+        nonlocal told
+        told += 1
+        if told == place:
+            task.cancel()
+
+    event.listen(database.engine.sync_engine, "before_cursor_execute", tell)
+    try:
+        yield
+    finally:
+        event.remove(database.engine.sync_engine, "before_cursor_execute", tell)
+
+
+async def test_upkeep_that_is_ended_anywhere_is_gone_on_with(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollup, "_ROWS_AT_ONCE", 10)
+    await hear(database, 1, 15, 16)
+    for place in range(1, 1000):
+        task = asyncio.create_task(upkeep(database).once())
+        with cancelled_at(database, place, task):
+            await asyncio.wait([task])
+        days = [day for day, _ in await rows(database, LOG)]
+        assert {1, *days} | {day for day, *_ in await rows(database, HISTORY)} == {1, 15, 16}
+        if not task.cancelled():
+            break
+    assert await rows(database, LOG) == [(1, 96)]
+    assert await rows(database, HISTORY) == whole(1, 15, 16)
+
+
+async def test_processes_that_do_it_at_once_do_not_disturb_one_another(
+    database: Database,
+) -> None:
+    await hear(database, 1, 15, 16)
+    at_once = [upkeep(database) for _ in range(3)]
+    async with asyncio.timeout(30):
+        while await rows(database, HISTORY) != whole(1, 15, 16):
+            await asyncio.gather(*(process.once() for process in at_once))
+    assert await rows(database, LOG) == [(1, 96)]
+
+
+async def test_old_months_of_the_history_are_dropped(database: Database) -> None:
+    await hear(database, 1, 70, 500)
+    await upkeep(database).once()
+    assert await rows(database, HISTORY) == whole(1, 70)
+    await upkeep(database, metrics_history_max_age_seconds=32 * DAY).once()
+    assert await rows(database, HISTORY) == whole(1)
+
+
+async def test_heartbeats_without_a_day_are_told_of(
+    database: Database, logged: list[EventDict]
+) -> None:
+    metrics = Metrics()
+    name = "node_registry_misplaced_heartbeats"
+    keeper = upkeep(database, metrics)
+    await keeper.once()
+    assert sample(metrics.registry, name) == 0
+    assert not [e for e in logged if e["event"] == "heartbeat_log.misplaced"]
+    async with database.write() as session:
+        await session.execute(
+            text(
+                "INSERT INTO heartbeat_log (timestamp, node_id, status)"
+                " VALUES (now() + interval '30 days', gen_random_uuid(), 'online')"
+            )
+        )
+    await keeper.once()
+    assert sample(metrics.registry, name) == 1
+    assert {"event": "heartbeat_log.misplaced", "log_level": "warning", "heartbeats": 1} in logged
+
+
+async def test_what_waits_to_be_rolled_up_is_told(database: Database) -> None:
+    metrics = Metrics()
+    keeper = upkeep(database, metrics)
+    await hear(database, 1)
+    name = "node_registry_roll_up_lag_seconds"
+    async with database.write() as other:
+        assert await rollup.take_turn(other)
+        await keeper.once()
+        assert sample(metrics.registry, name) == 4 * 3600
+    await keeper.once()
+    assert sample(metrics.registry, name) == 0
+
+
+async def test_what_cannot_be_done_now_keeps_nothing_else_from_being_done(
+    database: Database, logged: list[EventDict]
+) -> None:
+    await hear(database, 15)
+    await register(database, "node-3")
+    async with database.write() as reader:
+        await reader.execute(text("LOCK TABLE ONLY heartbeat_log IN ACCESS SHARE MODE"))
+        keeping = asyncio.create_task(upkeep(database).once())
+        await waits_for_a_lock(database)
+        await beat(database, "node-3")
+        await keeping
+    assert [e["work"] for e in logged if e["event"] == "upkeep.unavailable"] == ["drop_days"]
+    assert await rows(database, HISTORY) == whole(15)
+    await upkeep(database).once()
+    assert [day for day, _ in await rows(database, LOG)] == [0]
+
+
+async def test_a_running_registry_shows_both(server: LiveServer) -> None:
+    scraped = (await server.http.get("/metrics")).text
+    assert "node_registry_misplaced_heartbeats 0.0" in scraped
+    assert "node_registry_roll_up_lag_seconds 0.0" in scraped

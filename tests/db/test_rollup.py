@@ -1,0 +1,255 @@
+"""The metrics history against a model: whatever the log holds, whenever it came, whoever counts."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import partitions, rollup
+from db.database import Database
+from db.partitions import Partition
+from db.rollup import Share
+from db.tables import MEASURES, METRICS_HISTORY
+from tests.support.fleet import examples, rows
+
+BEGIN = datetime(2026, 1, 31, 22, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+NODES = [UUID(int=0), UUID(int=2**127), UUID(int=2**128 - 1)]
+MOMENTS = st.integers(0, 4 * 3600 * 2).map(lambda n: BEGIN + timedelta(seconds=n / 2)) | (
+    st.integers(0, 4).map(lambda n: BEGIN + n * HOUR)
+)
+NUMBERS = st.floats(-1e3, 1e6) | st.integers(0, 100) | st.sampled_from([0, -300, 1e15])
+JUNK = st.sampled_from([None, True, "12", "", [], [1], {}, {"a": 1}, 1e16, -1e300, 10**400])
+VALUES = NUMBERS | NUMBERS | JUNK
+GPU = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("utilization_percent", "memory_free_mb", "temperature_celsius"), VALUES
+    ),
+)
+DOCUMENTS = (
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **{m: VALUES for m in MEASURES if not m.startswith("gpu_")},
+            "gpus": st.lists(GPU, max_size=3) | st.lists(GPU | JUNK, max_size=3) | JUNK,
+            "extra": JUNK,
+        },
+    )
+    | JUNK
+)
+Beat = tuple[datetime, UUID, Any]
+BEATS = st.lists(st.tuples(MOMENTS, st.sampled_from(NODES), DOCUMENTS), max_size=12)
+SHARES = st.lists(st.integers(1, 2**128 - 1), max_size=3, unique=True).map(
+    lambda inner: [
+        (UUID(int=first), UUID(int=end - 1)) for first, end in pairwise([0, *sorted(inner), 2**128])
+    ]
+)
+
+
+def number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e15:
+        return None
+    return float(value)
+
+
+def measured(document: Any) -> dict[str, float]:
+    """What one heartbeat says, by measure."""
+    said = document if isinstance(document, dict) else {}
+    gpus = said.get("gpus")
+    gpus = [gpu for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
+
+    def of_gpus(key: str) -> list[float]:
+        return [n for gpu in gpus if (n := number(gpu.get(key))) is not None]
+
+    found = {measure: number(said.get(measure)) for measure in MEASURES if measure[:3] != "gpu"}
+    busy = of_gpus("utilization_percent")
+    found["gpu_utilization_percent"] = sum(busy) / len(busy) if busy else None
+    found["gpu_memory_free_mb"] = max(of_gpus("memory_free_mb"), default=None)
+    found["gpu_temperature_celsius"] = max(of_gpus("temperature_celsius"), default=None)
+    return {measure: value for measure, value in found.items() if value is not None}
+
+
+def expected(beats: Sequence[Beat]) -> dict[tuple[UUID, datetime], dict[str, Any]]:
+    hours: dict[tuple[UUID, datetime], list[dict[str, float]]] = {}
+    for moment, node, document in beats:
+        hour = moment.replace(minute=0, second=0, microsecond=0)
+        hours.setdefault((node, hour), []).append(measured(document))
+    history = {}
+    for key, said in hours.items():
+        row: dict[str, Any] = {"heartbeats": len(said)}
+        for measure in MEASURES:
+            values = [beat[measure] for beat in said if measure in beat]
+            row |= {
+                f"{measure}_min": min(values, default=None),
+                f"{measure}_avg": sum(values) / len(values) if values else None,
+                f"{measure}_max": max(values, default=None),
+            }
+        history[key] = row
+    return history
+
+
+LOG = text("""
+INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
+SELECT moment, node, 'online', CAST(document AS jsonb)
+FROM unnest(CAST(:moments AS timestamptz[]), CAST(:nodes AS uuid[]), CAST(:documents AS text[]))
+    AS beat (moment, node, document)
+""")
+
+
+async def log(session: AsyncSession, beats: Sequence[Beat]) -> None:
+    """As plain SQL may: any JSON at any time."""
+    moments, nodes, documents = zip(*beats, strict=True) if beats else ((), (), ())
+    terms = {"moments": moments, "nodes": nodes, "documents": [*map(json.dumps, documents)]}
+    await session.execute(LOG, terms)
+
+
+async def roll_up(session: AsyncSession, hour: datetime, shares: Sequence[Share]) -> None:
+    read = [await rollup.roll_up(session, hour, share) for share in shares]
+    await rollup.finish(session, hour, sum(read))
+
+
+async def history(session: AsyncSession) -> dict[tuple[UUID, datetime], dict[str, Any]]:
+    found = await session.execute(select(METRICS_HISTORY))
+    return {(row.pop("node_id"), row.pop("hour")): row for row in map(dict, found.mappings())}
+
+
+def same(found: dict[Any, dict[str, Any]], model: dict[Any, dict[str, Any]]) -> bool:
+    return found == {
+        key: {name: value if value is None else pytest.approx(value) for name, value in row.items()}
+        for key, row in model.items()
+    }
+
+
+async def clear(session: AsyncSession) -> None:
+    await session.execute(text("DELETE FROM heartbeat_log"))
+    await session.execute(text("TRUNCATE metrics_history, rolled_up_hours"))
+
+
+@given(BEATS, BEATS, SHARES, SHARES)
+@examples(60)
+async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_late(
+    database: Database, beats: list[Beat], late: list[Beat], one: list[Share], other: list[Share]
+) -> None:
+    async with database.write() as session:
+        await clear(session)
+        await log(session, beats)
+        hours = await rollup.due(session, BEGIN)
+        assert hours == sorted({hour for _, hour in expected(beats)})
+        for hour in hours:
+            assert not await rollup.is_complete(session, hour)
+            await roll_up(session, hour, one)
+            assert await rollup.is_complete(session, hour)
+        assert same(await history(session), expected(beats))
+        await log(session, late)
+        for n in range(5):
+            hour = BEGIN + n * HOUR
+            is_late = any(hour == changed for _, changed in expected(late))
+            assert await rollup.is_complete(session, hour) is not is_late
+            if is_late:
+                await roll_up(session, hour, other)
+        assert await rollup.due(session, BEGIN) == []
+        assert same(await history(session), expected([*beats, *late]))
+
+
+async def test_an_hour_is_due_when_it_has_been_over_for_a_while(database: Database) -> None:
+    over = BEGIN + HOUR + timedelta(seconds=rollup.SETTLE_SECONDS)
+    async with database.write() as session:
+        await log(session, [(BEGIN, NODES[0], {}), (BEGIN + HOUR, NODES[0], {})])
+        for now, hours in ((over - timedelta(microseconds=1), []), (over, [BEGIN])):
+            await session.execute(
+                text("SELECT set_config('node_registry.now', :now, true)"), {"now": now.isoformat()}
+            )
+            assert await rollup.due(session, BEGIN - 100 * HOUR) == hours
+        assert await rollup.due(session, BEGIN + HOUR) == []
+
+
+async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes_late(
+    database: Database,
+) -> None:
+    everyone = [(UUID(int=0), UUID(int=2**128 - 1))]
+    async with database.write() as session:
+        await log(session, [(BEGIN, NODES[0], {"cpu_percent": n}) for n in (1, 2, 3)])
+        await roll_up(session, BEGIN, everyone)
+        before = await history(session)
+        await session.execute(text("DELETE FROM heartbeat_log"))
+        await rollup.forget(session, Partition("", BEGIN, BEGIN + HOUR))
+        late = [(BEGIN, NODES[0], {"cpu_percent": 99}), (BEGIN, NODES[1], {"cpu_percent": 5})]
+        await log(session, late)
+        assert await rollup.due(session, BEGIN) == [BEGIN]
+        await roll_up(session, BEGIN, everyone)
+        assert await rollup.is_complete(session, BEGIN)
+        assert same(await history(session), before | expected(late[1:]))
+
+
+async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollup, "_ROWS_AT_ONCE", 3)
+    async with database.write() as session:
+        assert await rollup.shares(session, BEGIN) == [(UUID(int=0), UUID(int=2**128 - 1))]
+        await log(session, [(BEGIN + n * HOUR / 10, NODES[n % 3], {}) for n in range(10)])
+        shares = await rollup.shares(session, BEGIN)
+    assert len(shares) == 4
+    assert [shares[0][0].int, shares[-1][1].int] == [0, 2**128 - 1]
+    assert all(before[1].int + 1 == after[0].int for before, after in pairwise(shares))
+
+
+async def test_only_one_rolls_up_at_a_time(database: Database) -> None:
+    async with database.write() as one, database.write() as other:
+        assert await rollup.take_turn(one)
+        assert not await rollup.take_turn(other)
+    async with database.write() as other:
+        assert await rollup.take_turn(other)
+
+
+async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
+    database: Database,
+) -> None:
+    """The others of its day, and of the days before, are not read."""
+    [(today,)] = await rows(database, "SELECT date_trunc('day', now())")
+    async with database.write() as session:
+        await session.execute(
+            text(
+                "INSERT INTO heartbeat_log (timestamp, node_id, status)"
+                " SELECT CAST(:today AS timestamptz) + n * interval '1s', gen_random_uuid(),"
+                " 'online'"
+                " FROM generate_series(1, 86399, 4) AS n"
+            ),
+            {"today": today},
+        )
+    async with database.read() as session:
+        await session.execute(text("VACUUM ANALYZE heartbeat_log"))
+    statements = {
+        rollup._DUE: {"begin": today, "settle": -86400.0},  # noqa: SLF001  # the very statement
+        rollup._COUNT: {"hour": today},  # noqa: SLF001  # as above
+        rollup._ROWS_OF_HOUR: {"hour": today},  # noqa: SLF001  # as above
+        rollup._ROLL_UP: {  # noqa: SLF001  # as above
+            "hour": today,
+            "first_node": UUID(int=0),
+            "last_node": UUID(int=2**128 - 1),
+        },
+    }
+    for statement, terms in statements.items():
+        async with database.write() as session:
+            await partitions.make_month(session, today)
+            explained = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}")
+            [plan] = (await session.execute(explained, terms)).scalar_one()
+        assert 0 < sum(read(plan["Plan"])) <= 21600 / 24 + 24
+
+
+def read(plan: dict[str, Any]) -> list[int]:
+    """How many rows of the log each of its scans read, those that were filtered out too."""
+    found = [row for part in plan.get("Plans", []) for row in read(part)]
+    if "heartbeat_log" in plan.get("Relation Name", ""):
+        per_loop = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
+        found.append(round(per_loop * plan["Actual Loops"]))
+    return found

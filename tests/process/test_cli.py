@@ -1,0 +1,104 @@
+"""The command `node-registry`, run as an operator runs it."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.process.test_end_to_end import FAST, running
+from tests.support.commands import COMMAND, Run, environment_for, run, run_process
+
+
+async def test_export_schema_prints_schema_graphql() -> None:
+    status, output, _ = await run_process("export-schema")
+    assert status == 0
+    assert output == (Path(__file__).parent.parent.parent / "schema.graphql").read_text(
+        encoding="utf-8"
+    )
+
+
+async def test_migrate_makes_the_schema_and_may_be_repeated(empty_database_url: URL) -> None:
+    for either in (run_process, run):
+        status, output, _ = await either("migrate", **environment_for(empty_database_url))
+        assert (status, output) == (0, "The database is at this version's schema.\n")
+
+
+async def test_a_database_that_is_behind_is_not_served(empty_database_url: URL) -> None:
+    status, _, errors = await run_process("serve", **environment_for(empty_database_url))
+    assert status == 1
+    assert errors.strip().splitlines()[-1] == (
+        "node-registry: the database is at schema none, this registry needs 0006:"
+        " run `node-registry migrate`"
+    )
+
+
+async def test_a_database_that_is_ahead_is_not_served(database_url: URL) -> None:
+    engine = create_async_engine(database_url)
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await engine.dispose()
+    status, _, errors = await run_process("serve", **environment_for(database_url))
+    assert status == 1
+    assert "at schema 9999" in errors.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("start", "name", "value"),
+    [
+        (run, "NODE_REGISTRY_HTTP_PORT", "many"),
+        (run, "NODE_REGISTRY_ENV", "staging"),
+        (run, "NODE_REGISTRY_SWEEP_INTERVAL_SECONDS", "-1"),
+        (run_process, "NODE_REGISTRY_DATABASE_URL", "not a url"),
+    ],
+)
+async def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(
+    start: Run, name: str, value: str
+) -> None:
+    status, output, errors = await start("serve", **{name: value})
+    assert status == 1
+    assert output == ""
+    assert len(errors.strip().splitlines()) == 1
+    assert name in errors
+
+
+async def test_a_port_that_is_taken_stops_the_start_with_one_line(database_url: URL) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = environment_for(database_url)
+        environment["NODE_REGISTRY_HTTP_PORT"] = str(taken.getsockname()[1])
+        status, _, errors = await run_process("serve", **environment)
+    assert status == 1
+    assert "ddress already in use" in errors.strip().splitlines()[-1]
+
+
+async def test_a_database_that_cannot_be_reached_stops_the_start_with_one_line() -> None:
+    url = URL.create("postgresql", "nobody", host="127.0.0.1", port=1, database="nothing")
+    status, _, errors = await run_process("serve", **environment_for(url))
+    assert status == 1
+    assert "cannot reach its database" in errors.strip().splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+async def test_a_database_that_does_not_exist_stops_the_start_with_one_line(postgres: URL) -> None:
+    status, _, errors = await run("migrate", **environment_for(postgres.set(database="nothing")))
+    assert status == 1
+    assert 'database "nothing" does not exist' in errors.strip().splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+async def test_a_registry_that_cannot_do_all_of_its_work_ends_and_says_so(
+    database_url: URL,
+) -> None:
+    settings = FAST | environment_for(database_url)
+    async with running(COMMAND, "serve", **settings) as registry:
+        await registry.line(r"GraphQL +(\S+)")
+        engine = create_async_engine(database_url)
+        async with engine.begin() as connection:
+            await connection.execute(text("DROP TABLE registry_processes"))
+        await engine.dispose()
+        await registry.line("background.died .*liveness")
+        await registry.line("node-registry: the background task 'liveness' died; the log has why")
+        async with asyncio.timeout(30):
+            assert await registry.process.wait() == 1

@@ -1,0 +1,388 @@
+"""The embedded PostgreSQL, with real servers: how it starts, dies, is found again and stops."""
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+from structlog.testing import capture_logs
+
+from db.data_folder import DataFolderInUse
+from db.embedded import embedded_postgres
+from db.errors import EmbeddedServerFailed
+from tests.support.clusters import processes_in, temporary_folder
+
+OPTIONS = {"fsync": "off"}
+
+HOLDER = f"""
+import asyncio, pathlib, sys
+from db.embedded import embedded_postgres
+
+async def hold():
+    async with embedded_postgres(pathlib.Path(sys.argv[1]), options={OPTIONS!r}):
+        print("started", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(hold())
+"""
+
+
+@pytest.fixture(scope="module")
+def made_folder() -> Iterator[Path]:
+    """One data folder for all tests that are not about making it, which is what takes time."""
+
+    async def start(folder: Path) -> None:
+        async with embedded_postgres(folder, options=OPTIONS):
+            pass
+
+    with temporary_folder() as folder:
+        asyncio.run(start(folder / "data folder"))
+        yield folder / "data folder"
+
+
+@pytest.fixture
+def folder(made_folder: Path) -> Iterator[Path]:
+    """A data folder with a cluster. No test may leave a process behind."""
+    yield made_folder
+    eventually(lambda: not processes_in(made_folder))
+
+
+@pytest.fixture
+def new_folder() -> Iterator[Path]:
+    """A data folder to be. No test may leave a process behind."""
+    with temporary_folder() as folder:
+        yield folder / "data folder"
+        eventually(lambda: not processes_in(folder))
+
+
+@pytest.fixture
+def deep_folder(folder: Path) -> Iterator[Path]:
+    """A data folder whose path is longer than that of a socket may be."""
+    deep = folder / ("x" * 100)
+    deep.mkdir(exist_ok=True)
+    (folder / "postgres").rename(deep / "postgres")
+    yield deep
+    (deep / "postgres").rename(folder / "postgres")
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def postmaster(folder: Path) -> psutil.Process:
+    return psutil.Process(int((folder / "postgres" / "postmaster.pid").read_text().split()[0]))
+
+
+@contextmanager
+def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process of ours that runs a server in the folder."""
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # with SIGKILL
+
+
+def wait_until_started(process: subprocess.Popen[str]) -> None:
+    assert process.stdout
+    assert any(line == "started\n" for line in process.stdout)
+
+
+async def query(url: URL, *statements: str) -> object:
+    """The first value that the last statement gives."""
+    engine = create_async_engine(url)
+    try:
+        async with engine.begin() as connection:
+            for statement in statements[:-1]:
+                await connection.execute(text(statement))
+            return await connection.scalar(text(statements[-1]))
+    finally:
+        await engine.dispose()
+
+
+async def test_the_server_has_our_database_alike_on_every_machine(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        assert await query(url, "SELECT current_database()") == "node_registry"
+        assert await query(url, "SHOW server_encoding") == "UTF8"
+        assert await query(url, "SHOW data_checksums") == "on"
+        assert await query(url, "SHOW max_connections") == "100"
+        assert await query(url, "SHOW timezone") == "UTC"
+        assert await query(url, "SELECT lower('ЇЖАК')") == "їжак"
+        assert await query(url, "SELECT 'Z' < 'a'") is True
+
+
+async def test_data_is_there_at_the_next_start(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        await query(url, "CREATE TABLE kept AS SELECT 7 AS value", "SELECT 1")
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        assert await query(url, "SELECT value FROM kept") == 7
+
+
+async def test_no_process_is_left_after_the_end(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS):
+        server = postmaster(folder)
+        family = [server, *server.children()]
+    assert len(family) > 3
+    assert not any(process.is_running() for process in family)
+
+
+async def test_no_process_is_left_after_a_cancellation(folder: Path) -> None:
+    started = asyncio.Event()
+
+    async def hold() -> None:
+        async with embedded_postgres(folder, options=OPTIONS):
+            started.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(hold())
+    await started.wait()
+    server = postmaster(folder)
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not server.is_running()
+
+
+async def test_a_start_that_is_cancelled_leaves_no_process_and_hinders_no_other(
+    new_folder: Path,
+) -> None:
+    for _ in range(2):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.1), embedded_postgres(new_folder, options=OPTIONS):
+                await asyncio.Event().wait()
+        assert not processes_in(new_folder)
+    async with embedded_postgres(new_folder, options=OPTIONS) as url:
+        assert await query(url, "SELECT 1") == 1
+
+
+async def test_the_server_listens_on_no_network(folder: Path) -> None:
+    async with embedded_postgres(folder, options={**OPTIONS, "listen_addresses": "*"}) as url:
+        assert await query(url, "SHOW listen_addresses") == ""
+        assert not postmaster(folder).net_connections("inet")
+
+
+async def test_only_its_owner_can_enter_the_folder_of_the_socket(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        assert stat.S_IMODE(socket_dir(url).stat().st_mode) == 0o700
+
+
+def socket_dir(url: URL) -> Path:
+    host = url.query["host"]
+    assert isinstance(host, str)
+    return Path(host)
+
+
+async def test_the_ctrl_c_of_a_terminal_does_not_reach_the_server(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS):
+        server = postmaster(folder).pid
+        assert os.getsid(server) == os.getpgid(server) == server
+
+
+async def test_the_callers_environment_does_not_reach_the_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGDATABASE", "PGOPTIONS", "LC_ALL", "TZ"):
+        monkeypatch.setenv(name, "nonsense")
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        assert await query(url, "SHOW data_directory") == str(folder / "postgres")
+
+
+async def test_a_folder_that_is_held_is_refused_and_the_holder_named(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        with pytest.raises(DataFolderInUse) as refusal:
+            async with embedded_postgres(folder, options=OPTIONS):
+                pass
+        assert refusal.value.folder == folder
+        assert refusal.value.holder_pid == os.getpid()
+        assert await query(url, "SELECT 1") == 1
+
+
+async def test_the_server_of_a_killed_holder_is_adopted_and_stopped_at_the_end(
+    folder: Path,
+) -> None:
+    with holder(folder) as process:
+        wait_until_started(process)
+        with pytest.raises(DataFolderInUse) as refusal:
+            async with embedded_postgres(folder, options=OPTIONS):
+                pass
+        assert refusal.value.holder_pid == process.pid
+        orphan = postmaster(folder)
+    assert orphan.is_running()
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        assert postmaster(folder) == orphan
+        assert await query(url, "SELECT 1") == 1
+    assert not orphan.is_running()
+
+
+async def test_the_server_of_a_killed_holder_is_restarted_for_other_options(folder: Path) -> None:
+    with holder(folder) as process:
+        wait_until_started(process)
+        orphan = postmaster(folder)
+    async with embedded_postgres(folder, options={**OPTIONS, "work_mem": "5MB"}) as url:
+        assert not orphan.is_running()
+        assert await query(url, "SHOW work_mem") == "5MB"
+
+
+async def test_a_killed_server_recovers_what_was_committed(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        await query(url, "CREATE TABLE committed AS SELECT 7 AS value", "SELECT 1")
+        postmaster(folder).kill()
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        assert await query(url, "SELECT value FROM committed") == 7
+    assert "automatic recovery in progress" in log_of(folder)
+
+
+async def test_a_server_that_is_killed_meanwhile_is_started_again(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        killed = postmaster(folder)
+        killed.kill()
+        async with asyncio.timeout(10):
+            while True:
+                with suppress(OSError, ValueError, DBAPIError, psutil.NoSuchProcess):
+                    if postmaster(folder).pid != killed.pid and await query(url, "SELECT 1") == 1:
+                        break
+                await asyncio.sleep(0.02)
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "postgres.log").read_text()
+
+
+BUSY = """
+SELECT count(*) FROM pg_stat_activity
+WHERE state = 'active' AND query LIKE '%generate_series%' AND pid <> pg_backend_pid()
+"""
+
+
+async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        busy = await asyncpg.connect(
+            host=str(socket_dir(url)), port=5432, user="postgres", database="node_registry"
+        )
+        work = asyncio.create_task(
+            busy.fetchval(
+                "SELECT count(*) FROM generate_series(1, 10) a, generate_series(1, 1500000)"
+            )
+        )
+        async with asyncio.timeout(10):
+            while not await query(url, BUSY):
+                await asyncio.sleep(0.01)
+        postmaster(folder).kill()
+    async with embedded_postgres(folder, options=OPTIONS) as url:
+        assert await query(url, "SELECT 1") == 1
+    with suppress(asyncpg.PostgresError, OSError):
+        await work
+    busy.terminate()
+    assert "pre-existing shared memory block" in log_of(folder)
+
+
+async def test_a_recorded_pid_that_is_now_another_programs_hinders_no_start(folder: Path) -> None:
+    async with embedded_postgres(folder, options=OPTIONS):
+        postmaster(folder).kill()
+    with bystander(folder) as other:
+        async with embedded_postgres(folder, options=OPTIONS) as url:
+            assert await query(url, "SELECT 1") == 1
+        assert other.poll() is None
+
+
+@contextmanager
+def bystander(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of PostgreSQL's own user that has the pid which the killed server left behind."""
+    pgdata = folder / "postgres"
+    user = pgdata.stat().st_uid if os.geteuid() == 0 else None
+    with subprocess.Popen(["sleep", "60"], user=user) as process:
+        try:
+            for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):
+                _, _, rest = (pgdata / name).read_text().partition("\n")
+                (pgdata / name).write_text(f"{process.pid}\n{rest}")
+            yield process
+        finally:
+            process.kill()
+
+
+async def test_a_cluster_whose_making_was_killed_is_made_anew(new_folder: Path) -> None:
+    with holder(new_folder):
+        eventually(lambda: any(new_folder.glob("postgres.new-*/PG_VERSION")))
+    assert not (new_folder / "postgres").exists()
+    async with embedded_postgres(new_folder, options=OPTIONS) as url:
+        assert await query(url, "SELECT 1") == 1
+
+
+async def test_a_path_too_long_for_a_socket_gets_its_socket_elsewhere(deep_folder: Path) -> None:
+    async with embedded_postgres(deep_folder, options=OPTIONS) as url:
+        assert await query(url, "SELECT 1") == 1
+        elsewhere = socket_dir(url)
+        assert elsewhere.parent == Path(tempfile.gettempdir())
+        assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o700
+    assert not elsewhere.exists()
+
+
+async def test_an_orphan_with_its_socket_elsewhere_is_adopted_too(deep_folder: Path) -> None:
+    with holder(deep_folder) as process:
+        wait_until_started(process)
+        orphan = postmaster(deep_folder)
+    async with embedded_postgres(deep_folder, options=OPTIONS) as url:
+        assert postmaster(deep_folder) == orphan
+        assert await query(url, "SELECT 1") == 1
+    assert not socket_dir(url).exists()
+
+
+async def test_the_data_of_another_major_version_is_refused_in_one_line(new_folder: Path) -> None:
+    pgdata = new_folder / "postgres"
+    pgdata.mkdir(parents=True)
+    (pgdata / "PG_VERSION").write_text("15\n")
+    with pytest.raises(EmbeddedServerFailed, match=r"is of PostgreSQL 15; 18 cannot") as failure:
+        async with embedded_postgres(new_folder, options=OPTIONS):
+            pass
+    assert "\n" not in str(failure.value)
+    assert list(pgdata.iterdir()) == [pgdata / "PG_VERSION"]
+
+
+async def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+    with pytest.raises(EmbeddedServerFailed) as failure:
+        async with embedded_postgres(folder, options={"no_such_setting": "1"}):
+            pass
+    assert any("no_such_setting" in line for line in failure.value.log_lines)
+
+
+async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process(folder: Path) -> None:
+    with pytest.raises(EmbeddedServerFailed, match=r"within 0.001 s"):
+        async with embedded_postgres(folder, options=OPTIONS, start_timeout_seconds=0.001):
+            pass
+    assert not processes_in(folder)
+
+
+async def test_a_folder_that_cannot_be_made_is_a_failure_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EmbeddedServerFailed, match="file/data"):
+        async with embedded_postgres(tmp_path / "file" / "data"):
+            pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another user")
+async def test_root_lets_its_user_search_folders_and_not_list_them(folder: Path) -> None:
+    folder.parent.chmod(0o700)
+    with capture_logs() as events:
+        async with embedded_postgres(folder, options=OPTIONS):
+            assert postmaster(folder).username() == "embedded_postgres"
+    told = {event["folder"] for event in events if event["event"].endswith("_granted")}
+    assert told == {str(folder.parent)}
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o701

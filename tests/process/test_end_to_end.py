@@ -1,0 +1,330 @@
+"""The whole, as users run it: processes, signals, kill -9, and clients of other makes."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from gql import Client, gql
+from gql.transport.websockets import WebsocketsTransport
+
+from tests.conftest import NO_TLS
+from tests.support.api import BEAT, CHANGES, REGISTER
+from tests.support.clusters import processes_in
+from tests.support.transport_ws import connect
+
+BIN = Path(sys.executable).parent
+SECONDS = 40
+
+# The pace of a registry that need not spare anyone: a life takes seconds.
+FAST = {
+    "NODE_REGISTRY_HTTP_PORT": "0",
+    "NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": "0.3",
+    "NODE_REGISTRY_HEARTBEAT_GRACE_SECONDS": "0.3",
+    "NODE_REGISTRY_SWEEP_INTERVAL_SECONDS": "0.1",
+}
+
+
+@dataclass
+class Process:
+    process: asyncio.subprocess.Process
+    lines: list[str] = field(default_factory=list)
+
+    async def line(self, pattern: str) -> re.Match[str]:
+        """The first line it prints from now on that matches."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(SECONDS):
+            async for raw in self.process.stdout:
+                self.lines.append(raw.decode().rstrip())
+                if found := re.search(pattern, self.lines[-1]):
+                    return found
+        raise AssertionError("\n".join(self.lines))
+
+    async def stop(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        async with asyncio.timeout(SECONDS):
+            await self.process.communicate()
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+@asynccontextmanager
+async def running(*command: str | Path, **environment: str) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=os.environ | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield Process(process)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def registry(data_dir: Path, **environment: str) -> AsyncIterator[tuple[Process, str]]:
+    """A registry on its embedded database, and where its GraphQL is."""
+    settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)} | environment
+    async with running(BIN / "node-registry", "serve", **settings) as process:
+        url = (await process.line(r"GraphQL +(\S+)")).group(1)
+        yield process, url
+
+
+def agents_of(data_dir: Path) -> list[psutil.Process]:
+    """The development agents that keep their id there."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("NODE_AGENT_STATE_DIR") == str(data_dir / "agent"):
+                found.append(process)
+    return found
+
+
+async def ask(url: str, query: str, **variables: Any) -> dict[str, Any]:
+    """Until the registry answers: it may just be starting."""
+    async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http, asyncio.timeout(SECONDS):
+        while True:
+            with suppress(httpx.TransportError):
+                response = await http.post(url, json={"query": query, "variables": variables})
+                body: dict[str, Any] = response.json()
+                if "errors" not in body:
+                    data: dict[str, Any] = body["data"]
+                    return data
+            await asyncio.sleep(0.05)
+
+
+async def seen_by_gql(url: str, node_id: str, statuses: list[str]) -> list[str]:
+    """The statuses that one node goes through, as gql's own client sees them, until all came."""
+    transport = WebsocketsTransport(
+        url.replace("http", "ws", 1), subprotocols=["graphql-transport-ws"]
+    )
+    seen: list[str] = []
+    request = gql(CHANGES)
+    request.variable_values = {"after": "0", "filter": {"nodeIds": [node_id]}}
+    async with Client(transport=transport) as session:
+        async for event in session.subscribe(request):
+            change = event["nodeStatusChanges"].get("change")
+            if change is not None:
+                seen.append(change["status"])
+            if seen == statuses:
+                return seen
+    return seen
+
+
+async def seen_plainly(url: str, node_id: str, statuses: list[str]) -> list[str]:
+    """The same, by the bare protocol."""
+    seen: list[str] = []
+    async with connect(url.replace("http", "ws", 1)) as client:
+        await client.subscribe("1", CHANGES, after="0", filter={"nodeIds": [node_id]})
+        while seen != statuses:
+            event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+            if "change" in event:
+                seen.append(event["change"]["status"])
+    return seen
+
+
+async def test_this_machine_goes_online_and_offline_when_its_agent_is_killed(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    async with registry(data_dir) as (_, url):
+        settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
+        async with running(BIN / "node-agent", "--verbose", "run", **settings) as agent:
+            await agent.line("heartbeat.recorded")
+            node_id = (tmp_path / "agent" / "node_id").read_text().strip()
+            agent.process.kill()
+        story = ["ONLINE", "DEGRADED", "OFFLINE"]
+        async with asyncio.timeout(SECONDS):
+            assert await seen_by_gql(url, node_id, story) == story
+            assert await seen_plainly(url, node_id, story) == story
+
+
+async def test_an_agent_starts_again_under_the_same_id_and_at_once(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    slow = {"NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": "60"}
+    async with registry(data_dir, **slow) as (_, url):
+        settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
+        bootstrap = (BIN / "node-agent", "bootstrap", "--role", "production-router", "--json")
+        ids = []
+        for _ in range(2):
+            async with running(*bootstrap, "--labels", "router,gateway", **settings) as agent:
+                ids.append((await agent.line('"nodeId":"([^"]+)"')).group(1))
+        query = '{ nodes(filter: {labels: {all: ["router"]}}) { nodes { nodeId role type } } }'
+        data = await ask(url, query)
+    assert ids[0] == ids[1]
+    assert data["nodes"]["nodes"] == [{"nodeId": ids[0], "role": "PRODUCTION", "type": "ROUTER"}]
+
+
+async def test_an_agent_outlives_the_registry_and_a_removal(data_dir: Path, tmp_path: Path) -> None:
+    settings = {"NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
+    port = {}
+    async with registry(data_dir) as (process, url):
+        port = {"NODE_REGISTRY_HTTP_PORT": url.split(":")[2].split("/")[0]}
+        settings["NODE_AGENT_REGISTRY_URL"] = url
+        command = (BIN / "node-agent", "--verbose", "run")
+        async with running(*command, **settings) as agent:
+            await agent.line("heartbeat.recorded")
+            node_id = (tmp_path / "agent" / "node_id").read_text().strip()
+            assert await process.stop(signal.SIGTERM) == 0
+            await agent.line("registry.restarting")
+            async with registry(data_dir, **port) as (_, again):
+                await agent.line("registry.recovered")
+                await agent.line("heartbeat.recorded")
+                removal = (
+                    "mutation($i: DeregisterNodeInput!) { deregisterNode(input: $i) { nodeId } }"
+                )
+                await ask(again, removal, i={"nodeId": node_id})
+                await agent.line("node.forgotten")
+                await agent.line("heartbeat.recorded")
+                data = await ask(again, f'{{ node(nodeId: "{node_id}") {{ status }} }}')
+                assert data["node"] == {"status": "ONLINE"}
+                assert await agent.stop(signal.SIGTERM) == 0
+
+
+async def test_every_heartbeat_that_was_acknowledged_survives_a_kill(data_dir: Path) -> None:
+    acknowledged: set[tuple[str, str]] = set()
+    nodes = [f"node-{number}" for number in range(8)]
+
+    async def beat_for_ever(http: httpx.AsyncClient, url: str, node_id: str) -> None:
+        sequence = 0
+        while True:
+            sequence += 1
+            beat = {"nodeId": node_id, "bootId": "b", "sequence": sequence}
+            response = await http.post(url, json={"query": BEAT, "variables": {"input": beat}})
+            recorded = response.json()["data"]["recordHeartbeat"]
+            acknowledged.add((node_id, recorded["receivedAt"]))
+
+    async with registry(data_dir) as (process, url), httpx.AsyncClient(timeout=10) as http:
+        for node_id in nodes:
+            node = {"nodeId": node_id, "role": "BACKUP", "type": "WORKER", "bootId": "b"}
+            await ask(url, REGISTER, input=node)
+        beating = [asyncio.create_task(beat_for_ever(http, url, node_id)) for node_id in nodes]
+        async with asyncio.timeout(SECONDS):
+            while len(acknowledged) < 200:
+                await asyncio.sleep(0.01)
+        process.process.kill()
+        ends = await asyncio.gather(*beating, return_exceptions=True)
+        assert all(isinstance(end, httpx.TransportError) for end in ends)
+    async with registry(data_dir) as (process, url):
+        query = "{ nodes { nodes { nodeId heartbeats(first: 1000) { nodes { receivedAt } } } } }"
+        data = await ask(url, query)
+        logged = {
+            (node["nodeId"], heartbeat["receivedAt"])
+            for node in data["nodes"]["nodes"]
+            for heartbeat in node["heartbeats"]["nodes"]
+        }
+        assert acknowledged <= logged
+        assert await process.stop(signal.SIGINT) == 0
+
+
+async def test_development_shows_this_machine_and_ctrl_c_leaves_nothing_running(
+    new_data_dir: Path,
+) -> None:
+    node_ids = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        async with registry(new_data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
+            query = "{ nodes(filter: {statuses: [ONLINE]}) { nodes { nodeId role } } }"
+            online: list[dict[str, str]] = []
+            async with asyncio.timeout(SECONDS):
+                while not online:
+                    online = (await ask(url, query))["nodes"]["nodes"]
+            assert [node["role"] for node in online] == ["DEVELOPMENT"]
+            node_ids.append(online[0]["nodeId"])
+            assert await process.stop(number) == 0
+        assert processes_in(new_data_dir) == []
+    assert node_ids[0] == node_ids[1]
+
+
+async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_no_start(
+    data_dir: Path,
+) -> None:
+    async with registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
+        query = "{ nodes(filter: {statuses: [ONLINE]}) { totalCount } }"
+        async with asyncio.timeout(SECONDS):
+            while (await ask(url, query))["nodes"]["totalCount"] == 0:
+                pass
+            process.process.kill()
+            while agents_of(data_dir):
+                await asyncio.sleep(0.02)
+    async with registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
+        async with asyncio.timeout(SECONDS):
+            while (await ask(url, query))["nodes"]["totalCount"] == 0:
+                pass
+        assert await process.stop(signal.SIGINT) == 0
+    assert processes_in(data_dir) == []
+
+
+async def test_a_killed_database_is_started_again_and_the_registry_recovers(data_dir: Path) -> None:
+    async with registry(data_dir) as (process, url):
+        node = {"nodeId": "a", "role": "BACKUP", "type": "WORKER", "bootId": "b"}
+        await ask(url, REGISTER, input=node)
+        pid = int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        await process.line("embedded.died")
+        beat = {"nodeId": "a", "bootId": "b", "sequence": 1}
+        data = await ask(url, BEAT, input=beat)
+        assert data["recordHeartbeat"]["nodeId"] == "a"
+        async with connect(url.replace("http", "ws", 1)) as client:
+            await client.subscribe("1", CHANGES, after="2", filter={"nodeIds": ["a"]})
+            event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+            assert event["change"]["reason"] == "REGISTERED"
+        assert await process.stop(signal.SIGTERM) == 0
+
+
+async def test_a_registry_that_was_stopped_marks_nobody_offline(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    # A lease of 4.9 s: shorter than the stop, longer than the agent takes to try again.
+    grace = {"NODE_REGISTRY_HEARTBEAT_GRACE_SECONDS": "4"}
+    async with registry(data_dir, **grace) as (process, url):
+        settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
+        async with running(BIN / "node-agent", "--verbose", "run", **settings) as agent:
+            await agent.line("heartbeat.recorded")
+            process.process.send_signal(signal.SIGSTOP)
+            await agent.line("registry.away")  # it waits ten seconds for its answer
+            process.process.send_signal(signal.SIGCONT)
+            await process.line("registry.was_deaf")
+            await agent.line("registry.recovered")
+            log = "{ statusChanges { nodes { status reason } } }"
+            changes = (await ask(url, log))["statusChanges"]["nodes"]
+            assert [c["status"] for c in changes if c["reason"] == "MISSED_HEARTBEATS"] == []
+
+
+async def test_a_registry_that_others_can_reach_asks_them_who_they_are(data_dir: Path) -> None:
+    host = {"NODE_REGISTRY_HTTP_HOST": "0.0.0.0"}  # noqa: S104  # what it is about
+    async with (
+        registry(data_dir, **host) as (process, url),
+        httpx.AsyncClient(verify=NO_TLS) as http,
+    ):
+        assert (await http.post(url, json={"query": "{ __typename }"})).status_code == 401
+        assert await process.stop(signal.SIGTERM) == 0
+
+
+async def test_a_registry_that_is_open_says_so(data_dir: Path) -> None:
+    settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
+    async with running(BIN / "node-registry", "serve", **settings) as process:
+        await process.line(r"server\.open +.*authentication=off")
+        assert await process.stop(signal.SIGTERM) == 0
+
+
+async def test_a_registry_that_would_be_open_to_all_does_not_start(data_dir: Path) -> None:
+    settings = FAST | {
+        "NODE_REGISTRY_DATA_DIR": str(data_dir),
+        "NODE_REGISTRY_HTTP_HOST": "0.0.0.0",  # noqa: S104  # what it is about
+        "NODE_REGISTRY_AUTH": "off",
+    }
+    async with running(BIN / "node-registry", "serve", **settings) as process:
+        await process.line("NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it")
+        assert await process.process.wait() == 1

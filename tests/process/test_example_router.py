@@ -1,0 +1,131 @@
+"""The router of the examples, as one command beside a registry that comes and goes."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from sqlalchemy import URL
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from tests.support.registry_process import Server, free_port
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = 30
+
+REGISTER = """
+mutation Register($input: RegisterNodeInput!) { registerNode(input: $input) { created } }
+"""
+
+
+@asynccontextmanager
+async def router(registry_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "examples.router", registry_url),
+        cwd=ROOT,
+        env={**os.environ, "ROUTER_PORT": str(port)},
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            yield http
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@asynccontextmanager
+async def model_server() -> AsyncIterator[str]:
+    """What a node runs: it repeats the prompt."""
+
+    async def reply(request: Request) -> JSONResponse:
+        return JSONResponse({"said": (await request.json())["prompt"]})
+
+    port = free_port()
+    app = Starlette(routes=[Route("/", reply, methods=["POST"])])
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
+    task = asyncio.create_task(server.serve())
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def register(registry_url: str, **said: Any) -> None:
+    node = {"role": "PRODUCTION", "type": "WORKER", "bootId": "b", **said}
+    async with httpx.AsyncClient() as http:
+        body = {"query": REGISTER, "variables": {"input": node}}
+        reply = await http.post(f"{registry_url}/graphql", json=body)
+        assert "errors" not in reply.json()
+
+
+async def until(http: httpx.AsyncClient, path: str, wanted: Any) -> dict[str, Any]:
+    async with asyncio.timeout(SECONDS):
+        while True:
+            with suppress(httpx.TransportError):
+                reply = await http.get(path)
+                body: dict[str, Any] = reply.json()
+                if reply.status_code == 200 and wanted(body):
+                    return body
+            await asyncio.sleep(0.02)
+
+
+def ids(body: dict[str, Any]) -> list[str]:
+    return [node["node_id"] for node in body["nodes"]]
+
+
+async def test_the_router_goes_on_while_the_registry_is_killed_and_comes_back(
+    database_url: URL,
+) -> None:
+    url = database_url.render_as_string(hide_password=False)
+    server = Server(free_port(), {"NODE_REGISTRY_DATABASE_URL": url})
+    await server.start()
+    await server.answers()
+    try:
+        async with model_server() as endpoint, router(server.url) as http:
+            await until(http, "/nodes", lambda body: body["count"] == 0)
+            services = [{"name": "llm", "endpoint": endpoint}]
+            capable = {"models": ["llama"], "services": services}
+            await register(server.url, nodeId="a", capabilities=capable)
+            await register(server.url, nodeId="b", role="BACKUP")
+            await until(http, "/nodes", lambda body: ids(body) == ["a", "b"])
+            await until(http, "/nodes?role=backup", lambda body: ids(body) == ["b"])
+
+            asked = {"model": "llama", "prompt": "hello"}
+            reply = (await http.post("/route", json=asked)).json()
+            assert reply == {
+                "node": "a",
+                "reply": {"said": "hello"},
+                "stale": False,
+                "age_seconds": 0.0,
+            }
+            nobody = await http.post("/route", json={"model": "gpt"})
+            assert nobody.status_code == 503
+            assert "does not serve model gpt" in nobody.json()["excluded"]["a"]
+            assert (await http.post("/route", content="nonsense")).status_code == 400
+
+            await server.kill()
+            for _ in range(20):
+                reply = (await http.post("/route", json=asked)).json()
+                assert (reply["node"], reply["stale"]) == ("a", True)
+                assert ids((await http.get("/nodes")).json()) == ["a", "b"]
+
+            await server.start()
+            await server.answers()
+            await register(server.url, nodeId="c")
+            await until(http, "/nodes", lambda body: "c" in ids(body))
+            async with asyncio.timeout(SECONDS):
+                while (await http.post("/route", json=asked)).json()["stale"]:
+                    await asyncio.sleep(0.05)
+    finally:
+        await server.kill()

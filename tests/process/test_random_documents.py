@@ -1,0 +1,171 @@
+"""Random documents and variables, over HTTP and websockets: a typed answer to each, soon.
+
+--thorough goes on for minutes, never with the same documents.
+"""
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from sqlalchemy import URL
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from db.database import Database
+from db.values import Role
+from tests.support.keyring import create
+from tests.support.random_documents import KNOWN, MUTATIONS, QUERIES, SUBSCRIPTIONS
+from tests.support.registry_process import Server, free_port
+from tests.support.transport_ws import PROTOCOL
+
+FEW = settings(
+    max_examples=30,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+MANY = settings(FEW, max_examples=300, derandomize=False)
+MINUTES = 5
+MAY_GROW_BY = 60_000_000
+SECONDS = 10
+
+FAULTS = {"INTERNAL", "UNAVAILABLE"}
+REGISTER = {
+    "query": "mutation ($input: RegisterNodeInput!) { registerNode(input: $input) { created } }",
+    "variables": {
+        "input": {"nodeId": KNOWN, "role": "DEVELOPMENT", "type": "ROUTER", "bootId": "b"}
+    },
+}
+BARRIER = {"query": "{ __typename }"}
+
+
+@dataclass
+class Caller:
+    """Asks the same over HTTP and over a websocket."""
+
+    http: httpx.Client
+    websocket: ClientConnection
+    ids: Iterator[int] = field(default_factory=count)
+
+    def over_http(self, request: Mapping[str, Any]) -> None:
+        response = self.http.post("/graphql", content=json.dumps(request))
+        assert response.status_code in {200, 400, 403}, response.text
+        self._judge(response.json().get("errors", []))
+
+    def over_websocket(self, request: Mapping[str, Any]) -> None:
+        """A stream is ended when what was asked after it is answered."""
+        asked, barrier = str(next(self.ids)), str(next(self.ids))
+        self._send(asked, request)
+        self._send(barrier, BARRIER)
+        messages = self._until(barrier)
+        self.websocket.send(json.dumps({"type": "complete", "id": asked}))
+        for message in messages:
+            payload = message.get("payload", {})
+            self._judge(payload if message["type"] == "error" else payload.get("errors", []))
+
+    def _send(self, operation_id: str, request: Mapping[str, Any]) -> None:
+        message = {"id": operation_id, "type": "subscribe", "payload": request}
+        self.websocket.send(json.dumps(message))
+
+    def _until(self, barrier: str) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        while not messages or messages[-1] != {"type": "complete", "id": barrier}:
+            messages.append(json.loads(self.websocket.recv(SECONDS)))
+        return messages
+
+    def _judge(self, errors: list[dict[str, Any]]) -> None:
+        for error in errors:
+            assert error["extensions"]["code"] not in FAULTS, error
+
+
+@contextmanager
+def caller(url: str, key: str) -> Iterator[Caller]:
+    headers = {"authorization": f"Bearer {key}"}
+    with (
+        httpx.Client(
+            base_url=url,
+            headers={**headers, "content-type": "application/json"},
+            timeout=SECONDS,
+        ) as http,
+        connect(
+            f"{url.replace('http', 'ws', 1)}/graphql",
+            subprotocols=[Subprotocol(PROTOCOL)],
+            additional_headers=headers,
+            max_size=None,
+            ping_interval=None,  # they are drawn by the generator that Hypothesis watches
+        ) as websocket,
+    ):
+        websocket.send('{"type": "connection_init"}')
+        websocket.recv(SECONDS)
+        yield Caller(http, websocket)
+
+
+@dataclass(frozen=True)
+class Registry:
+    url: str
+    log: Path
+    process: psutil.Process
+    keys: list[str]
+
+
+@pytest.fixture
+async def registry(
+    database_url: URL, database: Database, tmp_path: Path
+) -> AsyncIterator[Registry]:
+    admin = await create(database, Role.ADMIN)
+    agent = await create(database, Role.AGENT, nodes=[KNOWN])
+    environment = {
+        "NODE_REGISTRY_DATABASE_URL": database_url.render_as_string(hide_password=False),
+        "NODE_REGISTRY_AUTH": "required",
+        "NODE_REGISTRY_LOG_LEVEL": "error",
+        "NODE_REGISTRY_DATA_DIR": str(tmp_path),
+    }
+    server = Server(free_port(), environment, tmp_path / "log")
+    await server.start()
+    await server.answers()
+    assert server.process is not None
+    process = psutil.Process(server.process.pid)
+    try:
+        yield Registry(server.url, server.log, process, [admin.text, agent.text])
+    finally:
+        await server.kill()
+
+
+def test_whatever_is_asked_is_answered_and_no_fault_of_ours(
+    registry: Registry, *, thorough: bool
+) -> None:
+    said_before = registry.log.read_text()
+    with ExitStack() as stack:
+        callers = [stack.enter_context(caller(registry.url, key)) for key in registry.keys]
+        callers[0].over_http(REGISTER)
+        asked = count()
+
+        def ask(request: Mapping[str, Any], by: int, *, websocket: bool) -> None:
+            next(asked)
+            (callers[by].over_websocket if websocket else callers[by].over_http)(request)
+
+        anyone, any_way = st.integers(0, len(callers) - 1), st.booleans()
+        ways = [(QUERIES, any_way), (MUTATIONS, any_way), (SUBSCRIPTIONS, st.just(value=True))]
+        ends = time.monotonic() + (60 * MINUTES if thorough else 0)
+        rounds, resident = 0, 0
+        while rounds == 0 or time.monotonic() < ends:
+            for requests, way in ways:
+                asking = given(request=requests, by=anyone, websocket=way)(ask)
+                seed(rounds)(MANY if thorough else FEW)(asking)()
+            rounds += 1
+            if rounds == 1:
+                resident = registry.process.memory_info().rss
+        grown = registry.process.memory_info().rss - resident
+        assert grown < MAY_GROW_BY
+        print(f"{next(asked)} requests, {grown / 1e6:.1f} MB more")  # noqa: T201  # shown by -rP
+    assert registry.log.read_text() == said_before

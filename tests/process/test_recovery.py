@@ -1,0 +1,260 @@
+"""`node-registry backup` and `restore`: what a backup has in it, and when it is not to be used."""
+
+import asyncio
+import itertools
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
+
+from db import changes, postgres_programs
+from db.archive import BackupRefused, Manifest, back_up
+from db.database import Database
+from db.migrate import migrate, require_current
+from db.postgres_programs import ProgramFailed, ProgramMissing
+from db.restore import REVISIONS_SKIPPED, check, restore
+from tests.conftest import StartServer, serving
+from tests.db.test_provision import Provisioning, administering, provisioning
+from tests.process.test_init_database import contents
+from tests.support.api import CHANGES, beat, register
+from tests.support.commands import environment_for, run
+from tests.support.fleet import rows
+from tests.support.transport_ws import connect
+
+__all__ = ["provisioning"]
+
+SEEDED = 2
+"""Nodes that are there from the first migration on, each with a change."""
+
+
+async def test_every_heartbeat_acknowledged_before_a_backup_began_is_in_what_is_restored(
+    start_server: StartServer, database_url: URL, empty_database_url: URL, tmp_path: Path
+) -> None:
+    backup = tmp_path / "registry.backup"
+    acknowledged: set[tuple[str, int]] = set()
+    async with start_server() as server:
+
+        async def keep_beating(node_id: str) -> None:
+            await register(server, node_id)
+            for sequence in itertools.count(1):
+                await beat(server, node_id, sequence, metrics={"loadAverage": sequence})
+                acknowledged.add((node_id, sequence))
+                await asyncio.sleep(0.05)
+
+        nodes = [asyncio.create_task(keep_beating(f"gpu-{n}")) for n in range(10)]
+        while len(acknowledged) < 5 * len(nodes):
+            await asyncio.sleep(0.01)
+        before = set(acknowledged)
+        status, output, errors = await run("backup", str(backup), **environment_for(database_url))
+        assert status == 0, errors
+        assert len(acknowledged) > len(before)  # it went on meanwhile
+        newest = (await register(server, "late"))["node"]
+        assert newest["status"] == "ONLINE"
+        for task in nodes:
+            task.cancel()
+        await asyncio.gather(*nodes, return_exceptions=True)
+    assert f"{backup} has {SEEDED + len(nodes)} nodes" in output
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+    assert names_in(tmp_path) == [backup.name]
+
+    restored = environment_for(empty_database_url)
+    status, output, errors = await run("restore", str(backup), **restored)
+    assert status == 0, errors
+    assert "The database has 12 nodes" in output
+    database = Database(empty_database_url)
+    found = await rows(
+        database,
+        "SELECT n.node_id, CAST(h.metrics->>'load_average' AS float)"
+        " FROM heartbeat_log h JOIN nodes n ON n.id = h.node_id",
+    )
+    assert before <= {(node, int(sequence)) for node, sequence in found}
+    # Of a node that has registered since, and of its change, nothing is known.
+    assert await rows(database, "SELECT 1 FROM nodes WHERE node_id = 'late'") == []
+    await database.close()
+    async with serving(empty_database_url, tmp_path) as server:
+        assert (await beat(server, "gpu-0", 1_000_000))["status"] == "ONLINE"
+        async with connect(server.websocket_url) as client:
+            await client.subscribe("1", CHANGES, after=str(SEEDED + len(nodes) + 1))
+            event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+            assert event["__typename"] == "ResyncRequired"
+
+
+def names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def backed_up(url: URL, path: Path) -> Manifest:
+    """And checked, so that it would be restored."""
+    manifest = await back_up(url, path)
+    assert await check(path) == manifest
+    return manifest
+
+
+def claim(path: Path, **claims: object) -> None:
+    """Gives the backup another last line."""
+    archive, _, line = path.read_bytes().rstrip().rpartition(b"\n")
+    path.write_bytes(b"%s\n%s\n" % (archive, orjson.dumps(orjson.loads(line) | claims)))
+
+
+ALTERATIONS: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut off": lambda data: data[: len(data) // 2],
+    "without its beginning": lambda data: data[1:],
+    "altered": lambda data: data.replace(b"nodes", b"modes", 1),
+    "with more behind it": lambda data: data + b"x",
+    "a plain archive": lambda data: data.rpartition(b"\n{")[0],
+}
+
+
+async def test_a_file_that_is_not_as_it_was_written_is_not_restored(
+    database_url: URL, empty_database_url: URL, tmp_path: Path
+) -> None:
+    backup, altered = tmp_path / "backup", tmp_path / "altered"
+    await backed_up(database_url, backup)
+    for alteration in ALTERATIONS.values():
+        altered.write_bytes(alteration(backup.read_bytes()))
+        with pytest.raises(BackupRefused):
+            await restore(empty_database_url, altered, replace=True)
+    assert await relations(empty_database_url) == 0
+
+
+async def relations(url: URL) -> int:
+    async with administering(url) as ask:
+        counted = await ask("SELECT count(*) FROM pg_class WHERE relname = 'nodes'")
+    return int(counted[0][0])
+
+
+async def test_what_is_newer_than_this_version_is_not_restored(
+    database_url: URL, empty_database_url: URL, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    await backed_up(database_url, backup)
+    claim(backup, schema_version="9999")
+    with pytest.raises(BackupRefused, match="is of schema 9999, which this version does not know"):
+        await restore(empty_database_url, backup, replace=False)
+    claim(backup, schema_version="0001", postgres=99)
+    with pytest.raises(ProgramMissing, match="pg_restore of PostgreSQL 99 or newer is needed"):
+        await restore(empty_database_url, backup, replace=False)
+    assert await relations(empty_database_url) == 0
+
+
+async def test_a_database_that_is_in_use_is_replaced_only_if_told(
+    database_url: URL, empty_database_url: URL, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    await backed_up(database_url, backup)
+    fresh = Database(empty_database_url)
+    await migrate(fresh.engine)
+    await fresh.close()
+    await restore(empty_database_url, backup, replace=False)  # what migrations make is no loss
+    async with administering(empty_database_url) as execute:
+        await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
+        await execute("UPDATE status_changes SET reason = 'registered' WHERE revision = 1")
+        await execute("CREATE TABLE of_somebody ()")
+    with pytest.raises(BackupRefused, match="is not empty: --replace"):
+        await restore(empty_database_url, backup, replace=False)
+    manifest = await restore(empty_database_url, backup, replace=True)
+    restored = Database(empty_database_url)
+    assert await rows(restored, "SELECT count(*) FROM rolled_up_hours") == [(0,)]
+    assert await rows(restored, "SELECT to_regclass('of_somebody')") == [(None,)]
+    async with restored.read() as session:
+        assert await changes.current_revision(session) == manifest.revision + REVISIONS_SKIPPED
+        dropped = await changes.trim(session, keep_rows=SEEDED, keep_seconds=10**9, batch=10)
+    assert dropped == 0
+    await restored.close()
+
+
+async def test_a_restore_that_fails_leaves_what_was_there(
+    database_url: URL, empty_database_url: URL, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    manifest = await backed_up(database_url, backup)
+    await restore(empty_database_url, backup, replace=False)
+    async with administering(empty_database_url) as execute:
+        await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
+    claim(backup, rows=manifest.rows | {"nodes": 3})
+    with pytest.raises(ProgramFailed, match="nodes has not the 3 rows of the backup"):
+        await restore(empty_database_url, backup, replace=True)
+    async with administering(empty_database_url) as ask:
+        assert await ask("SELECT count(*) FROM rolled_up_hours") == [(1,)]
+
+
+async def test_no_registry_may_be_at_work_on_what_is_restored(
+    start_server: StartServer, database_url: URL, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    async with start_server():
+        await backed_up(database_url, backup)
+        with pytest.raises(BackupRefused, match="a registry is at work"):
+            await restore(database_url, backup, replace=True)
+
+
+async def test_a_backup_of_an_older_schema_is_brought_to_this_one(
+    empty_database_url: URL, tmp_path: Path
+) -> None:
+    database = Database(empty_database_url)
+    await migrate(database.engine, "0003")
+    manifest = await backed_up(empty_database_url, tmp_path / "backup")
+    assert manifest.schema_version == "0003"
+    await migrate(database.engine)
+    await database.close()
+    await restore(empty_database_url, tmp_path / "backup", replace=False)
+    await require_current(database.engine)
+    assert await rows(database, "SELECT count(*) FROM nodes") == [(SEEDED,)]
+    await database.close()
+
+
+async def test_a_service_that_owns_nothing_serves_what_its_owner_has_restored(
+    provisioning: Provisioning, database_url: URL, tmp_path: Path
+) -> None:
+    await provisioning.run()
+    backup = tmp_path / "backup"
+    owner, service = (
+        provisioning.url(getattr(provisioning.names, r)) for r in ("owner", "service")
+    )
+    await backed_up(database_url, backup)
+    with pytest.raises(BackupRefused, match="restore as their owner"):
+        await restore(provisioning.administrator.set(database=owner.database), backup, replace=True)
+    await restore(owner, backup, replace=False)
+    async with serving(service, tmp_path) as server:
+        await register(server, "gpu-1")
+        await beat(server, "gpu-1", 1)
+    async with administering(service) as execute:
+        for forbidden in (
+            "UPDATE audit_log SET actor = 'nobody'",
+            "DELETE FROM alembic_version",
+            "CREATE TABLE of_somebody ()",
+        ):
+            with pytest.raises(DBAPIError, match="permission denied"):
+                await execute(forbidden)
+    # The same rights as before: nothing that the administrator has to mend.
+    await provisioning.run()
+
+
+async def test_a_backup_that_fails_leaves_the_one_that_was_there(
+    database_url: URL, provisioning: Provisioning, tmp_path: Path
+) -> None:
+    backup = tmp_path / "backup"
+    backup.write_text("an older one")
+    await provisioning.run()
+    service = provisioning.url(provisioning.names.service)
+    with pytest.raises(ProgramFailed, match="SELECT privilege"):
+        await back_up(service, backup)
+    with pytest.raises(BackupRefused, match="has no registry in it"):
+        await back_up(database_url.set(database="template1"), backup)
+    assert contents(tmp_path) == {"backup": "an older one"}
+
+
+async def test_what_is_missing_to_make_a_backup_is_named(
+    database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_programs, "programs", lambda: tmp_path)
+    (tmp_path / "pg_dump").write_text("#!/bin/sh\necho 'pg_dump (PostgreSQL) 14.2'\n")
+    (tmp_path / "pg_dump").chmod(0o700)
+    needed = r"pg_dump of PostgreSQL \d+ or newer is needed, .* 14.2: install .*postgresql-client"
+    with pytest.raises(ProgramMissing, match=needed):
+        await back_up(database_url, tmp_path / "backup")

@@ -1,0 +1,194 @@
+"""An upgrade without downtime: each migration lets the version before it go on with its work."""
+
+import io
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import URL, event
+
+from db.database import Database
+from db.migrate import migrate
+from tests.conftest import serving
+from tests.process.test_end_to_end import FAST, running
+from tests.support.api import BEAT, CHANGES, REGISTER, beat, register
+from tests.support.commands import environment_for
+from tests.support.fleet import rows
+from tests.support.transport_ws import connect
+
+ROOT = Path(__file__).parent.parent.parent
+VERSIONS = "migrations/versions"
+FIRST_RELEASE = "0006"
+"""Before it, there was no version that had to go on."""
+
+INCOMPATIBLE = {
+    "what is dropped, the version before still uses": (
+        r"\bDROP\s+(TABLE|COLUMN|FUNCTION|PROCEDURE|SEQUENCE|VIEW)\b"
+    ),
+    "what is renamed, the version before calls by its old name": r"\bRENAME\b",
+    "the version before writes another type": r"\bALTER\s+(COLUMN\s+)?\w+\s+(SET\s+DATA\s+)?TYPE\b",
+    "the version before may leave it out": r"\bSET\s+NOT\s+NULL\b",
+    "the version before knows no column without a default": (
+        r"\bADD\s+COLUMN\s+(IF\s+NOT\s+EXISTS\s+)?\w+(?!.*\bDEFAULT\b)[^,;]*\bNOT\s+NULL\b"
+    ),
+    "it takes a default that the version before relies on": r"\bDROP\s+DEFAULT\b",
+    "it takes rights that the version before needs": r"\bREVOKE\b(?!.*\bFROM\s+PUBLIC\b)",
+    "the version before may write what it refuses": (
+        r"\bADD\s+(CONSTRAINT\s+\w+\s+)?(CHECK|UNIQUE|FOREIGN|EXCLUDE)\b|\bCREATE\s+UNIQUE\s+INDEX\b"
+    ),
+    "it locks a table that heartbeats write for as long as it is built": (
+        r"\bCREATE\s+INDEX\s+(?!CONCURRENTLY)\w+\s+ON\s+(ONLY\s+)?(nodes|heartbeat_log)\b"
+    ),
+}
+
+
+def incompatible(sql: str) -> list[str]:
+    """Why the version before could not work, or would have to wait, beside this statement."""
+    flat = " ".join(sql.split())
+    return [why for why, pattern in INCOMPATIBLE.items() if re.search(pattern, flat, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DROP TABLE tokens",
+        "ALTER TABLE nodes DROP COLUMN hostname",
+        "DROP FUNCTION registry_now()",
+        "ALTER TABLE nodes RENAME COLUMN last_heartbeat TO last_heartbeat_before",
+        "ALTER TABLE nodes ALTER COLUMN hostname TYPE varchar(20)",
+        "ALTER TABLE nodes ALTER hostname SET NOT NULL",
+        "ALTER TABLE nodes ADD COLUMN rack int, ADD COLUMN shelf text NOT NULL",
+        "ALTER TABLE nodes ALTER labels DROP DEFAULT",
+        "REVOKE UPDATE ON nodes FROM node_registry",
+        "ALTER TABLE nodes ADD CONSTRAINT named CHECK (hostname <> '')",
+        "CREATE UNIQUE INDEX nodes_hostname_key ON nodes (hostname)",
+        "CREATE INDEX nodes_hostname_idx\n  ON nodes (hostname)",
+    ],
+)
+def test_what_would_stop_the_version_before_is_found(sql: str) -> None:
+    assert len(incompatible(sql)) == 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CREATE TABLE racks (name text NOT NULL UNIQUE)",
+        "ALTER TABLE nodes ADD COLUMN rack text",
+        "ALTER TABLE nodes ADD COLUMN rack text NOT NULL DEFAULT ''",
+        "CREATE INDEX CONCURRENTLY nodes_hostname_idx ON nodes (hostname)",
+        "REVOKE ALL ON FUNCTION trim_racks() FROM PUBLIC",
+    ],
+)
+def test_what_the_version_before_does_not_notice_is_let_through(sql: str) -> None:
+    assert incompatible(sql) == []
+
+
+async def test_migrations_since_the_first_release_let_the_version_before_go_on(
+    empty_database_url: URL,
+) -> None:
+    database = Database(empty_database_url)
+    await migrate(database.engine, FIRST_RELEASE)
+    executed: list[str] = []
+    event.listen(
+        database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _c, _cursor, statement, *_: executed.append(statement),
+    )
+    await migrate(database.engine)
+    await database.close()
+    assert executed
+    assert {sql: why for sql in executed if (why := incompatible(sql))} == {}
+
+
+def git(*arguments: str) -> bytes:
+    """Raises CalledProcessError where there is no history, OSError where there is no git."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
+
+
+def commit_before() -> str:
+    """Of the code before the newest migration; of the oldest with all of ours while there is none.
+
+    Raises LookupError where the history does not have either.
+    """
+    ours = sorted(path.name for path in (ROOT / VERSIONS).glob("[0-9]*.py"))
+    found: dict[tuple[str, ...], str] = {}
+    for commit in git("log", "--format=%H", "--", VERSIONS).decode().split():
+        listed = git("ls-tree", "--name-only", f"{commit}:{VERSIONS}").decode().split()
+        found.setdefault(tuple(name for name in listed if name[0].isdigit()), commit)
+    if git("rev-parse", "--is-shallow-repository").strip() == b"true":
+        raise LookupError("it is shallow")
+    return found.get(tuple(ours[:-1])) or found[tuple(ours)]
+
+
+@pytest.fixture
+def version_before(tmp_path: Path) -> tuple[Path, str]:
+    """Its code, and the schema that it needs."""
+    try:
+        archive = git("archive", commit_before(), "agent", "db", "graph", "migrations")
+    except (OSError, LookupError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"the version before this is not in the history here: {error}")
+    folder = tmp_path / "before"
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+    return folder, max((folder / VERSIONS).glob("[0-9]*.py")).stem.partition("_")[0]
+
+
+async def test_the_version_before_and_this_one_serve_the_same_fleet_at_once(
+    version_before: tuple[Path, str], empty_database_url: URL, tmp_path: Path
+) -> None:
+    folder, schema = version_before
+    database = Database(empty_database_url)
+    await migrate(database.engine, schema)
+    settings = FAST | environment_for(empty_database_url) | {"PYTHONPATH": str(folder)}
+    settings |= {"NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": "10"}
+    async with (
+        running(sys.executable, "-P", "-m", "graph", "serve", **settings) as process,
+        httpx.AsyncClient(timeout=30) as http,
+    ):
+        url = (await process.line(r"GraphQL +(\S+)")).group(1)
+
+        async def old_beat(node_id: str, sequence: int) -> None:
+            said = {"nodeId": node_id, "bootId": "boot-1", "sequence": sequence}
+            reply = await http.post(url, json={"query": BEAT, "variables": {"input": said}})
+            assert reply.json()["data"]["recordHeartbeat"]["status"] == "ONLINE", reply.text
+
+        async def old_register(node_id: str) -> None:
+            said = {"nodeId": node_id, "bootId": "boot-1", "role": "BACKUP", "type": "WORKER"}
+            reply = await http.post(url, json={"query": REGISTER, "variables": {"input": said}})
+            assert reply.json()["data"]["registerNode"]["created"], reply.text
+
+        await old_register("before")
+        await old_beat("before", 1)
+        await migrate(database.engine)
+        await old_beat("before", 2)
+        async with serving(empty_database_url, tmp_path) as server:
+            async with (
+                connect(url.replace("http", "ws")) as old,
+                connect(server.websocket_url) as new,
+            ):
+                for client in (old, new):
+                    await client.subscribe("1", CHANGES, after="3")  # behind the seeds and `before`
+                await register(server, "after")
+                await old_register("between")
+                for client in (old, new):
+                    for node in ("after", "between"):
+                        told = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+                        assert told["change"]["nodeId"] == node
+            # Whichever of them is asked.
+            await beat(server, "before", 3)
+            await old_beat("after", 1)
+            await old_beat("before", 4)
+            await beat(server, "between", 1)
+            assert await process.stop(signal.SIGTERM) == 0
+            await beat(server, "before", 5)
+        assert not any("error" in line for line in process.lines), process.lines
+    assert await rows(
+        database,
+        "SELECT node_id, status FROM nodes WHERE status_reason <> 'seeded' ORDER BY node_id",
+    ) == [("after", "online"), ("before", "online"), ("between", "online")]
+    await database.close()

@@ -1,0 +1,334 @@
+"""Several processes on one address: they share the work, replace one another and end together."""
+
+import asyncio
+import re
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from structlog.types import EventDict
+
+from graph.address import listen
+from graph.failures import WorkerFailed
+from graph.settings import ConfigurationError, Settings, load
+from graph.workers import Workers, restart_delay_seconds
+from tests.conftest import NO_TLS
+from tests.process.test_end_to_end import (
+    BIN,
+    FAST,
+    SECONDS,
+    Process,
+    ask,
+    running,
+)
+from tests.support.api import CHANGES, REGISTER
+from tests.support.clusters import processes_in
+from tests.support.transport_ws import Client, connect
+
+SERVE = (BIN / "node-registry", "serve", "--workers", "2")
+NODE = {"role": "BACKUP", "type": "WORKER", "bootId": "b"}
+
+
+@dataclass
+class Registry:
+    parent: Process
+    url: str
+
+    @property
+    def websocket_url(self) -> str:
+        return self.url.replace("http", "ws", 1)
+
+    @property
+    def port(self) -> int:
+        return httpx.URL(self.url).port or 0
+
+    def workers(self) -> list[psutil.Process]:
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.parent.process.pid).children():
+                with suppress(psutil.Error):
+                    if "graph.worker" in child.cmdline():
+                        found.append(child)
+        return found
+
+    def worker_of(self, client: Client) -> int:
+        """The pid of the process that holds the other end."""
+        ours = client.socket.local_address
+        for worker in self.workers():
+            if any(each.raddr == ours for each in worker.net_connections("tcp")):
+                return worker.pid
+        raise AssertionError("no worker holds it")
+
+
+@asynccontextmanager
+async def registry(database_url: URL, **environment: str) -> AsyncIterator[Registry]:
+    """Two workers that both serve."""
+    address = database_url.render_as_string(hide_password=False)
+    settings = FAST | {"NODE_REGISTRY_DATABASE_URL": address} | environment
+    # Some end it so that it cannot clear up.
+    with tempfile.TemporaryDirectory() as folder:
+        settings["TMPDIR"] = folder
+        async with running(*SERVE, **settings) as parent:
+            url = (await parent.line(r"GraphQL +(\S+)")).group(1)
+            live = Registry(parent, url)
+            workers = live.workers()
+            assert len(workers) == 2
+            try:
+                yield live
+            finally:
+                for worker in {*workers, *live.workers()}:
+                    with suppress(psutil.NoSuchProcess):
+                        worker.kill()
+
+
+def runs(process: psutil.Process) -> bool:
+    """A zombie has ended: whether anybody reaps an orphan is the machine's affair."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@asynccontextmanager
+async def client_on_each_worker(live: Registry) -> AsyncIterator[dict[int, Client]]:
+    """The kernel deals connections at random: they are opened until each worker has one."""
+    clients: dict[int, Client] = {}
+    async with AsyncExitStack() as stack:
+        for _ in range(200):
+            client = await stack.enter_async_context(connect(live.websocket_url))
+            clients.setdefault(live.worker_of(client), client)
+            if len(clients) == 2:
+                break
+        yield clients
+
+
+async def reason_of_change(client: Client) -> str:
+    event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+    reason: str = event["change"]["reason"]
+    return reason
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    except ConnectionResetError:
+        pass
+    return False
+
+
+async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_ends_them_all(
+    database_url: URL,
+) -> None:
+    async with registry(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.1") as live:
+        workers = live.workers()
+        async with client_on_each_worker(live) as clients:
+            assert set(clients) == {worker.pid for worker in workers}
+            for client in clients.values():
+                nodes = {"nodeIds": ["a", "node-1-hetzner-gex44"]}
+                await client.subscribe("1", CHANGES, after="0", filter=nodes)
+                assert await reason_of_change(client) == "SEEDED"  # so it has begun
+            await ask(live.url, REGISTER, input=NODE | {"nodeId": "a"})
+            for client in clients.values():
+                assert await reason_of_change(client) == "REGISTERED"
+            async with httpx.AsyncClient(timeout=SECONDS) as http:
+                metrics = (await http.get(live.url.replace("/graphql", "/metrics"))).text
+            for worker in ("0", "1"):
+                follower = f'node_registry_subscribers{{stream="status_changes",worker="{worker}"}}'
+                assert f"{follower} 1.0" in metrics
+            assert metrics.count("# TYPE node_registry_subscribers gauge") == 1
+            assert await live.parent.stop(signal.SIGTERM) == 0
+            for client in clients.values():
+                assert (await client.closed())[0] == 1012
+        assert not any(map(runs, workers))
+
+
+async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_url: URL) -> None:
+    async with registry(database_url) as live:
+        killed, spared = live.workers()
+        answers = Counter[str]()
+        replaced = asyncio.Event()
+
+        async def keep_asking() -> None:
+            while not replaced.is_set():
+                try:
+                    async with httpx.AsyncClient(timeout=SECONDS, verify=NO_TLS) as http:
+                        response = await http.post(live.url, json={"query": "{ __typename }"})
+                        answers[str(response.status_code)] += 1
+                except (httpx.ReadError, httpx.RemoteProtocolError):
+                    answers["cut"] += 1  # those that the killed worker was at
+
+        asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
+        await until(lambda: answers["200"] > 20)
+        killed.kill()
+        died = await live.parent.line(r"worker\.ended.* pid=(\d+)")
+        served = await live.parent.line(r"worker\.serves.* pid=(\d+)")
+        replaced.set()
+        await asyncio.gather(*asking)
+        assert set(answers) <= {"200", "cut"}
+        assert int(died.group(1)) == killed.pid
+        assert {worker.pid for worker in live.workers()} == {spared.pid, int(served.group(1))}
+        async with client_on_each_worker(live) as clients:
+            assert set(clients) == {spared.pid, int(served.group(1))}
+
+
+async def test_a_signal_to_all_still_drains_and_a_second_one_hurries(database_url: URL) -> None:
+    async with registry(database_url, NODE_REGISTRY_DRAIN_SECONDS="300") as live:
+        workers = live.workers()
+        async with client_on_each_worker(live) as clients:
+            for process in (*workers, psutil.Process(live.parent.process.pid)):
+                process.terminate()
+            await until(lambda: refused(live.port))
+            for client in clients.values():
+                await client.send({"type": "ping"})
+                assert (await client.receive())["type"] == "pong"
+            assert await live.parent.stop(signal.SIGTERM) == 0
+        assert not any(map(runs, workers))
+
+
+async def test_a_killed_parent_takes_its_workers_along_and_they_free_the_port_at_once(
+    database_url: URL,
+) -> None:
+    async with registry(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.3") as live:
+        workers = live.workers()
+        async with client_on_each_worker(live):
+            live.parent.process.kill()
+            await until(lambda: refused(live.port))
+            await until(lambda: not any(map(runs, workers)))
+
+
+async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_nothing_running(
+    data_dir: Path,
+) -> None:
+    settings = FAST | {
+        "NODE_REGISTRY_DATA_DIR": str(data_dir),
+        "NODE_REGISTRY_WORKERS": "2",
+    }
+    async with running(*SERVE[:2], **settings) as parent:
+        live = Registry(parent, (await parent.line(r"GraphQL +(\S+)")).group(1))
+        workers = live.workers()
+        assert len(workers) == 2
+        await ask(live.url, REGISTER, input=NODE | {"nodeId": "a"})
+        with pytest.raises(OSError, match="ddress already in use"):
+            listen(Settings(http_port=live.port))
+        assert await parent.stop(signal.SIGINT) == 0
+        assert not any(map(runs, workers))
+    assert processes_in(data_dir) == []
+
+
+@asynccontextmanager
+async def role_with_one_connection(database_url: URL) -> AsyncIterator[URL]:
+    """Enough to check the database, too few to serve."""
+    name, password = f"role_{secrets.token_hex(6)}", secrets.token_hex(6)
+    engine = create_async_engine(database_url, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        owner = await connection.scalar(text("SELECT current_user"))
+        limited = f"LOGIN PASSWORD '{password}' CONNECTION LIMIT 1 IN ROLE {owner}"
+        await connection.execute(text(f"CREATE ROLE {name} {limited}"))
+        try:
+            yield database_url.set(username=name, password=password)
+        finally:
+            await connection.execute(text(f"DROP ROLE {name}"))
+    await engine.dispose()
+
+
+async def test_a_worker_that_cannot_start_ends_the_parent_with_one_line(database_url: URL) -> None:
+    async with role_with_one_connection(database_url) as url:
+        address = url.render_as_string(hide_password=False)
+        settings = {"NODE_REGISTRY_DATABASE_URL": address, "NODE_REGISTRY_LOG_LEVEL": "error"}
+        async with running(*SERVE, **FAST, **settings) as parent:
+            output, _ = await parent.process.communicate()
+            assert parent.process.returncode == 1
+    assert output.decode().splitlines() == [
+        "node-registry: a worker cannot start: the registry cannot reach its database at the moment"
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 65])
+def test_a_count_out_of_range_is_refused(count: int) -> None:
+    with pytest.raises(ConfigurationError, match="NODE_REGISTRY_WORKERS"):
+        load(workers=count)
+
+
+Played = Callable[[str], Workers]
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Played]:
+    """Workers that are a few lines of Python instead, in a folder of the test's own."""
+    monkeypatch.setattr("graph.workers._LONGEST_DELAY_SECONDS", 0.01)
+    monkeypatch.chdir(tmp_path)
+    with listen(Settings(http_port=0)) as listening:
+
+        def play(script: str) -> Workers:
+            monkeypatch.setattr("graph.workers._COMMAND", (sys.executable, "-S", "-c", script))
+            return Workers([listening], {}, stop_seconds=0.1, when_serving=lambda: None)
+
+        yield play
+
+
+def taken(logged: list[EventDict], event: str) -> list[EventDict]:
+    """Out of the log, where an error would fail the test."""
+    found = [each for each in logged if each["event"] == event]
+    logged[:] = [each for each in logged if each["event"] != event]
+    return found
+
+
+async def test_a_worker_that_starts_no_more_ends_the_parent(
+    played: Played, logged: list[EventDict]
+) -> None:
+    once = """
+import pathlib
+pathlib.Path("lives").open("a").write("x")
+print("ready" if pathlib.Path("lives").read_text() == "x" else "no memory")
+"""
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(WorkerFailed, match=re.escape("a worker cannot start: no memory")):
+            await played(once).run()
+    assert [each["end"] for each in taken(logged, "worker.ended")] == [
+        "it ended with status 0",
+        *["no memory"] * 6,
+    ]
+
+
+@pytest.mark.parametrize(("brief", "seconds"), [(1, 0.2), (5, 3.2), (6, 5), (100_000, 5)])
+def test_a_worker_that_goes_on_dying_young_is_awaited_for_seconds_at_most(
+    brief: int, seconds: float
+) -> None:
+    assert restart_delay_seconds(brief) == pytest.approx(seconds)
+
+
+async def test_a_worker_that_does_not_end_in_time_is_killed(
+    played: Played, logged: list[EventDict]
+) -> None:
+    deaf = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(3600)
+"""
+    workers = played(deaf)
+    async with asyncio.timeout(SECONDS):
+        running_workers = asyncio.create_task(workers.run())
+        await until(lambda: any(each["event"] == "worker.serves" for each in logged))
+        workers.stop()
+        await running_workers
+    assert len(taken(logged, "worker.stop_overdue")) == 1

@@ -1,0 +1,431 @@
+"""The audit trail by the API: what is done, what is refused, and how administrators ask for it."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import orjson
+import pytest
+from sqlalchemy import text
+from structlog.types import EventDict
+
+from db import audit
+from db.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
+from db.database import Database
+from db.errors import Forbidden
+from db.identity import Caller, Identity
+from db.keys import new_key
+from db.values import Role
+from graph.documents import Documents
+from graph.metrics import Metrics
+from graph.operations import Operations
+from graph.refusals import MAX_OF_ONE_OPERATION, Audited, record_forbidden
+from graph.requests import GraphQLRequest
+from graph.schema import schema
+from graph.upkeep import Upkeep
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import DEREGISTER, MAINTENANCE, REGISTER, beat, register
+from tests.support.keyring import create
+from tests.support.transport_ws import connect
+
+TRAIL = """
+query Trail($filter: AuditFilter, $first: Int, $after: String) {
+  auditLog(filter: $filter, first: $first, after: $after) {
+    edges { cursor }
+    nodes { id recordedAt actor address action subject outcome requestId before after }
+    pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
+  }
+}
+"""
+TOKENS = """
+mutation Create($input: CreateTokenInput!) { createToken(input: $input) { __typename } }
+mutation Enrol($input: CreateEnrolmentTokenInput!) {
+  createEnrolmentToken(input: $input) { __typename }
+}
+mutation Rotate($input: RotateTokenInput!) { rotateToken(input: $input) { __typename } }
+mutation Revoke($input: RevokeTokenInput!) { revokeToken(input: $input) { __typename } }
+mutation Own { rotateNodeKey { __typename } }
+"""
+PROFILES = """
+mutation SetOfNode($input: SetNodeProfileInput!) { setNodeProfile(input: $input) { __typename } }
+mutation DeleteOfNode($input: DeleteNodeProfileInput!) { deleteNodeProfile(input: $input) { name } }
+mutation SetOfRole($input: SetRoleProfileInput!) { setRoleProfile(input: $input) { __typename } }
+mutation DeleteOfRole($input: DeleteRoleProfileInput!) { deleteRoleProfile(input: $input) { name } }
+"""
+KNOWN = Caller(Identity("agent-7", Role.ADMIN), "192.0.2.7")
+
+
+@pytest.fixture
+def operations(server: LiveServer) -> Operations:
+    return Operations(schema, server.services)
+
+
+async def answer(
+    operations: Operations, query: str, operation: str | None = None, **given: Any
+) -> str:
+    asked = {"query": query, "operationName": operation, "variables": {"input": given}}
+    admitted = await operations.admit(GraphQLRequest.model_validate(asked), KNOWN)
+    return await operations.execute(admitted)
+
+
+async def code_of(
+    operations: Operations, query: str, operation: str | None = None, **given: Any
+) -> str | None:
+    """The error's code, None of what succeeds."""
+    try:
+        body = orjson.loads(await answer(operations, query, operation, **given))
+    except Forbidden as refused:
+        return refused.code
+    return body["errors"][0]["extensions"]["code"] if "errors" in body else None
+
+
+async def entries(database: Database) -> list[tuple[str, str, str]]:
+    async with database.read() as session:
+        page = await audit.entries(session, EVERY_ENTRY, first=1000, after=None)
+    return [(entry.action, entry.subject, entry.outcome) for entry in reversed(page.rows)]
+
+
+async def trail(server: LiveServer, **variables: Any) -> dict[str, Any]:
+    log: dict[str, Any] = (await server.execute(TRAIL, **variables))["auditLog"]
+    return log
+
+
+async def test_administrators_read_who_did_what_newest_first(server: LiveServer) -> None:
+    await server.http.post(
+        "/graphql",
+        json={
+            "query": REGISTER,
+            "variables": {
+                "input": {"nodeId": "a", "role": "BACKUP", "type": "WORKER", "bootId": "b"}
+            },
+        },
+        headers={"x-request-id": "request-1"},
+    )
+    await beat(server, "a", 1, boot_id="b")
+    await server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": True})
+    newest, oldest = (await trail(server))["nodes"]
+    assert (oldest["actor"], oldest["requestId"]) == ("anonymous", "request-1")
+    assert (oldest["action"], oldest["subject"], oldest["outcome"]) == ("node.register", "a", "ok")
+    assert oldest["before"] is None
+    assert oldest["after"]["status"] == "online"
+    assert (newest["action"], newest["after"]["status"]) == ("node.set_maintenance", "maintenance")
+    assert newest["recordedAt"] > oldest["recordedAt"]
+
+
+async def test_pages_lead_through_the_whole_trail(server: LiveServer) -> None:
+    for name in "abcde":
+        await register(server, name)
+    seen, after = [], None
+    while True:
+        page = await trail(server, first=2, after=after)
+        assert [edge["cursor"] for edge in page["edges"]][-1] == page["pageInfo"]["endCursor"]
+        assert page["pageInfo"]["hasPreviousPage"] is (after is not None)
+        seen += [entry["subject"] for entry in page["nodes"]]
+        after = page["pageInfo"]["endCursor"]
+        if not page["pageInfo"]["hasNextPage"]:
+            break
+    assert seen == list("edcba")
+
+
+async def test_a_filter_means_what_fits_all_of_it(server: LiveServer) -> None:
+    for name in "ab":
+        await register(server, name)
+        await server.execute(MAINTENANCE, input={"nodeId": name, "enabled": True})
+    instant = (await trail(server))["nodes"][1]["recordedAt"]  # of the registration of b
+    for given, meant in (
+        ({"subject": "a"}, ["node.set_maintenance a", "node.register a"]),
+        ({"subject": "a", "action": "node.register"}, ["node.register a"]),
+        ({"since": instant, "actor": "anonymous"}, ["node.set_maintenance b", "node.register b"]),
+        ({"until": instant, "outcome": "ok"}, ["node.set_maintenance a", "node.register a"]),
+        ({"since": instant, "until": instant}, []),
+        ({"actor": "nobody"}, []),
+        ({"outcome": "FORBIDDEN"}, []),
+    ):
+        found = (await trail(server, filter=given))["nodes"]
+        assert [f"{entry['action']} {entry['subject']}" for entry in found] == meant, given
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"first": 1001}, "first"),
+        ({"after": "x"}, "after"),
+        ({"filter": {"actor": "x" * 256}}, "filter.actor"),
+        ({"filter": {"subject": "\0"}}, "filter.subject"),
+    ],
+)
+async def test_a_question_that_makes_no_sense_is_refused(
+    server: LiveServer, given: dict[str, Any], field: str
+) -> None:
+    [error] = (await server.post(TRAIL, **given))["errors"]
+    assert (error["extensions"]["code"], error["extensions"]["field"]) == ("BAD_INPUT", field)
+
+
+NODE = {"nodeId": "a"}
+PROFILE = {"name": "llm", "type": "LLM", "config": {}, "expectedVersion": 7}
+ROLE = {"role": "PRODUCTION", "type": "WORKER", "name": "llm"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "entry"),
+    [
+        (
+            (REGISTER, None),
+            NODE | {"role": "BACKUP", "type": "WORKER", "bootId": "other"},
+            ("node.register", "a", "NODE_ID_TAKEN"),
+        ),
+        (
+            (REGISTER, None),
+            {"role": "BACKUP", "type": "WORKER", "bootId": ""},
+            ("node.register", "", "BAD_INPUT"),
+        ),
+        (
+            (MAINTENANCE, None),
+            {"nodeId": "x", "enabled": True},
+            ("node.set_maintenance", "x", "NODE_NOT_FOUND"),
+        ),
+        (
+            (MAINTENANCE, None),
+            NODE | {"enabled": True, "until": "2020-01-01T00:00:00Z"},
+            ("node.set_maintenance", "a", "BAD_INPUT"),
+        ),
+        ((DEREGISTER, None), {"nodeId": "x"}, ("node.deregister", "x", "NODE_NOT_FOUND")),
+        (
+            (DEREGISTER, None),
+            {"nodeId": f"{'x' * 300}\0"},
+            ("node.deregister", "x" * 255, "BAD_INPUT"),
+        ),
+        ((DEREGISTER, None), {"nodeId": "x\0y"}, ("node.deregister", "x?y", "BAD_INPUT")),
+        ((PROFILES, "SetOfNode"), NODE | PROFILE, ("profile.set", "a/llm", "VERSION_CONFLICT")),
+        (
+            (PROFILES, "DeleteOfNode"),
+            NODE | {"name": "llm"},
+            ("profile.delete", "a/llm", "PROFILE_NOT_FOUND"),
+        ),
+        (
+            (PROFILES, "SetOfRole"),
+            ROLE | {"profileType": "LLM", "config": [1]},
+            ("profile.set", "production/worker/llm", "BAD_INPUT"),
+        ),
+        (
+            (PROFILES, "DeleteOfRole"),
+            ROLE,
+            ("profile.delete", "production/worker/llm", "PROFILE_NOT_FOUND"),
+        ),
+        (
+            (TOKENS, "Create"),
+            {"role": "AGENT", "name": "x"},
+            ("token.create", "x", "BAD_INPUT"),
+        ),
+        (
+            (TOKENS, "Enrol"),
+            {"uses": 0, "expiresInSeconds": 60},
+            ("token.create", "", "BAD_INPUT"),
+        ),
+        ((TOKENS, "Rotate"), {"id": "x"}, ("token.rotate", "x", "TOKEN_NOT_FOUND")),
+        ((TOKENS, "Own"), {}, ("token.rotate", "", "FORBIDDEN")),
+    ],
+)
+async def test_what_a_known_caller_is_refused_is_an_entry(
+    server: LiveServer,
+    operations: Operations,
+    asked: tuple[str, str | None],
+    given: dict[str, Any],
+    entry: tuple[str, str, str],
+) -> None:
+    await register(server, "a")
+    assert await code_of(operations, *asked, **given) == entry[2]
+    assert await entries(server.services.database) == [("node.register", "a", "ok"), entry]
+    refused = (await trail(server, first=1))["nodes"][0]
+    assert (refused["actor"], refused["address"]) == ("agent-7", "192.0.2.7")
+    assert (refused["before"], refused["after"]) == (None, None)
+
+
+@pytest.mark.parametrize("operation", ["Revoke", "Rotate"])
+async def test_a_key_that_was_given_where_its_id_belongs_is_not_told(
+    server: LiveServer, operations: Operations, logged: list[EventDict], operation: str
+) -> None:
+    key = new_key()
+    told = await answer(operations, TOKENS, operation, id=key.text)
+    assert f"nrk_{key.public_id}…" in told
+    assert key.text not in told + repr(logged)
+    [entry] = await entries(server.services.database)
+    action = f"token.{operation.lower()}"
+    assert entry == (action, f"nrk_{key.public_id}…", "TOKEN_NOT_FOUND")
+
+
+async def test_what_somebody_unknown_is_refused_is_no_entry(server: LiveServer) -> None:
+    body = await server.post(DEREGISTER, input={"nodeId": "x"})
+    assert body["errors"][0]["extensions"]["code"] == "NODE_NOT_FOUND"
+    assert await entries(server.services.database) == []
+
+
+async def test_refusals_of_heartbeats_are_no_entries(
+    server: LiveServer, operations: Operations
+) -> None:
+    beat_of = (
+        "mutation($input: RecordHeartbeatInput!) { recordHeartbeat(input: $input) { status } }"
+    )
+    refused = await code_of(operations, beat_of, nodeId="x", bootId="b", sequence=1)
+    assert refused == "NODE_NOT_FOUND"
+    assert await entries(server.services.database) == []
+
+
+async def test_a_refusal_is_told_even_if_the_trail_cannot_be_written(
+    start_server: StartServer, database: Database, logged: list[EventDict]
+) -> None:
+    async with start_server(db_statement_timeout_seconds=0.5) as server:
+        operations = Operations(schema, server.services)
+        async with database.write() as session:
+            await session.execute(text("LOCK TABLE audit_log"))
+            assert await code_of(operations, DEREGISTER, nodeId="x") == "NODE_NOT_FOUND"
+    [lost] = [event for event in logged if event["event"] == "audit.refusal_lost"]
+    assert (lost["actor"], lost["subject"]) == ("agent-7", "x")
+
+
+async def waiting(database: Database) -> None:
+    """Until a write waits for its lock."""
+    question = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    async with asyncio.timeout(10):
+        while True:
+            async with database.read() as session:
+                if await session.scalar(question):
+                    return
+            await asyncio.sleep(0.005)
+
+
+def gauge(server: LiveServer, name: str) -> float | None:
+    return server.services.metrics.registry.get_sample_value(name)
+
+
+@pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER], ids=["refused", "forbidden"])
+async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
+    start_server: StartServer, database: Database, role: Role
+) -> None:
+    key = await create(database, role)
+    headers = {"authorization": f"Bearer {key.text}"}
+    async with AsyncExitStack() as stack:
+        async with start_server() as server:
+            session = await stack.enter_async_context(database.write())
+            await session.execute(text("LOCK TABLE audit_log"))
+            async with connect(server.websocket_url, headers=headers) as client:
+                await client.subscribe("1", DEREGISTER, input={"nodeId": "x"})
+                await waiting(database)
+            while gauge(server, "node_registry_connections"):
+                await asyncio.sleep(0.005)
+            await waiting(database)
+            await stack.aclose()
+        code = "NODE_NOT_FOUND" if role is Role.ADMIN else "FORBIDDEN"
+        assert (await entries(database))[1:] == [("node.deregister", "x", code)]
+
+
+def test_every_mutation_but_heartbeats_says_what_it_is_in_the_trail() -> None:
+    root = schema.graphql.mutation_type
+    assert root is not None
+    silent = {
+        name
+        for name, field in root.fields.items()
+        if not any(
+            isinstance(extension, Audited)
+            for extension in field.extensions["strawberry-definition"].extensions
+        )
+    }
+    assert silent == {"recordHeartbeat", "recordHeartbeats"}
+
+
+async def forbid(server: LiveServer, query: str, **variables: Any) -> None:
+    document = Documents(schema.graphql).asked_for(GraphQLRequest(query=query))
+    assert document.errors == []
+    context = server.services.context(KNOWN)
+    await record_forbidden(context, document.operation(None), variables)
+
+
+async def test_an_operation_that_is_forbidden_tells_what_it_would_have_done(
+    server: LiveServer,
+) -> None:
+    await forbid(
+        server,
+        """
+        mutation Many($input: DeleteRoleProfileInput!, $id: String!) {
+          deregisterNode(input: {nodeId: $id}) { nodeId }
+          other: deregisterNode(input: {nodeId: "b"}) { nodeId }
+          __typename
+          ...Rest
+        }
+        fragment Rest on Mutation {
+          deleteRoleProfile(input: $input) { name }
+          recordHeartbeat(input: {nodeId: "a", bootId: "b", sequence: 1}) { nodeId }
+        }
+        """,
+        input=ROLE,
+        id="a",
+    )
+    await forbid(server, "{ registry { version } __typename }")
+    assert await entries(server.services.database) == [
+        ("node.deregister", "a", "FORBIDDEN"),
+        ("node.deregister", "b", "FORBIDDEN"),
+        ("profile.delete", "production/worker/llm", "FORBIDDEN"),
+    ]
+
+
+@pytest.mark.parametrize("given", [None, 1, "x", [], {}, {"nodeId": 1}, {"nodeId": ["a"]}])
+async def test_a_forbidden_operation_may_have_any_variables(
+    server: LiveServer, given: object
+) -> None:
+    await forbid(server, DEREGISTER, input=given)
+    await forbid(server, DEREGISTER)
+    huge = (
+        f'mutation {{ deregisterNode(input: {{nodeId: "a", note: "{"9" * 5000}"}}) {{ nodeId }} }}'
+    )
+    await forbid(server, huge)
+    assert await entries(server.services.database) == [
+        ("node.deregister", "", "FORBIDDEN"),
+        ("node.deregister", "", "FORBIDDEN"),
+        ("node.deregister", "a", "FORBIDDEN"),
+    ]
+
+
+async def test_what_a_key_may_not_ask_for_is_an_entry_and_what_it_asks_of_heartbeats_is_not(
+    start_server: StartServer, database: Database
+) -> None:
+    async with start_server(auth="required") as server:
+        viewer = await create(database, Role.VIEWER, name="grafana")
+        headers = {"authorization": f"Bearer {viewer.text}", "x-request-id": "request-1"}
+        for query in (
+            'mutation { deregisterNode(input: {nodeId: "a"}) { nodeId } }',
+            "mutation { recordHeartbeats(inputs: []) { __typename } }",
+            'mutation { createToken(input: {role: ADMIN, name: "mine"}) { key } }',
+        ):
+            reply = await server.http.post("/graphql", json={"query": query}, headers=headers)
+            assert reply.json()["errors"][0]["extensions"]["code"] == "FORBIDDEN"
+        nobody = await server.http.post("/graphql", json={"query": query})
+        assert nobody.status_code == 401
+    async with database.read() as session:
+        page = await audit.entries(session, AuditFilter(outcome="FORBIDDEN"), first=9, after=None)
+    assert [(e.action, e.subject, e.actor, e.address, e.request_id) for e in page.rows] == [
+        ("token.create", "mine", "grafana", "127.0.0.1", "request-1"),
+        ("node.deregister", "a", "grafana", "127.0.0.1", "request-1"),
+    ]
+
+
+async def test_one_forbidden_operation_makes_few_entries(server: LiveServer) -> None:
+    fields = " ".join(
+        f'f{n}: deregisterNode(input: {{nodeId: "{n}"}}) {{ nodeId }}' for n in range(50)
+    )
+    for _ in range(REFUSALS_A_MINUTE // MAX_OF_ONE_OPERATION + 2):
+        await forbid(server, f"mutation {{ {fields} }}")
+    assert len(await entries(server.services.database)) == REFUSALS_A_MINUTE
+
+
+async def test_the_trail_is_kept_for_as_long_as_is_configured(server: LiveServer) -> None:
+    database, settings = server.services.database, server.services.settings
+    aged = """
+    INSERT INTO audit_log (recorded_at, actor, action, subject)
+    SELECT now() - make_interval(days => n), 'a', 'b', n FROM unnest(ARRAY[399, 401, 800]) AS n
+    """
+    async with database.write() as session:
+        await session.execute(text(aged))
+    upkeep = Upkeep(database, settings, Metrics())
+    assert await upkeep.trim_audit_log() == 2
+    assert [subject for _, subject, _ in await entries(database)] == ["399"]
+    assert await upkeep.trim_audit_log() == 0

@@ -1,0 +1,389 @@
+"""The router's question: which nodes can do this now, best first, and why the others cannot."""
+
+import asyncio
+import random
+from contextlib import aclosing, nullcontext, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from db import fleet, nodes
+from db.requirements import NO_REQUIREMENTS
+from db.values import NodeStatus
+from graph.events import AvailableNodesSnapshot, NodeBecameAvailable
+from graph.scalars import Revision
+from graph.watch import MAX_STEPS, Watch, follow_available
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, beat, register
+from tests.support.statements import statements
+from tests.support.transport_ws import Client, connect
+
+AVAILABLE = """
+query Available($require: NodeRequirements, $rank: NodeRanking! = LEAST_LOADED, $limit: Int) {
+  availableNodes(require: $require, rank: $rank, limit: $limit) {
+    candidates { score node { nodeId status metrics { cpuPercent } } }
+    excluded { nodeId reasons }
+    revision
+    observedAt
+  }
+}
+"""
+
+FOLLOW = """
+subscription Follow($require: NodeRequirements) {
+  availableNodesChanges(require: $require) {
+    __typename
+    ... on AvailableNodesSnapshot { revision nodes { nodeId } }
+    ... on NodeBecameAvailable { revision node { nodeId status } }
+    ... on NodeBecameUnavailable { revision nodeId reasons }
+  }
+}
+"""
+
+MINE = {"labels": {"all": ["mine"]}}
+
+
+async def ask(server: LiveServer, **asked: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = (await server.execute(AVAILABLE, **asked))["availableNodes"]
+    return answer
+
+
+async def candidates(server: LiveServer, **asked: Any) -> list[str]:
+    return [found["node"]["nodeId"] for found in (await ask(server, **asked))["candidates"]]
+
+
+async def offer(server: LiveServer, node_id: str, **given: Any) -> None:
+    """A node of ours that has measured what is given as `metrics`."""
+    metrics = given.pop("metrics", None)
+    await register(server, node_id, labels=["mine", *given.pop("labels", [])], **given)
+    if metrics is not None:
+        await beat(server, node_id, 1, metrics=metrics)
+
+
+async def next_event(client: Client) -> dict[str, Any]:
+    message = await client.receive()
+    assert message["type"] == "next", message
+    event: dict[str, Any] = message["payload"]["data"]["availableNodesChanges"]
+    return event
+
+
+async def test_the_least_loaded_node_comes_first(server: LiveServer) -> None:
+    await offer(server, "busy", metrics={"cpuPercent": 90})
+    await offer(server, "idle", metrics={"cpuPercent": 10})
+    await offer(server, "unknown")
+    answer = await ask(server)
+    found = [(c["node"]["nodeId"], c["score"]) for c in answer["candidates"]]
+    assert found == [("idle", 0.9), ("busy", pytest.approx(0.1)), ("unknown", 0)]
+    assert answer["candidates"][0]["node"]["metrics"] == {"cpuPercent": 10}
+    assert answer["revision"] == "5"
+
+
+async def test_what_is_left_out_has_its_reasons(server: LiveServer) -> None:
+    await offer(server, "a", metrics={"gpus": [{"name": "g", "memoryFreeMb": 9120}]})
+    await offer(server, "b", role="BACKUP")
+    await server.execute(MAINTENANCE, input={"nodeId": "b", "enabled": True})
+    answer = await ask(server, require={"roles": ["PRODUCTION"], "minGpuMemoryFreeMb": 16000})
+    assert answer["candidates"] == []
+    assert {left["nodeId"]: left["reasons"] for left in answer["excluded"]} == {
+        "a": ["needs 16000 MB on one GPU, has 9120"],
+        "b": [
+            "is in MAINTENANCE",
+            "has role BACKUP, needs PRODUCTION",
+            "needs 16000 MB on one GPU, has none measured",
+        ],
+        "node-1-hetzner-gex44": [
+            "is OFFLINE",
+            "needs 16000 MB on one GPU, has none measured",
+        ],
+        "node-2-macbook-m4max": [
+            "is OFFLINE",
+            "has role DEVELOPMENT, needs PRODUCTION",
+            "needs 16000 MB on one GPU, has none measured",
+        ],
+    }
+
+
+async def test_every_requirement_counts(server: LiveServer) -> None:
+    await offer(
+        server,
+        "a",
+        labels=["gpu"],
+        capabilities={"models": ["llama", {"name": "qwen"}], "os": "linux"},
+        metrics={
+            "cpuPercent": 20,
+            "memoryAvailableMb": 8000,
+            "gpus": [{"name": "g", "memoryFreeMb": 9000}],
+        },
+    )
+    met: dict[str, Any] = {
+        "roles": ["PRODUCTION"],
+        "types": ["WORKER"],
+        "labels": {"all": ["gpu"], "any": ["gpu", "x"], "none": ["x"]},
+        "capabilities": {"os": "linux"},
+        "model": "qwen",
+        "minMemoryAvailableMb": 8000,
+        "minGpuMemoryFreeMb": 9000,
+        "maxCpuPercent": 20,
+    }
+    assert await candidates(server, require=met) == ["a"]
+    unmet: list[dict[str, Any]] = [
+        {"roles": ["BACKUP"]},
+        {"types": []},
+        {"labels": {"none": ["gpu"]}},
+        {"capabilities": {"os": "macos"}},
+        {"model": "gpt"},
+        {"minMemoryAvailableMb": 8001},
+        {"minGpuMemoryFreeMb": 9001},
+        {"maxCpuPercent": 19.9},
+    ]
+    for requirement in unmet:
+        assert await candidates(server, require=met | requirement) == [], requirement
+
+
+async def test_a_degraded_node_is_a_candidate_where_it_is_asked_for(server: LiveServer) -> None:
+    await register(server, "a")
+    await beat(server, "a", 1, status="DEGRADED")
+    assert await candidates(server) == []
+    assert await candidates(server, require={"includeDegraded": True}) == ["a"]
+
+
+async def test_limits_and_ranks_are_kept(server: LiveServer) -> None:
+    for node_id, free in (("a", 1000), ("b", 3000), ("c", 2000)):
+        await offer(server, node_id, metrics={"memoryAvailableMb": free})
+    assert await candidates(server, rank="MOST_FREE_MEMORY", limit=2) == ["b", "c"]
+    assert await candidates(server, limit=0) == []
+    refused = await server.post(AVAILABLE, limit=1001)
+    assert refused["errors"][0]["extensions"]["field"] == "limit"
+
+
+@pytest.mark.parametrize(
+    ("require", "field"),
+    [
+        ({"capabilities": [1]}, "require.capabilities"),
+        ({"capabilities": {"a": "x" * 4096}}, "require.capabilities"),
+        ({"minMemoryAvailableMb": -1}, "require.minMemoryAvailableMb"),
+        ({"model": "x" * 256}, "require.model"),
+        ({"labels": {"any": ["x" * 256]}}, "require.labels.any[0]"),
+    ],
+)
+async def test_bad_requirements_are_refused_and_named(
+    server: LiveServer, require: dict[str, Any], field: str
+) -> None:
+    [error] = (await server.post(AVAILABLE, require=require))["errors"]
+    assert error["extensions"]["code"] == "BAD_INPUT"
+    assert error["extensions"]["field"] == field
+
+
+async def test_a_deeply_nested_requirement_is_refused(server: LiveServer) -> None:
+    nested: Any = {}
+    for _ in range(900):
+        nested = {"a": nested}
+    await ask(server)  # so that answers may be shared
+    [error] = (await server.post(AVAILABLE, require={"capabilities": nested}))["errors"]
+    assert error["extensions"]["code"] == "BAD_INPUT"
+
+
+async def test_a_change_is_in_the_answer_within_a_second(server: LiveServer) -> None:
+    await offer(server, "a", metrics={"cpuPercent": 10})
+    assert await candidates(server, require={"maxCpuPercent": 50}) == ["a"]
+    changed = asyncio.get_running_loop().time()
+    await beat(server, "a", 2, metrics={"cpuPercent": 99})
+    while await candidates(server, require={"maxCpuPercent": 50}):
+        assert asyncio.get_running_loop().time() < changed + 1.5
+        await asyncio.sleep(0.02)
+
+
+async def test_the_same_question_costs_no_statement_until_something_changes(
+    quiet_server: LiveServer,
+) -> None:
+    await offer(quiet_server, "a")
+    await ask(quiet_server)
+    with statements(quiet_server.services.database) as sent:
+        for _ in range(20):
+            assert await candidates(quiet_server) == ["a"]
+    asked_of_nodes = [statement for statement in sent if "FROM nodes" in statement]
+    assert len([s for s in asked_of_nodes if "heartbeat_log" not in s]) <= 1
+
+
+async def test_who_asks_the_same_of_one_look_is_answered_to_the_byte(server: LiveServer) -> None:
+    await offer(server, "a")
+    asked = {"query": AVAILABLE, "variables": {"require": MINE}}
+    replies = await asyncio.gather(*(server.http.post("/graphql", json=asked) for _ in range(20)))
+    assert len({reply.content for reply in replies}) <= 3
+    other = await server.execute(AVAILABLE, require=MINE | {"types": ["ROUTER"]})
+    assert other["availableNodes"]["candidates"] == []
+
+
+async def test_what_was_refused_once_is_refused_anew(server: LiveServer) -> None:
+    await ask(server)
+    ids = set()
+    for _ in range(3):
+        [error] = (await server.post(AVAILABLE, require={"model": "x" * 256}))["errors"]
+        ids.add(error["extensions"]["requestId"])
+    assert len(ids) == 3
+
+
+async def test_a_follower_is_told_the_set_and_then_what_enters_and_leaves(
+    server: LiveServer,
+) -> None:
+    await offer(server, "a")
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", FOLLOW, require=MINE)
+        assert await next_event(client) == {
+            "__typename": "AvailableNodesSnapshot",
+            "revision": "3",
+            "nodes": [{"nodeId": "a"}],
+        }
+        await offer(server, "b")
+        assert await next_event(client) == {
+            "__typename": "NodeBecameAvailable",
+            "revision": "4",
+            "node": {"nodeId": "b", "status": "ONLINE"},
+        }
+        await server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": True})
+        assert await next_event(client) == {
+            "__typename": "NodeBecameUnavailable",
+            "revision": "5",
+            "nodeId": "a",
+            "reasons": ["is in MAINTENANCE"],
+        }
+        await server.execute(DEREGISTER, input={"nodeId": "b"})
+        left = await next_event(client)
+        assert (left["nodeId"], left["reasons"]) == ("b", ["is not registered any more"])
+
+
+async def test_metrics_labels_and_capabilities_make_a_node_fit_or_unfit(
+    server: LiveServer,
+) -> None:
+    require = {
+        "labels": {"all": ["gpu"]},
+        "model": "llama",
+        "maxCpuPercent": 50,
+    }
+    llama = {"models": ["llama"]}
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", FOLLOW, require=require)
+        assert (await next_event(client))["nodes"] == []
+        await register(server, "a", labels=["gpu"], capabilities=llama)
+        await beat(server, "a", 1, metrics={"cpuPercent": 10})
+        assert (await next_event(client))["node"]["nodeId"] == "a"
+        await beat(server, "a", 2, metrics={"cpuPercent": 60})
+        assert (await next_event(client))["reasons"] == ["needs CPU at most 50 %, has 60"]
+        await beat(server, "a", 3, metrics={"cpuPercent": 10})
+        assert (await next_event(client))["node"]["nodeId"] == "a"
+        await register(server, "a", labels=["cpu"], capabilities=llama)
+        assert (await next_event(client))["reasons"] == ["lacks label gpu"]
+        await register(server, "a", labels=["gpu"], capabilities=llama)
+        assert (await next_event(client))["node"]["nodeId"] == "a"
+        await register(server, "a", capabilities={"models": []})
+        assert (await next_event(client))["reasons"] == ["does not serve model llama"]
+
+
+async def test_followers_on_two_servers_learn_of_the_changes_of_both(
+    start_server: StartServer,
+) -> None:
+    async with (
+        start_server() as one,
+        start_server() as two,
+        connect(one.websocket_url) as first,
+        connect(two.websocket_url) as second,
+    ):
+        for client in (first, second):
+            await client.subscribe("1", FOLLOW, require=MINE)
+            assert (await next_event(client))["nodes"] == []
+        await offer(one, "a")
+        await offer(two, "b")
+        for client in (first, second):
+            entered = {(await next_event(client))["node"]["nodeId"] for _ in range(2)}
+            assert entered == {"a", "b"}
+
+
+async def test_a_watch_ends_with_its_last_follower(server: LiveServer) -> None:
+    async with connect(server.websocket_url) as client:
+        for operation in ("1", "2"):
+            await client.subscribe(operation, FOLLOW, require=MINE)
+            await client.receive()
+        assert server.services.fleet.subscribers == 2
+        for operation in ("1", "2"):
+            await client.send({"id": operation, "type": "complete"})
+        async with asyncio.timeout(10):
+            while server.services.fleet.subscribers:
+                await asyncio.sleep(0.005)
+
+
+async def test_one_that_falls_behind_is_told_the_set_anew(server: LiveServer) -> None:
+    await offer(server, "a")
+    async with server.services.database.read() as session:
+        row = await nodes.find(session, "a")
+        seen = await fleet.look(session, None)
+    assert row is not None
+    [online] = [found for found in seen.changed if found.node_id == "a"]
+    offline = replace(online, status=NodeStatus.OFFLINE)
+    watch = Watch(server.services.database, NO_REQUIREMENTS, [online], seen.revision)
+    async with aclosing(follow_available(nullcontext(watch))) as events:
+        [first] = await anext(events)
+        assert isinstance(first, AvailableNodesSnapshot)
+        for step in range(MAX_STEPS + 1):
+            watch.see(seen.revision, [online if step % 2 else offline], [], {row.id: row})
+        [anew] = await anext(events)
+        assert anew == AvailableNodesSnapshot(revision=Revision(3), nodes=[])
+        watch.see(seen.revision, [online], [], {row.id: row})
+        [entered] = await anext(events)
+        assert isinstance(entered, NodeBecameAvailable)
+
+
+def understand(event: dict[str, Any], known: set[str]) -> None:
+    match event["__typename"]:
+        case "AvailableNodesSnapshot":
+            known.clear()
+            known.update(node["nodeId"] for node in event["nodes"])
+        case "NodeBecameAvailable":
+            assert event["node"]["nodeId"] not in known
+            known.add(event["node"]["nodeId"])
+        case "NodeBecameUnavailable":
+            known.remove(event["nodeId"])
+
+
+async def change_something(server: LiveServer, choice: random.Random, number: int) -> None:
+    """Some of it is refused, e.g. for a node that is not there."""
+    node_id = f"n{choice.randrange(6)}"
+    match choice.randrange(5):
+        case 0:
+            await register(server, node_id, labels=[choice.choice(["mine", "other"])])
+        case 1:
+            await server.post(DEREGISTER, input={"nodeId": node_id})
+        case 2:
+            maintained = {"nodeId": node_id, "enabled": choice.random() < 0.5}
+            await server.post(MAINTENANCE, input=maintained)
+        case _:
+            said = {
+                "nodeId": node_id,
+                "bootId": "boot-1",
+                "sequence": number,
+                "status": choice.choice(["ONLINE", "DEGRADED"]),
+                "metrics": {"cpuPercent": choice.choice([10, 90])},
+            }
+            await server.post(BEAT, input=said)
+
+
+async def test_what_followers_are_told_adds_up_to_what_is_true(server: LiveServer) -> None:
+    choice = random.Random(4)  # noqa: S311  # the same changes each time
+    required: list[dict[str, Any]] = [{}, MINE, {"maxCpuPercent": 50, "includeDegraded": True}]
+    told: list[set[str]] = [set() for _ in required]
+    async with connect(server.websocket_url) as client:
+        for number, require in enumerate(required):
+            await client.subscribe(str(number), FOLLOW, require=require)
+        for number in range(150):
+            await change_something(server, choice, number)
+        await register(server, "n6", labels=["mine"])
+        async with asyncio.timeout(20):
+            while "n6" not in told[0] or told != [
+                set(await candidates(server, require=require)) for require in required
+            ]:
+                with suppress(TimeoutError):
+                    while True:
+                        async with asyncio.timeout(0.1):
+                            message = await client.receive()
+                        event = message["payload"]["data"]["availableNodesChanges"]
+                        understand(event, told[int(message["id"])])

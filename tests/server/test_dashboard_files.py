@@ -1,0 +1,79 @@
+"""The dashboard's files: public, from this host alone, and all of a piece."""
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from sqlalchemy import URL
+
+from graph.dashboard import STATIC
+from graph.documents import Documents
+from graph.requests import GraphQLRequest
+from graph.schema import schema
+from tests.conftest import LiveServer, serving
+
+FILES = STATIC / "dashboard"
+DOCUMENTS = re.findall(r"= `\n(.*?)`;", (FILES / "documents.js").read_text("utf-8"), re.DOTALL)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guarded(
+    shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("guarded")
+    async with serving(shared_database_url, folder, auth="required") as live:
+        yield live
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_anybody_gets_the_page_and_nothing_foreign_may_run_in_it(guarded: LiveServer) -> None:
+    page = await guarded.http.get("/dashboard?node=a")
+    assert page.status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert (await guarded.http.get("/dashboard/")).status_code == 307
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("page", ["dashboard/index.html", "graphiql/index.html", "index.html"])
+async def test_no_page_comes_by_another_way_without_its_policy(
+    guarded: LiveServer, page: str
+) -> None:
+    assert (STATIC / page).exists()
+    assert (await guarded.http.get(f"/static/{page}")).status_code == 404
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_each_file_is_there_and_looked_for_anew_each_time(guarded: LiveServer) -> None:
+    page = await guarded.http.get("/dashboard")
+    references = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text))
+    assert references == {f"/static/dashboard/{file.name}" for file in FILES.iterdir()} - {
+        "/static/dashboard/index.html"
+    }
+    for address in references:
+        asset = await guarded.http.get(address)
+        assert asset.status_code == 200
+        assert asset.headers["cache-control"] == "no-cache"
+        again = await guarded.http.get(address, headers={"if-none-match": asset.headers["etag"]})
+        assert again.status_code == 304
+
+
+@pytest.mark.parametrize("file", sorted(FILES.iterdir()), ids=lambda file: file.name)
+def test_nothing_is_fetched_from_elsewhere_and_no_markup_is_made_of_text(file: Path) -> None:
+    text = file.read_text("utf-8")
+    addresses = set(re.findall(r"https?://[^\s\"'`)]+", text))
+    assert addresses <= {
+        "http://www.w3.org/2000/svg",
+        "https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md",
+    }
+    assert not re.search(r"innerHTML|insertAdjacentHTML|\beval\b|\bon\w+=\"|localStorage", text)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda text: text.split()[1].partition("(")[0])
+def test_what_it_asks_is_of_the_schema_and_within_its_bounds(document: str) -> None:
+    assert len(DOCUMENTS) >= 10
+    assert Documents(schema.graphql).asked_for(GraphQLRequest(query=document)).errors == []

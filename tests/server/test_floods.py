@@ -1,0 +1,159 @@
+"""Callers that open many connections and say nothing, or say too much on one."""
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from db.database import Database
+from db.values import Role
+from graph.open_files import allow_files_for
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import beat, register
+from tests.support.keyring import create
+from tests.support.transport_ws import PROTOCOL, connect, dial
+
+pytestmark = pytest.mark.usefixtures("logged")
+
+SECONDS = 60
+HEAD = b"GET /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+UPGRADE = (
+    HEAD
+    + (
+        f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        f"Sec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n"
+        f"Sec-WebSocket-Protocol: {PROTOCOL}\r\n\r\n"
+    ).encode()
+)
+INIT_TIMEOUT = (4408).to_bytes(2, "big") + b"Connection initialisation timeout"
+
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def opened(server: LiveServer, sent: bytes, count: int) -> list[Stream]:
+    """So many connections that say this and no more."""
+    host, port = server.url.removeprefix("http://").split(":")
+    streams = []
+    for _ in range(count):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        streams.append((reader, writer))
+    return streams
+
+
+async def told(streams: Sequence[Stream]) -> list[bytes]:
+    """All that each was told until it was closed. The goodbye is answered."""
+
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        said = b""
+        while part := await reader.read(4096):
+            said += part
+            if INIT_TIMEOUT in said:
+                writer.write(b"\x88\x80" + bytes(4))
+        writer.close()
+        return said
+
+    async with asyncio.timeout(SECONDS):
+        return await asyncio.gather(*(one(*stream) for stream in streams))
+
+
+async def test_sockets_that_never_say_who_they_are_delay_no_heartbeat_and_are_closed(
+    start_server: StartServer, database: Database, *, thorough: bool
+) -> None:
+    count, seconds = (5000, 30) if thorough else (200, 1)
+    allow_files_for(4 * count)
+    key = await create(database, Role.ADMIN)
+    async with start_server(
+        auth="required", connection_init_seconds=seconds, first_request_seconds=seconds
+    ) as server:
+        server.http.headers["authorization"] = f"Bearer {key.text}"
+        await register(server, "a")
+        websockets = await opened(server, UPGRADE, count)
+        silent = await opened(server, b"", count // 4) + await opened(server, HEAD, count // 4)
+        ends = asyncio.gather(told(websockets), told(silent))
+        sequence, slowest = 0, 0.0
+        while not ends.done():
+            sequence += 1
+            began = time.perf_counter()
+            await beat(server, "a", sequence)
+            slowest = max(slowest, time.perf_counter() - began)
+        of_websockets, of_silent = await ends
+    assert sequence > 3
+    assert slowest < 5  # by milliseconds; a busy machine is slower
+    assert all(said.startswith(b"HTTP/1.1 101") for said in of_websockets)
+    assert all(said.endswith(INIT_TIMEOUT) for said in of_websockets)
+    assert set(of_silent) == {b""}
+
+
+LIMITED = {"requests_per_second_per_address": 50}
+
+
+@pytest.mark.parametrize("kind", ["ping", "pong", "complete"])
+async def test_a_flood_of_messages_that_ask_nothing_ends_the_websocket(
+    start_server: StartServer, kind: str
+) -> None:
+    said = {"type": kind} | ({"id": "1"} if kind == "complete" else {})
+    async with start_server(**LIMITED) as server:
+        async with connect(server.websocket_url) as client:
+            for _ in range(99):
+                await client.send(said)
+            await client.subscribe("1", "{ __typename }")
+            while (await client.receive())["type"] != "complete":
+                pass
+            for _ in range(200):
+                await client.send(said)
+            assert await client.closed() == (1008, "too many messages from one address")
+        assert await server.execute("{ __typename }")
+
+
+async def test_a_flood_before_the_connection_is_initialised_ends_it(
+    start_server: StartServer,
+) -> None:
+    async with (
+        start_server(auth="required", **LIMITED) as server,
+        dial(server.websocket_url) as client,
+    ):
+        for _ in range(200):
+            await client.send({"type": "ping"})
+        assert (await client.closed())[0] == 1008
+
+
+async def test_who_goes_on_asking_too_much_over_a_websocket_loses_it_in_the_end(
+    start_server: StartServer, database: Database
+) -> None:
+    greedy, modest = [await create(database, Role.VIEWER) for _ in range(2)]
+    async with (
+        start_server(auth="required", requests_per_second=20) as server,
+        dial(server.websocket_url, headers={"authorization": f"Bearer {greedy.text}"}) as client,
+        dial(server.websocket_url, headers={"authorization": f"Bearer {modest.text}"}) as other,
+    ):
+        for each in (client, other):
+            await each.send({"type": "connection_init"})
+            assert (await each.receive())["type"] == "connection_ack"
+        for number in range(70):
+            await client.subscribe(f"{number}", "{ __typename }")
+        for number in range(200):
+            await client.subscribe(f"more {number}", "{ __typename }")
+        assert await client.closed() == (1008, "too many messages")
+        await other.subscribe("1", "{ __typename }")
+        assert (await other.receive())["type"] == "next"
+
+
+@pytest.mark.parametrize(
+    ("first", "frame"),
+    [(b"", b"\x89\x80"), (b"", b"\x8a\x80"), (b"\x01\x80" + bytes(4), b"\x00\x80")],
+    ids=["pings", "pongs", "parts of a message"],
+)
+async def test_a_flood_of_frames_that_are_no_message_is_cut(
+    server: LiveServer, first: bytes, frame: bytes
+) -> None:
+    [(reader, writer)] = await opened(server, UPGRADE + first, 1)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write((frame + bytes(4)) * 20_000)
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(ConnectionError):
+            await reader.readexactly(1_000_000)
+    writer.close()
+    assert await server.execute("{ __typename }")

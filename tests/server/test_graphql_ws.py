@@ -1,0 +1,55 @@
+"""The registry's websocket as graphql-ws meets it: the protocol's reference client, from npm."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import LiveServer
+from tests.support import npm
+from tests.support.api import register
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return npm.installed("graphql_ws", tmp_path_factory.mktemp("graphql_ws"))
+
+
+async def test_a_query_is_answered(client: Path, server: LiveServer) -> None:
+    assert await npm.play(client, "query", server.websocket_url) == [
+        {"data": {"registry": {"mode": "NORMAL"}}}
+    ]
+
+
+async def test_a_subscription_is_followed_and_completed(client: Path, server: LiveServer) -> None:
+    await register(server, "a")
+    seen = await npm.play(client, "subscribe", server.websocket_url)
+    revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
+    assert revisions == ["1", "2"]
+    async with asyncio.timeout(10):
+        while server.services.feed.subscribers:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_document_that_is_not_valid_is_refused(client: Path, server: LiveServer) -> None:
+    [error] = await npm.play(client, "refused", server.websocket_url)
+    assert error["extensions"]["code"] == "BAD_INPUT"
+
+
+async def test_pings_are_answered(client: Path, server: LiveServer) -> None:
+    assert await npm.play(client, "keepAlive", server.websocket_url) == "pong"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code"),
+    [
+        ("duplicateId", 4409),
+        ("unauthorized", 4401),
+        ("tooManyInits", 4429),
+        ("invalidMessage", 4400),
+    ],
+)
+async def test_a_breach_of_the_protocol_closes_with_its_code(
+    client: Path, server: LiveServer, scenario: str, code: int
+) -> None:
+    assert await npm.play(client, scenario, server.websocket_url) == code

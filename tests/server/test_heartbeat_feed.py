@@ -1,0 +1,108 @@
+"""Heartbeats, followed live, whichever server they came through."""
+
+import asyncio
+from typing import Any
+
+from db import nodes
+from graph.heartbeat_feed import MAX_WAITING, HeartbeatFeed
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import beat, register, settled
+from tests.support.statements import statements
+from tests.support.transport_ws import Client, connect
+
+HEARTBEATS = """
+subscription Beats($nodeId: String!) {
+  heartbeats(nodeId: $nodeId) { id nodeId status receivedAt metrics { cpuPercent } }
+}
+"""
+
+
+async def next_heartbeat(client: Client) -> dict[str, Any]:
+    message = await client.receive()
+    assert message["type"] == "next", message
+    heartbeat: dict[str, Any] = message["payload"]["data"]["heartbeats"]
+    return heartbeat
+
+
+async def followed(server: LiveServer, subscribers: int = 1) -> None:
+    async with asyncio.timeout(10):
+        while server.services.heartbeat_feed.subscribers < subscribers:
+            await asyncio.sleep(0.005)
+
+
+async def test_heartbeats_arrive_in_order_and_from_now_on(start_server: StartServer) -> None:
+    async with (
+        start_server(heartbeat_stream_seconds=0.02) as server,
+        connect(server.websocket_url) as client,
+    ):
+        await register(server, "a")
+        await register(server, "b")
+        await beat(server, "a", 1, metrics={"cpuPercent": 1})
+        await client.subscribe("1", HEARTBEATS, nodeId="a")
+        await followed(server)
+        for sequence in range(2, 6):
+            await beat(server, "a", sequence, metrics={"cpuPercent": sequence})
+            await beat(server, "b", sequence)
+        seen = [await next_heartbeat(client) for _ in range(4)]
+    assert [heartbeat["metrics"]["cpuPercent"] for heartbeat in seen] == [2, 3, 4, 5]
+    assert {heartbeat["nodeId"] for heartbeat in seen} == {"a"}
+
+
+async def test_heartbeats_of_another_server_arrive_too(start_server: StartServer) -> None:
+    fast = {"heartbeat_stream_seconds": 0.02}
+    async with start_server(**fast) as one, start_server(**fast) as two:
+        await register(one, "a")
+        async with connect(one.websocket_url) as client:
+            await client.subscribe("1", HEARTBEATS, nodeId="a")
+            await followed(one)
+            recorded = await beat(two, "a", 1)
+            assert (await next_heartbeat(client))["receivedAt"] == recorded["receivedAt"]
+
+
+async def test_a_slow_reader_misses_the_oldest(server: LiveServer) -> None:
+    await register(server, "a")
+    async with server.services.database.read() as session:
+        node = await nodes.find(session, "a")
+    assert node is not None
+    feed = HeartbeatFeed(server.services.database, interval_seconds=0.01)
+    with feed.subscribe(node.id, 0) as subscriber:
+        running = asyncio.create_task(feed.run())
+        for sequence in range(MAX_WAITING + 5):
+            await beat(server, "a", sequence, metrics={"cpuPercent": sequence})
+        async with asyncio.timeout(10):
+            while not subscriber.waiting or subscriber.waiting[-1].metrics["cpu_percent"] != 104:
+                await asyncio.sleep(0.01)
+        running.cancel()
+        assert [h.metrics["cpu_percent"] for h in subscriber.waiting] == list(range(5, 105))
+
+
+async def test_an_unknown_node_is_refused(server: LiveServer) -> None:
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", HEARTBEATS, nodeId="nobody")
+        message = await client.receive()
+    assert message["type"] == "error"
+    assert message["payload"][0]["extensions"]["code"] == "NODE_NOT_FOUND"
+
+
+async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartServer) -> None:
+    quiet = {"sweep_interval_seconds": 3600, "listen_check_seconds": 300}
+    async with (
+        start_server(heartbeat_stream_seconds=0.01, **quiet) as server,
+        connect(server.websocket_url) as client,
+    ):
+        await register(server, "a")
+        await settled(server, 3)
+        await client.subscribe("1", HEARTBEATS, nodeId="a")
+        await followed(server)
+        with statements(server.services.database) as sent:
+            async with asyncio.timeout(10):
+                while not sent:
+                    await asyncio.sleep(0.005)
+        await client.send({"id": "1", "type": "complete"})
+        async with asyncio.timeout(10):
+            while server.services.heartbeat_feed.subscribers:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        with statements(server.services.database) as sent:
+            await asyncio.sleep(0.1)
+        assert sent == []

@@ -1,0 +1,145 @@
+"""The liveness engine as operators see it: the mode of the registry, the pace, removal."""
+
+import asyncio
+
+from sqlalchemy import text
+
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import BEAT, beat, register
+from tests.support.transport_ws import connect
+
+MODE = "{ registry { mode modeReason modeSince } }"
+
+
+async def age_all(server: LiveServer, seconds: float) -> None:
+    """Lets time pass in which no node was heard, though the registry was at work."""
+    async with server.services.database.write() as session:
+        for earlier in (
+            "UPDATE nodes SET heard_at = heard_at - :s * interval '1s'",
+            "UPDATE registry_state SET lease_floor = lease_floor - :s * interval '1s'",
+            "UPDATE registry_state SET mode_since = mode_since - :s * interval '1s'",
+        ):
+            await session.execute(text(earlier), {"s": seconds})
+
+
+async def test_the_registry_doubts_itself_when_most_nodes_fall_silent_at_once(
+    start_server: StartServer,
+) -> None:
+    async with start_server(sweep_interval_seconds=3600) as server:
+        sweep = server.services.pacemaker.sweep
+        for number in range(12):
+            await register(server, f"node-{number}")
+        await age_all(server, 60)
+        await sweep()
+        doubting = (await server.execute(MODE))["registry"]
+        assert doubting["mode"] == "PROTECTED"
+        assert doubting["modeReason"] == "12 of 12 live nodes fell silent at once"
+        assert "node_registry_protected 1.0" in (await server.http.get("/metrics")).text
+        counts = "{ registry { nodeCounts { degraded offline } } }"
+        assert (await server.execute(counts))["registry"]["nodeCounts"] == {
+            "degraded": 12,
+            "offline": 2,
+        }
+        for number in range(10):
+            await beat(server, f"node-{number}", 1)
+        await sweep()
+        trusting = (await server.execute(MODE))["registry"]
+        assert trusting["mode"] == "NORMAL"
+        assert trusting["modeReason"] is None
+        assert trusting["modeSince"] > doubting["modeSince"]
+        await sweep()
+        assert (await server.execute(counts))["registry"]["nodeCounts"] == {
+            "degraded": 0,
+            "offline": 4,
+        }
+
+
+async def test_protected_mode_ends_in_time_and_then_the_dead_are_dead(
+    start_server: StartServer,
+) -> None:
+    async with start_server(sweep_interval_seconds=3600, protect_max_seconds=0.05) as server:
+        sweep = server.services.pacemaker.sweep
+        for number in range(12):
+            await register(server, f"node-{number}")
+        await age_all(server, 60)
+        assert (await sweep()).mode.name == "PROTECTED"
+        async with asyncio.timeout(10):
+            while (await sweep()).mode.name == "PROTECTED":
+                await asyncio.sleep(0.01)
+        await sweep()
+        data = await server.execute("{ registry { mode nodeCounts { offline } } }")
+        assert data["registry"] == {"mode": "NORMAL", "nodeCounts": {"offline": 14}}
+
+
+async def test_a_small_fleet_is_never_held_back(start_server: StartServer) -> None:
+    async with start_server(sweep_interval_seconds=3600) as server:
+        for number in range(9):
+            await register(server, f"node-{number}")
+        await age_all(server, 60)
+        swept = await server.services.pacemaker.sweep()
+        assert (swept.mode.name, swept.changed) == ("NORMAL", 9)
+        data = await server.execute("{ registry { nodeCounts { offline } } }")
+        assert data["registry"]["nodeCounts"]["offline"] == 11
+
+
+async def test_nodes_of_a_label_are_removed_when_they_were_offline_for_long(
+    start_server: StartServer,
+) -> None:
+    after = {"ephemeral": 0.0}
+    async with start_server(
+        sweep_interval_seconds=3600, remove_offline_after_seconds=after
+    ) as server:
+        await register(server, "pod", labels=["ephemeral"])
+        await register(server, "host", labels=["permanent"])
+        await age_all(server, 60)
+        sweep = server.services.pacemaker.sweep
+        await sweep()
+        await sweep()
+        data = await server.execute(
+            '{ pod: node(nodeId: "pod") { status } host: node(nodeId: "host") { status }'
+            ' statusChanges(filter: {nodeIds: ["pod"]}, first: 1) { nodes { reason actor } } }'
+        )
+        assert data == {
+            "pod": None,
+            "host": {"status": "OFFLINE"},
+            "statusChanges": {"nodes": [{"reason": "DEREGISTERED", "actor": "registry"}]},
+        }
+
+
+async def test_heartbeats_that_come_together_are_written_together(server: LiveServer) -> None:
+    for number in range(20):
+        await register(server, f"node-{number}")
+    await asyncio.gather(*(beat(server, f"node-{number}", 1) for number in range(20)))
+    metrics = (await server.http.get("/metrics")).text
+    [written] = [line for line in metrics.splitlines() if "batch_size_sum" in line]
+    [batches] = [line for line in metrics.splitlines() if "batch_size_count" in line]
+    assert float(written.split()[-1]) == 20
+    assert float(batches.split()[-1]) < 20
+
+
+async def test_one_bad_heartbeat_of_a_batch_fails_no_other(server: LiveServer) -> None:
+    await register(server, "a")
+    await register(server, "b")
+    bad = {"nodeId": "a", "bootId": "boot-0", "sequence": 1}
+    outcomes = await asyncio.gather(
+        beat(server, "a", 1), server.post(BEAT, input=bad), beat(server, "b", 1)
+    )
+    assert [outcomes[0]["status"], outcomes[2]["status"]] == ["ONLINE", "ONLINE"]
+    assert outcomes[1]["errors"][0]["extensions"]["code"] == "STALE_BOOT"
+
+
+async def test_the_end_of_an_old_connection_does_not_end_the_new_run(
+    quiet_server: LiveServer,
+) -> None:
+    server = quiet_server
+    machine = {"hostname": "h", "localIp": "10.0.0.1"}
+    beat_over = "mutation($i: RecordHeartbeatInput!) { recordHeartbeat(input: $i) { status } }"
+    async with connect(server.websocket_url) as old:
+        await register(server, "a", bootId="boot-1", **machine)
+        await old.subscribe("1", beat_over, i={"nodeId": "a", "bootId": "boot-1", "sequence": 1})
+        assert (await old.receive())["type"] == "next"
+        await register(server, "a", bootId="boot-2", replacesBootId="boot-1", **machine)
+        await beat(server, "a", 1, boot_id="boot-2")
+    assert (await server.services.pacemaker.sweep()).changed == 0
+    data = await server.execute('{ node(nodeId: "a") { status statusReason } }')
+    assert data["node"] == {"status": "ONLINE", "statusReason": "REGISTERED"}

@@ -1,0 +1,186 @@
+"""Charts over weeks: a node's metrics by the hour, over HTTP."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from db import partitions
+from graph.metrics import Metrics
+from graph.upkeep import Upkeep
+from tests.conftest import LiveServer
+from tests.support.api import beat, register
+from tests.support.statements import statements
+
+CHART = """
+query Chart($first: Int, $after: String, $since: DateTime, $until: DateTime) {
+  node(nodeId: "gpu-1") {
+    metricsHistory(first: $first, after: $after, since: $since, until: $until) {
+      nodes { startsAt heartbeats cpuPercent { min avg max } loadAverage { avg } }
+      edges { cursor node { startsAt } }
+      pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
+    }
+  }
+}
+"""
+MEASURED = """
+{
+  nodes(filter: {nodeIds: ["gpu-1", "gpu-2"]}) {
+    nodes {
+      nodeId
+      metricsHistory {
+        nodes {
+          heartbeats
+          cpuPercent { min avg max }
+          memoryPercent { min avg max }
+          memoryAvailableMb { min avg max }
+          diskPercent { min avg max }
+          loadAverage { min avg max }
+          gpuUtilizationPercent { min avg max }
+          gpuMemoryFreeMb { min avg max }
+          gpuTemperatureCelsius { min avg max }
+        }
+      }
+    }
+  }
+}
+"""
+
+
+async def grow_old(server: LiveServer, hours: float) -> None:
+    """All heartbeats so far were received that much longer ago."""
+    database = server.services.database
+    async with database.write() as session:
+        await session.execute(
+            text("UPDATE heartbeat_log SET timestamp = timestamp - :hours * interval '1h'"),
+            {"hours": hours},
+        )
+        await partitions.make_days(session)
+
+
+async def keep_up(server: LiveServer) -> None:
+    await Upkeep(server.services.database, server.services.settings, Metrics()).once()
+
+
+def ranged(least: float, mean: float, most: float) -> dict[str, float]:
+    return {"min": least, "avg": mean, "max": most}
+
+
+async def test_the_hours_of_a_node_come_in_pages_newest_first(server: LiveServer) -> None:
+    await register(server, "gpu-1")
+    for hour in range(5):
+        for n in range(hour + 1):
+            metrics = {"cpuPercent": 10 * hour + n}
+            await beat(server, "gpu-1", 10 * hour + n, metrics=metrics)
+        await grow_old(server, 1)
+    await grow_old(server, 1)
+    await keep_up(server)
+
+    async def page(**asked: Any) -> dict[str, Any]:
+        data = await server.execute(CHART, **asked)
+        found: dict[str, Any] = data["node"]["metricsHistory"]
+        return found
+
+    chart = await page()
+    hours = chart["nodes"]
+    assert [hour["heartbeats"] for hour in hours] == [5, 4, 3, 2, 1]
+    assert [hour["cpuPercent"] for hour in hours] == [
+        ranged(40, 42, 44),
+        ranged(30, 31.5, 33),
+        ranged(20, 21, 22),
+        ranged(10, 10.5, 11),
+        ranged(0, 0, 0),
+    ]
+    assert [hour["loadAverage"] for hour in hours] == [None] * 5
+    starts = [hour["startsAt"] for hour in hours]
+    assert all(start.endswith(":00:00+00:00") for start in starts)
+    assert not chart["pageInfo"]["hasNextPage"]
+    first = await page(first=2)
+    assert [edge["node"]["startsAt"] for edge in first["edges"]] == starts[:2]
+    assert first["pageInfo"]["hasNextPage"]
+    rest = await page(first=1000, after=first["pageInfo"]["endCursor"])
+    assert [hour["startsAt"] for hour in rest["nodes"]] == starts[2:]
+    assert rest["pageInfo"]["hasPreviousPage"]
+    some = await page(since=starts[3], until=starts[1])
+    assert [hour["startsAt"] for hour in some["nodes"]] == starts[2:4]
+
+
+async def test_every_measure_is_kept_and_many_nodes_cost_one_statement(
+    quiet_server: LiveServer,
+) -> None:
+    server = quiet_server
+    for node_id in ("gpu-1", "gpu-2"):
+        await register(server, node_id)
+    metrics = {
+        "cpuPercent": 1,
+        "memoryPercent": 2,
+        "memoryAvailableMb": 3,
+        "diskPercent": 4,
+        "loadAverage": 5,
+        "gpus": [
+            {
+                "name": "a",
+                "utilizationPercent": 10,
+                "memoryFreeMb": 20,
+                "temperatureCelsius": 30,
+            },
+            {"name": "b", "utilizationPercent": 20, "memoryFreeMb": 10, "temperatureCelsius": 50},
+            {"name": "c"},
+        ],
+    }
+    await beat(server, "gpu-1", 1, metrics=metrics)
+    await beat(server, "gpu-2", 1)
+    await grow_old(server, 2)
+    await keep_up(server)
+    with statements(server.services.database) as sent:
+        data = await server.execute(MEASURED)
+    assert len([statement for statement in sent if "metrics_history" in statement]) == 1
+    found = {node["nodeId"]: node["metricsHistory"]["nodes"] for node in data["nodes"]["nodes"]}
+    expected = (1, 2, 3, 4, 5, 15, 20, 50)
+    [measured], [nothing] = found["gpu-1"], found["gpu-2"]
+    assert measured.pop("heartbeats") == nothing.pop("heartbeats") == 1
+    assert list(measured.values()) == [ranged(value, value, value) for value in expected]
+    assert set(nothing.values()) == {None}
+
+
+async def test_the_hour_that_runs_and_a_node_without_heartbeats_have_no_history(
+    server: LiveServer,
+) -> None:
+    await register(server, "gpu-1")
+    await beat(server, "gpu-1", 1)
+    await keep_up(server)
+    data = await server.execute(CHART)
+    assert data["node"]["metricsHistory"]["nodes"] == []
+
+
+@pytest.mark.parametrize("asked", [{"first": 1001}, {"first": -1}, {"after": "nothing"}])
+async def test_a_page_of_no_size_or_place_is_refused(
+    server: LiveServer, asked: dict[str, Any]
+) -> None:
+    await register(server, "gpu-1")
+    body = await server.post(CHART, **asked)
+    assert body["errors"][0]["extensions"]["code"] == "BAD_INPUT"
+    assert body["errors"][0]["extensions"]["field"] == next(iter(asked))
+
+
+async def test_what_was_dropped_is_no_longer_the_metrics_of_a_node_but_its_history(
+    server: LiveServer,
+) -> None:
+    await register(server, "gpu-1")
+    await beat(server, "gpu-1", 1, metrics={"cpuPercent": 7})
+    query = """
+    { node(nodeId: "gpu-1") {
+        lastHeartbeat metrics { cpuPercent } heartbeats { nodes { id } }
+        metricsHistory { nodes { cpuPercent { avg } } }
+    } }
+    """
+    assert (await server.execute(query))["node"]["metrics"] == {"cpuPercent": 7}
+    await grow_old(server, 20 * 24)
+    await keep_up(server)
+    node = (await server.execute(query))["node"]
+    assert node.pop("lastHeartbeat") is not None
+    assert node == {
+        "metrics": None,
+        "heartbeats": {"nodes": []},
+        "metricsHistory": {"nodes": [{"cpuPercent": {"avg": 7}}]},
+    }

@@ -1,0 +1,233 @@
+"""Profiles by the API: written by who knew the version before, checked by type, audited."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from tests.conftest import LiveServer
+from tests.support.api import register
+
+SET_NODE = """
+mutation Set($input: SetNodeProfileInput!) {
+  setNodeProfile(input: $input) { profile { name type config enabled version } }
+}
+"""
+DELETE_NODE = """
+mutation Delete($input: DeleteNodeProfileInput!) { deleteNodeProfile(input: $input) { name } }
+"""
+SET_ROLE = """
+mutation Set($input: SetRoleProfileInput!) {
+  setRoleProfile(input: $input) { profile { role type name profileType config version } }
+}
+"""
+DELETE_ROLE = """
+mutation Delete($input: DeleteRoleProfileInput!) { deleteRoleProfile(input: $input) { name } }
+"""
+EFFECTIVE = """
+query Effective($nodeId: String!) {
+  node(nodeId: $nodeId) {
+    profiles { name config version }
+    effectiveProfiles { name config fromRole fromNode }
+  }
+}
+"""
+ROLE_PROFILES = "{ roleProfiles(role: PRODUCTION) { name type version } }"
+
+ROLE = {"role": "PRODUCTION", "type": "WORKER", "name": "llm"}
+
+
+async def set_node(server: LiveServer, **given: Any) -> dict[str, Any]:
+    said = {"nodeId": "a", "name": "llm", "type": "LLM", "config": {}, **given}
+    profile: dict[str, Any] = (await server.execute(SET_NODE, input=said))["setNodeProfile"]
+    return profile["profile"]  # type: ignore[no-any-return]  # JSON
+
+
+async def set_role(server: LiveServer, **given: Any) -> dict[str, Any]:
+    said = {**ROLE, "profileType": "LLM", "config": {}, **given}
+    profile: dict[str, Any] = (await server.execute(SET_ROLE, input=said))["setRoleProfile"]
+    return profile["profile"]  # type: ignore[no-any-return]  # JSON
+
+
+async def refusal(server: LiveServer, query: str, **given: Any) -> dict[str, Any]:
+    [error] = (await server.post(query, input=given))["errors"]
+    extensions: dict[str, Any] = error["extensions"]
+    return extensions
+
+
+async def trail(server: LiveServer) -> list[tuple[Any, ...]]:
+    async with server.services.database.read() as session:
+        rows = await session.execute(
+            text(
+                "SELECT actor, action, subject, before, after FROM audit_log"
+                " WHERE action LIKE 'profile.%' ORDER BY id"
+            )
+        )
+        return [tuple(row) for row in rows]
+
+
+async def test_a_node_profile_is_made_replaced_and_deleted(server: LiveServer) -> None:
+    await register(server, "a")
+    first = await set_node(server, config={"model": "llama"})
+    assert first == {
+        "name": "llm",
+        "type": "LLM",
+        "config": {"model": "llama"},
+        "enabled": True,
+        "version": 1,
+    }
+    second = await set_node(server, type="SERVICE", config={"port": 80}, enabled=False)
+    assert (second["version"], second["type"], second["enabled"]) == (2, "SERVICE", False)
+    gone = await server.execute(DELETE_NODE, input={"nodeId": "a", "name": "llm"})
+    assert gone == {"deleteNodeProfile": {"name": "llm"}}
+    assert (await server.execute(EFFECTIVE, nodeId="a"))["node"]["profiles"] == []
+
+
+async def test_a_role_profile_is_what_its_nodes_start_from(server: LiveServer) -> None:
+    await register(server, "a")
+    config = {"model": "llama", "temperature": 0.5, "endpoint": "http://10.0.0.1:11434"}
+    await set_role(server, config=config)
+    await set_node(server, config={"temperature": 0, "endpoint": None})
+    node = (await server.execute(EFFECTIVE, nodeId="a"))["node"]
+    assert node["effectiveProfiles"] == [
+        {
+            "name": "llm",
+            "config": {"model": "llama", "temperature": 0},
+            "fromRole": True,
+            "fromNode": True,
+        }
+    ]
+    await server.execute(DELETE_ROLE, input=ROLE)
+    node = (await server.execute(EFFECTIVE, nodeId="a"))["node"]
+    assert [p["fromRole"] for p in node["effectiveProfiles"]] == [False]
+
+
+async def test_role_profiles_are_listed_by_role_type_and_name(server: LiveServer) -> None:
+    for role, node_type, name in (
+        ("PRODUCTION", "WORKER", "b"),
+        ("PRODUCTION", "WORKER", "a"),
+        ("PRODUCTION", "GATEWAY", "c"),
+        ("BACKUP", "WORKER", "d"),
+    ):
+        await set_role(server, role=role, type=node_type, name=name)
+    listed = (await server.execute(ROLE_PROFILES))["roleProfiles"]
+    assert [(p["type"], p["name"]) for p in listed] == [
+        ("GATEWAY", "c"),
+        ("WORKER", "a"),
+        ("WORKER", "b"),
+    ]
+
+
+@pytest.mark.parametrize("expected", [0, 1, 3])
+async def test_who_expects_another_version_is_told_which_it_is(
+    server: LiveServer, expected: int
+) -> None:
+    await register(server, "a")
+    for _ in range(2):
+        await set_node(server)
+        await set_role(server)
+    node = {"nodeId": "a", "name": "llm", "expectedVersion": expected}
+    role = {**ROLE, "expectedVersion": expected}
+    content = {"config": {"model": "x"}}
+    for refused in (
+        await refusal(server, SET_NODE, **node, type="LLM", **content),
+        await refusal(server, DELETE_NODE, **node),
+        await refusal(server, SET_ROLE, **role, profileType="LLM", **content),
+        await refusal(server, DELETE_ROLE, **role),
+    ):
+        assert (refused["code"], refused["currentVersion"]) == ("VERSION_CONFLICT", 2)
+    assert (await set_node(server, expectedVersion=2))["version"] == 3
+    assert (await set_role(server, expectedVersion=2))["version"] == 3
+
+
+async def test_version_0_expects_that_there_is_none(server: LiveServer) -> None:
+    assert (await set_role(server, expectedVersion=0))["version"] == 1
+    missing = await refusal(
+        server, SET_ROLE, **ROLE | {"name": "x"}, profileType="LLM", config={}, expectedVersion=1
+    )
+    assert (missing["code"], missing["currentVersion"]) == ("VERSION_CONFLICT", 0)
+
+
+async def test_of_writers_that_know_the_same_version_one_wins(server: LiveServer) -> None:
+    await set_role(server)
+    said = {**ROLE, "profileType": "LLM", "expectedVersion": 1}
+    replies = await asyncio.gather(
+        *(server.post(SET_ROLE, input={**said, "config": {"model": str(i)}}) for i in range(10))
+    )
+    codes = [reply["errors"][0]["extensions"]["code"] for reply in replies if "errors" in reply]
+    assert codes == ["VERSION_CONFLICT"] * 9
+
+
+async def test_of_those_who_make_the_same_profile_each_writes_in_turn(server: LiveServer) -> None:
+    versions = [p["version"] for p in await asyncio.gather(*(set_role(server) for _ in range(8)))]
+    assert sorted(versions) == list(range(1, 9))
+
+
+async def test_what_is_not_there_is_said(server: LiveServer) -> None:
+    await register(server, "a")
+    nobody = await refusal(server, SET_NODE, nodeId="x", name="llm", type="LLM", config={})
+    assert nobody["code"] == "NODE_NOT_FOUND"
+    nothing = await refusal(server, DELETE_NODE, nodeId="a", name="llm")
+    assert (nothing["code"], nothing["owner"]) == ("PROFILE_NOT_FOUND", "a")
+    nothing = await refusal(server, DELETE_ROLE, **ROLE)
+    assert (nothing["code"], nothing["owner"]) == ("PROFILE_NOT_FOUND", "production/worker")
+
+
+@pytest.mark.parametrize(
+    ("profile_type", "config", "path"),
+    [
+        ("LLM", {"model": 1}, ".model"),
+        ("LLM", {"temperature": 2.1}, ".temperature"),
+        ("LLM", {"endpoint": "ftp://a"}, ".endpoint"),
+        ("SERVICE", {"port": 0}, ".port"),
+        ("SERVICE", {"environment": {"A": {}}}, ".environment.A"),
+        ("CAPABILITY", {"requires": ["a", 2]}, ".requires[1]"),
+        ("CAPABILITY", {"limits": {"jobs": "many"}}, ".limits.jobs"),
+        ("LLM", [], ""),
+        ("LLM", {"x": "y" * 65536}, ""),
+    ],
+)
+async def test_a_config_that_is_not_of_its_type_is_refused_by_its_path(
+    server: LiveServer, profile_type: str, config: Any, path: str
+) -> None:
+    await register(server, "a")
+    said = {"name": "p", "config": config}
+    for refused, at in (
+        (await refusal(server, SET_NODE, nodeId="a", type=profile_type, **said), "input"),
+        (await refusal(server, SET_ROLE, **ROLE | said, profileType=profile_type), "input"),
+    ):
+        assert (refused["code"], refused["field"]) == ("BAD_INPUT", f"{at}.config{path}")
+    registration = {
+        "role": "BACKUP",
+        "type": "WORKER",
+        "bootId": "b",
+        "profiles": [{**said, "type": profile_type}],
+    }
+    register_node = (
+        "mutation R($input: RegisterNodeInput!) { registerNode(input: $input) {created}}"
+    )
+    refused = await refusal(server, register_node, **registration)
+    assert refused["field"] == f"input.profiles[0].config{path}"
+    assert await trail(server) == []
+
+
+async def test_keys_that_are_not_known_are_kept(server: LiveServer) -> None:
+    config = {"model": "llama", "ours": {"deep": [1, None]}}
+    assert (await set_role(server, config=config))["config"] == config
+
+
+async def test_each_write_says_in_the_audit_trail_who_changed_what(server: LiveServer) -> None:
+    await register(server, "a", profiles=[{"name": "llm", "type": "LLM", "config": {}}])
+    await register(server, "a", profiles=[{"name": "llm", "type": "LLM", "config": {}}])
+    await set_node(server, config={"model": "x"})
+    await set_role(server)
+    await server.execute(DELETE_NODE, input={"nodeId": "a", "name": "llm"})
+    empty = {"type": "llm", "config": {}, "enabled": True}
+    changed = {"type": "llm", "config": {"model": "x"}, "enabled": True}
+    assert await trail(server) == [
+        ("anonymous", "profile.set", "a/llm", None, empty),
+        ("anonymous", "profile.set", "a/llm", empty, changed),
+        ("anonymous", "profile.set", "production/worker/llm", None, empty),
+        ("anonymous", "profile.delete", "a/llm", changed, None),
+    ]

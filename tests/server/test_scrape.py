@@ -1,0 +1,71 @@
+"""What /metrics tells of heartbeats, of errors and of the change log."""
+
+import asyncio
+
+import pytest
+
+from graph.feed import ChangeFeed
+from graph.heartbeats import MAX_WAITING
+from graph.services import Services
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import BEAT, beat, register
+from tests.support.transport_ws import dial
+
+HEARTBEATS = "node_registry_heartbeats_total"
+
+
+def counted(services: Services, name: str, **labels: str) -> float:
+    """0 while there was nothing to count."""
+    return services.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def test_heartbeats_are_counted_by_what_became_of_them(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register(server, "a")
+    await asyncio.gather(*(beat(server, "a", number) for number in range(1, 6)))
+    services = server.services
+    last = {"nodeId": "a", "bootId": "boot-1", "sequence": 9}
+    await server.post(BEAT, input={**last, "bootId": "boot-0"})
+    monkeypatch.setattr(services.heartbeats, "waiting", MAX_WAITING)
+    await server.post(BEAT, input=last)
+    monkeypatch.setattr(services.heartbeats, "waiting", 0)
+    assert counted(services, HEARTBEATS, outcome="accepted") == 5
+    assert counted(services, HEARTBEATS, outcome="STALE_BOOT") == 1
+    assert counted(services, HEARTBEATS, outcome="UNAVAILABLE") == 1
+    operations = "node_registry_operation_duration_seconds_count"
+    mutation = {"operation": "other", "type": "mutation"}
+    assert counted(services, operations, **mutation, outcome="STALE_BOOT") == 1
+    assert counted(services, operations, **mutation, outcome="UNAVAILABLE") == 1
+
+
+async def test_errors_are_counted_by_code_whatever_way_they_were_told(
+    start_server: StartServer,
+) -> None:
+    async with start_server(auth="required") as server:
+        name, code = "node_registry_errors_total", "UNAUTHENTICATED"
+        before = counted(server.services, name, code=code)
+        assert (await server.http.get("/graphql?query={a}")).status_code == 401
+        async with dial(server.websocket_url) as client:
+            await client.send({"type": "connection_init"})
+            assert (await client.closed())[0] == 4401
+        assert counted(server.services, name, code=code) == before + 2
+
+
+async def test_a_feed_that_reads_nothing_lags_by_the_age_of_what_it_misses(
+    quiet_server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(ChangeFeed, "read_on", nothing)
+    await register(quiet_server, "a")
+    await register(quiet_server, "b")
+    lines = dict(
+        line.rsplit(" ", 1)
+        for line in (await quiet_server.http.get("/metrics")).text.splitlines()
+        if line[0] != "#"
+    )
+    assert float(lines["node_registry_log_revision"]) == 4
+    assert float(lines["node_registry_revision"]) == 2
+    assert 0 < float(lines["node_registry_feed_lag_seconds"]) < 60

@@ -1,0 +1,246 @@
+"""GraphQL over server-sent events: for clients behind proxies that break websockets."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from tests.conftest import LiveServer, StartServer
+from tests.support import npm
+from tests.support.api import CHANGES, beat, register
+
+STREAM = {"accept": "text/event-stream"}
+FOLLOW = "subscription { nodeStatusChanges { __typename } }"
+SECONDS = 10
+
+
+@asynccontextmanager
+async def streaming(
+    server: LiveServer, query: str, accept: str = "text/event-stream", **variables: Any
+) -> AsyncIterator[AsyncIterator[str]]:
+    """The blocks of a stream, each without the empty line at its end."""
+    async with (
+        asyncio.timeout(SECONDS),
+        server.http.stream(
+            "POST",
+            "/graphql",
+            headers={"accept": accept},
+            json={"query": query, "variables": variables},
+        ) as response,
+    ):
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert response.headers["cache-control"] == "no-cache"
+        async with aclosing(blocks(response)) as read:
+            yield read
+
+
+async def blocks(response: httpx.Response) -> Any:
+    block = ""
+    async for line in response.aiter_lines():
+        if line:
+            block += f"{line}\n"
+        else:
+            yield block
+            block = ""
+
+
+def result_in(block: str) -> Any:
+    event, data = block.splitlines()
+    assert event == "event: next"
+    return orjson.loads(data.removeprefix("data: "))
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_subscription_is_replayed_and_goes_on_live(server: LiveServer) -> None:
+    await register(server, "a")
+    async with streaming(server, CHANGES, after="2") as events:
+        change = result_in(await anext(events))["data"]["nodeStatusChanges"]["change"]
+        assert (change["revision"], change["nodeId"]) == ("3", "a")
+        await beat(server, "a", 1, status="DEGRADED")
+        change = result_in(await anext(events))["data"]["nodeStatusChanges"]["change"]
+        assert change["revision"] == "4"
+    await until(lambda: server.services.feed.subscribers == 0)
+
+
+async def test_a_query_or_mutation_has_one_result_and_is_complete(server: LiveServer) -> None:
+    register_node = (
+        'mutation { registerNode(input: {nodeId: "a", role: BACKUP, type: WORKER, bootId: "b"})'
+        " { created } }"
+    )
+    for query, data in (
+        ("{ __typename }", {"__typename": "Query"}),
+        (register_node, {"registerNode": {"created": True}}),
+    ):
+        async with streaming(server, query) as events:
+            seen = [block async for block in events]
+        assert result_in(seen[0]) == {"data": data}
+        assert seen[1:] == ["event: complete\ndata: \n"]
+
+
+@pytest.mark.parametrize(
+    ("query", "variables", "code"),
+    [
+        ("{ nonsense }", {}, "BAD_INPUT"),
+        ("{", {}, "BAD_INPUT"),
+        ("subscription { nodeStatusChanges { nonsense } }", {}, "BAD_INPUT"),
+        (CHANGES, {"after": "999"}, "BAD_INPUT"),
+        (CHANGES, {"after": "x"}, "BAD_INPUT"),
+        ('subscription { heartbeats(nodeId: "x") { id } }', {}, "NODE_NOT_FOUND"),
+    ],
+)
+async def test_what_is_refused_is_told_in_the_stream(
+    server: LiveServer, query: str, variables: dict[str, Any], code: str
+) -> None:
+    async with streaming(server, query, **variables) as events:
+        seen = [block async for block in events]
+    [error] = result_in(seen[0])["errors"]
+    assert error["extensions"]["code"] == code
+    assert seen[1:] == ["event: complete\ndata: \n"]
+
+
+@pytest.mark.parametrize(
+    ("method", "sent", "status"),
+    [
+        ("POST", {"content": "{"}, 415),
+        ("POST", {"json": [1]}, 400),
+        ("GET", {"params": {"query": "mutation { x }"}}, 405),
+        ("PUT", {"json": {"query": "{ __typename }"}}, 405),
+    ],
+)
+async def test_what_is_no_request_is_refused_by_http(
+    server: LiveServer, method: str, sent: dict[str, Any], status: int
+) -> None:
+    response = await server.http.request(method, "/graphql", headers=STREAM, **sent)
+    assert response.status_code == status
+    assert response.headers["content-type"].startswith("application/json")
+    assert response.json()["errors"][0]["extensions"]["code"] == "BAD_INPUT"
+
+
+async def test_a_browser_subscribes_by_get(server: LiveServer) -> None:
+    async with (
+        asyncio.timeout(SECONDS),
+        server.http.stream("GET", "/graphql", headers=STREAM, params={"query": FOLLOW}) as response,
+    ):
+        await until(lambda: server.services.feed.subscribers == 1)
+        assert response.status_code == 200
+
+
+async def test_only_who_asks_for_a_stream_gets_one(server: LiveServer) -> None:
+    for accept in ("*/*", "application/json", "text/event-stream;q=0.1, application/json"):
+        response = await server.http.post(
+            "/graphql", headers={"accept": accept}, json={"query": FOLLOW}
+        )
+        assert response.status_code == 400
+        assert "text/event-stream" in response.json()["errors"][0]["message"]
+    async with streaming(server, "{ __typename }", "application/json;q=0.5, text/event-stream"):
+        pass
+
+
+async def test_an_idle_stream_is_kept_alive_by_comments(start_server: StartServer) -> None:
+    async with (
+        start_server(keepalive_seconds=0.05) as server,
+        streaming(server, FOLLOW) as events,
+    ):
+        assert [await anext(events) for _ in range(2)] == [":\n", ":\n"]
+
+
+async def test_a_client_that_leaves_ends_its_subscription(server: LiveServer) -> None:
+    async with streaming(server, FOLLOW):
+        await until(lambda: server.services.feed.subscribers == 1)
+    await until(lambda: server.services.feed.subscribers == 0)
+
+
+async def test_a_server_that_stops_lets_streams_go_without_a_last_event(
+    start_server: StartServer,
+) -> None:
+    async with httpx.AsyncClient() as http:
+        async with start_server(drain_seconds=0.1, shutdown_seconds=5) as server:
+            opened = await http.send(
+                http.build_request(
+                    "POST", server.graphql_url, headers=STREAM, json={"query": FOLLOW}
+                ),
+                stream=True,
+            )
+            await until(lambda: server.services.feed.subscribers == 1)
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 4
+        with pytest.raises(httpx.RemoteProtocolError):
+            await opened.aread()
+
+
+async def test_connections_beyond_the_limit_are_refused_and_others_go_on(
+    start_server: StartServer,
+) -> None:
+    async with start_server(max_connections=1) as server, streaming(server, FOLLOW) as events:
+        await until(lambda: server.services.feed.subscribers == 1)
+        refused = await server.http.post("/graphql", headers=STREAM, json={"query": FOLLOW})
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "5"
+        [error] = refused.json()["errors"]
+        assert error["extensions"]["code"] == "RATE_LIMITED"
+        assert error["extensions"]["retryable"] is True
+        await register(server, "a")
+        assert result_in(await anext(events))
+
+
+async def test_subscriptions_of_one_caller_are_limited(start_server: StartServer) -> None:
+    async with start_server(max_subscriptions_per_caller=1) as server:
+        async with streaming(server, FOLLOW):
+            await until(lambda: server.services.feed.subscribers == 1)
+            async with streaming(server, FOLLOW) as events:
+                [error] = result_in(await anext(events))["errors"]
+            assert error["extensions"]["code"] == "RATE_LIMITED"
+            assert error["extensions"]["retryAfterSeconds"] > 0
+        await until(lambda: server.services.feed.subscribers == 0)
+        async with streaming(server, FOLLOW):
+            await until(lambda: server.services.feed.subscribers == 1)
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return npm.installed("graphql_sse", tmp_path_factory.mktemp("graphql_sse"))
+
+
+async def test_the_reference_client_gets_results_subscriptions_and_refusals(
+    client: Path, server: LiveServer
+) -> None:
+    await register(server, "a")
+    url = server.graphql_url
+    assert await npm.play(client, "query", url) == [{"data": {"registry": {"mode": "NORMAL"}}}]
+    seen = await npm.play(client, "subscribe", url)
+    revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
+    assert revisions == ["1", "2"]
+    [refused] = await npm.play(client, "refused", url)
+    assert refused["errors"][0]["extensions"]["code"] == "BAD_INPUT"
+
+
+async def test_the_reference_client_comes_back_to_a_server_that_restarts(
+    client: Path, start_server: StartServer
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with start_server(http_port=port) as server:
+        process = await asyncio.create_subprocess_exec(
+            *("node", client / "client.mjs", "follow", server.graphql_url),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            assert [await process.stdout.readline() for _ in range(2)] == [b"1\n", b"2\n"]
+    async with start_server(http_port=port), asyncio.timeout(30):
+        assert await process.stdout.readline() == b"1\n"  # it does not resume, but it is back
+    process.kill()
+    await process.wait()

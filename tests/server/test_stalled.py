@@ -1,0 +1,99 @@
+"""Readers that stall, leave or vanish: none keeps what is held for it, or delays others."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import orjson
+import pytest
+
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import register
+from tests.support.transport_ws import connect
+
+pytestmark = pytest.mark.usefixtures("logged")
+
+SECONDS = 10
+
+
+MANY_FIELDS = {"max_query_tokens": 10_000, "max_query_aliases": 1000}
+
+
+def much(megabytes: int) -> str:
+    """A query whose answer is so large, if the node's metadata has 50,000 characters."""
+    fields = (f'n{number}: node(nodeId: "a") {{ metadata }}' for number in range(20 * megabytes))
+    return f"{{ {' '.join(fields)} }}"
+
+
+@asynccontextmanager
+async def plain_socket(server: LiveServer, sent: bytes = b"") -> AsyncIterator[socket.socket]:
+    """One that nothing reads from unless the test does, with a small buffer."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        plain.settimeout(0)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(plain, (host, int(port)))
+        await loop.sock_sendall(plain, sent)
+        yield plain
+
+
+def request(query: str, accept: str = "application/json") -> bytes:
+    body = orjson.dumps({"query": query})
+    return (
+        f"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Accept: {accept}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+async def until_cut(plain: socket.socket) -> None:
+    """Until the server has reset the connection, without a read."""
+    async with asyncio.timeout(SECONDS):
+        while plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+            await asyncio.sleep(0.005)
+
+
+async def test_who_does_not_read_a_big_response_is_cut_and_delays_nobody(
+    start_server: StartServer,
+) -> None:
+    async with start_server(stalled_reader_seconds=0.1, **MANY_FIELDS) as server:
+        await register(server, "a", metadata={"much": "x" * 50_000})
+        async with plain_socket(server, request(much(8))) as stalled:
+            cut = asyncio.create_task(until_cut(stalled))
+            answers = 0
+            while not cut.done():
+                assert await server.execute("{ __typename }")
+                answers += 1
+            await cut
+        assert answers > 5
+
+
+async def test_who_reads_a_big_response_slowly_gets_all_of_it(start_server: StartServer) -> None:
+    async with start_server(stalled_reader_seconds=0.5, **MANY_FIELDS) as server:
+        await register(server, "a", metadata={"much": "x" * 50_000})
+        loop = asyncio.get_running_loop()
+        async with plain_socket(server, request(much(12))) as slow, asyncio.timeout(SECONDS):
+            begun = loop.time()
+            received = bytearray()
+            while not received.endswith(b"}}}"):
+                received += await loop.sock_recv(slow, 128 * 1024)
+                await asyncio.sleep(0.005)
+            assert loop.time() - begun > 0.5
+        assert len(received) > 12_000_000
+
+
+async def test_a_websocket_that_said_goodbye_but_reads_nothing_does_not_break_the_shutdown(
+    start_server: StartServer,
+) -> None:
+    async with start_server(stalled_reader_seconds=0.3) as server:
+        await register(server, "a", metadata={"much": "x" * 50_000})
+        client_context = connect(server.websocket_url)
+        client = await client_context.__aenter__()
+        client.socket.transport.pause_reading()
+        await client.subscribe("1", much(8))
+        await client.subscribe("2", "{ __typename }")
+        client.socket.protocol.send_close(1000)
+        client.socket.transport.writelines(client.socket.protocol.data_to_send())
+        await asyncio.sleep(0.1)
+    client.socket.transport.abort()

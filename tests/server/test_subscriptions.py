@@ -1,0 +1,259 @@
+"""Status changes, followed live: none lost, none doubled, all in order."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from db.filters import EVERY_NODE
+from graph.events import NodeStatusChanged, ResyncRequired
+from graph.feed import ChangeFeed
+from graph.follow import Event, follow
+from graph.scalars import Revision
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, settled
+from tests.support.transport_ws import Client, connect
+
+
+async def next_event(client: Client) -> dict[str, Any]:
+    message = await client.receive()
+    assert message["type"] == "next", message
+    event: dict[str, Any] = message["payload"]["data"]["nodeStatusChanges"]
+    return event
+
+
+async def next_revisions(client: Client, count: int) -> list[int]:
+    """The revisions of the next changes; bookmarks are passed over."""
+    revisions: list[int] = []
+    while len(revisions) < count:
+        event = await next_event(client)
+        if event["__typename"] == "NodeStatusChanged":
+            revisions.append(int(event["change"]["revision"]))
+    return revisions
+
+
+def revision_of(event: Event) -> int:
+    assert isinstance(event, NodeStatusChanged)
+    return event.change.revision
+
+
+async def following(feed: ChangeFeed, subscribers: int = 1) -> None:
+    """Until so many subscriptions are under way."""
+    async with asyncio.timeout(10):
+        while feed.subscribers < subscribers:
+            await asyncio.sleep(0.005)
+
+
+async def make_changes(server: LiveServer, node_id: str, count: int, *, begin: int = 0) -> None:
+    """So many changes of a registered node, each by a heartbeat, numbered from `begin` on."""
+    for sequence in range(begin, begin + count):
+        status = "ONLINE" if sequence % 2 else "DEGRADED"
+        await beat(server, node_id, sequence, status=status)
+
+
+async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -> None:
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", CHANGES)
+        await following(server.services.feed)
+        await register(server, "a", profiles=[{"name": "p", "type": "LLM", "config": {}}])
+        event = await next_event(client)
+    assert event == {
+        "__typename": "NodeStatusChanged",
+        "change": {
+            "revision": "3",
+            "nodeId": "a",
+            "previousStatus": None,
+            "status": "ONLINE",
+            "reason": "REGISTERED",
+            "note": None,
+            "actor": "anonymous",
+        },
+        "node": {"nodeId": "a", "status": "ONLINE", "profiles": [{"name": "p"}]},
+    }
+
+
+async def test_a_removed_node_is_told_without_the_node(server: LiveServer) -> None:
+    await register(server, "a", labels=["mine"])
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", CHANGES, filter={"labels": {"all": ["mine"]}})
+        await following(server.services.feed)
+        await server.execute(DEREGISTER, input={"nodeId": "a"})
+        event = await next_event(client)
+    assert event["change"]["reason"] == "DEREGISTERED"
+    assert event["node"] is None
+
+
+async def test_what_was_missed_is_replayed_and_then_goes_on_live(server: LiveServer) -> None:
+    await register(server, "a")
+    await make_changes(server, "a", 4)
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", CHANGES, after="4")
+        assert await next_revisions(client, 3) == [5, 6, 7]
+        await beat(server, "a", 99, status="DEGRADED")
+        assert await next_revisions(client, 1) == [8]
+
+
+async def test_no_change_is_lost_or_doubled_where_replay_and_live_meet(server: LiveServer) -> None:
+    await register(server, "a")
+    changes = asyncio.create_task(make_changes(server, "a", 60))
+    async with connect(server.websocket_url) as client:
+        for number in range(12):
+            await client.subscribe(str(number), CHANGES, after="0")
+            await asyncio.sleep(0.01)
+        await changes
+        seen: dict[str, list[int]] = {str(number): [] for number in range(12)}
+        while any(len(revisions) < 63 for revisions in seen.values()):
+            message = await client.receive()
+            change = message["payload"]["data"]["nodeStatusChanges"].get("change")
+            if change is not None:
+                seen[message["id"]].append(int(change["revision"]))
+    assert all(revisions == list(range(1, 64)) for revisions in seen.values())
+
+
+async def test_a_filter_lets_only_its_nodes_through(server: LiveServer) -> None:
+    await register(server, "in", labels=["gpu"])
+    await register(server, "out")
+    wanted = {"labels": {"any": ["gpu"]}, "statuses": ["DEGRADED"]}
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", CHANGES, filter=wanted)
+        await following(server.services.feed)
+        await make_changes(server, "out", 3)
+        await make_changes(server, "in", 3)
+        events = [await next_event(client) for _ in range(2)]
+    assert [event["change"]["nodeId"] for event in events] == ["in", "in"]
+    assert [event["change"]["status"] for event in events] == ["DEGRADED", "DEGRADED"]
+
+
+async def test_an_idle_subscriber_gets_a_bookmark(start_server: StartServer) -> None:
+    async with (
+        start_server(bookmark_interval_seconds=0.05) as server,
+        connect(server.websocket_url) as client,
+    ):
+        await client.subscribe("1", CHANGES)
+        assert await next_event(client) == {"__typename": "Bookmark", "revision": "2"}
+
+
+async def test_a_bookmark_moves_on_past_what_the_filter_hides(start_server: StartServer) -> None:
+    async with (
+        start_server(bookmark_interval_seconds=0.05) as server,
+        connect(server.websocket_url) as client,
+    ):
+        await client.subscribe("1", CHANGES, filter={"nodeIds": ["nobody"]})
+        await register(server, "a")
+        async with asyncio.timeout(10):
+            while (await next_event(client)) != {"__typename": "Bookmark", "revision": "3"}:
+                pass
+
+
+async def test_a_revision_that_the_log_no_longer_holds_asks_for_a_resync(
+    server: LiveServer,
+) -> None:
+    await register(server, "a")
+    async with server.services.database.write() as session:
+        await session.execute(text("DELETE FROM status_changes WHERE revision <= 2"))
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", CHANGES, after="1")
+        event = await next_event(client)
+        assert event["__typename"] == "ResyncRequired"
+        assert event["revision"] == "3"
+        assert await client.receive() == {"id": "1", "type": "complete"}
+        await client.subscribe("2", CHANGES, after="2")
+        assert await next_revisions(client, 1) == [3]
+
+
+async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(
+    start_server: StartServer,
+) -> None:
+    async with start_server(subscriber_max_lag=3) as server:
+        feed, database = server.services.feed, server.services.database
+        await register(server, "a")
+        await settled(server, 3)
+        async with aclosing(
+            await follow(feed, database, EVERY_NODE, after=3, bookmark_seconds=60)
+        ) as events:
+            await make_changes(server, "a", 2)
+            await settled(server, 5)
+            assert [revision_of(event) for event in await anext(events)] == [4]
+            await make_changes(server, "a", 4, begin=2)
+            await settled(server, 9)
+            resync = ResyncRequired(revision=Revision(9), reason="the subscriber was too slow")
+            assert await anext(events) == [resync]
+            with pytest.raises(StopAsyncIteration):
+                await anext(events)
+
+
+async def test_two_servers_tell_the_changes_of_both_in_the_same_order(
+    start_server: StartServer,
+) -> None:
+    async with (
+        start_server() as one,
+        start_server() as two,
+        connect(one.websocket_url) as first,
+        connect(two.websocket_url) as second,
+    ):
+        await first.subscribe("1", CHANGES)
+        await second.subscribe("1", CHANGES)
+        await following(one.services.feed)
+        await following(two.services.feed)
+        await register(one, "a")
+        await register(two, "b")
+        await asyncio.gather(make_changes(one, "a", 20), make_changes(two, "b", 20))
+        expected = list(range(3, 45))
+        assert await next_revisions(first, 42) == expected
+        assert await next_revisions(second, 42) == expected
+
+
+async def test_a_lost_listening_connection_costs_no_event(server: LiveServer) -> None:
+    await register(server, "a")
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", CHANGES)
+        await following(server.services.feed)
+        for number in range(5):
+            async with server.services.database.write() as session:
+                await session.execute(
+                    text(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE application_name = 'node-registry-listen'"
+                        " AND datname = current_database()"
+                    )
+                )
+            status = "ONLINE" if number % 2 else "DEGRADED"
+            await beat(server, "a", number, status=status)
+        assert await next_revisions(client, 5) == [4, 5, 6, 7, 8]
+
+
+async def test_a_lost_notification_is_made_up_for(start_server: StartServer) -> None:
+    async with (
+        start_server(listen_check_seconds=0.05) as server,
+        connect(server.websocket_url) as client,
+    ):
+        await client.subscribe("1", CHANGES)
+        await following(server.services.feed)
+        async with server.services.database.write() as session:
+            await session.execute(
+                text(
+                    "WITH state AS (UPDATE registry_state SET revision = 3 RETURNING revision)"
+                    " INSERT INTO status_changes"
+                    " SELECT revision, (SELECT min(id::text)::uuid FROM nodes), 'offline',"
+                    " 'offline', 'seeded', NULL, 'test', now() FROM state"
+                )
+            )
+        assert await next_revisions(client, 1) == [3]
+
+
+async def test_subscribers_hold_no_database_connection(start_server: StartServer) -> None:
+    async with (
+        start_server(sweep_interval_seconds=3600) as server,
+        connect(server.websocket_url) as client,
+    ):
+        for number in range(60):
+            await client.subscribe(str(number), CHANGES)
+        await following(server.services.feed, 60)
+        async with asyncio.timeout(10):
+            while server.services.database.connections_in_use():
+                await asyncio.sleep(0.005)
+        await server.execute(MAINTENANCE, input={"nodeId": "node-2-macbook-m4max", "enabled": True})
+        ids = {(await client.receive())["id"] for _ in range(60)}
+    assert len(ids) == 60

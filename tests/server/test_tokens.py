@@ -1,0 +1,302 @@
+"""API keys by the API: what admins do with them, and how an agent comes by its own."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from db import tokens
+from db.database import Database
+from db.identity import Identity
+from db.values import Role
+from tests.conftest import LiveServer, StartServer
+from tests.support.fleet import rows
+from tests.support.keyring import (
+    DAY,
+    HOUR,
+    age_keys,
+    create,
+    create_enrolment,
+    known,
+    revoke,
+    standing,
+)
+
+CREATE = """
+mutation ($input: CreateTokenInput!) {
+  createToken(input: $input) { key token { id name role nodes expiresAt createdBy lastUsedAt } }
+}
+"""
+CREATE_ENROLMENT = """
+mutation ($input: CreateEnrolmentTokenInput!) {
+  createEnrolmentToken(input: $input) {
+    key
+    token { role usesLeft nodeRole nodeType labels }
+  }
+}
+"""
+ROTATE = """
+mutation ($input: RotateTokenInput!) { rotateToken(input: $input) { key token { id name } } }
+"""
+REVOKE = """
+mutation ($input: RevokeTokenInput!) { revokeToken(input: $input) { tokens { id revokedAt } } }
+"""
+TOKENS = """
+query ($first: Int, $after: String, $standing: Boolean! = true) {
+  tokens(first: $first, after: $after, standing: $standing) {
+    nodes { id name role revokedAt }
+    edges { cursor }
+    pageInfo { hasNextPage endCursor }
+  }
+}
+"""
+REGISTER = """
+mutation ($input: RegisterNodeInput!) {
+  registerNode(input: $input) { key keyExpiresAt node { nodeId } }
+}
+"""
+ROTATE_MINE = "mutation { rotateNodeKey { key keyExpiresAt } }"
+GPU_1 = {"nodeId": "gpu-1", "role": "PRODUCTION", "type": "WORKER", "bootId": "boot-1"}
+
+
+async def ask(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
+    response = await server.http.post(
+        "/graphql",
+        json={"query": query, "variables": variables},
+        headers={"authorization": f"Bearer {key}"},
+    )
+    body: dict[str, Any] = response.json()
+    return body
+
+
+async def told(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
+    """The data of the one field that is asked for."""
+    body = await ask(server, key, query, **variables)
+    assert "errors" not in body, body["errors"]
+    [data] = body["data"].values()
+    assert isinstance(data, dict)
+    return data
+
+
+async def refusal(server: LiveServer, key: str, query: str, **variables: Any) -> str:
+    """The code, and the field if it names one."""
+    body = await ask(server, key, query, **variables)
+    assert "errors" in body, body
+    [error] = body["errors"]
+    facts = error["extensions"]
+    return f"{facts['code']} {facts.get('field', '')}".strip()
+
+
+@pytest.fixture
+async def guarded(start_server: StartServer) -> AsyncIterator[LiveServer]:
+    """It notices by itself no key that ends."""
+    options = {"sweep_interval_seconds": 3600, "key_check_seconds": 60}
+    async with start_server(auth="required", **options) as live:
+        yield live
+
+
+@pytest.fixture
+def keys(guarded: LiveServer) -> Database:
+    return guarded.services.database
+
+
+@pytest.fixture
+async def admin(keys: Database) -> str:
+    return (await create(keys, Role.ADMIN, name="root")).text
+
+
+async def test_an_admin_makes_keys_that_are_shown_once(
+    guarded: LiveServer, keys: Database, admin: str
+) -> None:
+    said = {"role": "AGENT", "name": "rack-1", "nodes": ["a", "b", "a"], "expiresInSeconds": 60}
+    made = await told(guarded, admin, CREATE, input=said)
+    key = await known(keys, made["key"])
+    assert key is not None
+    assert key.expires_at == key.created_at + timedelta(minutes=1)
+    assert made["token"] == {
+        "id": key.public_id,
+        "name": "rack-1",
+        "role": "AGENT",
+        "nodes": ["a", "b"],
+        "expiresAt": key.expires_at.isoformat(),
+        "createdBy": "root",
+        "lastUsedAt": None,
+    }
+    assert made["key"] not in str(await told(guarded, admin, TOKENS))
+
+
+async def test_an_admin_makes_enrolment_keys(
+    guarded: LiveServer, keys: Database, admin: str
+) -> None:
+    said = {
+        "uses": 5,
+        "expiresInSeconds": 3600,
+        "nodeRole": "BACKUP",
+        "nodeType": "GATEWAY",
+        "labels": ["gpu"],
+        "keyExpiresInSeconds": 86400,
+    }
+    made = await told(guarded, admin, CREATE_ENROLMENT, input=said)
+    assert made["token"] == {
+        "role": "ENROLMENT",
+        "usesLeft": 5,
+        "nodeRole": "BACKUP",
+        "nodeType": "GATEWAY",
+        "labels": ["gpu"],
+    }
+    key = await known(keys, made["key"])
+    assert key is not None
+    assert (key.lifetime, key.expires_at) == (DAY, key.created_at + HOUR)
+
+
+@pytest.mark.parametrize(
+    ("query", "said", "field"),
+    [
+        (CREATE, {"role": "AGENT"}, "input.nodes"),
+        (CREATE, {"role": "ADMIN", "nodes": ["a"]}, "input.nodes"),
+        (CREATE, {"role": "AGENT", "nodes": [f"n{n}" for n in range(1001)]}, "input.nodes"),
+        (CREATE, {"role": "AGENT", "nodes": ["a", "no id"]}, "input.nodes[1]"),
+        (CREATE, {"role": "ENROLMENT"}, "input.role"),
+        (CREATE, {"role": "VIEWER", "name": "\n"}, "input.name"),
+        (CREATE, {"role": "VIEWER", "expiresInSeconds": 0}, "input.expiresInSeconds"),
+        (CREATE, {"role": "VIEWER", "expiresInSeconds": 2**31 - 1}, "input.expiresInSeconds"),
+        (CREATE_ENROLMENT, {"uses": 0, "expiresInSeconds": 1}, "input.uses"),
+        (CREATE_ENROLMENT, {"uses": 2_000_000, "expiresInSeconds": 1}, "input.uses"),
+        (CREATE_ENROLMENT, {"uses": 1, "expiresInSeconds": -1}, "input.expiresInSeconds"),
+        (
+            CREATE_ENROLMENT,
+            {"uses": 1, "expiresInSeconds": 1, "keyExpiresInSeconds": 0},
+            "input.keyExpiresInSeconds",
+        ),
+        (CREATE_ENROLMENT, {"uses": 1, "expiresInSeconds": 1, "labels": [""]}, "input.labels[0]"),
+        (ROTATE, {"id": "x" * 256}, "input.id"),
+        (ROTATE, {"id": "x", "overlapSeconds": -1}, "input.overlapSeconds"),
+        (REVOKE, {"id": "\0"}, "input.id"),
+    ],
+)
+async def test_what_cannot_be_is_refused_with_its_field_and_makes_no_key(
+    guarded: LiveServer, admin: str, query: str, said: dict[str, Any], field: str
+) -> None:
+    assert await refusal(guarded, admin, query, input=said) == f"BAD_INPUT {field}"
+    made = await rows(guarded.services.database, "SELECT name FROM tokens")
+    assert made == [("root",)]
+
+
+async def test_an_admin_rotates_and_revokes_keys(
+    guarded: LiveServer, keys: Database, admin: str
+) -> None:
+    old = await create(keys, name="grafana")
+    said = {"id": old.token.public_id, "overlapSeconds": 0}
+    made = await told(guarded, admin, ROTATE, input=said)
+    assert made["token"]["name"] == "grafana"
+    assert await standing(keys, old) == []
+    assert await known(keys, made["key"]) is not None
+    ended = await told(guarded, admin, REVOKE, input={"id": made["token"]["id"]})
+    assert [token["id"] for token in ended["tokens"]] == [made["token"]["id"]]
+    assert await known(keys, made["key"]) is None
+    gone = {"id": made["token"]["id"]}
+    for query in (ROTATE, REVOKE):
+        assert await refusal(guarded, admin, query, input=gone) == "TOKEN_NOT_FOUND"
+
+
+async def test_keys_are_listed_in_pages(guarded: LiveServer, keys: Database, admin: str) -> None:
+    for n in range(3):
+        await create(keys, name=f"key-{n}")
+    await revoke(keys, "key-1")
+    page = await told(guarded, admin, TOKENS, first=1)
+    assert [token["name"] for token in page["nodes"]] == ["key-2"]
+    assert page["pageInfo"] == {"hasNextPage": True, "endCursor": page["edges"][0]["cursor"]}
+    page = await told(guarded, admin, TOKENS, after=page["pageInfo"]["endCursor"])
+    assert [token["name"] for token in page["nodes"]] == ["key-0", "root"]
+    everything = (await told(guarded, admin, TOKENS, standing=False))["nodes"]
+    assert [bool(token["revokedAt"]) for token in everything] == [False, True, False, False]
+    assert await refusal(guarded, admin, TOKENS, first=1001) == "BAD_INPUT first"
+
+
+async def test_a_registration_by_an_enrolment_key_brings_the_nodes_own_key(
+    guarded: LiveServer, keys: Database
+) -> None:
+    enrolment = await create_enrolment(keys)
+    registered = await told(guarded, enrolment.text, REGISTER, input=GPU_1)
+    key = await known(keys, registered["key"])
+    assert key is not None
+    assert tokens.identity_of(key) == Identity("gpu-1", Role.AGENT, frozenset({"gpu-1"}), key.id)
+    assert key.expires_at is not None
+    assert registered["keyExpiresAt"] == key.expires_at.isoformat()
+
+
+async def test_an_enrolment_that_is_refused_leaves_no_node_behind(
+    guarded: LiveServer, keys: Database
+) -> None:
+    enrolment = await create_enrolment(keys, labels=[])
+    said = GPU_1 | {"labels": ["gpu"]}
+    caller = enrolment.text
+    assert await refusal(guarded, caller, REGISTER, input=said) == "FORBIDDEN input.labels"
+    assert await rows(keys, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
+
+
+async def test_a_registration_by_a_nodes_own_key_tells_when_it_ends_and_brings_none(
+    guarded: LiveServer, keys: Database
+) -> None:
+    own = await create(keys, Role.AGENT, nodes=["gpu-1"])
+    assert own.token.expires_at is not None
+    assert await told(guarded, own.text, REGISTER, input=GPU_1) == {
+        "key": None,
+        "keyExpiresAt": own.token.expires_at.isoformat(),
+        "node": {"nodeId": "gpu-1"},
+    }
+
+
+async def test_a_registration_by_an_admin_brings_no_key(guarded: LiveServer, admin: str) -> None:
+    registered = await told(guarded, admin, REGISTER, input=GPU_1)
+    assert (registered["key"], registered["keyExpiresAt"]) == (None, None)
+
+
+async def test_an_agent_rotates_its_own_key_and_both_stand_for_the_overlap(
+    start_server: StartServer,
+) -> None:
+    async with start_server(auth="required", node_key_overlap_seconds=3600) as server:
+        keys = server.services.database
+        old = await create(keys, Role.AGENT, nodes=["gpu-1"], lifetime=10 * DAY)
+        made = await told(server, old.text, ROTATE_MINE)
+        new = await known(keys, made["key"])
+        assert new is not None
+        assert (new.nodes, new.replaces) == (["gpu-1"], old.token.id)
+        assert datetime.fromisoformat(made["keyExpiresAt"]) == new.expires_at
+        assert await standing(keys, old) == [old]
+        registered = await told(server, old.text, REGISTER, input=GPU_1)
+        ends = datetime.fromisoformat(registered["keyExpiresAt"])
+        assert ends == new.created_at + HOUR, "one that has lost the answer learns that it must"
+        await age_keys(keys, HOUR)
+        assert await standing(keys, old) == []
+        assert await known(keys, made["key"]) is not None
+
+
+@pytest.mark.parametrize("role", [Role.ENROLMENT, Role.VIEWER, Role.ADMIN])
+async def test_nobody_but_an_agent_rotates_the_key_that_asks(
+    guarded: LiveServer, keys: Database, role: Role
+) -> None:
+    enrols = role is Role.ENROLMENT
+    key = await (create_enrolment(keys) if enrols else create(keys, role))
+    assert await refusal(guarded, key.text, ROTATE_MINE) == "FORBIDDEN rotateNodeKey"
+
+
+async def test_a_key_that_was_revoked_meanwhile_is_not_rotated(
+    guarded: LiveServer, keys: Database
+) -> None:
+    own = await create(keys, Role.AGENT, nodes=["gpu-1"])
+    await told(guarded, own.text, REGISTER, input=GPU_1)
+    await revoke(keys, own.token.public_id)
+    assert await refusal(guarded, own.text, ROTATE_MINE) == "FORBIDDEN"
+
+
+async def test_a_key_that_enrolment_or_rotation_made_is_good_at_once(
+    guarded: LiveServer, keys: Database
+) -> None:
+    enrolment = await create_enrolment(keys)
+    first = (await told(guarded, enrolment.text, REGISTER, input=GPU_1))["key"]
+    second = (await told(guarded, first, ROTATE_MINE))["key"]
+    for key in (first, second):
+        assert (await told(guarded, key, REGISTER, input=GPU_1))["node"] == {"nodeId": "gpu-1"}
+    assert await refusal(guarded, enrolment.text, REGISTER, input=GPU_1) == "FORBIDDEN"

@@ -1,0 +1,182 @@
+"""Traces reach a real receiver of OTLP over HTTP; without one there is nothing of them."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from agent import documents as agent
+from graph.settings import ConfigurationError, load
+from tests.conftest import StartServer
+from tests.support.api import MAINTENANCE, beat, register
+from tests.support.registry_process import free_port
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+UNSEEN = "nrk_a-secret-of-somebody"
+NAME = "Nrk_aSecretToo"
+
+
+class Receiver:
+    """What came to it, in the order in which it was sent."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.bodies: list[bytes] = []
+
+    @property
+    def spans(self) -> list[Span]:
+        return [
+            span
+            for body in self.bodies
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def of(self, trace: str) -> dict[str, Span]:
+        """By name; the last of those that share one."""
+        return {span.name: span for span in self.spans if span.trace_id.hex() == trace}
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            heard.bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        heard = Receiver(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield heard
+        server.shutdown()
+        thread.join()
+
+
+def said(span: Span) -> dict[str, str]:
+    """Its attributes, as text."""
+    return {
+        attribute.key: attribute.value.string_value or str(attribute.value.int_value)
+        for attribute in span.attributes
+    }
+
+
+async def test_a_request_is_one_trace_from_http_through_graphql_to_sql(
+    start_server: StartServer, receiver: Receiver
+) -> None:
+    async with start_server(otlp_endpoint=receiver.url) as server:
+        await register(server, "a")
+        response = await server.http.post(
+            "/graphql",
+            json={
+                "documentId": agent.id_of(agent.NODE_STATUS),
+                "variables": {"nodeId": "a", "unseen": UNSEEN},
+            },
+            headers={"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"},
+        )
+        assert response.json()["data"]["node"]["nodeId"] == "a"
+    trace = receiver.of(TRACE)
+    http, graphql, sql = (trace[name] for name in ("POST /graphql", "query NodeStatus", "SELECT"))
+    assert http.parent_span_id.hex() == PARENT
+    assert graphql.parent_span_id == http.span_id
+    assert sql.parent_span_id == graphql.span_id
+    assert said(http)["http.response.status_code"] == "200"
+    assert said(http)["request.id"] == "mine"
+    assert said(graphql)["graphql.document.id"] == agent.id_of(agent.NODE_STATUS)
+    assert "FROM nodes" in said(sql)["db.query.text"]
+    assert http.start_time_unix_nano <= sql.start_time_unix_nano
+    assert sql.end_time_unix_nano <= graphql.end_time_unix_nano <= http.end_time_unix_nano
+
+
+async def test_what_fails_has_its_code_and_nothing_that_was_sent_is_in_a_trace(
+    start_server: StartServer, receiver: Receiver
+) -> None:
+    async with start_server(otlp_endpoint=receiver.url) as server:
+        mutation = MAINTENANCE.replace("mutation Maintenance", f"mutation {NAME}")
+        await server.post(mutation, input={"nodeId": "nobody", "enabled": True, "note": UNSEEN})
+        await server.post(f'{{ node(nodeId: "{UNSEEN}") {{ nodeId }} }}')
+        await server.http.get("/graphql", params={"query": f"# {UNSEEN}\n{{ __typename }}"})
+        await server.http.post("/graphql", json={}, headers={"authorization": f"Bearer {UNSEEN}"})
+    failed = {span.name: said(span)["error.type"] for span in receiver.spans if span.status.code}
+    assert failed == {"mutation other": "NODE_NOT_FOUND"}
+    sent = b"".join(receiver.bodies)
+    assert b"GET /graphql" in sent
+    assert UNSEEN.encode() not in sent
+    assert NAME.encode() not in sent
+
+
+async def test_a_batch_of_heartbeats_is_linked_to_the_operations_that_wait_for_it(
+    start_server: StartServer, receiver: Receiver
+) -> None:
+    async with start_server(otlp_endpoint=receiver.url) as server:
+        await register(server, "a")
+        await register(server, "b")
+        await asyncio.gather(beat(server, "a", 1), beat(server, "b", 1))
+    spans = receiver.spans
+    waiting = {span.span_id for span in spans if span.name == "mutation other"}
+    batches = {span.span_id: span for span in spans if span.name == "heartbeats.write"}
+    linked = [link.span_id for batch in batches.values() for link in batch.links]
+    assert len(linked) == len(set(linked)) == 2
+    assert set(linked) < waiting
+    sent = [said(span)["db.query.text"] for span in spans if span.parent_span_id in batches]
+    written = [statement for statement in sent if "INSERT INTO heartbeat_log" in statement]
+    assert len(written) == len(batches)
+
+
+async def test_background_work_makes_no_traces(
+    start_server: StartServer, receiver: Receiver
+) -> None:
+    async with start_server(otlp_endpoint=receiver.url) as server:
+        await server.services.pacemaker.sweep()
+        await server.http.get("/health")
+        await server.http.get("/metrics")
+    assert receiver.spans == []
+
+
+async def test_a_receiver_that_is_away_holds_nobody_up(
+    start_server: StartServer,
+) -> None:
+    async with start_server(otlp_endpoint=f"http://127.0.0.1:{free_port()}") as server:
+        await register(server, "a")
+        assert (await beat(server, "a", 1))["status"] == "ONLINE"
+        ending = time.monotonic()
+    assert time.monotonic() - ending < 10
+
+
+def test_without_the_setting_nothing_of_it_is_imported() -> None:
+    program = (
+        "import sys, graph.cli, graph.server, graph.worker;"
+        "sys.exit([name for name in sys.modules if name.startswith('opentelemetry')] or None)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+async def test_a_missing_extra_stops_the_start_in_one_line(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "graph.tracing", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(ConfigurationError) as refused:
+        async with start_server(otlp_endpoint="http://127.0.0.1:4318"):
+            pass
+    assert "NODE_REGISTRY_OTLP_ENDPOINT: needs the extra `otel`" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://collector:4317", "http://"])
+def test_an_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
+    with pytest.raises(ConfigurationError, match="NODE_REGISTRY_OTLP_ENDPOINT"):
+        load(otlp_endpoint=endpoint)

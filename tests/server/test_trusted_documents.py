@@ -1,0 +1,97 @@
+"""The documents of our own agent and client are asked for by their ids."""
+
+from typing import Any
+
+import pytest
+
+from agent import documents as agent
+from graph.documents import document_id
+from tests.conftest import LiveServer
+from tests.support.transport_ws import connect
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ID = agent.id_of(agent.NODE_STATUS)
+NODE = {"nodeId": "node-1-hetzner-gex44"}
+
+
+async def test_a_trusted_document_is_asked_for_by_its_id(shared_server: LiveServer) -> None:
+    text = agent.text_of(agent.NODE_STATUS)
+    told = await shared_server.execute(text, **NODE)
+    assert told["node"]["nodeId"] == NODE["nodeId"]
+    by_post = await shared_server.http.post(
+        "/graphql", json={"documentId": ID, "variables": NODE, "operationName": "NodeStatus"}
+    )
+    by_get = await shared_server.http.get(
+        "/graphql",
+        params={"documentId": ID, "variables": '{"nodeId":"node-1-hetzner-gex44"}'},
+        headers={"accept": "text/html, */*"},
+    )
+    for response in (by_post, by_get):
+        assert response.status_code == 200
+        assert response.json() == {"data": told}
+    async with connect(shared_server.websocket_url) as client:
+        payload = {"documentId": ID, "variables": NODE}
+        await client.send({"id": "1", "type": "subscribe", "payload": payload})
+        assert (await client.receive())["payload"] == {"data": told}
+
+
+async def test_a_subscription_is_asked_for_by_its_id(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        payload = {"documentId": agent.id_of(agent.STATUS_CHANGES), "variables": {"after": "0"}}
+        await client.send({"id": "1", "type": "subscribe", "payload": payload})
+        event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+        assert event["change"]["revision"] == "1"
+
+
+async def test_a_mutation_by_id_is_not_sent_by_get(shared_server: LiveServer) -> None:
+    response = await shared_server.http.get(
+        "/graphql", params={"documentId": agent.id_of(agent.RECORD_HEARTBEAT)}
+    )
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        pytest.param({"documentId": f"sha256:{'0' * 64}"}, "documentId", id="unknown"),
+        pytest.param({"documentId": ID.upper()}, "documentId", id="in capitals"),
+        pytest.param({"documentId": ID.removeprefix("sha256:")}, "documentId", id="no prefix"),
+        pytest.param({"documentId": ""}, "documentId", id="empty"),
+        pytest.param({"documentId": 1}, "documentId", id="a number"),
+        pytest.param({"documentId": ID, "query": "{ __typename }"}, "query", id="both"),
+        pytest.param({"documentId": ID, "operationName": "X"}, "operationName", id="no such name"),
+    ],
+)
+async def test_an_id_that_is_wrong_is_refused_and_named(
+    shared_server: LiveServer, request_: dict[str, Any], field: str
+) -> None:
+    for accept in ("application/json", "application/graphql-response+json"):
+        response = await shared_server.http.post(
+            "/graphql", json=request_, headers={"accept": accept}
+        )
+        assert response.status_code == 400
+        [error] = response.json()["errors"]
+        assert error["extensions"]["code"] == "BAD_INPUT"
+        assert error["extensions"]["field"] == field
+
+
+async def test_an_unknown_id_ends_one_operation_and_not_the_socket(
+    shared_server: LiveServer,
+) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        payload = {"documentId": f"sha256:{'0' * 64}"}
+        await client.send({"id": "1", "type": "subscribe", "payload": payload})
+        message = await client.receive()
+        assert (message["type"], message["id"]) == ("error", "1")
+        assert message["payload"][0]["extensions"]["field"] == "documentId"
+        await client.subscribe("1", "{ __typename }")
+        assert (await client.receive())["payload"] == {"data": {"__typename": "Query"}}
+
+
+async def test_a_document_that_is_sent_is_not_trusted_thereby(shared_server: LiveServer) -> None:
+    text = "{ registry { revision } }"
+    for _ in range(3):
+        await shared_server.execute(text)
+    body = await shared_server.http.post("/graphql", json={"documentId": document_id(text)})
+    assert body.json()["errors"][0]["extensions"]["field"] == "documentId"

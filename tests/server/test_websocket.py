@@ -1,0 +1,583 @@
+"""GraphQL over websockets, message by message: nothing that a client sends breaks more than it."""
+
+import asyncio
+import gc
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from graphql import Executor
+from sqlalchemy import text
+from structlog.types import EventDict
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from tests.conftest import LiveServer, StartServer
+from tests.support.api import CHANGES, DEREGISTER, in_touch, register
+from tests.support.fleet import waits_for_a_lock
+from tests.support.transport_ws import SECONDS, Client, connect, dial
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
+
+TYPENAME = "{ __typename }"
+FOLLOW = "subscription { nodeStatusChanges { __typename } }"
+ANSWER = {"data": {"__typename": "Query"}}
+INTERNALS = re.compile(r"pydantic|codec|Error|Traceback|object at 0x|_Subscribe|GraphQLRequest")
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def lives(client: Client) -> None:
+    """The connection still answers."""
+    await client.subscribe("still-there", TYPENAME)
+    assert await client.receive() == {"type": "next", "id": "still-there", "payload": ANSWER}
+    assert await client.receive() == {"type": "complete", "id": "still-there"}
+
+
+async def refusal(client: Client, operation_id: str) -> dict[str, Any]:
+    """The one error of the `error` message that ends an operation before it begins."""
+    message = await client.receive()
+    assert message.keys() == {"type", "id", "payload"}
+    assert (message["type"], message["id"]) == ("error", operation_id)
+    [error] = message["payload"]
+    assert re.fullmatch("[0-9a-f]{32}", error["extensions"]["requestId"])
+    return dict(error)
+
+
+async def following(client: Client, server: LiveServer, operation_id: str) -> None:
+    """Subscribes, and waits until the server has begun to follow the change log."""
+    before = server.services.feed.subscribers
+    await client.subscribe(operation_id, CHANGES)
+    await until(lambda: server.services.feed.subscribers > before)
+
+
+async def test_a_query_is_answered_and_completed(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await client.subscribe("1", "query ($id: String!) { node(nodeId: $id) { name } }", id="x")
+        assert await client.receive() == {
+            "type": "next",
+            "id": "1",
+            "payload": {"data": {"node": None}},
+        }
+        assert await client.receive() == {"type": "complete", "id": "1"}
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_mutation_is_made_answered_and_completed(server: LiveServer) -> None:
+    async with connect(server.websocket_url) as client:
+        await client.subscribe(
+            "1",
+            'mutation { registerNode(input: {nodeId: "a", role: BACKUP, type: WORKER, bootId: "b"})'
+            " { created } }",
+        )
+        made = {"data": {"registerNode": {"created": True}}}
+        assert await client.receive() == {"type": "next", "id": "1", "payload": made}
+        assert await client.receive() == {"type": "complete", "id": "1"}
+    assert await server.execute('{ node(nodeId: "a") { nodeId } }') == {"node": {"nodeId": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("[1]", "Invalid message: it must be a JSON object"),
+        ('"x"', "Invalid message: it must be a JSON object"),
+        ("null", "Invalid message: it must be a JSON object"),
+        ("1", "Invalid message: it must be a JSON object"),
+        ("", "Messages must be JSON"),
+        ("{", "Messages must be JSON"),
+        ("[" * 100_000, "Messages must be JSON"),
+        (r'{"type": "\ud800"}', "Messages must be JSON"),
+        ("{}", "Invalid message: it has no type"),
+        ('{"type": 1}', "Invalid message: it has a type that clients do not send"),
+        ('{"type": null}', "Invalid message: it has a type that clients do not send"),
+        ('{"type": "' + "x" * 500 + '"}', "Invalid message: it has a type that clients do not"),
+        ('{"type": "start", "id": "1", "payload": {}}', "Invalid message: it has a type"),
+        ('{"type": "connection_ack"}', "Invalid message: it has a type that clients do not"),
+        ('{"type": "ping", "payload": 1}', "Invalid message: ping.payload must be a JSON object"),
+        ('{"type": "pong", "payload": "x"}', "Invalid message: pong.payload must be a JSON object"),
+        ('{"type": "connection_init", "payload": []}', "Invalid message: connection_init.payload"),
+        ('{"type": "complete"}', "Invalid message: complete.id is missing"),
+        ('{"type": "complete", "id": 1}', "Invalid message: complete.id must be a string"),
+    ],
+)
+async def test_a_message_that_is_none_closes_with_a_reason(
+    shared_server: LiveServer, message: str, reason: str
+) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await client.socket.send(message)
+        code, said = await client.closed()
+    assert code == 4400
+    assert said.startswith(reason)
+    assert not INTERNALS.search(said)
+    assert await shared_server.execute(TYPENAME)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"id": 1}, "subscribe.id must be a string"),
+        ({"id": {"a": 1}}, "subscribe.id must be a string"),
+        ({"id": None}, "subscribe.id must be a string"),
+        ({"id": ""}, "subscribe.id must not be empty"),
+        ({"id": "x" * 256}, "subscribe.id"),
+        ({"payload": TYPENAME}, "subscribe.payload must be a JSON object"),
+        ({"payload": None}, "subscribe.payload must be a JSON object"),
+        ({"payload": [TYPENAME]}, "subscribe.payload must be a JSON object"),
+        ({"payload": {}}, "subscribe.payload.query is missing"),
+        ({"payload": {"query": 1}}, "subscribe.payload.query must be a string"),
+        ({"payload": {"query": ""}}, "subscribe.payload.query must not be empty"),
+        (
+            {"payload": {"query": TYPENAME, "variables": [1]}},
+            "subscribe.payload.variables must be a JSON object",
+        ),
+        (
+            {"payload": {"query": TYPENAME, "operationName": 1}},
+            "subscribe.payload.operationName must be a string",
+        ),
+        (
+            {"payload": {"query": TYPENAME, "extensions": "x"}},
+            "subscribe.payload.extensions must be a JSON object",
+        ),
+    ],
+)
+async def test_a_malformed_subscribe_closes_and_names_what_is_wrong(
+    shared_server: LiveServer, changes: dict[str, Any], reason: str
+) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        message = {"type": "subscribe", "id": "1", "payload": {"query": TYPENAME}}
+        await client.send(message | changes)
+        code, said = await client.closed()
+    assert code == 4400
+    assert said.startswith(f"Invalid message: {reason}")
+    assert not INTERNALS.search(said)
+
+
+async def test_a_subscribe_without_id_or_payload_closes(shared_server: LiveServer) -> None:
+    for missing in ("id", "payload"):
+        async with connect(shared_server.websocket_url) as client:
+            message = {"type": "subscribe", "id": "1", "payload": {"query": TYPENAME}}
+            del message[missing]
+            await client.send(message)
+            assert await client.closed() == (
+                4400,
+                f"Invalid message: subscribe.{missing} is missing",
+            )
+
+
+async def test_a_binary_message_closes(shared_server: LiveServer) -> None:
+    for content in (b'{"type": "ping"}', b"", b"\xff\xfe"):
+        async with connect(shared_server.websocket_url) as client:
+            await client.socket.send(content)
+            assert await client.closed() == (4400, "Messages must be text")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"query": "{"},
+        {"query": "{ nothing }"},
+        {"query": " "},
+        {"query": "{a" * 1900 + "}" * 1900},
+        {"query": "query ($a: Int!) { nodes(first: $a) { totalCount } }"},
+        {"query": "query A { __typename } query B { __typename }"},
+        {"query": "query A { __typename }", "operationName": "B"},
+        {"query": "query A { __typename }", "operationName": ""},
+        {"query": "fragment F on Query { __typename }"},
+        {"query": "subscription { nodeStatusChanges { __typename } b: nodeStatusChanges {"},
+        {"query": 'subscription { nodeStatusChanges(after: "x") { __typename } }'},
+        {"query": 'subscription { nodeStatusChanges(after: "999999") { __typename } }'},
+        {
+            "query": "subscription ($search: String) { nodeStatusChanges(filter: {search: $search})"
+            " { __typename } }",
+            "variables": {"search": "x" * 256},
+        },
+    ],
+)
+async def test_a_bad_operation_gets_one_error_and_the_connection_lives(
+    shared_server: LiveServer, payload: dict[str, Any]
+) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        for _ in range(2):  # after an error the id is free again
+            await client.send({"type": "subscribe", "id": "1", "payload": payload})
+            error = await refusal(client, "1")
+            assert error["extensions"]["code"] == "BAD_INPUT"
+            assert error["extensions"]["retryable"] is False
+            assert not INTERNALS.search(error["message"].replace("Syntax Error", ""))
+        await lives(client)
+
+
+async def test_a_revision_in_the_future_is_refused_and_named(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await client.subscribe("1", CHANGES, after="3000")
+        error = await refusal(client, "1")
+        assert error["extensions"]["field"] == "after"
+        await lives(client)
+    assert shared_server.services.feed.subscribers == 0
+
+
+@pytest.mark.parametrize(
+    "payload", [None, {}, {"a": [1, {"b": None}], "c": "ü🏃"}, {"deep": [[[[[[]]]]]]}]
+)
+async def test_a_ping_is_answered_with_its_payload(
+    shared_server: LiveServer, payload: dict[str, Any] | None
+) -> None:
+    async with dial(shared_server.websocket_url) as client:
+        ping = {"type": "ping"} if payload is None else {"type": "ping", "payload": payload}
+        await client.send(ping)
+        assert await client.receive() == {**ping, "type": "pong"}
+        await client.send({"type": "connection_init", "payload": payload})
+        assert await client.receive() == {"type": "connection_ack"}
+        await client.send({"type": "pong", "payload": {"unasked": True}})
+        await client.send(ping)
+        assert await client.receive() == {**ping, "type": "pong"}
+        await lives(client)
+
+
+async def test_a_whole_number_is_echoed_whole(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await client.socket.send(f'{{"type": "ping", "payload": {{"a": {10**30}}}}}')
+        assert str(10**30) in str(await client.socket.recv())
+
+
+@pytest.mark.parametrize(
+    ("payload", "problem"),
+    [("[" * 400 + "]" * 400, "Messages must be JSON"), ("1e999", "Invalid message: ping.payload")],
+)
+async def test_a_ping_that_cannot_be_echoed_closes(
+    shared_server: LiveServer, payload: str, problem: str
+) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await client.socket.send(f'{{"type": "ping", "payload": {{"a": {payload}}}}}')
+        code, reason = await client.closed()
+    assert code == 4400
+    assert reason.startswith(problem)
+
+
+async def test_nothing_is_run_before_the_connection_is_initialised(
+    shared_server: LiveServer,
+) -> None:
+    async with dial(shared_server.websocket_url) as client:
+        await client.subscribe("1", TYPENAME)
+        assert await client.closed() == (4401, "Unauthorized")
+
+
+async def test_a_second_init_closes(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await client.send({"type": "connection_init"})
+        assert await client.closed() == (4429, "Too many initialisation requests")
+
+
+async def succeeds(client: Client, _: LiveServer) -> None:
+    await lives(client)
+
+
+async def fails(client: Client, _: LiveServer) -> None:
+    await client.subscribe("fails", DEREGISTER, input={"nodeId": "unknown"})
+    [error] = (await client.receive())["payload"]["errors"]
+    assert error["extensions"]["code"] == "NODE_NOT_FOUND"
+    assert (await client.receive())["type"] == "complete"
+
+
+async def follows(client: Client, _: LiveServer) -> None:
+    await client.subscribe("follows", CHANGES, after=0)
+    assert (await client.receive())["type"] == "next"
+
+
+async def is_left(client: Client, server: LiveServer) -> None:
+    """While it waits for a row that another holds; the sweep, which only reads, does not wait."""
+    database, metrics = server.services.database, server.services.metrics.registry
+    async with database.write() as session:
+        await session.execute(text("LOCK TABLE nodes IN EXCLUSIVE MODE"))
+        await client.subscribe("left", DEREGISTER, input={"nodeId": "unknown"})
+        await waits_for_a_lock(database)
+        client.socket.transport.abort()
+        await until(lambda: metrics.get_sample_value("node_registry_connections") == 0)
+
+
+@pytest.mark.parametrize("kind", [HttpToolsProtocol, WebSocketsSansIOProtocol, Executor])
+@pytest.mark.parametrize("operation", [succeeds, fails, follows, is_left])
+async def test_what_has_done_its_work_needs_no_collector(
+    shared_server: LiveServer,
+    operation: Callable[[Client, LiveServer], Awaitable[None]],
+    kind: type,
+) -> None:
+    """With ten thousand connections a collection stops the process for a second."""
+
+    def held() -> int:
+        return sum(isinstance(found, kind) for found in gc.get_objects())
+
+    await register(shared_server)  # whom its followers are told of
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        async with connect(shared_server.websocket_url) as client:
+            await operation(client, shared_server)
+        await until(lambda: held() <= before)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_an_init_that_does_not_come_closes(start_server: StartServer) -> None:
+    async with (
+        start_server(connection_init_seconds=0.5) as server,
+        dial(server.websocket_url) as silent,
+        connect(server.websocket_url) as initialised,
+    ):
+        await silent.send({"type": "ping"})
+        assert await silent.receive() == {"type": "pong"}
+        assert await silent.closed() == (4408, "Connection initialisation timeout")
+        await lives(initialised)
+
+
+@pytest.mark.parametrize(
+    "offered",
+    [(), ("graphql-ws",), ("graphql-transport-ws2", "chat"), ("GRAPHQL-TRANSPORT-WS",)],
+)
+async def test_another_subprotocol_is_not_spoken(
+    shared_server: LiveServer, offered: tuple[str, ...]
+) -> None:
+    async with dial(shared_server.websocket_url, offered) as client:
+        assert client.socket.subprotocol is None
+        assert await client.closed() == (4406, "Subprotocol not acceptable")
+
+
+async def test_of_several_subprotocols_ours_is_chosen(shared_server: LiveServer) -> None:
+    async with dial(shared_server.websocket_url, ("graphql-ws", "graphql-transport-ws")) as client:
+        assert client.socket.subprotocol == "graphql-transport-ws"
+        await client.send({"type": "connection_init"})
+        assert await client.receive() == {"type": "connection_ack"}
+
+
+async def test_an_id_that_is_in_use_closes(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await following(client, shared_server, "same")
+        await client.subscribe("same", TYPENAME)
+        assert await client.closed() == (4409, "Subscriber for same already exists")
+    await until(lambda: shared_server.services.feed.subscribers == 0)
+
+
+async def test_the_reason_of_a_close_is_never_too_long(shared_server: LiveServer) -> None:
+    long = "ü" * 255
+    async with connect(shared_server.websocket_url) as client:
+        await following(client, shared_server, long)
+        await client.subscribe(long, TYPENAME)
+        code, reason = await client.closed()
+    assert code == 4409
+    assert len(reason.encode()) <= 123
+    assert reason.startswith("Subscriber for üüü")
+
+
+async def test_an_id_may_be_used_again_once_it_is_completed(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        for _ in range(3):
+            await client.subscribe("1", TYPENAME)
+            assert await client.receive() == {"type": "next", "id": "1", "payload": ANSWER}
+            assert await client.receive() == {"type": "complete", "id": "1"}
+        for _ in range(3):
+            await following(client, shared_server, "1")
+            await client.send({"type": "complete", "id": "1"})
+            await until(lambda: shared_server.services.feed.subscribers == 0)
+        await lives(client)
+
+
+async def test_completing_what_is_unknown_changes_nothing(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await client.send({"type": "complete", "id": "never"})
+        await lives(client)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_two_subscriptions_share_a_socket_and_one_is_completed(server: LiveServer) -> None:
+    async with connect(server.websocket_url) as client:
+        await following(client, server, "first")
+        await following(client, server, "second")
+        await register(server, "a")
+        told = [await client.receive(), await client.receive()]
+        assert {message["id"] for message in told} == {"first", "second"}
+        for message in told:
+            event = message["payload"]["data"]["nodeStatusChanges"]
+            assert event["change"]["nodeId"] == "a"
+        await client.send({"type": "complete", "id": "first"})
+        await until(lambda: server.services.feed.subscribers == 1)
+        await register(server, "b")
+        message = await client.receive()
+        assert message["id"] == "second"
+        assert message["payload"]["data"]["nodeStatusChanges"]["change"]["nodeId"] == "b"
+        await lives(client)
+
+
+async def test_a_socket_that_is_cut_ends_its_subscriptions(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        for i in range(3):
+            await following(client, shared_server, str(i))
+        client.socket.transport.abort()
+        await until(lambda: shared_server.services.feed.subscribers == 0)
+        with pytest.raises(ConnectionClosed):
+            await client.receive()
+    assert await shared_server.execute(TYPENAME)
+
+
+async def test_a_socket_that_is_closed_ends_its_subscriptions(shared_server: LiveServer) -> None:
+    async with connect(shared_server.websocket_url) as client:
+        await following(client, shared_server, "1")
+    await until(lambda: shared_server.services.feed.subscribers == 0)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_operations_beyond_the_limit_are_refused_and_the_others_go_on(
+    start_server: StartServer,
+) -> None:
+    async with (
+        start_server(max_operations_per_connection=2) as server,
+        connect(server.websocket_url) as client,
+    ):
+        await following(client, server, "1")
+        await following(client, server, "2")
+        await client.subscribe("3", FOLLOW)
+        error = await refusal(client, "3")
+        assert error["extensions"]["code"] == "RATE_LIMITED"
+        assert error["extensions"]["retryable"] is True
+        await client.send({"type": "complete", "id": "1"})
+        await until(lambda: server.services.feed.subscribers == 1)
+        await lives(client)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_message_that_is_too_large_closes_and_the_server_lives(
+    start_server: StartServer,
+) -> None:
+    async with start_server(max_body_bytes=2048) as server:
+        async with connect(server.websocket_url) as client:
+            await client.subscribe("1", TYPENAME + " " * 2048)
+            code, _ = await client.closed()
+            assert code == 1009
+        async with connect(server.websocket_url) as client:
+            await lives(client)
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_a_fault_of_ours_leaks_nothing_and_the_connection_lives(
+    server: LiveServer, logged: list[EventDict]
+) -> None:
+    await in_touch(server)
+    async with server.services.database.write() as session:
+        await session.execute(text("ALTER TABLE status_changes RENAME COLUMN note TO remark"))
+    async with connect(server.websocket_url) as client:
+        await client.subscribe("1", "{ statusChanges { nodes { note } } }")
+        message = await client.receive()
+        assert message["type"] == "next"
+        assert message["payload"]["data"] is None
+        [of_query] = message["payload"]["errors"]
+        assert await client.receive() == {"type": "complete", "id": "1"}
+        await client.subscribe("2", CHANGES, after="0")
+        of_stream = await refusal(client, "2")
+        await lives(client)
+    failures = [event for event in logged if event["event"] == "request.failed"]
+    logged[:] = [event for event in logged if event not in failures]
+    assert [failure["operation"] for failure in failures] == ["1", "2"]
+    for error, failure in zip([of_query, of_stream], failures, strict=True):
+        assert error["extensions"]["code"] == "INTERNAL"
+        assert error["extensions"]["requestId"] == failure["request_id"]
+        assert not re.search(r"remark|SELECT|does not exist", str(error))
+
+
+async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: StartServer) -> None:
+    megabytes = " ".join(f'n{n}: node(nodeId: "a") {{ metadata }}' for n in range(40))
+    async with (
+        start_server(stalled_reader_seconds=0.1) as server,
+        connect(server.websocket_url) as stalled,
+        connect(server.websocket_url) as other,
+    ):
+        await register(server, "a", metadata={"much": "x" * 60_000})
+        await stalled.subscribe("live", CHANGES)
+        async with asyncio.timeout(SECONDS):
+            while server.services.feed.subscribers == 0:
+                await asyncio.sleep(0.005)
+            stalled.socket.transport.pause_reading()
+            for number in range(10):
+                await stalled.subscribe(str(number), f"{{ {megabytes} }}")
+            while server.services.feed.subscribers:
+                await other.subscribe("q", "{ registry { mode } }")
+                assert (await other.receive())["type"] == "next"
+                assert (await other.receive())["type"] == "complete"
+        stalled.socket.transport.abort()
+
+
+async def test_a_peer_that_answers_no_ping_is_cut(start_server: StartServer) -> None:
+    async with (
+        start_server(keepalive_seconds=0.1) as server,
+        connect(server.websocket_url) as lives,
+        connect(server.websocket_url) as dead,
+    ):
+        for client in (lives, dead):
+            await client.subscribe("1", CHANGES)
+        await until(lambda: server.services.feed.subscribers == 2)
+        dead.socket.transport.pause_reading()
+        await until(lambda: server.services.feed.subscribers == 1)
+        await register(server, "a")
+        assert (await lives.receive())["type"] == "next"
+        dead.socket.transport.abort()
+
+
+async def test_connections_beyond_the_limit_are_refused_before_they_begin(
+    start_server: StartServer,
+) -> None:
+    async with start_server(max_connections=1) as server, connect(server.websocket_url) as first:
+        with pytest.raises(InvalidStatus) as refused:
+            async with dial(server.websocket_url):
+                pass
+        response = refused.value.response
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+        assert b"RATE_LIMITED" in (response.body or b"")
+        await lives(first)
+    assert server.services.metrics.registry.get_sample_value("node_registry_connections") in {
+        0,
+        None,
+    }
+
+
+async def test_subscriptions_of_one_caller_are_limited_over_all_connections(
+    start_server: StartServer,
+) -> None:
+    async with (
+        start_server(max_subscriptions_per_caller=2) as server,
+        connect(server.websocket_url) as one,
+        connect(server.websocket_url) as two,
+    ):
+        await following(one, server, "1")
+        await following(two, server, "1")
+        await two.subscribe("2", CHANGES)
+        assert (await refusal(two, "2"))["extensions"]["code"] == "RATE_LIMITED"
+        await lives(two)
+        await one.send({"id": "1", "type": "complete"})
+        await until(lambda: server.services.feed.subscribers == 1)
+        await following(two, server, "2")
+
+
+async def test_a_server_that_stops_lets_its_clients_go_one_by_one(
+    start_server: StartServer,
+) -> None:
+    async with AsyncExitStack() as stack:
+        async with start_server(drain_seconds=0.5) as server:
+            clients = [
+                await stack.enter_async_context(connect(server.websocket_url)) for _ in range(20)
+            ]
+            clock = asyncio.get_running_loop().time
+
+            async def gone(client: Client) -> tuple[int, float]:
+                code, _ = await client.closed()
+                return code, clock()
+
+            ends = asyncio.gather(*(gone(client) for client in clients))
+        codes, times = zip(*await ends, strict=True)
+    assert set(codes) == {1012}
+    assert max(times) - min(times) > 0.1

@@ -1,0 +1,87 @@
+"""The operations that several tests send."""
+
+import asyncio
+import secrets
+from typing import Any
+
+from tests.conftest import LiveServer
+
+REGISTER = """
+mutation Register($input: RegisterNodeInput!) {
+  registerNode(input: $input) {
+    created
+    nextHeartbeatInSeconds
+    node { id nodeId name role type labels status statusReason lastHeartbeat }
+  }
+}
+"""
+
+BEAT = """
+mutation Beat($input: RecordHeartbeatInput!) {
+  recordHeartbeat(input: $input) { nodeId status receivedAt nextHeartbeatInSeconds }
+}
+"""
+
+MAINTENANCE = """
+mutation Maintenance($input: SetMaintenanceInput!) {
+  setMaintenance(input: $input) { node { nodeId status statusReason } }
+}
+"""
+
+DEREGISTER = """
+mutation Deregister($input: DeregisterNodeInput!) {
+  deregisterNode(input: $input) { nodeId revision }
+}
+"""
+
+CHANGES = """
+subscription Changes($filter: NodeFilter, $after: Revision) {
+  nodeStatusChanges(filter: $filter, after: $after) {
+    __typename
+    ... on NodeStatusChanged {
+      change { revision nodeId previousStatus status reason note actor }
+      node { nodeId status profiles { name } }
+    }
+    ... on Bookmark { revision }
+    ... on ResyncRequired { revision reason }
+  }
+}
+"""
+
+
+async def register(server: LiveServer, node_id: str | None = None, **given: Any) -> dict[str, Any]:
+    """Registers a production worker, unless `given` says otherwise."""
+    node = {
+        "nodeId": node_id or f"node-{secrets.token_hex(4)}",
+        "role": "PRODUCTION",
+        "type": "WORKER",
+        "bootId": "boot-1",
+        **given,
+    }
+    data = await server.execute(REGISTER, input=node)
+    payload: dict[str, Any] = data["registerNode"]
+    return payload
+
+
+async def beat(
+    server: LiveServer, node_id: str, sequence: int, boot_id: str = "boot-1", **given: Any
+) -> dict[str, Any]:
+    data = await server.execute(
+        BEAT, input={"nodeId": node_id, "bootId": boot_id, "sequence": sequence, **given}
+    )
+    payload: dict[str, Any] = data["recordHeartbeat"]
+    return payload
+
+
+async def in_touch(server: LiveServer) -> None:
+    """Until the server listens for changes."""
+    async with asyncio.timeout(10):
+        while not server.services.feed.in_touch:
+            await asyncio.sleep(0.005)
+
+
+async def settled(server: LiveServer, revision: int) -> None:
+    """Until the server has read the change log so far."""
+    async with asyncio.timeout(10):
+        while server.services.feed.revision < revision:
+            await asyncio.sleep(0.005)

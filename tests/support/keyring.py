@@ -1,0 +1,83 @@
+"""Keys for the tests of `db`: made, used, aged; time moves by ageing rows."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+
+from db import enrolment, registration, token_changes, tokens
+from db.database import Database
+from db.identity import Caller, Identity
+from db.keys import Presented, parsed
+from db.registration import Registration
+from db.tables import Node, Token
+from db.token_changes import MadeToken
+from db.values import Role
+from tests.support.fleet import RULES
+
+ADMIN = Caller(Identity("root", Role.ADMIN), "192.0.2.1")
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+async def create(database: Database, role: Role = Role.VIEWER, **said: Any) -> MadeToken:
+    async with database.write() as session:
+        return await token_changes.create(
+            session, **{"role": role, "lifetime": DAY, "by": ADMIN, **said}
+        )
+
+
+async def create_enrolment(database: Database, **said: Any) -> MadeToken:
+    async with database.write() as session:
+        return await enrolment.create(session, **{"uses": 3, "lasts": DAY, "by": ADMIN, **said})
+
+
+async def enrol(
+    database: Database, enrolment_key: Token, said: Registration
+) -> tuple[Node, MadeToken]:
+    """As an agent does that has nothing but an enrolment key."""
+    by = Caller(tokens.identity_of(enrolment_key), "192.0.2.9")
+    async with database.write() as session:
+        node, _ = await registration.register(session, said, rules=RULES, by=by)
+        return node, await enrolment.enrol(session, enrolment_key.id, node, by=by)
+
+
+async def rotate(database: Database, token: Token, overlap: timedelta = HOUR) -> MadeToken:
+    async with database.write() as session:
+        return await token_changes.rotate(session, token.id, overlap=overlap, by=ADMIN)
+
+
+async def revoke(database: Database, named: str) -> set[UUID]:
+    async with database.write() as session:
+        return {token.id for token in await token_changes.revoke(session, named, by=ADMIN)}
+
+
+def presented(key: str) -> Presented:
+    found = parsed(key)
+    assert found is not None
+    return found
+
+
+async def known(database: Database, key: str) -> Token | None:
+    async with database.read() as session:
+        return await tokens.known(session, presented(key))
+
+
+async def standing(database: Database, *made: MadeToken) -> list[MadeToken]:
+    async with database.read() as session:
+        ended = await tokens.ended(session, [key.token.id for key in made])
+    return [key for key in made if key.token.id not in ended]
+
+
+async def use(database: Database, *made: MadeToken) -> None:
+    async with database.write() as session:
+        now = (await session.scalars(text("SELECT registry_now()"))).one()
+        await tokens.used(session, {key.token.id: now for key in made})
+
+
+async def age_keys(database: Database, span: timedelta) -> None:
+    """Makes it that much longer ago that all keys were made, used and ended."""
+    instants = ("created_at", "expires_at", "revoked_at", "last_used_at")
+    moved = ", ".join(f"{instant} = {instant} - CAST(:span AS interval)" for instant in instants)
+    async with database.write() as session:
+        await session.execute(text(f"UPDATE tokens SET {moved}"), {"span": span})  # noqa: S608  # names of ours

@@ -1,0 +1,104 @@
+"""Debian's Prometheus: found on this machine, or unpacked beside it from its package."""
+
+import asyncio
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.support.registry_process import free_port
+
+SECONDS = 60
+
+
+def programs(folder: Path) -> Path:
+    """Where `prometheus` and `promtool` are; skips where they cannot be had.
+
+    The package is unpacked, not installed: no service of its is started, and nobody need be root.
+    """
+    if found := shutil.which("promtool"):
+        return Path(found).parent
+    unpacked = folder / "usr" / "bin"
+    if (unpacked / "promtool").exists():
+        return unpacked
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        pytest.skip("neither Prometheus nor apt is on this machine: the alerts were not tried")
+    try:
+        if _done("apt-get", "download", "prometheus", folder=folder) is not None:
+            _done("apt-get", "update", folder=folder)  # a new machine knows no packages
+        problem = _done("apt-get", "download", "prometheus", folder=folder)
+    except subprocess.TimeoutExpired as error:
+        problem = str(error)
+    packages = sorted(folder.glob("prometheus_*.deb"))
+    if problem is not None or not packages:
+        pytest.skip(f"apt has no Prometheus, the alerts were not tried: {problem}")
+    subprocess.run(["dpkg-deb", "-x", packages[-1], folder], check=True, timeout=SECONDS)
+    return unpacked
+
+
+def _done(*command: str, folder: Path) -> str | None:
+    """None when it succeeds, else what it complains of."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    return None if done.returncode == 0 else done.stderr.strip()[-300:] or str(done.returncode)
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    http: httpx.AsyncClient
+
+    async def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
+        """The series that it gives, now or then; an expression that is wrong fails the test."""
+        asked: dict[str, str | float] = {"query": expression}
+        if at is not None:
+            asked["time"] = at
+        response = await self.http.get("/api/v1/query", params=asked)
+        body = response.json()
+        assert body["status"] == "success", (expression, body)
+        result: list[dict[str, Any]] = body["data"]["result"]
+        return result
+
+    async def rules(self) -> Sequence[dict[str, Any]]:
+        groups = (await self.http.get("/api/v1/rules")).json()["data"]["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+
+@asynccontextmanager
+async def prometheus(
+    programs: Path, config: dict[str, Any], folder: Path
+) -> AsyncIterator[Prometheus]:
+    file = folder / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    process = await asyncio.create_subprocess_exec(
+        programs / "prometheus",
+        f"--config.file={file}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+        "--log.level=error",
+    )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=SECONDS) as http:
+            async with asyncio.timeout(SECONDS):
+                while not await _ready(http):
+                    await asyncio.sleep(0.05)
+            yield Prometheus(http)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _ready(http: httpx.AsyncClient) -> bool:
+    try:
+        return (await http.get("/-/ready")).status_code == HTTPStatus.OK
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,63 @@
+"""A registry in a process of its own, which may be killed and started again on the same port."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import NO_TLS
+
+SECONDS = 60
+
+
+@dataclass
+class Server:
+    """A registry in a process of its own, always on the same port. `log` gets all that it says."""
+
+    port: int
+    environment: Mapping[str, str]
+    log: Path = Path(os.devnull)
+    process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "graph", "serve"),
+                env={**os.environ, **self.environment, "NODE_REGISTRY_HTTP_PORT": str(self.port)},
+                stdout=log,
+                stderr=log,
+            )
+
+    async def answers(self) -> None:
+        """Starts it again where it found no database."""
+        async with httpx.AsyncClient(verify=NO_TLS) as http, asyncio.timeout(SECONDS):
+            while True:
+                with suppress(httpx.TransportError):
+                    await http.get(f"{self.url}/health/live")
+                    return
+                if self.process is None or self.process.returncode is not None:
+                    await self.start()
+                await asyncio.sleep(0.05)
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port

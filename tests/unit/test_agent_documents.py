@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import pytest
+from gql import GraphQLRequest
+from graphql import (
+    GraphQLInputObjectType,
+    GraphQLSchema,
+    build_schema,
+    coerce_input_value,
+    validate,
+)
+
+from agent import documents
+from agent.beat import registration_input
+from agent.machine import observe
+from agent.metrics import Meter
+from agent.settings import load_settings
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENTS = [value for value in vars(documents).values() if isinstance(value, GraphQLRequest)]
+
+
+@pytest.fixture(scope="module")
+def schema() -> GraphQLSchema:
+    return build_schema((ROOT / "schema.graphql").read_text())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_document_fits_the_schema(schema: GraphQLSchema, document: GraphQLRequest) -> None:
+    assert validate(schema, document.document) == []
+
+
+def test_the_registry_trusts_each_document_as_it_is_written() -> None:
+    """`make documents` brings what it trusts up to date."""
+    trusted = json.loads((ROOT / "graph" / "trusted_documents.json").read_text())
+    assert trusted == documents.all_by_id()
+    assert len(trusted) == len(DOCUMENTS)
+
+
+def test_what_the_agent_sends_fits_the_schema(schema: GraphQLSchema) -> None:
+    settings = load_settings({"role": "production-router", "labels": "a", "name": "A node"})
+    registration = registration_input(settings, observe(), "boot-2")
+    registration |= {"nodeId": "node-1", "replacesBootId": "boot-1"}
+    metrics = Meter().read()
+    heartbeat = {"nodeId": "node-1", "bootId": "boot-2", "sequence": 1, "metrics": metrics}
+    for name, value in (("RegisterNodeInput", registration), ("RecordHeartbeatInput", heartbeat)):
+        kind = schema.get_type(name)
+        assert isinstance(kind, GraphQLInputObjectType)
+        coerce_input_value(value, kind)

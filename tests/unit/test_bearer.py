@@ -1,0 +1,616 @@
+"""Tokens of another issuer: whom they make known, and all the ways in which they are not good."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import AllowedPrivateKeys, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from structlog.types import EventDict
+
+from db.errors import BadInput, Forbidden, Unauthenticated, Unavailable
+from db.identity import Identity
+from db.values import Role
+from graph import validation
+from graph.bearer import MAX_TOKEN_LENGTH, JwtVerifier, jwt_verifier
+from graph.jwks import MAX_AGE_SECONDS, MAX_BYTES, MIN_INTERVAL_SECONDS, BadKeySet, public_keys
+from graph.settings import ConfigurationError, Settings, load
+from tests.conftest import StartServer
+
+ISSUER, AUDIENCE = "https://login.example/realms/dagi", "node-registry"
+ROLES = {"registry-admins": "admin", "on-call": "operator", "agents": "agent", "people": "viewer"}
+
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+SHORT_RSA = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  # to be refused
+EC = ec.generate_private_key(ec.SECP256R1())
+OTHER_CURVE = ec.generate_private_key(ec.SECP384R1())
+ED = ed25519.Ed25519PrivateKey.generate()
+KEYS: Mapping[str, AllowedPrivateKeys] = {"RS256": RSA, "ES256": EC, "EdDSA": ED}
+
+
+def public(key: AllowedPrivateKeys, key_id: str | None = "k", **said: Any) -> dict[str, Any]:
+    """As a JSON Web Key."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        made = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    elif isinstance(key, ec.EllipticCurvePrivateKey):
+        made = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    else:
+        assert isinstance(key, ed25519.Ed25519PrivateKey)
+        made = OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    made.pop("key_ops", None)
+    return made | ({} if key_id is None else {"kid": key_id}) | said
+
+
+def write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def key_set(*keys: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": keys}).encode()
+
+
+def claims(**said: Any) -> dict[str, Any]:
+    """Those of a good token, unless they are said to be others; None leaves one out."""
+    now = int(time.time())
+    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": now + 600, "roles": ["people"]}
+    return {name: value for name, value in {**good, **said}.items() if value is not None}
+
+
+def signed(
+    key: AllowedPrivateKeys = RSA,
+    algorithm: str = "RS256",
+    header: Mapping[str, Any] | None = None,
+    **said: Any,
+) -> str:
+    """Whatever the claims are: `jwt.encode` would refuse some."""
+    payload = json.dumps(claims(**said)).encode()
+    return jwt.PyJWS().encode(payload, key, algorithm, {"kid": "k", **(header or {})})
+
+
+def put_together(header: Mapping[str, Any], payload: object, signature: bytes) -> str:
+    parts = [json.dumps(header).encode(), json.dumps(payload).encode(), signature]
+    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
+def settings(where: object, **given: Any) -> Settings:
+    said = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_roles": ROLES}
+    return load(**{**said, "jwt_jwks": str(where), **given})
+
+
+async def verifier(where: object, clock: Any = time.monotonic, **given: Any) -> JwtVerifier:
+    made = await jwt_verifier(settings(where, **given), clock=clock)
+    assert made is not None
+    return made
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    path = tmp_path / "jwks.json"
+    write(path, key_set(public(RSA)))
+    return path
+
+
+@dataclass
+class Issuer:
+    """Says its keys over HTTP, or whatever else it is told to."""
+
+    url: str = ""
+    answer: bytes = b""
+    status: str = "200 OK"
+    headers: str = ""
+    hold: asyncio.Event | None = None
+    requests: list[str] = field(default_factory=list)
+    serving: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving.add(cast("asyncio.Task[None]", asyncio.current_task()))
+        try:
+            self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            if self.hold is not None:
+                await self.hold.wait()
+            head = f"HTTP/1.1 {self.status}\r\n{self.headers}connection: close\r\n\r\n"
+            writer.write(head.encode() + self.answer)
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+@asynccontextmanager
+async def issuer(*said: dict[str, Any]) -> AsyncIterator[Issuer]:
+    live = Issuer(answer=key_set(*said))
+    server = await asyncio.start_server(live.serve, "127.0.0.1", 0)
+    async with server:
+        live.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks.json"
+        yield live
+    if live.hold is not None:
+        live.hold.set()
+    await asyncio.gather(*live.serving)
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("algorithm", KEYS)
+async def test_a_good_token_makes_its_subject_known_until_it_ends(
+    tmp_path: Path, algorithm: str
+) -> None:
+    path = tmp_path / "jwks.json"
+    write(path, key_set(*(public(key, name) for name, key in KEYS.items())))
+    ends_at = int(time.time()) + 600
+    token = signed(KEYS[algorithm], algorithm, {"kid": algorithm}, exp=ends_at)
+    identity, until = await (await verifier(path)).verify(token)
+    assert identity == Identity("jwt/ada", Role.VIEWER)
+    assert until == datetime.fromtimestamp(ends_at + 30, UTC)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"iss": "https://login.example"}, "another issuer"),
+        ({"iss": None}, "has no iss"),
+        ({"iss": [ISSUER]}, "another issuer"),
+        ({"aud": "another"}, "somebody else"),
+        ({"aud": None}, "has no aud"),
+        ({"aud": []}, "has no aud"),
+        ({"aud": {"node-registry": 1}}, "somebody else"),
+        ({"exp": int(time.time()) - 31}, "time is over"),
+        ({"exp": None}, "has no exp"),
+        ({"exp": "9999999999"}, "exp is no number"),
+        ({"exp": True}, "time is over"),
+        ({"exp": 1e300}, "exp is no time"),
+        ({"exp": float("inf")}, "not one of"),
+        ({"exp": float("nan")}, "not one of"),
+        ({"nbf": int(time.time()) + 3600}, "time has not come"),
+        ({"nbf": "later"}, "not one of"),
+        ({"iat": int(time.time()) + 3600}, "time has not come"),
+        ({"sub": None}, "has no sub"),
+        ({"sub": 7}, "not one of"),
+        ({"sub": ""}, "no name"),
+        ({"sub": "a\nb"}, "no name"),
+        ({"sub": "x" * 256}, "no name"),
+        ({"roles": "people" * 2000}, "too long"),
+    ],
+)
+async def test_a_signature_alone_does_not_make_a_token_good(
+    keys: Path, said: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(Unauthenticated, match=reason):
+        await (await verifier(keys)).verify(signed(**said))
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ({"exp": -10}, {}),
+        ({"nbf": 20}, {}),
+        ({"iat": 20}, {}),
+        ({}, {"aud": ["others", AUDIENCE]}),
+        ({"nbf": -5, "iat": -5}, {"jti": "1"}),
+    ],
+)
+async def test_clocks_may_differ_a_little_and_a_token_may_be_for_several(
+    keys: Path, times: dict[str, int], said: dict[str, Any]
+) -> None:
+    now = int(time.time())
+    from_now: dict[str, Any] = {name: now + seconds for name, seconds in times.items()}
+    identity, until = await (await verifier(keys)).verify(signed(**from_now, **said))
+    assert identity.role is Role.VIEWER
+    assert until > datetime.now(UTC)
+
+
+PEM = RSA.public_key().public_bytes(
+    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+)
+
+
+def hmac_signed(secret: bytes, header: Mapping[str, Any]) -> str:
+    unsigned = put_together(header, claims(), b"").rpartition(".")[0]
+    return put_together(
+        header, claims(), hmac.new(secret, unsigned.encode(), hashlib.sha256).digest()
+    )
+
+
+FORGED = {
+    "none": put_together({"alg": "none", "kid": "k"}, claims(), b""),
+    "None": put_together({"alg": "None", "kid": "k"}, claims(), b""),
+    "no algorithm": put_together({"kid": "k"}, claims(), b""),
+    "an algorithm that is a list": put_together({"alg": ["RS256"], "kid": "k"}, claims(), b""),
+    "the public key as a secret": hmac_signed(PEM, {"alg": "HS256", "kid": "k"}),
+    "the modulus as a secret": hmac_signed(public(RSA)["n"].encode(), {"alg": "HS256", "kid": "k"}),
+    "RS512": jwt.encode(claims(), RSA, "RS512", {"kid": "k"}),
+    "PS256": jwt.encode(claims(), RSA, "PS256", {"kid": "k"}),
+    "another key": signed(rsa.generate_private_key(public_exponent=65537, key_size=2048)),
+    "another kind of key": signed(EC, "ES256"),
+    "a key that the token brings": signed(
+        EC, "ES256", {"jwk": public(EC), "jku": "http://127.0.0.1:1/", "kid": "mine"}
+    ),
+    "another key's name": signed(header={"kid": "unknown"}),
+    "a name that is a path": signed(header={"kid": "../../dev/null"}),
+    "what must be understood, but is not": signed(header={"crit": ["exp2"], "exp2": 1}),
+    "crit that is no list": put_together(
+        {"alg": "RS256", "kid": "k", "crit": "b64"}, claims(), b"x"
+    ),
+    "a detached payload": signed(header={"crit": ["b64"], "b64": True}).replace(".", "..", 1),
+    "a changed payload": ".".join(
+        (
+            signed().split(".")[0],
+            signed(roles=["registry-admins"]).split(".")[1],
+            signed().split(".")[2],
+        )
+    ),
+    "no signature": signed().rpartition(".")[0] + ".",
+    "nothing": "",
+    "dots": "..",
+    "four parts": signed() + ".x",
+    "no base64": "a b.c.d",
+    "no JSON": "YQ.YQ.YQ",
+    "a header that is a list": put_together([1], claims(), b"x"),  # type: ignore[arg-type]
+    "a key's name that is a number": put_together({"alg": "RS256", "kid": 1}, claims(), b"x"),
+    "many brackets": base64.urlsafe_b64encode(b"[" * 6000).rstrip(b"=").decode() + ".YQ.YQ",
+    "letters of another alphabet": "ä" * 50,
+    "half a letter": "\ud800.YQ.YQ",
+    "a payload that is a list": jwt.PyJWS().encode(b"[1]", RSA, "RS256", {"kid": "k"}),
+    "a payload that is no JSON": jwt.PyJWS().encode(b"{", RSA, "RS256", {"kid": "k"}),
+    "too much": "a" * (MAX_TOKEN_LENGTH + 1),
+    "ten megabytes": "a" * 10_000_000,
+}
+
+
+@pytest.mark.parametrize("token", FORGED.values(), ids=FORGED.keys())
+async def test_what_the_issuer_has_not_signed_is_refused(keys: Path, token: str) -> None:
+    with pytest.raises(Unauthenticated) as refused:
+        await (await verifier(keys)).verify(token)
+    assert len(refused.value.message) < 100
+    assert not token or token not in refused.value.message
+
+
+async def test_a_signature_of_another_algorithm_by_the_same_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    write(path, key_set(public(RSA, "k", alg="RS256"), public(EC, "e")))
+    judge = await verifier(path)
+    for algorithm, key_id in (("ES256", "k"), ("RS256", "e"), ("EdDSA", "k")):
+        with pytest.raises(Unauthenticated):
+            await judge.verify(signed(KEYS[algorithm], algorithm, {"kid": key_id}))
+
+
+async def test_a_key_need_not_be_named_where_only_one_can_be_meant(tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    write(path, key_set(public(RSA, None), public(EC, "e")))
+    judge = await verifier(path)
+    unnamed = jwt.encode(claims(), RSA, "RS256")
+    assert (await judge.verify(unnamed))[0].name == "jwt/ada"
+    other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    write(path, key_set(public(RSA, "a"), public(other, "b")))
+    with pytest.raises(Unauthenticated):
+        await judge.verify(unnamed)
+
+
+@pytest.mark.parametrize(
+    ("said", "given", "role"),
+    [
+        ({"roles": "on-call"}, {}, Role.OPERATOR),
+        ({"roles": ["people", "on-call", "unknown"]}, {}, Role.OPERATOR),
+        ({"roles": ["people", "registry-admins", "on-call"]}, {}, Role.ADMIN),
+        ({"roles": ["agents", "people"]}, {}, Role.VIEWER),
+        ({"roles": [7, None, {"a": 1}, "people"]}, {}, Role.VIEWER),
+        (
+            {"realm_access": {"roles": ["on-call"]}},
+            {"jwt_role_claim": "realm_access.roles"},
+            Role.OPERATOR,
+        ),
+        (
+            {"https://dagi.example/role": "on-call"},
+            {"jwt_role_claim": "https://dagi.example/role"},
+            Role.OPERATOR,
+        ),
+        ({"a": {"b.c": "on-call"}}, {"jwt_role_claim": "a.b.c"}, Role.OPERATOR),
+        (
+            {"scope": "read"},
+            {"jwt_role_claim": "scope", "jwt_roles": {"read": "router"}},
+            Role.ROUTER,
+        ),
+    ],
+)
+async def test_the_strongest_role_that_the_claim_gives_counts(
+    keys: Path, said: dict[str, Any], given: dict[str, Any], role: Role
+) -> None:
+    identity, _ = await (await verifier(keys, **given)).verify(signed(**said))
+    assert (identity.role, identity.nodes) == (role, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("said", "given"),
+    [
+        ({"roles": None}, {}),
+        ({"roles": []}, {}),
+        ({"roles": "admin"}, {}),
+        ({"roles": "PEOPLE"}, {}),
+        ({"roles": "people on-call"}, {}),
+        ({"roles": {"people": True}}, {}),
+        ({"roles": True}, {}),
+        ({"realm_access": "people"}, {"jwt_role_claim": "realm_access.roles"}),
+        ({"realm_access": {"roles": None}}, {"jwt_role_claim": "realm_access.roles"}),
+        ({"roles": "agents"}, {}),
+        ({"roles": "agents", "nodes": []}, {}),
+        ({"roles": "agents", "nodes": [1]}, {}),
+    ],
+)
+async def test_a_good_token_that_gives_no_role_here_is_forbidden(
+    keys: Path, said: dict[str, Any], given: dict[str, Any]
+) -> None:
+    with pytest.raises(Forbidden):
+        await (await verifier(keys, **given)).verify(signed(**said))
+
+
+@pytest.mark.parametrize(
+    ("said", "given", "nodes"),
+    [
+        ({"nodes": "gpu-1"}, {}, {"gpu-1"}),
+        ({"nodes": ["gpu-1", "gpu-2"]}, {}, {"gpu-1", "gpu-2"}),
+        ({"dagi": {"node": "gpu-1"}}, {"jwt_nodes_claim": "dagi.node"}, {"gpu-1"}),
+    ],
+)
+async def test_an_agent_speaks_for_the_nodes_that_its_claim_names(
+    keys: Path, said: dict[str, Any], given: dict[str, Any], nodes: set[str]
+) -> None:
+    identity, _ = await (await verifier(keys, **given)).verify(signed(roles="agents", **said))
+    assert identity == Identity("jwt/ada", Role.AGENT, frozenset(nodes))
+
+
+@pytest.mark.parametrize("name", ["jwt/ada", "tls/gpu-1"])
+def test_no_key_can_be_named_as_somebody_with_a_token_or_a_certificate(name: str) -> None:
+    with pytest.raises(BadInput):
+        validation.key_name("input.name", name)
+    with pytest.raises(BadInput):
+        validation.identifier("input.nodeId", name)
+
+
+async def test_keys_come_from_an_address_and_are_asked_for_seldom() -> None:
+    clock = Clock()
+    async with issuer(public(RSA)) as live:
+        judge = await verifier(live.url, clock)
+        assert live.requests == []
+        await asyncio.gather(*(judge.verify(signed()) for _ in range(20)))
+        clock.now += MAX_AGE_SECONDS - 1
+        await judge.verify(signed())
+        assert len(live.requests) == 1
+        clock.now += 2
+        await judge.verify(signed())
+        assert len(live.requests) == 2
+
+
+async def test_a_key_that_is_new_is_found_at_once_but_nobody_can_make_it_ask_often() -> None:
+    clock = Clock()
+    async with issuer(public(RSA, "old")) as live:
+        judge = await verifier(live.url, clock)
+        await judge.verify(signed(header={"kid": "old"}))
+        live.answer = key_set(public(RSA, "old"), public(EC, "new"))
+        clock.now += MIN_INTERVAL_SECONDS + 1
+        await judge.verify(signed(EC, "ES256", {"kid": "new"}))
+        assert len(live.requests) == 2
+        for number in range(50):
+            with pytest.raises(Unauthenticated):
+                await judge.verify(signed(header={"kid": f"junk-{number}"}))
+        assert len(live.requests) == 2
+        clock.now += MIN_INTERVAL_SECONDS + 1
+        for number in range(50):
+            with pytest.raises(Unauthenticated):
+                await judge.verify(signed(header={"kid": f"junk-{number}"}))
+        assert len(live.requests) == 3
+
+
+async def test_a_key_that_was_withdrawn_is_refused_when_the_keys_are_asked_for_again() -> None:
+    clock = Clock()
+    async with issuer(public(RSA, "leaked"), public(EC, "e")) as live:
+        judge = await verifier(live.url, clock)
+        token = signed(header={"kid": "leaked"})
+        await judge.verify(token)
+        live.answer = key_set(public(EC, "e"))
+        clock.now += MAX_AGE_SECONDS + 1
+        with pytest.raises(Unauthenticated):
+            await judge.verify(token)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"answer": b"<html>"},
+        {"answer": b'{"keys": []}'},
+        {"answer": key_set({"kty": "oct", "k": "c2VjcmV0", "kid": "k"})},
+        {"answer": b" " * (MAX_BYTES + 1)},
+        {"status": "500 Oops"},
+        {"status": "302 Found", "headers": "location: http://127.0.0.1:1/\r\n"},
+        {"status": "nonsense"},
+    ],
+)
+async def test_the_old_keys_stay_while_no_better_ones_can_be_had(
+    broken: dict[str, Any], logged: list[EventDict]
+) -> None:
+    clock = Clock()
+    async with issuer(public(RSA)) as live:
+        judge = await verifier(live.url, clock)
+        await judge.verify(signed())
+        for name, value in broken.items():
+            setattr(live, name, value)
+        for _ in range(3):
+            clock.now += MAX_AGE_SECONDS + 1
+            await judge.verify(signed())
+        assert len(live.requests) == 4
+    clock.now += MAX_AGE_SECONDS + 1
+    await judge.verify(signed())
+    reasons = [event["reason"] for event in logged if event["event"] == "jwks.unusable"]
+    assert len(reasons) == 2  # the broken answer, and the address that nobody answers at
+
+
+async def test_before_any_key_is_known_a_token_may_be_good_later(logged: list[EventDict]) -> None:
+    clock = Clock()
+    async with issuer(public(RSA)) as live:
+        live.status = "503 Later"
+        judge = await verifier(live.url, clock)
+        with pytest.raises(Unavailable, match="cannot reach the keys of the issuer") as refused:
+            await judge.verify(signed())
+        assert refused.value.facts == {"retryAfterSeconds": MIN_INTERVAL_SECONDS}
+        live.status = "200 OK"
+        with pytest.raises(Unavailable):
+            await judge.verify(signed())
+        clock.now += MIN_INTERVAL_SECONDS
+        await judge.verify(signed())
+    assert [event["event"] for event in logged] == ["jwks.unusable"]
+
+
+async def test_an_issuer_that_does_not_answer_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
+) -> None:
+    monkeypatch.setattr("graph.jwks._FETCH_SECONDS", 0.5)
+    async with issuer(public(RSA)) as live:
+        live.hold = asyncio.Event()
+        judge = await verifier(live.url)
+        with pytest.raises(Unavailable):
+            await judge.verify(signed())
+    assert "no answer within" in logged[0]["reason"]
+
+
+async def test_a_file_of_keys_is_read_again_when_it_was_written(
+    keys: Path, logged: list[EventDict]
+) -> None:
+    judge = await verifier(keys)
+    write(keys, key_set(public(EC, "new"), public(RSA)))
+    await judge.verify(signed(EC, "ES256", {"kid": "new"}))
+    write(keys, b"half a fi")
+    for _ in range(3):
+        await judge.verify(signed())
+    remove(keys)
+    for _ in range(3):
+        await judge.verify(signed())
+    assert [event["event"] for event in logged] == ["jwks.unusable", "jwks.unusable"]
+    write(keys, key_set(public(EC, "new")))
+    with pytest.raises(Unauthenticated):
+        await judge.verify(signed())
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        (b"", "not JSON"),
+        (b"[]", "no list of keys"),
+        (b'{"keys": {}}', "no list of keys"),
+        (b'{"keys": ["a"]}', "no list of keys"),
+        (key_set(), "none of its keys"),
+        (key_set(public(RSA), {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"}), "secret"),
+        (key_set(public(RSA), public(EC) | {"d": "AAAA"}), "secret"),
+        (key_set(public(RSA, use="enc")), "none of its keys"),
+        (key_set(public(RSA, alg="RS512")), "none of its keys"),
+        (key_set(public(RSA, alg="HS256")), "none of its keys"),
+        (key_set(public(RSA, key_ops=["encrypt"])), "none of its keys"),
+        (key_set(public(OTHER_CURVE)), "none of its keys"),
+        (key_set({"kty": ["RSA"], "n": 1}), "none of its keys"),
+        (key_set({"kty": "RSA", "e": "AQAB", "n": "?"}), "broken"),
+        (key_set({"kty": "RSA", "e": "AQAB"}), "broken"),
+        (key_set({"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"}), "broken"),
+        (key_set({"kty": "OKP", "crv": "Ed25519", "x": 7}), "broken"),
+        (key_set(public(SHORT_RSA)), "too short"),
+    ],
+)
+def test_a_set_that_cannot_be_trusted_is_refused(said: bytes, problem: str) -> None:
+    with pytest.raises(BadKeySet, match=problem):
+        public_keys(said)
+
+
+def test_keys_for_something_else_are_passed_over() -> None:
+    said = key_set(
+        public(RSA, "e", use="enc"), public(OTHER_CURVE, "c"), public(RSA, "s", use="sig")
+    )
+    assert [key.key_id for key in public_keys(said)] == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"jwt_audience": None}, "JWT_AUDIENCE: is needed"),
+        ({"jwt_issuer": None}, "JWT_ISSUER: is needed"),
+        ({"jwt_jwks": None}, "JWT_JWKS: is needed"),
+        ({"jwt_roles": {}}, "JWT_ROLES: is needed"),
+        ({"jwt_roles": {"a": "enrolment"}}, "JWT_ROLES: enrolment"),
+        ({"jwt_jwks": "/nowhere/jwks.json"}, "JWT_JWKS: .*No such file"),
+        ({"jwt_jwks": "http://login.example/jwks"}, "JWT_JWKS: must be an https address"),
+        ({"jwt_jwks": "ftp://login.example/jwks"}, "JWT_JWKS: must be an https address"),
+    ],
+)
+async def test_a_configuration_that_is_not_whole_is_named(
+    keys: Path, given: dict[str, Any], named: str
+) -> None:
+    told = {
+        "jwt_issuer": ISSUER,
+        "jwt_audience": AUDIENCE,
+        "jwt_jwks": str(keys),
+        "jwt_roles": ROLES,
+        **given,
+    }
+    with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{named}"):
+        await jwt_verifier(load(**told))
+
+
+async def test_a_file_without_keys_stops_the_start(keys: Path) -> None:
+    write(keys, b'{"keys": []}')
+    with pytest.raises(ConfigurationError, match="JWT_JWKS: none of its keys"):
+        await jwt_verifier(settings(keys))
+
+
+async def test_without_an_issuer_there_are_no_tokens() -> None:
+    assert await jwt_verifier(load()) is None
+
+
+def test_a_role_that_is_none_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="NODE_REGISTRY_JWT_ROLES"):
+        load(jwt_roles={"people": "king"})
+
+
+async def test_a_server_knows_whom_the_issuer_vouches_for_until_the_token_ends(
+    start_server: StartServer, keys: Path
+) -> None:
+    told = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_roles": ROLES}
+    async with start_server(
+        auth="required", jwt_jwks=str(keys), key_check_seconds=0.05, jwt_leeway_seconds=0, **told
+    ) as server:
+
+        async def status(token: str) -> int:
+            response = await server.http.post(
+                "/graphql",
+                json={"query": "{ registry { revision } }"},
+                headers={"authorization": f"Bearer {token}"},
+            )
+            return response.status_code
+
+        assert await status(signed()) == 200
+        assert await status(signed(aud="elsewhere")) == 401
+        assert await status(signed(roles=["nobody"])) == 403
+        brief = signed(exp=int(time.time()) + 2)
+        assert await status(brief) == 200
+        async with asyncio.timeout(10):
+            while await status(brief) != 401:
+                await asyncio.sleep(0.1)

@@ -1,0 +1,36 @@
+"""README keeps up with what it describes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from graph.documents import Documents
+from graph.requests import GraphQLRequest
+from graph.schema import schema
+from graph.settings import Settings
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_in_the_table(name: str) -> None:
+    table = README.split("## Configuration")[1].split("\n## ")[0]
+    names = {
+        word.strip()
+        for row in table.splitlines()
+        if row.startswith("|")
+        for word in row.split("|")[1].replace(", or", ",").split(",")
+    }
+    assert name.upper() in names
+
+
+@pytest.mark.parametrize("document", re.findall(r"```graphql\n(.*?)```", README, re.DOTALL))
+def test_every_operation_is_one_of_the_schema(document: str) -> None:
+    assert Documents(schema.graphql).asked_for(GraphQLRequest(query=document)).errors == []
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    opening = README.split("## ")[0]
+    assert "make run" in opening
+    assert "make test" in opening

@@ -1,0 +1,587 @@
+"""Which nodes a router may use, why not the others, and in which order; containment as jsonb's."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations, islice
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db import containment
+from db.containment import contains
+from db.database import Database
+from db.filters import LabelSelector
+from db.offers import Offer, models_in, offer
+from db.ranking import HALF_SCORE_MB, ranked
+from db.requirements import Requirements, divided, unmet
+from db.values import NodeRanking, NodeRole, NodeStatus, NodeType
+from tests.support.fleet import examples
+
+NODE = Offer(
+    UUID(int=1),
+    "node-1",
+    NodeStatus.ONLINE,
+    NodeRole.DEVELOPMENT,
+    NodeType.WORKER,
+    labels=frozenset({"spot", "eu"}),
+    models=frozenset({"llama3", "qwen"}),
+    capabilities={"os": "linux", "models": ["llama3", {"name": "qwen"}], "gpus": 2},
+    cpu_percent=93.5,
+    memory_percent=40.0,
+    memory_available_mb=512.0,
+    gpu_percent=10.0,
+    gpu_memory_free_mb=9120.0,
+)
+UNMEASURED = replace(
+    NODE,
+    cpu_percent=None,
+    memory_percent=None,
+    memory_available_mb=None,
+    gpu_percent=None,
+    gpu_memory_free_mb=None,
+)
+
+
+def score(subject: Offer, ranking: NodeRanking) -> float:
+    [(_, scored)] = ranked([subject], ranking)
+    return scored
+
+
+WHOLE = [0, 1, -1, 100, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 10**16]
+DOUBLES = [-0.0, 1.0, 1e2, 0.1, 1.5, 2.0**53, 1e16, 9.223372036854778e18, 1e22, 1e300, 5e-324]
+NUMBERS = st.sampled_from([*WHOLE, *DOUBLES])
+TEXTS = st.sampled_from(["", "a", "1", "true", "é", "e\u0301", "日本", "😀", "\u2028", '"\\'])
+SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS
+DOCUMENTS = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["a", "b", "é", ""]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@st.composite
+def pruned(draw: st.DrawFn, document: Any) -> Any:
+    """Mostly contained in the document: something left out, doubled, put elsewhere, or changed."""
+    if draw(st.integers(0, 19)) == 0:
+        return draw(DOCUMENTS)
+    if isinstance(document, dict):
+        keys = draw(st.lists(st.sampled_from([*document, None]), unique=True))
+        return {key: draw(pruned(document[key])) for key in keys if key is not None}
+    if isinstance(document, list):
+        places = draw(st.lists(st.sampled_from([*range(len(document)), None]), max_size=4))
+        return [draw(pruned(document[place])) for place in places if place is not None]
+    if isinstance(document, (int, float)) and not isinstance(document, bool):
+        return draw(st.sampled_from([document, float(document)]))
+    return document
+
+
+PAIRS = DOCUMENTS.flatmap(
+    lambda whole: st.tuples(
+        st.just(whole),
+        st.lists(
+            pruned(whole)
+            | pruned(whole).map(lambda part: [part])
+            | st.sampled_from([e for e in whole if not isinstance(e, (dict, list))] or [None])
+            if isinstance(whole, list)
+            else pruned(whole),
+            min_size=1,
+            max_size=4,
+        ),
+    )
+)
+
+
+async def asked(session: AsyncSession, whole: str, part: str) -> tuple[bool, str]:
+    """What PostgreSQL says of the two texts, and the first as it gives it back."""
+    query = """
+    SELECT CAST(CAST(:whole AS text) AS jsonb) @> CAST(CAST(:part AS text) AS jsonb),
+           CAST(CAST(CAST(:whole AS text) AS jsonb) AS text)
+    """
+    contained, stored = (await session.execute(text(query), {"whole": whole, "part": part})).one()
+    return contained, stored
+
+
+def by_index(whole: Any, part: Any) -> bool:
+    """As `contains` does when the pairs are too many to try."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(containment, "MAX_STEPS", 0)
+        return contains(whole, part)
+
+
+@given(PAIRS)
+@examples(200)
+async def test_a_document_contains_another_when_the_database_says_so(
+    database: Database, pair: tuple[Any, list[Any]]
+) -> None:
+    whole, parts = pair
+    async with database.read() as session:
+        for part in parts:
+            expected, stored = await asked(
+                session, orjson.dumps(whole).decode(), orjson.dumps(part).decode()
+            )
+            for given_or_stored in (whole, orjson.loads(stored)):
+                assert contains(given_or_stored, part) == expected
+                assert by_index(given_or_stored, part) == expected
+
+
+async def test_containment_is_the_database_s_in_cases_that_surprise(database: Database) -> None:
+    cases = [
+        ("[1, 2, [1, 3]]", "[1, 3]", False),
+        ("[1, 2, [1, 3]]", "[[1, 3]]", True),
+        ("[1, 2]", "[2, 1, 1, 2, 2]", True),
+        ("[[1, 2]]", "[[1], [2], [1, 2]]", True),
+        ("[[1], [2]]", "[[1, 2]]", False),
+        ("[1]", "1", True),
+        ("[[1]]", "1", False),
+        ("[[1]]", "[1]", False),
+        ("[1]", "[[1]]", False),
+        ("1", "[1]", False),
+        ("1", "[]", False),
+        ('{"a": [1]}', '{"a": 1}', False),
+        ('[{"a": 1}]', '{"a": 1}', False),
+        ("[null]", "null", True),
+        ("[{}]", "[[]]", False),
+        ('[{"a": 1}]', "[{}]", True),
+        ("[[1]]", "[[]]", True),
+        ("[[]]", "[[[]]]", False),
+        ("{}", "[]", False),
+        ("[]", "{}", False),
+        ("[true]", "[1]", False),
+        ('{"a": 0}', '{"a": false}', False),
+        ("[1e0]", "[1.00]", True),
+        ("[100]", "[1E2]", True),
+        ("[-0.0]", "[0]", True),
+        ("[9007199254740993]", "[9007199254740992.0]", False),
+        ("[9.223372036854778e18]", "[9223372036854778000]", True),
+        ("[9.223372036854778e18]", "[9223372036854777856]", False),
+        ('["é"]', '["e\u0301"]', False),
+        ('{"a": 1, "a": 2}', '{"a": 1}', False),
+        ('{"b": {"a": 1}}', '{"a": 1}', False),
+        ('{"b": {"a": 1}, "a": {"c": 1}}', '{"a": {"a": 1}}', False),
+    ]
+    async with database.read() as session:
+        for whole, part, expected in cases:
+            parsed = orjson.loads(whole), orjson.loads(part)
+            assert (await asked(session, whole, part))[0] is expected, (whole, part)
+            assert contains(*parsed) is expected, (whole, part)
+            assert by_index(*parsed) is expected, (whole, part)
+
+
+def test_containment_of_the_largest_documents_ends_in_time() -> None:
+    wide = [[i] for i in range(9000)]
+    others = [[-i] for i in range(1, 9000)]
+    deep: Any = 1
+    for _ in range(31):
+        deep = [deep, 1]
+    many = [list(chosen) for chosen in islice(combinations(range(16), 12), 1800)]
+    few = [list(chosen) for chosen in islice(combinations(range(16), 6), 3400)]
+    fan: Any = list(range(4))
+    other_fan: Any = [5]
+    for _ in range(5):
+        fan, other_fan = [fan] * 6, [other_fan] * 6
+    began = time.process_time()
+    assert contains(wide, wide)
+    assert not contains(wide, others)
+    assert not contains(wide, [*wide, [-1]])
+    assert contains(deep, deep)
+    assert not contains([fan], [other_fan])
+    assert contains(many, few[:1000]) is all(
+        any(set(part) <= set(whole) for whole in many) for part in few[:1000]
+    )
+    assert time.process_time() - began < 20  # seconds; pair by pair it is more than a minute
+
+
+@pytest.mark.parametrize(
+    ("requirements", "node", "lines"),
+    [
+        (Requirements(), NODE, []),
+        (Requirements(), UNMEASURED, []),
+        (Requirements(), replace(NODE, status=NodeStatus.OFFLINE), ["is OFFLINE"]),
+        (Requirements(), replace(NODE, status=NodeStatus.MAINTENANCE), ["is in MAINTENANCE"]),
+        (Requirements(), replace(NODE, status=NodeStatus.DEGRADED), ["is DEGRADED"]),
+        (Requirements(include_degraded=True), replace(NODE, status=NodeStatus.DEGRADED), []),
+        (
+            Requirements(include_degraded=True),
+            replace(NODE, status=NodeStatus.OFFLINE),
+            ["is OFFLINE"],
+        ),
+        (Requirements(roles=(NodeRole.DEVELOPMENT,)), NODE, []),
+        (
+            Requirements(roles=(NodeRole.PRODUCTION, NodeRole.BACKUP)),
+            NODE,
+            ["has role DEVELOPMENT, needs PRODUCTION or BACKUP"],
+        ),
+        (Requirements(roles=()), NODE, ["has role DEVELOPMENT, needs one of none"]),
+        (Requirements(types=(NodeType.ROUTER,)), NODE, ["has type WORKER, needs ROUTER"]),
+        (Requirements(types=()), NODE, ["has type WORKER, needs one of none"]),
+        (Requirements(labels=LabelSelector()), NODE, []),
+        (Requirements(labels=LabelSelector(all=("eu",), any=("eu", "us"), none=("x",))), NODE, []),
+        (Requirements(labels=LabelSelector(all=(), none=())), NODE, []),
+        (Requirements(labels=LabelSelector(all=("gpu", "eu"))), NODE, ["lacks label gpu"]),
+        (Requirements(labels=LabelSelector(all=("us", "gpu"))), NODE, ["lacks labels gpu, us"]),
+        (
+            Requirements(labels=LabelSelector(any=("b", "a"))),
+            NODE,
+            ["has none of the labels a, b"],
+        ),
+        (Requirements(labels=LabelSelector(any=())), NODE, ["needs a label, one of none"]),
+        (Requirements(labels=LabelSelector(none=("spot", "x"))), NODE, ["has label spot"]),
+        (
+            Requirements(labels=LabelSelector(all=("1", "2", "3", "4", "5", "6", "7", "7"))),
+            NODE,
+            ["lacks labels 1, 2, 3, 4, 5 and 2 more"],
+        ),
+        (Requirements(labels=LabelSelector(all=("a\nb",))), NODE, ["lacks label 'a\\nb'"]),
+        (Requirements(model="qwen"), NODE, []),
+        (Requirements(model="mistral"), NODE, ["does not serve model mistral"]),
+        (Requirements(model=""), NODE, ["does not serve model ''"]),
+        (Requirements(capabilities='{"gpus":2.0,"models":["llama3"]}'), NODE, []),
+        (
+            Requirements(capabilities='{"gpus":4,"models":["x"],"os":"linux"}'),
+            NODE,
+            ['capabilities do not contain {"gpus":4,"models":["x"]}'],
+        ),
+        (
+            Requirements(capabilities='["linux"]'),
+            NODE,
+            ['capabilities do not contain ["linux"]'],
+        ),
+        (Requirements(min_gpu_memory_free_mb=9120), NODE, []),
+        (
+            Requirements(min_gpu_memory_free_mb=16000.0),
+            NODE,
+            ["needs 16000 MB on one GPU, has 9120"],
+        ),
+        (
+            Requirements(min_gpu_memory_free_mb=16000),
+            UNMEASURED,
+            ["needs 16000 MB on one GPU, has none measured"],
+        ),
+        (Requirements(min_gpu_memory_free_mb=0.0), NODE, []),
+        (
+            Requirements(min_gpu_memory_free_mb=0.0),
+            UNMEASURED,
+            ["needs 0 MB on one GPU, has none measured"],
+        ),
+        (
+            Requirements(min_memory_available_mb=8000.5),
+            NODE,
+            ["needs 8000.5 MB of memory available, has 512"],
+        ),
+        (
+            Requirements(min_memory_available_mb=512.3),
+            replace(NODE, memory_available_mb=512.2871093),
+            ["needs 512.3 MB of memory available, has 512.2871093"],
+        ),
+        (
+            Requirements(min_memory_available_mb=8000),
+            replace(NODE, memory_available_mb=512.2871093),
+            ["needs 8000 MB of memory available, has 512.3"],
+        ),
+        (Requirements(max_cpu_percent=93.5), NODE, []),
+        (Requirements(max_cpu_percent=80.0), NODE, ["needs CPU at most 80 %, has 93.5"]),
+        (
+            Requirements(max_cpu_percent=80),
+            replace(NODE, cpu_percent=80.04),
+            ["needs CPU at most 80 %, has 80.04"],
+        ),
+        (
+            Requirements(max_cpu_percent=80),
+            UNMEASURED,
+            ["needs CPU at most 80 %, has none measured"],
+        ),
+    ],
+)
+def test_an_excluded_node_is_told_each_requirement_that_it_does_not_meet(
+    requirements: Requirements, node: Offer, lines: list[str]
+) -> None:
+    assert unmet(requirements, node) == lines
+
+
+def test_reasons_come_in_a_fixed_order() -> None:
+    requirements = Requirements(
+        roles=(NodeRole.BACKUP,),
+        types=(NodeType.ROUTER,),
+        labels=LabelSelector(all=("gpu",), any=("us",), none=("spot",)),
+        capabilities='{"os":"plan9"}',
+        model="mistral",
+        min_memory_available_mb=1000,
+        min_gpu_memory_free_mb=10000,
+        max_cpu_percent=50,
+    )
+    assert unmet(requirements, replace(NODE, status=NodeStatus.DEGRADED)) == [
+        "is DEGRADED",
+        "has role DEVELOPMENT, needs BACKUP",
+        "has type WORKER, needs ROUTER",
+        "lacks label gpu",
+        "has none of the labels us",
+        "has label spot",
+        "does not serve model mistral",
+        "needs 1000 MB of memory available, has 512",
+        "needs 10000 MB on one GPU, has 9120",
+        "needs CPU at most 50 %, has 93.5",
+        'capabilities do not contain {"os":"plan9"}',
+    ]
+
+
+def test_a_reason_is_one_line_of_bounded_length() -> None:
+    requirements = Requirements(
+        labels=LabelSelector(
+            all=tuple(f"{i}" * 255 for i in range(1000)),
+            any=("\u2028",),
+        ),
+        capabilities=orjson.dumps({f"k{i}": "\u2028" for i in range(3000)}).decode(),
+        model="m" * 255,
+    )
+    lines = unmet(requirements, NODE)
+    assert len(lines) == 4
+    assert all(line.isprintable() and len(line) < 700 for line in lines)
+
+
+METRICS = {
+    "cpu_percent": 12.5,
+    "memory_percent": 40,
+    "memory_available_mb": 8000,
+    "disk_percent": 3,
+    "gpus": [
+        {"name": "a", "utilization_percent": 80, "memory_total_mb": 24000, "memory_free_mb": 100},
+        {"name": "b", "utilization_percent": 40, "memory_total_mb": None, "memory_free_mb": 900.5},
+        {"name": "c", "utilization_percent": None, "memory_free_mb": None},
+    ],
+}
+
+
+def offered(capabilities: Any, metrics: Mapping[str, Any] | None) -> Offer:
+    return offer(
+        NODE.id,
+        NODE.node_id,
+        NODE.status,
+        NODE.role,
+        NODE.type,
+        labels=["eu", "spot"],
+        capabilities=capabilities,
+        metrics=metrics,
+    )
+
+
+def test_an_offer_is_made_from_a_node_s_row_and_its_latest_metrics() -> None:
+    assert offered(NODE.capabilities, METRICS) == replace(
+        NODE,
+        cpu_percent=12.5,
+        memory_percent=40,
+        memory_available_mb=8000,
+        gpu_percent=60,
+        gpu_memory_free_mb=900.5,
+    )
+    assert offered(NODE.capabilities, None) == offered(NODE.capabilities, {}) == UNMEASURED
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"cpu_percent": "12", "memory_percent": True, "memory_available_mb": None, "gpus": {}},
+        {"cpu_percent": [], "gpus": [1, None, "gpu", [], {"memory_free_mb": "900"}, {}]},
+        {"gpus": None},
+    ],
+)
+def test_metrics_of_another_kind_count_as_not_measured(metrics: dict[str, Any]) -> None:
+    assert offered(NODE.capabilities, metrics) == UNMEASURED
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "models"),
+    [
+        ({"models": ["llama3", {"name": "qwen", "context": 4096}, "llama3"]}, {"llama3", "qwen"}),
+        ({"models": [1, None, True, [], ["x"], {}, {"name": 1}, {"name": ["x"]}, "y"]}, {"y"}),
+        ({"models": "llama3"}, set()),
+        ({"models": {"name": "llama3"}}, set()),
+        ({"models": None}, set()),
+        ({}, set()),
+        (["models"], set()),
+        (None, set()),
+    ],
+)
+def test_models_are_named_by_texts_or_by_objects_with_a_name(
+    capabilities: Any, models: set[str]
+) -> None:
+    assert models_in(capabilities) == models
+
+
+def test_offers_with_the_same_labels_share_them() -> None:
+    one, other = (offered({"models": ["only-here"]}, None) for _ in range(2))
+    assert one.labels is other.labels
+    assert one.models is other.models
+
+
+LABELS = st.sampled_from(["gpu", "spot", "eu"])
+PERCENTS = st.none() | st.sampled_from([0.0, 50.0, 400.0, -1.0]) | st.floats(0, 100)
+MEGABYTES = st.none() | st.sampled_from([0, 8000, 16384.0, 1e15, -1.0]) | st.floats(0, 1e6)
+CAPABILITIES = st.dictionaries(st.sampled_from(["models", "os"]), DOCUMENTS, max_size=2)
+OFFERS = st.builds(
+    lambda capabilities, **parts: Offer(
+        capabilities=capabilities, models=models_in(capabilities), id=uuid4(), **parts
+    ),
+    capabilities=CAPABILITIES,
+    node_id=st.text("abc", min_size=1, max_size=3),
+    status=st.sampled_from(NodeStatus),
+    role=st.sampled_from(NodeRole),
+    type=st.sampled_from(NodeType),
+    labels=st.frozensets(LABELS),
+    cpu_percent=PERCENTS,
+    memory_percent=PERCENTS,
+    memory_available_mb=MEGABYTES,
+    gpu_percent=PERCENTS,
+    gpu_memory_free_mb=MEGABYTES,
+)
+FLEETS = st.lists(OFFERS, max_size=8, unique_by=lambda node: node.node_id)
+SOME_LABELS = st.none() | st.lists(LABELS, max_size=2).map(tuple)
+WANTED: dict[str, st.SearchStrategy[Any]] = {
+    "roles": st.lists(st.sampled_from(NodeRole), max_size=3).map(tuple),
+    "types": st.lists(st.sampled_from(NodeType), max_size=3).map(tuple),
+    "labels": st.builds(LabelSelector, all=SOME_LABELS, any=SOME_LABELS, none=SOME_LABELS),
+    "capabilities": CAPABILITIES.map(lambda document: orjson.dumps(document).decode()),
+    "model": TEXTS,
+    "min_memory_available_mb": st.floats(0, 1e6),
+    "min_gpu_memory_free_mb": st.floats(0, 1e6),
+    "max_cpu_percent": st.floats(0, 100),
+}
+REQUIREMENTS = st.fixed_dictionaries({}, optional=WANTED).flatmap(
+    lambda parts: st.booleans().map(
+        lambda degraded: Requirements(**parts, include_degraded=degraded)
+    )
+)
+
+
+@given(FLEETS, REQUIREMENTS)
+def test_a_candidate_has_no_reasons_and_every_other_node_has_one(
+    fleet: list[Offer], requirements: Requirements
+) -> None:
+    candidates, others = divided(requirements, fleet)
+    assert candidates == [node for node in fleet if not unmet(requirements, node)]
+    assert others == [node for node in fleet if unmet(requirements, node)]
+
+
+@given(OFFERS, REQUIREMENTS, st.sampled_from(sorted(WANTED)))
+def test_a_node_meets_requirements_when_it_meets_each_of_them(
+    node: Offer, requirements: Requirements, part: str
+) -> None:
+    nothing: dict[str, Any] = {part: None}
+    fewer = replace(requirements, **nothing)
+    alone = Requirements(
+        **{part: getattr(requirements, part)}, include_degraded=requirements.include_degraded
+    )
+    lines = unmet(requirements, node)
+    assert set(unmet(fewer, node)) <= set(lines)
+    assert set(unmet(alone, node)) <= set(lines)
+    assert set(lines) == set(unmet(fewer, node)) | set(unmet(alone, node))
+
+
+@given(OFFERS, REQUIREMENTS)
+def test_a_reason_never_shows_a_number_that_would_do(
+    node: Offer, requirements: Requirements
+) -> None:
+    for line in unmet(requirements, node):
+        numbers = [float(word) for word in line.replace(",", "").split() if _is_number(word)]
+        if " MB " in line and "none measured" not in line:
+            needed, had = numbers
+            assert had < needed
+        if "CPU" in line and "none measured" not in line:
+            most, had = numbers
+            assert had > most
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("ranking", "node", "expected"),
+    [
+        (NodeRanking.LEAST_LOADED, UNMEASURED, 0),
+        (NodeRanking.LEAST_LOADED, replace(UNMEASURED, cpu_percent=0.0), 1),
+        (NodeRanking.LEAST_LOADED, replace(UNMEASURED, cpu_percent=400.0), 0),
+        (NodeRanking.LEAST_LOADED, replace(UNMEASURED, cpu_percent=10.0, memory_percent=50.0), 0.7),
+        (
+            NodeRanking.LEAST_LOADED,
+            replace(UNMEASURED, cpu_percent=10.0, memory_percent=50.0, gpu_percent=90.0),
+            0.5,
+        ),
+        (
+            NodeRanking.LEAST_LOADED,
+            replace(UNMEASURED, cpu_percent=20.0, status=NodeStatus.DEGRADED),
+            0.4,
+        ),
+        (NodeRanking.MOST_FREE_MEMORY, UNMEASURED, 0),
+        (NodeRanking.MOST_FREE_MEMORY, replace(UNMEASURED, memory_available_mb=HALF_SCORE_MB), 0.5),
+        (
+            NodeRanking.MOST_FREE_MEMORY,
+            replace(UNMEASURED, memory_available_mb=3.0 * HALF_SCORE_MB),
+            0.75,
+        ),
+        (NodeRanking.MOST_FREE_GPU_MEMORY, UNMEASURED, 0),
+        (
+            NodeRanking.MOST_FREE_GPU_MEMORY,
+            replace(UNMEASURED, gpu_memory_free_mb=HALF_SCORE_MB),
+            0.5,
+        ),
+    ],
+)
+def test_a_score_follows_its_formula(ranking: NodeRanking, node: Offer, expected: float) -> None:
+    assert score(node, ranking) == pytest.approx(expected)
+
+
+def test_nodes_that_score_the_same_come_online_first_and_then_by_their_ids() -> None:
+    fleet = [
+        replace(UNMEASURED, node_id="b"),
+        replace(UNMEASURED, node_id="a", status=NodeStatus.DEGRADED),
+        replace(UNMEASURED, node_id="c"),
+        replace(UNMEASURED, node_id="d", cpu_percent=50.0),
+    ]
+    assert [node.node_id for node, _ in ranked(fleet, NodeRanking.LEAST_LOADED)] == list("dbca")
+
+
+@given(FLEETS.flatmap(lambda fleet: st.tuples(st.just(fleet), st.permutations(fleet))))
+def test_a_ranking_is_total_and_a_score_is_the_node_s_alone(
+    fleets: tuple[list[Offer], list[Offer]],
+) -> None:
+    fleet, shuffled = fleets
+    for ranking in NodeRanking:
+        best_first = ranked(fleet, ranking)
+        assert best_first == ranked(shuffled, ranking)
+        assert best_first == [(node, score(node, ranking)) for node, _ in best_first]
+        scores = [scored for _, scored in best_first]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 <= scored <= 1 for scored in scores)
+        assert sorted(node.node_id for node, _ in best_first) == sorted(n.node_id for n in fleet)
+
+
+@given(OFFERS, st.floats(0, 1e6), st.floats(0, 1e6))
+def test_a_node_with_more_to_give_never_scores_less(node: Offer, one: float, other: float) -> None:
+    def with_measured(attribute: str, value: float) -> Offer:
+        changed: dict[str, Any] = {attribute: value}
+        return replace(node, **changed)
+
+    less, more = sorted((one, other))
+    for ranking, attribute in (
+        (NodeRanking.MOST_FREE_MEMORY, "memory_available_mb"),
+        (NodeRanking.MOST_FREE_GPU_MEMORY, "gpu_memory_free_mb"),
+    ):
+        worse, better = with_measured(attribute, less), with_measured(attribute, more)
+        assert score(worse, ranking) <= score(better, ranking)
+    for attribute in ("cpu_percent", "memory_percent", "gpu_percent"):
+        worse, better = with_measured(attribute, more / 1e4), with_measured(attribute, less / 1e4)
+        assert score(worse, NodeRanking.LEAST_LOADED) <= score(better, NodeRanking.LEAST_LOADED)

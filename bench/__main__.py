@@ -13,7 +13,7 @@ from bench.fan_out import fan_out
 from bench.heartbeats import heartbeats
 from bench.latency import latency
 from bench.memory import memory
-from bench.rows import Bench, Row
+from bench.results import Bench, Row
 from bench.storage import storage
 from graph import logs
 from graph.open_files import allow_files_for

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Generic, Protocol, TypeVar
 
-from bench.stage import Busy, Server, Stopwatch
+from bench.processes import Busy, Server, Stopwatch
 
 CONNECTIONS = 32
 _SETTLE_SECONDS = 0.2

@@ -8,11 +8,11 @@ from itertools import cycle
 
 import orjson
 
-from bench import stage
+from bench import processes
 from bench.closed_loop import CONNECTIONS, Load
+from bench.http_connection import dial, post
 from bench.nodes import settle
-from bench.requests import dial, post
-from bench.rows import Row, Target
+from bench.results import Row, Target
 
 AVAILABLE = """
 query Available($require: NodeRequirements, $limit: Int) {
@@ -60,9 +60,9 @@ async def discovery(*, quick: bool) -> AsyncIterator[Row]:
         ),
         ("nodes(first: 100), 12 fields and profiles", [asked(PAGE, first=100)], None),
     )
-    async with stage.database() as database, stage.bare() as bare:
+    async with processes.database() as database, processes.bare() as bare:
         await settle(database, fleet)
-        async with stage.registry(database.url) as registry:
+        async with processes.registry(database.url) as registry:
             for name, bodies, target in questions:
                 ask, echo = (
                     [post(path, body) for body in bodies] for path in ("/graphql", "/echo")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from bench import stage
-from bench.rows import Row, Target
-from bench.sockets import Socket, dial, in_turns
-from bench.stage import LOAD, Server
-from bench.traffic import Changes, follow, followed
+from bench import processes
+from bench.processes import LOAD, Server
+from bench.results import Row, Target
+from bench.status_changes import Changes, follow, followed
+from bench.websocket_client import Socket, dial, in_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class _Run:
 async def fan_out(*, quick: bool) -> AsyncIterator[Row]:
     subscribers, changes, runs = (5, 20, 1) if quick else (300, 1000, 3)
     async with (
-        stage.database() as database,
-        stage.registry(database.url) as registry,
-        stage.bare() as bare,
+        processes.database() as database,
+        processes.registry(database.url) as registry,
+        processes.bare() as bare,
     ):
         written = await Changes.of(database)
         followers = await in_turns(subscribers, partial(follow, registry.port))

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Sequence
 
 from sqlalchemy import text
 
-from bench import pgbench, requests, stage, talker
-from bench.beats import A_CALL, GATEWAYS, beats, calls, keyed_posts, messages, posts
+from bench import http_connection, pgbench, processes, websocket_connection
 from bench.closed_loop import CONNECTIONS, Load, Run, cores
+from bench.heartbeat_load import A_CALL, GATEWAYS, beats, calls, keyed_posts, messages, posts
 from bench.nodes import agent_keys, settle
-from bench.rows import Row, Target
+from bench.results import Row, Target
 from db.database import Database
 
 A_STATEMENT = 1000
@@ -22,28 +22,30 @@ MANY = 8 * CONNECTIONS
 
 async def heartbeats(*, quick: bool) -> AsyncIterator[Row]:
     fleet, seconds, runs = (A_STATEMENT, 0.05, 1) if quick else (10_000, 1, 4)
-    async with stage.database() as database, stage.bare() as bare:
+    async with processes.database() as database, processes.bare() as bare:
         await settle(database, fleet)
         async with (
-            stage.registry(database.url) as one,
-            stage.registry(database.url, workers=2) as two,
-            stage.registry(database.url, auth="required", requests_per_second=1_000_000) as guarded,
-            stage.recorder(database.url) as recorder,
+            processes.registry(database.url) as one,
+            processes.registry(database.url, workers=2) as two,
+            processes.registry(
+                database.url, auth="required", requests_per_second=1_000_000
+            ) as guarded,
+            processes.recorder(database.url) as recorder,
         ):
             keys = await agent_keys(database, fleet)
             sent = beats(fleet)
             recorders = (
-                Load(requests.dial, one, posts("/graphql", sent)),
-                Load(requests.dial, guarded, keyed_posts("/graphql", sent, keys)),
-                Load(requests.dial, one, posts("/graphql", sent), MANY),
-                Load(requests.dial, two, posts("/graphql", sent), MANY),
-                Load(talker.operations, one, messages(sent)),
-                Load(talker.operations, recorder, messages(sent)),
-                Load(requests.dial, one, calls(sent), GATEWAYS),
+                Load(http_connection.dial, one, posts("/graphql", sent)),
+                Load(http_connection.dial, guarded, keyed_posts("/graphql", sent, keys)),
+                Load(http_connection.dial, one, posts("/graphql", sent), MANY),
+                Load(http_connection.dial, two, posts("/graphql", sent), MANY),
+                Load(websocket_connection.operations, one, messages(sent)),
+                Load(websocket_connection.operations, recorder, messages(sent)),
+                Load(http_connection.dial, one, calls(sent), GATEWAYS),
             )
             echoes = (
-                Load(requests.dial, bare, posts("/echo", sent)),
-                Load(talker.echoes, bare, messages(sent)),
+                Load(http_connection.dial, bare, posts("/echo", sent)),
+                Load(websocket_connection.echoes, bare, messages(sent)),
             )
             rounds, alone = [], []
             for _ in range(1 + runs):

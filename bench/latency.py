@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
-from bench import stage
-from bench.rows import Row, Target
-from bench.sockets import Socket, in_turns
-from bench.traffic import Changes, follow, followed, revision_of
+from bench import processes
+from bench.results import Row, Target
+from bench.status_changes import Changes, follow, followed, revision_of
+from bench.websocket_client import Socket, in_turns
 from db.changes import CHANNEL
 from db.database import Database
 
@@ -51,7 +51,7 @@ class _Delays:
 
 async def latency(*, quick: bool) -> AsyncIterator[Row]:
     parts = ((1, 5, 1), (5, 5, 1)) if quick else ((1, 200, 3), (300, 100, 3))
-    async with stage.database() as database, stage.registry(database.url) as registry:
+    async with processes.database() as database, processes.registry(database.url) as registry:
         written = await Changes.of(database)
         for subscribers, changes, runs in parts:
             arrivals = _Arrivals()

@@ -11,18 +11,18 @@ from itertools import cycle
 
 from sqlalchemy import text
 
-from bench import requests, stage
-from bench.beats import GATEWAYS, beats, calls
+from bench import http_connection, processes
 from bench.closed_loop import Load
 from bench.discovery import asked
+from bench.heartbeat_load import GATEWAYS, beats, calls
 from bench.nodes import settle
-from bench.rows import Row, Target
-from bench.sockets import Socket, dial, in_turns
-from bench.stage import Server
-from bench.traffic import Changes, follow, followed
+from bench.processes import Server
+from bench.results import Row, Target
+from bench.status_changes import Changes, follow, followed
+from bench.websocket_client import Socket, dial, in_turns
 from db.database import Database
 
-_ASK = requests.post("/graphql", asked("{ availableNodes(limit: 10) { revision } }"))
+_ASK = http_connection.post("/graphql", asked("{ availableNodes(limit: 10) { revision } }"))
 
 Arouse = Callable[[list[Socket]], Awaitable[None]]
 
@@ -30,14 +30,14 @@ Arouse = Callable[[list[Socket]], Awaitable[None]]
 async def memory(*, quick: bool) -> AsyncIterator[Row]:
     subscribers, warm_up, runs = (5, 2, 1) if quick else (2000, 300, 2)
     figures, limits = [], []
-    async with stage.database() as database:
+    async with processes.database() as database:
         written = await Changes.of(database)
         for _ in range(runs):
-            async with stage.registry(database.url) as server:
+            async with processes.registry(database.url) as server:
                 arouse = partial(_tell, server, written)
                 connect = partial(follow, server.port)
                 figures.append(await _each(server, connect, arouse, warm_up, subscribers))
-            async with stage.bare() as server:
+            async with processes.bare() as server:
                 connect = partial(dial, server.port, "/repeat")
                 limits.append(await _each(server, connect, _ask, warm_up, subscribers))
     yield Row(
@@ -58,8 +58,8 @@ async def _per_node(*, quick: bool) -> Row:
     """
     nodes, seconds = (100, 0.1) if quick else (10_000, 1)
     async with (
-        stage.database() as database,
-        stage.registry(database.url, listen_check_seconds=1) as server,
+        processes.database() as database,
+        processes.registry(database.url, listen_check_seconds=1) as server,
     ):
         await settle(database, nodes)
         await _make_known(server, nodes, seconds)
@@ -104,8 +104,8 @@ async def _each(
 
 async def _make_known(server: Server, nodes: int, seconds: float) -> None:
     """All are heard several times, and asked for."""
-    await Load(requests.dial, server, calls(beats(nodes)), GATEWAYS).run(3 * seconds)
-    await Load(requests.dial, server, cycle([_ASK])).run(seconds)
+    await Load(http_connection.dial, server, calls(beats(nodes)), GATEWAYS).run(3 * seconds)
+    await Load(http_connection.dial, server, cycle([_ASK])).run(seconds)
 
 
 async def _tell(server: Server, written: Changes, sockets: list[Socket]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from bench.rows import Row, Spread
-from bench.stage import CORES, PLACES, SETTINGS
+from bench.processes import CORES, PLACES, SETTINGS
+from bench.results import Row, Spread
 from graph.version import VERSION
 
 _PACKAGES = ("starlette", "uvicorn", "uvloop", "websockets", "strawberry-graphql", "graphql-core")

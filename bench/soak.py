@@ -6,10 +6,10 @@ from itertools import cycle
 import click
 import uvloop
 
-from bench import requests, stage, talker
-from bench.beats import beats, messages, posts
+from bench import http_connection, processes, websocket_connection
 from bench.closed_loop import Load
 from bench.discovery import AVAILABLE, REQUIRE, asked
+from bench.heartbeat_load import beats, messages, posts
 from bench.nodes import settle
 from graph import logs
 
@@ -31,15 +31,15 @@ def main(nodes: int, parts: int, seconds: float) -> None:
 
 
 async def _soak(nodes: int, parts: int, seconds: float) -> None:
-    async with stage.database() as database:
+    async with processes.database() as database:
         await settle(database, nodes)
-        async with stage.registry(database.url) as registry:
+        async with processes.registry(database.url) as registry:
             sent = beats(nodes)
-            question = requests.post("/graphql", asked(AVAILABLE, require=REQUIRE, limit=10))
+            question = http_connection.post("/graphql", asked(AVAILABLE, require=REQUIRE, limit=10))
             loads = (
-                Load(requests.dial, registry, posts("/graphql", sent)),
-                Load(talker.operations, registry, messages(sent), _FEW),
-                Load(requests.dial, registry, cycle([question]), _FEW),
+                Load(http_connection.dial, registry, posts("/graphql", sent)),
+                Load(websocket_connection.operations, registry, messages(sent), _FEW),
+                Load(http_connection.dial, registry, cycle([question]), _FEW),
             )
             resident = []
             for part in range(_WARM_UP_PARTS + parts):

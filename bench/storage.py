@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from sqlalchemy import text
 
-from bench import pgbench, requests, stage
-from bench.beats import beats, posts
+from bench import http_connection, pgbench, processes
 from bench.closed_loop import Load
+from bench.heartbeat_load import beats, posts
 from bench.nodes import settle
-from bench.rows import Row, Target
+from bench.results import Row, Target
 from db.database import Database
 
 A_STATEMENT = 1000
@@ -30,13 +30,13 @@ Writing = Callable[[], Awaitable[object]]
 
 async def storage(*, quick: bool) -> AsyncIterator[Row]:
     fleet, seconds, runs = (A_STATEMENT, 0.3, 1) if quick else (10_000, 1, 3)
-    async with stage.database() as database:
+    async with processes.database() as database:
         await settle(database, fleet)
         await _prepare(database)
         updates = [await _updates(database)]
-        async with stage.registry(database.url) as registry:
+        async with processes.registry(database.url) as registry:
             sent = posts("/graphql", beats(fleet, METRICS_BYTES))
-            load = Load(requests.dial, registry, sent)
+            load = Load(http_connection.dial, registry, sent)
             recorded = await _wal_bytes(database, lambda: load.run(seconds), runs)
         updates.append(await _updates(database))
         alone = await _wal_bytes(

@@ -9,8 +9,8 @@ import orjson
 import uvloop
 
 from bench import report
-from bench.fleet.findings import as_text, findings
-from bench.fleet.story import Terms, tell
+from bench.fleet.report import as_text, findings
+from bench.fleet.scenario import Terms, tell
 from graph import logs
 from graph.open_files import allow_files_for
 

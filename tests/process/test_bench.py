@@ -11,7 +11,7 @@ import pytest
 
 from bench.__main__ import BENCHES
 from bench.report import as_document, as_text, circumstances
-from bench.rows import Row, Target
+from bench.results import Row, Target
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from strawberry.schema.config import StrawberryConfig
 
-from bench.beats import RECORD_HEARTBEATS
+from bench.heartbeat_load import RECORD_HEARTBEATS
 from graph.context import Context, Info
 from graph.documents import trusted
 from graph.plans import Plan, event_shape_of, plan_of

@@ -1,6 +1,6 @@
 """The limit to measure against: the same server and the same bytes, with nothing in between.
 
-`python -m bench.bare DESCRIPTOR` serves on the listening socket that it inherits.
+`python -m bench.echo_server DESCRIPTOR` serves on the listening socket that it inherits.
 """
 
 import socket

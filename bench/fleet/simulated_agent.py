@@ -17,8 +17,8 @@ from agent.machine import Machine
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule
 from agent.settings import load_settings
-from bench.fleet.tally import Tally
-from bench.fleet.wires import Wire
+from bench.fleet.agent_statistics import Tally
+from bench.fleet.transports import Wire
 
 _SETTINGS = load_settings({"role": "production-worker", "labels": "fleet"})
 _CAPABILITIES: dict[str, Any] = {

@@ -164,7 +164,7 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def bare(module: str = "bench.bare", *arguments: str) -> AsyncIterator[Server]:
+async def bare(module: str = "bench.echo_server", *arguments: str) -> AsyncIterator[Server]:
     with listen(Settings(http_port=0)) as listening:
         program = ("-m", module, str(listening.fileno()), *arguments)
         port = listening.getsockname()[1]
@@ -173,7 +173,7 @@ async def bare(module: str = "bench.bare", *arguments: str) -> AsyncIterator[Ser
 
 
 def recorder(database: URL) -> contextlib.AbstractAsyncContextManager[Server]:
-    return bare("bench.recorder", database.render_as_string(hide_password=False))
+    return bare("bench.commit_server", database.render_as_string(hide_password=False))
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from uuid import UUID
 import httpx
 from sqlalchemy import event, text
 
-from bench.sockets import Socket, dial
+from bench.websocket_client import Socket, dial
 from db import changes, nodes
 from db.changes import Transition
 from db.database import Database

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from agent.client import RefusedError, RegistryAwayError
-from bench.stage import Busy
+from bench.processes import Busy
 
 Failure = RegistryAwayError | RefusedError
 

@@ -13,11 +13,11 @@ from typing import Any
 import click
 from sqlalchemy import text
 
-from bench import stage
-from bench.fleet.members import Fates, Member
-from bench.fleet.tally import Phase, Tally
-from bench.fleet.wires import HttpWire, WebSocketWire, Wire
-from bench.stage import Server, Stopwatch
+from bench import processes
+from bench.fleet.agent_statistics import Phase, Tally
+from bench.fleet.simulated_agent import Fates, Member
+from bench.fleet.transports import HttpWire, WebSocketWire, Wire
+from bench.processes import Server, Stopwatch
 from db.database import Database
 
 _ARRIVALS_PER_SECOND = 50
@@ -75,9 +75,9 @@ class Story:
 async def tell(terms: Terms) -> Story:
     story = Story()
     gc.disable()  # it would stop all agents at once, as no fleet is stopped
-    async with stage.database() as database, AsyncExitStack() as stack:
+    async with processes.database() as database, AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-", dir=_ram())))
-        port = stage.free_port()
+        port = processes.free_port()
         running = await stack.enter_async_context(_Restartable(database, port, terms).running())
         tally = Tally()
         members = _members(terms, port, tally, folder)
@@ -128,7 +128,7 @@ class _Restartable:
             "heartbeats_per_second": 2 * max(1.0, 1 / terms.interval) * terms.nodes,
             "registrations_per_minute": 60 * terms.nodes,
         }
-        started = stage.registry(self._database.url, port=self._port, **chosen)
+        started = processes.registry(self._database.url, port=self._port, **chosen)
         self.server = await self._stack.enter_async_context(started)
 
 

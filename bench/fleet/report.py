@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.fleet.story import Story, Terms
-from bench.fleet.tally import percentile
+from bench.fleet.agent_statistics import percentile
+from bench.fleet.scenario import Story, Terms
 from bench.report import Circumstances
 
 _ROOMY = 100

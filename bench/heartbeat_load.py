@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from agent.documents import RECORD_HEARTBEAT, id_of
+from bench.http_connection import post
 from bench.nodes import node_id
-from bench.requests import post
 
 A_CALL = 100
 GATEWAYS = 8

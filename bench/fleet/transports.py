@@ -15,8 +15,8 @@ from graphql import print_ast
 from agent import documents
 from agent.client import TIMEOUT_SECONDS, RegistryAwayError, understood
 from agent.websocket import PING_SECONDS
-from bench.requests import post
-from bench.sockets import Socket
+from bench.http_connection import post
+from bench.websocket_client import Socket
 
 PATH = "/graphql"
 _PACE_ID = "pace"

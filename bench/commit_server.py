@@ -3,7 +3,7 @@
 There is no GraphQL here, nothing is checked, nobody is asked for a key, and no failure is told. The
 group commit is the registry's own; the answer has the same two messages.
 
-`python -m bench.recorder DESCRIPTOR URL` serves on the listening socket that it inherits, and
+`python -m bench.commit_server DESCRIPTOR URL` serves on the listening socket that it inherits, and
 records in the database at that address.
 """
 
@@ -18,8 +18,8 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from bench.bare import serve
-from bench.sockets import PROTOCOL
+from bench.echo_server import serve
+from bench.websocket_client import PROTOCOL
 from db.database import Database
 from db.heartbeats import HeartbeatReport, Recorded
 from graph.heartbeats import HeartbeatWriter

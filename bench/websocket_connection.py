@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from bench.sockets import Socket, dial
+from bench.websocket_client import Socket, dial
 
 
 class Talker:

@@ -23,7 +23,7 @@ from db.migrate import migrate
 from db.provision import Names, ProvisioningRefused, provision
 from graph.metrics import Metrics
 from graph.upkeep import Upkeep
-from tests.conftest import serving
+from tests.support.live_server import serving
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, in_touch, register
 from tests.support.fleet import rows
 from tests.support.keyring import DAY

@@ -16,7 +16,7 @@ from db.database import Database
 from graph.metrics import Metrics
 from graph.settings import Settings
 from graph.upkeep import Upkeep
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support.fleet import beat, register, rows, waits_for_a_lock
 
 DAY = 86400

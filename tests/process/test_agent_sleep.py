@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 
 INTERVAL_SECONDS = 0.4
 FAST: dict[str, Any] = {

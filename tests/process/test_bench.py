@@ -1,5 +1,6 @@
 """The benches run from end to end; what they measure here, in a hurry, proves nothing."""
 
+from tests.support.paths import ROOT
 import json
 import re
 import subprocess
@@ -13,7 +14,6 @@ from bench.__main__ import BENCHES
 from bench.report import as_document, as_text, circumstances
 from bench.results import Row, Target
 
-ROOT = Path(__file__).parent.parent.parent
 
 
 def ended_well(

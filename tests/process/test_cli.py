@@ -1,5 +1,6 @@
 """The command `node-registry`, run as an operator runs it."""
 
+from tests.support.paths import ROOT
 import asyncio
 import socket
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.support.commands import COMMAND, Run, environment_for, run, run_proce
 async def test_export_schema_prints_schema_graphql() -> None:
     status, output, _ = await run_process("export-schema")
     assert status == 0
-    assert output == (Path(__file__).parent.parent.parent / "schema.graphql").read_text(
+    assert output == (ROOT / "schema.graphql").read_text(
         encoding="utf-8"
     )
 

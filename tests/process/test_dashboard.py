@@ -1,5 +1,6 @@
 """The dashboard as an operator meets it: a real browser, a real registry, no reload in between."""
 
+from tests.support.paths import ROOT
 import asyncio
 import itertools
 import re
@@ -19,7 +20,7 @@ from sqlalchemy import URL, text
 from db import token_changes
 from db.database import Database
 from db.values import Role
-from tests.conftest import NO_TLS
+from tests.support.live_server import NO_TLS
 from tests.support import fleet, npm
 from tests.support.api import BEAT, DEREGISTER, REGISTER
 from tests.support.browser import chromium, complaints
@@ -28,7 +29,7 @@ from tests.support.registry_process import Server, free_port
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
-SCREENSHOTS = Path(__file__).parent.parent.parent / "build" / "screenshots"
+SCREENSHOTS = ROOT / "build" / "screenshots"
 WALL = {"width": 1440, "height": 900}
 FAST = {
     "NODE_REGISTRY_AUTH": "required",

@@ -1,5 +1,6 @@
 """deploy/compose.yaml: what it promises, and its first run step by step, without containers."""
 
+from tests.support.paths import ROOT
 import asyncio
 import os
 import re
@@ -14,10 +15,10 @@ import yaml
 from sqlalchemy import URL
 
 from graph.settings import PREFIX, Settings
-from tests.conftest import serving
+from tests.support.live_server import serving
 from tests.support.commands import COMMAND, run
 
-DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ONCE = {"database", "metrics-key"}

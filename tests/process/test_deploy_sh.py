@@ -4,6 +4,7 @@ No engine of containers can be had here, so what is seen is what the script asks
 order, what it leaves on the host, and that it asks for nothing twice.
 """
 
+from tests.support.paths import ROOT
 import asyncio
 import os
 import re
@@ -22,7 +23,6 @@ from tests.support import sshd
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "deploy" / "deploy.sh"
 SHIPPED_BESIDE_DEPLOY = (
     *("agent", "db", "graph", "migrations", "requirements"),

@@ -1,12 +1,13 @@
 """The units of deploy/systemd, as systemd itself judges them."""
 
+from tests.support.paths import ROOT
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-UNITS = Path(__file__).parent.parent.parent / "deploy" / "systemd"
+UNITS = ROOT / "deploy" / "systemd"
 # Of ten: what systemd says of a service that nothing restrains is 9.6.
 MOST_EXPOSED = {"node-agent.service": 2.0, "node-registry.service": 1.5}
 

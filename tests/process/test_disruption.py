@@ -30,7 +30,7 @@ from db.database import Database
 from db.embedded import embedded_postgres
 from db.errors import Unavailable
 from db.migrate import migrate
-from tests.conftest import NO_TLS
+from tests.support.live_server import NO_TLS
 from tests.support.api import CHANGES
 from tests.support.clusters import temporary_folder
 from tests.support.fleet import record, register, report, rows

@@ -5,6 +5,7 @@ An `sh` block is of what no test machine has, such as cron; only its syntax is c
 hides nothing that could be run.
 """
 
+from tests.support.paths import ROOT
 import asyncio
 import re
 import shutil
@@ -24,7 +25,7 @@ from tests.db.test_provision import administering
 from tests.process.test_end_to_end import BIN, registry
 from tests.support.commands import environment_for
 
-DOCS = sorted((Path(__file__).parent.parent.parent / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 ASYNC = pytest.mark.asyncio(loop_scope="module")
 PAGES = pytest.mark.parametrize("page", DOCS, ids=lambda path: path.stem)
 NOT_HERE = re.compile(r"\b(systemctl|launchctl|docker|apt|ssh|rsync)\b")

@@ -1,5 +1,6 @@
 """The router of the examples, as one command beside a registry that comes and goes."""
 
+from tests.support.paths import ROOT
 import asyncio
 import os
 import sys
@@ -18,7 +19,6 @@ from starlette.routing import Route
 
 from tests.support.registry_process import Server, free_port
 
-ROOT = Path(__file__).parent.parent.parent
 SECONDS = 30
 
 REGISTER = """

@@ -1,5 +1,6 @@
 """A real Prometheus scrapes a real registry: alerts and dashboard find what they ask for."""
 
+from tests.support.paths import ROOT
 import asyncio
 import json
 import re
@@ -18,7 +19,7 @@ from sqlalchemy import URL
 
 from agent import documents as agent
 from db.values import Role
-from tests.conftest import serving
+from tests.support.live_server import serving
 from tests.support import prometheus
 from tests.support.api import CHANGES
 from tests.support.authority import BEGUN, DAY, Authority
@@ -28,7 +29,7 @@ from tests.support.transport_ws import dial
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+DEPLOY = ROOT / "deploy"
 HERE = DEPLOY / "prometheus"
 ALERTS = {
     rule["alert"]: rule

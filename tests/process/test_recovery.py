@@ -17,7 +17,7 @@ from db.database import Database
 from db.migrate import migrate, require_current
 from db.postgres_programs import ProgramFailed, ProgramMissing
 from db.restore import REVISIONS_SKIPPED, check, restore
-from tests.conftest import StartServer, serving
+from tests.support.live_server import StartServer, serving
 from tests.db.test_provision import Provisioning, administering, provisioning
 from tests.process.test_init_database import contents
 from tests.support.api import CHANGES, beat, register

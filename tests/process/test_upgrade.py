@@ -1,5 +1,6 @@
 """An upgrade without downtime: each migration lets the version before it go on with its work."""
 
+from tests.support.paths import ROOT
 import io
 import re
 import signal
@@ -14,14 +15,13 @@ from sqlalchemy import URL, event
 
 from db.database import Database
 from db.migrate import migrate
-from tests.conftest import serving
+from tests.support.live_server import serving
 from tests.process.test_end_to_end import FAST, running
 from tests.support.api import BEAT, CHANGES, REGISTER, beat, register
 from tests.support.commands import environment_for
 from tests.support.fleet import rows
 from tests.support.transport_ws import connect
 
-ROOT = Path(__file__).parent.parent.parent
 VERSIONS = "migrations/versions"
 FIRST_RELEASE = "0006"
 """Before it, there was no version that had to go on."""

@@ -24,7 +24,7 @@ from graph.address import listen
 from graph.failures import WorkerFailed
 from graph.settings import ConfigurationError, Settings, load
 from graph.workers import Workers, restart_delay_seconds
-from tests.conftest import NO_TLS
+from tests.support.live_server import NO_TLS
 from tests.process.test_end_to_end import (
     BIN,
     FAST,

@@ -10,7 +10,7 @@ from agent.beat import TELL_SECONDS, Run
 from agent.client import Connection, http_transport
 from agent.machine import Machine
 from agent.settings import load_settings
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.unit.test_agent_broken_network import (
     Time,
     new_run,

@@ -28,7 +28,7 @@ from agent.replies import (
     ResyncRequired,
     StatusEvent,
 )
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import DEREGISTER, beat, register
 from tests.support.tcp_proxy import proxy
 

@@ -14,7 +14,7 @@ from agent.client import RefusedError, RegistryAwayError
 from agent.pace import Clock
 from agent.registry import Answer, RegistryClient
 from agent.replies import Bookmark
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support.api import DEREGISTER, register
 from tests.support.registry_process import Server, free_port
 from tests.support.tcp_proxy import Proxy, proxy

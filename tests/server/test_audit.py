@@ -23,7 +23,7 @@ from graph.refusals import MAX_OF_ONE_OPERATION, Audited, record_forbidden
 from graph.requests import GraphQLRequest
 from graph.schema import schema
 from graph.upkeep import Upkeep
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import DEREGISTER, MAINTENANCE, REGISTER, beat, register
 from tests.support.keyring import create
 from tests.support.transport_ws import connect

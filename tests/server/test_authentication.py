@@ -15,7 +15,7 @@ from db.token_changes import MadeToken
 from db.values import Role
 from graph.address import require_safe
 from graph.settings import ConfigurationError, load
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, MAINTENANCE, register, settled
 from tests.support.keyring import age_keys, create, revoke, rotate
 from tests.support.transport_ws import Client, dial

@@ -14,7 +14,7 @@ from db.values import NodeStatus
 from graph.events import AvailableNodesSnapshot, NodeBecameAvailable
 from graph.scalars import Revision
 from graph.watch import MAX_STEPS, Watch, follow_available
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, beat, register
 from tests.support.statements import statements
 from tests.support.transport_ws import Client, connect

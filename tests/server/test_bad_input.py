@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from graph.settings import Settings
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support.api import MAINTENANCE, register
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]

@@ -12,7 +12,7 @@ from graph.dashboard import STATIC
 from graph.documents import Documents
 from graph.requests import GraphQLRequest
 from graph.schema import schema
-from tests.conftest import LiveServer, serving
+from tests.support.live_server import LiveServer, serving
 
 FILES = STATIC / "dashboard"
 DOCUMENTS = re.findall(r"= `\n(.*?)`;", (FILES / "documents.js").read_text("utf-8"), re.DOTALL)

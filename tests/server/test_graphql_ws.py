@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support import npm
 from tests.support.api import register
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from db import nodes
 from graph.heartbeat_feed import MAX_WAITING, HeartbeatFeed
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import beat, register, settled
 from tests.support.statements import statements
 from tests.support.transport_ws import Client, connect

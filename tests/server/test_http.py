@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from structlog.types import EventDict
 
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support.api import beat, in_touch, register
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]

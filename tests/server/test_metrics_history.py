@@ -8,7 +8,7 @@ from sqlalchemy import text
 from db import partitions
 from graph.metrics import Metrics
 from graph.upkeep import Upkeep
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support.api import beat, register
 from tests.support.statements import statements
 

@@ -4,7 +4,7 @@ import asyncio
 
 from sqlalchemy import text
 
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, REGISTER, beat, register
 
 BATCH = """

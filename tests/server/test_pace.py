@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.pace import NEWS, HeartbeatPace, Pace
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import DEREGISTER, register
 from tests.support.transport_ws import Client, connect
 

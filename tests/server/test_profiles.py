@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support.api import register
 
 SET_NODE = """

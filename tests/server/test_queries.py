@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import text
 
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support.api import beat, register, settled
 from tests.support.statements import statements
 

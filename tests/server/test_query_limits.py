@@ -9,7 +9,7 @@ from graphql import get_introspection_query
 
 from graph import validation
 from graph.requests import MAX_VALUES
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 
 INTROSPECTION = get_introspection_query()

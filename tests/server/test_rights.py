@@ -14,7 +14,7 @@ from sqlalchemy import URL
 from db import enrolment, token_changes
 from db.values import Role
 from graph.schema import schema
-from tests.conftest import LiveServer, serving
+from tests.support.live_server import LiveServer, serving
 from tests.support.keyring import ADMIN
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,7 @@ import httpx
 import orjson
 import pytest
 
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support import npm
 from tests.support.api import CHANGES, beat, register
 

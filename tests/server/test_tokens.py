@@ -10,7 +10,7 @@ from db import tokens
 from db.database import Database
 from db.identity import Identity
 from db.values import Role
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.fleet import rows
 from tests.support.keyring import (
     DAY,

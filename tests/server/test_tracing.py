@@ -14,7 +14,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from agent import documents as agent
 from graph.settings import ConfigurationError, load
-from tests.conftest import StartServer
+from tests.support.live_server import StartServer
 from tests.support.api import MAINTENANCE, beat, register
 from tests.support.registry_process import free_port
 

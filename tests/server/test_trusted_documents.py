@@ -6,7 +6,7 @@ import pytest
 
 from agent import documents as agent
 from graph.documents import document_id
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 from tests.support.transport_ws import connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -4,7 +4,7 @@ from db.database import Database
 from graph.metrics import Metrics
 from graph.settings import Settings
 from graph.upkeep import Upkeep
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, beat, register
 from tests.support.fleet import rows
 from tests.support.keyring import DAY, age_keys, create, revoke, standing

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.conftest import LiveServer, StartServer
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, DEREGISTER, in_touch, register
 from tests.support.fleet import waits_for_a_lock
 from tests.support.transport_ws import SECONDS, Client, connect, dial

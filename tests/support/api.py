@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from typing import Any
 
-from tests.conftest import LiveServer
+from tests.support.live_server import LiveServer
 
 REGISTER = """
 mutation Register($input: RegisterNodeInput!) {

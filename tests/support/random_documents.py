@@ -1,5 +1,6 @@
 """Requests that nobody would think of: operations of the schema, right and wrong, with anything."""
 
+from tests.support.paths import ROOT
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from graphql import (
 from hypothesis import strategies as st
 from hypothesis_graphql import Mode, mutations, nodes, queries
 
-SCHEMA = build_schema((Path(__file__).parent.parent.parent / "schema.graphql").read_text())
+SCHEMA = build_schema((ROOT / "schema.graphql").read_text())
 # The strategies know queries and mutations alone.
 STREAMS = GraphQLSchema(
     query=SCHEMA.subscription_type, types=[*SCHEMA.type_map.values()], directives=SCHEMA.directives

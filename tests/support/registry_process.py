@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import NO_TLS
+from tests.support.live_server import NO_TLS
 
 SECONDS = 60
 

@@ -1,3 +1,4 @@
+from tests.support.paths import ROOT
 import json
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from agent.machine import observe
 from agent.metrics import Meter
 from agent.settings import load_settings
 
-ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = [value for value in vars(documents).values() if isinstance(value, GraphQLRequest)]
 
 

@@ -1,5 +1,6 @@
 """`node-agent install` and `uninstall`, into the folder of an image."""
 
+from tests.support.paths import ROOT
 import json
 import os
 import plistlib
@@ -19,7 +20,7 @@ from agent import units
 from agent.install import check_visible, install, uninstall
 from agent.settings import BadSettingError, load_settings
 
-DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+DEPLOY = ROOT / "deploy"
 UNIT = "etc/systemd/system/node-agent.service"
 SETTINGS = "etc/node-agent.env"
 needs_systemd = pytest.mark.skipif(

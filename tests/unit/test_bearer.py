@@ -27,7 +27,7 @@ from graph import validation
 from graph.bearer import MAX_TOKEN_LENGTH, JwtVerifier, jwt_verifier
 from graph.jwks import MAX_AGE_SECONDS, MAX_BYTES, MIN_INTERVAL_SECONDS, BadKeySet, public_keys
 from graph.settings import ConfigurationError, Settings, load
-from tests.conftest import StartServer
+from tests.support.live_server import StartServer
 
 ISSUER, AUDIENCE = "https://login.example/realms/dagi", "node-registry"
 ROLES = {"registry-admins": "admin", "on-call": "operator", "agents": "agent", "people": "viewer"}

@@ -1,5 +1,6 @@
 """What an operation comes to is known before it runs, and as quickly however it is written."""
 
+from tests.support.paths import ROOT
 import re
 import time
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ from graph.schema import schema
 from graph.settings import Settings
 
 BOUNDS = Settings().query_bounds()
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 IN_USE = [
     *(
         each.payload["query"]

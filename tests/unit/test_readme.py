@@ -1,5 +1,6 @@
 """README keeps up with what it describes."""
 
+from tests.support.paths import ROOT
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from graph.requests import GraphQLRequest
 from graph.schema import schema
 from graph.settings import Settings
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

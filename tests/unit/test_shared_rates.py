@@ -14,7 +14,7 @@ from graph import shared_rates
 from graph.errors import RateLimited
 from graph.quota import MAX_CHARGE_SECONDS, Quota
 from graph.shared_rates import INTERVAL_SECONDS, MAX_TOLD, NEAR, SharedRates
-from tests.conftest import StartServer
+from tests.support.live_server import StartServer
 from tests.support.api import in_touch
 
 NOWHERE = Database(URL.create("postgresql+asyncpg", host="127.0.0.1", port=1))

@@ -1,0 +1,119 @@
+"""Fixtures of a real PostgreSQL: a migrated template, and the copies of it that tests write to."""
+
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, settings
+from sqlalchemy import URL, make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+from structlog.types import EventDict
+
+from db import partitions
+from db.database import Database
+from db.embedded import embedded_postgres
+from db.migrate import migrate
+from graph.address import listen
+from graph.app import running_services
+from graph.server import configured
+from graph.services import Services
+from graph.settings import Settings
+from tests.support.clusters import FAST, data_dir, made_cluster, new_data_dir, temporary_folder
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def postgres() -> AsyncIterator[URL]:
+    """NODE_REGISTRY_DATABASE_URL names a running server to test on; else one is started."""
+    given = os.environ.get("NODE_REGISTRY_DATABASE_URL") or os.environ.get("DATABASE_URL")
+    if given:
+        yield make_url(given).set(drivername="postgresql+asyncpg")
+        return
+    with temporary_folder() as folder:
+        async with embedded_postgres(folder, options=FAST) as url:
+            yield url
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def administrator(postgres: URL) -> AsyncIterator[AsyncConnection]:
+    engine = create_async_engine(postgres, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+        yield connection
+    await engine.dispose()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def template(administrator: AsyncConnection) -> AsyncIterator[str]:
+    async with _new_database(administrator) as url:
+        database = Database(url)
+        await migrate(database.engine)
+        async with database.write() as session:
+            await partitions.make_days(session)
+        await database.close()
+        yield str(url.database)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def database_url(administrator: AsyncConnection, template: str) -> AsyncIterator[URL]:
+    """A migrated database of the test's own."""
+    async with _new_database(administrator, template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def shared_database_url(administrator: AsyncConnection, template: str) -> AsyncIterator[URL]:
+    """A migrated database of the module's own."""
+    async with _new_database(administrator, template) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty_database_url(administrator: AsyncConnection) -> AsyncIterator[URL]:
+    async with _new_database(administrator) as url:
+        yield url
+
+
+@pytest.fixture
+async def database(database_url: URL) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@asynccontextmanager
+async def _new_database(
+    administrator: AsyncConnection, template: str = "template1"
+) -> AsyncIterator[URL]:
+    name = f"node_registry_test_{secrets.token_hex(6)}"
+    # The other strategy writes each page into the log, too.
+    await administrator.execute(
+        text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    )
+    try:
+        yield administrator.engine.url.set(database=name)
+    finally:
+        await administrator.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def service_name(administrator: AsyncConnection) -> AsyncIterator[str]:
+    """Of a database and its service, both of which are gone when the test is."""
+    name = f"registry {secrets.token_hex(4)}"
+    yield name
+    await administrator.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+    for role in (name, f"{name}_owner"):
+        await administrator.execute(text(f'DROP ROLE IF EXISTS "{role}"'))
+
+

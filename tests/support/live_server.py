@@ -1,0 +1,128 @@
+"""A registry that listens on a real socket, in the process and the event loop of its test."""
+
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, settings
+from sqlalchemy import URL, make_url, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+from structlog.types import EventDict
+
+from db import partitions
+from db.database import Database
+from db.embedded import embedded_postgres
+from db.migrate import migrate
+from graph.address import listen
+from graph.app import running_services
+from graph.server import configured
+from graph.services import Services
+from graph.settings import Settings
+from tests.support.clusters import FAST, data_dir, made_cluster, new_data_dir, temporary_folder
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A registry that listens on a real socket."""
+
+    url: str
+    services: Services
+    http: httpx.AsyncClient
+
+    @property
+    def graphql_url(self) -> str:
+        return f"{self.url}/graphql"
+
+    @property
+    def websocket_url(self) -> str:
+        return self.graphql_url.replace("http", "ws", 1)
+
+    async def post(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The whole response body, errors included."""
+        response = await self.http.post("/graphql", json={"query": query, "variables": variables})
+        body: dict[str, Any] = response.json()
+        return body
+
+    async def execute(self, query: str, **variables: Any) -> dict[str, Any]:
+        """The data of an operation that must succeed."""
+        body = await self.post(query, **variables)
+        assert "errors" not in body, body["errors"]
+        data: dict[str, Any] = body["data"]
+        return data
+
+
+# Without it each client reads all the authorities of the world anew.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+StartServer = Callable[..., AbstractAsyncContextManager[LiveServer]]
+
+
+@asynccontextmanager
+async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIterator[LiveServer]:
+    settings = Settings(
+        **{
+            "database_url": database_url.render_as_string(hide_password=False),
+            "http_port": 0,
+            "data_dir": data_dir,
+            "shutdown_seconds": 1,
+            "drain_seconds": 0,
+            **options,
+        }
+    )
+    async with running_services(settings) as services:
+        with listen(settings) as listening:
+            server = configured(services)
+            task = asyncio.create_task(server.serve(sockets=[listening]))
+            while not server.started:  # uvicorn has no event for it
+                await asyncio.sleep(0.005)
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            try:
+                async with httpx.AsyncClient(base_url=url, timeout=30, verify=NO_TLS) as http:
+                    yield LiveServer(url, services, http)
+            finally:
+                server.drain()
+                await task
+
+
+@pytest.fixture
+def start_server(database_url: URL, tmp_path: Path) -> StartServer:
+    """Starts servers on the test's database, each with the settings it is given."""
+    return partial(serving, database_url, tmp_path)
+
+
+@pytest.fixture
+async def server(start_server: StartServer) -> AsyncIterator[LiveServer]:
+    async with start_server() as live:
+        yield live
+
+
+@pytest.fixture
+async def quiet_server(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[LiveServer]:
+    """A server that does nothing by itself while the test looks at what it does."""
+    monkeypatch.setattr("graph.shared_rates.INTERVAL_SECONDS", 3600)
+    async with start_server(sweep_interval_seconds=3600, listen_check_seconds=300) as live:
+        yield live
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server(
+    shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[LiveServer]:
+    """One server for the tests of a module that leave nothing behind; they share its loop."""
+    async with serving(shared_database_url, tmp_path_factory.mktemp("shared")) as live:
+        yield live

@@ -4,8 +4,6 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sqlalchemy import text
 
 from db import liveness, nodes, registration
@@ -311,26 +309,3 @@ async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
             NodeStatus.OFFLINE: 2,
             NodeStatus.MAINTENANCE: 1,
         }
-
-
-PACES = st.builds(
-    Rules,
-    min_interval=st.floats(0.01, 86400),
-    grace=st.floats(0, 86400),
-    target_rate=st.floats(0.1, 1e6),
-    live_nodes=st.integers(0, 1_000_000),
-)
-
-
-@given(PACES)
-def test_a_pace_keeps_the_fleet_at_its_rate_and_no_node_below_its_interval(pace: Rules) -> None:
-    assert pace.interval >= pace.min_interval
-    assert pace.live_nodes / pace.interval <= pace.target_rate * (1 + 1e-9)
-    assert pace.interval in (pace.min_interval, pace.live_nodes / pace.target_rate)
-
-
-@given(PACES)
-def test_a_promised_interval_is_at_most_a_tenth_longer_and_never_shorter(pace: Rules) -> None:
-    promised = [pace.next_interval() for _ in range(10)]
-    assert all(pace.interval <= interval <= pace.interval * 1.1 for interval in promised)
-    assert len(set(promised)) > 1

@@ -23,10 +23,10 @@ from db.migrate import migrate
 from db.provision import Names, ProvisioningRefused, provision
 from graph.metrics import Metrics
 from graph.upkeep import Upkeep
-from tests.support.live_server import serving
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, in_touch, register
 from tests.support.fleet import rows
 from tests.support.keyring import DAY
+from tests.support.live_server import serving
 from tests.support.transport_ws import connect
 
 SET_PROFILE = """

@@ -16,7 +16,6 @@ from db.database import Database
 from graph.metrics import Metrics
 from graph.settings import Settings
 from graph.upkeep import Upkeep
-from tests.support.live_server import LiveServer
 from tests.support.fleet import beat, register, rows, waits_for_a_lock
 
 DAY = 86400
@@ -196,9 +195,3 @@ async def test_what_cannot_be_done_now_keeps_nothing_else_from_being_done(
     assert await rows(database, HISTORY) == whole(15)
     await upkeep(database).once()
     assert [day for day, _ in await rows(database, LOG)] == [0]
-
-
-async def test_a_running_registry_shows_both(server: LiveServer) -> None:
-    scraped = (await server.http.get("/metrics")).text
-    assert "node_registry_misplaced_heartbeats 0.0" in scraped
-    assert "node_registry_roll_up_lag_seconds 0.0" in scraped

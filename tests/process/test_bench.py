@@ -1,6 +1,5 @@
 """The benches run from end to end; what they measure here, in a hurry, proves nothing."""
 
-from tests.support.paths import ROOT
 import json
 import re
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from bench.__main__ import BENCHES
 from bench.report import as_document, as_text, circumstances
 from bench.results import Row, Target
-
+from tests.support.paths import ROOT
 
 
 def ended_well(

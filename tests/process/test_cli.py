@@ -1,9 +1,7 @@
 """The command `node-registry`, run as an operator runs it."""
 
-from tests.support.paths import ROOT
 import asyncio
 import socket
-from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, text
@@ -11,14 +9,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.process.test_end_to_end import FAST, running
 from tests.support.commands import COMMAND, Run, environment_for, run, run_process
+from tests.support.paths import ROOT
 
 
 async def test_export_schema_prints_schema_graphql() -> None:
     status, output, _ = await run_process("export-schema")
     assert status == 0
-    assert output == (ROOT / "schema.graphql").read_text(
-        encoding="utf-8"
-    )
+    assert output == (ROOT / "schema.graphql").read_text(encoding="utf-8")
 
 
 async def test_migrate_makes_the_schema_and_may_be_repeated(empty_database_url: URL) -> None:

@@ -1,6 +1,5 @@
 """The dashboard as an operator meets it: a real browser, a real registry, no reload in between."""
 
-from tests.support.paths import ROOT
 import asyncio
 import itertools
 import re
@@ -8,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,11 +18,12 @@ from sqlalchemy import URL, text
 from db import token_changes
 from db.database import Database
 from db.values import Role
-from tests.support.live_server import NO_TLS
 from tests.support import fleet, npm
 from tests.support.api import BEAT, DEREGISTER, REGISTER
 from tests.support.browser import chromium, complaints
 from tests.support.keyring import ADMIN
+from tests.support.live_server import NO_TLS
+from tests.support.paths import ROOT
 from tests.support.registry_process import Server, free_port
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]

@@ -4,7 +4,6 @@ No engine of containers can be had here, so what is seen is what the script asks
 order, what it leaves on the host, and that it asks for nothing twice.
 """
 
-from tests.support.paths import ROOT
 import asyncio
 import os
 import re
@@ -20,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support import sshd
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -1,11 +1,12 @@
 """The units of deploy/systemd, as systemd itself judges them."""
 
-from tests.support.paths import ROOT
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
 
 UNITS = ROOT / "deploy" / "systemd"
 # Of ten: what systemd says of a service that nothing restrains is 9.6.

@@ -30,10 +30,10 @@ from db.database import Database
 from db.embedded import embedded_postgres
 from db.errors import Unavailable
 from db.migrate import migrate
-from tests.support.live_server import NO_TLS
 from tests.support.api import CHANGES
 from tests.support.clusters import temporary_folder
 from tests.support.fleet import record, register, report, rows
+from tests.support.live_server import NO_TLS
 from tests.support.registry_process import Server, free_port
 from tests.support.tcp_proxy import Proxy, proxy
 from tests.support.transport_ws import connect

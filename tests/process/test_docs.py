@@ -5,7 +5,6 @@ An `sh` block is of what no test machine has, such as cron; only its syntax is c
 hides nothing that could be run.
 """
 
-from tests.support.paths import ROOT
 import asyncio
 import re
 import shutil
@@ -24,6 +23,7 @@ from graph.settings import Settings
 from tests.db.test_provision import administering
 from tests.process.test_end_to_end import BIN, registry
 from tests.support.commands import environment_for
+from tests.support.paths import ROOT
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 ASYNC = pytest.mark.asyncio(loop_scope="module")

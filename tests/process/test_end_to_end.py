@@ -16,9 +16,9 @@ import psutil
 from gql import Client, gql
 from gql.transport.websockets import WebsocketsTransport
 
-from tests.support.live_server import NO_TLS
 from tests.support.api import BEAT, CHANGES, REGISTER
 from tests.support.clusters import processes_in
+from tests.support.live_server import NO_TLS
 from tests.support.transport_ws import connect
 
 BIN = Path(sys.executable).parent

@@ -1,12 +1,10 @@
 """The router of the examples, as one command beside a registry that comes and goes."""
 
-from tests.support.paths import ROOT
 import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from tests.support.paths import ROOT
 from tests.support.registry_process import Server, free_port
 
 SECONDS = 30

@@ -10,13 +10,11 @@ from sqlalchemy import URL
 
 from db import profile_changes, profiles
 from db.database import Database
-from db.embedded import embedded_postgres
 from db.errors import BadInput
 from db.profiles import ProfileContent
 from db.values import NodeRole, NodeType, ProfileType
 from graph.profile_files import Difference, export_profiles, import_profiles
-from tests.support.clusters import FAST
-from tests.support.commands import environment_for, run, run_process
+from tests.support.commands import environment_for, run
 from tests.support.fleet import OPERATOR
 
 FILE = """
@@ -157,12 +155,3 @@ async def test_the_schema_of_a_config_is_printed(database_url: URL) -> None:
     schema: dict[str, Any] = json.loads(text)
     assert schema["additionalProperties"] is True
     assert "temperature" in schema["properties"]
-
-
-async def test_profiles_are_moved_beside_a_registry_that_runs_on_its_own_postgresql(
-    data_dir: Path,
-) -> None:
-    folder = {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
-    async with embedded_postgres(data_dir, options=FAST):
-        _, output, _ = await run_process("profile", "export", **folder)
-    assert output == "profiles: []\n"

@@ -1,6 +1,5 @@
 """A real Prometheus scrapes a real registry: alerts and dashboard find what they ask for."""
 
-from tests.support.paths import ROOT
 import asyncio
 import json
 import re
@@ -19,11 +18,12 @@ from sqlalchemy import URL
 
 from agent import documents as agent
 from db.values import Role
-from tests.support.live_server import serving
 from tests.support import prometheus
 from tests.support.api import CHANGES
 from tests.support.authority import BEGUN, DAY, Authority
 from tests.support.keyring import create
+from tests.support.live_server import serving
+from tests.support.paths import ROOT
 from tests.support.prometheus import Prometheus
 from tests.support.transport_ws import dial
 

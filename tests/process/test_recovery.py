@@ -17,12 +17,12 @@ from db.database import Database
 from db.migrate import migrate, require_current
 from db.postgres_programs import ProgramFailed, ProgramMissing
 from db.restore import REVISIONS_SKIPPED, check, restore
-from tests.support.live_server import StartServer, serving
 from tests.db.test_provision import Provisioning, administering, provisioning
 from tests.process.test_init_database import contents
 from tests.support.api import CHANGES, beat, register
 from tests.support.commands import environment_for, run
 from tests.support.fleet import rows
+from tests.support.live_server import StartServer, serving
 from tests.support.transport_ws import connect
 
 __all__ = ["provisioning"]

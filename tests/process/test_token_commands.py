@@ -1,7 +1,6 @@
 """The commands `node-registry token …`, run as an operator runs them."""
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
@@ -9,10 +8,8 @@ from sqlalchemy import URL
 from db import tokens
 from db.database import Database
 from db.identity import Identity
-from db.keys import parsed
 from db.values import NodeRole, NodeType, Role
-from tests.process.test_end_to_end import registry
-from tests.support.commands import environment_for, run, run_process
+from tests.support.commands import environment_for, run
 from tests.support.fleet import rows
 from tests.support.keyring import age_keys, create, known
 
@@ -124,17 +121,3 @@ async def test_what_is_wrong_is_said_in_one_line_and_changes_nothing(
     assert output == ""
     assert problem in told.splitlines()[-1]
     assert await rows(database, "SELECT * FROM tokens") == []
-
-
-async def test_keys_are_made_beside_a_registry_that_runs_on_its_own_database(
-    data_dir: Path,
-) -> None:
-    folder = {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
-    async with registry(data_dir):
-        status, made, _ = await run_process("token", "create", "--role", "viewer", **folder)
-        assert status == 0
-        key = parsed(made.strip())
-        assert key is not None
-        status, listed, _ = await run("token", "list", **folder)
-        assert status == 0
-        assert key.public_id in listed

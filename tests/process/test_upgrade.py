@@ -1,6 +1,5 @@
 """An upgrade without downtime: each migration lets the version before it go on with its work."""
 
-from tests.support.paths import ROOT
 import io
 import re
 import signal
@@ -15,11 +14,12 @@ from sqlalchemy import URL, event
 
 from db.database import Database
 from db.migrate import migrate
-from tests.support.live_server import serving
 from tests.process.test_end_to_end import FAST, running
 from tests.support.api import BEAT, CHANGES, REGISTER, beat, register
 from tests.support.commands import environment_for
 from tests.support.fleet import rows
+from tests.support.live_server import serving
+from tests.support.paths import ROOT
 from tests.support.transport_ws import connect
 
 VERSIONS = "migrations/versions"

@@ -24,7 +24,6 @@ from graph.address import listen
 from graph.failures import WorkerFailed
 from graph.settings import ConfigurationError, Settings, load
 from graph.workers import Workers, restart_delay_seconds
-from tests.support.live_server import NO_TLS
 from tests.process.test_end_to_end import (
     BIN,
     FAST,
@@ -35,6 +34,7 @@ from tests.process.test_end_to_end import (
 )
 from tests.support.api import CHANGES, REGISTER
 from tests.support.clusters import processes_in
+from tests.support.live_server import NO_TLS
 from tests.support.transport_ws import Client, connect
 
 SERVE = (BIN / "node-registry", "serve", "--workers", "2")

@@ -44,9 +44,9 @@ from db import tokens
 from db.database import Database
 from db.tables import Token
 from db.token_changes import MadeToken
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.fleet import rows
 from tests.support.keyring import DAY, HOUR, age_keys, create_enrolment, presented, revoke
+from tests.support.live_server import LiveServer, StartServer
 from tests.unit.test_agent_broken_network import (
     HANG,
     NODE,

@@ -28,8 +28,8 @@ from agent.replies import (
     ResyncRequired,
     StatusEvent,
 )
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import DEREGISTER, beat, register
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.tcp_proxy import proxy
 
 Events = AsyncGenerator[StatusEvent, None]

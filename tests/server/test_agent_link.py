@@ -23,8 +23,8 @@ from agent.pace import Clock, Schedule
 from agent.replies import HeartbeatRecorded, RecordHeartbeatData
 from agent.settings import load_settings
 from agent.trust import Trust
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, DEREGISTER, in_touch, register
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.tcp_proxy import Proxy, proxy
 from tests.support.transport_ws import connect
 

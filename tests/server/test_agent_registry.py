@@ -3,20 +3,17 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-from sqlalchemy import URL
 from structlog.testing import capture_logs
 
-from agent.breaker import FAILURES, Breaker
+from agent.breaker import FAILURES
 from agent.client import RefusedError, RegistryAwayError
 from agent.pace import Clock
-from agent.registry import Answer, RegistryClient
+from agent.registry import RegistryClient
 from agent.replies import Bookmark
-from tests.support.live_server import LiveServer
 from tests.support.api import DEREGISTER, register
-from tests.support.registry_process import Server, free_port
+from tests.support.live_server import LiveServer
 from tests.support.tcp_proxy import Proxy, proxy
 
 
@@ -169,72 +166,3 @@ async def test_who_gives_up_waiting_disturbs_nobody(server: LiveServer) -> None:
         await asyncio.sleep(0)
         leaves.cancel()
         assert (await stays).value
-
-
-def test_a_breaker_waits_ever_longer_up_to_a_bound() -> None:
-    moment = Time()
-    breaker = Breaker(moment.clock())
-    waits = []
-    for _ in range(12):
-        breaker.failed()
-        began = moment.now
-        while not breaker.lets_through():
-            moment.now += 0.05
-        waits.append(moment.now - began)
-    assert waits[: FAILURES - 1] == [0, 0]
-    assert waits[FAILURES - 1 :] == sorted(waits[FAILURES - 1 :])
-    assert 4.5 < waits[-1] < 5.2
-
-
-async def test_a_router_goes_on_while_the_registry_is_killed_and_comes_back(
-    database_url: URL,
-) -> None:
-    url = database_url.render_as_string(hide_password=False)
-    server = Server(free_port(), {"NODE_REGISTRY_DATABASE_URL": url})
-    await server.start()
-    await server.answers()
-    answers: list[Answer[Any]] = []
-    done: list[asyncio.Task[None]] = []
-    slowest = 0.0
-
-    async def route(client: RegistryClient) -> None:
-        """Asks 200 times a second, each time whether it was answered or not."""
-        nonlocal slowest
-        asked: set[asyncio.Task[None]] = set()
-
-        async def ask() -> None:
-            nonlocal slowest
-            began = time.monotonic()
-            answers.append(await client.get_available_nodes({"includeDegraded": True}))
-            slowest = max(slowest, time.monotonic() - began)
-
-        while True:
-            task = asyncio.create_task(ask())
-            asked.add(task)
-            task.add_done_callback(asked.discard)
-            task.add_done_callback(done.append)
-            await asyncio.sleep(0.005)
-
-    try:
-        async with RegistryClient(server.url, timeout_seconds=1) as client:
-            await client.get_available_nodes({"includeDegraded": True})
-            router = asyncio.create_task(route(client))
-            async with asyncio.timeout(30):
-                while len(answers) < 100:
-                    await asyncio.sleep(0.01)
-                assert not any(answer.stale for answer in answers)
-                await server.kill()
-                while len([answer for answer in answers if answer.stale]) < 200:
-                    await asyncio.sleep(0.01)
-                ages = [answer.age_seconds for answer in answers if answer.stale]
-                assert ages[-1] > ages[0]
-                await server.start()
-                await server.answers()
-                while answers[-1].stale:
-                    await asyncio.sleep(0.01)
-            router.cancel()
-            await asyncio.gather(router, return_exceptions=True)
-    finally:
-        await server.kill()
-    assert [task.exception() for task in done if not task.cancelled() and task.exception()] == []
-    assert slowest < 2

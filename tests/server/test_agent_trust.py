@@ -16,9 +16,9 @@ from agent.follow import follow_available_nodes
 from agent.registry import RegistryClient
 from agent.replies import Bookmark
 from agent.trust import Trust, UnusableFileError
-from tests.support.live_server import LiveServer, StartServer
 from tests.process.test_end_to_end import BIN, running
 from tests.support.authority import Authority
+from tests.support.live_server import LiveServer, StartServer
 
 
 @pytest.fixture

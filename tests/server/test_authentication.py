@@ -13,11 +13,9 @@ from db.database import Database
 from db.errors import Unavailable
 from db.token_changes import MadeToken
 from db.values import Role
-from graph.address import require_safe
-from graph.settings import ConfigurationError, load
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, MAINTENANCE, register, settled
 from tests.support.keyring import age_keys, create, revoke, rotate
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import Client, dial
 
 REVISION = "{ registry { revision } }"
@@ -372,51 +370,3 @@ async def test_what_was_granted_goes_on_while_the_database_is_away(
 
 def _away() -> Any:
     raise Unavailable(1)
-
-
-@pytest.mark.parametrize(
-    ("given", "required"),
-    [
-        ({}, False),
-        ({"http_host": "localhost"}, False),
-        ({"http_host": "::1"}, False),
-        ({"http_host": "0.0.0.0"}, True),  # noqa: S104  # what it is about
-        ({"env": "production"}, True),
-        ({"auth": "required"}, True),
-        ({"env": "production", "auth": "off"}, False),
-    ],
-)
-def test_authentication_is_required_of_all_but_development_on_loopback(
-    given: dict[str, Any],
-    required: bool,  # noqa: FBT001  # a row of the table
-) -> None:
-    assert load(**given).authentication_required is required
-
-
-@pytest.mark.parametrize(
-    ("given", "problem"),
-    [
-        ({"env": "production", "auth": "off"}, "production requires authentication"),
-        (
-            {"env": "production", "auth": "off", "let_anyone_do_anything": True},
-            "production requires authentication",
-        ),
-        ({"http_host": "0.0.0.0", "auth": "off"}, "LET_ANYONE_DO_ANYTHING"),  # noqa: S104
-    ],
-)
-def test_what_would_be_open_to_all_does_not_start(given: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ConfigurationError, match=problem):
-        require_safe(load(**given))
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"http_host": "0.0.0.0"},  # noqa: S104
-        {"http_host": "0.0.0.0", "auth": "off", "let_anyone_do_anything": True},  # noqa: S104
-        {"env": "production"},
-    ],
-)
-def test_what_is_safe_or_said_to_be_starts(given: dict[str, Any]) -> None:
-    require_safe(load(**given))

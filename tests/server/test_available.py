@@ -14,8 +14,8 @@ from db.values import NodeStatus
 from graph.events import AvailableNodesSnapshot, NodeBecameAvailable
 from graph.scalars import Revision
 from graph.watch import MAX_STEPS, Watch, follow_available
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, beat, register
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
 from tests.support.transport_ws import Client, connect
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from graph.settings import Settings
-from tests.support.live_server import LiveServer
 from tests.support.api import MAINTENANCE, register
+from tests.support.live_server import LiveServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
 

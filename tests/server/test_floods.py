@@ -10,9 +10,9 @@ import pytest
 from db.database import Database
 from db.values import Role
 from graph.open_files import allow_files_for
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import beat, register
 from tests.support.keyring import create
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import PROTOCOL, connect, dial
 
 pytestmark = pytest.mark.usefixtures("logged")

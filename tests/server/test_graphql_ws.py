@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.live_server import LiveServer
 from tests.support import npm
 from tests.support.api import register
+from tests.support.live_server import LiveServer
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from typing import Any
 
 from db import nodes
 from graph.heartbeat_feed import MAX_WAITING, HeartbeatFeed
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import beat, register, settled
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
 from tests.support.transport_ws import Client, connect
 

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import text
 from structlog.types import EventDict
 
-from tests.support.live_server import LiveServer
 from tests.support.api import beat, in_touch, register
+from tests.support.live_server import LiveServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
 

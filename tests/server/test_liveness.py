@@ -4,8 +4,8 @@ import asyncio
 
 from sqlalchemy import text
 
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import BEAT, beat, register
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 
 MODE = "{ registry { mode modeReason modeSince } }"

@@ -8,8 +8,8 @@ from sqlalchemy import text
 from db import partitions
 from graph.metrics import Metrics
 from graph.upkeep import Upkeep
-from tests.support.live_server import LiveServer
 from tests.support.api import beat, register
+from tests.support.live_server import LiveServer
 from tests.support.statements import statements
 
 CHART = """

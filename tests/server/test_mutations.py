@@ -4,8 +4,8 @@ import asyncio
 
 from sqlalchemy import text
 
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, REGISTER, beat, register
+from tests.support.live_server import LiveServer, StartServer
 
 BATCH = """
 mutation Batch($inputs: [RecordHeartbeatInput!]!) {

@@ -7,8 +7,8 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from agent import documents as agent
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import beat, register, settled
+from tests.support.live_server import LiveServer, StartServer
 
 
 async def test_the_index_names_the_service_and_its_parts(server: LiveServer) -> None:

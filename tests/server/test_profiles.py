@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from tests.support.live_server import LiveServer
 from tests.support.api import register
+from tests.support.live_server import LiveServer
 
 SET_NODE = """
 mutation Set($input: SetNodeProfileInput!) {

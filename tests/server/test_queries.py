@@ -3,8 +3,8 @@
 import pytest
 from sqlalchemy import text
 
-from tests.support.live_server import LiveServer
 from tests.support.api import beat, register, settled
+from tests.support.live_server import LiveServer
 from tests.support.statements import statements
 
 PAGE = """

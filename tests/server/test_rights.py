@@ -14,8 +14,8 @@ from sqlalchemy import URL
 from db import enrolment, token_changes
 from db.values import Role
 from graph.schema import schema
-from tests.support.live_server import LiveServer, serving
 from tests.support.keyring import ADMIN
+from tests.support.live_server import LiveServer, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

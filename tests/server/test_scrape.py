@@ -7,8 +7,8 @@ import pytest
 from graph.feed import ChangeFeed
 from graph.heartbeats import MAX_WAITING
 from graph.services import Services
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import BEAT, beat, register
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import dial
 
 HEARTBEATS = "node_registry_heartbeats_total"

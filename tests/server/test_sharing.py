@@ -22,8 +22,8 @@ from graph.requests import GraphQLRequest
 from graph.rights import EVERYBODY, allowed
 from graph.scalars import SCALARS, Revision
 from graph.schema import Schema
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, MAINTENANCE, register, settled
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
 from tests.support.transport_ws import connect
 

@@ -11,9 +11,9 @@ import httpx
 import orjson
 import pytest
 
-from tests.support.live_server import LiveServer, StartServer
 from tests.support import npm
 from tests.support.api import CHANGES, beat, register
+from tests.support.live_server import LiveServer, StartServer
 
 STREAM = {"accept": "text/event-stream"}
 FOLLOW = "subscription { nodeStatusChanges { __typename } }"

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import orjson
 import pytest
 
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import register
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 
 pytestmark = pytest.mark.usefixtures("logged")

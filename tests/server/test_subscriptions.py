@@ -12,8 +12,8 @@ from graph.events import NodeStatusChanged, ResyncRequired
 from graph.feed import ChangeFeed
 from graph.follow import Event, follow
 from graph.scalars import Revision
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, settled
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import Client, connect
 
 

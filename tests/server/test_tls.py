@@ -29,11 +29,11 @@ from db.values import Role
 from graph.settings import ConfigurationError, Settings, load
 from graph.stalled import http_protocol, websocket_protocol
 from graph.tls import RenewedContext, context_of, known_client
-from tests.support.live_server import LiveServer, StartServer
 from tests.process.test_end_to_end import BIN, FAST, running
 from tests.server.test_stalled import much, request
 from tests.support.api import CHANGES, beat, register
 from tests.support.authority import BEGUN, DAY, Authority, Pair
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 
 SECONDS = 10

@@ -10,7 +10,6 @@ from db import tokens
 from db.database import Database
 from db.identity import Identity
 from db.values import Role
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.fleet import rows
 from tests.support.keyring import (
     DAY,
@@ -22,6 +21,7 @@ from tests.support.keyring import (
     revoke,
     standing,
 )
+from tests.support.live_server import LiveServer, StartServer
 
 CREATE = """
 mutation ($input: CreateTokenInput!) {

@@ -1,7 +1,6 @@
 """Traces reach a real receiver of OTLP over HTTP; without one there is nothing of them."""
 
 import asyncio
-import subprocess
 import sys
 import threading
 import time
@@ -14,8 +13,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from agent import documents as agent
 from graph.settings import ConfigurationError, load
-from tests.support.live_server import StartServer
 from tests.support.api import MAINTENANCE, beat, register
+from tests.support.live_server import StartServer
 from tests.support.registry_process import free_port
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -154,14 +153,6 @@ async def test_a_receiver_that_is_away_holds_nobody_up(
         assert (await beat(server, "a", 1))["status"] == "ONLINE"
         ending = time.monotonic()
     assert time.monotonic() - ending < 10
-
-
-def test_without_the_setting_nothing_of_it_is_imported() -> None:
-    program = (
-        "import sys, graph.cli, graph.server, graph.worker;"
-        "sys.exit([name for name in sys.modules if name.startswith('opentelemetry')] or None)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 async def test_a_missing_extra_stops_the_start_in_one_line(

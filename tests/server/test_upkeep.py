@@ -1,13 +1,9 @@
 """Housekeeping: the change log has an end, and those who follow it are told."""
 
-from db.database import Database
 from graph.metrics import Metrics
-from graph.settings import Settings
 from graph.upkeep import Upkeep
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, beat, register
-from tests.support.fleet import rows
-from tests.support.keyring import DAY, age_keys, create, revoke, standing
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 
 BATCH = """
@@ -78,13 +74,3 @@ async def test_availability_outlives_the_log(start_server: StartServer) -> None:
         await upkeep(server).trim_change_log()
         data = await server.execute(query, since=at["registeredAt"])
         assert data["node"]["availability"] == 1.0
-
-
-async def test_keys_that_have_been_dead_for_90_days_are_forgotten(database: Database) -> None:
-    dead, alive = await create(database), await create(database, lifetime=None)
-    await revoke(database, dead.token.public_id)
-    for expected in (2, 1):
-        await age_keys(database, 46 * DAY)
-        await Upkeep(database, Settings(), Metrics()).purge_keys()
-        assert await rows(database, "SELECT count(*) FROM tokens") == [(expected,)]
-    assert await standing(database, alive) == [alive]

@@ -15,9 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.api import CHANGES, DEREGISTER, in_touch, register
 from tests.support.fleet import waits_for_a_lock
+from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import SECONDS, Client, connect, dial
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]

@@ -1,38 +1,21 @@
 """Fixtures of a real PostgreSQL: a migrated template, and the copies of it that tests write to."""
 
-import asyncio
-import gc
-import logging
 import os
 import secrets
-import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import httpx
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, settings
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
-from structlog.contextvars import merge_contextvars
-from structlog.testing import capture_logs
-from structlog.types import EventDict
 
 from db import partitions
 from db.database import Database
 from db.embedded import embedded_postgres
 from db.migrate import migrate
-from graph.address import listen
-from graph.app import running_services
-from graph.server import configured
-from graph.services import Services
-from graph.settings import Settings
-from tests.support.clusters import FAST, data_dir, made_cluster, new_data_dir, temporary_folder
+from tests.support.clusters import FAST, temporary_folder
+
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres() -> AsyncIterator[URL]:
@@ -115,5 +98,3 @@ async def service_name(administrator: AsyncConnection) -> AsyncIterator[str]:
     await administrator.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
     for role in (name, f"{name}_owner"):
         await administrator.execute(text(f'DROP ROLE IF EXISTS "{role}"'))
-
-

@@ -1,12 +1,8 @@
 """A registry that listens on a real socket, in the process and the event loop of its test."""
 
 import asyncio
-import gc
-import logging
-import os
-import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,23 +12,14 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, settings
-from sqlalchemy import URL, make_url, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
-from structlog.contextvars import merge_contextvars
-from structlog.testing import capture_logs
-from structlog.types import EventDict
+from sqlalchemy import URL
 
-from db import partitions
-from db.database import Database
-from db.embedded import embedded_postgres
-from db.migrate import migrate
 from graph.address import listen
 from graph.app import running_services
 from graph.server import configured
 from graph.services import Services
 from graph.settings import Settings
-from tests.support.clusters import FAST, data_dir, made_cluster, new_data_dir, temporary_folder
+
 
 @dataclass(frozen=True)
 class LiveServer:

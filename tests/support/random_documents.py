@@ -1,9 +1,7 @@
 """Requests that nobody would think of: operations of the schema, right and wrong, with anything."""
 
-from tests.support.paths import ROOT
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from graphql import (
@@ -26,6 +24,8 @@ from graphql import (
 )
 from hypothesis import strategies as st
 from hypothesis_graphql import Mode, mutations, nodes, queries
+
+from tests.support.paths import ROOT
 
 SCHEMA = build_schema((ROOT / "schema.graphql").read_text())
 # The strategies know queries and mutations alone.

@@ -1,6 +1,4 @@
-from tests.support.paths import ROOT
 import json
-from pathlib import Path
 
 import pytest
 from gql import GraphQLRequest
@@ -17,6 +15,7 @@ from agent.beat import registration_input
 from agent.machine import observe
 from agent.metrics import Meter
 from agent.settings import load_settings
+from tests.support.paths import ROOT
 
 DOCUMENTS = [value for value in vars(documents).values() if isinstance(value, GraphQLRequest)]
 

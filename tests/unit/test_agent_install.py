@@ -1,6 +1,5 @@
 """`node-agent install` and `uninstall`, into the folder of an image."""
 
-from tests.support.paths import ROOT
 import json
 import os
 import plistlib
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from agent import units
 from agent.install import check_visible, install, uninstall
 from agent.settings import BadSettingError, load_settings
+from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
 UNIT = "etc/systemd/system/node-agent.service"

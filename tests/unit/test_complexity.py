@@ -1,10 +1,8 @@
 """What an operation comes to is known before it runs, and as quickly however it is written."""
 
-from tests.support.paths import ROOT
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +37,7 @@ from graph.document_rules import problems
 from graph.documents import _RULES
 from graph.schema import schema
 from graph.settings import Settings
+from tests.support.paths import ROOT
 
 BOUNDS = Settings().query_bounds()
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -2,161 +2,17 @@
 
 import base64
 import json
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
+from datetime import UTC, datetime
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import delete, insert, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import nodes
-from db.database import Database
 from db.errors import BadInput
-from db.filters import EVERY_NODE, NodeFilter
 from db.nodes import NodeOrder
-from db.paging import MAX_PAGE_SIZE, Keyset, Page
-from db.tables import NODE, Node
-from tests.support.fleet import clear, examples
-
-EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-INSTANTS = st.integers(0, 3).map(lambda n: EPOCH + timedelta(microseconds=n))
-NAMES = st.sampled_from(["a", "B", "b", "ä", "Z", "a b", "%", "'", "\\", "🦙"])
-NEW_NODE = st.fixed_dictionaries(
-    {
-        "node_id": st.text("abAB-_.1", min_size=1, max_size=3),
-        "node_name": NAMES,
-        "status_since": INSTANTS,
-        "registered_at": INSTANTS,
-    }
-)
-FLEETS = st.lists(NEW_NODE, max_size=12, unique_by=lambda node: node["node_id"])
-
-
-async def add(session: AsyncSession, fleet: list[dict[str, Any]]) -> set[UUID]:
-    if not fleet:
-        return set()
-    rest = {
-        "node_role": "backup",
-        "node_type": "worker",
-        "status": "offline",
-        "status_reason": "seeded",
-    }
-    made = await session.scalars(
-        insert(Node).returning(NODE.id),
-        [{"id": uuid5(NAMESPACE_OID, node["node_id"]), **node, **rest} for node in fleet],
-    )
-    return set(made)
-
-
-async def page(
-    session: AsyncSession, order: Keyset, first: int, after: str | None = None
-) -> Page[Node]:
-    return await nodes.listed(session, EVERY_NODE, order, first=first, after=after)
-
-
-@given(
-    st.data(),
-    st.tuples(st.sampled_from(NodeOrder), st.sampled_from(["asc", "desc"])),
-    st.integers(1, 4),
-    FLEETS,
-)
-@examples(60)
-async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_others_come_go_and_move(
-    database: Database,
-    data: st.DataObject,
-    by_and_direction: tuple[NodeOrder, str],
-    first: int,
-    fleet: list[dict[str, Any]],
-) -> None:
-    by, descending = by_and_direction[0], by_and_direction[1] == "desc"
-    order = by.keyset(descending=descending)
-    seen: list[UUID] = []
-    moved: set[UUID] = set()
-    async with database.write() as session:
-        await clear(session)
-        staying = await add(session, fleet)
-        known, cursor = {node["node_id"] for node in fleet}, None
-        while True:
-            found = await page(session, order, first, cursor)
-            assert len(found.rows) <= first
-            seen += [node.id for node in found.rows]
-            if not found.has_next:
-                break
-            assert len(found.rows) == first
-            cursor = order.encode(*by.key(found.rows[-1]))
-            gone = data.draw(
-                st.sets(st.sampled_from([*sorted(staying, key=str), None]), max_size=2)
-            )
-            gone &= staying
-            await session.execute(delete(Node).where(NODE.id.in_(gone)))
-            staying -= gone
-            renamed = data.draw(
-                st.sets(st.sampled_from([*sorted(staying, key=str), None]), max_size=2)
-            )
-            renamed &= staying
-            await session.execute(
-                update(Node).where(NODE.id.in_(renamed)).values(node_name=data.draw(NAMES))
-            )
-            if by is NodeOrder.NAME:
-                moved |= {node for node in renamed if node}
-            come = [
-                node
-                for node in data.draw(FLEETS.map(lambda fleet: fleet[:3]))
-                if node["node_id"] not in known
-            ]
-            known |= {node["node_id"] for node in come}
-            await add(session, come)
-        every = await page(session, order, MAX_PAGE_SIZE)
-    # One that moves to another place in the list may be met there again, or be passed by.
-    steady = staying - moved
-    once = [node for node in seen if node not in moved]
-    assert len(once) == len(set(once))
-    assert [node for node in seen if node in steady] == [
-        node.id for node in every.rows if node.id in steady
-    ]
-    if by in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT}:
-        keys = [by.key(node) for node in every.rows]
-        assert keys == sorted(keys, reverse=descending)
-
-
-async def test_the_pages_of_a_filter_are_of_what_it_means(database: Database) -> None:
-    order = NodeOrder.NODE_ID.keyset(descending=False)
-    async with database.write() as session:
-        await clear(session)
-        await add(
-            session,
-            [{"node_id": f"{kind}-{n}", "node_name": kind} for n in range(5) for kind in "ab"],
-        )
-        node_filter, cursor, seen = NodeFilter(search="b"), None, []
-        while True:
-            found = await nodes.listed(session, node_filter, order, first=2, after=cursor)
-            seen += [node.node_id for node in found.rows]
-            if not found.has_next:
-                break
-            cursor = order.encode(*NodeOrder.NODE_ID.key(found.rows[-1]))
-        assert seen == [f"b-{n}" for n in range(5)]
-        assert await nodes.count(session, node_filter) == 5
-
-
-@pytest.mark.parametrize("first", [0, 1, 2, 3, MAX_PAGE_SIZE])
-async def test_a_page_holds_what_was_asked_for_and_knows_of_more(
-    database: Database, first: int
-) -> None:
-    async with database.read() as session:
-        found = await page(session, NodeOrder.NODE_ID.keyset(descending=False), first)
-    assert len(found.rows) == min(first, 2)
-    assert found.has_next == (first < 2)
-
-
-@pytest.mark.parametrize("first", [-1, MAX_PAGE_SIZE + 1, 2**63])
-async def test_a_page_of_another_size_is_refused(database: Database, first: int) -> None:
-    with pytest.raises(BadInput, match="first"):
-        async with database.read() as session:
-            await page(session, NodeOrder.NODE_ID.keyset(descending=False), first)
-
+from db.paging import Keyset
+from db.tables import NODE
 
 KEYSETS = [by.keyset(descending=descending) for by in NodeOrder for descending in (False, True)]
 

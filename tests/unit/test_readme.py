@@ -1,8 +1,6 @@
 """README keeps up with what it describes."""
 
-from tests.support.paths import ROOT
 import re
-from pathlib import Path
 
 import pytest
 
@@ -10,6 +8,7 @@ from graph.documents import Documents
 from graph.requests import GraphQLRequest
 from graph.schema import schema
 from graph.settings import Settings
+from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

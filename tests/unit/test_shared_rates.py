@@ -14,8 +14,6 @@ from graph import shared_rates
 from graph.errors import RateLimited
 from graph.quota import MAX_CHARGE_SECONDS, Quota
 from graph.shared_rates import INTERVAL_SECONDS, MAX_TOLD, NEAR, SharedRates
-from tests.support.live_server import StartServer
-from tests.support.api import in_touch
 
 NOWHERE = Database(URL.create("postgresql+asyncpg", host="127.0.0.1", port=1))
 
@@ -107,30 +105,6 @@ def test_what_is_told_is_bounded_and_fits_its_payloads() -> None:
     assert all(len(payload.encode()) < rates.MAX_BYTES + 100 for payload in told)
     assert sum(payload.count("requests") for payload in told) == MAX_TOLD
     assert process.rates.payloads(1) == []
-
-
-def left(failures: Quota) -> bool:
-    try:
-        failures.require_left("127.0.0.1")
-    except RateLimited:
-        return False
-    return True
-
-
-async def test_what_failed_at_one_server_counts_at_another(
-    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shared_rates, "INTERVAL_SECONDS", 0.05)
-    limited = {"auth": "required", "failed_logins_per_minute": 3}
-    async with start_server(**limited) as one, start_server(**limited) as other:
-        await in_touch(other)
-        for number in range(3):
-            await one.http.post("/graphql", headers={"authorization": f"Bearer {number}"})
-        async with asyncio.timeout(10):
-            while left(other.services.authentication.failures):
-                await asyncio.sleep(0.01)
-        refused = await other.http.post("/graphql", headers={"authorization": "Bearer x"})
-        assert refused.status_code == 429
 
 
 async def test_while_the_database_is_away_each_counts_by_itself(

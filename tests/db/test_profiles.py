@@ -1,0 +1,132 @@
+"""Profiles as they are kept, and put together for a node."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+
+from db import profiles
+from db.database import Database
+from db.profile_changes import put_of_node
+from db.profiles import EffectiveProfile, ProfileContent
+from db.tables import Node, NodeProfile, RoleProfile
+from db.values import NodeRole, NodeType, ProfileType
+from tests.support.fleet import AGENT, register
+
+
+async def put(database: Database, node: Node, *contents: ProfileContent) -> dict[str, NodeProfile]:
+    async with database.write() as session:
+        await put_of_node(session, node.id, node.node_id, contents, by=AGENT)
+    async with database.read() as session:
+        found = await profiles.of_nodes(session, [node.id])
+    return {profile.profile_name: profile for profile in found[node.id]}
+
+
+LLAMA = ProfileContent("llama", ProfileType.LLM, {"context": 8192, "layers": [1, {"a": None}]})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ProfileContent("llama", ProfileType.SERVICE, LLAMA.config),
+        ProfileContent("llama", ProfileType.LLM, {"context": 4096}),
+        ProfileContent("llama", ProfileType.LLM, LLAMA.config, enabled=False),
+    ],
+    ids=["type", "config", "enabled"],
+)
+async def test_a_profile_is_a_new_version_when_it_says_something_new(
+    database: Database, changed: ProfileContent
+) -> None:
+    node, _ = await register(database, "node-3")
+    first = (await put(database, node, LLAMA))["llama"]
+    assert (first.version, first.config) == (1, LLAMA.config)
+    assert (await put(database, node, LLAMA))["llama"] == first
+    second = (await put(database, node, changed))["llama"]
+    assert (second.id, second.version, second.created_at) == (first.id, 2, first.created_at)
+    assert second.updated_at > first.updated_at
+    assert (second.profile_type, second.config, second.enabled) == (
+        changed.type,
+        changed.config,
+        changed.enabled,
+    )
+
+
+async def test_profiles_that_are_not_named_stay(database: Database) -> None:
+    node, _ = await register(database, "node-3")
+    await put(database, node, LLAMA)
+    found = await put(database, node, ProfileContent("proxy", ProfileType.SERVICE, {}))
+    assert list(found) == ["llama", "proxy"]
+    assert await put(database, node) == found
+
+
+async def test_each_node_has_its_own_profiles(database: Database) -> None:
+    one, _ = await register(database, "node-3")
+    other, _ = await register(database, "node-4")
+    await put(database, one, LLAMA)
+    async with database.read() as session:
+        found = await profiles.of_nodes(session, [one.id, other.id])
+        assert [len(found[node.id]) for node in (one, other)] == [1, 0]
+        assert await profiles.of_nodes(session, []) == {}
+
+
+def of_role(
+    name: str,
+    config: dict[str, Any],
+    *,
+    node_type: NodeType = NodeType.WORKER,
+    enabled: bool = True,
+) -> dict[str, Any]:
+    return {
+        "node_role": NodeRole.DEVELOPMENT,
+        "node_type": node_type,
+        "profile_name": name,
+        "profile_type": ProfileType.SERVICE,
+        "config": config,
+        "enabled": enabled,
+    }
+
+
+async def test_a_node_starts_from_the_profiles_of_its_role_and_type(database: Database) -> None:
+    node, _ = await register(database, "node-3")
+    bare, _ = await register(database, "node-4", role=NodeRole.BACKUP)
+    await put(
+        database,
+        node,
+        ProfileContent("both", ProfileType.LLM, {"a": {"x": None, "z": 3}, "new": 1}),
+        ProfileContent("off", ProfileType.LLM, {"mine": 1}, enabled=False),
+        ProfileContent("own", ProfileType.CAPABILITY, {"gpu": True, "none": None}),
+        ProfileContent("replaces-off", ProfileType.LLM, {"mine": 1}),
+    )
+    async with database.write() as session:
+        await session.execute(
+            insert(RoleProfile),
+            [
+                of_role("both", {"a": {"x": 1, "y": 2}, "list": [1]}),
+                of_role("off", {"role": 1}),
+                of_role("replaces-off", {"role": 1}, enabled=False),
+                of_role("role", {"only": None}),
+                of_role("another-type", {}, node_type=NodeType.ROUTER),
+            ],
+        )
+    async with database.read() as session:
+        found = await profiles.effective(session, [node.id, bare.id])
+    assert found[bare.id] == []
+    assert found[node.id] == [
+        EffectiveProfile(
+            "both",
+            ProfileType.LLM,
+            {"a": {"y": 2, "z": 3}, "list": [1], "new": 1},
+            from_role=True,
+            from_node=True,
+        ),
+        EffectiveProfile("off", ProfileType.SERVICE, {"role": 1}, from_role=True, from_node=False),
+        EffectiveProfile(
+            "own", ProfileType.CAPABILITY, {"gpu": True}, from_role=False, from_node=True
+        ),
+        EffectiveProfile(
+            "replaces-off", ProfileType.LLM, {"mine": 1}, from_role=False, from_node=True
+        ),
+        EffectiveProfile(
+            "role", ProfileType.SERVICE, {"only": None}, from_role=True, from_node=False
+        ),
+    ]

@@ -1,0 +1,12 @@
+"""Tracing that is not asked for costs nothing, not even an import."""
+
+import subprocess
+import sys
+
+
+def test_without_the_setting_nothing_of_it_is_imported() -> None:
+    program = (
+        "import sys, graph.cli, graph.server, graph.worker;"
+        "sys.exit([name for name in sys.modules if name.startswith('opentelemetry')] or None)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,35 @@
+"""Servers on one database share the failures that they count."""
+
+import asyncio
+
+import pytest
+
+from graph import shared_rates
+from graph.errors import RateLimited
+from graph.quota import Quota
+from tests.support.api import in_touch
+from tests.support.live_server import StartServer
+
+
+def left(failures: Quota) -> bool:
+    try:
+        failures.require_left("127.0.0.1")
+    except RateLimited:
+        return False
+    return True
+
+
+async def test_what_failed_at_one_server_counts_at_another(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_rates, "INTERVAL_SECONDS", 0.05)
+    limited = {"auth": "required", "failed_logins_per_minute": 3}
+    async with start_server(**limited) as one, start_server(**limited) as other:
+        await in_touch(other)
+        for number in range(3):
+            await one.http.post("/graphql", headers={"authorization": f"Bearer {number}"})
+        async with asyncio.timeout(10):
+            while left(other.services.authentication.failures):
+                await asyncio.sleep(0.01)
+        refused = await other.http.post("/graphql", headers={"authorization": "Bearer x"})
+        assert refused.status_code == 429

@@ -1,0 +1,18 @@
+"""Each mutation names itself in the audit log."""
+
+from graph.refusals import Audited
+from graph.schema import schema
+
+
+def test_every_mutation_but_heartbeats_says_what_it_is_in_the_trail() -> None:
+    root = schema.graphql.mutation_type
+    assert root is not None
+    silent = {
+        name
+        for name, field in root.fields.items()
+        if not any(
+            isinstance(extension, Audited)
+            for extension in field.extensions["strawberry-definition"].extensions
+        )
+    }
+    assert silent == {"recordHeartbeat", "recordHeartbeats"}

@@ -1,0 +1,28 @@
+"""The intervals that a fleet is promised."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from db.rules import Rules
+
+PACES = st.builds(
+    Rules,
+    min_interval=st.floats(0.01, 86400),
+    grace=st.floats(0, 86400),
+    target_rate=st.floats(0.1, 1e6),
+    live_nodes=st.integers(0, 1_000_000),
+)
+
+
+@given(PACES)
+def test_a_pace_keeps_the_fleet_at_its_rate_and_no_node_below_its_interval(pace: Rules) -> None:
+    assert pace.interval >= pace.min_interval
+    assert pace.live_nodes / pace.interval <= pace.target_rate * (1 + 1e-9)
+    assert pace.interval in (pace.min_interval, pace.live_nodes / pace.target_rate)
+
+
+@given(PACES)
+def test_a_promised_interval_is_at_most_a_tenth_longer_and_never_shorter(pace: Rules) -> None:
+    promised = [pace.next_interval() for _ in range(10)]
+    assert all(pace.interval <= interval <= pace.interval * 1.1 for interval in promised)
+    assert len(set(promised)) > 1

@@ -127,7 +127,7 @@ async def metrics_by_hour(
     return _pages(nodes, ((row.node_id, row) for row in rows), first)
 
 
-async def status_changes(
+async def list_status_changes(
     session: AsyncSession, node_filter: NodeFilter, *, first: int, after: str | None
 ) -> Page[LoggedChange]:
     """A page of the changes of all nodes that the filter means, newest first."""
@@ -139,7 +139,7 @@ async def status_changes(
     return take([LoggedChange(*row) for row in await session.execute(statement)], first)
 
 
-async def status_changes_of(
+async def list_status_changes_by_node(
     session: AsyncSession, nodes: Sequence[UUID], *, first: int, after: str | None
 ) -> dict[UUID, Page[LoggedChange]]:
     """A page of each node's own changes, newest first."""

@@ -165,7 +165,7 @@ class Node:
         self, info: Info, first: First = DEFAULT_PAGE_SIZE, after: After = None
     ) -> StatusChangeConnection:
         page = await info.context.loader.ask(
-            history.status_changes_of, self.uuid, first=page_size(first), after=after
+            history.list_status_changes_by_node, self.uuid, first=page_size(first), after=after
         )
         return StatusChangeConnection.of(page or Page([], has_next=False), after)
 

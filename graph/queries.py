@@ -188,7 +188,7 @@ class Query(TokenQueries):
     ) -> StatusChangeConnection:
         node_filter = EVERY_NODE if filter is None else filter.checked()
         async with info.context.database.read() as session:
-            page = await history.status_changes(
+            page = await history.list_status_changes(
                 session, node_filter, first=page_size(first), after=after
             )
         return StatusChangeConnection.of(page, after)

@@ -40,8 +40,8 @@ from tests.support.fleet import (
     registration_of,
     report,
     rows,
+    run_sweep,
     stand,
-    sweep,
 )
 from tests.support.tcp_proxy import proxy
 
@@ -193,7 +193,7 @@ async def test_a_sweep_of_many_is_one_notification(database: Database) -> None:
         await register(database, node_id)
     await age(database, EXPIRED)
     async with hearing(database) as heard:
-        assert await sweep(database) == 3
+        assert await run_sweep(database) == 3
         await arrived(heard, [8])
 
 
@@ -211,7 +211,7 @@ async def test_a_heartbeat_without_news_takes_no_revision(database: Database) ->
     async with hearing(database) as heard:
         for sequence in range(3):
             await beat(database, "node-3", sequence)
-        await sweep(database)
+        await run_sweep(database)
         assert heard == []
     assert await rows(database, "SELECT revision FROM registry_state") == [(3,)]
 

@@ -33,8 +33,8 @@ from tests.support.fleet import (
     registration_of,
     report,
     rows,
+    run_sweep,
     stand,
-    sweep,
     waits_for_a_lock,
 )
 from tests.support.statements import statements
@@ -133,7 +133,7 @@ async def test_a_late_heartbeat_of_an_offline_node_does_not_bring_it_back(
     await register(database, "node-3")
     await beat(database, "node-3", 5)
     await age(database, EXPIRED, "node-3")
-    await sweep(database)
+    await run_sweep(database)
     assert (await beat(database, "node-3", 5)).status is NodeStatus.OFFLINE
     assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
 
@@ -166,7 +166,7 @@ async def test_what_a_node_says_of_itself_replaces_what_its_silence_said(
 ) -> None:
     await register(database, "node-3")
     await age(database, OVERDUE, "node-3")
-    await sweep(database)
+    await run_sweep(database)
     silent = await stand(database, "node-3")
     assert silent.status_reason is StatusReason.MISSED_HEARTBEATS
     await beat(database, "node-3", degraded=True)
@@ -183,7 +183,7 @@ async def test_a_heartbeat_brings_a_silent_node_back(
 ) -> None:
     await register(database, "node-3")
     await age(database, silence, "node-3")
-    await sweep(database)
+    await run_sweep(database)
     assert (await stand(database, "node-3")).status is status
     assert (await beat(database, "node-3")).status is NodeStatus.ONLINE
     node = await stand(database, "node-3")

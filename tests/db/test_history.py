@@ -221,7 +221,7 @@ async def test_the_changes_of_each_node_come_in_pages_newest_first(
     async with database.write() as session:
         await build_fleet(session)
         await build_changes(session, changes)
-        pages = await history.status_changes_of(session, asked, first=first, after=None)
+        pages = await history.list_status_changes_by_node(session, asked, first=first, after=None)
         assert list(pages) == asked
         for node in asked:
             expected = [
@@ -232,7 +232,9 @@ async def test_the_changes_of_each_node_come_in_pages_newest_first(
             page, seen = pages[node], list(pages[node].rows)
             while page.has_next:
                 cursor = history.STATUS_CHANGES.encode(seen[-1].revision)
-                again = await history.status_changes_of(session, [node], first=first, after=cursor)
+                again = await history.list_status_changes_by_node(
+                    session, [node], first=first, after=cursor
+                )
                 page = again[node]
                 seen += page.rows
             assert [(change.revision, change.status) for change in seen] == expected
@@ -251,7 +253,9 @@ async def test_the_changes_of_all_nodes_come_in_pages_newest_first(
         seen: list[LoggedChange] = []
         cursor = None
         while True:
-            page = await history.status_changes(session, node_filter, first=first, after=cursor)
+            page = await history.list_status_changes(
+                session, node_filter, first=first, after=cursor
+            )
             seen += page.rows
             if not page.has_next:
                 break
@@ -272,15 +276,15 @@ async def test_a_page_of_history_of_another_size_is_refused(database: Database, 
         with pytest.raises(BadInput, match="first"):
             await history.heartbeats(session, FLEET, **size, since=None, until=None)
         with pytest.raises(BadInput, match="first"):
-            await history.status_changes(session, EVERY_NODE, **size)
+            await history.list_status_changes(session, EVERY_NODE, **size)
         with pytest.raises(BadInput, match="first"):
-            await history.status_changes_of(session, FLEET, **size)
+            await history.list_status_changes_by_node(session, FLEET, **size)
 
 
 async def test_the_cursor_of_another_history_is_refused(database: Database) -> None:
     async with database.read() as session:
         with pytest.raises(BadInput, match="after"):
-            await history.status_changes(
+            await history.list_status_changes(
                 session, EVERY_NODE, first=1, after=history.HEARTBEATS.encode(BEGIN, 1)
             )
 

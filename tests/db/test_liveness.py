@@ -27,8 +27,8 @@ from tests.support.fleet import (
     register,
     registration_of,
     rows,
+    run_sweep,
     stand,
-    sweep,
 )
 
 MICROSECOND = 1e-6
@@ -89,7 +89,7 @@ async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
         slow = Rules(min_interval=100)
         await registration.register(session, registration_of("node-4"), rules=slow, by=AGENT)
     await age(database, EXPIRED)
-    assert await sweep(database) == 1
+    assert await run_sweep(database) == 1
     assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
     assert (await stand(database, "node-4")).status is NodeStatus.ONLINE
 
@@ -97,7 +97,7 @@ async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
 async def test_a_sweep_that_finds_nothing_due_changes_nothing(database: Database) -> None:
     await register(database, "node-3")
     before = await stand(database, "node-3")
-    assert await sweep(database) == 0
+    assert await run_sweep(database) == 0
     assert await stand(database, "node-3") == before
     assert len(await changes_of(database)) == 3
 
@@ -108,10 +108,10 @@ async def test_a_node_that_says_it_is_degraded_is_left_so_until_it_is_gone(
     node, _ = await register(database, "node-3")
     await beat(database, "node-3", degraded=True)
     await age(database, OVERDUE)
-    assert await sweep(database) == 0
+    assert await run_sweep(database) == 0
     assert (await stand(database, "node-3")).status_reason is StatusReason.SELF_REPORTED
     await age(database, EXPIRED - OVERDUE)
-    assert await sweep(database) == 1
+    assert await run_sweep(database) == 1
     last = (await changes_of(database, node.id))[-1]
     assert (last.previous_status, last.status) == (NodeStatus.DEGRADED, NodeStatus.OFFLINE)
     assert (last.reason, last.actor) == (StatusReason.MISSED_HEARTBEATS, "registry")
@@ -145,7 +145,7 @@ async def test_a_silent_node_in_maintenance_is_left_alone(database: Database) ->
     await register(database, "node-3")
     await start_maintenance(database, datetime.now(UTC) + timedelta(hours=1))
     await age(database, EXPIRED)
-    assert await sweep(database) == 0
+    assert await run_sweep(database) == 0
     assert (await stand(database, "node-3")).status is NodeStatus.MAINTENANCE
 
 
@@ -169,7 +169,7 @@ async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
     if ended_by == "until":
         async with database.write() as session:
             await let_maintenance_end(session, "node-3")
-        assert await sweep(database) == 1
+        assert await run_sweep(database) == 1
     else:
         await end_maintenance(database)
     node = await stand(database, "node-3")
@@ -186,7 +186,7 @@ async def test_a_node_never_heard_leaves_maintenance_offline(database: Database)
             session, "node-2-macbook-m4max", note=None, until=LATER, by=OPERATOR
         )
         await let_maintenance_end(session, "node-2-macbook-m4max")
-    assert await sweep(database) == 1
+    assert await run_sweep(database) == 1
     node = await stand(database, "node-2-macbook-m4max")
     assert (node.status, node.status_reason) == (
         NodeStatus.OFFLINE,
@@ -210,7 +210,7 @@ async def test_maintenance_begun_again_has_the_new_end_and_is_as_old_as_it_was(
     second = await start_maintenance(database, None, "longer")
     assert (second.status, second.maintenance_until) == (NodeStatus.MAINTENANCE, None)
     assert second.status_since == first.status_since
-    assert await sweep(database) == 0
+    assert await run_sweep(database) == 0
 
 
 async def enrol(database: Database, size: int) -> None:
@@ -238,7 +238,7 @@ async def test_sweeps_at_once_change_each_node_once(database: Database) -> None:
     await enrol(database, 300)
     for silence in (OVERDUE, EXPIRED - OVERDUE):
         await age(database, silence)
-        swept = await asyncio.gather(*(sweep(database) for _ in range(4)))
+        swept = await asyncio.gather(*(run_sweep(database) for _ in range(4)))
         assert sum(swept) == 300
     assert await rows(
         database,
@@ -252,7 +252,7 @@ async def test_a_sweep_takes_a_bounded_number_and_the_next_one_the_rest(
 ) -> None:
     await enrol(database, liveness.SWEEP_LIMIT + 5)
     await age(database, EXPIRED)
-    assert [await sweep(database) for _ in range(3)] == [liveness.SWEEP_LIMIT, 5, 0]
+    assert [await run_sweep(database) for _ in range(3)] == [liveness.SWEEP_LIMIT, 5, 0]
 
 
 async def test_a_sweep_waits_for_nobody(database: Database) -> None:
@@ -262,8 +262,8 @@ async def test_a_sweep_waits_for_nobody(database: Database) -> None:
     async with database.write() as other:
         await other.execute(text("SELECT FROM nodes WHERE node_id = 'node-3' FOR UPDATE"))
         async with asyncio.timeout(5):
-            assert await sweep(database) == 1
-    assert await sweep(database) == 1
+            assert await run_sweep(database) == 1
+    assert await run_sweep(database) == 1
 
 
 async def test_a_node_heard_just_before_the_sweep_gets_to_it_is_not_marked(
@@ -288,7 +288,7 @@ async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) ->
         await session.execute(text("UPDATE nodes SET status = 'online' WHERE node_id = 'node-4'"))
     before = await changes_of(database)
     await age(database, EXPIRED)
-    assert await sweep(database) == 0
+    assert await run_sweep(database) == 0
     assert await changes_of(database) == before
 
 

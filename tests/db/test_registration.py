@@ -28,8 +28,8 @@ from tests.support.fleet import (
     registration_of,
     report,
     rows,
+    run_sweep,
     stand,
-    sweep,
 )
 
 HOST = {"hostname": "alpha.example", "local_ip": "10.0.0.7"}
@@ -275,7 +275,7 @@ async def test_two_that_would_replace_a_silent_holder_at_once_do_not_both(
 async def test_a_node_that_was_offline_is_online_again_when_registered(database: Database) -> None:
     node, _ = await register(database, "node-3")
     await age(database, EXPIRED, "node-3")
-    await sweep(database)
+    await run_sweep(database)
     assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
     again, _ = await register(database, "node-3")
     assert (again.status, again.status_reason) == (NodeStatus.ONLINE, StatusReason.REGISTERED)
@@ -328,7 +328,7 @@ async def test_a_removed_id_can_be_registered_anew_and_its_history_stays(
     assert second.id != first.id
     assert second.labels == []
     async with database.read() as session:
-        page = await history.status_changes(
+        page = await history.list_status_changes(
             session, NodeFilter(node_ids=("node-3",)), first=10, after=None
         )
     assert [(change.node, change.reason) for change in page.rows] == [

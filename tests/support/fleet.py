@@ -119,7 +119,7 @@ async def let_maintenance_end(session: AsyncSession, node_id: str) -> None:
     await session.execute(text(over), {"node_id": node_id})
 
 
-async def sweep(database: Database) -> int:
+async def run_sweep(database: Database) -> int:
     async with database.write() as session:
         await be_at_work(session)
         return (await liveness.sweep(session, PROCESS, RULES)).changed

@@ -15,8 +15,8 @@ from bench.latency import latency
 from bench.memory import memory
 from bench.results import Bench, Row
 from bench.storage import storage
-from graph import logs
-from graph.open_files import allow_files_for
+from graph.server.file_limits import allow_files_for
+from graph.telemetry import logs
 
 BENCHES: dict[str, Bench] = {
     "fan-out": fan_out,

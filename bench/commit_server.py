@@ -20,12 +20,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from bench.echo_server import serve
 from bench.websocket_client import PROTOCOL
-from db.database import Database
-from db.heartbeats import HeartbeatReport, Recorded
-from graph.heartbeats import HeartbeatWriter
-from graph.liveness import Pacemaker
-from graph.metrics import Metrics
-from graph.settings import Settings
+from db.core.database import Database
+from db.registry.heartbeats import HeartbeatReport, Recorded
+from graph.core.settings import Settings
+from graph.live.heartbeat_writer import HeartbeatWriter
+from graph.live.sweeper import Pacemaker
+from graph.telemetry.metrics import Metrics
 
 
 class State(TypedDict):

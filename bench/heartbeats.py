@@ -13,7 +13,7 @@ from bench.closed_loop import CONNECTIONS, Load, Run, cores
 from bench.heartbeat_load import A_CALL, GATEWAYS, beats, calls, keyed_posts, messages, posts
 from bench.nodes import agent_keys, settle
 from bench.results import Row, Target
-from db.database import Database
+from db.core.database import Database
 
 A_STATEMENT = 1000
 MANY = 8 * CONNECTIONS

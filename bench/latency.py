@@ -18,8 +18,8 @@ from bench import processes
 from bench.results import Row, Target
 from bench.status_changes import Changes, follow, followed, revision_of
 from bench.websocket_client import Socket, in_turns
-from db.changes import CHANNEL
-from db.database import Database
+from db.core.database import Database
+from db.registry.status_changes import CHANNEL
 
 _PACE_SECONDS = (0.01, 0.02)
 _ARRIVAL_SECONDS = 10

@@ -20,7 +20,7 @@ from bench.processes import Server
 from bench.results import Row, Target
 from bench.status_changes import Changes, follow, followed
 from bench.websocket_client import Socket, dial, in_turns
-from db.database import Database
+from db.core.database import Database
 
 _ASK = http_connection.post("/graphql", asked("{ availableNodes(limit: 10) { revision } }"))
 

@@ -7,11 +7,11 @@ from typing import Any
 import orjson
 from sqlalchemy import text
 
-from db.database import Database
-from db.identity import Caller, Identity
-from db.partitions import make_days
-from db.token_changes import MAX_NODES, create
-from db.values import Role
+from db.access.token_changes import MAX_NODES, create
+from db.core.database import Database
+from db.core.enums import Role
+from db.core.identity import Caller, Identity
+from db.retention.partitions import make_days
 
 _BY = Caller(Identity("bench", Role.ADMIN))
 

@@ -5,8 +5,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from db.database import Database
-from db.embedded import programs
+from db.core.database import Database
+from db.embedded.server import programs
 
 _TPS = re.compile(r"^tps = ([0-9.]+)", re.MULTILINE)
 

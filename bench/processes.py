@@ -17,11 +17,11 @@ import httpx
 import psutil
 from sqlalchemy import URL
 
-from db.database import Database
-from db.embedded import embedded_postgres
-from db.migrate import migrate
-from graph.address import listen
-from graph.settings import Settings
+from db.core.database import Database
+from db.core.migrate import migrate
+from db.embedded.server import embedded_postgres
+from graph.core.settings import Settings
+from graph.server.listener import listen
 
 SETTINGS = {
     "bookmark_interval_seconds": 3600,

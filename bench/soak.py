@@ -11,7 +11,7 @@ from bench.closed_loop import Load
 from bench.discovery import AVAILABLE, REQUIRE, asked
 from bench.heartbeat_load import beats, messages, posts
 from bench.nodes import settle
-from graph import logs
+from graph.telemetry import logs
 
 _WARM_UP_PARTS = 4
 _FEW = 4

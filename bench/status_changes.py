@@ -11,10 +11,10 @@ import httpx
 from sqlalchemy import event, text
 
 from bench.websocket_client import Socket, dial
-from db import changes, nodes
-from db.changes import Transition
-from db.database import Database
-from db.values import NodeStatus, StatusReason
+from db.core.database import Database
+from db.core.enums import NodeStatus, StatusReason
+from db.registry import nodes, status_changes
+from db.registry.status_changes import Transition
 
 _DOCUMENT = """
 subscription { nodeStatusChanges { __typename
@@ -79,7 +79,7 @@ class Changes:
         """In transactions of `at_once`."""
         while count > 0:
             async with self._database.write() as session:
-                await changes.apply(session, [self._transition] * min(count, at_once))
+                await status_changes.apply(session, [self._transition] * min(count, at_once))
             count -= at_once
 
     async def commit_one(self, *, durable: bool) -> tuple[int, float]:
@@ -87,7 +87,7 @@ class Changes:
         async with self._database.write() as session:
             if not durable:
                 await session.execute(text("SET LOCAL synchronous_commit = off"))
-            revision = await changes.apply(session, [self._transition])
+            revision = await status_changes.apply(session, [self._transition])
         return revision, self._committed_at
 
     def _note_commit(self, _connection: object) -> None:

@@ -13,7 +13,7 @@ from bench.closed_loop import Load
 from bench.heartbeat_load import beats, posts
 from bench.nodes import settle
 from bench.results import Row, Target
-from db.database import Database
+from db.core.database import Database
 
 A_STATEMENT = 1000
 METRICS_BYTES = 400

@@ -1,6 +1,6 @@
 """`python -m graph` is the command `node-registry`."""
 
-from graph.cli import main
+from graph.cli.main import main
 
 if __name__ == "__main__":
     main()

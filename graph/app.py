@@ -9,34 +9,34 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from db import rates
-from db.database import Database
-from graph import documents
-from graph.authentication import Authentication
-from graph.bearer import jwt_verifier
-from graph.dashboard import STATIC, Assets, dashboard
-from graph.database import current_database
-from graph.feed import ChangeFeed
-from graph.fleet import Fleet
-from graph.heartbeat_feed import HeartbeatFeed
-from graph.heartbeats import HeartbeatWriter
-from graph.http import GraphQLOverHTTP
-from graph.keyring import Keyring
-from graph.limits import Limits
-from graph.liveness import Pacemaker
-from graph.logs import RequestIds
-from graph.metrics import Metrics
-from graph.operations import Operations
-from graph.pages import Pages
-from graph.refusals import Refusals
-from graph.schema import schema
+from db.core import rate_channel
+from db.core.database import Database
+from graph.api.audited_field import Refusals
+from graph.api.schema import schema
+from graph.auth.authentication import Authentication
+from graph.auth.caller_limits import Limits
+from graph.auth.credential_cache import Keyring
+from graph.auth.jwt_verifier import jwt_verifier
+from graph.auth.rate_sync import SharedRates
+from graph.core.open_database import current_database
+from graph.core.settings import VITAL_CONNECTIONS, ConfigurationError, Settings
+from graph.execution import document_cache
+from graph.execution.engine import Operations
+from graph.live.background_tasks import supervised
+from graph.live.change_feed import ChangeFeed
+from graph.live.heartbeat_tail import HeartbeatFeed
+from graph.live.heartbeat_writer import HeartbeatWriter
+from graph.live.housekeeping import Upkeep
+from graph.live.node_snapshot import Fleet
+from graph.live.sweeper import Pacemaker
 from graph.services import Services
-from graph.settings import VITAL_CONNECTIONS, ConfigurationError, Settings
-from graph.shared_rates import SharedRates
-from graph.siblings import Siblings
-from graph.supervisor import supervised
-from graph.upkeep import Upkeep
-from graph.websocket import GraphQLOverWebSocket
+from graph.telemetry.logs import RequestIds
+from graph.telemetry.metrics import Metrics
+from graph.telemetry.peer_metrics import Siblings
+from graph.transport.dashboard import STATIC, Assets, dashboard
+from graph.transport.http import GraphQLOverHTTP
+from graph.transport.status_pages import Pages
+from graph.transport.websocket import GraphQLOverWebSocket
 
 if TYPE_CHECKING:
     from graph.tracing import Tracing
@@ -84,7 +84,7 @@ async def running_services(
             database,
             check_seconds=settings.listen_check_seconds,
             max_lag=settings.subscriber_max_lag,
-            others={rates.CHANNEL: shared_rates.hear},
+            others={rate_channel.CHANNEL: shared_rates.hear},
         )
         await feed.start()
         fleet = Fleet(database, feed)
@@ -156,7 +156,7 @@ class _GraphQLFirst:
 
 def build_app(services: Services) -> ASGIApp:
     pages = Pages(services)
-    given = schema, services, documents.trusted()
+    given = schema, services, document_cache.trusted()
     tracing = services.tracing
     operations = Operations(*given) if tracing is None else tracing.operations(*given)
     graphql: ASGIApp = GraphQLOverHTTP(operations, services)

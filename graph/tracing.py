@@ -24,13 +24,13 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import get_contextvars
 
-from db.database import Database
-from db.heartbeats import HeartbeatReport
-from graph.answers import OperationRefused
-from graph.heartbeats import HeartbeatWriter, Outcome
-from graph.metrics import OK
-from graph.operations import Admitted, Operations
-from graph.version import SERVICE, VERSION
+from db.core.database import Database
+from db.registry.heartbeats import HeartbeatReport
+from graph.core.version import SERVICE, VERSION
+from graph.execution.engine import Admitted, Operations
+from graph.execution.response import OperationRefused
+from graph.live.heartbeat_writer import HeartbeatWriter, Outcome
+from graph.telemetry.metrics import OK
 
 _PATH = "/graphql"
 _METHODS = {"GET", "POST"}

@@ -1,8 +1,8 @@
-"""Alembic's entry point: runs the revisions on the connection that db.migrate hands over."""
+"""Alembic's entry point: runs the revisions on the connection that db.core.migrate hands over."""
 
 from alembic import context
 
-from db.tables import Table
+from db.core.tables import Table
 
 context.configure(
     connection=context.config.attributes["connection"],

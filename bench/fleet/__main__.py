@@ -11,8 +11,8 @@ import uvloop
 from bench import report
 from bench.fleet.report import as_text, findings
 from bench.fleet.scenario import Terms, tell
-from graph import logs
-from graph.open_files import allow_files_for
+from graph.server.file_limits import allow_files_for
+from graph.telemetry import logs
 
 
 @click.command()

@@ -18,7 +18,7 @@ from bench.fleet.agent_statistics import Phase, Tally
 from bench.fleet.simulated_agent import Fates, Member
 from bench.fleet.transports import HttpWire, WebSocketWire, Wire
 from bench.processes import Server, Stopwatch
-from db.database import Database
+from db.core.database import Database
 
 _ARRIVALS_PER_SECOND = 50
 _SETTLE_INTERVALS = 2

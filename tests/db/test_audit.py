@@ -12,14 +12,15 @@ from sqlalchemy import insert, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import audit, nodes
-from db.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
-from db.database import Database
-from db.errors import BadInput, NodeIdTaken, NodeNotFound
-from db.identity import Caller, Identity
-from db.profiles import ProfileContent
-from db.tables import AuditEntry
-from db.values import ProfileType, Role
+from db.access import audit
+from db.access.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
+from db.core.database import Database
+from db.core.enums import ProfileType, Role
+from db.core.errors import BadInput, NodeIdTaken, NodeNotFound
+from db.core.identity import Caller, Identity
+from db.core.tables import AuditEntry
+from db.registry import nodes
+from db.registry.profiles import ProfileContent
 from tests.support.fleet import AGENT, OPERATOR, RULES, examples, register, rows
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from db.database import Database
-from db.filters import LabelSelector
-from db.requirements import Requirements
-from db.values import NodeRanking, NodeRole, NodeStatus, NodeType
-from graph.feed import ChangeFeed
-from graph.fleet import Fleet
+from db.core.database import Database
+from db.core.enums import NodeRanking, NodeRole, NodeStatus, NodeType
+from db.registry.node_filter import LabelSelector
+from db.routing.matching import Requirements
+from graph.live.change_feed import ChangeFeed
+from graph.live.node_snapshot import Fleet
 from tests.support.fleet import clear, examples, record, register, report
 
 LABELS = st.lists(st.sampled_from(["gpu", "eu", "spot"]), max_size=3, unique=True)

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from db import changes, nodes
-from db.changes import CHANNEL, Transition
-from db.database import Database
-from db.errors import Unavailable
-from db.filters import EVERY_NODE, NodeFilter
-from db.listen import listening
-from db.values import NodeStatus, StatusReason
-from graph import feed as feed_module
-from graph.events import Bookmark, NodeStatusChanged, ResyncRequired
-from graph.feed import ChangeFeed
-from graph.follow import Event, follow
-from graph.scalars import Revision
+from db.core.database import Database
+from db.core.enums import NodeStatus, StatusReason
+from db.core.errors import Unavailable
+from db.registry import nodes, status_changes
+from db.registry.change_listener import listening
+from db.registry.node_filter import EVERY_NODE, NodeFilter
+from db.registry.status_changes import CHANNEL, Transition
+from graph.api.events import Bookmark, NodeStatusChanged, ResyncRequired
+from graph.api.scalars import Revision
+from graph.live import change_feed as feed_module
+from graph.live.change_feed import ChangeFeed
+from graph.live.change_stream import Event, follow
 from tests.support.fleet import examples, rows
 from tests.support.statements import statements
 
@@ -44,12 +44,12 @@ async def append(database: Database, *node_ids: str) -> None:
             for node in map(ids.get, node_ids)
             if node is not None
         ]
-        await changes.apply(session, transitions)
+        await status_changes.apply(session, transitions)
 
 
 async def trim(database: Database, keep: int) -> None:
     async with database.write() as session:
-        await changes.trim(session, keep_rows=keep, keep_seconds=1e9, batch=1000)
+        await status_changes.trim(session, keep_rows=keep, keep_seconds=1e9, batch=1000)
 
 
 async def restore(database: Database, revision: int) -> None:
@@ -62,7 +62,7 @@ async def restore(database: Database, revision: int) -> None:
 
 async def newest(database: Database) -> int:
     async with database.read() as session:
-        return await changes.current_revision(session)
+        return await status_changes.current_revision(session)
 
 
 async def read_on(feed: ChangeFeed, database: Database, told: int | None = None) -> None:
@@ -374,7 +374,7 @@ async def test_a_filter_that_could_not_be_asked_is_asked_again(
     await append(database, IN, OUT)
     await read_on(feed, database)
     with monkeypatch.context() as outage:
-        outage.setattr(changes, "judged", away)
+        outage.setattr(status_changes, "judged", away)
         for _ in range(2):
             with pytest.raises(Unavailable):
                 await next_events(await following(feed, database, 2, ONLY_IN))
@@ -390,7 +390,7 @@ async def test_a_part_of_the_log_that_could_not_be_read_is_read_again(
 
     feed = await a_feed(database)
     with monkeypatch.context() as outage:
-        outage.setattr(changes, "after", away)
+        outage.setattr(status_changes, "after", away)
         with pytest.raises(Unavailable):
             await next_events(await following(feed, database, 0))
     assert await next_revisions(await following(feed, database, 0), 2) == [1, 2]
@@ -622,7 +622,7 @@ async def test_a_server_that_does_not_answer_when_it_is_told_to_listen_is_left(
     async def hang(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("db.listen.ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr("db.registry.change_listener.ANSWER_SECONDS", 0.01)
     monkeypatch.setattr(asyncpg.Connection, "add_listener", hang)
     async with asyncio.timeout(SECONDS):
         with pytest.raises(Unavailable):

@@ -15,13 +15,13 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes, heartbeats, liveness, nodes, registration
-from db.changes import CHANNEL, LoggedChange
-from db.database import Database
-from db.errors import NodeIdTaken, NodeNotFound, Unavailable
-from db.filters import NodeFilter
-from db.listen import listening
-from db.values import NodeStatus, StatusReason
+from db.core.database import Database
+from db.core.enums import NodeStatus, StatusReason
+from db.core.errors import NodeIdTaken, NodeNotFound, Unavailable
+from db.registry import heartbeats, nodes, registration, status_changes, sweep
+from db.registry.change_listener import listening
+from db.registry.node_filter import NodeFilter
+from db.registry.status_changes import CHANNEL, LoggedChange
 from tests.support.fleet import (
     AGENT,
     EXPIRED,
@@ -87,7 +87,7 @@ async def act(
             )
         case "sweep":
             await be_at_work(session)
-            await liveness.sweep(session, PROCESS, RULES)
+            await sweep.sweep(session, PROCESS, RULES)
         case "maintain":
             await nodes.start_maintenance(session, node_id, note="why", until=LATER, by=OPERATOR)
             await let_maintenance_end(session, node_id)
@@ -109,7 +109,7 @@ async def follow(database: Database, seen: list[int]) -> None:
     """Reads what is new, over and over, as a subscriber would."""
     while True:
         async with database.driver() as connection:
-            logged, _ = await changes.after(connection, len(seen))
+            logged, _ = await status_changes.after(connection, len(seen))
             seen += [change.revision for change in logged]
         await asyncio.sleep(0)
 
@@ -234,17 +234,17 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
 
     async def revisions(after: int, **bounds: int) -> list[int]:
         async with database.driver() as connection:
-            logged, _ = await changes.after(connection, after, **bounds)
+            logged, _ = await status_changes.after(connection, after, **bounds)
         return [change.revision for change in logged]
 
     assert await revisions(0, limit=2) == [1, 2]
     assert await revisions(1, upto=3) == [2, 3]
     assert await revisions(5) == []
     async with database.read() as session:
-        assert await changes.current_revision(session) == 5
-        assert (await changes.state(session)).revision == 5
+        assert await status_changes.current_revision(session) == 5
+        assert (await status_changes.state(session)).revision == 5
     async with database.driver() as connection:
-        [last], standing = await changes.after(connection, 4)
+        [last], standing = await status_changes.after(connection, 4)
     node = await stand(database, last.node_id)
     assert [row.id for row in standing.values()] == [last.node] == [node.id]
     assert all(
@@ -261,7 +261,7 @@ async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
     async with database.write() as session:
         await nodes.deregister(session, "gone", note=None, by=OPERATOR)
     async with database.driver() as connection:
-        logged, standing = await changes.after(connection, 2)
+        logged, standing = await status_changes.after(connection, 2)
     assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
     assert [node.node_id for node in standing.values()] == ["stays"]
     assert standing[logged[0].node].status is NodeStatus.DEGRADED
@@ -275,7 +275,7 @@ async def test_a_trimmed_log_tells_what_it_still_holds(database: Database) -> No
                 text("DELETE FROM status_changes WHERE revision <= :n"), {"n": trimmed}
             )
         async with database.read() as session:
-            assert await changes.held_revisions(session) == held
+            assert await status_changes.held_revisions(session) == held
 
 
 async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_led_to(
@@ -289,7 +289,7 @@ async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_l
     async def matching(revisions: range, **parts: object) -> set[int]:
         node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words
         async with database.read() as session:
-            judged = await changes.judged(session, revisions, node_filter)
+            judged = await status_changes.judged(session, revisions, node_filter)
         return {revision for revision, meant in judged.items() if meant}
 
     assert await matching(range(1, 6), node_ids=("node-3",)) == {3, 4, 5}
@@ -437,7 +437,7 @@ async def test_whatever_a_statement_on_a_cut_connection_fails_with_is_an_outage(
         async with listening(database) as listener, listener.reading() as connection:
             cut.setattr(asyncpg.Connection, "prepare", fail)
             cut.setattr(asyncpg.Connection, "fetch", fail)
-            await changes.after(connection, 0)
+            await status_changes.after(connection, 0)
 
     with monkeypatch.context() as cut:
         with pytest.raises(Unavailable):

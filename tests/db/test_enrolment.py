@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from db import nodes, tokens
-from db.database import Database
-from db.errors import Forbidden, NodeIdTaken
-from db.identity import Identity
-from db.token_changes import MadeToken
-from db.values import NodeRole, NodeType, Role
+from db.access import tokens
+from db.access.token_changes import MadeToken
+from db.core.database import Database
+from db.core.enums import NodeRole, NodeType, Role
+from db.core.errors import Forbidden, NodeIdTaken
+from db.core.identity import Identity
+from db.registry import nodes
 from tests.support.fleet import EXPIRED, age, beat, examples, register, registration_of, rows, stand
 from tests.support.keyring import (
     ADMIN,

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Select, event, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import nodes
-from db.database import Database
-from db.filters import EVERY_NODE, LabelSelector, NodeFilter
-from db.nodes import NodeOrder
-from db.tables import NODE, Node, NodeProfile, RoleProfile
-from db.values import NodeRole, NodeStatus, NodeType, ProfileType
+from db.core.database import Database
+from db.core.enums import NodeRole, NodeStatus, NodeType, ProfileType
+from db.core.tables import NODE, Node, NodeProfile, RoleProfile
+from db.registry import nodes
+from db.registry.node_filter import EVERY_NODE, LabelSelector, NodeFilter
+from db.registry.nodes import NodeOrder
 from tests.support.fleet import OPERATOR, clear, examples, register
 
 LABELS = st.lists(st.sampled_from(["gpu", "router", "a=b", "GPU"]), max_size=3)

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from db import heartbeats, liveness, nodes, registration
-from db.database import Database
-from db.errors import NodeNotFound, StaleBoot, Unavailable
-from db.heartbeats import Recorded
-from db.tables import Node
-from db.values import NodeStatus, StatusReason
+from db.core.database import Database
+from db.core.enums import NodeStatus, StatusReason
+from db.core.errors import NodeNotFound, StaleBoot, Unavailable
+from db.core.tables import Node
+from db.registry import heartbeats, nodes, registration, sweep
+from db.registry.heartbeats import Recorded
 from tests.support.fleet import (
     AGENT,
     EXPIRED,
@@ -353,7 +353,7 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
         )
         await nodes.deregister(other, "removed", note=None, by=OPERATOR)
         await nodes.start_maintenance(other, "maintained", note=None, until=None, by=OPERATOR)
-        await liveness.sweep(other, PROCESS, RULES)
+        await sweep.sweep(other, PROCESS, RULES)
         recording = asyncio.create_task(record(database, *batch))
         await waits_for_a_lock(database)
     outcomes = await recording

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import history, nodes, partitions
-from db.changes import LoggedChange
-from db.database import Database
-from db.errors import BadInput
-from db.filters import EVERY_NODE, NodeFilter
-from db.paging import MAX_PAGE_SIZE
-from db.tables import METRICS_HISTORY, Heartbeat, Node, StatusChange
-from db.values import NodeStatus, StatusReason
+from db.core.database import Database
+from db.core.enums import NodeStatus, StatusReason
+from db.core.errors import BadInput
+from db.core.pagination import MAX_PAGE_SIZE
+from db.core.tables import METRICS_HISTORY, Heartbeat, Node, StatusChange
+from db.registry import history, nodes
+from db.registry.node_filter import EVERY_NODE, NodeFilter
+from db.registry.status_changes import LoggedChange
+from db.retention import partitions
 from tests.support.fleet import OPERATOR, beat, clear, examples, register, rows
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import text
 
-from db import liveness, nodes, registration
-from db.database import Database
-from db.rules import Rules
-from db.tables import Node
-from db.values import NodeStatus, StatusReason
+from db.core.database import Database
+from db.core.enums import NodeStatus, StatusReason
+from db.core.tables import Node
+from db.registry import nodes, registration, sweep
+from db.registry.liveness_rules import Rules
 from tests.support.fleet import (
     AGENT,
     EXPIRED,
@@ -48,7 +48,7 @@ async def swept_after(database: Database, silence: float) -> Node:
             {"interval": INTERVAL, "silence": silence},
         )
         await be_at_work(session)
-        await liveness.sweep(session, PROCESS, RULES)
+        await sweep.sweep(session, PROCESS, RULES)
     return await stand(database, "node-3")
 
 
@@ -250,9 +250,9 @@ async def test_sweeps_at_once_change_each_node_once(database: Database) -> None:
 async def test_a_sweep_takes_a_bounded_number_and_the_next_one_the_rest(
     database: Database,
 ) -> None:
-    await enrol(database, liveness.SWEEP_LIMIT + 5)
+    await enrol(database, sweep.SWEEP_LIMIT + 5)
     await age(database, EXPIRED)
-    assert [await run_sweep(database) for _ in range(3)] == [liveness.SWEEP_LIMIT, 5, 0]
+    assert [await run_sweep(database) for _ in range(3)] == [sweep.SWEEP_LIMIT, 5, 0]
 
 
 async def test_a_sweep_waits_for_nobody(database: Database) -> None:
@@ -275,7 +275,7 @@ async def test_a_node_heard_just_before_the_sweep_gets_to_it_is_not_marked(
         await sweeping.execute(text("SELECT now()"))
         await beat(database, "node-3")
         await be_at_work(sweeping)
-        assert (await liveness.sweep(sweeping, PROCESS, RULES)).changed == 0
+        assert (await sweep.sweep(sweeping, PROCESS, RULES)).changed == 0
 
 
 async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) -> None:
@@ -302,7 +302,7 @@ async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
     async with database.write() as session:
         await nodes.deregister(session, "node-5", note=None, by=OPERATOR)
     async with database.write() as session:
-        assert (await liveness.sweep(session, PROCESS, RULES)).live == 2
+        assert (await sweep.sweep(session, PROCESS, RULES)).live == 2
         assert await nodes.count_by_status(session) == {
             NodeStatus.ONLINE: 1,
             NodeStatus.DEGRADED: 1,

@@ -21,12 +21,12 @@ from hypothesis.stateful import (
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from db import heartbeats, liveness, nodes, pulse, registration
-from db.database import Database
-from db.errors import NodeIdTaken
-from db.heartbeats import HeartbeatReport, Recorded
-from db.rules import Rules
-from db.values import StatusReason
+from db.core.database import Database
+from db.core.enums import StatusReason
+from db.core.errors import NodeIdTaken
+from db.registry import heartbeats, nodes, process_heartbeats, registration, sweep
+from db.registry.heartbeats import HeartbeatReport, Recorded
+from db.registry.liveness_rules import Rules
 from tests.support.fleet import AGENT, OPERATOR, registration_of
 from tests.support.liveness_model import Model, Row
 
@@ -215,7 +215,9 @@ class LivenessMachine(RuleBasedStateMachine):
         """Another one takes its place."""
         if cleanly:
             name = self._named(process)
-            self.engine.do(self.model.now, lambda session: pulse.leave(session, _uuid(name)))
+            self.engine.do(
+                self.model.now, lambda session: process_heartbeats.leave(session, _uuid(name))
+            )
             self.model.leave(name)
         self.runs[process] += 1
         self._compare()
@@ -284,7 +286,7 @@ class LivenessMachine(RuleBasedStateMachine):
     def _sweep(self, process: str) -> None:
         name = self._named(process)
         swept = self.engine.do(
-            self.model.now, lambda session: liveness.sweep(session, _uuid(name), RULES)
+            self.model.now, lambda session: sweep.sweep(session, _uuid(name), RULES)
         )
         mode_before = self.model.mode
         self.model.sweep(name)

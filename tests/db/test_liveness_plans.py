@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import heartbeats, liveness
-from db.database import Database
-from db.heartbeats import HeartbeatReport, Recorded
-from db.rules import Rules
+from db.core.database import Database
+from db.registry import heartbeats, sweep
+from db.registry.heartbeats import HeartbeatReport, Recorded
+from db.registry.liveness_rules import Rules
 
 RULES = Rules(remove_offline_after={"ephemeral": 3600})
 NODES = 10_000
@@ -31,7 +31,7 @@ async def fleet(database: Database) -> Database:
     """Nodes in which nothing is due for a long time, and a registry that is at work."""
     async with database.write() as session:
         await session.execute(text(FLEET), {"nodes": NODES})
-        await liveness.sweep(session, uuid4(), RULES)
+        await sweep.sweep(session, uuid4(), RULES)
     async with database.read() as session:
         await session.execute(text("VACUUM ANALYZE nodes"))
     return database
@@ -55,10 +55,10 @@ async def _plan(
 @pytest.mark.parametrize(
     ("statement", "terms"),
     [
-        (liveness._CENSUS, TERMS),  # noqa: SLF001  # the very statement
-        (liveness._SELECT_DUE, TERMS),  # noqa: SLF001  # as above
+        (sweep._CENSUS, TERMS),  # noqa: SLF001  # the very statement
+        (sweep._SELECT_DUE, TERMS),  # noqa: SLF001  # as above
         (
-            liveness._SELECT_REMOVABLE,  # noqa: SLF001  # as above
+            sweep._SELECT_REMOVABLE,  # noqa: SLF001  # as above
             {**TERMS, "labels": ["ephemeral"], "seconds": [3600.0]},
         ),
     ],
@@ -82,7 +82,7 @@ async def test_a_sweep_in_which_nothing_is_due_looks_once_and_locks_no_node(
     fleet: Database,
 ) -> None:
     async with fleet.write() as sweeping:
-        swept = await liveness.sweep(sweeping, uuid4(), RULES)
+        swept = await sweep.sweep(sweeping, uuid4(), RULES)
         assert (swept.changed, swept.live) == (0, NODES)
         async with fleet.write() as session:
             await session.execute(text("SET LOCAL lock_timeout = '1s'"))
@@ -105,5 +105,5 @@ async def test_a_sweep_does_not_wait_for_heartbeats_under_way(fleet: Database) -
         async with fleet.write() as session:
             await session.execute(text("SET LOCAL lock_timeout = '1s'"))
             # What heartbeats have in hand is left for the next sweep; so is the log they write to.
-            due = await session.execute(liveness._SELECT_DUE, TERMS)  # noqa: SLF001  # as above
-            assert len(due.all()) == liveness.SWEEP_LIMIT
+            due = await session.execute(sweep._SELECT_DUE, TERMS)  # noqa: SLF001  # as above
+            assert len(due.all()) == sweep.SWEEP_LIMIT

@@ -12,15 +12,15 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes, heartbeats, liveness, nodes, pulse, registration
-from db.changes import LoggedChange
-from db.database import Database
-from db.errors import NodeIdTaken, NodeNotFound, RegistryError, StaleBoot
-from db.heartbeats import HeartbeatReport, Recorded
-from db.liveness import Swept
-from db.rules import Rules
-from db.tables import Node
-from db.values import NodeStatus, RegistryMode, StatusReason
+from db.core.database import Database
+from db.core.enums import NodeStatus, RegistryMode, StatusReason
+from db.core.errors import NodeIdTaken, NodeNotFound, RegistryError, StaleBoot
+from db.core.tables import Node
+from db.registry import heartbeats, nodes, process_heartbeats, registration, status_changes, sweep
+from db.registry.heartbeats import HeartbeatReport, Recorded
+from db.registry.liveness_rules import Rules
+from db.registry.status_changes import LoggedChange
+from db.registry.sweep import Swept
 from tests.support.fleet import AGENT, OPERATOR, registration_of
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
@@ -72,7 +72,7 @@ class Registry:
 
     async def sweep(self) -> Swept:
         async with self.at_now() as session:
-            return await liveness.sweep(session, self.process, self.rules)
+            return await sweep.sweep(session, self.process, self.rules)
 
     async def work(self, seconds: float, *beating: str, every: float = 5) -> None:
         """Time passes in which the process sweeps and the nodes beat."""
@@ -95,7 +95,7 @@ class Registry:
     async def log(self) -> list[LoggedChange]:
         """Without what the migrations wrote."""
         async with self.database.driver() as connection:
-            logged, _ = await changes.after(connection, 0)
+            logged, _ = await status_changes.after(connection, 0)
         return [change for change in logged if change.reason is not StatusReason.SEEDED]
 
     async def statuses(self) -> list[NodeStatus]:
@@ -228,9 +228,7 @@ async def test_two_sweeps_at_once_change_each_node_once(database: Database) -> N
 
     async def swept() -> int:
         async with registry.at_now() as session:
-            return (
-                await liveness.sweep(session, uuid4(), replace(RULES, protect_fraction=1))
-            ).changed
+            return (await sweep.sweep(session, uuid4(), replace(RULES, protect_fraction=1))).changed
 
     counts = await asyncio.gather(*(swept() for _ in range(6)))
     assert sum(counts) == len(names)
@@ -264,7 +262,7 @@ async def test_a_heartbeat_that_races_with_a_sweep_wins_or_returns(registry: Reg
     await registry.work(10)
     registry.now = OVERDUE
     async with registry.at_now() as sweeping:
-        await liveness.sweep(sweeping, registry.process, RULES)
+        await sweep.sweep(sweeping, registry.process, RULES)
         racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
         await asyncio.sleep(0.1)
     [outcome] = await racing
@@ -536,7 +534,7 @@ async def test_a_process_that_keeps_dying_does_not_hide_the_dead(registry: Regis
     await registry.register("node-3")
     while registry.now < 5 * TTL:
         async with registry.at_now() as session:
-            await liveness.sweep(session, uuid4(), RULES)
+            await sweep.sweep(session, uuid4(), RULES)
         await registry.work(10)
     assert (await registry.status("node-3"))[0] is OFFLINE
 
@@ -546,7 +544,7 @@ async def test_a_slow_process_does_not_hide_the_dead(registry: Registry) -> None
     slow = uuid4()
     while registry.now < 5 * TTL:
         async with registry.at_now() as session:
-            await liveness.sweep(session, slow, RULES)
+            await sweep.sweep(session, slow, RULES)
         await registry.work(7, every=3.5)
     assert (await registry.status("node-3"))[0] is OFFLINE
 
@@ -557,9 +555,9 @@ async def test_a_process_that_leaves_is_missed_only_if_it_was_the_last(
 ) -> None:
     if not last:
         async with registry.at_now() as session:
-            await liveness.sweep(session, uuid4(), RULES)
+            await sweep.sweep(session, uuid4(), RULES)
     async with registry.at_now() as session:
-        await pulse.leave(session, registry.process)
+        await process_heartbeats.leave(session, registry.process)
     registry.now += 1
     registry.process = uuid4()
     assert ((await registry.sweep()).deaf_since is not None) is last
@@ -568,9 +566,9 @@ async def test_a_process_that_leaves_is_missed_only_if_it_was_the_last(
 async def test_a_sweep_stopped_in_the_middle_lets_others_sweep(registry: Registry) -> None:
     stopped = uuid4()
     async with registry.at_now() as session:
-        await liveness.sweep(session, stopped, RULES)
+        await sweep.sweep(session, stopped, RULES)
     registry.now += 3
     async with registry.at_now() as session:
-        await liveness.sweep(session, stopped, RULES)
+        await sweep.sweep(session, stopped, RULES)
         await registry.work(20)
         assert (await asyncio.wait_for(registry.sweep(), timeout=2)).deaf_since is None

@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import heartbeats, liveness
-from db.database import Database
-from db.heartbeats import HeartbeatReport, Recorded
-from db.liveness import Swept
-from db.rules import Rules
-from db.values import RegistryMode
+from db.core.database import Database
+from db.core.enums import RegistryMode
+from db.registry import heartbeats, sweep
+from db.registry.heartbeats import HeartbeatReport, Recorded
+from db.registry.liveness_rules import Rules
+from db.registry.sweep import Swept
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
 RULES = Rules(jitter=0)
@@ -82,7 +82,7 @@ class Fleet:
     async def sweep(self) -> Swept:
         while True:
             async with self.at_now() as session:
-                swept = await liveness.sweep(session, self._process, self.rules)
+                swept = await sweep.sweep(session, self._process, self.rules)
             if swept.mode_changed:
                 self.modes.append((self.now, swept.mode))
             if not swept.more:
@@ -92,7 +92,7 @@ class Fleet:
         self._sequence += 1
         reports = [HeartbeatReport(f"node-{n}", "boot", self._sequence) for n in self.nodes]
         async with self.at_now() as session:
-            await liveness.sweep(session, self._process, self.rules)
+            await sweep.sweep(session, self._process, self.rules)
             await heartbeats.record(session, reports, self.rules)
 
     async def live(self, seconds: float, beating: Sequence[int]) -> None:

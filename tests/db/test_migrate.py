@@ -11,11 +11,11 @@ from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from db.database import Database
-from db.migrate import SchemaMismatch, migrate, require_current
-from db.profiles import ProfileContent
-from db.tables import Table
-from db.values import ProfileType
+from db.core.database import Database
+from db.core.enums import ProfileType
+from db.core.migrate import SchemaMismatch, migrate, require_current
+from db.core.tables import Table
+from db.registry.profiles import ProfileContent
 from tests.support.fleet import beat, register, rows
 
 OURS = """

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import nodes
-from db.database import Database
-from db.errors import BadInput
-from db.filters import EVERY_NODE, NodeFilter
-from db.nodes import NodeOrder
-from db.paging import MAX_PAGE_SIZE, Keyset, Page
-from db.tables import NODE, Node
+from db.core.database import Database
+from db.core.errors import BadInput
+from db.core.pagination import MAX_PAGE_SIZE, Keyset, Page
+from db.core.tables import NODE, Node
+from db.registry import nodes
+from db.registry.node_filter import EVERY_NODE, NodeFilter
+from db.registry.nodes import NodeOrder
 from tests.support.fleet import clear, examples
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

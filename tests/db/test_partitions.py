@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from sqlalchemy import URL, text
 
-from db import fleet, history, partitions
-from db.database import Database
-from db.errors import Unavailable
-from db.migrate import migrate
-from db.partitions import Partition
+from db.core.database import Database
+from db.core.errors import Unavailable
+from db.core.migrate import migrate
+from db.registry import history
+from db.retention import partitions
+from db.retention.partitions import Partition
+from db.routing import node_delta
 from tests.support.fleet import beat, record, register, report, rows, stand, waits_for_a_lock
 
 DAYS = """
@@ -282,7 +284,7 @@ async def test_nobody_who_writes_or_reads_notices_that_days_are_dropped(
                 await history.heartbeats(
                     session, nodes, first=3, after=None, since=None, until=None
                 )
-                assert len((await fleet.look(session, None)).changed) == 7
+                assert len((await node_delta.look(session, None)).changed) == 7
 
     work = [asyncio.create_task(write(n)) for n in range(3)]
     readers = [asyncio.create_task(read()) for _ in range(2)]
@@ -312,6 +314,6 @@ async def test_a_node_whose_last_heartbeat_was_dropped_has_no_metrics_and_is_the
     await drop(database, (await days_of(database))[0])
     async with database.read() as session:
         assert await history.latest_metrics(session, [node.id]) == {}
-        offers = {offer.id: offer for offer in (await fleet.look(session, None)).changed}
+        offers = {offer.id: offer for offer in (await node_delta.look(session, None)).changed}
     assert offers[node.id].cpu_percent is None
     assert (await stand(database, "node-3")).last_heartbeat is not None

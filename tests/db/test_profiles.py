@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from db import profiles
-from db.database import Database
-from db.profile_changes import put_of_node
-from db.profiles import EffectiveProfile, ProfileContent
-from db.tables import Node, NodeProfile, RoleProfile
-from db.values import NodeRole, NodeType, ProfileType
+from db.core.database import Database
+from db.core.enums import NodeRole, NodeType, ProfileType
+from db.core.tables import Node, NodeProfile, RoleProfile
+from db.registry import profiles
+from db.registry.profile_changes import put_of_node
+from db.registry.profiles import EffectiveProfile, ProfileContent
 from tests.support.fleet import AGENT, register
 
 

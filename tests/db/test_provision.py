@@ -17,12 +17,12 @@ from sqlalchemy import URL, Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from db import partitions
-from db.database import Database
-from db.migrate import migrate
-from db.provision import Names, ProvisioningRefused, provision
-from graph.metrics import Metrics
-from graph.upkeep import Upkeep
+from db.core.database import Database
+from db.core.migrate import migrate
+from db.ops.provision import Names, ProvisioningRefused, provision
+from db.retention import partitions
+from graph.live.housekeeping import Upkeep
+from graph.telemetry.metrics import Metrics
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, in_touch, register
 from tests.support.fleet import rows
 from tests.support.keyring import DAY

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from db import history, nodes, profiles, registration
-from db.database import Database
-from db.errors import NodeIdTaken, StaleBoot
-from db.filters import NodeFilter
-from db.profiles import ProfileContent
-from db.tables import Node
-from db.values import NodeRole, NodeStatus, NodeType, ProfileType, StatusReason
+from db.core.database import Database
+from db.core.enums import NodeRole, NodeStatus, NodeType, ProfileType, StatusReason
+from db.core.errors import NodeIdTaken, StaleBoot
+from db.core.tables import Node
+from db.registry import history, nodes, profiles, registration
+from db.registry.node_filter import NodeFilter
+from db.registry.profiles import ProfileContent
 from tests.support.fleet import (
     AGENT,
     EXPIRED,

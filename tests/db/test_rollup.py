@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import partitions, rollup
-from db.database import Database
-from db.partitions import Partition
-from db.rollup import Share
-from db.tables import MEASURES, METRICS_HISTORY
+from db.core.database import Database
+from db.core.tables import MEASURES, METRICS_HISTORY
+from db.retention import metrics_rollup, partitions
+from db.retention.metrics_rollup import Share
+from db.retention.partitions import Partition
 from tests.support.fleet import examples, rows
 
 BEGIN = datetime(2026, 1, 31, 22, tzinfo=UTC)
@@ -113,8 +113,8 @@ async def log(session: AsyncSession, beats: Sequence[Beat]) -> None:
 
 
 async def roll_up(session: AsyncSession, hour: datetime, shares: Sequence[Share]) -> None:
-    read = [await rollup.roll_up(session, hour, share) for share in shares]
-    await rollup.finish(session, hour, sum(read))
+    read = [await metrics_rollup.roll_up(session, hour, share) for share in shares]
+    await metrics_rollup.finish(session, hour, sum(read))
 
 
 async def history(session: AsyncSession) -> dict[tuple[UUID, datetime], dict[str, Any]]:
@@ -142,34 +142,34 @@ async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_la
     async with database.write() as session:
         await clear(session)
         await log(session, beats)
-        hours = await rollup.due(session, BEGIN)
+        hours = await metrics_rollup.due(session, BEGIN)
         assert hours == sorted({hour for _, hour in expected(beats)})
         for hour in hours:
-            assert not await rollup.is_complete(session, hour)
+            assert not await metrics_rollup.is_complete(session, hour)
             await roll_up(session, hour, one)
-            assert await rollup.is_complete(session, hour)
+            assert await metrics_rollup.is_complete(session, hour)
         assert same(await history(session), expected(beats))
         await log(session, late)
         for n in range(5):
             hour = BEGIN + n * HOUR
             is_late = any(hour == changed for _, changed in expected(late))
-            assert await rollup.is_complete(session, hour) is not is_late
+            assert await metrics_rollup.is_complete(session, hour) is not is_late
             if is_late:
                 await roll_up(session, hour, other)
-        assert await rollup.due(session, BEGIN) == []
+        assert await metrics_rollup.due(session, BEGIN) == []
         assert same(await history(session), expected([*beats, *late]))
 
 
 async def test_an_hour_is_due_when_it_has_been_over_for_a_while(database: Database) -> None:
-    over = BEGIN + HOUR + timedelta(seconds=rollup.SETTLE_SECONDS)
+    over = BEGIN + HOUR + timedelta(seconds=metrics_rollup.SETTLE_SECONDS)
     async with database.write() as session:
         await log(session, [(BEGIN, NODES[0], {}), (BEGIN + HOUR, NODES[0], {})])
         for now, hours in ((over - timedelta(microseconds=1), []), (over, [BEGIN])):
             await session.execute(
                 text("SELECT set_config('node_registry.now', :now, true)"), {"now": now.isoformat()}
             )
-            assert await rollup.due(session, BEGIN - 100 * HOUR) == hours
-        assert await rollup.due(session, BEGIN + HOUR) == []
+            assert await metrics_rollup.due(session, BEGIN - 100 * HOUR) == hours
+        assert await metrics_rollup.due(session, BEGIN + HOUR) == []
 
 
 async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes_late(
@@ -181,23 +181,23 @@ async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes
         await roll_up(session, BEGIN, everyone)
         before = await history(session)
         await session.execute(text("DELETE FROM heartbeat_log"))
-        await rollup.forget(session, Partition("", BEGIN, BEGIN + HOUR))
+        await metrics_rollup.forget(session, Partition("", BEGIN, BEGIN + HOUR))
         late = [(BEGIN, NODES[0], {"cpu_percent": 99}), (BEGIN, NODES[1], {"cpu_percent": 5})]
         await log(session, late)
-        assert await rollup.due(session, BEGIN) == [BEGIN]
+        assert await metrics_rollup.due(session, BEGIN) == [BEGIN]
         await roll_up(session, BEGIN, everyone)
-        assert await rollup.is_complete(session, BEGIN)
+        assert await metrics_rollup.is_complete(session, BEGIN)
         assert same(await history(session), before | expected(late[1:]))
 
 
 async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollup, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(metrics_rollup, "_ROWS_AT_ONCE", 3)
     async with database.write() as session:
-        assert await rollup.shares(session, BEGIN) == [(UUID(int=0), UUID(int=2**128 - 1))]
+        assert await metrics_rollup.shares(session, BEGIN) == [(UUID(int=0), UUID(int=2**128 - 1))]
         await log(session, [(BEGIN + n * HOUR / 10, NODES[n % 3], {}) for n in range(10)])
-        shares = await rollup.shares(session, BEGIN)
+        shares = await metrics_rollup.shares(session, BEGIN)
     assert len(shares) == 4
     assert [shares[0][0].int, shares[-1][1].int] == [0, 2**128 - 1]
     assert all(before[1].int + 1 == after[0].int for before, after in pairwise(shares))
@@ -205,10 +205,10 @@ async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
 
 async def test_only_one_rolls_up_at_a_time(database: Database) -> None:
     async with database.write() as one, database.write() as other:
-        assert await rollup.take_turn(one)
-        assert not await rollup.take_turn(other)
+        assert await metrics_rollup.take_turn(one)
+        assert not await metrics_rollup.take_turn(other)
     async with database.write() as other:
-        assert await rollup.take_turn(other)
+        assert await metrics_rollup.take_turn(other)
 
 
 async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
@@ -229,10 +229,10 @@ async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
     async with database.read() as session:
         await session.execute(text("VACUUM ANALYZE heartbeat_log"))
     statements = {
-        rollup._DUE: {"begin": today, "settle": -86400.0},  # noqa: SLF001  # the very statement
-        rollup._COUNT: {"hour": today},  # noqa: SLF001  # as above
-        rollup._ROWS_OF_HOUR: {"hour": today},  # noqa: SLF001  # as above
-        rollup._ROLL_UP: {  # noqa: SLF001  # as above
+        metrics_rollup._DUE: {"begin": today, "settle": -86400.0},  # noqa: SLF001  # the very statement
+        metrics_rollup._COUNT: {"hour": today},  # noqa: SLF001  # as above
+        metrics_rollup._ROWS_OF_HOUR: {"hour": today},  # noqa: SLF001  # as above
+        metrics_rollup._ROLL_UP: {  # noqa: SLF001  # as above
             "hour": today,
             "first_node": UUID(int=0),
             "last_node": UUID(int=2**128 - 1),

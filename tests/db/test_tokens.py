@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from db import tokens
-from db.database import Database
-from db.errors import BadInput, Forbidden, TokenNotFound
-from db.identity import Identity
-from db.keys import Presented
-from db.tables import Token
-from db.token_changes import MadeToken
-from db.values import Role
+from db.access import tokens
+from db.access.token_changes import MadeToken
+from db.core.database import Database
+from db.core.enums import Role
+from db.core.errors import BadInput, Forbidden, TokenNotFound
+from db.core.identity import Identity
+from db.core.tables import Token
+from db.core.token_format import Presented
 from tests.support.fleet import examples, rows
 from tests.support.keyring import (
     ADMIN,

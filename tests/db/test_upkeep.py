@@ -1,9 +1,9 @@
 """Tokens that have been dead for long are forgotten."""
 
-from db.database import Database
-from graph.metrics import Metrics
-from graph.settings import Settings
-from graph.upkeep import Upkeep
+from db.core.database import Database
+from graph.core.settings import Settings
+from graph.live.housekeeping import Upkeep
+from graph.telemetry.metrics import Metrics
 from tests.support.fleet import rows
 from tests.support.keyring import DAY, age_keys, create, revoke, standing
 

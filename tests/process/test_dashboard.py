@@ -15,9 +15,9 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 from sqlalchemy import URL, text
 
-from db import token_changes
-from db.database import Database
-from db.values import Role
+from db.access import token_changes
+from db.core.database import Database
+from db.core.enums import Role
 from tests.support import fleet, npm
 from tests.support.api import BEAT, DEREGISTER, REGISTER
 from tests.support.browser import chromium, complaints

@@ -25,11 +25,11 @@ from websockets.exceptions import WebSocketException
 from agent.follow import follow_status_changes
 from agent.pace import Clock
 from agent.replies import NodeStatusChanged, ResyncRequired
-from db import partitions
-from db.database import Database
-from db.embedded import embedded_postgres
-from db.errors import Unavailable
-from db.migrate import migrate
+from db.core.database import Database
+from db.core.errors import Unavailable
+from db.core.migrate import migrate
+from db.embedded.server import embedded_postgres
+from db.retention import partitions
 from tests.support.api import CHANGES
 from tests.support.clusters import temporary_folder
 from tests.support.fleet import record, register, report, rows
@@ -98,7 +98,7 @@ class Postgres:
 
 @asynccontextmanager
 async def durable_postgres(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Postgres]:
-    monkeypatch.setattr("db.embedded._WATCH_SECONDS", 0.02)
+    monkeypatch.setattr("db.embedded.server._WATCH_SECONDS", 0.02)
     with temporary_folder() as folder:
         async with embedded_postgres(folder) as url:
             database = Database(url)

@@ -18,8 +18,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from db.embedded import running_url
-from graph.settings import Settings
+from db.embedded.server import running_url
+from graph.core.settings import Settings
 from tests.db.test_provision import administering
 from tests.process.test_end_to_end import BIN, registry
 from tests.support.commands import environment_for

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from db.embedded import running_url
-from db.errors import EmbeddedServerFailed
-from db.findings import Finding, Severity
-from graph.doctor import examine
-from graph.settings import Settings
+from db.core.errors import EmbeddedServerFailed
+from db.embedded.server import running_url
+from db.ops.check_result import Finding, Severity
+from graph.cli.doctor import examine
+from graph.core.settings import Settings
 from tests.db.test_provision import administering
 from tests.process.test_end_to_end import BIN, Process, registry
 from tests.support.authority import BEGUN, Authority

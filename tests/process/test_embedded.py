@@ -19,16 +19,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.testing import capture_logs
 
-from db.data_folder import DataFolderInUse
-from db.embedded import embedded_postgres
-from db.errors import EmbeddedServerFailed
+from db.core.errors import EmbeddedServerFailed
+from db.embedded.data_dir_lock import DataFolderInUse
+from db.embedded.server import embedded_postgres
 from tests.support.clusters import processes_in, temporary_folder
 
 OPTIONS = {"fsync": "off"}
 
 HOLDER = f"""
 import asyncio, pathlib, sys
-from db.embedded import embedded_postgres
+from db.embedded.server import embedded_postgres
 
 async def hold():
     async with embedded_postgres(pathlib.Path(sys.argv[1]), options={OPTIONS!r}):

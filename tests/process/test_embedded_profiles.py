@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from db.embedded import embedded_postgres
+from db.embedded.server import embedded_postgres
 from tests.support.clusters import FAST
 from tests.support.commands import run_process
 

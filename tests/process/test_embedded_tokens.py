@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from db.keys import parsed
+from db.core.token_format import parsed
 from tests.process.test_end_to_end import registry
 from tests.support.commands import run, run_process
 

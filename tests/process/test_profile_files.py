@@ -8,12 +8,12 @@ import pytest
 import yaml
 from sqlalchemy import URL
 
-from db import profile_changes, profiles
-from db.database import Database
-from db.errors import BadInput
-from db.profiles import ProfileContent
-from db.values import NodeRole, NodeType, ProfileType
-from graph.profile_files import Difference, export_profiles, import_profiles
+from db.core.database import Database
+from db.core.enums import NodeRole, NodeType, ProfileType
+from db.core.errors import BadInput
+from db.registry import profile_changes, profiles
+from db.registry.profiles import ProfileContent
+from graph.cli.profile_yaml import Difference, export_profiles, import_profiles
 from tests.support.commands import environment_for, run
 from tests.support.fleet import OPERATOR
 

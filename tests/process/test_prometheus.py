@@ -17,7 +17,7 @@ import yaml
 from sqlalchemy import URL
 
 from agent import documents as agent
-from db.values import Role
+from db.core.enums import Role
 from tests.support import prometheus
 from tests.support.api import CHANGES
 from tests.support.authority import BEGUN, DAY, Authority

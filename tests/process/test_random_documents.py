@@ -21,8 +21,8 @@ from sqlalchemy import URL
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from db.database import Database
-from db.values import Role
+from db.core.database import Database
+from db.core.enums import Role
 from tests.support.keyring import create
 from tests.support.random_documents import KNOWN, MUTATIONS, QUERIES, SUBSCRIPTIONS
 from tests.support.registry_process import Server, free_port

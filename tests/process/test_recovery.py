@@ -11,12 +11,13 @@ import pytest
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
-from db import changes, postgres_programs
-from db.archive import BackupRefused, Manifest, back_up
-from db.database import Database
-from db.migrate import migrate, require_current
-from db.postgres_programs import ProgramFailed, ProgramMissing
-from db.restore import REVISIONS_SKIPPED, check, restore
+from db.core.database import Database
+from db.core.migrate import migrate, require_current
+from db.ops import pg_client_tools
+from db.ops.backup import BackupRefused, Manifest, back_up
+from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
+from db.ops.restore import REVISIONS_SKIPPED, check, restore
+from db.registry import status_changes
 from tests.db.test_provision import Provisioning, administering, provisioning
 from tests.process.test_init_database import contents
 from tests.support.api import CHANGES, beat, register
@@ -162,8 +163,10 @@ async def test_a_database_that_is_in_use_is_replaced_only_if_told(
     assert await rows(restored, "SELECT count(*) FROM rolled_up_hours") == [(0,)]
     assert await rows(restored, "SELECT to_regclass('of_somebody')") == [(None,)]
     async with restored.read() as session:
-        assert await changes.current_revision(session) == manifest.revision + REVISIONS_SKIPPED
-        dropped = await changes.trim(session, keep_rows=SEEDED, keep_seconds=10**9, batch=10)
+        assert (
+            await status_changes.current_revision(session) == manifest.revision + REVISIONS_SKIPPED
+        )
+        dropped = await status_changes.trim(session, keep_rows=SEEDED, keep_seconds=10**9, batch=10)
     assert dropped == 0
     await restored.close()
 
@@ -252,7 +255,7 @@ async def test_a_backup_that_fails_leaves_the_one_that_was_there(
 async def test_what_is_missing_to_make_a_backup_is_named(
     database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_programs, "programs", lambda: tmp_path)
+    monkeypatch.setattr(pg_client_tools, "programs", lambda: tmp_path)
     (tmp_path / "pg_dump").write_text("#!/bin/sh\necho 'pg_dump (PostgreSQL) 14.2'\n")
     (tmp_path / "pg_dump").chmod(0o700)
     needed = r"pg_dump of PostgreSQL \d+ or newer is needed, .* 14.2: install .*postgresql-client"

@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import URL, text
 
 from agent.credentials import NODE_KEY
-from db.database import Database
-from db.keys import new_key
-from db.values import Role
-from graph.requests import parse_json
+from db.core.database import Database
+from db.core.enums import Role
+from db.core.token_format import new_key
+from graph.execution.request import parse_json
 from tests.server.test_tracing import Receiver, receiver
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, REGISTER
 from tests.support.keyring import create

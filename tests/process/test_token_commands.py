@@ -5,10 +5,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import URL
 
-from db import tokens
-from db.database import Database
-from db.identity import Identity
-from db.values import NodeRole, NodeType, Role
+from db.access import tokens
+from db.core.database import Database
+from db.core.enums import NodeRole, NodeType, Role
+from db.core.identity import Identity
 from tests.support.commands import environment_for, run
 from tests.support.fleet import rows
 from tests.support.keyring import age_keys, create, known

@@ -6,7 +6,7 @@ import sys
 
 def test_without_the_setting_nothing_of_it_is_imported() -> None:
     program = (
-        "import sys, graph.cli, graph.server, graph.worker;"
+        "import sys, graph.cli.main, graph.server.uvicorn_server, graph.server.worker;"
         "sys.exit([name for name in sys.modules if name.startswith('opentelemetry')] or None)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from sqlalchemy import URL, event
 
-from db.database import Database
-from db.migrate import migrate
+from db.core.database import Database
+from db.core.migrate import migrate
 from tests.process.test_end_to_end import FAST, running
 from tests.support.api import BEAT, CHANGES, REGISTER, beat, register
 from tests.support.commands import environment_for

@@ -20,10 +20,10 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.types import EventDict
 
-from graph.address import listen
-from graph.failures import WorkerFailed
-from graph.settings import ConfigurationError, Settings, load
-from graph.workers import Workers, restart_delay_seconds
+from graph.core.settings import ConfigurationError, Settings, load
+from graph.server.exit_errors import WorkerFailed
+from graph.server.listener import listen
+from graph.server.worker_pool import Workers, restart_delay_seconds
 from tests.process.test_end_to_end import (
     BIN,
     FAST,
@@ -59,7 +59,7 @@ class Registry:
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.parent.process.pid).children():
                 with suppress(psutil.Error):
-                    if "graph.worker" in child.cmdline():
+                    if "graph.server.worker" in child.cmdline():
                         found.append(child)
         return found
 
@@ -274,12 +274,14 @@ Played = Callable[[str], Workers]
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Played]:
     """Workers that are a few lines of Python instead, in a folder of the test's own."""
-    monkeypatch.setattr("graph.workers._LONGEST_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr("graph.server.worker_pool._LONGEST_DELAY_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     with listen(Settings(http_port=0)) as listening:
 
         def play(script: str) -> Workers:
-            monkeypatch.setattr("graph.workers._COMMAND", (sys.executable, "-S", "-c", script))
+            monkeypatch.setattr(
+                "graph.server.worker_pool._COMMAND", (sys.executable, "-S", "-c", script)
+            )
             return Workers([listening], {}, stop_seconds=0.1, when_serving=lambda: None)
 
         yield play

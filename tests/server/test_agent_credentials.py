@@ -40,10 +40,10 @@ from agent.pace import Clock, Schedule
 from agent.replies import RegisterNodeData, RotateNodeKeyData
 from agent.rotation import rotate_when_due
 from agent.settings import load_settings
-from db import tokens
-from db.database import Database
-from db.tables import Token
-from db.token_changes import MadeToken
+from db.access import tokens
+from db.access.token_changes import MadeToken
+from db.core.database import Database
+from db.core.tables import Token
 from tests.support.fleet import rows
 from tests.support.keyring import DAY, HOUR, age_keys, create_enrolment, presented, revoke
 from tests.support.live_server import LiveServer, StartServer

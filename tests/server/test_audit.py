@@ -9,20 +9,20 @@ import pytest
 from sqlalchemy import text
 from structlog.types import EventDict
 
-from db import audit
-from db.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
-from db.database import Database
-from db.errors import Forbidden
-from db.identity import Caller, Identity
-from db.keys import new_key
-from db.values import Role
-from graph.documents import Documents
-from graph.metrics import Metrics
-from graph.operations import Operations
-from graph.refusals import MAX_OF_ONE_OPERATION, record_forbidden
-from graph.requests import GraphQLRequest
-from graph.schema import schema
-from graph.upkeep import Upkeep
+from db.access import audit
+from db.access.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
+from db.core.database import Database
+from db.core.enums import Role
+from db.core.errors import Forbidden
+from db.core.identity import Caller, Identity
+from db.core.token_format import new_key
+from graph.api.audited_field import MAX_OF_ONE_OPERATION, record_forbidden
+from graph.api.schema import schema
+from graph.execution.document_cache import Documents
+from graph.execution.engine import Operations
+from graph.execution.request import GraphQLRequest
+from graph.live.housekeeping import Upkeep
+from graph.telemetry.metrics import Metrics
 from tests.support.api import DEREGISTER, MAINTENANCE, REGISTER, beat, register
 from tests.support.keyring import create
 from tests.support.live_server import LiveServer, StartServer

@@ -9,10 +9,10 @@ import httpx
 import pytest
 from structlog.types import EventDict
 
-from db.database import Database
-from db.errors import Unavailable
-from db.token_changes import MadeToken
-from db.values import Role
+from db.access.token_changes import MadeToken
+from db.core.database import Database
+from db.core.enums import Role
+from db.core.errors import Unavailable
 from tests.support.api import CHANGES, MAINTENANCE, register, settled
 from tests.support.keyring import age_keys, create, revoke, rotate
 from tests.support.live_server import LiveServer, StartServer
@@ -128,7 +128,7 @@ async def test_a_key_is_asked_of_the_database_once(
 async def test_the_last_use_of_a_key_is_recorded_without_a_write_for_each(
     start_server: StartServer, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graph.keyring.USE_SECONDS", 0)
+    monkeypatch.setattr("graph.auth.credential_cache.USE_SECONDS", 0)
     key = await create(database, Role.VIEWER)
     async with (
         start_server(auth="required", key_check_seconds=SOON) as server,

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from db import fleet, nodes
-from db.requirements import NO_REQUIREMENTS
-from db.values import NodeStatus
-from graph.events import AvailableNodesSnapshot, NodeBecameAvailable
-from graph.scalars import Revision
-from graph.watch import MAX_STEPS, Watch, follow_available
+from db.core.enums import NodeStatus
+from db.registry import nodes
+from db.routing import node_delta
+from db.routing.matching import NO_REQUIREMENTS
+from graph.api.events import AvailableNodesSnapshot, NodeBecameAvailable
+from graph.api.scalars import Revision
+from graph.live.candidate_watch import MAX_STEPS, Watch, follow_available
 from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, beat, register
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
@@ -316,7 +317,7 @@ async def test_one_that_falls_behind_is_told_the_set_anew(server: LiveServer) ->
     await offer(server, "a")
     async with server.services.database.read() as session:
         row = await nodes.find(session, "a")
-        seen = await fleet.look(session, None)
+        seen = await node_delta.look(session, None)
     assert row is not None
     [online] = [found for found in seen.changed if found.node_id == "a"]
     offline = replace(online, status=NodeStatus.OFFLINE)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from graph.settings import Settings
+from graph.core.settings import Settings
 from tests.support.api import MAINTENANCE, register
 from tests.support.live_server import LiveServer
 

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import URL
 
-from graph.dashboard import STATIC
+from graph.transport.dashboard import STATIC
 from tests.support.live_server import LiveServer, serving
 
 FILES = STATIC / "dashboard"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from db.database import Database
-from db.values import Role
-from graph.open_files import allow_files_for
+from db.core.database import Database
+from db.core.enums import Role
+from graph.server.file_limits import allow_files_for
 from tests.support.api import beat, register
 from tests.support.keyring import create
 from tests.support.live_server import LiveServer, StartServer

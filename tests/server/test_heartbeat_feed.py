@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-from db import nodes
-from graph.heartbeat_feed import MAX_WAITING, HeartbeatFeed
+from db.registry import nodes
+from graph.live.heartbeat_tail import MAX_WAITING, HeartbeatFeed
 from tests.support.api import beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements

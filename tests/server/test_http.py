@@ -669,7 +669,7 @@ async def _raw(server: LiveServer, sent: bytes, *, wait: bool = True) -> bytes:
 async def test_a_body_that_does_not_come_is_given_up(
     shared_server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graph.http._BODY_SECONDS", 0.05)
+    monkeypatch.setattr("graph.transport.http._BODY_SECONDS", 0.05)
     answer = await _raw(
         shared_server,
         b"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

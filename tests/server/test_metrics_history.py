@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from db import partitions
-from graph.metrics import Metrics
-from graph.upkeep import Upkeep
+from db.retention import partitions
+from graph.live.housekeeping import Upkeep
+from graph.telemetry.metrics import Metrics
 from tests.support.api import beat, register
 from tests.support.live_server import LiveServer
 from tests.support.statements import statements

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from graphql import get_introspection_query
 
-from graph import validation
-from graph.requests import MAX_VALUES
+from graph.core import validation
+from graph.execution.request import MAX_VALUES
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 

@@ -11,9 +11,9 @@ import pytest_asyncio
 from graphql import GraphQLObjectType, is_introspection_type, parse, validate
 from sqlalchemy import URL
 
-from db import enrolment, token_changes
-from db.values import Role
-from graph.schema import schema
+from db.access import enrolment, token_changes
+from db.core.enums import Role
+from graph.api.schema import schema
 from tests.support.keyring import ADMIN
 from tests.support.live_server import LiveServer, serving
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from graph.feed import ChangeFeed
-from graph.heartbeats import MAX_WAITING
+from graph.live.change_feed import ChangeFeed
+from graph.live.heartbeat_writer import MAX_WAITING
 from graph.services import Services
 from tests.support.api import BEAT, beat, register
 from tests.support.live_server import LiveServer, StartServer

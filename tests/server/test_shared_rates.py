@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from graph import shared_rates
-from graph.errors import RateLimited
-from graph.quota import Quota
+from graph.auth import rate_sync
+from graph.auth.rate_limiter import Quota
+from graph.core.errors import RateLimited
 from tests.support.api import in_touch
 from tests.support.live_server import StartServer
 
@@ -22,7 +22,7 @@ def left(failures: Quota) -> bool:
 async def test_what_failed_at_one_server_counts_at_another(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_rates, "INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(rate_sync, "INTERVAL_SECONDS", 0.05)
     limited = {"auth": "required", "failed_logins_per_minute": 3}
     async with start_server(**limited) as one, start_server(**limited) as other:
         await in_touch(other)

@@ -11,17 +11,17 @@ import orjson
 import pytest
 import strawberry
 
-from db.errors import Unavailable
-from db.identity import Caller, Identity
-from db.values import Role
-from graph.answers import OperationRefused
-from graph.batched import Batched
-from graph.context import Info
-from graph.operations import Operations
-from graph.requests import GraphQLRequest
-from graph.rights import EVERYBODY, allowed
-from graph.scalars import SCALARS, Revision
-from graph.schema import Schema
+from db.core.enums import Role
+from db.core.errors import Unavailable
+from db.core.identity import Caller, Identity
+from graph.api.context import Info
+from graph.api.scalars import SCALARS, Revision
+from graph.api.schema import Schema
+from graph.auth.permissions import EVERYBODY, allowed
+from graph.core.event_batches import Batched
+from graph.execution.engine import Operations
+from graph.execution.request import GraphQLRequest
+from graph.execution.response import OperationRefused
 from tests.support.api import CHANGES, MAINTENANCE, register, settled
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements

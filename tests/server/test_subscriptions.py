@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from db.filters import EVERY_NODE
-from graph.events import NodeStatusChanged, ResyncRequired
-from graph.feed import ChangeFeed
-from graph.follow import Event, follow
-from graph.scalars import Revision
+from db.registry.node_filter import EVERY_NODE
+from graph.api.events import NodeStatusChanged, ResyncRequired
+from graph.api.scalars import Revision
+from graph.live.change_feed import ChangeFeed
+from graph.live.change_stream import Event, follow
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import Client, connect

@@ -24,11 +24,11 @@ from structlog.types import EventDict
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import InvalidMessage
 
-from db.identity import Identity
-from db.values import Role
-from graph.settings import ConfigurationError, Settings, load
-from graph.stalled import http_protocol, websocket_protocol
-from graph.tls import RenewedContext, context_of, known_client
+from db.core.enums import Role
+from db.core.identity import Identity
+from graph.core.settings import ConfigurationError, Settings, load
+from graph.server.connection_guards import http_protocol, websocket_protocol
+from graph.server.tls_context import RenewedContext, context_of, known_client
 from tests.process.test_end_to_end import BIN, FAST, running
 from tests.server.test_stalled import much, request
 from tests.support.api import CHANGES, beat, register

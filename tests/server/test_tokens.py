@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from db import tokens
-from db.database import Database
-from db.identity import Identity
-from db.values import Role
+from db.access import tokens
+from db.core.database import Database
+from db.core.enums import Role
+from db.core.identity import Identity
 from tests.support.fleet import rows
 from tests.support.keyring import (
     DAY,

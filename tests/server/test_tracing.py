@@ -12,7 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from agent import documents as agent
-from graph.settings import ConfigurationError, load
+from graph.core.settings import ConfigurationError, load
 from tests.support.api import MAINTENANCE, beat, register
 from tests.support.live_server import StartServer
 from tests.support.registry_process import free_port

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent import documents as agent
-from graph.documents import document_id
+from graph.execution.document_cache import document_id
 from tests.support.live_server import LiveServer
 from tests.support.transport_ws import connect
 

@@ -1,7 +1,7 @@
 """Housekeeping: the change log has an end, and those who follow it are told."""
 
-from graph.metrics import Metrics
-from graph.upkeep import Upkeep
+from graph.live.housekeeping import Upkeep
+from graph.telemetry.metrics import Metrics
 from tests.support.api import CHANGES, beat, register
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect

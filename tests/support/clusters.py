@@ -10,9 +10,9 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from db.database import Database
-from db.embedded import embedded_postgres
-from db.migrate import migrate
+from db.core.database import Database
+from db.core.migrate import migrate
+from db.embedded.server import embedded_postgres
 
 # A database that is thrown away need not survive a crash of the machine.
 FAST = {

@@ -10,8 +10,8 @@ from unittest.mock import patch
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from graph import logs
-from graph.cli import main
+from graph.cli.main import main
+from graph.telemetry import logs
 
 Run = Callable[..., Awaitable[tuple[int, str, str]]]
 

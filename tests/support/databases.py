@@ -10,10 +10,10 @@ import pytest_asyncio
 from sqlalchemy import URL, make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from db import partitions
-from db.database import Database
-from db.embedded import embedded_postgres
-from db.migrate import migrate
+from db.core.database import Database
+from db.core.migrate import migrate
+from db.embedded.server import embedded_postgres
+from db.retention import partitions
 from tests.support.clusters import FAST, temporary_folder
 
 

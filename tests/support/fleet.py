@@ -9,16 +9,16 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import changes, heartbeats, liveness, nodes, registration
-from db.changes import LoggedChange
-from db.database import Database
-from db.errors import RegistryError
-from db.heartbeats import HeartbeatReport, Recorded
-from db.identity import Caller, Identity
-from db.registration import Registration
-from db.rules import Rules
-from db.tables import Node
-from db.values import NodeRole, NodeType, Role
+from db.core.database import Database
+from db.core.enums import NodeRole, NodeType, Role
+from db.core.errors import RegistryError
+from db.core.identity import Caller, Identity
+from db.core.tables import Node
+from db.registry import heartbeats, nodes, registration, status_changes, sweep
+from db.registry.heartbeats import HeartbeatReport, Recorded
+from db.registry.liveness_rules import Rules
+from db.registry.registration import Registration
+from db.registry.status_changes import LoggedChange
 
 RULES = Rules(protect_min_nodes=1_000_000)
 """PROTECTED mode has tests of its own."""
@@ -122,7 +122,7 @@ async def let_maintenance_end(session: AsyncSession, node_id: str) -> None:
 async def run_sweep(database: Database) -> int:
     async with database.write() as session:
         await be_at_work(session)
-        return (await liveness.sweep(session, PROCESS, RULES)).changed
+        return (await sweep.sweep(session, PROCESS, RULES)).changed
 
 
 async def stand(database: Database, node_id: str) -> Node:
@@ -136,7 +136,7 @@ async def stand(database: Database, node_id: str) -> Node:
 async def changes_of(database: Database, node: UUID | None = None) -> list[LoggedChange]:
     """The change log, or one node's part of it, oldest first."""
     async with database.driver() as connection:
-        logged, _ = await changes.after(connection, 0)
+        logged, _ = await status_changes.after(connection, 0)
     return [change for change in logged if node in (None, change.node)]
 
 

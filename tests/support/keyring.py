@@ -6,14 +6,15 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from db import enrolment, registration, token_changes, tokens
-from db.database import Database
-from db.identity import Caller, Identity
-from db.keys import Presented, parsed
-from db.registration import Registration
-from db.tables import Node, Token
-from db.token_changes import MadeToken
-from db.values import Role
+from db.access import enrolment, token_changes, tokens
+from db.access.token_changes import MadeToken
+from db.core.database import Database
+from db.core.enums import Role
+from db.core.identity import Caller, Identity
+from db.core.tables import Node, Token
+from db.core.token_format import Presented, parsed
+from db.registry import registration
+from db.registry.registration import Registration
 from tests.support.fleet import RULES
 
 ADMIN = Caller(Identity("root", Role.ADMIN), "192.0.2.1")

@@ -14,11 +14,11 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import URL
 
-from graph.address import listen
 from graph.app import running_services
-from graph.server import configured
+from graph.core.settings import Settings
+from graph.server.listener import listen
+from graph.server.uvicorn_server import configured
 from graph.services import Services
-from graph.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ async def quiet_server(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[LiveServer]:
     """A server that does nothing by itself while the test looks at what it does."""
-    monkeypatch.setattr("graph.shared_rates.INTERVAL_SECONDS", 3600)
+    monkeypatch.setattr("graph.auth.rate_sync.INTERVAL_SECONDS", 3600)
     async with start_server(sweep_interval_seconds=3600, listen_check_seconds=300) as live:
         yield live
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from db.rules import Rules
+from db.registry.liveness_rules import Rules
 
 TTL_INTERVALS = 3
 

@@ -8,7 +8,7 @@ from typing import Any
 from asyncpg.connection import LoggedQuery
 from sqlalchemy import event
 
-from db.database import Database
+from db.core.database import Database
 
 # The driver's own: the ends of transactions, and questions about types.
 _UNCOUNTED = re.compile(r"BEGIN;|COMMIT;|ROLLBACK;|.*(pg_catalog|'jit')", re.DOTALL)

@@ -32,7 +32,7 @@ def test_document_fits_the_schema(schema: GraphQLSchema, document: GraphQLReques
 
 def test_the_registry_trusts_each_document_as_it_is_written() -> None:
     """`make documents` brings what it trusts up to date."""
-    trusted = json.loads((ROOT / "graph" / "trusted_documents.json").read_text())
+    trusted = json.loads((ROOT / "graph" / "execution" / "trusted_documents.json").read_text())
     assert trusted == documents.all_by_id()
     assert len(trusted) == len(DOCUMENTS)
 

@@ -1,7 +1,7 @@
 """Each mutation names itself in the audit log."""
 
-from graph.refusals import Audited
-from graph.schema import schema
+from graph.api.audited_field import Audited
+from graph.api.schema import schema
 
 
 def test_every_mutation_but_heartbeats_says_what_it_is_in_the_trail() -> None:

@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import AllowedPrivateKeys, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from structlog.types import EventDict
 
-from db.errors import BadInput, Forbidden, Unauthenticated, Unavailable
-from db.identity import Identity
-from db.values import Role
-from graph import validation
-from graph.bearer import MAX_TOKEN_LENGTH, JwtVerifier, jwt_verifier
-from graph.jwks import MAX_AGE_SECONDS, MAX_BYTES, MIN_INTERVAL_SECONDS, BadKeySet, public_keys
-from graph.settings import ConfigurationError, Settings, load
+from db.core.enums import Role
+from db.core.errors import BadInput, Forbidden, Unauthenticated, Unavailable
+from db.core.identity import Identity
+from graph.auth.jwks import MAX_AGE_SECONDS, MAX_BYTES, MIN_INTERVAL_SECONDS, BadKeySet, public_keys
+from graph.auth.jwt_verifier import MAX_TOKEN_LENGTH, JwtVerifier, jwt_verifier
+from graph.core import validation
+from graph.core.settings import ConfigurationError, Settings, load
 from tests.support.live_server import StartServer
 
 ISSUER, AUDIENCE = "https://login.example/realms/dagi", "node-registry"
@@ -486,7 +486,7 @@ async def test_before_any_key_is_known_a_token_may_be_good_later(logged: list[Ev
 async def test_an_issuer_that_does_not_answer_is_not_waited_for_long(
     monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
 ) -> None:
-    monkeypatch.setattr("graph.jwks._FETCH_SECONDS", 0.5)
+    monkeypatch.setattr("graph.auth.jwks._FETCH_SECONDS", 0.5)
     async with issuer(public(RSA)) as live:
         live.hold = asyncio.Event()
         judge = await verifier(live.url)

@@ -30,13 +30,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import documents
-from graph.bounds import Complexity, QueryTooComplex
-from graph.complexity import ASSUMED_LENGTH, complexity
-from graph.cost import MOST
-from graph.document_rules import problems
-from graph.documents import _RULES
-from graph.schema import schema
-from graph.settings import Settings
+from graph.api.schema import schema
+from graph.core.settings import Settings
+from graph.execution.complexity import ASSUMED_LENGTH, complexity
+from graph.execution.cost_formula import MOST
+from graph.execution.document_cache import _RULES
+from graph.execution.document_validation import problems
+from graph.execution.query_limits import Complexity, QueryTooComplex
 from tests.support.paths import ROOT
 
 BOUNDS = Settings().query_bounds()

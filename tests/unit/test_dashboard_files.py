@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from graph.dashboard import STATIC
-from graph.documents import Documents
-from graph.requests import GraphQLRequest
-from graph.schema import schema
+from graph.api.schema import schema
+from graph.execution.document_cache import Documents
+from graph.execution.request import GraphQLRequest
+from graph.transport.dashboard import STATIC
 
 FILES = STATIC / "dashboard"
 DOCUMENTS = re.findall(r"= `\n(.*?)`;", (FILES / "documents.js").read_text("utf-8"), re.DOTALL)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from graph.settings import PREFIX, Settings
+from graph.core.settings import PREFIX, Settings
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 from graphql import GraphQLError, GraphQLSyntaxError
 
-from graph.bounds import QueryTooComplex
-from graph.document_rules import MAX_CHARACTERS, MAX_ERRORS, parsed, problems
-from graph.documents import _RULES
-from graph.schema import schema
-from graph.settings import ConfigurationError, Settings, load
+from graph.api.schema import schema
+from graph.core.settings import ConfigurationError, Settings, load
+from graph.execution.document_cache import _RULES
+from graph.execution.document_validation import MAX_CHARACTERS, MAX_ERRORS, parsed, problems
+from graph.execution.query_limits import QueryTooComplex
 
 TOKENS = Settings().max_query_tokens
 

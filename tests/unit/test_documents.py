@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph import documents
-from graph.documents import Document, Documents, document_id
-from graph.requests import GraphQLRequest
-from graph.schema import schema
+from graph.api.schema import schema
+from graph.execution import document_cache
+from graph.execution.document_cache import Document, Documents, document_id
+from graph.execution.request import GraphQLRequest
 
 TRUSTED = "query Trusted { __typename }"
 
@@ -33,7 +33,7 @@ def test_a_document_is_parsed_once(known: Documents) -> None:
 def test_a_flood_of_documents_drives_out_none_that_is_in_use(known: Documents) -> None:
     used = [ask(known, written(number)) for _ in range(2) for number in range(10)][:10]
     trusted = ask(known, TRUSTED)
-    for number in range(100, 100 + 2 * documents.MAX_USED):
+    for number in range(100, 100 + 2 * document_cache.MAX_USED):
         ask(known, written(number))
     assert [ask(known, written(number)) for number in range(10)] == used
     assert all(ask(known, written(number)) is used[number] for number in range(10))
@@ -42,22 +42,22 @@ def test_a_flood_of_documents_drives_out_none_that_is_in_use(known: Documents) -
 
 def test_of_documents_used_twice_the_last_are_kept(known: Documents) -> None:
     trusted = ask(known, TRUSTED)
-    asked = [ask(known, written(number // 2)) for number in range(2 * documents.MAX_USED + 2)]
+    asked = [ask(known, written(number // 2)) for number in range(2 * document_cache.MAX_USED + 2)]
     assert ask(known, written(1)) is asked[2]
     assert ask(known, written(0)) is not asked[0]
     assert ask(known, TRUSTED) is trusted
 
 
 def test_a_large_document_is_not_kept(known: Documents) -> None:
-    large = written(1).ljust(documents.MAX_KEPT_CHARACTERS + 1)
+    large = written(1).ljust(document_cache.MAX_KEPT_CHARACTERS + 1)
     assert ask(known, large) is not ask(known, large)
 
 
 @given(numbers=st.lists(st.integers(0, 30), max_size=200))
 def test_whatever_is_kept_each_document_is_itself(numbers: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(documents, "MAX_USED", 3)
-        patched.setattr(documents, "MAX_ON_PROBATION", 2)
+        patched.setattr(document_cache, "MAX_USED", 3)
+        patched.setattr(document_cache, "MAX_ON_PROBATION", 2)
         known = Documents(schema.graphql)
         for number in numbers:
             assert ask(known, written(number)).id == document_id(written(number))

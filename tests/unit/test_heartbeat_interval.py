@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.rules import Rules
+from db.registry.liveness_rules import Rules
 
 PACES = st.builds(
     Rules,

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.rules import Pulse, Rules, Standing
-from db.values import RegistryMode
+from db.core.enums import RegistryMode
+from db.registry.liveness_rules import Pulse, Rules, Standing
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
 RULES = Rules(jitter=0)

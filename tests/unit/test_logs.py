@@ -7,7 +7,7 @@ import pytest
 
 FAULT = """
 import structlog
-from graph import logs
+from graph.telemetry import logs
 
 logs.configure("{environment}", "info")
 

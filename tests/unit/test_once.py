@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.types import EventDict
 
-from graph.once import Once
+from graph.core.single_flight import Once
 
 KEYS = "abc"
 MOST = 5

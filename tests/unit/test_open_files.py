@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from graph.open_files import allow_files_for
+from graph.server.file_limits import allow_files_for
 
 
 @pytest.fixture

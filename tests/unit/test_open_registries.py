@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from graph.address import require_safe
-from graph.settings import ConfigurationError, load
+from graph.core.settings import ConfigurationError, load
+from graph.server.listener import require_safe
 
 
 @pytest.mark.parametrize(

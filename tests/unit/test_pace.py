@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph.pace import NEWS, HeartbeatPace, Pace
+from graph.live.heartbeat_pace import NEWS, HeartbeatPace, Pace
 
 
 async def test_one_object_is_told_to_all_so_that_it_is_executed_once() -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.errors import BadInput
-from db.nodes import NodeOrder
-from db.paging import Keyset
-from db.tables import NODE
+from db.core.errors import BadInput
+from db.core.pagination import Keyset
+from db.core.tables import NODE
+from db.registry.nodes import NodeOrder
 
 KEYSETS = [by.keyset(descending=descending) for by in NodeOrder for descending in (False, True)]
 

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from strawberry.schema.config import StrawberryConfig
 
 from bench.heartbeat_load import RECORD_HEARTBEATS
-from graph.context import Context, Info
-from graph.documents import trusted
-from graph.plans import Plan, event_shape_of, plan_of
-from graph.scalars import JSON, SCALARS
-from graph.schema import Schema
-from graph.schema import schema as ours
+from graph.api.context import Context, Info
+from graph.api.scalars import JSON, SCALARS
+from graph.api.schema import Schema
+from graph.api.schema import schema as ours
+from graph.execution.compiled_operation import Plan, event_shape_of, plan_of
+from graph.execution.document_cache import trusted
 
 
 @strawberry.enum

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.profiles import merge_patch
+from db.registry.profiles import merge_patch
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graph import quota
-from graph.errors import RateLimited
-from graph.quota import Quota
+from graph.auth import rate_limiter
+from graph.auth.rate_limiter import Quota
+from graph.core.errors import RateLimited
 
 WHAT = "requests"
 
@@ -96,7 +96,7 @@ def test_whether_one_is_left_is_asked_without_taking_it() -> None:
 
 
 def test_keys_are_forgotten_from_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "MAX_KEYS", 10)
+    monkeypatch.setattr(rate_limiter, "MAX_KEYS", 10)
     limited = Quota(WHAT, per_second=0.001, burst=1, clock=Clock())
     for number in range(20):
         limited.take(f"{number}")

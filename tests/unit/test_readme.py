@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from graph.documents import Documents
-from graph.requests import GraphQLRequest
-from graph.schema import schema
-from graph.settings import Settings
+from graph.api.schema import schema
+from graph.core.settings import Settings
+from graph.execution.document_cache import Documents
+from graph.execution.request import GraphQLRequest
 from tests.support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

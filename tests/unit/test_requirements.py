@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db import containment
-from db.containment import contains
-from db.database import Database
-from db.filters import LabelSelector
-from db.offers import Offer, models_in, offer
-from db.ranking import HALF_SCORE_MB, ranked
-from db.requirements import Requirements, divided, unmet
-from db.values import NodeRanking, NodeRole, NodeStatus, NodeType
+from db.core.database import Database
+from db.core.enums import NodeRanking, NodeRole, NodeStatus, NodeType
+from db.registry.node_filter import LabelSelector
+from db.routing import jsonb_contains
+from db.routing.candidates import Offer, models_in, offer
+from db.routing.jsonb_contains import contains
+from db.routing.matching import Requirements, divided, unmet
+from db.routing.scoring import HALF_SCORE_MB, ranked
 from tests.support.fleet import examples
 
 NODE = Offer(
@@ -114,7 +114,7 @@ async def asked(session: AsyncSession, whole: str, part: str) -> tuple[bool, str
 def by_index(whole: Any, part: Any) -> bool:
     """As `contains` does when the pairs are too many to try."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(containment, "MAX_STEPS", 0)
+        patch.setattr(jsonb_contains, "MAX_STEPS", 0)
         return contains(whole, part)
 
 

@@ -14,7 +14,7 @@ from graphql import (
     is_specified_scalar_type,
 )
 
-from graph.schema import schema
+from graph.api.schema import schema
 
 HERE = Path(__file__).parent
 WRITTEN = (HERE.parent.parent / "schema.graphql").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from graph.settings import ConfigurationError, load
+from graph.core.settings import ConfigurationError, load
 
 
 @pytest.fixture

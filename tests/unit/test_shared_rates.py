@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from sqlalchemy import URL
 from structlog.types import EventDict
 
-from db import rates
-from db.database import Database
-from graph import shared_rates
-from graph.errors import RateLimited
-from graph.quota import MAX_CHARGE_SECONDS, Quota
-from graph.shared_rates import INTERVAL_SECONDS, MAX_TOLD, NEAR, SharedRates
+from db.core import rate_channel
+from db.core.database import Database
+from graph.auth import rate_sync
+from graph.auth.rate_limiter import MAX_CHARGE_SECONDS, Quota
+from graph.auth.rate_sync import INTERVAL_SECONDS, MAX_TOLD, NEAR, SharedRates
+from graph.core.errors import RateLimited
 
 NOWHERE = Database(URL.create("postgresql+asyncpg", host="127.0.0.1", port=1))
 
@@ -102,7 +102,7 @@ def test_what_is_told_is_bounded_and_fits_its_payloads() -> None:
     for number in range(2 * MAX_TOLD):
         process.takes(f"{number}-{'ü' * 50}")
     told = process.rates.payloads(1)
-    assert all(len(payload.encode()) < rates.MAX_BYTES + 100 for payload in told)
+    assert all(len(payload.encode()) < rate_channel.MAX_BYTES + 100 for payload in told)
     assert sum(payload.count("requests") for payload in told) == MAX_TOLD
     assert process.rates.payloads(1) == []
 
@@ -110,7 +110,7 @@ def test_what_is_told_is_bounded_and_fits_its_payloads() -> None:
 async def test_while_the_database_is_away_each_counts_by_itself(
     monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
 ) -> None:
-    monkeypatch.setattr(shared_rates, "INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr(rate_sync, "INTERVAL_SECONDS", 0.01)
     process = Process(10, 20)
     task = asyncio.create_task(process.rates.run())
     for _ in range(2):

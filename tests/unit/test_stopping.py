@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from graph.stopping import stoppable
+from graph.server.signals import stoppable
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "daemon"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.keys import NewKey, Presented, new_key, parsed
+from db.core.token_format import NewKey, Presented, new_key, parsed
 
 BASE62 = string.digits + string.ascii_letters
 

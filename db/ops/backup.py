@@ -1,0 +1,157 @@
+"""A backup: an archive in pg_dump's custom format, and behind it one line that says what it has.
+
+pg_restore reads such a file as any other, for it never looks behind the archive's end. The line,
+`tail -n1`, is what a restored database is held to.
+"""
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from db.core.database import Database
+from db.ops.pg_client_tools import running
+
+_MAX_LINE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
+
+
+class BackupRefused(Exception):
+    """A backup cannot be made or used; the message is one line that says why."""
+
+
+class Manifest(BaseModel):
+    """`schema_version` is the newest migration, `revision` that of the change log, `rows` are by
+    table, and `size` is the archive's in bytes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node_registry_backup: Literal[1] = 1
+    taken_at: datetime
+    postgres: int
+    schema_version: str
+    revision: int
+    rows: dict[Annotated[str, Field(pattern="^[a-z_]+$")], NonNegativeInt]
+    size: int = 0
+    sha256: str = ""
+
+
+async def back_up(url: URL, path: Path) -> Manifest:
+    """One moment of the database, while it goes on; `path` is replaced once all is there.
+
+    Raises BackupRefused, Unavailable, OSError and DBAPIError; then `path` is as it was.
+    """
+    database = Database(url)
+    try:
+        with _new_file(path) as new:
+            async with database.engine.connect() as connection:
+                snapshot, manifest = await _moment(connection)
+                await _dump(url, new, snapshot, manifest.postgres)
+            return await asyncio.to_thread(_seal, new, manifest)
+    finally:
+        await database.close()
+
+
+def manifest_of(path: Path) -> Manifest:
+    """Raises BackupRefused unless the file is whole, and OSError."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _MAX_LINE_BYTES))
+        line = file.read().removesuffix(b"\n").rpartition(b"\n")[2]
+        try:
+            manifest = Manifest.model_validate_json(line)
+        except ValidationError as error:
+            raise BackupRefused(f"{path} is no backup of a registry, or not all of one") from error
+        if manifest.size + len(line) + 2 != size or _digest(file, manifest.size) != manifest.sha256:
+            raise BackupRefused(f"{path} is damaged: it is not as it was written")
+    return manifest
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """For nobody but its owner; at the end of the block it takes the place of `path`."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(descriptor)
+    new = Path(name)
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+_TABLES = text("""
+SELECT relname FROM pg_class
+WHERE relnamespace = CAST(current_schema() AS regnamespace) AND relkind IN ('r', 'p')
+  AND NOT relispartition AND relname ~ '^[a-z_]+$'
+ORDER BY relname
+""")
+
+
+async def _moment(connection: AsyncConnection) -> tuple[str, Manifest]:
+    """What a snapshot has in it, and its name, which is good while the transaction lasts."""
+    await connection.execution_options(isolation_level="REPEATABLE READ")
+    await connection.execute(text("SET LOCAL statement_timeout = 0"))
+    await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    snapshot = await connection.scalar(text("SELECT pg_export_snapshot()"))
+    tables = (await connection.scalars(_TABLES)).all()
+    if "alembic_version" not in tables or "registry_state" not in tables:
+        raise BackupRefused("the database has no registry in it")
+    about = await connection.execute(
+        text(
+            "SELECT now(), CAST(current_setting('server_version_num') AS int) / 10000,"
+            " version_num, revision FROM alembic_version, registry_state"
+        )
+    )
+    taken_at, postgres, schema_version, revision = about.one()
+    rows = {
+        table: await connection.scalar(text(f"SELECT count(*) FROM {table}"))  # noqa: S608
+        for table in tables
+    }
+    return str(snapshot), Manifest(
+        taken_at=taken_at,
+        postgres=postgres,
+        schema_version=schema_version,
+        revision=revision,
+        rows=rows,
+    )
+
+
+async def _dump(url: URL, path: Path, snapshot: str, server: int) -> None:
+    arguments = ("--format=custom", "--no-password", f"--snapshot={snapshot}", f"--file={path}")
+    async with running("pg_dump", *arguments, least=server, url=url) as dump:
+        await dump.finish()
+
+
+def _seal(path: Path, manifest: Manifest) -> Manifest:
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        sealed = manifest.model_copy(update={"size": size, "sha256": _digest(file, size)})
+        file.seek(size)
+        file.write(b"\n%s\n" % sealed.model_dump_json().encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return sealed
+
+
+def _digest(file: BinaryIO, size: int) -> str:
+    """Of so many bytes from the file's beginning."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size > 0 and (chunk := file.read(min(size, _CHUNK_BYTES))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.hexdigest()

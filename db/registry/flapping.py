@@ -1,0 +1,54 @@
+"""Flap damping: a node that changes too often is held at DEGRADED until it has been steady."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.core.enums import NodeStatus, StatusReason
+from db.registry.liveness_rules import Rules
+from db.registry.status_changes import Transition
+
+# Flapping is what silence does: the falls that it causes, and the returns from them. What a node
+# says of itself, or an operator of it, is no flapping. One that is held already was steady for long
+# enough when it comes back; that it was held weighs as much as all that it was free to do.
+_FLAPPING = text("""
+SELECT n.id
+FROM nodes n, LATERAL (
+    SELECT sum(CASE cause WHEN 'flapping' THEN CAST(:transitions AS int) ELSE 1 END) AS transitions
+    FROM (
+        SELECT reason, changed_at, previous_status <> status AS moved,
+               lag(reason) OVER (ORDER BY revision) AS cause
+        FROM (
+            SELECT * FROM status_changes c WHERE c.node_id = n.id ORDER BY revision DESC LIMIT 50
+        ) newest
+    ) judged
+    WHERE moved
+      AND ('missed_heartbeats' IN (reason, cause) OR (reason, cause) = ('heartbeat', 'flapping'))
+      AND changed_at > registry_now() - make_interval(secs => :window)
+) counted
+WHERE n.id = ANY(CAST(:nodes AS uuid[])) AND n.status_reason <> 'flapping'
+  AND transitions >= :transitions
+""")
+
+
+async def damped(
+    session: AsyncSession, transitions: Sequence[Transition], rules: Rules
+) -> list[Transition]:
+    """The transitions, but those to ONLINE that come once too often lead to FLAPPING instead."""
+    rising = [t.node for t in transitions if t.status is NodeStatus.ONLINE and t.previous]
+    if not rising:
+        return list(transitions)
+    terms = {
+        "nodes": rising,
+        "transitions": rules.flap_transitions,
+        "window": rules.flap_window,
+    }
+    flapping = set(await session.scalars(_FLAPPING, terms))
+    return [
+        replace(t, status=NodeStatus.DEGRADED, reason=StatusReason.FLAPPING)
+        if t.node in flapping and t.status is NodeStatus.ONLINE
+        else t
+        for t in transitions
+    ]

@@ -1,0 +1,222 @@
+"""Recording heartbeats: many in one statement, each with its own outcome."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from typing import Any
+
+import orjson
+from sqlalchemy import Row, column, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.core.database import Database
+from db.core.direct import Direct
+from db.core.enums import NodeStatus, StatusReason
+from db.core.errors import NodeNotFound, RegistryError, StaleBoot, Unavailable
+from db.registry import status_changes
+from db.registry.flapping import damped
+from db.registry.liveness_rules import Rules
+from db.registry.status_changes import Transition
+from db.registry.sweep import OVERDUE_AT
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatReport:
+    """One heartbeat as an agent sends it; `metrics` is None where it measured nothing."""
+
+    node_id: str
+    boot_id: str
+    sequence: int
+    degraded: bool = False
+    metrics: Mapping[str, Any] | None = None
+    actor: str = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The node after a heartbeat was heard, or was too old to say anything new."""
+
+    node_id: str
+    status: NodeStatus
+    received_at: datetime
+    next_interval: float
+
+
+# Rows are locked in the order of their ids, so that two batches never wait for one another in a
+# ring. What a heartbeat changes of the status is decided here and made by changes.apply; without
+# `whole`, nothing is written of those that change it. LIMIT tells that registry_state has one row:
+# until its first ANALYZE PostgreSQL would plan for hundreds.
+_RECORD = text(f"""
+WITH report AS (
+    SELECT * FROM unnest(CAST(:node_ids AS text[]), CAST(:boot_ids AS text[]),
+                         CAST(:sequences AS bigint[]), CAST(:degraded AS boolean[]),
+                         CAST(:metrics AS text[]), CAST(:intervals AS double precision[]))
+        WITH ORDINALITY
+        AS r (node_id, boot_id, sequence, degraded, metrics, interval_seconds, ordinal)
+), held AS (
+    SELECT n.id, n.status, n.status_reason, n.last_heartbeat, n.boot_id = r.boot_id AS same_boot,
+           n.steady_since, n.heartbeat_interval_seconds AS promised_seconds,
+           r.ordinal, r.sequence, r.degraded, r.metrics, r.interval_seconds,
+           greatest(registry_now(), n.heard_at) AS heard_at,
+           n.boot_id = r.boot_id AND r.sequence > coalesce(n.last_sequence, -1) AS newer,
+           n.status = 'degraded' AND n.status_reason = 'flapping' AS flapping,
+           {OVERDUE_AT} <= registry_now() AS late
+    FROM report r
+    JOIN nodes n
+      ON n.node_id = r.node_id AND n.removed_at IS NULL AND n.boot_id IS NOT NULL
+    CROSS JOIN (SELECT lease_floor FROM registry_state LIMIT 1) s
+    ORDER BY n.id
+    FOR UPDATE OF n
+), judged AS (
+    SELECT *, newer AND NOT unsteady
+              AND (status <> next OR next = 'degraded' AND status_reason <> 'self_reported')
+              AS changes
+    FROM (
+        SELECT *, CASE WHEN status = 'maintenance' THEN status
+                       WHEN degraded OR unsteady THEN 'degraded'
+                       ELSE 'online' END AS next
+        FROM (
+            SELECT *, flapping
+                      AND (late OR steady_since > heard_at - make_interval(secs => :flap_steady))
+                      AS unsteady
+            FROM held
+        ) held
+    ) held
+), logged AS (
+    INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
+    SELECT heard_at, id, next, CAST(metrics AS jsonb) FROM judged
+    WHERE newer AND (NOT changes OR :whole)
+    RETURNING id AS heartbeat_id, node_id, timestamp
+), renewed AS (
+    UPDATE nodes n
+    SET last_heartbeat = l.timestamp, heard_at = l.timestamp, last_sequence = h.sequence,
+        last_heartbeat_id = l.heartbeat_id, reported_degraded = h.degraded,
+        heartbeat_interval_seconds = h.interval_seconds,
+        steady_since = CASE WHEN h.flapping AND h.late THEN h.heard_at ELSE h.steady_since END
+    FROM judged h JOIN logged l ON l.node_id = h.id
+    WHERE n.id = h.id
+)
+SELECT ordinal, id, same_boot, status, next, changes,
+       CASE WHEN newer THEN heard_at ELSE last_heartbeat END AS received_at,
+       CASE WHEN newer THEN interval_seconds ELSE promised_seconds END AS interval_seconds
+FROM judged
+ORDER BY ordinal
+""").columns(  # noqa: S608  # nothing in it comes from outside
+    *map(column, ("ordinal", "id", "same_boot", "status", "next", "changes")),
+    *map(column, ("received_at", "interval_seconds")),
+)
+_DIRECTLY = Direct(_RECORD)
+
+
+async def write(
+    database: Database, reports: Sequence[HeartbeatReport], rules: Rules
+) -> list[Recorded | RegistryError]:
+    """The outcome of each report, in the order given, as `record` has it, once it is committed.
+
+    Those that change no status, nearly all, are written in a single round trip, and stand though
+    the others should be Unavailable. Raises Unavailable when none could be written.
+    """
+    first, *later = _one_of_each_node(reports) or [[]]
+    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    left = list(chain(*later))
+    async with database.driver() as connection:
+        terms = _terms([reports[i] for i in first], rules, whole=False)
+        rows = await _DIRECTLY.fetch(connection, **terms)
+    for row in rows:
+        i = first[row.ordinal - 1]
+        if row.changes:
+            left.append(i)
+        else:
+            outcomes[i] = _outcome(reports[i], row, row.status)
+    if left:
+        left.sort()
+        recorded: Sequence[Recorded | RegistryError]
+        try:
+            async with database.write() as session:
+                recorded = await record(session, [reports[i] for i in left], rules)
+        except Unavailable as away:
+            recorded = [away] * len(left)
+        for i, outcome in zip(left, recorded, strict=True):
+            outcomes[i] = outcome
+    return outcomes
+
+
+async def record(
+    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: Rules
+) -> list[Recorded | RegistryError]:
+    """The outcome of each report, in the order given; none fails the others.
+
+    A report that is not newer than the node's last one changes nothing and tells how the node
+    stands. The log gets one row for each that is accepted.
+    """
+    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    unknown: set[str] = set()
+    for turn in _one_of_each_node(reports):
+        # A turn locks no node that the first one did not: the log's counter may be locked by now.
+        asked = [i for i in turn if reports[i].node_id not in unknown]
+        outcomes_of_turn = await _record(session, [reports[i] for i in asked], rules)
+        for i, outcome in zip(asked, outcomes_of_turn, strict=True):
+            outcomes[i] = outcome
+            if isinstance(outcome, NodeNotFound):
+                unknown.add(reports[i].node_id)
+    return outcomes
+
+
+def _one_of_each_node(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
+    """The indexes of the reports, in turns in which no node occurs twice."""
+    seen: dict[str, int] = {}
+    turns: list[list[int]] = []
+    for i, report in enumerate(reports):
+        turn = seen.get(report.node_id, 0)
+        seen[report.node_id] = turn + 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(i)
+    return turns
+
+
+async def _record(
+    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: Rules
+) -> list[Recorded | RegistryError]:
+    rows = await session.execute(_RECORD, _terms(reports, rules, whole=True))
+    judged = [(reports[row.ordinal - 1], row) for row in rows]
+    transitions = [
+        Transition(
+            row.id,
+            NodeStatus(row.status),
+            NodeStatus(row.next),
+            StatusReason.SELF_REPORTED if report.degraded else StatusReason.HEARTBEAT,
+            report.actor,
+        )
+        for report, row in judged
+        if row.changes
+    ]
+    if transitions:
+        transitions = await damped(session, transitions, rules)
+        await status_changes.apply(session, transitions)
+    status = {t.node: t.status for t in transitions}
+    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    for report, row in judged:
+        outcomes[row.ordinal - 1] = _outcome(report, row, status.get(row.id, row.status))
+    return outcomes
+
+
+def _terms(reports: Sequence[HeartbeatReport], rules: Rules, *, whole: bool) -> dict[str, object]:
+    return {
+        "node_ids": [report.node_id for report in reports],
+        "boot_ids": [report.boot_id for report in reports],
+        "sequences": [report.sequence for report in reports],
+        "degraded": [report.degraded for report in reports],
+        "metrics": [orjson.dumps(report.metrics or {}).decode() for report in reports],
+        "intervals": [rules.next_interval() for _ in reports],
+        "grace": rules.grace,
+        "flap_steady": rules.flap_steady,
+        "whole": whole,
+    }
+
+
+def _outcome(report: HeartbeatReport, row: Row[Any], status: str) -> Recorded | RegistryError:
+    if not row.same_boot:
+        return StaleBoot(report.node_id)
+    return Recorded(report.node_id, NodeStatus(status), row.received_at, row.interval_seconds)

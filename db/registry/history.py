@@ -1,0 +1,219 @@
+"""What happened to nodes: their heartbeats, their metrics, their status changes over time.
+
+Each question is asked for many nodes at once, so that a list costs as few statements as one node.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Row, func, select, text, true
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+from sqlmodel import col
+
+from db.core.errors import BadInput
+from db.core.pagination import Keyset, Page, take
+from db.core.tables import HEARTBEAT, METRICS_HISTORY, NODE, STATUS_CHANGE, Heartbeat, Node
+from db.registry import status_changes
+from db.registry.node_filter import NodeFilter
+from db.registry.status_changes import LoggedChange
+
+EntryT = TypeVar("EntryT")
+
+HEARTBEATS = Keyset(
+    "heartbeats", (HEARTBEAT.timestamp, HEARTBEAT.id), (datetime, int), descending=True
+)
+METRICS = Keyset("metrics", (METRICS_HISTORY.c.hour,), (datetime,), descending=True)
+STATUS_CHANGES = Keyset("changes", (STATUS_CHANGE.revision,), (int,), descending=True)
+
+
+async def heartbeats(
+    session: AsyncSession,
+    nodes: Sequence[UUID],
+    *,
+    first: int,
+    after: str | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> dict[UUID, Page[Heartbeat]]:
+    """A page of each node's heartbeats, newest first: those from `since` on and before `until`."""
+    statement = select(Heartbeat).where(HEARTBEAT.node_id == NODE.id)
+    if since is not None:
+        statement = statement.where(HEARTBEAT.timestamp >= since)
+    if until is not None:
+        statement = statement.where(HEARTBEAT.timestamp < until)
+    page = HEARTBEATS.page(statement, first=first, after=after).lateral()
+    rows = await session.scalars(
+        select(aliased(Heartbeat, page))
+        .select_from(Node)
+        .join(page, true())
+        .where(NODE.id.in_(nodes))
+        .order_by(page.c.timestamp.desc(), page.c.id.desc())
+    )
+    return _pages(nodes, ((row.node_id, row) for row in rows), first)
+
+
+# A node's heartbeats are written under its lock: their ids are in the order of their commits.
+_BEHIND = text("""
+SELECT h.id, h.timestamp, h.node_id, h.status, h.metrics
+FROM unnest(CAST(:nodes AS uuid[]), CAST(:last_ids AS bigint[])) AS w (node, last_id), LATERAL (
+    SELECT * FROM heartbeat_log l
+    WHERE l.node_id = w.node AND l.id > w.last_id AND l.timestamp > registry_now() - interval '1h'
+    ORDER BY l.timestamp DESC, l.id DESC
+    LIMIT 100
+) h
+ORDER BY h.id
+""").columns(
+    HEARTBEAT.id, HEARTBEAT.timestamp, HEARTBEAT.node_id, HEARTBEAT.status, HEARTBEAT.metrics
+)
+
+
+async def heartbeats_behind(
+    session: AsyncSession, last_ids: Mapping[UUID, int]
+) -> dict[UUID, list[Heartbeat]]:
+    """Each node's heartbeats behind that id, in order: the newest 100 of the last hour."""
+    rows = await session.scalars(
+        select(Heartbeat).from_statement(_BEHIND),
+        {"nodes": list(last_ids), "last_ids": list(last_ids.values())},
+    )
+    found: dict[UUID, list[Heartbeat]] = {}
+    for row in rows:
+        found.setdefault(row.node_id, []).append(row)
+    return found
+
+
+async def latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Any]:
+    """The metrics of each node's last heartbeat; a node of which the log has none is left out."""
+    rows = await session.execute(
+        select(NODE.id, HEARTBEAT.metrics)
+        .join(
+            Heartbeat,
+            (HEARTBEAT.id == NODE.last_heartbeat_id) & (HEARTBEAT.timestamp == NODE.last_heartbeat),
+        )
+        .where(NODE.id.in_(nodes))
+    )
+    return {row.id: row.metrics for row in rows}
+
+
+async def metrics_by_hour(
+    session: AsyncSession,
+    nodes: Sequence[UUID],
+    *,
+    first: int,
+    after: str | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> dict[UUID, Page[Row[Any]]]:
+    """A page of each node's rolled up hours, newest first: those that began in that time.
+
+    The rows have the columns of metrics_history.
+    """
+    hour = METRICS_HISTORY.c.hour
+    statement = select(METRICS_HISTORY).where(METRICS_HISTORY.c.node_id == NODE.id)
+    if since is not None:
+        statement = statement.where(hour >= since)
+    if until is not None:
+        statement = statement.where(hour < until)
+    page = METRICS.page(statement, first=first, after=after).lateral()
+    rows = await session.execute(
+        select(page)
+        .select_from(Node)
+        .join(page, true())
+        .where(NODE.id.in_(nodes))
+        .order_by(page.c.hour.desc())
+    )
+    return _pages(nodes, ((row.node_id, row) for row in rows), first)
+
+
+async def list_status_changes(
+    session: AsyncSession, node_filter: NodeFilter, *, first: int, after: str | None
+) -> Page[LoggedChange]:
+    """A page of the changes of all nodes that the filter means, newest first."""
+    statement = STATUS_CHANGES.page(
+        status_changes.LOGGED.where(node_filter.condition(status=STATUS_CHANGE.status)),
+        first=first,
+        after=after,
+    )
+    return take([LoggedChange(*row) for row in await session.execute(statement)], first)
+
+
+async def list_status_changes_by_node(
+    session: AsyncSession, nodes: Sequence[UUID], *, first: int, after: str | None
+) -> dict[UUID, Page[LoggedChange]]:
+    """A page of each node's own changes, newest first."""
+    subject = aliased(Node)
+    page = STATUS_CHANGES.page(
+        status_changes.LOGGED.where(STATUS_CHANGE.node_id == subject.id), first=first, after=after
+    ).lateral()
+    rows = await session.execute(
+        select(page)
+        .select_from(subject)
+        .join(page, true())
+        .where(col(subject.id).in_(nodes))
+        .order_by(page.c.revision.desc())
+    )
+    logged = (LoggedChange(*row) for row in rows)
+    return _pages(nodes, ((change.node, change) for change in logged), first)
+
+
+# The last change before the period tells the status at its start; before a node was registered,
+# and after it was removed, it was not available. What a trimmed log no longer says is taken from
+# the first change that it holds, or, without one, from the node.
+_AVAILABILITY = text("""
+WITH held AS (
+    SELECT node_id, previous_status, status, changed_at, revision
+    FROM status_changes
+    WHERE node_id = ANY(CAST(:nodes AS uuid[]))
+), trimmed AS (
+    SELECT n.id AS node_id, coalesce(first.previous_status, n.status) AS status,
+           n.registered_at AS changed_at, CAST(0 AS bigint) AS revision
+    FROM nodes n LEFT JOIN LATERAL (
+        SELECT * FROM held h WHERE h.node_id = n.id ORDER BY h.revision LIMIT 1
+    ) first ON true
+    WHERE n.id = ANY(CAST(:nodes AS uuid[]))
+      AND (first.revision IS NULL OR first.previous_status IS NOT NULL)
+), change AS (
+    SELECT node_id, status, changed_at,
+           lead(changed_at, 1, 'infinity') OVER (PARTITION BY node_id ORDER BY revision) AS ended_at
+    FROM (
+        SELECT node_id, status, changed_at, revision FROM held
+        UNION ALL SELECT node_id, status, changed_at, revision FROM trimmed
+    ) known
+    WHERE changed_at < :until
+)
+SELECT node_id,
+       extract(epoch FROM sum(least(ended_at, :until) - greatest(changed_at, :since)))
+       / extract(epoch FROM CAST(:until AS timestamptz) - CAST(:since AS timestamptz))
+FROM change
+WHERE status IN ('online', 'degraded') AND ended_at > :since
+GROUP BY node_id
+""")
+
+
+async def availability(
+    session: AsyncSession, nodes: Sequence[UUID], *, since: datetime, until: datetime | None
+) -> dict[UUID, float]:
+    """The part of the time from `since` to `until`, 0 to 1, that each was ONLINE or DEGRADED.
+
+    What lies in the future does not count. Raises BadInput when no time is left.
+    """
+    now: datetime = (await session.execute(select(func.registry_now()))).scalar_one()
+    end = min(until or now, now)
+    if since >= end:
+        raise BadInput("since", "must lie before until, and in the past")
+    rows = await session.execute(
+        _AVAILABILITY, {"nodes": list(nodes), "since": since, "until": end}
+    )
+    return dict.fromkeys(nodes, 0.0) | {node: float(part) for node, part in rows}
+
+
+def _pages(
+    nodes: Sequence[UUID], found: Iterable[tuple[UUID, EntryT]], first: int
+) -> dict[UUID, Page[EntryT]]:
+    """Of each node what was found of it, in order; none may have been."""
+    by_node: dict[UUID, list[EntryT]] = {node: [] for node in nodes}
+    for node, entry in found:
+        by_node[node].append(entry)
+    return {node: take(entries, first) for node, entries in by_node.items()}

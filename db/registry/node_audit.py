@@ -1,0 +1,60 @@
+"""What the audit trail tells of a node."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.access import audit
+from db.core.identity import Caller
+from db.core.tables import Node
+from db.registry.status_changes import Transition
+
+_AT_LENGTH = ("capabilities", "metadata")
+
+
+def as_document(node: Node) -> dict[str, Any]:
+    """What an operator knows of it, as JSON. The boot id is left out: who knows it could pass for
+    the agent.
+    """
+    return {
+        "name": node.node_name,
+        "role": node.node_role.value,
+        "type": node.node_type.value,
+        "labels": node.labels,
+        "ipAddress": node.ip_address,
+        "localIp": node.local_ip,
+        "hostname": node.hostname,
+        "status": node.status.value,
+        "statusReason": node.status_reason.value,
+        "maintenanceUntil": node.maintenance_until,
+        "bootSince": node.boot_since,
+        "capabilities": node.capabilities,
+        "metadata": node.metadata_,
+    }
+
+
+def after(document: Mapping[str, Any], transition: Transition) -> dict[str, Any]:
+    """The document once the transition is made."""
+    return {
+        **document,
+        "status": transition.status.value,
+        "statusReason": transition.reason.value,
+    }
+
+
+async def record(
+    session: AsyncSession,
+    *,
+    by: Caller,
+    action: str,
+    node_id: str,
+    before: Mapping[str, Any] | None,
+    after: Mapping[str, Any] | None,
+) -> None:
+    """What an agent says at length is left out where it stays the same: agents start often."""
+    if before is not None and after is not None:
+        same = {name for name in _AT_LENGTH if before[name] == after[name]}
+        before = {name: value for name, value in before.items() if name not in same}
+        after = {name: value for name, value in after.items() if name not in same}
+    await audit.record(session, by=by, action=action, subject=node_id, before=before, after=after)

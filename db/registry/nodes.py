@@ -1,0 +1,164 @@
+"""Nodes: finding, listing, maintaining and removing them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.access import token_changes
+from db.core.enums import NodeStatus, StatusReason
+from db.core.errors import BadInput, NodeNotFound
+from db.core.identity import Caller
+from db.core.pagination import Keyset, Page, take
+from db.core.tables import NODE, Node
+from db.registry import node_audit, status_changes
+from db.registry.liveness_rules import Rules
+from db.registry.node_filter import NodeFilter
+from db.registry.status_changes import Transition
+from db.registry.sweep import status_by_heartbeats
+
+_REGISTERED = NODE.removed_at.is_(None)
+
+
+class NodeOrder(Enum):
+    """How a list of nodes may be sorted; ties fall to the node's id."""
+
+    NODE_ID = "node_id"
+    NAME = "node_name"
+    STATUS_SINCE = "status_since"
+    REGISTERED_AT = "registered_at"
+
+    def keyset(self, *, descending: bool) -> Keyset:
+        kind = datetime if self in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT} else str
+        return Keyset(
+            f"nodes.{self.value}.{'desc' if descending else 'asc'}",
+            (getattr(Node, self.value), NODE.id),
+            (kind, UUID),
+            descending=descending,
+        )
+
+    def key(self, node: Node) -> tuple[Any, UUID]:
+        return getattr(node, self.value), node.id
+
+
+async def find(session: AsyncSession, node_id: str) -> Node | None:
+    statement = select(Node).where(NODE.node_id == node_id, _REGISTERED)
+    return (await session.scalars(statement)).one_or_none()
+
+
+async def by_uuid(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Node]:
+    """Those of them that are still registered."""
+    rows = await session.scalars(select(Node).where(NODE.id.in_(nodes), _REGISTERED))
+    return {node.id: node for node in rows}
+
+
+async def listed(
+    session: AsyncSession,
+    node_filter: NodeFilter,
+    order: Keyset,
+    *,
+    first: int,
+    after: str | None,
+) -> Page[Node]:
+    statement = order.page(
+        select(Node).where(_REGISTERED, node_filter.condition()), first=first, after=after
+    )
+    return take((await session.scalars(statement)).all(), first)
+
+
+async def count(session: AsyncSession, node_filter: NodeFilter) -> int:
+    statement = select(func.count()).select_from(Node).where(_REGISTERED, node_filter.condition())
+    return (await session.scalars(statement)).one()
+
+
+async def count_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
+    rows = await session.execute(
+        select(NODE.status, func.count().label("nodes")).where(_REGISTERED).group_by(NODE.status)
+    )
+    return dict.fromkeys(NodeStatus, 0) | {row.status: row.nodes for row in rows}
+
+
+async def start_maintenance(
+    session: AsyncSession, node_id: str, *, note: str | None, until: datetime | None, by: Caller
+) -> Node:
+    """Takes the node out of use until an operator, or `until`, ends it.
+
+    Raises NodeNotFound, and BadInput for an `until` that is past.
+    """
+    node = await locked(session, node_id)
+    before = node_audit.as_document(node)
+    if until is not None and until <= (await session.scalars(select(func.registry_now()))).one():
+        raise BadInput("input.until", "must lie in the future")
+    await session.execute(update(Node).where(NODE.id == node.id).values(maintenance_until=until))
+    started = Transition(
+        node.id,
+        node.status,
+        NodeStatus.MAINTENANCE,
+        StatusReason.MAINTENANCE_STARTED,
+        by.name,
+        note,
+    )
+    after = {**node_audit.after(before, started), "maintenanceUntil": until}
+    await node_audit.record(
+        session, by=by, action="node.set_maintenance", node_id=node_id, before=before, after=after
+    )
+    await status_changes.apply(session, [started])
+    await session.refresh(node)
+    return node
+
+
+async def end_maintenance(
+    session: AsyncSession, node_id: str, *, rules: Rules, note: str | None, by: Caller
+) -> Node:
+    """Leaves the node in the status that its heartbeats say. Raises NodeNotFound."""
+    node = await locked(session, node_id)
+    before = after = node_audit.as_document(node)
+    ended = []
+    if node.status is NodeStatus.MAINTENANCE:
+        status = await status_by_heartbeats(session, node.id, rules)
+        reason = StatusReason.MAINTENANCE_ENDED
+        ended = [Transition(node.id, node.status, status, reason, by.name, note)]
+        after = {**node_audit.after(before, ended[0]), "maintenanceUntil": None}
+    await node_audit.record(
+        session, by=by, action="node.set_maintenance", node_id=node_id, before=before, after=after
+    )
+    if ended:
+        await status_changes.apply(session, ended)
+        await session.refresh(node)
+    return node
+
+
+async def deregister(session: AsyncSession, node_id: str, *, note: str | None, by: Caller) -> int:
+    """Removes the node, keeps its history, returns the change's revision. Raises NodeNotFound.
+
+    The key that enrolment gave it ends.
+    """
+    node = await locked(session, node_id)
+    await token_changes.revoke_enrolled(session, node_id)
+    await node_audit.record(
+        session,
+        by=by,
+        action="node.deregister",
+        node_id=node_id,
+        before=node_audit.as_document(node),
+        after=None,
+    )
+    await session.execute(
+        update(Node).where(NODE.id == node.id).values(removed_at=func.registry_now())
+    )
+    reason = StatusReason.DEREGISTERED
+    removed = Transition(node.id, node.status, NodeStatus.OFFLINE, reason, by.name, note)
+    return await status_changes.apply(session, [removed])
+
+
+async def locked(session: AsyncSession, node_id: str) -> Node:
+    """For this transaction. Raises NodeNotFound."""
+    statement = select(Node).where(NODE.node_id == node_id, _REGISTERED).with_for_update()
+    node = (await session.scalars(statement)).one_or_none()
+    if node is None:
+        raise NodeNotFound(node_id)
+    return node

@@ -1,0 +1,220 @@
+"""Registration: how an agent's run comes to hold a node's id."""
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.core.enums import NodeRole, NodeStatus, NodeType, StatusReason
+from db.core.errors import NodeIdTaken, Unavailable
+from db.core.identity import Caller
+from db.core.tables import NODE, Node
+from db.registry import node_audit, status_changes
+from db.registry.flapping import damped
+from db.registry.liveness_rules import Rules
+from db.registry.profile_changes import put_of_node
+from db.registry.profiles import ProfileContent
+from db.registry.status_changes import Transition
+from db.registry.sweep import OVERDUE_AT
+
+_ATTEMPTS = 5
+_REGISTER = "node.register"
+_REGISTERED = NODE.removed_at.is_(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What an agent says of its node. None leaves what is known as it is."""
+
+    role: NodeRole
+    type: NodeType
+    boot_id: str
+    node_id: str | None = None
+    name: str | None = None
+    labels: Sequence[str] | None = None
+    ip_address: str | None = None
+    local_ip: str | None = None
+    hostname: str | None = None
+    capabilities: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+    profiles: Sequence[ProfileContent] = ()
+    replaces_boot_id: str | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """The attributes of Node that it sets."""
+        said = {
+            "node_name": self.name,
+            "labels": None if self.labels is None else list(self.labels),
+            "ip_address": self.ip_address,
+            "local_ip": self.local_ip,
+            "hostname": self.hostname,
+            "capabilities": self.capabilities,
+            "metadata_": self.metadata,
+        }
+        known = {column: value for column, value in said.items() if value is not None}
+        return {"node_role": self.role, "node_type": self.type, **known}
+
+
+async def register(
+    session: AsyncSession, registration: Registration, *, rules: Rules, by: Caller
+) -> tuple[Node, bool]:
+    """The node as it stands afterwards, and whether it is new.
+
+    Of two registrations of one new id at once, one makes the node and the other finds it. Raises
+    NodeIdTaken while another run of an agent holds the id and is still heard.
+    """
+    for attempt in range(_ATTEMPTS):
+        held = await _held_by(session, registration)
+        if held is not None:
+            return await _register_again(session, held, registration, rules, by), False
+        created = await _create(session, registration, rules, by, plain_id=attempt == 0)
+        if created is not None:
+            return created, True
+    raise Unavailable(retry_after_seconds=1)
+
+
+async def _held_by(session: AsyncSession, registration: Registration) -> Node | None:
+    if registration.node_id is not None:
+        mine = NODE.node_id == registration.node_id
+    else:
+        # The reply to an agent's first registration may be lost: its boot id finds the node again.
+        await session.execute(
+            select(func.pg_advisory_xact_lock(func.hashtextextended(registration.boot_id, 0)))
+        )
+        mine = NODE.boot_id == registration.boot_id
+    return (
+        await session.scalars(
+            select(Node).where(mine, _REGISTERED).order_by(NODE.id).limit(1).with_for_update()
+        )
+    ).first()
+
+
+async def _create(
+    session: AsyncSession,
+    registration: Registration,
+    rules: Rules,
+    by: Caller,
+    *,
+    plain_id: bool,
+) -> Node | None:
+    node_id = registration.node_id or _id_from(registration.hostname, plain=plain_id)
+    node = (
+        await session.scalars(
+            insert(Node)
+            .values(
+                node_id=node_id,
+                status=NodeStatus.ONLINE,
+                status_reason=StatusReason.REGISTERED,
+                boot_id=registration.boot_id,
+                boot_since=func.registry_now(),
+                heard_at=func.registry_now(),
+                heartbeat_interval_seconds=rules.next_interval(),
+                **{"node_name": node_id, **registration.columns()},
+            )
+            .on_conflict_do_nothing(index_elements=[NODE.node_id], index_where=_REGISTERED)
+            .returning(Node)
+        )
+    ).one_or_none()
+    if node is None:
+        return None
+    await node_audit.record(
+        session,
+        by=by,
+        action=_REGISTER,
+        node_id=node.node_id,
+        before=None,
+        after=node_audit.as_document(node),
+    )
+    await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
+    await status_changes.apply(
+        session,
+        [Transition(node.id, None, NodeStatus.ONLINE, StatusReason.REGISTERED, by.name)],
+    )
+    await session.refresh(node)
+    return node
+
+
+async def _register_again(
+    session: AsyncSession, node: Node, registration: Registration, rules: Rules, by: Caller
+) -> Node:
+    values: dict[str, Any] = {
+        "heard_at": func.greatest(NODE.heard_at, func.registry_now()),
+        "updated_at": func.registry_now(),
+        "heartbeat_interval_seconds": rules.next_interval(),
+        "reported_degraded": False,
+        **registration.columns(),
+    }
+    if node.boot_id != registration.boot_id:
+        await _refuse_while_heard(session, node, registration, rules)
+        values |= {
+            "boot_id": registration.boot_id,
+            "boot_since": func.registry_now(),
+            "last_sequence": None,
+        }
+    before = node_audit.as_document(node)
+    written = await session.scalars(
+        update(Node).where(NODE.id == node.id).values(values).returning(Node),
+        execution_options={"populate_existing": True},
+    )
+    node = written.one()
+    after = node_audit.as_document(node)
+    back: list[Transition] = []
+    held = node.status_reason is StatusReason.FLAPPING
+    if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE} and not held:
+        reason = StatusReason.REGISTERED
+        online = Transition(node.id, node.status, NodeStatus.ONLINE, reason, by.name)
+        back = await damped(session, [online], rules)
+        after = node_audit.after(after, back[0])
+    await node_audit.record(
+        session, by=by, action=_REGISTER, node_id=node.node_id, before=before, after=after
+    )
+    await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
+    if back:
+        await status_changes.apply(session, back)
+        await session.refresh(node)
+    return node
+
+
+_HOLDER = text(f"""
+SELECT extract(epoch FROM {OVERDUE_AT} - registry_now()) AS silent_in,
+       n.boot_id = :replaces_boot_id AND coalesce(n.hostname, host(n.local_ip)) IS NOT NULL
+       AND n.hostname IS NOT DISTINCT FROM CAST(:hostname AS text)
+       AND n.local_ip IS NOT DISTINCT FROM CAST(:local_ip AS inet) AS restarted
+FROM nodes n, registry_state s WHERE n.id = :id
+""")  # noqa: S608  # nothing in it comes from outside
+
+
+async def _refuse_while_heard(
+    session: AsyncSession, node: Node, registration: Registration, rules: Rules
+) -> None:
+    """Two machines may claim one id, e.g. after a disk was cloned: the one that is heard keeps it.
+
+    An agent that started again proves it by naming the run before it from the same host and
+    address; it need not wait until that run has fallen silent.
+    """
+    if node.boot_id is None:
+        return
+    said = {
+        "replaces_boot_id": registration.replaces_boot_id,
+        "hostname": registration.hostname,
+        "local_ip": registration.local_ip,
+    }
+    holder = (await session.execute(_HOLDER, {"grace": rules.grace, "id": node.id, **said})).one()
+    if holder.silent_in > 0 and not holder.restarted:
+        raise NodeIdTaken(
+            node.node_id,
+            holder_hostname=node.hostname,
+            holder_address=node.ip_address or node.local_ip,
+            held_since=node.boot_since,
+            retry_after_seconds=float(holder.silent_in),
+        )
+
+
+def _id_from(hostname: str | None, *, plain: bool) -> str:
+    stem = re.sub(r"[^a-z0-9.-]+", "-", (hostname or "").lower()).strip("-.")[:200] or "node"
+    return stem if plain else f"{stem}-{secrets.token_hex(3)}"

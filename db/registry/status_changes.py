@@ -1,0 +1,247 @@
+"""The change log, and the only place that sets a node's status.
+
+Whoever changes a status locks the node's row first and calls `apply` last: the log's counter is
+one row, so its lock puts the changes of all processes in one order, the order of their commits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import Row, and_, bindparam, func, inspect, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+from sqlmodel import col
+
+from db.core.direct import Direct
+from db.core.enums import NodeStatus, StatusReason
+from db.core.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
+from db.registry.node_filter import NodeFilter
+
+CHANNEL = "node_registry_changes"
+"""Where NOTIFY tells the newest revision, and nothing else."""
+
+REGISTRY = "registry"
+"""The actor of a change that nobody asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A change about to be made; `previous` is None for a node that is new."""
+
+    node: UUID
+    previous: NodeStatus | None
+    status: NodeStatus
+    reason: StatusReason
+    actor: str = REGISTRY
+    note: str | None = None
+
+
+_APPLY = text(f"""
+WITH transition AS (
+    SELECT * FROM unnest(CAST(:nodes AS uuid[]), CAST(:previous AS text[]), CAST(:status AS text[]),
+                         CAST(:reason AS text[]), CAST(:note AS text[]), CAST(:actor AS text[]))
+        WITH ORDINALITY AS t (node, previous, status, reason, note, actor, ordinal)
+), counter AS (
+    UPDATE registry_state
+    SET revision = revision + :count, changed_at = greatest(changed_at, registry_now())
+    RETURNING revision, changed_at
+), moved AS (
+    UPDATE nodes
+    SET status = t.status, status_reason = t.reason, updated_at = c.changed_at,
+        maintenance_until = CASE WHEN t.status = 'maintenance' THEN maintenance_until END,
+        status_since = CASE WHEN t.previous = t.status THEN status_since ELSE c.changed_at END,
+        steady_since = CASE WHEN t.reason = 'flapping' THEN registry_now() ELSE steady_since END
+    FROM transition t, counter c
+    WHERE nodes.id = t.node
+), logged AS (
+    INSERT INTO status_changes
+        (revision, node_id, previous_status, status, reason, note, actor, changed_at)
+    SELECT c.revision - :count + t.ordinal, t.node, t.previous, t.status, t.reason, t.note, t.actor,
+           c.changed_at
+    FROM transition t, counter c
+)
+SELECT revision, pg_notify('{CHANNEL}', revision::text) FROM counter
+""")  # noqa: S608  # the channel's name is ours
+
+
+async def apply(session: AsyncSession, transitions: Sequence[Transition]) -> int:
+    """Makes the changes, gives them the next revisions in order, and returns the last of these."""
+    row = await session.execute(
+        _APPLY,
+        {
+            "count": len(transitions),
+            "nodes": [t.node for t in transitions],
+            "previous": [t.previous for t in transitions],
+            "status": [t.status for t in transitions],
+            "reason": [t.reason for t in transitions],
+            "note": [t.note for t in transitions],
+            "actor": [t.actor for t in transitions],
+        },
+    )
+    revision: int = row.scalar_one()
+    return revision
+
+
+async def state(session: AsyncSession) -> RegistryState:
+    return (await session.scalars(select(RegistryState))).one()
+
+
+async def current_revision(session: AsyncSession) -> int:
+    revision: int = (await session.scalars(select(REGISTRY_STATE.revision))).one()
+    return revision
+
+
+_LAG = text("""
+SELECT s.revision,
+       CASE WHEN s.revision <= :read THEN 0
+            ELSE extract(epoch FROM registry_now() - coalesce(next.changed_at, s.changed_at)) END
+FROM registry_state s
+LEFT JOIN status_changes next ON next.revision = :read + 1
+""")
+
+
+async def lag(session: AsyncSession, read: int) -> tuple[int, float]:
+    """The newest revision, and the age in seconds of the oldest change behind `read`."""
+    revision, seconds = (await session.execute(_LAG, {"read": read})).one()
+    return revision, float(seconds)
+
+
+async def held_revisions(session: AsyncSession) -> range:
+    """The revisions that the log holds; empty, but placed, when it was trimmed to nothing."""
+    oldest = select(func.min(STATUS_CHANGE.revision)).scalar_subquery()
+    newest = REGISTRY_STATE.revision
+    row = (await session.execute(select(func.coalesce(oldest, newest + 1), newest))).one()
+    return range(row[0], row[1] + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedChange:
+    """A row of the log with the name of its node."""
+
+    revision: int
+    node: UUID
+    node_id: str
+    previous_status: NodeStatus | None
+    status: NodeStatus
+    reason: StatusReason
+    note: str | None
+    actor: str
+    changed_at: datetime
+
+
+LOGGED = select(
+    STATUS_CHANGE.revision,
+    STATUS_CHANGE.node_id,
+    NODE.node_id,
+    STATUS_CHANGE.previous_status,
+    STATUS_CHANGE.status,
+    STATUS_CHANGE.reason,
+    STATUS_CHANGE.note,
+    STATUS_CHANGE.actor,
+    STATUS_CHANGE.changed_at,
+).join_from(StatusChange, Node, STATUS_CHANGE.node_id == NODE.id)
+"""Selects the parts of LoggedChange, in order."""
+
+
+_SLICE = (
+    select(StatusChange)
+    .where(
+        STATUS_CHANGE.revision > bindparam("revision"), STATUS_CHANGE.revision <= bindparam("upto")
+    )
+    .order_by(STATUS_CHANGE.revision)
+    .limit(bindparam("limit"))
+    .subquery("logged")
+)
+_LAST = func.max(_SLICE.c.revision).over(partition_by=_SLICE.c.node_id).label("last")
+_MARKED = select(_SLICE, _LAST).subquery("marked")
+_NAMED = aliased(Node, name="named")
+_STANDING = aliased(Node, name="standing")
+
+_LOGGED_COLUMNS = (
+    _MARKED.c.revision,
+    _MARKED.c.node_id,
+    col(_NAMED.node_id),
+    _MARKED.c.previous_status,
+    _MARKED.c.status,
+    _MARKED.c.reason,
+    _MARKED.c.note,
+    _MARKED.c.actor,
+    _MARKED.c.changed_at,
+)
+_NODE_COLUMNS = inspect(Node).column_attrs.keys()
+
+# A node, which may be large, comes with the last of its changes alone.
+_AFTER = Direct(
+    select(
+        *(column.label(f"logged_{place}") for place, column in enumerate(_LOGGED_COLUMNS)),
+        *(getattr(_STANDING, name).label(name) for name in _NODE_COLUMNS),
+    )
+    .select_from(_MARKED)
+    .join(_NAMED, col(_NAMED.id) == _MARKED.c.node_id)
+    .outerjoin(
+        _STANDING,
+        and_(
+            col(_STANDING.id) == _MARKED.c.node_id,
+            _MARKED.c.revision == _MARKED.c.last,
+            col(_STANDING.removed_at).is_(None),
+        ),
+    )
+    .order_by(_MARKED.c.revision)
+)
+_NO_END = 2**63 - 1
+
+
+async def after(
+    connection: asyncpg.Connection, revision: int, *, upto: int | None = None, limit: int = 1000
+) -> tuple[list[LoggedChange], dict[UUID, Row[Any]]]:
+    """The changes behind `revision`, in order, and those of their nodes that are registered.
+
+    The latter are rows with the attributes of Node.
+    """
+    upto = _NO_END if upto is None else upto
+    rows = await _AFTER.fetch(connection, revision=revision, upto=upto, limit=limit)
+    logged = [LoggedChange(*row[: len(_LOGGED_COLUMNS)]) for row in rows]
+    return logged, {row.id: row for row in rows if row.id is not None}
+
+
+async def judged(
+    session: AsyncSession, revisions: range, node_filter: NodeFilter
+) -> dict[int, bool]:
+    """Whether the filter means them: of those revisions that the log still holds.
+
+    The last changes of removed nodes are judged too.
+    """
+    rows = await session.execute(
+        select(STATUS_CHANGE.revision, node_filter.condition(status=STATUS_CHANGE.status))
+        .join(Node, STATUS_CHANGE.node_id == NODE.id)
+        .where(STATUS_CHANGE.revision >= revisions.start, STATUS_CHANGE.revision < revisions.stop)
+    )
+    return {revision: bool(meant) for revision, meant in rows}
+
+
+_TRIM = text("""
+DELETE FROM status_changes
+WHERE revision IN (
+    SELECT revision FROM status_changes
+    WHERE revision <= (
+        SELECT revision FROM status_changes ORDER BY revision DESC OFFSET :keep_rows LIMIT 1
+    ) OR changed_at < registry_now() - make_interval(secs => :keep_seconds)
+    ORDER BY revision
+    LIMIT :batch
+)
+""")
+
+
+async def trim(session: AsyncSession, *, keep_rows: int, keep_seconds: float, batch: int) -> int:
+    """Drops the oldest changes, those beyond the count or the age; returns how many.
+
+    changed_at never decreases, so this leaves no gap. Rows are counted, for a restored backup did.
+    """
+    terms = {"keep_rows": keep_rows, "keep_seconds": keep_seconds, "batch": batch}
+    result = await session.execute(_TRIM, terms)
+    dropped: int = result.rowcount  # type: ignore[attr-defined]  # of a cursor, as DELETE has
+    return dropped

@@ -1,0 +1,96 @@
+"""What a node offers to whoever looks for one: only what requirements and rankings ask about."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+from db.core.enums import NodeRole, NodeStatus, NodeType
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A metric is None where the last heartbeat did not carry it; memory is in MB."""
+
+    id: UUID
+    node_id: str
+    status: NodeStatus
+    role: NodeRole
+    type: NodeType
+    labels: frozenset[str] = frozenset()
+    models: frozenset[str] = frozenset()
+    capabilities: Any = field(default_factory=dict, hash=False)
+    cpu_percent: float | None = None
+    memory_percent: float | None = None
+    memory_available_mb: float | None = None
+    gpu_percent: float | None = None
+    """The mean of its GPUs' utilization."""
+    gpu_memory_free_mb: float | None = None
+    """The most that is free on one GPU."""
+
+
+def offer(
+    row_id: UUID,
+    node_id: str,
+    status: NodeStatus,
+    role: NodeRole,
+    node_type: NodeType,
+    *,
+    labels: Iterable[str],
+    capabilities: Any,
+    metrics: Mapping[str, Any] | None,
+) -> Offer:
+    """Keeps `capabilities` as they are, and of `metrics` the numbers alone.
+
+    A document that plain SQL wrote may hold anything: what is not of the documented kind is
+    ignored, as if it had not been said.
+    """
+    measured = metrics or {}
+    gpus = [gpu for gpu in _list_in(measured, "gpus") if isinstance(gpu, Mapping)]
+    utilizations = _numbers_in(gpus, "utilization_percent")
+    return Offer(
+        row_id,
+        node_id,
+        status,
+        role,
+        node_type,
+        _shared(frozenset(labels)),
+        _shared(models_in(capabilities)),
+        capabilities,
+        _number(measured.get("cpu_percent")),
+        _number(measured.get("memory_percent")),
+        _number(measured.get("memory_available_mb")),
+        sum(utilizations) / len(utilizations) if utilizations else None,
+        max(_numbers_in(gpus, "memory_free_mb"), default=None),
+    )
+
+
+def models_in(capabilities: Any) -> frozenset[str]:
+    """The names in `capabilities.models`, which lists names or objects that have a `name`."""
+    entries = _list_in(capabilities, "models")
+    names = (entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries)
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+_in_use: WeakValueDictionary[int, frozenset[str]] = WeakValueDictionary()
+
+
+def _shared(names: frozenset[str]) -> frozenset[str]:
+    """One set for all offers that have the same names: most of a fleet is set up alike."""
+    known = _in_use.setdefault(hash(names), names)
+    return known if known == names else names
+
+
+def _list_in(document: Any, key: str) -> list[Any]:
+    value = document.get(key) if isinstance(document, Mapping) else None
+    return value if isinstance(value, list) else []
+
+
+def _numbers_in(documents: list[Mapping[str, Any]], key: str) -> list[float]:
+    numbers = (_number(document.get(key)) for document in documents)
+    return [number for number in numbers if number is not None]
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None

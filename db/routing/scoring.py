@@ -1,0 +1,58 @@
+"""In which order a router should try the nodes that it may use: best first, by one score each."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from db.core.enums import NodeRanking, NodeStatus
+from db.routing.candidates import Offer
+
+HALF_SCORE_MB = 16 * 1024
+"""The free memory that scores 0.5."""
+
+_FULL = 100.0
+
+
+def ranked(offers: Iterable[Offer], ranking: NodeRanking) -> list[tuple[Offer, float]]:
+    """Each with its score; of equal scores ONLINE comes before DEGRADED, then node_id decides.
+
+    A score is from 0 to 1, higher is better, and of its offer alone, so that it can be compared
+    over time:
+
+    - LEAST_LOADED: the mean of what is free, as parts of the whole, of the CPU, the memory and the
+      GPUs' time, as far as they are measured. Kubernetes scores LeastAllocated nodes likewise: the
+      busiest alone would hide the others behind a memory that a loaded model fills for good.
+    - MOST_FREE_MEMORY and MOST_FREE_GPU_MEMORY (on one GPU): free / (free + 16 GiB). It grows with
+      the amount, not with the part, for a request takes an amount; and it tells 4 GiB from 8 better
+      than 404 from 408.
+
+    What is not measured scores 0. A DEGRADED node scores half, so it comes first only before nodes
+    that are far worse.
+    """
+    of = _SCORES[ranking]
+    scored = [(offer, _discounted(of(offer), offer)) for offer in offers]
+    scored.sort(key=lambda pair: (-pair[1], pair[0].status == NodeStatus.DEGRADED, pair[0].node_id))
+    return scored
+
+
+def _discounted(value: float, offer: Offer) -> float:
+    return value / 2 if offer.status == NodeStatus.DEGRADED else value
+
+
+def _idleness(offer: Offer) -> float:
+    used, measured = 0.0, 0
+    for percent in (offer.cpu_percent, offer.memory_percent, offer.gpu_percent):
+        if percent is not None:
+            used += percent if 0 <= percent <= _FULL else min(max(percent, 0.0), _FULL)
+            measured += 1
+    return 1 - used / (measured * _FULL) if measured else 0.0
+
+
+def _roominess(free_mb: float | None) -> float:
+    # Not as free / (free + …), which rounding would now and then make smaller for more.
+    return 1 - HALF_SCORE_MB / (max(free_mb or 0.0, 0.0) + HALF_SCORE_MB)
+
+
+_SCORES: Mapping[NodeRanking, Callable[[Offer], float]] = {
+    NodeRanking.LEAST_LOADED: _idleness,
+    NodeRanking.MOST_FREE_MEMORY: lambda offer: _roominess(offer.memory_available_mb),
+    NodeRanking.MOST_FREE_GPU_MEMORY: lambda offer: _roominess(offer.gpu_memory_free_mb),
+}

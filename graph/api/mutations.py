@@ -1,0 +1,251 @@
+"""The mutations: each is one transaction, acknowledged once it is committed."""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated
+
+import strawberry
+
+from db.core.errors import BadInput, RegistryError
+from db.core.identity import Caller
+from db.registry import nodes, registration
+from db.registry.heartbeats import HeartbeatReport, Recorded
+from graph.api.audited_field import Audited
+from graph.api.context import Info
+from graph.api.enums import NodeStatus
+from graph.api.inputs import (
+    DeregisterNodeInput,
+    RecordHeartbeatInput,
+    RegisterNodeInput,
+    SetMaintenanceInput,
+    checked_note,
+)
+from graph.api.node import Node
+from graph.api.profiles import ProfileMutations
+from graph.api.scalars import Revision
+from graph.api.token_mutations import TokenMutations, key_for
+from graph.api.types import INPUT, field, optional
+from graph.auth.permissions import (
+    OPERATORS,
+    OWN_AGENT,
+    REGISTERING,
+    allowed,
+    meant_node,
+    require_own,
+)
+from graph.core import validation
+
+
+@strawberry.type(description="A node as registered.")
+class RegisterNodePayload:
+    node: Node = field("The node as it stands now.")
+    created: bool = field("Whether it was not known before.")
+    next_heartbeat_in_seconds: float = field(
+        "When to send the first heartbeat: the registry sets the pace."
+    )
+    key: str | None = optional(
+        "The node's own key, of a registration by an enrolment key. It is shown this once."
+    )
+    key_expires_at: datetime | None = optional(
+        "When the node's own key ends: that one, or the one that it was registered with."
+    )
+
+
+@strawberry.type(description="A heartbeat that was heard.")
+class RecordHeartbeatPayload:
+    node_id: str = field("The node that sent it.")
+    status: NodeStatus = field("What the registry says of the node now.")
+    received_at: datetime = field("When the node's last heartbeat was received.")
+    next_heartbeat_in_seconds: float = field(
+        "When to send the next one: the registry sets the pace."
+    )
+
+    @classmethod
+    def of(cls, recorded: Recorded) -> "RecordHeartbeatPayload":
+        return cls(
+            node_id=recorded.node_id,
+            status=recorded.status,
+            received_at=recorded.received_at,
+            next_heartbeat_in_seconds=recorded.next_interval,
+        )
+
+
+@strawberry.type(description="A heartbeat of a batch that was refused.")
+class HeartbeatRejected:
+    node_id: str = field("The node that it named.")
+    code: str = field("The error's code, e.g. STALE_BOOT.")
+    message: str = field("The error in words.")
+
+
+HeartbeatResult = Annotated[
+    RecordHeartbeatPayload | HeartbeatRejected,
+    strawberry.union("HeartbeatResult", description="What became of one heartbeat of a batch."),
+]
+
+
+@strawberry.type(description="A node whose maintenance began or ended.")
+class SetMaintenancePayload:
+    node: Node = field("The node as it stands now.")
+
+
+@strawberry.type(description="A node that was removed.")
+class DeregisterNodePayload:
+    node_id: str = field("The id that it had.")
+    revision: Revision = field("The change's place in the change log.")
+
+
+@strawberry.type(description="What may be changed.")
+class Mutation(ProfileMutations, TokenMutations):
+    @strawberry.mutation(
+        **allowed(
+            REGISTERING,
+            "Makes a node known, or known again: an agent does so at every start."
+            " NODE_ID_TAKEN while another run of an agent holds the id and is still heard.",
+        ),
+        extensions=[Audited("node.register", "node_id")],
+    )
+    async def register_node(
+        self,
+        info: Info,
+        input: Annotated[RegisterNodeInput, INPUT],  # noqa: A002  # the contract's name
+    ) -> RegisterNodePayload:
+        context = info.context
+        context.limits.registration(context.caller)
+        checked = input.checked()
+        checked = replace(checked, node_id=meant_node(context.caller, checked.node_id))
+        async with context.database.write() as session:
+            node, created = await registration.register(
+                session, checked, rules=context.pacemaker.rules, by=context.caller
+            )
+            key, key_expires_at = await key_for(session, node, context.caller)
+        return RegisterNodePayload(
+            node=Node.of(node),
+            created=created,
+            next_heartbeat_in_seconds=node.heartbeat_interval_seconds,
+            key=key,
+            key_expires_at=key_expires_at,
+        )
+
+    @strawberry.mutation(
+        **allowed(
+            OWN_AGENT,
+            "Says that a node is alive. NODE_NOT_FOUND: register first."
+            " STALE_BOOT: another run of the agent has taken over.",
+        )
+    )
+    async def record_heartbeat(
+        self,
+        info: Info,
+        input: Annotated[RecordHeartbeatInput, INPUT],  # noqa: A002  # the contract's name
+    ) -> RecordHeartbeatPayload:
+        context = info.context
+        context.limits.heartbeats(context.caller, 1)
+        report = _checked("input", input, context.caller)
+        [outcome] = await context.heartbeats.record([report])
+        if isinstance(outcome, RegistryError):
+            raise outcome
+        return RecordHeartbeatPayload.of(outcome)
+
+    @strawberry.mutation(
+        **allowed(
+            OWN_AGENT,
+            "For a gateway that speaks for many nodes: at most 1000, each accepted or"
+            " rejected on its own, in the order given.",
+        )
+    )
+    async def record_heartbeats(
+        self,
+        info: Info,
+        inputs: Annotated[
+            list[RecordHeartbeatInput], strawberry.argument(description="The heartbeats.")
+        ],
+    ) -> list[HeartbeatResult]:
+        if len(inputs) > validation.MAX_BATCH:
+            raise BadInput("inputs", f"must be at most {validation.MAX_BATCH}")
+        context = info.context
+        context.limits.heartbeats(context.caller, len(inputs))
+        checked = [
+            _checked_or_refused(f"inputs[{i}]", beat, context.caller)
+            for i, beat in enumerate(inputs)
+        ]
+        outcomes = iter(
+            await context.heartbeats.record(
+                [beat for beat in checked if isinstance(beat, HeartbeatReport)]
+            )
+        )
+        return [
+            _result(beat.node_id, report if isinstance(report, RegistryError) else next(outcomes))
+            for beat, report in zip(inputs, checked, strict=True)
+        ]
+
+    @strawberry.mutation(
+        **allowed(
+            OPERATORS,
+            "Takes a node out of use, or back. It then has the status that its heartbeats say.",
+        ),
+        extensions=[Audited("node.set_maintenance", "node_id")],
+    )
+    async def set_maintenance(
+        self,
+        info: Info,
+        input: Annotated[SetMaintenanceInput, INPUT],  # noqa: A002  # the contract's name
+    ) -> SetMaintenancePayload:
+        context = info.context
+        node_id = validation.searched("input.nodeId", input.node_id)
+        note = checked_note(input.note)
+        if input.until is not None and not input.enabled:
+            raise BadInput("input.until", "belongs to maintenance that begins")
+        async with context.database.write() as session:
+            if input.enabled:
+                node = await nodes.start_maintenance(
+                    session, node_id, note=note, until=input.until, by=context.caller
+                )
+            else:
+                node = await nodes.end_maintenance(
+                    session,
+                    node_id,
+                    rules=context.pacemaker.rules,
+                    note=note,
+                    by=context.caller,
+                )
+        return SetMaintenancePayload(node=Node.of(node))
+
+    @strawberry.mutation(
+        **allowed(
+            OPERATORS, "Removes a node; its history stays. A later registration makes a new node."
+        ),
+        extensions=[Audited("node.deregister", "node_id")],
+    )
+    async def deregister_node(
+        self,
+        info: Info,
+        input: Annotated[DeregisterNodeInput, INPUT],  # noqa: A002  # the contract's name
+    ) -> DeregisterNodePayload:
+        node_id = validation.searched("input.nodeId", input.node_id)
+        note = checked_note(input.note)
+        async with info.context.database.write() as session:
+            revision = await nodes.deregister(session, node_id, note=note, by=info.context.caller)
+        return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))
+
+
+def _checked(path: str, beat: RecordHeartbeatInput, caller: Caller) -> HeartbeatReport:
+    report = beat.checked(path, caller.name)
+    require_own(caller, report.node_id)
+    return report
+
+
+def _checked_or_refused(
+    path: str, beat: RecordHeartbeatInput, caller: Caller
+) -> HeartbeatReport | RegistryError:
+    try:
+        return _checked(path, beat, caller)
+    except RegistryError as refused:
+        return refused
+
+
+def _result(
+    node_id: str, outcome: Recorded | RegistryError
+) -> RecordHeartbeatPayload | HeartbeatRejected:
+    if isinstance(outcome, RegistryError):
+        return HeartbeatRejected(node_id=node_id, code=outcome.code, message=outcome.message)
+    return RecordHeartbeatPayload.of(outcome)

@@ -1,0 +1,233 @@
+"""The type Node, and pages of nodes."""
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+import strawberry
+from sqlalchemy import Row
+
+from db.core import tables
+from db.core.pagination import Page
+from db.registry import history, nodes, profiles
+from db.registry.node_filter import NodeFilter
+from graph.api.context import Info
+from graph.api.enums import NodeOrder, NodeRole, NodeStatus, NodeType, ProfileType, StatusReason
+from graph.api.metrics_history import MetricsHourConnection
+from graph.api.scalars import JSON, IPAddress, Revision
+from graph.api.types import (
+    DEFAULT_PAGE_SIZE,
+    After,
+    EffectiveProfile,
+    First,
+    HeartbeatConnection,
+    NodeMetrics,
+    NodeProfile,
+    PageInfo,
+    StatusChangeConnection,
+    field,
+    page_size,
+)
+
+
+@strawberry.type(description="A machine of the network, as the registry knows it.")
+class Node:
+    uuid: strawberry.Private[UUID]
+    last_heartbeat_id: strawberry.Private[int | None]
+
+    id: strawberry.ID = field("The registry's own id for it, kept as long as it is registered.")
+    node_id: str = field(
+        "The name by which agents and routers know the node, unique, e.g. node-1-hetzner-gex44."
+    )
+    name: str = field("A name for people.")
+    role: NodeRole = field("What it is for.")
+    type: NodeType = field("What it does in the network.")
+    labels: list[str] = field("Words to select it by.")
+    ip_address: IPAddress | None = field("Its public address.")
+    local_ip: IPAddress | None = field("Its address on its own network.")
+    hostname: str | None = field("What the machine calls itself.")
+    status: NodeStatus = field("What the registry says of it.")
+    status_reason: StatusReason = field("Why it has that status.")
+    status_since: datetime = field("Since when it has that status.")
+    last_heartbeat: datetime | None = field("When its last heartbeat was received.")
+    registered_at: datetime = field("When it was first registered.")
+    updated_at: datetime = field("When its description or status last changed.")
+    capabilities: JSON = field("What the node says it can do: models, services, devices.")
+    metadata: JSON = field("What else the node says of itself.")
+
+    @classmethod
+    def of(cls, row: tables.Node | Row[Any]) -> Self:
+        return cls(
+            uuid=row.id,
+            last_heartbeat_id=row.last_heartbeat_id,
+            id=strawberry.ID(str(row.id)),
+            node_id=row.node_id,
+            name=row.node_name,
+            role=row.node_role,
+            type=row.node_type,
+            labels=row.labels,
+            ip_address=None if row.ip_address is None else IPAddress(row.ip_address),
+            local_ip=None if row.local_ip is None else IPAddress(row.local_ip),
+            hostname=row.hostname,
+            status=row.status,
+            status_reason=row.status_reason,
+            status_since=row.status_since,
+            last_heartbeat=row.last_heartbeat,
+            registered_at=row.registered_at,
+            updated_at=row.updated_at,
+            capabilities=JSON(row.capabilities),
+            metadata=JSON(row.metadata_),
+        )
+
+    @strawberry.field(
+        description="As of the last heartbeat; null before the first, and when that is so long ago"
+        " that the registry no longer keeps it."
+    )
+    async def metrics(self, info: Info) -> NodeMetrics | None:
+        if self.last_heartbeat_id is None:
+            return None
+        measured = await info.context.loader.ask(history.latest_metrics, self.uuid)
+        return None if measured is None else NodeMetrics.of(measured)
+
+    @strawberry.field(description="Its own profiles, by name.")
+    async def profiles(
+        self,
+        info: Info,
+        type: Annotated[  # noqa: A002  # the contract's name
+            ProfileType | None, strawberry.argument(description="Only those of this type.")
+        ] = None,
+        enabled: Annotated[
+            bool | None, strawberry.argument(description="Only those that are, or are not, in use.")
+        ] = None,
+    ) -> list[NodeProfile]:
+        own = await info.context.loader.ask(profiles.of_nodes, self.uuid) or []
+        return [
+            NodeProfile.of(profile)
+            for profile in own
+            if type in {None, profile.profile_type} and enabled in {None, profile.enabled}
+        ]
+
+    @strawberry.field(description="What its role's and its own enabled profiles come to, by name.")
+    async def effective_profiles(self, info: Info) -> list[EffectiveProfile]:
+        merged = await info.context.loader.ask(profiles.effective, self.uuid) or []
+        return [EffectiveProfile.of(profile) for profile in merged]
+
+    @strawberry.field(description="Its heartbeats, newest first.")
+    async def heartbeats(
+        self,
+        info: Info,
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+        since: Annotated[
+            datetime | None, strawberry.argument(description="Received then or later.")
+        ] = None,
+        until: Annotated[
+            datetime | None, strawberry.argument(description="Received before then.")
+        ] = None,
+    ) -> HeartbeatConnection:
+        page = await info.context.loader.ask(
+            history.heartbeats,
+            self.uuid,
+            first=page_size(first),
+            after=after,
+            since=since,
+            until=until,
+        )
+        return HeartbeatConnection.of(page or Page([], has_next=False), self.node_id, after)
+
+    @strawberry.field(
+        description="What its heartbeats measured, by the hour, newest first: hours that are over."
+        " Kept for much longer than the heartbeats."
+    )
+    async def metrics_history(
+        self,
+        info: Info,
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+        since: Annotated[
+            datetime | None, strawberry.argument(description="Hours that began then or later.")
+        ] = None,
+        until: Annotated[
+            datetime | None, strawberry.argument(description="Hours that began before then.")
+        ] = None,
+    ) -> MetricsHourConnection:
+        page = await info.context.loader.ask(
+            history.metrics_by_hour,
+            self.uuid,
+            first=page_size(first),
+            after=after,
+            since=since,
+            until=until,
+        )
+        return MetricsHourConnection.of(page or Page([], has_next=False), after)
+
+    @strawberry.field(description="Its entries in the change log, newest first.")
+    async def status_changes(
+        self, info: Info, first: First = DEFAULT_PAGE_SIZE, after: After = None
+    ) -> StatusChangeConnection:
+        page = await info.context.loader.ask(
+            history.list_status_changes_by_node, self.uuid, first=page_size(first), after=after
+        )
+        return StatusChangeConnection.of(page or Page([], has_next=False), after)
+
+    @strawberry.field(
+        description="The part of that time, 0 to 1, in which the node was ONLINE or DEGRADED."
+    )
+    async def availability(
+        self,
+        info: Info,
+        since: Annotated[datetime, strawberry.argument(description="Where the time begins.")],
+        until: Annotated[
+            datetime | None,
+            strawberry.argument(description="Where it ends: now, unless it is earlier."),
+        ] = None,
+    ) -> float:
+        part = await info.context.loader.ask(
+            history.availability, self.uuid, since=since, until=until
+        )
+        return part or 0.0
+
+
+@strawberry.type(description="A node in a page.")
+class NodeEdge:
+    cursor: str = field("Its place in the list.")
+    node: Node = field("The node.")
+
+
+@strawberry.type(description="A page of nodes.")
+class NodeConnection:
+    filter: strawberry.Private[NodeFilter]
+
+    edges: list[NodeEdge] = field("The entries with their cursors.")
+    nodes: list[Node] = field("The entries alone.")
+    page_info: PageInfo = field("Where the page lies.")
+    revision: Revision = field(
+        "The change log had come at least so far: follow nodeStatusChanges from here."
+    )
+
+    @classmethod
+    def of(
+        cls,
+        page: Page[tables.Node],
+        order: NodeOrder,
+        *,
+        descending: bool,
+        after: str | None,
+        node_filter: NodeFilter,
+        revision: int,
+    ) -> Self:
+        keyset = order.keyset(descending=descending)
+        cursors = [keyset.encode(*order.key(row)) for row in page.rows]
+        entries = [Node.of(row) for row in page.rows]
+        return cls(
+            filter=node_filter,
+            edges=[NodeEdge(cursor=c, node=n) for c, n in zip(cursors, entries, strict=True)],
+            nodes=entries,
+            page_info=PageInfo.of(page, cursors, after),
+            revision=Revision(revision),
+        )
+
+    @strawberry.field(description="How many nodes the filter means, on all pages.")
+    async def total_count(self, info: Info) -> int:
+        async with info.context.database.read() as session:
+            return await nodes.count(session, self.filter)

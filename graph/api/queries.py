@@ -1,0 +1,223 @@
+"""The queries."""
+
+from datetime import datetime
+from typing import Annotated
+
+import strawberry
+
+from db.access import audit
+from db.core.enums import NodeStatus
+from db.core.pagination import require_page_size
+from db.registry import history, nodes, profiles, status_changes
+from db.registry.node_filter import EVERY_NODE
+from db.routing.matching import NO_REQUIREMENTS
+from graph.api.audit_log import AuditFilter, AuditLogConnection
+from graph.api.available_nodes import AvailableNodes
+from graph.api.context import Info
+from graph.api.enums import NodeOrder, NodeRanking, NodeRole, NodeType, OrderDirection, RegistryMode
+from graph.api.filter_inputs import NodeFilter, NodeOrderInput, NodeRequirements
+from graph.api.node import Node, NodeConnection
+from graph.api.profiles import RoleProfile
+from graph.api.scalars import Revision
+from graph.api.tokens import TokenQueries
+from graph.api.types import (
+    DEFAULT_PAGE_SIZE,
+    After,
+    First,
+    StatusChangeConnection,
+    field,
+    page_size,
+)
+from graph.auth.permissions import (
+    ADMINS,
+    EVERYBODY,
+    READERS,
+    READERS_AND_OWN_AGENT,
+    allowed,
+    require_own,
+)
+from graph.core import validation
+from graph.core.version import STARTED_AT, VERSION
+
+Filter = Annotated[
+    NodeFilter | None, strawberry.argument(description="Which nodes are meant. Absent: all.")
+]
+
+Require = Annotated[
+    NodeRequirements | None,
+    strawberry.argument(description="What a node must meet. Absent: that it may be used at all."),
+]
+DEFAULT_LIMIT = 10
+
+
+@strawberry.type(description="How many nodes there are, by status.")
+class NodeCounts:
+    total: int = field("All of them.")
+    online: int = field("Those that are ONLINE.")
+    degraded: int = field("Those that are DEGRADED.")
+    offline: int = field("Those that are OFFLINE.")
+    maintenance: int = field("Those in MAINTENANCE.")
+
+
+@strawberry.type(description="The registry itself.")
+class Registry:
+    version: str = field("Of the software that answers.")
+    environment: str = field("development or production.")
+    mode: RegistryMode = field("Whether it trusts what it hears.")
+    mode_reason: str | None = field("Why it does not.")
+    mode_since: datetime = field("Since when it is in that mode.")
+    revision: Revision = field("The newest revision of the change log.")
+    started_at: datetime = field("When the process that answers was started.")
+
+    @strawberry.field(description="How many nodes there are, by status.")
+    async def node_counts(self, info: Info) -> NodeCounts:
+        async with info.context.database.read() as session:
+            counts = await nodes.count_by_status(session)
+        return NodeCounts(
+            total=sum(counts.values()),
+            online=counts[NodeStatus.ONLINE],
+            degraded=counts[NodeStatus.DEGRADED],
+            offline=counts[NodeStatus.OFFLINE],
+            maintenance=counts[NodeStatus.MAINTENANCE],
+        )
+
+
+@strawberry.type(description="What may be asked.")
+class Query(TokenQueries):
+    @strawberry.field(**allowed(EVERYBODY, "The registry itself."))
+    async def registry(self, info: Info) -> Registry:
+        async with info.context.database.read() as session:
+            state = await status_changes.state(session)
+        return Registry(
+            version=VERSION,
+            environment=info.context.settings.env,
+            mode=state.mode,
+            mode_reason=state.mode_reason,
+            mode_since=state.mode_since,
+            revision=Revision(state.revision),
+            started_at=STARTED_AT,
+        )
+
+    @strawberry.field(
+        **allowed(READERS_AND_OWN_AGENT, "One node; null when none is registered under that id.")
+    )
+    async def node(
+        self,
+        info: Info,
+        node_id: Annotated[str, strawberry.argument(description="The node's id.")],
+    ) -> Node | None:
+        searched = validation.searched("nodeId", node_id)
+        require_own(info.context.caller, searched)
+        async with info.context.database.read() as session:
+            row = await nodes.find(session, searched)
+        return None if row is None else Node.of(row)
+
+    @strawberry.field(**allowed(READERS, "The nodes that fit, page by page."))
+    async def nodes(
+        self,
+        info: Info,
+        filter: Filter = None,  # noqa: A002  # the contract's name
+        order_by: Annotated[
+            NodeOrderInput | None,
+            strawberry.argument(description="How to sort them. Absent: by node id."),
+        ] = None,
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+    ) -> NodeConnection:
+        node_filter = EVERY_NODE if filter is None else filter.checked()
+        order = NodeOrder.NODE_ID if order_by is None else order_by.field
+        descending = order_by is not None and order_by.direction is OrderDirection.DESC
+        async with info.context.database.read() as session:
+            # Before the page: what changes in between is told twice rather than never.
+            revision = await status_changes.current_revision(session)
+            page = await nodes.listed(
+                session,
+                node_filter,
+                order.keyset(descending=descending),
+                first=page_size(first),
+                after=after,
+            )
+        return NodeConnection.of(
+            page,
+            order,
+            descending=descending,
+            after=after,
+            node_filter=node_filter,
+            revision=revision,
+        )
+
+    @strawberry.field(
+        **allowed(
+            READERS, "The nodes that a router may use now, best first, as of at most a second ago."
+        )
+    )
+    async def available_nodes(
+        self,
+        info: Info,
+        require: Require = None,
+        rank: Annotated[
+            NodeRanking, strawberry.argument(description="Which of them come first.")
+        ] = NodeRanking.LEAST_LOADED,
+        limit: Annotated[
+            int | None, strawberry.argument(description="How many candidates at most, 0 to 1,000.")
+        ] = DEFAULT_LIMIT,
+    ) -> AvailableNodes:
+        count = DEFAULT_LIMIT if limit is None else limit
+        require_page_size(count, "limit")
+        required = NO_REQUIREMENTS if require is None else require.checked()
+        return await AvailableNodes.of(info.context.fleet, required, rank, count)
+
+    @strawberry.field(**allowed(READERS, "The profiles of roles, by role, type and name."))
+    async def role_profiles(
+        self,
+        info: Info,
+        role: Annotated[
+            NodeRole | None, strawberry.argument(description="Only those of this role.")
+        ] = None,
+        type: Annotated[  # noqa: A002  # the contract's name
+            NodeType | None, strawberry.argument(description="Only those of this type.")
+        ] = None,
+    ) -> list[RoleProfile]:
+        async with info.context.database.read() as session:
+            found = await profiles.of_roles(session, role, type)
+        return [RoleProfile.of(profile) for profile in found]
+
+    @strawberry.field(
+        **allowed(
+            READERS, "The change log of the nodes that fit, newest first, removed nodes included."
+        )
+    )
+    async def status_changes(
+        self,
+        info: Info,
+        filter: Filter = None,  # noqa: A002  # the contract's name
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+    ) -> StatusChangeConnection:
+        node_filter = EVERY_NODE if filter is None else filter.checked()
+        async with info.context.database.read() as session:
+            page = await history.list_status_changes(
+                session, node_filter, first=page_size(first), after=after
+            )
+        return StatusChangeConnection.of(page, after)
+
+    @strawberry.field(
+        **allowed(
+            ADMINS,
+            "Who did or was refused what, newest first: every mutation but heartbeats.",
+        )
+    )
+    async def audit_log(
+        self,
+        info: Info,
+        filter: Annotated[  # noqa: A002  # as the other lists have it
+            AuditFilter | None,
+            strawberry.argument(description="Which entries are meant. Absent: all."),
+        ] = None,
+        first: First = DEFAULT_PAGE_SIZE,
+        after: After = None,
+    ) -> AuditLogConnection:
+        audit_filter = audit.EVERY_ENTRY if filter is None else filter.checked()
+        async with info.context.database.read() as session:
+            page = await audit.entries(session, audit_filter, first=page_size(first), after=after)
+        return AuditLogConnection.of(page, after)

@@ -1,0 +1,213 @@
+"""API keys made, rotated and revoked by the API, and the key of a node's own agent."""
+
+from datetime import datetime, timedelta
+from typing import Annotated, Self
+
+import strawberry
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.access import enrolment, token_changes, tokens
+from db.access.token_changes import MadeToken
+from db.core import tables
+from db.core.errors import Forbidden
+from db.core.identity import Caller
+from graph.api.audited_field import Audited
+from graph.api.context import Info
+from graph.api.enums import NodeRole, NodeType, Role
+from graph.api.tokens import Token
+from graph.api.types import INPUT, field, optional
+from graph.auth.permissions import ADMINS, AGENTS, allowed
+from graph.core import validation
+
+_KEY = "The key itself. It is shown this once."
+_LIFE = "How long it stands, at most ten years."
+
+
+@strawberry.input(description="An API key to make.")
+class CreateTokenInput:
+    role: Role = field("What it may do.")
+    name: str | None = optional("What the logs call who uses it. Absent: its role and id.")
+    nodes: list[str] | None = optional("The ids that it speaks for: of an agent, and only then.")
+    expires_in_seconds: int | None = optional(f"{_LIFE} Absent: until it is revoked.")
+
+
+@strawberry.input(description="An enrolment key to make.")
+class CreateEnrolmentTokenInput:
+    uses: int = field("How many nodes it lets in.")
+    expires_in_seconds: int = field(_LIFE)
+    name: str | None = optional("What the logs call who uses it. Absent: its role and id.")
+    node_role: NodeRole | None = optional("That the nodes must have. Absent: any.")
+    node_type: NodeType | None = optional("That the nodes must have. Absent: any.")
+    labels: list[str] | None = optional("That the nodes may have, and no others. Absent: any.")
+    key_expires_in_seconds: int | None = optional(
+        "How long the key of each node stands. Absent: 90 days."
+    )
+
+
+@strawberry.input(description="A key to rotate.")
+class RotateTokenInput:
+    id: strawberry.ID = field("The key's id.")
+    overlap_seconds: int = strawberry.field(
+        description="How long the old key stands beside the new one.", default=3600
+    )
+
+
+@strawberry.input(description="Keys to end.")
+class RevokeTokenInput:
+    id: strawberry.ID = field("A key's id; or a name: all keys that have it.")
+
+
+@strawberry.type(description="A key that was made.")
+class CreateTokenPayload:
+    key: str = field(_KEY)
+    token: Token = field("What else there is to know of it.")
+
+    @classmethod
+    def of(cls, made: MadeToken) -> Self:
+        return cls(key=made.text, token=Token.of(made.token))
+
+
+@strawberry.type(description="Keys that have ended.")
+class RevokeTokenPayload:
+    tokens: list[Token] = field("The keys.")
+
+
+@strawberry.type(description="The new key of an agent's node.")
+class RotateNodeKeyPayload:
+    key: str = field(_KEY)
+    key_expires_at: datetime | None = field("When it ends.")
+
+
+@strawberry.type
+class TokenMutations:
+    @strawberry.mutation(
+        **allowed(ADMINS, "Makes an API key."), extensions=[Audited("token.create", "name")]
+    )
+    async def create_token(
+        self,
+        info: Info,
+        input: Annotated[CreateTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
+    ) -> CreateTokenPayload:
+        nodes = [
+            validation.identifier(f"input.nodes[{i}]", node)
+            for i, node in enumerate(input.nodes or [])
+        ]
+        lifetime = input.expires_in_seconds
+        async with info.context.database.write() as session:
+            made = await token_changes.create(
+                session,
+                role=input.role,
+                name=_name(input.name),
+                nodes=list(dict.fromkeys(nodes)),
+                lifetime=None
+                if lifetime is None
+                else validation.lifetime("input.expiresInSeconds", lifetime),
+                by=info.context.caller,
+            )
+        return CreateTokenPayload.of(made)
+
+    @strawberry.mutation(
+        **allowed(
+            ADMINS,
+            "Makes an enrolment key: each node that is registered with it gets a key of its own.",
+        ),
+        extensions=[Audited("token.create", "name")],
+    )
+    async def create_enrolment_token(
+        self,
+        info: Info,
+        input: Annotated[CreateEnrolmentTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
+    ) -> CreateTokenPayload:
+        lasts = validation.lifetime("input.expiresInSeconds", input.expires_in_seconds)
+        key_lifetime = enrolment.KEY_LIFETIME
+        if input.key_expires_in_seconds is not None:
+            key_lifetime = validation.lifetime(
+                "input.keyExpiresInSeconds", input.key_expires_in_seconds
+            )
+        async with info.context.database.write() as session:
+            made = await enrolment.create(
+                session,
+                uses=validation.count("input.uses", input.uses, most=validation.MAX_USES),
+                lasts=lasts,
+                name=_name(input.name),
+                node_role=input.node_role,
+                node_type=input.node_type,
+                labels=None
+                if input.labels is None
+                else validation.labels("input.labels", input.labels),
+                key_lifetime=key_lifetime,
+                by=info.context.caller,
+            )
+        return CreateTokenPayload.of(made)
+
+    @strawberry.mutation(
+        **allowed(ADMINS, "Makes a key that takes the place of another, with an overlap."),
+        extensions=[Audited("token.rotate", "id")],
+    )
+    async def rotate_token(
+        self,
+        info: Info,
+        input: Annotated[RotateTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
+    ) -> CreateTokenPayload:
+        public_id = validation.searched("input.id", input.id)
+        overlap = validation.lifetime("input.overlapSeconds", input.overlap_seconds, least=0)
+        async with info.context.database.write() as session:
+            old = await tokens.find(session, public_id)
+            made = await token_changes.rotate(
+                session, old.id, overlap=overlap, by=info.context.caller
+            )
+        return CreateTokenPayload.of(made)
+
+    @strawberry.mutation(
+        **allowed(ADMINS, "Ends keys at once."), extensions=[Audited("token.revoke", "id")]
+    )
+    async def revoke_token(
+        self,
+        info: Info,
+        input: Annotated[RevokeTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
+    ) -> RevokeTokenPayload:
+        named = validation.searched("input.id", input.id)
+        async with info.context.database.write() as session:
+            ended = await token_changes.revoke(session, named, by=info.context.caller)
+        return RevokeTokenPayload(tokens=[Token.of(token) for token in ended])
+
+    @strawberry.mutation(
+        **allowed(
+            AGENTS,
+            "Makes a key that takes the place of the one that asks. The old one stands beside it"
+            " for a while, so that nothing is lost with the answer.",
+        ),
+        extensions=[Audited("token.rotate")],
+    )
+    async def rotate_node_key(self, info: Info) -> RotateNodeKeyPayload:
+        caller = info.context.caller
+        if caller.identity.role is not Role.AGENT or caller.identity.key_id is None:
+            raise Forbidden(f"{caller.name} is not known by an agent's key")
+        overlap = timedelta(seconds=info.context.settings.node_key_overlap_seconds)
+        async with info.context.database.write() as session:
+            made = await token_changes.rotate(
+                session, caller.identity.key_id, overlap=overlap, by=caller
+            )
+        return RotateNodeKeyPayload(key=made.text, key_expires_at=made.token.expires_at)
+
+
+async def key_for(
+    session: AsyncSession, node: tables.Node, caller: Caller
+) -> tuple[str | None, datetime | None]:
+    """The key that a registration by an enrolment key brings; and when that, or the key that an
+    agent registered with, ends. Raises Forbidden.
+    """
+    identity = caller.identity
+    if identity.key_id is None:
+        return None, None
+    match identity.role:
+        case Role.ENROLMENT:
+            made = await enrolment.enrol(session, identity.key_id, node, by=caller)
+            return made.text, made.token.expires_at
+        case Role.AGENT:
+            return None, await tokens.expires_at(session, identity.key_id)
+    return None, None
+
+
+def _name(name: str | None) -> str | None:
+    return None if name is None else validation.key_name("input.name", name)

@@ -1,0 +1,147 @@
+"""Bearer tokens of an external issuer: JSON Web Tokens (RFC 7519), signed by its public keys.
+
+PyJWT does the cryptography. RFC 8725 has what to beware of.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import jwt
+from jwt.exceptions import (
+    ExpiredSignatureError,
+    ImmatureSignatureError,
+    InvalidAudienceError,
+    InvalidIssuerError,
+    MissingRequiredClaimError,
+    PyJWTError,
+)
+
+from db.core.enums import Role
+from db.core.errors import Forbidden, Unauthenticated
+from db.core.identity import JWT_PREFIX, Identity
+from graph.auth.jwks import ALGORITHMS, BadKeySet, File, KeySet, source
+from graph.core.settings import ConfigurationError, Settings
+from graph.core.validation import MAX_NAME_LENGTH
+
+MAX_TOKEN_LENGTH = 8192
+
+STRONGEST_FIRST = (Role.ADMIN, Role.OPERATOR, Role.VIEWER, Role.ROUTER, Role.AGENT)
+
+_REASONS: dict[type[Exception], str] = {
+    ExpiredSignatureError: "its time is over",
+    ImmatureSignatureError: "its time has not come",
+    InvalidAudienceError: "it is for somebody else",
+    InvalidIssuerError: "it is of another issuer",
+}
+
+
+class JwtVerifier:
+    """For one issuer and one audience; `settings` have both, and where its keys are."""
+
+    def __init__(self, settings: Settings, keys: KeySet) -> None:
+        self._keys = keys
+        self._issuer = settings.jwt_issuer
+        self._audience = settings.jwt_audience
+        self._leeway_seconds = settings.jwt_leeway_seconds
+        self._role_claim = settings.jwt_role_claim
+        self._roles = settings.jwt_roles
+        self._nodes_claim = settings.jwt_nodes_claim
+
+    async def verify(self, token: str) -> tuple[Identity, datetime]:
+        """Who it stands for, and until when.
+
+        Raises Unauthenticated for one that is not good, Forbidden for a good one that gives no
+        role here, and Unavailable while the issuer's keys are not known.
+        """
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise Unauthenticated("the token is too long")
+        try:
+            header = jwt.get_unverified_header(token)
+            key = await self._keys.find(header.get("kid"), header.get("alg"))
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=list(ALGORITHMS.values()),
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=self._leeway_seconds,
+                options={"require": ["exp", "sub"]},
+            )
+        except (PyJWTError, UnicodeError) as error:
+            raise _not_good(error) from None
+        return self._identity(claims), self._ends_at(claims["exp"])
+
+    def _identity(self, claims: Mapping[str, Any]) -> Identity:
+        name = claims["sub"]
+        if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
+            raise Unauthenticated("the token's subject is no name")
+        said = set(_texts(claim(claims, self._role_claim)))
+        given = {self._roles[each] for each in said if each in self._roles}
+        role = next((role for role in STRONGEST_FIRST if role in given), None)
+        if role is None:
+            raise Forbidden(f"the token's {self._role_claim} give no role in this registry")
+        nodes = frozenset[str]()
+        if role is Role.AGENT:
+            nodes = frozenset(_texts(claim(claims, self._nodes_claim)))
+            if not nodes:
+                raise Forbidden(f"the token's {self._nodes_claim} do not say whose agent it is for")
+        return Identity(f"{JWT_PREFIX}{name}", role, nodes)
+
+    def _ends_at(self, expires: object) -> datetime:
+        if not isinstance(expires, int | float) or isinstance(expires, bool):
+            raise Unauthenticated("the token's exp is no number")
+        try:
+            return datetime.fromtimestamp(int(expires) + self._leeway_seconds, UTC)
+        except (OverflowError, ValueError, OSError):
+            raise Unauthenticated("the token's exp is no time") from None
+
+
+async def jwt_verifier(
+    settings: Settings, *, clock: Callable[[], float] = time.monotonic
+) -> JwtVerifier | None:
+    """None where tokens are not configured. Raises ConfigurationError, also for a file that holds
+    no keys; an address need not answer yet.
+    """
+    told = {name: getattr(settings, name) for name in ("jwt_issuer", "jwt_audience", "jwt_jwks")}
+    if not any(told.values()):
+        return None
+    for name, value in {**told, "jwt_roles": settings.jwt_roles}.items():
+        if not value:
+            raise ConfigurationError(f"NODE_REGISTRY_{name.upper()}: is needed for tokens")
+    if Role.ENROLMENT in settings.jwt_roles.values():
+        raise ConfigurationError("NODE_REGISTRY_JWT_ROLES: enrolment is for keys alone")
+    try:
+        origin = source(told["jwt_jwks"])
+        keys = KeySet(origin, clock=clock)
+        if isinstance(origin, File):
+            await keys.load()
+    except (ValueError, OSError, BadKeySet) as error:
+        raise ConfigurationError(f"NODE_REGISTRY_JWT_JWKS: {error}") from error
+    return JwtVerifier(settings, keys)
+
+
+def claim(claims: Mapping[str, Any], path: str) -> object:
+    """None where there is none. `realm_access.roles` is the claim of that name, if there is one,
+    else what is called `roles` in `realm_access`.
+    """
+    if path in claims:
+        return claims[path]
+    outer, _, inner = path.partition(".")
+    held = claims.get(outer)
+    return claim(held, inner) if inner and isinstance(held, Mapping) else None
+
+
+def _texts(value: object) -> Iterable[str]:
+    """Of a text, or a list of them. What else there is says nothing."""
+    values = value if isinstance(value, list) else [value]
+    return (each for each in values if isinstance(each, str))
+
+
+def _not_good(error: PyJWTError | UnicodeError) -> Unauthenticated:
+    """In words of ours: the library's quote the token."""
+    if isinstance(error, MissingRequiredClaimError):
+        return Unauthenticated(f"the token is not good: it has no {error.claim}")
+    reason = _REASONS.get(type(error), "it is not one of the issuer's")
+    return Unauthenticated(f"the token is not good: {reason}")

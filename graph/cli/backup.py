@@ -1,0 +1,59 @@
+"""The commands `node-registry backup` and `node-registry restore`."""
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from db.ops.backup import Manifest, back_up
+from db.ops.restore import check, restore
+from graph.cli.common import configured
+from graph.core.open_database import url_in_use
+from graph.core.settings import Settings
+
+_PATH = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("backup")
+@click.argument("file", type=_PATH)
+def backup_command(file: Path) -> None:
+    """Write the whole database to FILE, as it is at this moment; the registry may go on.
+
+    FILE is replaced when all of the new one is there. It is for nobody but its owner: who has it
+    has the hashes of all keys. `pg_restore` reads it too.
+    """
+    _show(asyncio.run(_backup(configured(), file)), f"{file} has")
+
+
+@click.command("restore")
+@click.argument("file", type=_PATH)
+@click.option("--replace", is_flag=True, help="Give up all that the database has.")
+@click.option("--check", "only_check", is_flag=True, help="Only see that FILE is whole.")
+def restore_command(file: Path, *, replace: bool, only_check: bool) -> None:
+    """Make the database what it was when FILE was written: all of it, or nothing is changed.
+
+    No registry may be at work on it. It has to be empty, or made by `migrate` or `init-database`
+    and not used yet, unless --replace is given; restore as its owner, as you migrate.
+    """
+    if only_check:
+        _show(asyncio.run(check(file)), f"{file} is whole, and has")
+    else:
+        _show(asyncio.run(_restore(configured(), file, replace=replace)), "The database has")
+
+
+async def _backup(settings: Settings, file: Path) -> Manifest:
+    async with url_in_use(settings) as url:
+        return await back_up(url, file)
+
+
+async def _restore(settings: Settings, file: Path, *, replace: bool) -> Manifest:
+    async with url_in_use(settings) as url:
+        return await restore(url, file, replace=replace)
+
+
+def _show(manifest: Manifest, what: str) -> None:
+    click.echo(
+        f"{what} {manifest.rows['nodes']:,} nodes and {manifest.rows['heartbeat_log']:,} heartbeats"
+        f" at revision {manifest.revision}, schema {manifest.schema_version}, as of"
+        f" {manifest.taken_at:%Y-%m-%d %H:%M:%S} UTC."
+    )

@@ -1,0 +1,19 @@
+"""What a command of an operator starts from: the configuration, and who gives it."""
+
+import getpass
+
+from db.core.enums import Role
+from db.core.identity import Caller, Identity
+from graph.core.settings import Settings, load
+from graph.telemetry import logs
+
+
+def configured() -> Settings:
+    settings = load()
+    logs.configure(settings.env, "warning")
+    return settings
+
+
+def operator() -> Caller:
+    """Who can reach the database may do everything."""
+    return Caller(Identity(f"{getpass.getuser()} at the command line", Role.ADMIN))

@@ -1,0 +1,99 @@
+"""The command `node-registry doctor`: what is not well, and how to mend it. It changes nothing."""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import click
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.access import tokens
+from db.core.database import Database
+from db.core.enums import Role
+from db.core.errors import EmbeddedServerFailed, Unavailable
+from db.ops import schema_checks, server_checks
+from db.ops.check_result import Check, Finding, Severity, Verdict, fault, findings, ok, warning
+from graph.cli.common import configured
+from graph.cli.host_checks import PREMISES
+from graph.core.open_database import url_in_use
+from graph.core.settings import Settings
+from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
+
+
+@click.command()
+def doctor() -> None:
+    """Look this registry over: one line for each thing, with the mend of what is not well.
+
+    Ends with status 1 if there is a fault; a warning is none. It may run beside the registry or
+    without it, and changes nothing.
+    """
+    found = asyncio.run(examine(configured()))
+    for finding in found:
+        click.echo(f"{finding.severity:<8} {finding.subject:<12} {finding.says}")
+    if any(finding.severity is Severity.FAULT for finding in found):
+        sys.exit(1)
+
+
+async def examine(settings: Settings) -> Sequence[Finding]:
+    """Without a database that can be reached, nothing that needs one is looked at."""
+    found = [Finding(subject, *await look(settings)) for subject, look in PREMISES.items()]
+    if settings.external_database is None and not _cluster_is_made(settings):
+        says = f"there is none in {settings.data_dir} yet: `node-registry serve` makes it"
+        return [*found, Finding("database", *warning(says))]
+    try:
+        async with AsyncExitStack() as stack:
+            url = await stack.enter_async_context(url_in_use(settings))
+            database = Database(
+                url, statement_timeout_seconds=settings.db_statement_timeout_seconds
+            )
+            stack.push_async_callback(database.close)
+            await database.ping()
+            found.append(Finding("database", *ok("answers")))
+            found += [each async for each in findings(database, _checks(database, settings))]
+    except TOLD_IN_ONE_LINE as error:
+        found.append(Finding("database", *fault(_unreachable(error, settings))))
+    return found
+
+
+def _cluster_is_made(settings: Settings) -> bool:
+    return (settings.data_dir / "postgres").exists()
+
+
+def _checks(database: Database, settings: Settings) -> dict[str, Check]:
+    return {
+        "version": server_checks.version,
+        "writing": server_checks.writing,
+        "connections": server_checks.connections(settings.database_connections),
+        "replication": server_checks.replication,
+        "schema": schema_checks.schema(database),
+        **schema_checks.CHECKS,
+        "keys": _keys_for(settings),
+    }
+
+
+def _keys_for(settings: Settings) -> Check:
+    async def check(session: AsyncSession) -> Verdict:
+        count = await tokens.count_of(session, Role.ADMIN)
+        if count or not settings.authentication_required:
+            return ok(f"{count} of administrators stand")
+        if Role.ADMIN in settings.jwt_roles.values():
+            return ok("administrators come with tokens of an issuer")
+        return warning(
+            "no administrator could log in: make a key with"
+            " `node-registry token create --role admin`"
+        )
+
+    return check
+
+
+def _unreachable(error: Exception, settings: Settings) -> str:
+    match error:
+        case EmbeddedServerFailed():
+            why = " ".join([error.problem, *error.log_lines[-1:]])
+            return f"{why}: see {settings.data_dir / 'postgres.log'}"
+        case Unavailable():
+            why = f"cannot be reached, {str(error.__cause__ or error) or 'no answer in time'}"
+        case _:
+            why = in_one_line(error)
+    return f"{why}: see that PostgreSQL runs, and what NODE_REGISTRY_DATABASE_URL or _DB_… say"

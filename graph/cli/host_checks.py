@@ -1,0 +1,123 @@
+"""Looks the machine over on which a registry is to run: its port, certificates, disk, access."""
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+from cryptography import x509
+
+from db.ops.check_result import Verdict, fault, ok, warning
+from graph.core.settings import ConfigurationError, Settings
+from graph.core.version import SERVICE, VERSION
+from graph.server.listener import listen, require_safe, url_of
+from graph.server.tls_context import context_of
+
+_ANSWER_SECONDS = 5
+_RENEW_BEFORE = timedelta(days=14)
+_LEAST_FREE_BYTES = 1 << 30
+_LEAST_FREE_SHARE = 0.1
+
+
+async def access(settings: Settings) -> Verdict:
+    try:
+        require_safe(settings)
+    except ConfigurationError as error:
+        return fault(str(error))
+    required = settings.authentication_required
+    return ok("whoever asks needs a key" if required else "anybody may do anything from here")
+
+
+async def port(settings: Settings) -> Verdict:
+    """Whether a registry answers there, or one could listen."""
+    scheme = "http" if settings.tls_certificate is None else "https"
+    url = url_of(settings.http_host, settings.http_port, scheme)
+    if await _is_silent(url):
+        try:
+            listen(settings).close()
+        except OSError as error:
+            return fault(
+                f"{url}: {error.strerror or error}: choose others as NODE_REGISTRY_HTTP_HOST and"
+                " _HTTP_PORT"
+            )
+        return ok(f"{url} is free, no registry runs here")
+    try:
+        # The certificate is looked at elsewhere; it need not be for the name that is asked here.
+        # Proxies of the environment are for what is outside.
+        async with httpx.AsyncClient(
+            verify=False,  # noqa: S501
+            trust_env=False,
+            timeout=_ANSWER_SECONDS,
+        ) as http:
+            response = await http.get(f"{url}/health")
+        told = response.json()
+        serves = told["service"] == SERVICE
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        serves = False
+    if not serves:
+        return fault(f"{url} is taken by something else: end it, or choose another port")
+    if response.status_code != httpx.codes.OK:
+        failed = ", ".join(told["failed_tasks"]) or "its database is out of reach"
+        return fault(f"{url}: the registry is not healthy, {failed}: see its log")
+    if told["version"] != VERSION:
+        return warning(f"{url}: registry {told['version']} serves, this is {VERSION}: restart it")
+    return ok(f"{url}: a registry serves, and is healthy")
+
+
+async def _is_silent(url: str) -> bool:
+    where = httpx.URL(url)
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            _, writer = await asyncio.open_connection(where.host, where.port)
+        writer.close()
+        return False
+    return True
+
+
+async def certificate(settings: Settings) -> Verdict:
+    try:
+        context_of(settings)
+    except ConfigurationError as error:
+        return fault(str(error))
+    files = [path for path in (settings.tls_certificate, settings.tls_client_ca) if path]
+    if not files:
+        return ok("none, plain HTTP")
+    ends, path = min((_ends(path), path) for path in files)
+    says = f"{path} ends on {ends:%Y-%m-%d %H:%M} UTC"
+    left = ends - datetime.now(UTC)
+    if left < timedelta():
+        return fault(f"{says}: renew it; the registry reads it again by itself")
+    if left < _RENEW_BEFORE:
+        return warning(f"{says}: renew it; the registry reads it again by itself")
+    return ok(says)
+
+
+def _ends(path: Path) -> datetime:
+    """Of the first to end, of those that the file has."""
+    chain = x509.load_pem_x509_certificates(path.read_bytes())
+    return min(each.not_valid_after_utc for each in chain)
+
+
+async def disk(settings: Settings) -> Verdict:
+    if settings.external_database is not None:
+        return ok("the database's is not this machine's business")
+    folder = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
+    usage = shutil.disk_usage(folder)
+    says = f"{usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free in {folder}"
+    mend = "make room, or lower NODE_REGISTRY_HEARTBEAT_LOG_MAX_AGE_SECONDS"
+    if usage.free < _LEAST_FREE_BYTES:
+        return fault(f"{says}: {mend}")
+    if usage.free < _LEAST_FREE_SHARE * usage.total:
+        return warning(f"{says}: {mend}")
+    return ok(says)
+
+
+PREMISES: dict[str, Callable[[Settings], Awaitable[Verdict]]] = {
+    "access": access,
+    "port": port,
+    "certificate": certificate,
+    "disk": disk,
+}

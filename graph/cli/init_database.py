@@ -1,0 +1,129 @@
+"""The command `node-registry init-database`."""
+
+import asyncio
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from db.ops.provision import Names, provision
+from graph.core.settings import PREFIX, settings_file
+
+_MAX_NAME_BYTES = 63  # PostgreSQL cuts longer ones off
+
+
+def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not (
+        value.isprintable() and 1 <= len(value.encode()) <= _MAX_NAME_BYTES
+    ):
+        raise click.BadParameter(f"must be 1 to {_MAX_NAME_BYTES} bytes that can be printed")
+    return value
+
+
+class _Access(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
+
+    administrator_url: str | None = None
+
+
+def _url(_: click.Context, __: click.Parameter, value: str | None) -> URL:
+    value = value or _Access(_env_file=settings_file()).administrator_url
+    if value is None:
+        raise click.MissingParameter
+    try:
+        return make_url(value)
+    except ArgumentError as error:
+        raise click.BadParameter("is not a URL") from error  # which may have a password
+
+
+@click.command()
+@click.argument("administrator", callback=_url, required=False)
+@click.option("--database", default="node_registry", show_default=True, callback=_name)
+@click.option("--owner", help="By default the database's name and _owner.", callback=_name)
+@click.option("--service", help="By default the database's name.", callback=_name)
+@click.option("--new-passwords", is_flag=True, help="Renew those of both roles.")
+@click.option("--service-only", is_flag=True, help="Keep no access of the owner's.")
+@click.option(
+    "--write",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Write service.env and migration.env there instead of printing what they have.",
+)
+def init_database(
+    administrator: URL,
+    database: str,
+    owner: str | None,
+    service: str | None,
+    *,
+    new_passwords: bool,
+    service_only: bool,
+    folder: Path | None,
+) -> None:
+    """Make a database in which the service cannot alter tables or edit the audit trail.
+
+    ADMINISTRATOR is the URL of a role that may make roles and databases, e.g.
+    postgresql://postgres:secret@localhost/postgres; better in NODE_REGISTRY_ADMINISTRATOR_URL, or
+    in the file that NODE_REGISTRY_SETTINGS_FILE names, than on the command line, which others may
+    see. Repeated, it makes only what is missing, and brings an older schema to this version's: who
+    runs it for each version does without the owner's access.
+    """
+    names = Names(database, owner or f"{database}_owner", service or database)
+
+    def keep(passwords: Mapping[str, str]) -> None:
+        files = {}
+        for name, role, purpose in (
+            ("service.env", names.service, "node-registry serve"),
+            ("migration.env", names.owner, "node-registry migrate, and nothing else"),
+        ):
+            if service_only and role == names.owner:
+                continue
+            if role in passwords:
+                access = _environment(administrator, names, role, passwords[role])
+                files[name] = f"# For {purpose}\n{access}"
+            else:
+                click.echo(f"The role {role} is there already, and keeps its password.")
+        _show(files, folder, replace=new_passwords)
+
+    made = asyncio.run(provision(administrator, names, new_passwords=new_passwords, keep=keep))
+    click.echo(
+        f"The database {database} {'was made' if made else 'is there already'}, at this version's"
+        " schema."
+    )
+
+
+def _environment(administrator: URL, names: Names, role: str, password: str) -> str:
+    access = {
+        "HOST": administrator.host or administrator.query.get("host") or "localhost",
+        "PORT": administrator.port or administrator.query.get("port") or 5432,
+        "NAME": names.database,
+        "USER": role,
+        "PASSWORD": password,
+    }
+    return "".join(
+        f"NODE_REGISTRY_DB_{name}={shlex.quote(str(value))}\n" for name, value in access.items()
+    )
+
+
+def _show(files: Mapping[str, str], folder: Path | None, *, replace: bool) -> None:
+    """In the folder for nobody but whoever runs the command, else on standard output.
+
+    Raises FileExistsError, and writes nothing, where a file is there that is not to be replaced.
+    """
+    if folder is None:
+        for text in files.values():
+            click.echo(text)
+        return
+    paths = {folder / name: text for name, text in files.items()}
+    taken = [path for path in paths if path.exists()]
+    if taken and not replace:
+        raise FileExistsError(f"{taken[0]} is there already: it is replaced with --new-passwords")
+    for path, text in paths.items():
+        new = path.with_name(f"{path.name}.new")
+        new.touch(0o600, exist_ok=False)
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+        click.echo(f"{path} was written.")

@@ -1,0 +1,148 @@
+"""The command `node-registry`. GraphQL and the server are imported by the commands that need them:
+the others start sooner.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+import click
+import uvloop
+
+from db.core.database import Database
+from db.core.enums import ProfileType
+from db.core.migrate import migrate
+from graph.api.profile_schema import CONFIGS
+from graph.cli.backup import backup_command, restore_command
+from graph.cli.common import configured, operator
+from graph.cli.doctor import doctor
+from graph.cli.init_database import init_database
+from graph.cli.tokens import token
+from graph.core.open_database import database_in_use, database_url
+from graph.core.settings import Settings, load
+from graph.core.version import SERVICE, VERSION
+from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
+from graph.server.file_limits import allow_files_for
+from graph.server.listener import require_safe
+from graph.server.worker_pool import serve_by_workers
+from graph.telemetry import logs
+
+if TYPE_CHECKING:
+    from graph.cli.profile_yaml import Difference
+
+
+@click.group()
+@click.version_option(VERSION, prog_name=SERVICE)
+def commands() -> None:
+    """The node registry. It is configured by environment variables, NODE_REGISTRY_..."""
+
+
+commands.add_command(token)
+
+
+@commands.command("serve")
+@click.option("--workers", type=int, help="Processes that share the address; 1 by default.")
+def serve_command(workers: int | None) -> None:
+    """Serve the registry until it is told to stop."""
+    settings = load(workers=workers)
+    require_safe(settings)
+    logs.configure(settings.env, settings.log_level)
+    allow_files_for(settings.max_connections)
+    if settings.workers == 1:
+        from graph.server.uvicorn_server import serve
+
+        uvloop.run(serve(settings))
+    else:
+        uvloop.run(serve_by_workers(settings))
+
+
+@commands.command("migrate")
+def migrate_command() -> None:
+    """Bring the database to the schema that this version needs."""
+    settings = load()
+    logs.configure(settings.env, settings.log_level)
+    asyncio.run(_migrate(settings))
+    click.echo("The database is at this version's schema.")
+
+
+commands.add_command(init_database)
+commands.add_command(doctor)
+commands.add_command(backup_command)
+commands.add_command(restore_command)
+
+
+@commands.command()
+def export_schema() -> None:
+    """Print the GraphQL schema."""
+    from graph.api.schema import schema
+
+    click.echo(schema.as_str())
+
+
+@commands.group()
+def profile() -> None:
+    """Profiles of roles and types, as YAML."""
+
+
+@profile.command("export")
+def export_command() -> None:
+    """Print all role profiles."""
+    click.echo(asyncio.run(_export(configured())), nl=False)
+
+
+@profile.command("import")
+@click.argument("file", type=click.File(encoding="utf-8"))
+@click.option("--prune", is_flag=True, help="Delete the role profiles that the file does not have.")
+@click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
+def import_command(file: TextIO, *, prune: bool, dry_run: bool) -> None:
+    """Make the role profiles of FILE; - is standard input."""
+    difference = asyncio.run(_import(configured(), file.read(), prune=prune, dry_run=dry_run))
+    click.echo(difference.diff, nl=False)
+    done = "would be" if dry_run else "were"
+    click.echo(f"{difference.written} {done} written, {difference.deleted} {done} deleted.")
+
+
+@profile.command("schema")
+@click.argument("profile_type", type=click.Choice([kind.name for kind in ProfileType]))
+def schema_command(profile_type: str) -> None:
+    """Print the JSON Schema of a profile's config."""
+    config = CONFIGS[ProfileType[profile_type]]
+    click.echo(json.dumps(config.model_json_schema(), indent=2))
+
+
+async def _export(settings: Settings) -> str:
+    from graph.cli.profile_yaml import export_profiles
+
+    async with database_in_use(settings) as database, database.read() as session:
+        return await export_profiles(session)
+
+
+async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) -> "Difference":
+    from graph.cli.profile_yaml import import_profiles
+
+    async with database_in_use(settings) as database, database.write() as session:
+        difference = await import_profiles(session, text, prune=prune, by=operator())
+        if dry_run:
+            await session.rollback()
+        return difference
+
+
+async def _migrate(settings: Settings) -> None:
+    async with database_url(settings) as url:
+        database = Database(url)
+        try:
+            await database.ping()
+            await migrate(database.engine)
+        finally:
+            await database.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """What an operator can mend ends in one line and exit status 1."""
+    try:
+        commands(arguments)
+    except TOLD_IN_ONE_LINE as error:
+        click.echo(f"{SERVICE}: {in_one_line(error)}", err=True)
+        sys.exit(1)

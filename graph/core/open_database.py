@@ -1,0 +1,72 @@
+"""The configured database, for as long as somebody uses it."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from sqlalchemy import URL
+
+from db.core.database import Database
+from db.core.migrate import migrate, require_current
+from db.embedded.data_dir_lock import DataFolderInUse
+from db.embedded.server import embedded_postgres, running_url
+from graph.core.settings import Settings
+
+_OTHER_CONNECTIONS = 10  # psql, `node-registry migrate`, and PostgreSQL's own reserve
+
+
+@asynccontextmanager
+async def database_url(settings: Settings) -> AsyncIterator[URL]:
+    """The configured PostgreSQL, or one of our own for as long as the block lasts."""
+    if (external := settings.external_database) is not None:
+        yield external
+        return
+    connections = settings.database_connections + _OTHER_CONNECTIONS
+    options = {"max_connections": str(max(100, connections))}
+    async with embedded_postgres(settings.data_dir, options=options) as url:
+        yield url
+
+
+@asynccontextmanager
+async def url_in_use(settings: Settings) -> AsyncIterator[URL]:
+    """As `database_url`, beside a registry that may be running on it."""
+    async with AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(database_url(settings))
+        except DataFolderInUse:
+            url = running_url(settings.data_dir)
+        yield url
+
+
+@asynccontextmanager
+async def current_database(settings: Settings) -> AsyncIterator[Database]:
+    """At this version's schema: the embedded one is brought there, any other has to be.
+
+    Raises SchemaMismatch, Unavailable and what the embedded server raises.
+    """
+    async with database_url(settings) as url:
+        database = Database(
+            url,
+            pool_size=settings.db_pool_size,
+            statement_timeout_seconds=settings.db_statement_timeout_seconds,
+        )
+        try:
+            await database.ping()
+            if settings.external_database is None:
+                await migrate(database.engine)
+            await require_current(database.engine)
+            yield database
+        finally:
+            await database.close()
+
+
+@asynccontextmanager
+async def database_in_use(settings: Settings) -> AsyncIterator[Database]:
+    """As `current_database`, beside a registry that may be running on it."""
+    async with AsyncExitStack() as stack:
+        try:
+            database = await stack.enter_async_context(current_database(settings))
+        except DataFolderInUse:
+            database = Database(running_url(settings.data_dir))
+            stack.push_async_callback(database.close)
+            await require_current(database.engine)
+        yield database

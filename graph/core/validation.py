@@ -1,0 +1,125 @@
+"""The bounds of what callers may send; each breach is a BadInput that names the field."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import orjson
+
+from db.core.errors import BadInput
+from db.core.identity import CERTIFICATE_PREFIX, JWT_PREFIX
+
+MAX_NAME_LENGTH = 255
+MAX_NOTE_LENGTH = 2000
+MAX_LABELS = 64
+MAX_DOCUMENT_BYTES = 64 * 1024
+MAX_METRICS_BYTES = 16 * 1024
+MAX_REQUIREMENT_BYTES = 4 * 1024
+MAX_BATCH = 1000
+MAX_CHOICES = 1000
+MAX_GPUS = 64
+MAX_PROFILES = 100
+MAX_LIFETIME = timedelta(days=3650)
+MAX_USES = 1_000_000
+
+_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:@-]*[A-Za-z0-9])?")
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/=:-]{0,61}[A-Za-z0-9])?")
+
+
+def identifier(field: str, value: str) -> str:
+    """Letters, digits and . _ : @ - between them; at most 255."""
+    if len(value) > MAX_NAME_LENGTH or not _ID.fullmatch(value):
+        raise BadInput(
+            field,
+            f"must be 1 to {MAX_NAME_LENGTH} letters, digits or any of . _ : @ -"
+            " and begin and end with a letter or digit",
+        )
+    return value
+
+
+def name(field: str, value: str) -> str:
+    """What people read: no control characters, nothing at the ends that cannot be seen."""
+    if not 1 <= len(value) <= MAX_NAME_LENGTH:
+        raise BadInput(field, f"must have 1 to {MAX_NAME_LENGTH} characters")
+    if not value.isprintable() or value != value.strip():
+        raise BadInput(field, "must be printable and not begin or end with a space")
+    return value
+
+
+def key_name(field: str, value: str) -> str:
+    """As `name`, and not to be taken for somebody whom another vouches for."""
+    if value.startswith((JWT_PREFIX, CERTIFICATE_PREFIX)):
+        raise BadInput(field, f"must not begin with {JWT_PREFIX} or {CERTIFICATE_PREFIX}")
+    return name(field, value)
+
+
+def note(field: str, value: str) -> str:
+    """Text of several lines, at most 2,000 characters."""
+    if len(value) > MAX_NOTE_LENGTH:
+        raise BadInput(field, f"must have at most {MAX_NOTE_LENGTH} characters")
+    if not value.replace("\n", "").replace("\t", "").isprintable() and value:
+        raise BadInput(field, "must not contain control characters")
+    return value
+
+
+def labels(field: str, values: Sequence[str]) -> tuple[str, ...]:
+    """At most 64 of 63 characters, as in Kubernetes; doubles are dropped, the order is kept."""
+    distinct = tuple(dict.fromkeys(values))
+    if len(distinct) > MAX_LABELS:
+        raise BadInput(field, f"must be at most {MAX_LABELS}")
+    for i, value in enumerate(values):
+        if not _LABEL.fullmatch(value):
+            raise BadInput(
+                f"{field}[{i}]",
+                "must be 1 to 63 letters, digits or any of . _ - / = :"
+                " and begin and end with a letter or digit",
+            )
+    return distinct
+
+
+def choices(field: str, values: Sequence[str]) -> tuple[str, ...]:
+    """Values to look for: there may be many, but they need not exist."""
+    if len(values) > MAX_CHOICES:
+        raise BadInput(field, f"must be at most {MAX_CHOICES}")
+    for i, value in enumerate(values):
+        searched(f"{field}[{i}]", value)
+    return tuple(values)
+
+
+def searched(field: str, value: str) -> str:
+    if len(value) > MAX_NAME_LENGTH or "\0" in value:
+        raise BadInput(field, f"must have at most {MAX_NAME_LENGTH} characters, none of them NUL")
+    return value
+
+
+def document(field: str, value: object, max_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
+    """A JSON object of bounded size; its depth the scalar has checked already."""
+    if not isinstance(value, Mapping):
+        raise BadInput(field, "must be a JSON object")
+    if len(orjson.dumps(value)) > max_bytes:
+        raise BadInput(field, f"must be at most {max_bytes // 1024} KiB of JSON")
+    return dict(value)
+
+
+def measure(
+    field: str, value: float | None, *, least: float = 0, most: float = 1e15
+) -> float | None:
+    if value is not None and not (math.isfinite(value) and least <= value <= most):
+        raise BadInput(field, f"must be a number from {least:g} to {most:g}")
+    return value
+
+
+def lifetime(field: str, seconds: int, *, least: int = 1) -> timedelta:
+    """At most ten years."""
+    most = MAX_LIFETIME // timedelta(seconds=1)
+    if not least <= seconds <= most:
+        raise BadInput(field, f"must be {least} to {most}")
+    return timedelta(seconds=seconds)
+
+
+def count(field: str, number: int, *, most: int) -> int:
+    if not 1 <= number <= most:
+        raise BadInput(field, f"must be 1 to {most}")
+    return number

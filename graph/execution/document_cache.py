@@ -1,0 +1,220 @@
+"""Parses and validates each document once, and keeps what is used, by its hash: bounded.
+
+A document may be asked for by its id alone, if it is one of the trusted ones: those of our own
+agent and client. https://github.com/graphql/graphql-over-http, appendix A, persisted documents.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+from graphql import (
+    ArgumentNode,
+    DocumentNode,
+    GraphQLError,
+    GraphQLInputType,
+    GraphQLSchema,
+    OperationDefinitionNode,
+    OperationType,
+    ValueNode,
+    ValuesOfCorrectTypeRule,
+    VariableDefinitionNode,
+    VisitorAction,
+    specified_rules,
+)
+from graphql.language import SKIP
+from graphql.pyutils import print_path_list
+from graphql.utilities import validate_input_literal
+
+from db.core.enums import Role
+from db.core.errors import BadInput
+from graph.auth import permissions
+from graph.core.errors import RequestRefused
+from graph.execution.compiled_operation import Plan, event_shape_of, plan_of
+from graph.execution.compiled_output import Shape
+from graph.execution.complexity import complexity
+from graph.execution.document_validation import parsed, problems
+from graph.execution.query_limits import Complexity
+from graph.execution.request import GraphQLRequest
+
+MAX_USED = 256
+MAX_ON_PROBATION = 64
+MAX_KEPT_CHARACTERS = 16 * 1024
+
+OTHERS = "other"
+"""What operations of documents that are not trusted are counted as, whatever their names."""
+
+_TRUSTED = Path(__file__).parent / "trusted_documents.json"
+
+
+class Operation:
+    """One of a document's; what is known of it beyond its name holds if the document is valid."""
+
+    def __init__(self, document: "Document", node: OperationDefinitionNode) -> None:
+        self.document = document
+        self.node = node
+        self.name = node.name.value if node.name else None
+        self.kind: OperationType = node.operation
+        self.counted_as = self.name if document.trusted and self.name else OTHERS
+
+    @cached_property
+    def complexity(self) -> Complexity:
+        return complexity(self.document.schema, self.document.node, self.node)
+
+    @cached_property
+    def refused_fields(self) -> dict[Role, str]:
+        """Whom it is refused, and for which field."""
+        return permissions.refused_fields(self.document.schema, self.document.node, self.node)
+
+    @cached_property
+    def plan(self) -> Plan | None:
+        """None if it takes the executor."""
+        return plan_of(self.document.schema, self.node)
+
+    @cached_property
+    def event_shape(self) -> Shape | None:
+        """Of a subscription; None if it takes the executor."""
+        return event_shape_of(self.document.schema, self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Parsed, and valid if it has no `errors`."""
+
+    id: str
+    schema: GraphQLSchema
+    node: DocumentNode
+    errors: list[GraphQLError]
+    trusted: bool = False
+    _operations: dict[str | None, Operation] = field(default_factory=dict)
+
+    def operation(self, name: str | None) -> Operation:
+        """Of that name, or the only one. Raises RequestRefused."""
+        known = self._operations.get(name)
+        if known is None:
+            known = self._operations[name] = Operation(self, self._find(name))
+        return known
+
+    def _find(self, name: str | None) -> OperationDefinitionNode:
+        nodes = [
+            node for node in self.node.definitions if isinstance(node, OperationDefinitionNode)
+        ]
+        if name is not None:
+            nodes = [node for node in nodes if node.name and node.name.value == name]
+            if not nodes:
+                raise RequestRefused(f"there is no operation {name!r}", field="operationName")
+        if not nodes:
+            raise RequestRefused("there is no operation in the document", field="query")
+        if len(nodes) > 1:
+            raise RequestRefused("there are several operations: name one", field="operationName")
+        return nodes[0]
+
+
+class Documents:
+    """Keeps the trusted ones for good once they were asked for, others while they are used.
+
+    What was asked for only once is on probation, whence only others of its kind drive it out: a
+    flood of documents that nobody asks for again drives out none that is in use.
+    """
+
+    def __init__(
+        self,
+        schema: GraphQLSchema,
+        trusted: Iterable[str] = (),
+        *,
+        max_tokens: int = 1000,
+        shows_schema: bool = True,
+    ) -> None:
+        self._schema = schema
+        self._max_tokens = max_tokens
+        self._shows_schema = shows_schema
+        self._trusted = {document_id(text): text for text in trusted}
+        self._kept: dict[str, Document] = {}
+        self._used: OrderedDict[str, Document] = OrderedDict()
+        self._on_probation: OrderedDict[str, Document] = OrderedDict()
+
+    def asked_for(self, request: GraphQLRequest) -> Document:
+        """Raises GraphQLSyntaxError, QueryTooComplex, and BadInput for an id that is not known."""
+        if request.document_id is None:
+            return self._of(request.query or "")
+        if request.document_id not in self._trusted:
+            problem = "is not known: send the document itself, as `query`"
+            raise BadInput("documentId", problem)
+        return self._trusted_one(request.document_id)
+
+    def _of(self, text: str) -> Document:
+        key = document_id(text)
+        if key in self._trusted:
+            return self._trusted_one(key)
+        if key in self._used:
+            self._used.move_to_end(key)
+            return self._used[key]
+        if key in self._on_probation:
+            self._used[key] = self._on_probation.pop(key)
+            if len(self._used) > MAX_USED:
+                self._used.popitem(last=False)
+            return self._used[key]
+        document = self._read(key, text)
+        if len(text) <= MAX_KEPT_CHARACTERS:
+            self._on_probation[key] = document
+            if len(self._on_probation) > MAX_ON_PROBATION:
+                self._on_probation.popitem(last=False)
+        return document
+
+    def _trusted_one(self, key: str) -> Document:
+        if key not in self._kept:
+            self._kept[key] = self._read(key, self._trusted[key], trusted=True)
+        return self._kept[key]
+
+    def _read(self, key: str, text: str, *, trusted: bool = False) -> Document:
+        node = parsed(text, max_tokens=self._max_tokens)
+        errors = problems(self._schema, node, _RULES, shows_schema=self._shows_schema)
+        return Document(key, self._schema, node, errors, trusted)
+
+
+def trusted() -> list[str]:
+    """Those of our own agent and client, as `make documents` wrote them down."""
+    by_id: dict[str, str] = orjson.loads(_TRUSTED.read_bytes())
+    return list(by_id.values())
+
+
+def document_id(text: str) -> str:
+    """As the appendix on persisted documents has it."""
+    return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
+
+
+class LiteralsOfCorrectTypeRule(ValuesOfCorrectTypeRule):
+    """Says where in its argument a literal is wrong, in the words used of variables."""
+
+    _holder = ""
+
+    def enter_argument(self, node: ArgumentNode, *_: Any) -> None:
+        self._holder = f"Argument '{node.name.value}'"
+
+    def enter_variable_definition(self, node: VariableDefinitionNode, *_: Any) -> None:
+        self._holder = f"Variable '${node.variable.name.value}'"
+
+    def is_valid_value_node(
+        self, node: ValueNode, input_type: GraphQLInputType | None
+    ) -> VisitorAction:
+        def on_error(error: GraphQLError, path: list[str | int]) -> None:
+            place = print_path_list(path)
+            error.message = f"{self._holder} has invalid value{place}: {error.message}"
+            self.report_error(error)
+
+        if input_type:
+            validate_input_literal(
+                node, input_type, on_error, hide_suggestions=self.context.hide_suggestions
+            )
+        return SKIP
+
+
+_RULES = tuple(
+    LiteralsOfCorrectTypeRule if rule is ValuesOfCorrectTypeRule else rule
+    for rule in specified_rules
+)

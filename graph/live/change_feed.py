@@ -1,0 +1,281 @@
+"""The live end of the change log: reads what is new once, for every subscriber of the process.
+
+Subscribers hold no database connection, and no queue either: each is a position in the log, and
+what lies behind it is kept once for all. A lost notification, a dropped connection or a pause
+costs a re-read, never an event.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import asyncpg
+import structlog
+
+from db.core.database import Database
+from db.core.errors import Unavailable
+from db.registry import status_changes
+from db.registry.change_listener import NOTHING_ELSE, Hear, listening
+from db.registry.node_filter import EVERY_NODE, NodeFilter
+from graph.api.events import Bookmark, NodeStatusChanged
+from graph.api.scalars import Revision
+from graph.api.types import StatusChange
+from graph.core.single_flight import Once
+
+log = structlog.get_logger()
+
+BATCH_SIZE = 500
+SHARED_SECONDS = 1.0
+"""How long what was asked of the database for one subscriber serves the others."""
+
+_MAX_REPLAYS = 16
+_MAX_FILTERS = 256
+_MAX_BACKOFF_SECONDS = 5.0
+
+
+class HoleInLog(Exception):
+    """What comes next can no longer be told; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Consecutive changes of the log, each with its node as it stood when they were read."""
+
+    database: Database
+    revisions: range
+    events: list[NodeStatusChanged]
+    _judged: Once[NodeFilter, dict[int, bool]] = field(default_factory=lambda: Once(_MAX_FILTERS))
+
+    async def behind(self, position: int, node_filter: NodeFilter) -> list[NodeStatusChanged]:
+        """Those behind the position that the filter means.
+
+        Who asks the same at about the same time shares the answer. Raises HoleInLog when the log
+        was trimmed of some of them: what a filter means can be asked only of what is logged.
+        """
+        events = self.events
+        if position >= self.revisions.start:
+            events = [event for event in events if event.change.revision > position]
+        if node_filter == EVERY_NODE:
+            return events
+        judged = await self._judged.get(node_filter, partial(self._ask, node_filter))
+        if any(event.change.revision not in judged for event in events):
+            raise HoleInLog("the change log no longer reaches back so far")
+        return [event for event in events if judged[event.change.revision]]
+
+    async def _ask(self, node_filter: NodeFilter) -> dict[int, bool]:
+        # Thousands of batches are kept, many of a single change: not the answers too.
+        asyncio.get_running_loop().call_later(SHARED_SECONDS, self._judged.forget, node_filter)
+        async with self.database.read() as session:
+            return await status_changes.judged(session, self.revisions, node_filter)
+
+
+async def read_batch(
+    database: Database,
+    connection: asyncpg.Connection,
+    after: int,
+    *,
+    limit: int,
+    upto: int | None = None,
+) -> Batch | None:
+    """The next changes behind a revision; None when there are none."""
+    logged, standing = await status_changes.after(connection, after, upto=upto, limit=limit)
+    if not logged:
+        return None
+    return Batch(
+        database,
+        range(logged[0].revision, logged[-1].revision + 1),
+        [NodeStatusChanged.of(change, standing.get(change.node)) for change in logged],
+    )
+
+
+class ChangeFeed:
+    """`revision` is the newest change that was read; the newest `max_lag` are kept.
+
+    `in_touch` says whether the database would be heard if it had anything new. `set_backs` counts
+    how often the log was found not to be the one that was read so far: as when a backup was
+    restored, or a standby took over that had not got everything.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        check_seconds: float,
+        max_lag: int,
+        others: Mapping[str, Hear] = NOTHING_ELSE,
+    ) -> None:
+        """`others` hear what is told on other channels: a process has one connection to listen."""
+        self._database = database
+        self._others = others
+        self._check_seconds = check_seconds
+        self._max_lag = max_lag
+        self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
+        self._replays: Once[tuple[int, int], Batch | None] = Once(_MAX_REPLAYS)
+        self._arrived = asyncio.Event()
+        self._reading = database.driver
+        self._bookmark = Bookmark(revision=Revision(0))
+        self._last: StatusChange | None = None
+        self.revision = 0
+        self.in_touch = False
+        self.set_backs = 0
+        self.subscribers = 0
+
+    async def start(self) -> None:
+        async with self._database.read() as session:
+            newest = await status_changes.current_revision(session)
+        await self._go_to(newest)
+
+    async def run(self) -> None:
+        """Follows the log for ever, over restarts of PostgreSQL and cut connections."""
+        failures = 0
+        while True:
+            try:
+                async with listening(self._database, self._others) as listener:
+                    self._reading = listener.reading
+                    newest = await listener.revision()
+                    if not await self._is_same_log():
+                        await self._set_back(newest)
+                    await self.read_on(newest, listener.revision)
+                    log.info("feed.listening", revision=self.revision)
+                    failures, self.in_touch = 0, True
+                    while True:
+                        newest = await listener.wait(self._check_seconds)
+                        await self.read_on(newest, listener.revision)
+            except Unavailable as error:
+                delay = random.uniform(0, min(_MAX_BACKOFF_SECONDS, 0.1 * 2**failures))  # noqa: S311  # no secret
+                failures = min(failures + 1, 10)
+                log.warning(
+                    "feed.disconnected",
+                    cause=repr(error.__cause__ or error),
+                    retry_in_seconds=round(delay, 3),
+                )
+            finally:
+                self.in_touch, self._reading = False, self._database.driver
+            await asyncio.sleep(delay)
+
+    async def read_on(self, told: int, ask: Callable[[], Awaitable[int]]) -> None:
+        """Up to the revision that was told; one that leads nowhere is asked for again.
+
+        News may be old, and anybody who may use the database may send false ones.
+        """
+        while self.revision < told and await self._hand_on():
+            pass
+        if self.revision == told:
+            return
+        newest = await ask()
+        if newest < self.revision:
+            await self._set_back(newest)
+        while self.revision < newest:
+            if not await self._hand_on():
+                log.warning("feed.log_trimmed", read=self.revision, revision=newest)
+                await self._go_to(newest)
+
+    @contextmanager
+    def subscribed(self) -> Iterator[None]:
+        self.subscribers += 1
+        try:
+            yield
+        finally:
+            self.subscribers -= 1
+
+    def holds(self, position: int) -> bool:
+        """Whether all that follows the position is still kept."""
+        return position == self.revision or position + 1 in self._recent
+
+    async def moved(self, timeout_seconds: float) -> None:
+        """Returns when the revision has changed, or after the timeout."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._arrived.wait()
+
+    async def kept(self, position: int, set_backs: int, timeout_seconds: float) -> Batch | None:
+        """The batch that follows the position, as soon as there is one.
+
+        None after the timeout, or if something else has happened. Raises HoleInLog when it is no
+        longer kept, or the log was set back since `set_backs` was read.
+        """
+        self._refuse_set_back(set_backs)
+        if position >= self.revision:
+            await self.moved(timeout_seconds)
+            self._refuse_set_back(set_backs)
+            if position >= self.revision:
+                return None
+        batch = self._recent.get(position + 1)
+        if batch is None:
+            raise HoleInLog("the subscriber was too slow")
+        return batch
+
+    async def replayed(self, position: int, set_backs: int) -> Batch:
+        """The batch that holds what follows the position, from the log.
+
+        Its borders are the same whoever asks: subscribers that resume together share it. Raises
+        HoleInLog when the log was trimmed of it, or set back since `set_backs` was read.
+        """
+        start = position - position % BATCH_SIZE
+        wanted = (start, min(start + BATCH_SIZE, self.revision))
+        batch = await self._replays.get(wanted, partial(self._read, *wanted))
+        self._refuse_set_back(set_backs)
+        if batch is None or position + 1 not in batch.revisions:
+            raise HoleInLog("the change log no longer reaches back so far")
+        return batch
+
+    def bookmark(self, position: int) -> Bookmark:
+        """One for all that have come as far."""
+        if self._bookmark.revision != position:
+            self._bookmark = Bookmark(revision=Revision(position))
+        return self._bookmark
+
+    async def _read(self, after: int, upto: int) -> Batch | None:
+        asyncio.get_running_loop().call_later(SHARED_SECONDS, self._replays.forget, (after, upto))
+        async with self._database.driver() as connection:
+            return await read_batch(self._database, connection, after, upto=upto, limit=BATCH_SIZE)
+
+    async def _hand_on(self) -> bool:
+        """False when the log holds nothing newer."""
+        # Not more at once than is kept: a subscriber that is quick has to get it all.
+        limit = min(BATCH_SIZE, self._max_lag)
+        async with self._reading() as connection:
+            batch = await read_batch(self._database, connection, self.revision, limit=limit)
+        if batch is None:
+            return False
+        if batch.revisions.start != self.revision + 1:
+            self._recent.clear()  # the log was trimmed of what lies between
+        self._recent.update(dict.fromkeys(batch.revisions, batch))
+        self.revision, self._last = batch.revisions[-1], batch.events[-1].change
+        while len(self._recent) > self._max_lag:
+            del self._recent[self.revision - len(self._recent) + 1]
+        self._wake()
+        return True
+
+    async def _go_to(self, revision: int) -> None:
+        last = await self._logged(revision)
+        self._recent.clear()
+        self.revision, self._last = revision, last
+        self._wake()
+
+    async def _set_back(self, revision: int) -> None:
+        log.warning("feed.log_set_back", read=self.revision, revision=revision)
+        await self._go_to(revision)
+        self.set_backs += 1
+        self._replays = Once(_MAX_REPLAYS)
+
+    def _refuse_set_back(self, set_backs: int) -> None:
+        if self.set_backs != set_backs:
+            raise HoleInLog("the change log was set back")
+
+    async def _is_same_log(self) -> bool:
+        """By the change read last: a revision that was lost is given anew to another change."""
+        logged = await self._logged(self.revision)
+        return logged is None or logged == self._last
+
+    async def _logged(self, revision: int) -> StatusChange | None:
+        async with self._database.driver() as connection:
+            logged, _ = await status_changes.after(connection, revision - 1, upto=revision)
+        return StatusChange.of(logged[0]) if logged else None
+
+    def _wake(self) -> None:
+        arrived, self._arrived = self._arrived, asyncio.Event()
+        arrived.set()

@@ -1,0 +1,190 @@
+"""The housekeeping that a running registry does for its tables."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from functools import partial
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from db.access import audit, tokens
+from db.core.database import Database
+from db.core.errors import Unavailable
+from db.registry import status_changes
+from db.retention import metrics_rollup, partitions
+from db.retention.partitions import TURN_SECONDS, Partition
+from graph.core.settings import Settings
+from graph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+_INTERVAL_SECONDS = 300
+_TRIM_BATCH = 10_000
+_DEAD_KEYS_KEPT = timedelta(days=90)
+_HOUR = timedelta(hours=1)
+
+
+class Upkeep:
+    """Every process does it. What it does is safe to do twice, and to leave half done."""
+
+    def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:
+        self._database = database
+        self._settings = settings
+        self._metrics = metrics
+        self._misplaced = self._hours_due = 0
+        self._days_end = self._done_at = (
+            time.time()
+        )  # or begun: what is never done is missed in time
+        metrics.watch(
+            "node_registry_misplaced_heartbeats",
+            "Heartbeats in the default partition, because that of their day was missing.",
+            lambda: self._misplaced,
+        )
+        metrics.watch(
+            "node_registry_roll_up_lag_seconds",
+            "Of hours that are over, but not yet in the metrics history.",
+            lambda: self._hours_due * _HOUR.total_seconds(),
+        )
+        metrics.watch(
+            "node_registry_heartbeat_log_end_timestamp_seconds",
+            "The end of the last day that the heartbeat log has a partition for.",
+            lambda: self._days_end,
+        )
+        metrics.watch(
+            "node_registry_last_upkeep_timestamp_seconds",
+            "When the housekeeping was last done, all of it; until then, when the process began.",
+            lambda: self._done_at,
+        )
+
+    async def run(self) -> None:
+        """For ever, over outages of the database."""
+        while True:
+            await asyncio.sleep(_INTERVAL_SECONDS)
+            await self.once()
+
+    async def once(self) -> None:
+        """What cannot be done now is left for the next time, and keeps nothing else from it."""
+        began, whole = time.perf_counter(), True
+        for work in (
+            self.make_days,
+            self.trim_change_log,
+            self.purge_keys,
+            self.trim_audit_log,
+            self.roll_up,
+            self.drop_days,
+            self.drop_months,
+        ):
+            try:
+                await work()
+            except Unavailable as error:
+                whole = False
+                log.warning("upkeep.unavailable", work=work.__name__, cause=repr(error.__cause__))
+        self._metrics.upkeep_seconds.observe(time.perf_counter() - began)
+        if whole:
+            self._done_at = time.time()
+
+    async def make_days(self) -> None:
+        """The days of the heartbeat log long before they begin; and looks for what has none."""
+        async with self._database.write(statement_seconds=TURN_SECONDS) as session:
+            await partitions.make_days(session)
+        async with self._database.read() as session:
+            self._misplaced = await partitions.misplaced(session)
+            days = await partitions.listed(session, "heartbeat_log")
+        self._days_end = days[-1].end.timestamp()
+        if self._misplaced:
+            log.warning("heartbeat_log.misplaced", heartbeats=self._misplaced)
+
+    async def trim_change_log(self) -> int:
+        """Drops what lies beyond the configured count and age."""
+        dropped = await self._in_batches(
+            partial(
+                status_changes.trim,
+                keep_rows=self._settings.change_log_max_rows,
+                keep_seconds=self._settings.change_log_max_age_seconds,
+                batch=_TRIM_BATCH,
+            )
+        )
+        if dropped:
+            log.info("change_log.trimmed", changes=dropped)
+        return dropped
+
+    async def purge_keys(self) -> None:
+        """Forgets the keys that have been dead for 90 days."""
+        await self._in_batches(partial(tokens.purge, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH))
+
+    async def trim_audit_log(self) -> int:
+        """Drops what is older than the configured age."""
+        keep_days = self._settings.audit_retention_days
+        dropped = await self._in_batches(
+            partial(audit.trim, keep_days=keep_days, batch=_TRIM_BATCH)
+        )
+        if dropped:
+            log.info("audit_log.trimmed", entries=dropped)
+        return dropped
+
+    async def roll_up(self) -> None:
+        """The hours that are over, the oldest first."""
+        async with self._database.read() as session:
+            days = await partitions.listed(session, "heartbeat_log")
+            hours = await metrics_rollup.due(session, days[0].begin) if days else []
+        self._hours_due = len(hours)
+        for hour in hours:
+            if not await self._roll_up(hour):
+                return
+            self._hours_due -= 1
+
+    async def drop_days(self) -> None:
+        """Those of the heartbeat log that are older than configured, each once it is rolled up."""
+        for day in await self._old("heartbeat_log", self._settings.heartbeat_log_max_age_seconds):
+            for hour in (day.begin + n * _HOUR for n in range(24)):
+                async with self._database.read() as session:
+                    complete = await metrics_rollup.is_complete(session, hour)
+                if not complete and not await self._roll_up(hour):
+                    return
+            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
+                await metrics_rollup.forget(session, day)
+                dropped = await partitions.drop(session, day)
+            if dropped:
+                log.info("heartbeat_log.dropped", day=day.begin.date().isoformat())
+
+    async def drop_months(self) -> None:
+        """Those of the metrics history that are older than configured."""
+        max_age_seconds = self._settings.metrics_history_max_age_seconds
+        for month in await self._old("metrics_history", max_age_seconds):
+            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
+                dropped = await partitions.drop(session, month)
+            if dropped:
+                log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
+
+    async def _in_batches(self, trim: Callable[[AsyncSession], Awaitable[int]]) -> int:
+        """Each in a transaction of its own, until one is not full."""
+        dropped = 0
+        while True:
+            async with self._database.write() as session:
+                batch = await trim(session)
+            dropped += batch
+            if batch < _TRIM_BATCH:
+                return dropped
+
+    async def _old(self, table: str, max_age_seconds: float) -> list[Partition]:
+        async with self._database.read() as session:
+            return await partitions.old(
+                session, table, max(max_age_seconds, metrics_rollup.SETTLE_SECONDS)
+            )
+
+    async def _roll_up(self, hour: datetime) -> bool:
+        """False, and it is not done, while another process rolls up."""
+        async with self._database.read() as session:
+            shares = await metrics_rollup.shares(session, hour)
+        heartbeats = 0
+        for share in shares:
+            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
+                if not await metrics_rollup.take_turn(session):
+                    return False
+                heartbeats += await metrics_rollup.roll_up(session, hour, share)
+        async with self._database.write() as session:
+            await metrics_rollup.finish(session, hour, heartbeats)
+        log.info("metrics.rolled_up", hour=hour.isoformat(), heartbeats=heartbeats)
+        return True

@@ -1,0 +1,174 @@
+"""The fleet as this process sees it: what every node offers, not much older than a second.
+
+It looks only while somebody asks. A look costs two statements at most, and tells what has changed
+since the last one, whoever changed it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from uuid import UUID
+
+import structlog
+
+from db.core.database import Database
+from db.core.enums import NodeRanking
+from db.core.errors import Unavailable
+from db.core.pagination import MAX_PAGE_SIZE
+from db.registry import nodes
+from db.routing import node_delta
+from db.routing.candidates import Offer
+from db.routing.matching import Requirements, divided
+from db.routing.scoring import ranked
+from graph.api.node import Node
+from graph.core.single_flight import Once
+from graph.live.candidate_watch import Watch
+from graph.live.change_feed import ChangeFeed
+
+log = structlog.get_logger()
+
+MAX_AGE_SECONDS = 1.0
+"""How old an answer may be."""
+
+_LOOK_SECONDS = 0.5
+_BETWEEN_LOOKS_SECONDS = 0.05
+_IDLE_SECONDS = 10.0
+_MAX_ANSWERS = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """Who meets requirements, best first, at most a page of them; and who does not, by node id."""
+
+    database: Database
+    candidates: list[tuple[Offer, float]]
+    others: list[Offer]
+    _nodes: Once[int, list[tuple[Node, float]]]
+
+    async def best(self, limit: int) -> list[tuple[Node, float]]:
+        """Nodes that are not what they offered any more are left out."""
+        return await self._nodes.get(limit, partial(self._load, limit))
+
+    async def _load(self, limit: int) -> list[tuple[Node, float]]:
+        best = self.candidates[:limit]
+        async with self.database.read() as session:
+            rows = await nodes.by_uuid(session, [offer.id for offer, _ in best])
+        return [
+            (Node.of(row), score)
+            for offer, score in best
+            if (row := rows.get(offer.id)) is not None and row.status is offer.status
+        ]
+
+
+class Fleet:
+    """`revision` and `observed_at` are those of the last look."""
+
+    def __init__(self, database: Database, feed: ChangeFeed) -> None:
+        self._database = database
+        self._feed = feed
+        self._offers: dict[UUID, Offer] = {}
+        self._answers: dict[tuple[Requirements, NodeRanking], Answer] = {}
+        self._watches: dict[Requirements, Watch] = {}
+        self._horizon: int | None = None
+        self._looked_at = self._asked_at = float("-inf")
+        self._looks = 0
+        self._asked = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self.revision = 0
+        self.observed_at = datetime.min.replace(tzinfo=UTC)
+
+    @property
+    def subscribers(self) -> int:
+        return sum(watch.followers for watch in self._watches.values())
+
+    def current_look(self) -> int | None:
+        """The number of the last look, if an answer may still be given by it."""
+        self._keep_looking()
+        return None if self._is_old() else self._looks
+
+    async def answer(self, requirements: Requirements, ranking: NodeRanking) -> Answer:
+        """As of at most a second ago. Raises Unavailable when the database cannot be asked."""
+        await self._be_current()
+        key = requirements, ranking
+        if key not in self._answers:
+            if len(self._answers) >= _MAX_ANSWERS:
+                del self._answers[next(iter(self._answers))]
+            fit, unfit = divided(requirements, self._offers.values())
+            self._answers[key] = Answer(
+                self._database,
+                ranked(fit, ranking)[:MAX_PAGE_SIZE],
+                sorted(unfit, key=lambda offer: offer.node_id),
+                Once(MAX_PAGE_SIZE, weigh=len),
+            )
+        return self._answers[key]
+
+    @asynccontextmanager
+    async def watching(self, requirements: Requirements) -> AsyncIterator[Watch]:
+        """One watch for all who ask for the same. Raises Unavailable as `answer` does."""
+        await self._be_current()
+        async with self._looking:  # a look that is under way knows nothing of this watch
+            watch = self._watches.get(requirements)
+            if watch is None:
+                watch = Watch(self._database, requirements, self._offers.values(), self.revision)
+                self._watches[requirements] = watch
+            watch.followers += 1
+        try:
+            yield watch
+        finally:
+            watch.followers -= 1
+            if not watch.followers:
+                del self._watches[requirements]
+
+    async def run(self) -> None:
+        """Keeps it current for as long as somebody asks, over outages of the database."""
+        while True:
+            if not self._watches and _now() - self._asked_at > _IDLE_SECONDS:
+                self._asked.clear()
+                await self._asked.wait()
+            try:
+                async with self._looking:
+                    await self._look()
+            except Unavailable as error:
+                log.warning("fleet.unavailable", cause=repr(error.__cause__))
+            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
+            await self._feed.moved(_LOOK_SECONDS - _BETWEEN_LOOKS_SECONDS)
+
+    async def _be_current(self) -> None:
+        self._keep_looking()
+        if self._is_old():
+            async with self._looking:
+                if self._is_old():
+                    await self._look()
+
+    def _keep_looking(self) -> None:
+        self._asked_at = _now()
+        self._asked.set()
+
+    def _is_old(self) -> bool:
+        return _now() - self._looked_at > MAX_AGE_SECONDS
+
+    async def _look(self) -> None:
+        began = _now()
+        async with self._database.read() as session:
+            seen = await node_delta.look(session, self._horizon)
+            entering = {
+                offer.id
+                for watch in self._watches.values()
+                for offer in watch.entering(seen.changed)
+            }
+            rows = await nodes.by_uuid(session, list(entering)) if entering else {}
+        self._offers.update((offer.id, offer) for offer in seen.changed)
+        removed = [self._offers.pop(node) for node in seen.removed if node in self._offers]
+        if seen.changed or removed:
+            self._answers.clear()
+        for watch in self._watches.values():
+            watch.see(seen.revision, seen.changed, removed, rows)
+        self._horizon, self._looked_at, self._looks = seen.horizon, began, self._looks + 1
+        self.revision, self.observed_at = seen.revision, seen.observed_at
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,88 @@
+"""The liveness loop: sweeps at its interval and keeps the rules by which replies are made."""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import replace
+from uuid import uuid4
+
+import structlog
+
+from db.core.database import Database
+from db.core.enums import RegistryMode
+from db.core.errors import Unavailable
+from db.registry import process_heartbeats, sweep
+from db.registry.liveness_rules import JITTER, Rules
+from db.registry.sweep import Swept
+from graph.core.settings import Settings
+from graph.live.heartbeat_pace import Pace
+from graph.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+_MAX_JITTER = 1.0
+
+
+class Pacemaker:
+    """Holds the rules as of the last sweep. One for each process."""
+
+    def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._interval_seconds = settings.sweep_interval_seconds
+        self._process = uuid4()
+        self._spread_until = 0.0
+        self.rules: Rules = settings.rules()
+        self.pace = Pace(self.rules.interval)
+        self.mode = RegistryMode.NORMAL
+        self.swept_at = 0.0  # by the system's clock, as Prometheus compares it
+
+    async def sweep(self) -> Swept:
+        """One round, repeated until nothing is due."""
+        started = time.perf_counter()
+        while True:
+            async with self._database.write() as session:
+                swept = await sweep.sweep(session, self._process, self.rules)
+            self._learn(swept)
+            if not swept.more:
+                self._metrics.sweep_seconds.observe(time.perf_counter() - started)
+                self.swept_at = time.time()
+                return swept
+
+    async def run(self) -> None:
+        """Sweeps for ever; goes on when the database was away and comes back."""
+        try:
+            while True:
+                await asyncio.sleep(self._interval_seconds)
+                try:
+                    await self.sweep()
+                except Unavailable as error:
+                    self._metrics.sweep_failures.inc()
+                    log.warning("sweep.unavailable", cause=repr(error.__cause__))
+        finally:
+            with suppress(Unavailable):
+                async with self._database.write() as session:
+                    await process_heartbeats.leave(session, self._process)
+
+    def _learn(self, swept: Swept) -> None:
+        self.mode = swept.mode
+        if swept.deaf_since is not None and swept.live:
+            # Those who could not be heard come back together: they are told to spread.
+            self._spread_until = time.monotonic() + 2 * self.rules.interval
+            log.warning("registry.was_deaf", since=swept.deaf_since.isoformat())
+        if swept.mode_changed:
+            log.warning("registry.mode", mode=swept.mode, reason=swept.mode_reason)
+        if swept.changed or swept.removed:
+            log.info("sweep.changed", nodes=swept.changed, removed=swept.removed)
+        self.rules = replace(
+            self.rules,
+            live_nodes=swept.live,
+            jitter=self._jitter(swept.live),
+        )
+        self.pace.learn(self.rules.interval)
+
+    def _jitter(self, live_nodes: int) -> float:
+        """After a silence a fleet is spread the wider the larger it is."""
+        returning = time.monotonic() < self._spread_until
+        wide = min(_MAX_JITTER, live_nodes / self.rules.target_rate) if returning else 0.0
+        return max(JITTER, wide)

@@ -1,0 +1,185 @@
+"""Peers that stall, flood, say nothing or are gone: their connections end.
+
+Those that do not read, or flood, are cut: a close would queue behind what they do not take, and
+keep its memory for minutes.
+"""
+
+import asyncio
+import socket
+import struct
+from typing import TypeGuard
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+
+from graph.auth.rate_limiter import Quota
+from graph.core.errors import RateLimited
+from graph.core.settings import Settings
+from graph.server.tls_context import show_peer
+from graph.transport.sse import IS_STREAM
+
+_FRAMES_PER_SECOND = 1000
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+class _SendDeadline(asyncio.Protocol):
+    """Goes before a protocol of uvicorn's: whoever takes nothing for so long is cut.
+
+    A slow reader is none that stalls, however long it takes for all of it.
+    """
+
+    stalled_seconds: float
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _deadline: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_less_than(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_deadline()
+        super().connection_lost(exc)
+
+    def _expect_less_than(self, unsent: int) -> None:
+        self._deadline = self.loop.call_later(self.stalled_seconds, self._judge, unsent)
+
+    def _judge(self, unsent_before: int) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < unsent_before:
+            self._expect_less_than(unsent)
+        else:
+            _cut(self.transport)
+
+    def _forget_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _cut(transport: asyncio.Transport) -> None:
+    """With a reset: the system, too, forgets what was not sent."""
+    plain: socket.socket = transport.get_extra_info("socket")
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()
+
+
+def stays_open(
+    connection: object,
+) -> TypeGuard[HttpToolsProtocol | WebSocketsSansIOProtocol]:
+    """Whether its client has to be told to go, and comes back."""
+    websocket = isinstance(connection, WebSocketsSansIOProtocol)
+    return websocket or (isinstance(connection, HttpToolsProtocol) and _streams(connection))
+
+
+def _streams(connection: HttpToolsProtocol) -> bool:
+    cycle: RequestResponseCycle | None = connection.cycle
+    return cycle is not None and not cycle.response_complete and IS_STREAM in cycle.scope
+
+
+class _RequestDeadline(HttpToolsProtocol):
+    """A connection on which nothing is asked is closed, though a part of a request came on it, or
+    of a body that nobody reads: uvicorn would wait for ever.
+    """
+
+    first_request_seconds: float
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _idle: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request(self.first_request_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_idle()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        self._forget_idle()
+        super().handle_websocket_upgrade()
+        # Its part is over: each holds the other, and only the collector would find them.
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does when a connection ends
+
+    def _expect_request(self, seconds: float) -> None:
+        self._idle = self.loop.call_later(seconds, self._judge_idle, self.cycle)
+
+    def _judge_idle(self, request_before: RequestResponseCycle | None) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is request_before and (cycle is None or cycle.response_complete):
+            self.transport.close()
+        else:
+            self._expect_request(self.timeout_keep_alive)
+
+    def _forget_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+
+
+def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
+    class Http(_SendDeadline, _RequestDeadline):
+        stalled_seconds = settings.stalled_reader_seconds
+        first_request_seconds = settings.first_request_seconds
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            show_peer(self.transport, self.scope["state"])
+
+        def shutdown(self) -> None:
+            if _streams(self):
+                self.transport.close()  # without a last event: the client comes back elsewhere
+            else:
+                super().shutdown()
+
+    return Http
+
+
+class _FrameLimit(WebSocketsSansIOProtocol):
+    """Bounds pings, pongs and parts of messages, of which no message tells."""
+
+    frame_quota: Quota
+
+    def handle_ping(self) -> None:
+        if self._bears_another():
+            super().handle_ping()
+
+    def handle_pong(self, event: Frame) -> None:
+        if self._bears_another():
+            super().handle_pong(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        if self._bears_another():
+            super().handle_cont(event)
+
+    def _bears_another(self) -> bool:
+        if not self.transport.is_closing():
+            try:
+                self.frame_quota.take(str(self.client))
+            except RateLimited:
+                _cut(self.transport)
+        return not self.transport.is_closing()
+
+
+def websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
+    class WebSocket(_SendDeadline, _FrameLimit):
+        stalled_seconds = settings.stalled_reader_seconds
+        frame_quota = Quota("frames", per_second=_FRAMES_PER_SECOND, burst=2 * _FRAMES_PER_SECOND)
+
+        async def run_asgi(self) -> None:
+            show_peer(self.transport, self.scope["state"])
+            await super().run_asgi()
+
+        def keepalive_timeout(self) -> None:
+            _cut(self.transport)
+
+        def shutdown(self) -> None:
+            # The goodbye to one that has said its own raises, and would end the shutdown.
+            if not self.transport.is_closing():
+                super().shutdown()
+
+    return WebSocket

@@ -1,0 +1,43 @@
+"""The failures that end a process in one line: an operator can mend them, or the log has more."""
+
+from sqlalchemy.exc import DBAPIError
+
+from db.core.errors import EmbeddedServerFailed, RegistryError
+from db.core.migrate import SchemaMismatch
+from db.embedded.data_dir_lock import DataFolderInUse
+from db.ops.backup import BackupRefused
+from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
+from db.ops.provision import ProvisioningRefused
+from graph.core.settings import ConfigurationError
+from graph.live.background_tasks import BackgroundTaskDied
+
+
+class WorkerFailed(Exception):
+    """A worker ends before it serves; `reason` is its own word, or how it ended."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"a worker cannot start: {reason}")
+        self.reason = reason
+
+
+TOLD_IN_ONE_LINE = (
+    ConfigurationError,
+    SchemaMismatch,
+    ProvisioningRefused,
+    BackupRefused,
+    ProgramMissing,
+    ProgramFailed,
+    DataFolderInUse,
+    EmbeddedServerFailed,
+    WorkerFailed,
+    BackgroundTaskDied,
+    RegistryError,
+    OSError,
+    DBAPIError,
+)
+
+
+def in_one_line(error: Exception) -> str:
+    if isinstance(error, DBAPIError):
+        return f"the database refuses: {str(error.orig).splitlines()[0]}"
+    return str(error)

@@ -1,0 +1,146 @@
+"""TLS: certificates that may be renewed while the registry runs, and nodes known by their own.
+
+A client's certificate, signed by an authority that vouches for nodes and for nothing else, names a
+node by the common name of its subject, which has at most 64 characters.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Mapping, MutableMapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+from cryptography import x509
+from starlette.types import Scope
+
+from db.core.enums import Role
+from db.core.errors import BadInput
+from db.core.identity import CERTIFICATE_PREFIX, Identity
+from graph.core.settings import ConfigurationError, Settings
+from graph.core.validation import identifier
+
+log = structlog.get_logger()
+
+CHECK_SECONDS = 5.0
+_PEER = "node_registry.tls_peer"
+
+
+class UnusableCertificate(Exception):
+    """`setting` names the file that is at fault, as far as that can be told."""
+
+    def __init__(self, setting: str, problem: object) -> None:
+        super().__init__(str(problem))
+        self.setting = setting
+
+
+class RenewedContext(ssl.SSLContext):
+    """Each new connection has the certificates that were read last; `expires_at` is their end."""
+
+    _current: ssl.SSLContext
+    expires_at: datetime
+
+    def __new__(cls, *_: object) -> Self:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:
+        """Raises UnusableCertificate."""
+        self._certificate, self._key, self._client_ca = certificate, key, client_ca
+        self._seen = self._look()
+        self._current = self._read()
+
+    def wrap_bio(self, *given: Any, **named: Any) -> ssl.SSLObject:
+        """What event loops begin each connection with."""
+        return self._current.wrap_bio(*given, **named)
+
+    def renew(self) -> None:
+        """Reads what has changed. What cannot be used is logged, and what was before goes on."""
+        seen = self._look()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._current = self._read()
+        except UnusableCertificate as error:
+            log.error("tls.unusable", setting=error.setting, reason=str(error))  # noqa: TRY400  # no fault of ours
+        else:
+            log.info("tls.renewed", certificate=str(self._certificate))
+
+    async def keep_renewed(self, every_seconds: float = CHECK_SECONDS) -> None:
+        while True:
+            await asyncio.sleep(every_seconds)
+            self.renew()
+
+    def _look(self) -> Sequence[object]:
+        return [_state(path) for path in (self._certificate, self._key, self._client_ca)]
+
+    def _read(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            # Without a password it would ask for one at the terminal.
+            context.load_cert_chain(self._certificate, self._key, password="")
+            own = x509.load_pem_x509_certificate(self._certificate.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UnusableCertificate("tls_certificate", error) from error
+        if self._client_ca is not None:
+            try:
+                context.load_verify_locations(self._client_ca)
+            except OSError as error:
+                raise UnusableCertificate("tls_client_ca", error) from error
+            context.verify_mode = ssl.CERT_OPTIONAL  # others show a key, or a token
+        self.expires_at = own.not_valid_after_utc
+        return context
+
+
+def context_of(settings: Settings) -> RenewedContext | None:
+    """None for plain HTTP. Raises ConfigurationError."""
+    if settings.tls_certificate is None:
+        for name in ("tls_key", "tls_client_ca"):
+            if getattr(settings, name) is not None:
+                raise ConfigurationError(
+                    f"NODE_REGISTRY_{name.upper()}: needs NODE_REGISTRY_TLS_CERTIFICATE"
+                )
+        return None
+    try:
+        return RenewedContext(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    except UnusableCertificate as error:
+        raise ConfigurationError(f"NODE_REGISTRY_{error.setting.upper()}: {error}") from error
+
+
+def known_client(scope: Scope) -> tuple[Identity, datetime] | None:
+    """The agent of the node that the client's certificate names, and when the certificate ends.
+
+    None without one, and for one that names no node.
+    """
+    peer: Mapping[str, Any] = scope.get("state", {}).get(_PEER, {})
+    names = [
+        value
+        for distinguished in peer.get("subject", ())
+        for kind, value in distinguished
+        if kind == "commonName"
+    ]
+    try:
+        [name] = names
+        node_id = identifier("commonName", name)
+    except (ValueError, BadInput):
+        return None
+    ends_at = datetime.fromtimestamp(ssl.cert_time_to_seconds(peer["notAfter"]), UTC)
+    return Identity(f"{CERTIFICATE_PREFIX}{node_id}", Role.AGENT, frozenset({node_id})), ends_at
+
+
+def show_peer(transport: asyncio.Transport, state: MutableMapping[str, Any]) -> None:
+    """To `known_client`: uvicorn does not tell the app of certificates."""
+    peer = transport.get_extra_info("peercert")
+    if peer:
+        state[_PEER] = peer
+
+
+def _state(path: Path | None) -> object:
+    """Another one once the file was written, or is gone."""
+    try:
+        stat = path.stat() if path else None
+    except OSError as error:
+        return error.errno
+    return stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,83 @@
+"""One process of several that serve one address.
+
+It is started by `python -m graph.server.worker DESCRIPTOR FOLDER NAME`. Its parent,
+`graph.server.worker_pool`, hands it a listening socket, a folder where its siblings find it by its
+name, a standard input that ends when the parent does, and a standard output that is read: READY,
+and in one line why it failed. SIGTERM stops it, however often it comes: systemd sends it to all
+processes of a unit, and so does the parent. SIGINT hurries it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from graph.app import running_services
+from graph.core.settings import Settings, load
+from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
+from graph.server.signals import stoppable
+from graph.server.uvicorn_server import configured, run_until_stopped
+from graph.server.worker_pool import READY
+from graph.telemetry import logs
+from graph.telemetry.peer_metrics import Siblings
+
+_STDIN, _STDOUT = 0, 1
+
+
+async def serve_inherited(listening: socket.socket, settings: Settings, siblings: Siblings) -> None:
+    """Returns after SIGTERM or the end of the parent, when everything is closed.
+
+    Raises BackgroundTaskDied.
+    """
+    with stoppable() as stop_by, _ended_by_parent(), listening:
+        async with running_services(settings, siblings) as services:
+            server = configured(services)
+            stop_by(server.drain)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.stop)
+            _say(READY)
+            await run_until_stopped(server, listening, services.supervisor)
+
+
+@contextlib.contextmanager
+def _ended_by_parent() -> Iterator[None]:
+    """The end of standard input counts as SIGTERM: nobody else is left to send one."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        if not os.read(_STDIN, 4096):
+            loop.remove_reader(_STDIN)
+            signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(_STDIN, read)
+    try:
+        yield
+    finally:
+        loop.remove_reader(_STDIN)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # a parent that is gone does not listen
+        os.write(_STDOUT, f"{line}\n".encode())
+
+
+def main(descriptor: str, folder: str, name: str) -> None:
+    structlog.contextvars.bind_contextvars(pid=os.getpid())  # the workers' log lines mingle
+    try:
+        settings = load()
+        logs.configure(settings.env, settings.log_level)
+        listening = socket.socket(fileno=int(descriptor))
+        uvloop.run(serve_inherited(listening, settings, Siblings(Path(folder), name)))
+    except TOLD_IN_ONE_LINE as error:
+        _say(in_one_line(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,135 @@
+"""What is counted and timed for Prometheus; names and units by its conventions.
+
+Labels have few values: operations of strangers count together, and outcomes are our own codes.
+`graph.transport.prometheus` adds what is read when it is scraped.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from db.core.errors import RegistryError, Unavailable
+from graph.core.errors import INTERNAL, TOLD, codes
+
+OK = "ok"
+"""Of an operation; else it is the code of the first error."""
+
+CANCELLED = "cancelled"
+"""Of an operation whose client left before its end."""
+
+ACCEPTED = "accepted"
+"""Of a heartbeat; else it is the code of the refusal."""
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+# When a series began is a series of its own for each of them, and Prometheus knows it anyway.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The metrics of one app; a process may hold several."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.registry.register(TOLD)
+        histogram = partial(Histogram, registry=self.registry, buckets=_SECONDS)
+        self._heartbeats = Counter(
+            "node_registry_heartbeats",
+            "Heartbeats by outcome: accepted, or the code of the refusal.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._batch_size = Histogram(
+            "node_registry_heartbeat_batch_size",
+            "Heartbeats that were written together.",
+            registry=self.registry,
+            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+        )
+        self._write_seconds = histogram(
+            "node_registry_heartbeat_write_duration_seconds",
+            "From the begin of a batch of heartbeats to its commit.",
+        )
+        self._operation_seconds = histogram(
+            "node_registry_operation_duration_seconds",
+            "Queries and mutations that were run, over HTTP and websockets.",
+            ["operation", "type", "outcome"],
+        )
+        self.sweep_seconds = histogram(
+            "node_registry_sweep_duration_seconds", "Sweeps that were done."
+        )
+        self.sweep_failures = Counter(
+            "node_registry_sweep_failures",
+            "Sweeps that could not be done.",
+            registry=self.registry,
+        )
+        self.upkeep_seconds = histogram(
+            "node_registry_upkeep_duration_seconds", "Rounds of the housekeeping."
+        )
+        self.connections = Gauge(
+            "node_registry_connections",
+            "Open websockets and event streams.",
+            registry=self.registry,
+        )
+        # A count that begins at 1 was never seen to rise.
+        for code in codes():
+            TOLD.labels(code)
+        for outcome in (ACCEPTED, Unavailable.code, INTERNAL):
+            self._heartbeats.labels(outcome)
+        # Finding a labelled child takes longer than to count with it.
+        self._timers: dict[tuple[str, str, str], Histogram] = {}
+        self._counters: dict[str, Counter] = {}
+
+    def observe_operation(self, operation: str, kind: str, outcome: str, seconds: float) -> None:
+        """Each of the three from a small set."""
+        key = operation, kind, outcome
+        timer = self._timers.get(key)
+        if timer is None:
+            timer = self._timers[key] = self._operation_seconds.labels(*key)
+        timer.observe(seconds)
+
+    def observe_batch(self, outcomes: Sequence[object], seconds: float) -> None:
+        """Of heartbeats that were written together, refusals among them."""
+        self._batch_size.observe(len(outcomes))
+        self._write_seconds.observe(seconds)
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]
+        if accepted := len(outcomes) - len(refusals):
+            self.count_heartbeats(ACCEPTED, accepted)
+        for refusal in refusals:
+            self.count_heartbeats(refusal.code)
+
+    def count_heartbeats(self, outcome: str, count: int = 1) -> None:
+        counter = self._counters.get(outcome)
+        if counter is None:
+            counter = self._counters[outcome] = self._heartbeats.labels(outcome)
+        counter.inc(count)
+
+    def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when it is scraped."""
+        Gauge(name, description, registry=self.registry).set_function(read)
+
+    def watch_total(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """A count that somebody else keeps, and never lowers."""
+        self.registry.register(_Total(name, description, read))
+
+
+class _Total(Collector):
+    def __init__(self, name: str, description: str, read: Callable[[], float]) -> None:
+        self._name, self._description, self._read = name, description, read
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._description, value=self._read())

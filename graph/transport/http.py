@@ -1,0 +1,290 @@
+"""GraphQL over HTTP, as the specification's draft has it, around Strawberry's schema.
+
+https://graphql.github.io/graphql-over-http/draft/ (2025). Strawberry's own view answers 500 or
+plain text to much malformed input and does not know the specification's media type.
+"""
+
+import asyncio
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import orjson
+from graphql import OperationType
+from pydantic import ValidationError
+from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from db.core.errors import BadInput, Forbidden, RegistryError, Unauthenticated, Unavailable
+from db.core.identity import Caller
+from graph.auth.authentication import address_of
+from graph.auth.caller_limits import RETRY_AFTER_SECONDS
+from graph.core import errors
+from graph.core.errors import RateLimited, RequestRefused, TookTooLong
+from graph.core.headers import header
+from graph.execution.engine import Admitted, KindNotAllowed, Operations
+from graph.execution.query_limits import QueryTooComplex
+from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
+from graph.execution.response import OperationRefused
+from graph.services import Services
+from graph.transport.sse import MEDIA_TYPE as EVENT_STREAM
+from graph.transport.sse import EventStream, one
+
+GRAPHQL_RESPONSE = "application/graphql-response+json"
+JSON = "application/json"
+
+# Where the drafts differ: 400 for what is wrong with the document or its variables (newer ones
+# want 422), 200 once anything was executed (newer ones want 294 where there are errors).
+STATUS_NOT_EXECUTED = 400
+STATUS_EXECUTED = 200
+
+_BODY_SECONDS = 10
+_UTF8 = {None, "utf-8", "utf8"}
+_RANGES = {
+    GRAPHQL_RESPONSE: GRAPHQL_RESPONSE,
+    JSON: JSON,
+    "application/*": JSON,
+    "*/*": JSON,
+    EVENT_STREAM: EVENT_STREAM,
+}
+_QUALITY = re.compile(r"[01](\.[0-9]{0,3})?")
+_GRAPHIQL = FileResponse(Path(__file__).parent / "static" / "graphiql" / "index.html")
+_KINDS = {
+    "GET": {OperationType.QUERY},
+    "POST": {OperationType.QUERY, OperationType.MUTATION},
+}
+_STREAMED = {OperationType.SUBSCRIPTION}
+
+_STATUS: dict[type[RegistryError], int] = {
+    BadInput: 400,
+    RequestRefused: 400,
+    Unauthenticated: 401,
+    Forbidden: 403,
+    QueryTooComplex: 400,
+    RateLimited: 429,
+    Unavailable: 503,
+    TookTooLong: 503,
+}
+
+
+class _Refused(Exception):
+    """Answered before anything was parsed; `status` is HTTP's."""
+
+    def __init__(self, status: int, error: RegistryError, **headers: str) -> None:
+        super().__init__(status)
+        self.status, self.error, self.headers = status, error, headers
+
+
+class GraphQLOverHTTP:
+    """The ASGI endpoint."""
+
+    def __init__(self, operations: Operations, services: Services) -> None:
+        self._operations = operations
+        self._authentication = services.authentication
+        self._settings = services.settings
+        self._limits = services.limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            wants_page = self._settings.serves_graphiql and _wants_page(scope)
+            response = _GRAPHIQL if wants_page else await self._answer(scope, receive)
+        except ClientDisconnect:
+            return  # in the middle of its request: nobody waits for an answer
+        try:
+            await response(scope, receive, send)
+        except RateLimited as refused:  # before it began
+            await too_busy(refused)(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response | EventStream:
+        negotiated = _negotiated(header(scope, b"accept"))
+        streams = negotiated == EVENT_STREAM
+        media_type = JSON if negotiated is None or streams else negotiated
+        try:
+            _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
+            grant = await self._authentication.of_request(scope)
+            caller = Caller(grant.identity, address_of(scope))
+            request = await _read(scope, receive, self._settings.max_body_bytes)
+            allowed = _KINDS[scope["method"]] | (_STREAMED if streams else set())
+            admitted = await self._admit(request, caller, allowed)
+            if streams and admitted.is_subscription:
+                return EventStream(
+                    self._operations.subscribe(admitted),
+                    keepalive_seconds=self._settings.keepalive_seconds,
+                    connection=self._limits.connection(),
+                    grant=grant,
+                )
+            payload = await self._operations.execute(admitted)
+            status = STATUS_EXECUTED
+        except OperationRefused as refused:
+            payload = orjson.dumps({"errors": refused.errors}).decode()
+            status = STATUS_EXECUTED if media_type == JSON else STATUS_NOT_EXECUTED
+        except _Refused as refused:
+            body = _errors(refused.error)
+            return _response(refused.status, body, media_type, refused.headers)
+        except RegistryError as refusal:
+            return refused_response(refusal, media_type)
+        if streams:
+            return EventStream(one(payload), keepalive_seconds=self._settings.keepalive_seconds)
+        return _response(status, payload, media_type)
+
+    async def _admit(
+        self, request: GraphQLRequest, caller: Caller, allowed: set[OperationType]
+    ) -> Admitted:
+        try:
+            return await self._operations.admit(request, caller, allowed)
+        except KindNotAllowed as error:
+            raise _wrong_way(error.kind) from error
+
+
+def refused_response(refusal: RegistryError, media_type: str = JSON) -> Response:
+    """To who may not ask, or not now; before anything was parsed or begun."""
+    headers = {}
+    seconds = refusal.facts.get("retryAfterSeconds")
+    if isinstance(seconds, float):
+        headers["retry-after"] = str(math.ceil(seconds))
+    if isinstance(refusal, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return _response(_STATUS[type(refusal)], _errors(refusal), media_type, headers)
+
+
+def too_busy(refused: RateLimited) -> Response:
+    headers = {"retry-after": str(round(RETRY_AFTER_SECONDS))}
+    return _response(503, _errors(refused), JSON, headers)
+
+
+def _wants_page(scope: Scope) -> bool:
+    """A browser that opens the address, not a client that asks something."""
+    return (
+        scope["method"] == "GET"
+        and QueryParams(scope["query_string"]).keys().isdisjoint({"query", "documentId"})
+        and "text/html" in (header(scope, b"accept") or "")
+    )
+
+
+def _negotiated(accept: str | None) -> str | None:
+    """The media type to answer with; None when none of ours is accepted.
+
+    What the client would rather have: by `q`, and among equals the first.
+    """
+    if not accept:
+        return JSON
+    if accept in _RANGES:
+        return _RANGES[accept]
+    best, best_quality = None, 0.0
+    for part in accept.split(","):
+        media_range, _, parameters = part.partition(";")
+        media_type = _RANGES.get(media_range.strip().lower())
+        quality = _quality(_parameter(parameters, "q"))
+        utf8 = _parameter(parameters, "charset") in _UTF8
+        if media_type and utf8 and quality > best_quality:
+            best, best_quality = media_type, quality
+    return best
+
+
+def _quality(q: str | None) -> float:
+    return 1.0 if q is None else float(q) if _QUALITY.fullmatch(q) else 0.0
+
+
+def _parameter(parameters: str, name: str) -> str | None:
+    for parameter in parameters.split(";"):
+        key, _, value = parameter.partition("=")
+        if key.strip().lower() == name:
+            return value.strip().strip('"').lower()
+    return None
+
+
+async def _read(scope: Scope, receive: Receive, max_bytes: int) -> GraphQLRequest:
+    method = scope["method"]
+    if method == "GET":
+        parameters = _from_query_string(QueryParams(scope["query_string"]))
+    elif method == "POST":
+        _require_json(scope)
+        parameters = _parsed("body", await _body(scope, receive, max_bytes))
+    else:
+        raise _Refused(
+            405, RequestRefused(f"{method} is not GraphQL: use GET or POST"), Allow="GET, POST"
+        )
+    try:
+        return GraphQLRequest.model_validate(parameters)
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise _Refused(400, BadInput(field or "body", problem)) from error
+
+
+def _from_query_string(query: QueryParams) -> dict[str, Any]:
+    """A parameter that is there but empty counts as absent."""
+    given = {name: value for name, value in query.items() if value}
+    return given | {
+        name: _parsed(name, given[name]) for name in ("variables", "extensions") if name in given
+    }
+
+
+def _require_json(scope: Scope) -> None:
+    given = header(scope, b"content-type") or ""
+    if given == JSON:
+        return
+    content_type, _, parameters = given.partition(";")
+    _require(content_type.strip().lower() == JSON, 415, "Content-Type", f"must be {JSON}")
+    utf8 = _parameter(parameters, "charset") in _UTF8
+    _require(utf8, 415, "Content-Type", "the charset must be utf-8")
+
+
+async def _body(scope: Scope, receive: Receive, max_bytes: int) -> str:
+    declared = header(scope, b"content-length") or ""
+    size = int(declared) if declared.isdecimal() else 0
+    too_large = f"must be at most {max_bytes} bytes"
+    _require(size <= max_bytes, 413, "body", too_large)
+    body, more = bytearray(), True
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                _require(len(body) <= max_bytes, 413, "body", too_large)
+    except TimeoutError as error:
+        problem = f"must arrive within {_BODY_SECONDS} seconds"
+        raise _Refused(408, BadInput("body", problem), Connection="close") from error
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise _Refused(400, BadInput("body", "must be UTF-8")) from error
+
+
+def _require(condition: bool, status: int, field: str, problem: str) -> None:  # noqa: FBT001  # an assertion
+    if not condition:
+        raise _Refused(status, BadInput(field, problem))
+
+
+def _parsed(field: str, text: str) -> Any:
+    try:
+        return parse_json(text)
+    except TooManyValues as error:
+        raise _Refused(400, BadInput(field, str(error))) from error
+    except ValueError as error:
+        raise _Refused(400, BadInput(field, f"is not JSON: {error}")) from error
+
+
+def _wrong_way(kind: OperationType) -> _Refused:
+    if kind is OperationType.MUTATION:
+        return _Refused(405, RequestRefused("mutations are sent by POST"), Allow="POST")
+    refusal = RequestRefused(
+        f"subscriptions are sent over a websocket at this address, or with Accept: {EVENT_STREAM}"
+    )
+    return _Refused(400, refusal)
+
+
+def _errors(error: RegistryError) -> str:
+    return orjson.dumps({"errors": errors.refusal(error)}).decode()
+
+
+def _response(
+    status: int, body: str, media_type: str, headers: dict[str, str] | None = None
+) -> Response:
+    content_type = f"{media_type}; charset=utf-8"
+    return Response(body, status, {"content-type": content_type, **(headers or {})})

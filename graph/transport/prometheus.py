@@ -1,0 +1,150 @@
+"""What /metrics shows: what was counted, and what is looked up when it is scraped."""
+
+import math
+
+from prometheus_client import Gauge, generate_latest
+
+from db.core.database import Database
+from db.core.enums import RegistryMode
+from db.core.errors import Unavailable
+from db.registry import nodes, status_changes
+from graph.core.version import VERSION
+from graph.services import Services
+
+
+class Scrape:
+    """One for each app. What cannot be known now is not shown as it was last: a number is NaN."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        registry = services.metrics.registry
+        _watch_registry(services)
+        _watch_subscriptions(services)
+        _watch_pool(services)
+        self._nodes = Gauge(
+            "node_registry_nodes", "Registered nodes.", ["status"], registry=registry
+        )
+        self._log_revision = Gauge(
+            "node_registry_log_revision", "Newest revision of the change log.", registry=registry
+        )
+        self._lag = Gauge(
+            "node_registry_feed_lag_seconds",
+            "Age of the oldest change that this process has not yet read, by the database's clock.",
+            registry=registry,
+        )
+        self._up = Gauge(
+            "node_registry_database_up", "1 if the database answered, else 0.", registry=registry
+        )
+        self._size = Gauge(
+            "node_registry_database_size_bytes", "Disk that the database takes.", registry=registry
+        )
+        if services.siblings is not None:
+            services.supervisor.start("siblings", services.siblings.answer(self._own))
+
+    async def text(self) -> bytes:
+        """In Prometheus's text format, of all processes that share the address."""
+        siblings = self._services.siblings
+        return await (self._own() if siblings is None else siblings.text())
+
+    async def _own(self) -> bytes:
+        try:
+            await self._ask(self._services.database)
+            self._up.set(1)
+        except Unavailable:
+            self._up.set(0)
+            self._nodes.clear()
+            for unknown in (self._log_revision, self._lag, self._size):
+                unknown.set(math.nan)
+        return generate_latest(self._services.metrics.registry)
+
+    async def _ask(self, database: Database) -> None:
+        async with database.read() as session:
+            counts = await nodes.count_by_status(session)
+            revision, seconds = await status_changes.lag(session, self._services.feed.revision)
+        self._size.set(await database.size_bytes())
+        for status, count in counts.items():
+            self._nodes.labels(status).set(count)
+        self._log_revision.set(revision)
+        self._lag.set(seconds)
+
+
+def _watch_registry(services: Services) -> None:
+    pacemaker, heartbeats = services.pacemaker, services.heartbeats
+    metrics, settings = services.metrics, services.settings
+    Gauge(
+        "node_registry_build_info",
+        "Always 1.",
+        ["version", "environment"],
+        registry=metrics.registry,
+    ).labels(VERSION, settings.env).set(1)
+    metrics.watch(
+        "node_registry_protected",
+        "1 while the registry holds expiry back, else 0.",
+        lambda: pacemaker.mode is RegistryMode.PROTECTED,
+    )
+    metrics.watch(
+        "node_registry_last_sweep_timestamp_seconds",
+        "When a sweep was last done.",
+        lambda: pacemaker.swept_at,
+    )
+    metrics.watch(
+        "node_registry_heartbeat_interval_seconds",
+        "The pace that agents are told.",
+        lambda: pacemaker.rules.interval,
+    )
+    metrics.watch(
+        "node_registry_heartbeats_waiting",
+        "Heartbeats that wait to be written.",
+        lambda: heartbeats.waiting,
+    )
+
+
+def _watch_subscriptions(services: Services) -> None:
+    metrics, feed = services.metrics, services.feed
+    heartbeat_feed, fleet, pace = services.heartbeat_feed, services.fleet, services.pacemaker.pace
+    subscribers = Gauge(
+        "node_registry_subscribers", "Open subscriptions.", ["stream"], registry=metrics.registry
+    )
+    subscribers.labels("status_changes").set_function(lambda: feed.subscribers)
+    subscribers.labels("heartbeats").set_function(lambda: heartbeat_feed.subscribers)
+    subscribers.labels("available_nodes").set_function(lambda: fleet.subscribers)
+    subscribers.labels("pace").set_function(lambda: pace.followers)
+    metrics.watch(
+        "node_registry_max_connections",
+        "Websockets and event streams that are let in.",
+        lambda: services.settings.max_connections,
+    )
+    metrics.watch(
+        "node_registry_revision",
+        "Newest revision handed to subscribers.",
+        lambda: feed.revision,
+    )
+    metrics.watch(
+        "node_registry_feed_connected",
+        "1 while the connection that listens for changes is held, else 0.",
+        lambda: feed.in_touch,
+    )
+    metrics.watch_total(
+        "node_registry_feed_set_backs",
+        "How often the change log was found to be another than the one read so far.",
+        lambda: feed.set_backs,
+    )
+
+
+def _watch_pool(services: Services) -> None:
+    metrics, database = services.metrics, services.database
+    metrics.watch(
+        "node_registry_pool_connections",
+        "Database connections in use for what callers ask.",
+        database.connections_in_use,
+    )
+    metrics.watch(
+        "node_registry_pool_max_connections",
+        "Database connections that may be in use for what callers ask.",
+        lambda: database.pool_size,
+    )
+    metrics.watch_total(
+        "node_registry_database_failures",
+        "Units of work that the database could not do: away, too busy, or too slow.",
+        lambda: database.failures,
+    )

@@ -1,0 +1,115 @@
+"""GraphQL over server-sent events, in distinct connections mode: one stream for each operation.
+
+https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md. For clients behind proxies that
+break websockets.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, aclosing, nullcontext
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from db.core.errors import Unauthenticated
+from graph.auth.credential_cache import GRANT_ENDED, Grant
+from graph.core import errors
+from graph.execution.response import OperationRefused
+
+MEDIA_TYPE = "text/event-stream"
+
+IS_STREAM = "node_registry.is_stream"
+"""In the scope of a request whose response has no end of its own."""
+
+_HEADERS = [
+    (b"content-type", f"{MEDIA_TYPE}; charset=utf-8".encode()),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_COMMENT = b":\n\n"
+_COMPLETE = b"event: complete\ndata: \n\n"
+
+
+class EventStream:
+    """The response whose events are these payloads. Comments keep it alive in between."""
+
+    def __init__(
+        self,
+        payloads: AsyncGenerator[str, None],
+        *,
+        keepalive_seconds: float,
+        connection: AbstractContextManager[None] | None = None,
+        grant: Grant | None = None,
+    ) -> None:
+        """`connection` is entered before anything is sent, and may refuse; the stream ends with the
+        grant.
+        """
+        self._payloads = payloads
+        self._keepalive_seconds = keepalive_seconds
+        self._connection = connection or nullcontext()
+        self._grant = grant
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ends with the last event, or at once when the client leaves."""
+        with self._connection:
+            scope[IS_STREAM] = True
+            await self._stream(receive, send)
+
+    async def _stream(self, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        telling = asyncio.create_task(self._tell(send))
+        tasks = [telling, *map(asyncio.create_task, (self._keep_alive(send), _left(receive)))]
+        try:
+            if self._grant:
+                self._grant.watch(telling.cancel)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if telling.cancelled():
+                shown = errors.refusal(Unauthenticated(GRANT_ENDED))
+                await _write(send, _next(_encoded(shown)) + _COMPLETE)
+                await send({"type": "http.response.body", "body": b""})
+            elif telling.done():
+                telling.result()
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            if self._grant:
+                self._grant.unwatch(telling.cancel)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell(self, send: Send) -> None:
+        try:
+            async with aclosing(self._payloads) as payloads:
+                async for payload in payloads:
+                    await _write(send, _next(payload))
+        except OperationRefused as refused:
+            await _write(send, _next(_encoded(refused.errors)))
+        await _write(send, _COMPLETE)
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            await asyncio.sleep(self._keepalive_seconds)
+            await _write(send, _COMMENT)
+
+
+async def one(payload: str) -> AsyncGenerator[str, None]:
+    """The stream of what has one result."""
+    yield payload
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _write(send: Send, event: bytes) -> None:
+    await send({"type": "http.response.body", "body": event, "more_body": True})
+
+
+def _encoded(shown: list[dict[str, Any]]) -> str:
+    return orjson.dumps({"errors": shown}).decode()
+
+
+def _next(payload: str) -> bytes:
+    return f"event: next\ndata: {payload}\n\n".encode()

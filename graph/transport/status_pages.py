@@ -1,0 +1,87 @@
+"""What the registry answers beside GraphQL: what it is, how it is, what it measures."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
+from sqlalchemy import URL
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from db.core.errors import RegistryError, Unavailable
+from graph.core.version import SERVICE, STARTED_AT, VERSION
+from graph.services import Services
+from graph.transport.http import refused_response
+from graph.transport.prometheus import Scrape
+
+LINKS = {
+    "dashboard": "/dashboard",
+    "graphql": "/graphql",
+    "graphiql": "/graphql",
+    "health": "/health",
+    "metrics": "/metrics",
+}
+_INDEX = (Path(__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
+
+
+class Pages:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._scrape = Scrape(services)
+
+    async def index(self, request: Request) -> Response:
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(_INDEX.replace("{version}", VERSION))
+        return _json({"service": SERVICE, "version": VERSION, "links": LINKS})
+
+    async def live(self, _: Request) -> Response:
+        """200 for as long as the process answers at all."""
+        return _json({"status": "alive"})
+
+    async def health(self, _: Request) -> Response:
+        """200 when the registry can do its work, 503 when it cannot; says which part fails."""
+        now = datetime.now(UTC)
+        url = self._services.database.url
+        try:
+            await self._services.database.ping()
+            connected = True
+        except Unavailable:
+            connected = False
+        failed = self._services.supervisor.failed
+        healthy = connected and not failed
+        details = {} if self._services.authentication.required else _place(url)
+        body = {
+            "status": "healthy" if healthy else "unhealthy",
+            "service": SERVICE,
+            "version": VERSION,
+            "environment": self._services.settings.env,
+            "uptime_seconds": round((now - STARTED_AT).total_seconds(), 3),
+            "timestamp": now.isoformat(),
+            "database": {"connected": connected, **details},
+            "failed_tasks": failed,
+        }
+        return _json(body, 200 if healthy else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For whoever is known, in whatever role."""
+        if not self._services.settings.metrics_open:
+            try:
+                await self._services.authentication.of_request(request.scope)
+            except RegistryError as refusal:
+                return refused_response(refusal)
+        return Response(await self._scrape.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+def _place(url: URL) -> dict[str, Any]:
+    """Of the database: what an operator wants to know of it, and no stranger should."""
+    return {
+        "host": url.host or url.query.get("host"),
+        "port": url.port or int(str(url.query.get("port", 5432))),
+        "database": url.database,
+    }
+
+
+def _json(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")

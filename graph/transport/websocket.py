@@ -1,0 +1,289 @@
+"""GraphQL over websockets: the graphql-transport-ws protocol around Strawberry's schema.
+
+https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md. Strawberry's own handler dies of
+malformed messages, closes the socket for a syntax error and lets no one bound or share its work.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable
+from typing import Annotated, Any, Literal, TypeVar
+
+import orjson
+import structlog
+from graphql import GraphQLError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from db.core.errors import Forbidden, RegistryError, Unauthenticated
+from db.core.identity import ANONYMOUS, Caller
+from graph.auth.authentication import address_of, require_same_origin
+from graph.auth.credential_cache import GRANT_ENDED, Grant
+from graph.core import errors
+from graph.core.errors import RateLimited
+from graph.execution.engine import Operations
+from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
+from graph.execution.response import OperationRefused
+from graph.services import Services
+from graph.telemetry.logs import new_request_id
+from graph.transport.http import refused_response, too_busy
+
+log = structlog.get_logger()
+
+PROTOCOL = "graphql-transport-ws"
+_MAX_REASON_BYTES = 123
+_DISCONNECT = "websocket.disconnect"
+# Others are no word about the caller: 1013 is RFC 6455's "try again later", 1008 its "policy
+# violation", after which clients do not come back by themselves.
+_CODES: dict[type[RegistryError], int] = {Unauthenticated: 4401, Forbidden: 4403}
+
+GrantT = TypeVar("GrantT", Grant, Grant | None)
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class _Init(_Message):
+    type: Literal["connection_init"]
+    payload: dict[str, Any] | None = None
+
+
+class _Ping(_Message):
+    type: Literal["ping"]
+    payload: dict[str, Any] | None = None
+
+
+class _Pong(_Message):
+    type: Literal["pong"]
+    payload: dict[str, Any] | None = None
+
+
+class _Subscribe(_Message):
+    type: Literal["subscribe"]
+    id: str = Field(min_length=1, max_length=255)
+    payload: GraphQLRequest
+
+
+class _Complete(_Message):
+    type: Literal["complete"]
+    id: str = Field(min_length=1, max_length=255)
+
+
+_MESSAGE: TypeAdapter[_Init | _Ping | _Pong | _Subscribe | _Complete] = TypeAdapter(
+    Annotated[_Init | _Ping | _Pong | _Subscribe | _Complete, Field(discriminator="type")]
+)
+
+
+class _Close(Exception):
+    """Ends the connection with one of the protocol's codes."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+class GraphQLOverWebSocket:
+    """The ASGI endpoint; each connection is a `_Connection`."""
+
+    def __init__(self, operations: Operations, services: Services) -> None:
+        self._operations = operations
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        websocket = WebSocket(scope, receive, send)
+        try:
+            require_same_origin(scope, self._services.settings)
+            with self._services.limits.connection():
+                await self._serve(websocket)
+        except Forbidden as refused:
+            await websocket.send_denial_response(refused_response(refused))
+        except RateLimited as refused:
+            await websocket.send_denial_response(too_busy(refused))
+
+    async def _serve(self, websocket: WebSocket) -> None:
+        offered = websocket.scope["subprotocols"]
+        await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
+        if PROTOCOL in offered:
+            await _Connection(websocket, self._operations, self._services).serve()
+        else:
+            await websocket.close(4406, "Subprotocol not acceptable")
+
+
+class _Connection:
+    def __init__(self, websocket: WebSocket, operations: Operations, services: Services) -> None:
+        self._websocket = websocket
+        self._operations = operations
+        self._services = services
+        self._grant: Grant | None = None
+        self._caller: Caller | None = None  # once it is acknowledged
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def serve(self) -> None:
+        """Until either side ends the connection; operations that still run are cancelled then."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                try:
+                    await self._receive(tasks)
+                finally:
+                    for operation in self._running.values():
+                        operation.cancel()
+        except* _Close as closes:
+            close = next(iter(closes.exceptions))
+            assert isinstance(close, _Close)  # noqa: S101  # what `except*` promises
+            reason = close.reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                await self._websocket.close(close.code, reason)
+        except* WebSocketDisconnect:
+            pass
+
+    async def _receive(self, tasks: asyncio.TaskGroup) -> None:
+        authentication = self._services.authentication
+        try:
+            async with asyncio.timeout(self._services.settings.connection_init_seconds) as limit:
+                self._limit = limit
+                self._grant = await _granted(authentication.of_handshake(self._websocket.scope))
+                while (received := await self._websocket.receive())["type"] != _DISCONNECT:
+                    await self._handle(_message(received.get("text")), tasks)
+        except TimeoutError as error:
+            if self._caller is None:
+                raise _Close(4408, "Connection initialisation timeout") from error
+            raise _Close(4401, GRANT_ENDED) from error
+        finally:
+            if self._grant is not None:
+                self._grant.unwatch(self._end)
+
+    async def _initialise(self, message: _Init) -> None:
+        if self._caller is not None:
+            raise _Close(4429, "Too many initialisation requests")
+        scope = self._websocket.scope
+        if self._grant is None:
+            authentication = self._services.authentication
+            self._grant = await _granted(authentication.of_init(scope, message.payload))
+        self._caller = Caller(self._grant.identity, address_of(scope))
+        self._limit.reschedule(None)
+        self._grant.watch(self._end)
+        await self._send({"type": "connection_ack"})
+
+    def _end(self) -> None:
+        """The grant no longer counts."""
+        self._limit.reschedule(asyncio.get_running_loop().time())
+
+    async def _handle(
+        self, message: _Init | _Ping | _Pong | _Subscribe | _Complete, tasks: asyncio.TaskGroup
+    ) -> None:
+        match message:
+            case _Init():
+                await self._initialise(message)
+            case _Ping():
+                self._count()
+                await self._send_text(_pong(message.payload))
+            case _Pong():
+                self._count()
+            case _Subscribe():
+                await self._subscribe(message, tasks)
+            case _Complete():
+                self._count()
+                if operation := self._running.pop(message.id, None):
+                    operation.cancel()
+
+    def _count(self) -> None:
+        """What costs no request. Requests that are refused because of a limit count here."""
+        caller = self._caller or Caller(ANONYMOUS, address_of(self._websocket.scope))
+        try:
+            self._services.limits.message(caller)
+        except RateLimited as refused:
+            raise _Close(1008, refused.message) from refused
+
+    async def _subscribe(self, message: _Subscribe, tasks: asyncio.TaskGroup) -> None:
+        if self._caller is None:
+            raise _Close(4401, "Unauthorized")
+        if message.id in self._running:
+            raise _Close(4409, f"Subscriber for {message.id} already exists")
+        limit = self._services.settings.max_operations_per_connection
+        if len(self._running) >= limit:
+            refused = RateLimited(f"at most {limit} operations at once on one connection")
+            self._count()
+            await self._send_error(message.id, errors.refusal(refused))
+            return
+        run = self._run(message.id, message.payload, self._caller)
+        self._running[message.id] = tasks.create_task(run)
+
+    async def _run(self, operation_id: str, request: GraphQLRequest, caller: Caller) -> None:
+        structlog.contextvars.bind_contextvars(request_id=new_request_id(), operation=operation_id)
+        try:
+            admitted = await self._operations.admit(request, caller)
+            if admitted.is_subscription:
+                payloads = self._operations.subscribe(admitted)
+                async with contextlib.aclosing(payloads):
+                    async for payload in payloads:
+                        await self._send_next(operation_id, payload)
+            else:
+                payload = await self._operations.execute(admitted)
+                await self._send_next(operation_id, payload)
+            self._forget(operation_id)
+            await self._send({"type": "complete", "id": operation_id})
+        except WebSocketDisconnect:
+            pass
+        except OperationRefused as refused:
+            await self._send_error(operation_id, refused.errors)
+        except RateLimited as refused:
+            self._count()
+            await self._send_error(operation_id, errors.refusal(refused))
+        except Exception as error:  # noqa: BLE001  # a fault of ours ends this operation alone
+            broken = GraphQLError(str(error), original_error=error)
+            await self._send_error(operation_id, errors.as_response([broken]))
+        finally:
+            self._forget(operation_id)
+
+    async def _send_next(self, operation_id: str, payload: str) -> None:
+        """The payload is encoded already, once for all who ask the same."""
+        quoted = orjson.dumps(operation_id).decode()
+        await self._send_text(f'{{"id":{quoted},"type":"next","payload":{payload}}}')
+
+    def _forget(self, operation_id: str) -> None:
+        """Before the last message is sent, after which the client may use the id again."""
+        if self._running.get(operation_id) is asyncio.current_task():
+            del self._running[operation_id]
+
+    async def _send_error(self, operation_id: str, payload: list[dict[str, Any]]) -> None:
+        self._forget(operation_id)
+        await self._send({"type": "error", "id": operation_id, "payload": payload})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        await self._send_text(orjson.dumps(message).decode())
+
+    async def _send_text(self, text: str) -> None:
+        await self._websocket.send_text(text)
+
+
+async def _granted(asking: Awaitable[GrantT]) -> GrantT:
+    try:
+        return await asking
+    except RegistryError as refused:
+        errors.TOLD.labels(refused.code).inc()
+        raise _Close(_CODES.get(type(refused), 1013), refused.message) from refused
+
+
+def _pong(payload: dict[str, Any] | None) -> str:
+    echoed = {} if payload is None else {"payload": payload}
+    try:
+        return json.dumps({"type": "pong", **echoed}, allow_nan=False)
+    except ValueError as error:
+        raise _Close(4400, f"Invalid message: ping.payload: {error}") from error
+
+
+def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete:
+    if text is None:
+        raise _Close(4400, "Messages must be text")
+    try:
+        return _MESSAGE.validate_python(parse_json(text))
+    except ValidationError as error:
+        field, problem = first_problem(error)
+        raise _Close(4400, f"Invalid message: {field or 'it'} {problem}") from error
+    except TooManyValues as error:
+        raise _Close(4400, f"Messages {error}") from error
+    except ValueError as error:
+        raise _Close(4400, f"Messages must be JSON: {error}") from error

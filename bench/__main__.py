@@ -8,26 +8,26 @@ import orjson
 import uvloop
 
 from bench import report
-from bench.discovery import discovery
-from bench.fan_out import fan_out
-from bench.heartbeats import heartbeats
-from bench.latency import latency
-from bench.memory import memory
-from bench.results import Bench, Row
-from bench.storage import storage
+from bench.discovery import measure_discovery
+from bench.fan_out import measure_fan_out
+from bench.heartbeats import measure_heartbeats
+from bench.latency import measure_latency
+from bench.memory import measure_memory
+from bench.results import Bench, Result
+from bench.storage import measure_storage
 from graph.server.file_limits import allow_files_for
 from graph.telemetry import logs
 
 BENCHES: dict[str, Bench] = {
-    "fan-out": fan_out,
-    "memory": memory,
-    "latency": latency,
-    "discovery": discovery,
-    "heartbeats": heartbeats,
-    "storage": storage,
+    "fan-out": measure_fan_out,
+    "memory": measure_memory,
+    "latency": measure_latency,
+    "discovery": measure_discovery,
+    "heartbeats": measure_heartbeats,
+    "storage": measure_storage,
 }
 
-_CONNECTIONS = 8000
+_MAX_CONNECTIONS = 8000
 
 
 @click.command()
@@ -40,18 +40,18 @@ def main(names: Sequence[str], json_file: Path | None, *, quick: bool) -> None:
     A target that is missed is told, and is no failure.
     """
     logs.configure("development", "error")
-    allow_files_for(_CONNECTIONS)
-    under = report.circumstances()
-    found = uvloop.run(_run(names or list(BENCHES), quick=quick))
-    click.echo(report.as_text([row for rows in found.values() for row in rows], under))
+    allow_files_for(_MAX_CONNECTIONS)
+    under = report.describe_environment()
+    found = uvloop.run(_run_benches(names or list(BENCHES), quick=quick))
+    click.echo(report.format_text([row for rows in found.values() for row in rows], under))
     if json_file is not None:
-        document = report.as_document(found, under)
+        document = report.build_document(found, under)
         json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
-async def _run(names: Sequence[str], *, quick: bool) -> dict[str, list[Row]]:
+async def _run_benches(names: Sequence[str], *, quick: bool) -> dict[str, list[Result]]:
     """By bench."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[Result]] = {}
     for name in names:
         found[name] = []
         async for row in BENCHES[name](quick=quick):

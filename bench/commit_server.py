@@ -28,12 +28,12 @@ from graph.live.sweeper import Pacemaker
 from graph.telemetry.metrics import Metrics
 
 
-class State(TypedDict):
+class LifespanState(TypedDict):
     writer: HeartbeatWriter
 
 
 @asynccontextmanager
-async def writing(_: Starlette) -> AsyncIterator[State]:
+async def open_writer(_: Starlette) -> AsyncIterator[LifespanState]:
     database, metrics = Database(sys.argv[2]), Metrics()
     writer = HeartbeatWriter(database, Pacemaker(database, Settings(), metrics), metrics)
     running = asyncio.create_task(writer.run())
@@ -43,19 +43,21 @@ async def writing(_: Starlette) -> AsyncIterator[State]:
     await database.close()
 
 
-async def record(websocket: WebSocket) -> None:
+async def record_heartbeats(websocket: WebSocket) -> None:
     writer: HeartbeatWriter = websocket.state.writer
     await websocket.accept(PROTOCOL)
     try:
         await websocket.receive_text()
         await websocket.send_text('{"type":"connection_ack"}')
         while True:
-            await _answer(websocket, writer, orjson.loads(await websocket.receive_text()))
+            await _record_heartbeat(websocket, writer, orjson.loads(await websocket.receive_text()))
     except WebSocketDisconnect:
         pass
 
 
-async def _answer(websocket: WebSocket, writer: HeartbeatWriter, asked: dict[str, Any]) -> None:
+async def _record_heartbeat(
+    websocket: WebSocket, writer: HeartbeatWriter, asked: dict[str, Any]
+) -> None:
     beat = asked["payload"]["variables"]["input"]
     report = HeartbeatReport(
         beat["nodeId"], beat["bootId"], beat["sequence"], metrics=beat["metrics"]
@@ -78,4 +80,4 @@ async def _send(websocket: WebSocket, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    serve(Starlette(routes=[WebSocketRoute("/graphql", record)], lifespan=writing))
+    serve(Starlette(routes=[WebSocketRoute("/graphql", record_heartbeats)], lifespan=open_writer))

@@ -14,7 +14,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 
-async def repeat(websocket: WebSocket) -> None:
+async def repeat_messages(websocket: WebSocket) -> None:
     """Sends each second message it gets as often as the one before it says."""
     await websocket.accept()
     try:
@@ -27,7 +27,7 @@ async def repeat(websocket: WebSocket) -> None:
         pass
 
 
-async def say_again(websocket: WebSocket) -> None:
+async def echo_messages(websocket: WebSocket) -> None:
     """Sends each message back."""
     await websocket.accept()
     try:
@@ -37,7 +37,7 @@ async def say_again(websocket: WebSocket) -> None:
         pass
 
 
-async def echo(request: Request) -> JSONResponse:
+async def echo_json(request: Request) -> JSONResponse:
     return JSONResponse(await request.json())
 
 
@@ -60,9 +60,9 @@ if __name__ == "__main__":
     serve(
         Starlette(
             routes=[
-                WebSocketRoute("/repeat", repeat),
-                WebSocketRoute("/echo", say_again),
-                Route("/echo", echo, methods=["POST"]),
+                WebSocketRoute("/repeat", repeat_messages),
+                WebSocketRoute("/echo", echo_messages),
+                Route("/echo", echo_json, methods=["POST"]),
             ]
         )
     )

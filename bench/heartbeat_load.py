@@ -8,11 +8,11 @@ from typing import Any
 import orjson
 
 from agent.documents import RECORD_HEARTBEAT, id_of
-from bench.http_connection import post
-from bench.nodes import node_id
+from bench.http_connection import encode_post
+from bench.nodes import format_node_id
 
-A_CALL = 100
-GATEWAYS = 8
+HEARTBEATS_PER_CALL = 100
+GATEWAY_CONNECTIONS = 8
 """Connections on which so many come with each call."""
 
 RECORD_HEARTBEATS = """
@@ -24,25 +24,25 @@ mutation RecordHeartbeats($inputs: [RecordHeartbeatInput!]!) {
 }
 """
 
-_BYTES = 159
+_METRICS_BYTES = 159
 """Of the metrics below, without what fills them up, as the log keeps them."""
 
 Heartbeats = Iterator[dict[str, Any]]
 """Each as RecordHeartbeatInput."""
 
 
-def beats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
+def generate_heartbeats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
     """Of all nodes in turn, over and over, each time newer, in an order that is not that of their
     rows; of metrics as the log keeps them there are at least so many bytes.
     """
     order = random.Random(1).sample(range(fleet), fleet)  # noqa: S311  # the same each time
-    more = "-" * (metrics_bytes - _BYTES)
+    more = "-" * (metrics_bytes - _METRICS_BYTES)
     sequence = 0
     while True:
         sequence += 1
         for number in order:
             yield {
-                "nodeId": node_id(number),
+                "nodeId": format_node_id(number),
                 "bootId": "boot-1",
                 "sequence": sequence,
                 "metrics": {
@@ -57,27 +57,34 @@ def beats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
             }
 
 
-def posts(path: str, beats: Heartbeats) -> Iterator[bytes]:
+def encode_posts(path: str, beats: Heartbeats) -> Iterator[bytes]:
     for beat in beats:
-        yield post(path, orjson.dumps(_one(beat)))
+        yield encode_post(path, orjson.dumps(_build_operation(beat)))
 
 
-def keyed_posts(path: str, beats: Heartbeats, keys: Mapping[str, str]) -> Iterator[bytes]:
+def encode_authorized_posts(
+    path: str, beats: Heartbeats, keys: Mapping[str, str]
+) -> Iterator[bytes]:
     """Each with the key of its node."""
     for beat in beats:
-        yield post(path, orjson.dumps(_one(beat)), keys[beat["nodeId"]])
+        yield encode_post(path, orjson.dumps(_build_operation(beat)), keys[beat["nodeId"]])
 
 
-def messages(beats: Heartbeats) -> Iterator[str]:
+def encode_messages(beats: Heartbeats) -> Iterator[str]:
     for beat in beats:
-        yield orjson.dumps({"id": "1", "type": "subscribe", "payload": _one(beat)}).decode()
+        yield orjson.dumps(
+            {"id": "1", "type": "subscribe", "payload": _build_operation(beat)}
+        ).decode()
 
 
-def calls(beats: Heartbeats) -> Iterator[bytes]:
+def encode_batch_posts(beats: Heartbeats) -> Iterator[bytes]:
     while True:
-        asked = {"query": RECORD_HEARTBEATS, "variables": {"inputs": [*islice(beats, A_CALL)]}}
-        yield post("/graphql", orjson.dumps(asked))
+        asked = {
+            "query": RECORD_HEARTBEATS,
+            "variables": {"inputs": [*islice(beats, HEARTBEATS_PER_CALL)]},
+        }
+        yield encode_post("/graphql", orjson.dumps(asked))
 
 
-def _one(beat: dict[str, Any]) -> dict[str, Any]:
+def _build_operation(beat: dict[str, Any]) -> dict[str, Any]:
     return {"documentId": id_of(RECORD_HEARTBEAT), "variables": {"input": beat}}

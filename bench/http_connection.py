@@ -10,7 +10,7 @@ from typing import cast
 _LENGTH = b"content-length: "
 
 
-class Caller(asyncio.Protocol):
+class HttpConnection(asyncio.Protocol):
     """Sends the next request as soon as one was answered, until it is told to stop.
 
     An answer with errors is none, as is any status but 200.
@@ -20,8 +20,8 @@ class Caller(asyncio.Protocol):
         self._requests = requests
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
-        self.answers = 0
-        self.answer = b""
+        self.answer_count = 0
+        self.last_answer = b""
         self.failure = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -40,8 +40,8 @@ class Caller(asyncio.Protocol):
         if not head.startswith(b"HTTP/1.1 200") or b'"errors":' in body:
             self.failure = self._buffer.decode()
             return
-        self.answers += 1
-        self.answer, self._buffer = body, b""
+        self.answer_count += 1
+        self.last_answer, self._buffer = body, b""
         if self._transport is not None:
             self._transport.write(next(self._requests))
 
@@ -55,13 +55,13 @@ class Caller(asyncio.Protocol):
             transport.abort()
 
 
-async def dial(port: int, requests: Iterator[bytes]) -> Caller:
+async def open_connection(port: int, requests: Iterator[bytes]) -> HttpConnection:
     loop = asyncio.get_running_loop()
-    _, caller = await loop.create_connection(lambda: Caller(requests), "127.0.0.1", port)
+    _, caller = await loop.create_connection(lambda: HttpConnection(requests), "127.0.0.1", port)
     return caller
 
 
-def post(path: str, body: bytes, key: str | None = None) -> bytes:
+def encode_post(path: str, body: bytes, key: str | None = None) -> bytes:
     shown = f"Authorization: Bearer {key}\r\n" if key else ""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{shown}"

@@ -15,14 +15,14 @@ from functools import partial
 from statistics import median
 
 from bench import processes
-from bench.results import Row, Target
-from bench.status_changes import Changes, follow, followed, revision_of
-from bench.websocket_client import Socket, in_turns
+from bench.results import Result, Target
+from bench.status_changes import ChangeWriter, find_revision, subscribe, wait_for_subscribers
+from bench.websocket_client import WebSocketClient, repeat_in_batches
 from db.core.database import Database
 from db.registry.status_changes import CHANNEL
 
-_PACE_SECONDS = (0.01, 0.02)
-_ARRIVAL_SECONDS = 10
+_PAUSE_SECONDS = (0.01, 0.02)
+_ARRIVAL_TIMEOUT_SECONDS = 10
 
 
 class _Arrivals:
@@ -36,7 +36,7 @@ class _Arrivals:
         self.at_listener[int(str(said[-1]))] = time.perf_counter()
 
     def on_message(self, message: bytes) -> None:
-        revision = revision_of(message)
+        revision = find_revision(message)
         if revision is not None:
             self.at_sockets[revision] = time.perf_counter()
 
@@ -49,34 +49,45 @@ class _Delays:
     at_listener: list[float]
 
 
-async def latency(*, quick: bool) -> AsyncIterator[Row]:
+async def measure_latency(*, quick: bool) -> AsyncIterator[Result]:
     parts = ((1, 5, 1), (5, 5, 1)) if quick else ((1, 200, 3), (300, 100, 3))
-    async with processes.database() as database, processes.registry(database.url) as registry:
-        written = await Changes.of(database)
+    async with (
+        processes.open_database() as database,
+        processes.run_registry(database.url) as registry,
+    ):
+        written = await ChangeWriter.for_node(database)
         for subscribers, changes, runs in parts:
             arrivals = _Arrivals()
-            async with _listening(database, arrivals):
-                connect = partial(follow, registry.port, arrivals.on_message)
-                followers = await in_turns(subscribers, connect)
-                await followed(registry.port, subscribers)
-                run = partial(_run, written, followers, arrivals, changes)
+            async with _open_listener(database, arrivals):
+                connect = partial(subscribe, registry.port, arrivals.on_message)
+                followers = await repeat_in_batches(subscribers, connect)
+                await wait_for_subscribers(registry.port, subscribers)
+                run = partial(_measure_delays, written, followers, arrivals, changes)
                 await run(durable=True)
                 durable = [await run(durable=True) for _ in range(runs)]
                 fleeting = [await run(durable=False) for _ in range(runs)]
                 for socket in followers:
                     socket.close()
             if subscribers == 1:
-                yield _row("commit to socket, p50", durable, median, Target("ratio", "at most", 3))
-                yield _row("commit to socket, p99", durable, _p99)
-                yield _row("commit to socket, p50, synchronous_commit off", fleeting, median)
+                yield _build_result(
+                    "commit to socket, p50", durable, median, Target("ratio", "at most", 3)
+                )
+                yield _build_result("commit to socket, p99", durable, _compute_p99)
+                yield _build_result(
+                    "commit to socket, p50, synchronous_commit off", fleeting, median
+                )
             else:
-                yield _row(f"commit to the last of {subscribers} sockets, p50", durable, median)
-                yield _row(f"commit to the last of {subscribers} sockets, p99", durable, _p99)
+                yield _build_result(
+                    f"commit to the last of {subscribers} sockets, p50", durable, median
+                )
+                yield _build_result(
+                    f"commit to the last of {subscribers} sockets, p99", durable, _compute_p99
+                )
 
 
-async def _run(
-    written: Changes,
-    followers: Sequence[Socket],
+async def _measure_delays(
+    written: ChangeWriter,
+    followers: Sequence[WebSocketClient],
     arrivals: _Arrivals,
     changes: int,
     *,
@@ -86,12 +97,12 @@ async def _run(
         socket.expect(changes)
     committed = {}
     for _ in range(changes):
-        revision, at = await written.commit_one(durable=durable)
+        revision, at = await written.commit_change(durable=durable)
         committed[revision] = at
-        await asyncio.sleep(random.uniform(*_PACE_SECONDS))  # noqa: S311  # no secret
-    async with asyncio.timeout(_ARRIVAL_SECONDS):
+        await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311  # no secret
+    async with asyncio.timeout(_ARRIVAL_TIMEOUT_SECONDS):
         for socket in followers:
-            await socket.all_come()
+            await socket.wait_for_messages()
     return _Delays(
         [1000 * (arrivals.at_sockets[revision] - at) for revision, at in committed.items()],
         [1000 * (arrivals.at_listener[revision] - at) for revision, at in committed.items()],
@@ -99,7 +110,7 @@ async def _run(
 
 
 @asynccontextmanager
-async def _listening(database: Database, arrivals: _Arrivals) -> AsyncIterator[None]:
+async def _open_listener(database: Database, arrivals: _Arrivals) -> AsyncIterator[None]:
     connection = await database.listening_connection()
     try:
         await connection.add_listener(CHANNEL, arrivals.on_notification)
@@ -108,13 +119,13 @@ async def _listening(database: Database, arrivals: _Arrivals) -> AsyncIterator[N
         connection.terminate()
 
 
-def _row(
+def _build_result(
     name: str,
     runs: Sequence[_Delays],
     part: Callable[[list[float]], float],
     target: Target | None = None,
-) -> Row:
-    return Row(
+) -> Result:
+    return Result(
         name,
         "ms",
         [part(run.at_sockets) for run in runs],
@@ -124,5 +135,5 @@ def _row(
     )
 
 
-def _p99(values: list[float]) -> float:
+def _compute_p99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99)]

@@ -13,7 +13,7 @@ from db.core.enums import Role
 from db.core.identity import Caller, Identity
 from db.retention.partitions import make_days
 
-_BY = Caller(Identity("bench", Role.ADMIN))
+_CALLER = Caller(Identity("bench", Role.ADMIN))
 
 LABELS = ("gpu", "eu", "us", "spot", "edge", "trusted")
 MODELS = ("llama3:8b", "llama3:70b", "qwen2.5:32b", "mistral:7b", "phi4", "gemma2:27b")
@@ -45,11 +45,13 @@ WITH said AS (
 )
 SELECT node_id, id FROM beat
 """)
-_POINT = text("""
+_SET_LAST_HEARTBEAT = text("""
 UPDATE nodes SET last_heartbeat_id = b.beat
 FROM unnest(CAST(:nodes AS uuid[]), CAST(:beats AS bigint[])) AS b (node, beat) WHERE id = b.node
 """)
-_COUNT = text("UPDATE registry_state SET revision = (SELECT max(revision) FROM status_changes)")
+_SET_REVISION = text(
+    "UPDATE registry_state SET revision = (SELECT max(revision) FROM status_changes)"
+)
 _PROFILES = text("""
 INSERT INTO node_profiles (node_id, profile_name, profile_type, config)
 SELECT id, 'llm', 'llm', '{"temperature": 0.2}' FROM nodes WHERE boot_id = 'boot-1'
@@ -66,41 +68,41 @@ ON CONFLICT DO NOTHING
 _ANALYZE = text("VACUUM ANALYZE")
 
 
-def node_id(number: int) -> str:
+def format_node_id(number: int) -> str:
     return f"node-{number:05}"
 
 
-async def settle(database: Database, count: int, *, first: int = 0) -> None:
+async def insert_nodes(database: Database, count: int, *, first: int = 0) -> None:
     """So many nodes, each with a heartbeat just now, a profile and one of its role's."""
     chance = random.Random(1)  # noqa: S311  # the same fleet each time
-    fleet = [_node(chance, number) for number in range(first, first + count)]
+    fleet = [_generate_node(chance, number) for number in range(first, first + count)]
     columns = {name: [node[name] for node in fleet] for name in fleet[0]}
     async with database.write() as session:
         await make_days(session)
         beats = (await session.execute(_INSERT, columns)).all()
         terms = {"nodes": [node for node, _ in beats], "beats": [beat for _, beat in beats]}
-        await session.execute(_POINT, terms)
-        for statement in (_COUNT, _PROFILES, _ROLE_PROFILES):
+        await session.execute(_SET_LAST_HEARTBEAT, terms)
+        for statement in (_SET_REVISION, _PROFILES, _ROLE_PROFILES):
             await session.execute(statement)
     async with database.read() as session:
         await session.execute(_ANALYZE)
 
 
-async def agent_keys(database: Database, count: int) -> dict[str, str]:
+async def create_agent_tokens(database: Database, count: int) -> dict[str, str]:
     """By the ids of the nodes that `settle` made: each key is for as many as one may be for."""
-    node_ids = [node_id(number) for number in range(count)]
+    node_ids = [format_node_id(number) for number in range(count)]
     keys: dict[str, str] = {}
     async with database.write() as session:
         for first in range(0, count, MAX_NODES):
             nodes = node_ids[first : first + MAX_NODES]
             made = await create(
-                session, role=Role.AGENT, nodes=nodes, lifetime=timedelta(days=1), by=_BY
+                session, role=Role.AGENT, nodes=nodes, lifetime=timedelta(days=1), by=_CALLER
             )
             keys |= dict.fromkeys(nodes, made.text)
     return keys
 
 
-def _node(chance: random.Random, number: int) -> dict[str, str]:
+def _generate_node(chance: random.Random, number: int) -> dict[str, str]:
     """As the columns of `_INSERT` have it."""
     models = chance.sample(MODELS, chance.randint(0, 3))
     gpus = [
@@ -122,7 +124,7 @@ def _node(chance: random.Random, number: int) -> dict[str, str]:
         "gpus": gpus,
     }
     return {
-        "node_ids": node_id(number),
+        "node_ids": format_node_id(number),
         "roles": chance.choice(("production", "production", "development", "backup")),
         "types": chance.choice(("worker", "worker", "worker", "gateway", "router")),
         "statuses": chance.choices(("online", "degraded", "offline"), (90, 5, 5))[0],

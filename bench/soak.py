@@ -8,13 +8,13 @@ import uvloop
 
 from bench import http_connection, processes, websocket_connection
 from bench.closed_loop import Load
-from bench.discovery import AVAILABLE, REQUIRE, asked
-from bench.heartbeat_load import beats, messages, posts
-from bench.nodes import settle
+from bench.discovery import AVAILABLE_NODES, REQUIREMENTS, encode_operation
+from bench.heartbeat_load import encode_messages, encode_posts, generate_heartbeats
+from bench.nodes import insert_nodes
 from graph.telemetry import logs
 
 _WARM_UP_PARTS = 4
-_FEW = 4
+_FEW_CONNECTIONS = 4
 
 
 @click.command()
@@ -27,19 +27,28 @@ def main(nodes: int, parts: int, seconds: float) -> None:
     For each part all connections are made anew.
     """
     logs.configure("development", "critical")
-    uvloop.run(_soak(nodes, parts, seconds))
+    uvloop.run(_run_soak(nodes, parts, seconds))
 
 
-async def _soak(nodes: int, parts: int, seconds: float) -> None:
-    async with processes.database() as database:
-        await settle(database, nodes)
-        async with processes.registry(database.url) as registry:
-            sent = beats(nodes)
-            question = http_connection.post("/graphql", asked(AVAILABLE, require=REQUIRE, limit=10))
+async def _run_soak(nodes: int, parts: int, seconds: float) -> None:
+    async with processes.open_database() as database:
+        await insert_nodes(database, nodes)
+        async with processes.run_registry(database.url) as registry:
+            sent = generate_heartbeats(nodes)
+            question = http_connection.encode_post(
+                "/graphql", encode_operation(AVAILABLE_NODES, require=REQUIREMENTS, limit=10)
+            )
             loads = (
-                Load(http_connection.dial, registry, posts("/graphql", sent)),
-                Load(websocket_connection.operations, registry, messages(sent), _FEW),
-                Load(http_connection.dial, registry, cycle([question]), _FEW),
+                Load(http_connection.open_connection, registry, encode_posts("/graphql", sent)),
+                Load(
+                    websocket_connection.open_graphql_connection,
+                    registry,
+                    encode_messages(sent),
+                    _FEW_CONNECTIONS,
+                ),
+                Load(
+                    http_connection.open_connection, registry, cycle([question]), _FEW_CONNECTIONS
+                ),
             )
             resident = []
             for part in range(_WARM_UP_PARTS + parts):

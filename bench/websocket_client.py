@@ -16,7 +16,7 @@ PROTOCOL = "graphql-transport-ws"
 T = TypeVar("T")
 
 
-class Socket(asyncio.Protocol):
+class WebSocketClient(asyncio.Protocol):
     """Counts the messages it gets; `on_message` sees each, if it is given.
 
     `first_at` and `last_at` are when the first and the last of those expected came.
@@ -92,7 +92,7 @@ class Socket(asyncio.Protocol):
         self.first_at = 0.0
         self._complete.clear()
 
-    async def all_come(self) -> None:
+    async def wait_for_messages(self) -> None:
         await self._complete.wait()
 
     def close(self) -> None:
@@ -111,14 +111,20 @@ class Socket(asyncio.Protocol):
             self._transport.write(head + b"\0\0\0\0" + payload)
 
 
-async def dial(port: int, path: str, on_message: Callable[[bytes], None] | None = None) -> Socket:
+async def connect(
+    port: int, path: str, on_message: Callable[[bytes], None] | None = None
+) -> WebSocketClient:
     loop = asyncio.get_running_loop()
-    _, socket = await loop.create_connection(lambda: Socket(path, on_message), "127.0.0.1", port)
+    _, socket = await loop.create_connection(
+        lambda: WebSocketClient(path, on_message), "127.0.0.1", port
+    )
     await socket.opened.wait()
     return socket
 
 
-async def in_turns(count: int, work: Callable[[], Awaitable[T]], at_once: int = 50) -> list[T]:
+async def repeat_in_batches(
+    count: int, work: Callable[[], Awaitable[T]], at_once: int = 50
+) -> list[T]:
     """Does it so many times, at most so many at once."""
     done: list[T] = []
     while len(done) < count:

@@ -2,53 +2,53 @@
 
 from collections.abc import Iterator
 
-from bench.websocket_client import Socket, dial
+from bench.websocket_client import WebSocketClient, connect
 
 
-class Talker:
+class WebSocketConnection:
     """Until it is told to stop. An answer has so many `parts`, none with errors."""
 
-    def __init__(self, socket: Socket, messages: Iterator[str], parts: int) -> None:
+    def __init__(self, socket: WebSocketClient, messages: Iterator[str], parts: int) -> None:
         self._socket = socket
         self._messages = messages
-        self._parts = self._missing = parts
+        self._parts = self._missing_parts = parts
         self._stopped = False
-        self._refused = ""
-        self.answers = 0
-        self.answer = b""
-        socket.on_message = self._hear
+        self._error = ""
+        self.answer_count = 0
+        self.last_answer = b""
+        socket.on_message = self._receive
         socket.send(next(messages))
 
     @property
     def failure(self) -> str:
         hung_up = self._socket.closed and not self._stopped
-        return "the server hung up" if hung_up else self._refused
+        return "the server hung up" if hung_up else self._error
 
     def stop(self) -> None:
         self._stopped = True
         self._socket.close()
 
-    def _hear(self, message: bytes) -> None:
+    def _receive(self, message: bytes) -> None:
         if b'"type":"error"' in message or b'"errors":' in message:
-            self._refused = message.decode()
+            self._error = message.decode()
             return
-        if self._missing == self._parts:
-            self.answer = message
-        self._missing -= 1
-        if self._missing == 0:
-            self.answers += 1
-            self._missing = self._parts
+        if self._missing_parts == self._parts:
+            self.last_answer = message
+        self._missing_parts -= 1
+        if self._missing_parts == 0:
+            self.answer_count += 1
+            self._missing_parts = self._parts
             self._socket.send(next(self._messages))
 
 
-async def operations(port: int, messages: Iterator[str]) -> Talker:
+async def open_graphql_connection(port: int, messages: Iterator[str]) -> WebSocketConnection:
     """On graphql-transport-ws, where an operation is answered by its result and its end."""
-    socket = await dial(port, "/graphql")
+    socket = await connect(port, "/graphql")
     socket.expect(1)
     socket.send('{"type":"connection_init"}')
-    await socket.all_come()
-    return Talker(socket, messages, parts=2)
+    await socket.wait_for_messages()
+    return WebSocketConnection(socket, messages, parts=2)
 
 
-async def echoes(port: int, messages: Iterator[str]) -> Talker:
-    return Talker(await dial(port, "/echo"), messages, parts=1)
+async def open_echo_connection(port: int, messages: Iterator[str]) -> WebSocketConnection:
+    return WebSocketConnection(await connect(port, "/echo"), messages, parts=1)

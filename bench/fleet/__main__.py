@@ -9,8 +9,8 @@ import orjson
 import uvloop
 
 from bench import report
-from bench.fleet.report import as_text, findings
-from bench.fleet.scenario import Terms, tell
+from bench.fleet.report import compute_findings, format_text
+from bench.fleet.scenario import Scenario, run_scenario
 from graph.server.file_limits import allow_files_for
 from graph.telemetry import logs
 
@@ -27,21 +27,21 @@ from graph.telemetry import logs
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(json_file: Path | None, **given: Any) -> None:
     """Simulate a fleet of agents. A target that is missed is told, and is no failure."""
-    terms = Terms(**given)
+    terms = Scenario(**given)
     logs.configure("development", "critical")
     allow_files_for(terms.nodes)
-    under = report.circumstances()
-    story = uvloop.run(tell(terms))
-    found = findings(terms, story)
-    click.echo(as_text(terms, story, found, under))
+    under = report.describe_environment()
+    story = uvloop.run(run_scenario(terms))
+    found = compute_findings(terms, story)
+    click.echo(format_text(terms, story, found, under))
     if json_file is not None:
         document = {
             **under,
             "terms": asdict(terms),
-            "findings": [asdict(finding) | {"met": finding.met} for finding in found],
+            "findings": [asdict(finding) | {"met": finding.is_met} for finding in found],
             "statuses": story.statuses,
             "transitions": story.transitions,
-            "resident": story.resident,
+            "resident": story.memory_samples,
         }
         json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from agent.client import RefusedError, RegistryAwayError
-from bench.processes import Busy
+from bench.processes import CpuUsage
 
 Failure = RegistryAwayError | RefusedError
 
@@ -20,14 +20,14 @@ class Phase:
     name: str
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     errors: Counter[str] = field(default_factory=Counter)
-    given_up: Counter[str] = field(default_factory=Counter)
+    fatal_errors: Counter[str] = field(default_factory=Counter)
     lags: "array[float]" = field(default_factory=lambda: array("d"))
     """By how much the load itself was late, as it looked now and then."""
     seconds: float = 0.0
-    busy: Busy = Busy(0.0, 0.0, 0.0)  # noqa: RUF009  # it cannot be altered
+    cpu: CpuUsage = CpuUsage(0.0, 0.0, 0.0)  # noqa: RUF009  # it cannot be altered
 
 
-def percentile(seconds: Sequence[float], percent: float) -> float:
+def compute_percentile(seconds: Sequence[float], percent: float) -> float:
     """In milliseconds; 0 where there is nothing."""
     if not seconds:
         return 0.0
@@ -35,55 +35,55 @@ def percentile(seconds: Sequence[float], percent: float) -> float:
     return 1000 * ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
-class Tally:
+class AgentStatistics:
     """Counts in the phase that has begun last."""
 
     def __init__(self) -> None:
         self.phase = Phase("")
-        self._missed: set[str] = set()
-        self._all_back = asyncio.Event()
+        self._expected: set[str] = set()
+        self._all_answered = asyncio.Event()
 
-    def begin(self, name: str) -> Phase:
+    def begin_phase(self, name: str) -> Phase:
         self.phase = Phase(name)
         return self.phase
 
-    def answered(self, node_id: str, seconds: float) -> None:
+    def record_answer(self, node_id: str, seconds: float) -> None:
         self.phase.latencies.append(seconds)
-        self.let_go(node_id)
+        self.stop_expecting(node_id)
 
-    def failed(self, failure: Failure) -> None:
-        self.phase.errors[_label(failure)] += 1
+    def record_failure(self, failure: Failure) -> None:
+        self.phase.errors[_format_failure(failure)] += 1
 
-    def gave_up(self, failure: Failure) -> None:
+    def record_refusal(self, failure: Failure) -> None:
         """The same failure was counted before as one that is tried again."""
-        self.phase.errors[_label(failure)] -= 1
-        self.phase.given_up[_label(failure)] += 1
+        self.phase.errors[_format_failure(failure)] -= 1
+        self.phase.fatal_errors[_format_failure(failure)] += 1
 
-    def died(self, error: Exception) -> None:
+    def record_crash(self, error: Exception) -> None:
         """Of what no agent should die of."""
-        self.phase.given_up[f"died: {error!r}"] += 1
+        self.phase.fatal_errors[f"died: {error!r}"] += 1
 
-    def miss(self, node_ids: set[str]) -> None:
+    def expect_answers(self, node_ids: set[str]) -> None:
         """Until each of them was answered."""
-        self._missed = set(node_ids)
-        self._all_back.clear()
+        self._expected = set(node_ids)
+        self._all_answered.clear()
 
-    def let_go(self, node_id: str) -> None:
+    def stop_expecting(self, node_id: str) -> None:
         """It is missed no more: it was answered, or it is not there to ask."""
-        if node_id in self._missed:
-            self._missed.remove(node_id)
-            if not self._missed:
-                self._all_back.set()
+        if node_id in self._expected:
+            self._expected.remove(node_id)
+            if not self._expected:
+                self._all_answered.set()
 
-    async def all_back(self, within_seconds: float) -> int:
+    async def wait_for_answers(self, within_seconds: float) -> int:
         """How many are still missed then."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_seconds):
-                await self._all_back.wait()
-        return len(self._missed)
+                await self._all_answered.wait()
+        return len(self._expected)
 
 
-def _label(failure: Failure) -> str:
+def _format_failure(failure: Failure) -> str:
     if isinstance(failure, RefusedError):
         return failure.code or failure.message
     return f"away: {failure.reason}"

@@ -14,18 +14,18 @@ import click
 from sqlalchemy import text
 
 from bench import processes
-from bench.fleet.agent_statistics import Phase, Tally
-from bench.fleet.simulated_agent import Fates, Member
-from bench.fleet.transports import HttpWire, WebSocketWire, Wire
-from bench.processes import Server, Stopwatch
+from bench.fleet.agent_statistics import AgentStatistics, Phase
+from bench.fleet.simulated_agent import FaultInjector, SimulatedAgent
+from bench.fleet.transports import HttpTransport, Transport, WebSocketTransport
+from bench.processes import CpuMeter, Server
 from db.core.database import Database
 
 _ARRIVALS_PER_SECOND = 50
 _SETTLE_INTERVALS = 2
 _RETURN_INTERVALS = 6
 _RETURN_SECONDS = 60
-_TELL_SECONDS = 30
-_LOOK_SECONDS = 0.01
+_PROGRESS_SECONDS = 30
+_LAG_SAMPLE_SECONDS = 0.01
 
 _STATUSES = text("""
 SELECT status, count(*) AS nodes FROM nodes
@@ -40,7 +40,7 @@ WHERE n.node_id LIKE 'fleet-%' GROUP BY 1 ORDER BY 2 DESC
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Scenario:
     """`fail` and `sleep` are percent of the nodes a minute; `connections` 0: each its own."""
 
     nodes: int
@@ -54,50 +54,54 @@ class Terms:
 
 
 @dataclass
-class Story:
+class ScenarioResult:
     """Memory in bytes; `back_seconds` are from the kill, as are `serves_seconds`."""
 
     phases: list[Phase] = field(default_factory=list)
-    bytes_before: int = 0
-    later: int = 0
+    baseline_bytes: int = 0
+    nodes_after_baseline: int = 0
     """So many nodes came after that memory was read."""
-    resident: list[tuple[float, int]] = field(default_factory=list)
+    memory_samples: list[tuple[float, int]] = field(default_factory=list)
     """While it was measured: seconds, and the server's memory."""
-    serves_seconds: float | None = None
-    back_seconds: float | None = None
-    missing: int = 0
-    failed: int = 0
-    slept: int = 0
+    seconds_until_served: float | None = None
+    seconds_until_all_back: float | None = None
+    missing_nodes: int = 0
+    failure_count: int = 0
+    sleep_count: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     transitions: dict[str, int] = field(default_factory=dict)
 
 
-async def tell(terms: Terms) -> Story:
-    story = Story()
+async def run_scenario(terms: Scenario) -> ScenarioResult:
+    story = ScenarioResult()
     gc.disable()  # it would stop all agents at once, as no fleet is stopped
-    async with processes.database() as database, AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-", dir=_ram())))
-        port = processes.free_port()
-        running = await stack.enter_async_context(_Restartable(database, port, terms).running())
-        tally = Tally()
-        members = _members(terms, port, tally, folder)
-        stack.callback(_stop, members)
-        await _arrive(terms, members, tally, running.server, story)
-        fates = Fates(members, terms.interval)
-        striking = asyncio.create_task(fates.strike(terms.fail, terms.sleep))
-        stack.push_async_callback(_end, striking)
-        await _measure(terms.seconds, tally.begin("steady"), running.server, story)
+    async with processes.open_database() as database, AsyncExitStack() as stack:
+        folder = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="fleet-", dir=_find_memory_directory())
+            )
+        )
+        port = processes.find_free_port()
+        running = await stack.enter_async_context(_RestartableRegistry(database, port, terms).run())
+        tally = AgentStatistics()
+        members = _create_agents(terms, port, tally, folder)
+        stack.callback(_stop_agents, members)
+        await _start_fleet(terms, members, tally, running.server, story)
+        fates = FaultInjector(members, terms.interval)
+        striking = asyncio.create_task(fates.inject_faults(terms.fail, terms.sleep))
+        stack.push_async_callback(_cancel, striking)
+        await _measure_phase(terms.seconds, tally.begin_phase("steady"), running.server, story)
         if terms.restart:
-            await _restart(running, members, tally, terms, story)
-        story.failed, story.slept = fates.failed, fates.slept
-        await _ask_what_was_seen(database, story)
+            await _measure_restart(running, members, tally, terms, story)
+        story.failure_count, story.sleep_count = fates.failure_count, fates.sleep_count
+        await _read_registry_view(database, story)
     return story
 
 
-class _Restartable:
+class _RestartableRegistry:
     """The registry, always on the same port."""
 
-    def __init__(self, database: Database, port: int, terms: Terms) -> None:
+    def __init__(self, database: Database, port: int, terms: Scenario) -> None:
         self._database = database
         self._port = port
         self._terms = terms
@@ -105,7 +109,7 @@ class _Restartable:
         self.server: Server
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["_Restartable"]:
+    async def run(self) -> AsyncIterator["_RestartableRegistry"]:
         await self._start()
         try:
             yield self
@@ -128,75 +132,83 @@ class _Restartable:
             "heartbeats_per_second": 2 * max(1.0, 1 / terms.interval) * terms.nodes,
             "registrations_per_minute": 60 * terms.nodes,
         }
-        started = processes.registry(self._database.url, port=self._port, **chosen)
+        started = processes.run_registry(self._database.url, port=self._port, **chosen)
         self.server = await self._stack.enter_async_context(started)
 
 
-def _ram() -> str | None:
+def _find_memory_directory() -> str | None:
     """The files of ten thousand agents are not what is measured."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108  # a folder of its own in it
 
 
-def _members(terms: Terms, port: int, tally: Tally, folder: Path) -> list[Member]:
-    def wire() -> Wire:
-        return HttpWire(port) if terms.transport == "http" else WebSocketWire(port)
+def _create_agents(
+    terms: Scenario, port: int, tally: AgentStatistics, folder: Path
+) -> list[SimulatedAgent]:
+    def wire() -> Transport:
+        return HttpTransport(port) if terms.transport == "http" else WebSocketTransport(port)
 
     shared = [wire() for _ in range(terms.connections)]
     members = []
     for number in range(terms.nodes):
         node_id = f"fleet-{number:05}"
         own = shared[number % len(shared)] if shared else wire()
-        members.append(Member(node_id, own, tally, folder / node_id))
+        members.append(SimulatedAgent(node_id, own, tally, folder / node_id))
     return members
 
 
-async def _arrive(
-    terms: Terms, members: Sequence[Member], tally: Tally, server: Server, story: Story
+async def _start_fleet(
+    terms: Scenario,
+    members: Sequence[SimulatedAgent],
+    tally: AgentStatistics,
+    server: Server,
+    story: ScenarioResult,
 ) -> None:
     """First a tenth of them, so that what is paid once is no memory of a node."""
-    story.phases.append(tally.begin("arrival"))
+    story.phases.append(tally.begin_phase("arrival"))
     early = len(members) // 10
-    tally.miss({member.node_id for member in members})
-    await _start(members[:early])
+    tally.expect_answers({member.node_id for member in members})
+    await _start_agents(members[:early])
     await asyncio.sleep(_SETTLE_INTERVALS * terms.interval)
     before = server.resident_bytes
-    await _start(members[early:])
+    await _start_agents(members[early:])
     for _ in range(_SETTLE_INTERVALS):
-        if missing := await tally.all_back(_patience(terms)):
+        if missing := await tally.wait_for_answers(_compute_return_timeout(terms)):
             click.echo(f"{missing} nodes were not heard", err=True)
-        tally.miss({member.node_id for member in members})
+        tally.expect_answers({member.node_id for member in members})
     await asyncio.sleep(terms.interval)
-    story.bytes_before, story.later = before, len(members) - early
+    story.baseline_bytes, story.nodes_after_baseline = before, len(members) - early
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
 
 
-def _stop(members: Sequence[Member]) -> None:
+def _stop_agents(members: Sequence[SimulatedAgent]) -> None:
     for member in members:
         member.stop()
 
 
-async def _start(members: Sequence[Member]) -> None:
+async def _start_agents(members: Sequence[SimulatedAgent]) -> None:
     for member in members:
         member.start()
         await asyncio.sleep(1 / _ARRIVALS_PER_SECOND)
 
 
-def _patience(terms: Terms) -> float:
+def _compute_return_timeout(terms: Scenario) -> float:
     return max(_RETURN_SECONDS, _RETURN_INTERVALS * terms.interval)
 
 
-async def _measure(seconds: float, phase: Phase, server: Server, story: Story) -> None:
+async def _measure_phase(
+    seconds: float, phase: Phase, server: Server, story: ScenarioResult
+) -> None:
     story.phases.append(phase)
     began = last = time.perf_counter()
-    whole = part = Stopwatch(server)
+    whole = part = CpuMeter(server)
     heard = 0
-    watching = asyncio.create_task(_watch_lag(phase))
+    watching = asyncio.create_task(_record_lag(phase))
     while (left := began + seconds - time.perf_counter()) > 0:
-        await asyncio.sleep(min(left, _TELL_SECONDS))
+        await asyncio.sleep(min(left, _PROGRESS_SECONDS))
         now, resident = time.perf_counter(), server.resident_bytes
         click.echo(
             f"{now - began:6.0f} s: {resident / 1e6:.1f} MB,"
@@ -204,38 +216,44 @@ async def _measure(seconds: float, phase: Phase, server: Server, story: Story) -
             f" {part.read().server:.2f} cores",
             err=True,
         )
-        story.resident.append((now - began, resident))
-        last, heard, part = now, len(phase.latencies), Stopwatch(server)
+        story.memory_samples.append((now - began, resident))
+        last, heard, part = now, len(phase.latencies), CpuMeter(server)
     watching.cancel()
     phase.seconds = last - began
-    phase.busy = whole.read()
+    phase.cpu = whole.read()
 
 
-async def _watch_lag(phase: Phase) -> None:
+async def _record_lag(phase: Phase) -> None:
     """What the load is late by itself is no delay of the server's."""
     while True:
-        due = time.perf_counter() + _LOOK_SECONDS
-        await asyncio.sleep(_LOOK_SECONDS)
+        due = time.perf_counter() + _LAG_SAMPLE_SECONDS
+        await asyncio.sleep(_LAG_SAMPLE_SECONDS)
         phase.lags.append(time.perf_counter() - due)
 
 
-async def _restart(
-    running: _Restartable, members: Sequence[Member], tally: Tally, terms: Terms, story: Story
+async def _measure_restart(
+    running: _RestartableRegistry,
+    members: Sequence[SimulatedAgent],
+    tally: AgentStatistics,
+    terms: Scenario,
+    story: ScenarioResult,
 ) -> None:
-    phase = tally.begin("restart")
+    phase = tally.begin_phase("restart")
     story.phases.append(phase)
-    tally.miss({member.node_id for member in members if member.there})
+    tally.expect_answers({member.node_id for member in members if member.is_running})
     killed = time.perf_counter()
-    back = asyncio.create_task(tally.all_back(_patience(terms)))
+    back = asyncio.create_task(tally.wait_for_answers(_compute_return_timeout(terms)))
     await running.kill_and_start()
-    story.serves_seconds = time.perf_counter() - killed
-    story.missing = await back
-    story.back_seconds = time.perf_counter() - killed
+    story.seconds_until_served = time.perf_counter() - killed
+    story.missing_nodes = await back
+    story.seconds_until_all_back = time.perf_counter() - killed
     await asyncio.sleep(_SETTLE_INTERVALS * terms.interval)
-    await _measure(terms.seconds / 2, tally.begin("after the restart"), running.server, story)
+    await _measure_phase(
+        terms.seconds / 2, tally.begin_phase("after the restart"), running.server, story
+    )
 
 
-async def _ask_what_was_seen(database: Database, story: Story) -> None:
+async def _read_registry_view(database: Database, story: ScenarioResult) -> None:
     async with database.read() as session:
         story.statuses = {row.status: row.nodes for row in await session.execute(_STATUSES)}
         story.transitions = {row.what: row.nodes for row in await session.execute(_TRANSITIONS)}

@@ -17,8 +17,8 @@ from agent.machine import Machine
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule
 from agent.settings import load_settings
-from bench.fleet.agent_statistics import Tally
-from bench.fleet.transports import Wire
+from bench.fleet.agent_statistics import AgentStatistics
+from bench.fleet.transports import Transport
 
 _SETTINGS = load_settings({"role": "production-worker", "labels": "fleet"})
 _CAPABILITIES: dict[str, Any] = {
@@ -34,32 +34,34 @@ _CAPABILITIES: dict[str, Any] = {
 _OUTAGE_INTERVALS = (0.5, 6.0)
 
 
-class Member:
+class SimulatedAgent:
     """One node: its files, its connection, and the run of the agent that goes on there."""
 
-    def __init__(self, node_id: str, wire: Wire, tally: Tally, directory: Path) -> None:
+    def __init__(
+        self, node_id: str, wire: Transport, tally: AgentStatistics, directory: Path
+    ) -> None:
         self.node_id = node_id
-        self.wire = wire
-        self.tally = tally
-        self.naps = 0
+        self.transport = wire
+        self.statistics = tally
+        self.sleep_count = 0
         self._directory = directory
         self._awake = asyncio.Event()
         self._awake.set()
         self._clock = Clock(sleep=self._sleep)
-        self._run: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     @property
-    def awake(self) -> bool:
+    def is_awake(self) -> bool:
         return self._awake.is_set()
 
     @property
-    def there(self) -> bool:
-        return self._run is not None and not self._run.done() and self.awake
+    def is_running(self) -> bool:
+        return self._task is not None and not self._task.done() and self.is_awake
 
     def start(self) -> None:
         """A run with a bootId of its own, as each start of an agent has one."""
         self._directory.mkdir(exist_ok=True)
-        self._run = asyncio.create_task(self._beat())
+        self._task = asyncio.create_task(self._run_agent())
 
     async def fail(self, seconds: float) -> None:
         """The agent is killed, and started again so much later."""
@@ -69,43 +71,43 @@ class Member:
 
     async def sleep(self, seconds: float) -> None:
         """The machine stands still; its connection is not trusted afterwards, as by the agent."""
-        self.tally.let_go(self.node_id)
-        self.naps += 1
+        self.statistics.stop_expecting(self.node_id)
+        self.sleep_count += 1
         self._awake.clear()
-        self.wire.suspend()
+        self.transport.suspend()
         await asyncio.sleep(seconds)
-        self.wire.wake()
+        self.transport.wake()
         self._awake.set()
 
     def stop(self) -> None:
-        self.tally.let_go(self.node_id)
-        if self._run is not None:
-            self._run.cancel()
-        self.wire.paces.pop(self.node_id, None)
-        if not self.wire.paces:
-            self.wire.close()
+        self.statistics.stop_expecting(self.node_id)
+        if self._task is not None:
+            self._task.cancel()
+        self.transport.pace_listeners.pop(self.node_id, None)
+        if not self.transport.pace_listeners:
+            self.transport.close()
 
-    async def _beat(self) -> None:
+    async def _run_agent(self) -> None:
         schedule = Schedule(self._clock)
-        self.wire.paces[self.node_id] = schedule.hear_pace
+        self.transport.pace_listeners[self.node_id] = schedule.hear_pace
         run = Run(
-            _Asking(self),
+            _RecordingClient(self),
             Credentials(self._directory, None, self._clock.uniform),
             schedule,
             self._directory,
             _SETTINGS,
             str(uuid4()),
             clock=self._clock,
-            meter=_Gauge(),
+            meter=_SimulatedMeter(),
             observe=self._observe,
             node_id=self.node_id,
         )
         try:
             await run.keep_beating()
         except RefusedError as refusal:
-            self.tally.gave_up(refusal)
+            self.statistics.record_refusal(refusal)
         except Exception as error:  # noqa: BLE001  # an agent would have died of it
-            self.tally.died(error)
+            self.statistics.record_crash(error)
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -115,32 +117,34 @@ class Member:
         return Machine(f"{self.node_id}.example", "10.0.0.7", None, _CAPABILITIES, {})
 
 
-class _Asking:
+class _RecordingClient:
     """The registry as one member knows it; counts what comes of it."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: SimulatedAgent) -> None:
         self._member = member
 
     async def ask(
         self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
     ) -> ReplyT:
         member = self._member
-        naps, asleep, began = member.naps, not member.awake, time.perf_counter()
+        naps, asleep, began = member.sleep_count, not member.is_awake, time.perf_counter()
         try:
-            data = await member.wire.ask(document, variables)
+            data = await member.transport.ask(document, variables)
         except (RegistryAwayError, RefusedError) as failure:
-            if naps == member.naps and not asleep:  # else it is the sleep that broke the connection
-                member.tally.failed(failure)
+            if (
+                naps == member.sleep_count and not asleep
+            ):  # else it is the sleep that broke the connection
+                member.statistics.record_failure(failure)
             raise
-        if naps == member.naps and not asleep:
-            member.tally.answered(member.node_id, time.perf_counter() - began)
+        if naps == member.sleep_count and not asleep:
+            member.statistics.record_answer(member.node_id, time.perf_counter() - began)
         return checked(data, reply)
 
     async def aclose(self) -> None:
-        self._member.wire.close()
+        self._member.transport.close()
 
 
-class _Gauge(Meter):
+class _SimulatedMeter(Meter):
     """Figures of a machine that is busy; some 400 bytes."""
 
     def __init__(self) -> None:
@@ -166,31 +170,31 @@ class _Gauge(Meter):
         }
 
 
-class Fates:
+class FaultInjector:
     """Lets members fail and sleep."""
 
-    def __init__(self, members: Sequence[Member], interval_seconds: float) -> None:
-        self._members = members
+    def __init__(self, members: Sequence[SimulatedAgent], interval_seconds: float) -> None:
+        self._agents = members
         self._interval_seconds = interval_seconds
-        self.failed = self.slept = 0
+        self.failure_count = self.sleep_count = 0
 
-    async def strike(self, fail_percent: float, sleep_percent: float) -> None:
+    async def inject_faults(self, fail_percent: float, sleep_percent: float) -> None:
         """For ever, so many percent of the members a minute."""
         async with asyncio.TaskGroup() as outages:
             while True:
                 await asyncio.sleep(1)
-                for member in self._chosen(fail_percent):
-                    outages.create_task(member.fail(self._outage_seconds()))
-                    self.failed += 1
-                for member in self._chosen(sleep_percent):
-                    outages.create_task(member.sleep(self._outage_seconds()))
-                    self.slept += 1
+                for member in self._choose_agents(fail_percent):
+                    outages.create_task(member.fail(self._choose_outage_seconds()))
+                    self.failure_count += 1
+                for member in self._choose_agents(sleep_percent):
+                    outages.create_task(member.sleep(self._choose_outage_seconds()))
+                    self.sleep_count += 1
 
-    def _chosen(self, percent: float) -> list[Member]:
+    def _choose_agents(self, percent: float) -> list[SimulatedAgent]:
         """For one second."""
-        expected = len(self._members) * percent / 100 / 60
+        expected = len(self._agents) * percent / 100 / 60
         count = int(expected) + (random.random() < expected % 1)  # noqa: S311  # no secret
-        return [member for member in random.sample(self._members, count) if member.there]
+        return [member for member in random.sample(self._agents, count) if member.is_running]
 
-    def _outage_seconds(self) -> float:
+    def _choose_outage_seconds(self) -> float:
         return self._interval_seconds * random.uniform(*_OUTAGE_INTERVALS)  # noqa: S311  # as above

@@ -15,21 +15,21 @@ from graphql import print_ast
 from agent import documents
 from agent.client import TIMEOUT_SECONDS, RegistryAwayError, understood
 from agent.websocket import PING_SECONDS
-from bench.http_connection import post
-from bench.websocket_client import Socket
+from bench.http_connection import encode_post
+from bench.websocket_client import WebSocketClient
 
 PATH = "/graphql"
 _PACE_ID = "pace"
 _PING = 9
-_TEXTS = {
+_DOCUMENT_TEXTS = {
     id(document.document): print_ast(document.document)
     for document in vars(documents).values()
     if isinstance(document, GraphQLRequest)
 }
 
 
-class Wire(Protocol):
-    paces: dict[str, Callable[[float], None]]
+class Transport(Protocol):
+    pace_listeners: dict[str, Callable[[float], None]]
     """By node id: who is told the registry's pace."""
 
     async def ask(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
@@ -44,99 +44,101 @@ class Wire(Protocol):
         """What was open before is not trusted any more."""
 
 
-class WebSocketWire:
+class WebSocketTransport:
     """Any number of agents may share it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._socket: _Socket | None = None
+        self._socket: _AgentWebSocket | None = None
         self._opening = asyncio.Lock()
-        self._asked = 0
-        self._waiting: dict[str, asyncio.Future[Any]] = {}
-        self.paces: dict[str, Callable[[float], None]] = {}
+        self._request_count = 0
+        self._pending: dict[str, asyncio.Future[Any]] = {}
+        self.pace_listeners: dict[str, Callable[[float], None]] = {}
 
     async def ask(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
-        self._asked += 1
-        number = str(self._asked)
+        self._request_count += 1
+        number = str(self._request_count)
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 async with self._opening:
                     socket = self._socket or await self._open()
-                answer = self._waiting[number] = asyncio.get_running_loop().create_future()
-                socket.send(_subscribe(number, _request(document, variables)))
-                return _data(await answer)
+                answer = self._pending[number] = asyncio.get_running_loop().create_future()
+                socket.send(_encode_subscribe(number, _encode_request(document, variables)))
+                return _extract_data(await answer)
         except TimeoutError:
             self.close()
             raise RegistryAwayError(f"no answer within {TIMEOUT_SECONDS:g} s") from None
         finally:
-            self._waiting.pop(number, None)
+            self._pending.pop(number, None)
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
-            self._lose(self._socket)
+            self._handle_loss(self._socket)
 
     def suspend(self) -> None:
-        if self._socket is not None and len(self.paces) == 1:
+        if self._socket is not None and len(self.pace_listeners) == 1:
             self._socket.suspend()
 
     def wake(self) -> None:
-        if len(self.paces) == 1:
+        if len(self.pace_listeners) == 1:
             self.close()
 
-    async def _open(self) -> "_Socket":
-        acknowledged = self._waiting[""] = asyncio.get_running_loop().create_future()
+    async def _open(self) -> "_AgentWebSocket":
+        acknowledged = self._pending[""] = asyncio.get_running_loop().create_future()
         try:
             _, socket = await asyncio.get_running_loop().create_connection(
-                lambda: _Socket(self._hear, self._lose), "127.0.0.1", self._port
+                lambda: _AgentWebSocket(self._receive, self._handle_loss), "127.0.0.1", self._port
             )
         except OSError as error:
             raise RegistryAwayError(str(error)) from None
         self._socket = socket
         await acknowledged
-        socket.send(_subscribe(_PACE_ID, _request(documents.HEARTBEAT_PACE, {})))
+        socket.send(_encode_subscribe(_PACE_ID, _encode_request(documents.HEARTBEAT_PACE, {})))
         return socket
 
-    def _hear(self, message: bytes) -> None:
+    def _receive(self, message: bytes) -> None:
         said = orjson.loads(message)
         match said["type"], said.get("id"):
             case "next", "pace":
                 seconds = said["payload"]["data"]["heartbeatPace"]["intervalSeconds"]
-                for hear in self.paces.values():
+                for hear in self.pace_listeners.values():
                     hear(seconds)
             case "connection_ack", _:
-                self._settle("", None)
+                self._resolve("", None)
             case "next", number:
-                self._settle(number, said["payload"])
+                self._resolve(number, said["payload"])
             case "error", number:
-                self._settle(number, {"errors": said["payload"]})
+                self._resolve(number, {"errors": said["payload"]})
 
-    def _settle(self, number: str, answer: object) -> None:
-        waiting = self._waiting.pop(number, None)
+    def _resolve(self, number: str, answer: object) -> None:
+        waiting = self._pending.pop(number, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
 
-    def _lose(self, socket: "_Socket") -> None:
+    def _handle_loss(self, socket: "_AgentWebSocket") -> None:
         if socket is not self._socket:
             return  # long replaced
         self._socket = None
-        lost, self._waiting = self._waiting, {}
+        lost, self._pending = self._pending, {}
         for waiting in lost.values():
             if not waiting.done():
                 waiting.set_exception(RegistryAwayError("the websocket was lost"))
 
 
-class _Socket(Socket):
-    def __init__(self, hear: Callable[[bytes], None], lose: Callable[["_Socket"], None]) -> None:
+class _AgentWebSocket(WebSocketClient):
+    def __init__(
+        self, hear: Callable[[bytes], None], lose: Callable[["_AgentWebSocket"], None]
+    ) -> None:
         super().__init__(PATH, hear)
-        self._lose = lose
+        self._handle_loss = lose
         self._pinging: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self._pinging is not None:
             self._pinging.cancel()
-        self._lose(self)
+        self._handle_loss(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -156,7 +158,7 @@ class _Socket(Socket):
             self._transport.pause_reading()
 
 
-class HttpWire(asyncio.Protocol):
+class HttpTransport(asyncio.Protocol):
     """For one agent; it hears of no pace."""
 
     def __init__(self, port: int) -> None:
@@ -164,7 +166,7 @@ class HttpWire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._answer: asyncio.Future[Any] | None = None
-        self.paces: dict[str, Callable[[float], None]] = {}
+        self.pace_listeners: dict[str, Callable[[float], None]] = {}
 
     async def ask(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
         loop = asyncio.get_running_loop()
@@ -173,8 +175,8 @@ class HttpWire(asyncio.Protocol):
                 if self._transport is None:
                     await loop.create_connection(lambda: self, "127.0.0.1", self._port)
                 self._answer = loop.create_future()
-                self._write(post(PATH, _request(document, variables)))
-                return _data(orjson.loads(await self._answer))
+                self._write(encode_post(PATH, _encode_request(document, variables)))
+                return _extract_data(orjson.loads(await self._answer))
         except TimeoutError:
             self.close()
             raise RegistryAwayError(f"no answer within {TIMEOUT_SECONDS:g} s") from None
@@ -218,15 +220,15 @@ class HttpWire(asyncio.Protocol):
         self._transport.write(request)
 
 
-def _request(document: GraphQLRequest, variables: dict[str, Any]) -> bytes:
-    return orjson.dumps({"query": _TEXTS[id(document.document)], "variables": variables})
+def _encode_request(document: GraphQLRequest, variables: dict[str, Any]) -> bytes:
+    return orjson.dumps({"query": _DOCUMENT_TEXTS[id(document.document)], "variables": variables})
 
 
-def _subscribe(number: str, request: bytes) -> str:
+def _encode_subscribe(number: str, request: bytes) -> str:
     return f'{{"id":"{number}","type":"subscribe","payload":{request.decode()}}}'
 
 
-def _data(answer: Any) -> Any:
+def _extract_data(answer: Any) -> Any:
     if errors := answer.get("errors"):
         raise understood(errors)
     return answer["data"]

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from bench.__main__ import BENCHES
-from bench.report import as_document, as_text, circumstances
-from bench.results import Row, Target
+from bench.report import build_document, describe_environment, format_text
+from bench.results import Result, Target
 from tests.support.paths import ROOT
 
 
@@ -47,10 +47,12 @@ def test_every_bench_runs_and_tells_its_rows_as_json(tmp_path: Path) -> None:
 
 
 def test_a_limit_too_small_to_be_measured_meets_no_target() -> None:
-    row = Row("time", "µs", [10], "the least", [0], Target("ratio", "at most", 1.1))
-    assert row.met is False
-    assert " nan (nan..nan) " in as_text([row], circumstances())
-    [told] = json.loads(orjson.dumps(as_document({"one": [row]}, circumstances())))["rows"]
+    row = Result("time", "µs", [10], "the least", [0], Target("ratio", "at most", 1.1))
+    assert row.is_met is False
+    assert " nan (nan..nan) " in format_text([row], describe_environment())
+    [told] = json.loads(orjson.dumps(build_document({"one": [row]}, describe_environment())))[
+        "rows"
+    ]
     assert told["ratio"] == {"median": None, "low": None, "high": None}
 
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import click
 
 from agent import documents, identity
-from agent.beat import Run
 from agent.client import Connection, RefusedError, Registry, RegistryAwayError, http_transport
 from agent.console import (
     fail,
@@ -20,18 +19,19 @@ from agent.console import (
     with_place_options,
 )
 from agent.credentials import Credentials, KeyedConnection, read_key
+from agent.discovery import Surroundings
 from agent.identity import StateError
 from agent.install import install, uninstall
-from agent.link import Link
 from agent.logs import configure_logs
 from agent.machine import observe
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule
 from agent.replies import Node, NodeStatusData, NodeWithReason
+from agent.runner import Run
 from agent.settings import PREFIX, AgentSettings, BadSettingError
-from agent.stop import until_stopped
-from agent.surroundings import Surroundings
-from agent.trust import Trust, UnusableFileError
+from agent.signals import until_stopped
+from agent.tls import Trust, UnusableFileError
+from agent.transport import Link
 
 BOOTSTRAP_PATIENCE_SECONDS = 60.0
 

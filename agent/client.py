@@ -16,7 +16,7 @@ from httpx import Limits
 from pydantic import BaseModel, ValidationError
 
 from agent.settings import is_loopback
-from agent.trust import Trust
+from agent.tls import Trust
 
 TIMEOUT_SECONDS = 10.0
 # Long enough for a heartbeat to find the connection of the one before it, and too short for a
@@ -102,7 +102,7 @@ def http_transport(
 
 
 class Registry(Protocol):
-    """Whatever carries requests to it, one at a time: a Connection here, `agent.link.Link`.
+    """Whatever carries requests to it, one at a time: a Connection here, `agent.transport.Link`.
 
     `ask` raises RegistryAwayError, and RefusedError when the registry answered with an error.
     """

@@ -25,7 +25,7 @@ from agent.replies import (
     StatusEvent,
 )
 from agent.settings import graphql_url
-from agent.trust import Trust
+from agent.tls import Trust
 from agent.websocket import connected, read, subscribed
 
 EventT = TypeVar("EventT")

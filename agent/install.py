@@ -12,7 +12,7 @@ import click
 
 from agent.console import Command, one_line_errors, with_node_options
 from agent.identity import remembered, write_atomically
-from agent.place import command_of_agent, place_of
+from agent.service_layout import command_of_agent, place_of
 from agent.settings import AgentSettings, BadSettingError, load_settings
 
 # The unit of the system shows the agent nothing of these.

@@ -27,7 +27,7 @@ from agent.client import (
     understood,
 )
 from agent.settings import is_loopback
-from agent.trust import Trust
+from agent.tls import Trust
 
 PROTOCOL = "graphql-transport-ws"
 # Middleboxes forget a silent connection, as a rule not before a minute.

@@ -10,12 +10,12 @@ from uuid import uuid4
 
 from gql import GraphQLRequest
 
-from agent.beat import Run
 from agent.client import RefusedError, RegistryAwayError, ReplyT, checked
 from agent.credentials import Credentials
 from agent.machine import Machine
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule
+from agent.runner import Run
 from agent.settings import load_settings
 from bench.fleet.agent_statistics import AgentStatistics
 from bench.fleet.transports import Transport

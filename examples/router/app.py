@@ -18,7 +18,6 @@ from starlette.routing import Route
 
 from agent.client import RefusedError, RegistryAwayError
 from agent.follow import follow_available_nodes
-from agent.registry import RegistryClient
 from agent.replies import (
     AvailabilityEvent,
     AvailableNodes,
@@ -27,6 +26,7 @@ from agent.replies import (
     NodeBecameUnavailable,
     NodeWithReason,
 )
+from agent.router_client import RegistryClient
 
 FORWARD_SECONDS = 30.0
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from agent.beat import TELL_SECONDS, Run
 from agent.client import Connection, http_transport
 from agent.machine import Machine
+from agent.runner import TELL_SECONDS, Run
 from agent.settings import load_settings
 from tests.support.live_server import LiveServer
 from tests.unit.test_agent_broken_network import (

@@ -16,7 +16,6 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from agent import documents, identity
-from agent.beat import Run, registration_input
 from agent.client import (
     UNAUTHENTICATED,
     Connection,
@@ -39,6 +38,7 @@ from agent.machine import observe
 from agent.pace import Clock, Schedule
 from agent.replies import RegisterNodeData, RotateNodeKeyData
 from agent.rotation import rotate_when_due
+from agent.runner import Run, registration_input
 from agent.settings import load_settings
 from db.access import tokens
 from db.access.token_changes import MadeToken

@@ -14,12 +14,12 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from agent import documents, identity
-from agent.beat import SLOW_RETRY_SECONDS, Run
 from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
 from agent.credentials import Credentials
 from agent.machine import observe
 from agent.pace import Clock, Schedule
 from agent.replies import NodeStatusData, RecordHeartbeatData
+from agent.runner import SLOW_RETRY_SECONDS, Run
 from agent.settings import load_settings
 
 HANG, DRIP = object(), object()

@@ -11,9 +11,9 @@ from graphql import (
 )
 
 from agent import documents
-from agent.beat import registration_input
 from agent.machine import observe
 from agent.metrics import Meter
+from agent.runner import registration_input
 from agent.settings import load_settings
 from tests.support.paths import ROOT
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from agent import services
+from agent.discovery import BELIEVED_SECONDS, MAX_BYTES, Surroundings
 from agent.gpu import Gpu
 from agent.gpu_watch import GpuWatch
 from agent.pace import Clock
 from agent.services import Served, UnclearError, served_at
-from agent.surroundings import BELIEVED_SECONDS, MAX_BYTES, Surroundings
 
 # As Ollama 0.5 and vLLM 0.8 answer.
 TAGS = {

@@ -20,7 +20,7 @@ from agent.client import (
 )
 from agent.pace import Clock
 from agent.replies import HeartbeatPaceData
-from agent.trust import Trust
+from agent.tls import Trust
 from agent.websocket import (
     PING_SECONDS,
     Transport,

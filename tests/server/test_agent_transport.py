@@ -13,16 +13,16 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
-from agent import documents, link, websocket
-from agent.beat import Run
+from agent import documents, transport, websocket
 from agent.cli import running
 from agent.client import RefusedError, RegistryAwayError, RestartingError
 from agent.credentials import Credentials
-from agent.link import HTTP_SECONDS, RESTART_SECONDS, Link
 from agent.pace import Clock, Schedule
 from agent.replies import HeartbeatRecorded, RecordHeartbeatData
+from agent.runner import Run
 from agent.settings import load_settings
-from agent.trust import Trust
+from agent.tls import Trust
+from agent.transport import HTTP_SECONDS, RESTART_SECONDS, Link
 from tests.support.api import CHANGES, DEREGISTER, in_touch, register
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.tcp_proxy import Proxy, proxy
@@ -139,10 +139,10 @@ async def test_all_heartbeats_go_over_one_websocket(server: LiveServer) -> None:
 async def test_a_run_registers_and_beats_by_the_settings_it_is_given(
     server: LiveServer, tmp_path: Path
 ) -> None:
-    for transport, connections in (("websocket", 1), ("http", 0)):
-        told = {"registry_url": server.url, "transport": transport}
-        (tmp_path / transport).mkdir()
-        async with running(load_settings(told), tmp_path / transport) as run:
+    for transport_name, connections in (("websocket", 1), ("http", 0)):
+        told = {"registry_url": server.url, "transport": transport_name}
+        (tmp_path / transport_name).mkdir()
+        async with running(load_settings(told), tmp_path / transport_name) as run:
             await run.register()
             assert (await run.beat()).status == "ONLINE"
             metrics = (await server.http.get("/metrics")).text
@@ -299,7 +299,7 @@ BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
 async def test_where_websockets_are_broken_heartbeats_go_over_http(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, reason: str
 ) -> None:
-    monkeypatch.setattr(link, "OPEN_SECONDS", 0.3)
+    monkeypatch.setattr(transport, "OPEN_SECONDS", 0.3)
     await register(server, "a")
     async with spoiler(server.url, answer) as between, beating(between.url) as node:
         with capture_logs() as logs:

@@ -35,7 +35,7 @@ from agent.replies import (
     StatusEvent,
 )
 from agent.settings import graphql_url
-from agent.trust import Trust
+from agent.tls import Trust
 
 MAX_CONNECTIONS = 10
 MAX_QUESTIONS = 1000

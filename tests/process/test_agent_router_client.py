@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from agent.registry import Answer, RegistryClient
+from agent.router_client import Answer, RegistryClient
 from tests.support.registry_process import Server, free_port
 
 

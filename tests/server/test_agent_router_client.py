@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 from agent.breaker import FAILURES
 from agent.client import RefusedError, RegistryAwayError
 from agent.pace import Clock
-from agent.registry import RegistryClient
 from agent.replies import Bookmark
+from agent.router_client import RegistryClient
 from tests.support.api import DEREGISTER, register
 from tests.support.live_server import LiveServer
 from tests.support.tcp_proxy import Proxy, proxy
@@ -53,7 +53,7 @@ async def test_nodes_are_asked_for_one_by_one_by_role_and_by_filter(server: Live
 
 
 async def test_all_pages_are_read(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.registry.PAGE_SIZE", 2)
+    monkeypatch.setattr("agent.router_client.PAGE_SIZE", 2)
     for number in range(5):
         await register(server, f"n{number}")
     async with RegistryClient(server.url) as client:

@@ -13,9 +13,9 @@ from structlog.types import EventDict
 from agent.cli import main
 from agent.client import RegistryAwayError
 from agent.follow import follow_available_nodes
-from agent.registry import RegistryClient
 from agent.replies import Bookmark
-from agent.trust import Trust, UnusableFileError
+from agent.router_client import RegistryClient
+from agent.tls import Trust, UnusableFileError
 from tests.process.test_end_to_end import BIN, running
 from tests.support.authority import Authority
 from tests.support.live_server import LiveServer, StartServer

@@ -48,7 +48,7 @@ schema: .venv/dev
 
 # What the agent and the client may ask for by its id.
 documents: .venv/dev
-	$(BIN)/python -m agent.documents > graph/execution/trusted_documents.json
+	$(BIN)/python -m agent.trusted_documents > graph/execution/trusted_documents.json
 
 # The newest versions that fit pyproject.toml, with hashes and without addresses.
 lock: .venv/dev

@@ -1,13 +1,9 @@
-"""Every GraphQL document that the agent sends, parsed once.
+"""Every GraphQL document that the agent and the client send, parsed once.
 
-`python -m agent.documents` prints them as the registry keeps them: it trusts them, and lets them
-be asked for by their ids.
+The registry trusts these texts; `agent.trusted_documents` writes them down for it.
 """
 
-import hashlib
-import json
-
-from gql import GraphQLRequest, gql
+from gql import gql
 
 REGISTER_NODE = gql("""
 mutation RegisterNode($input: RegisterNodeInput!) {
@@ -117,24 +113,3 @@ query AvailableNodes($require: NodeRequirements, $rank: NodeRanking!, $limit: In
   }
 }
 """)
-
-
-def text_of(document: GraphQLRequest) -> str:
-    """As it is written above."""
-    location = document.document.loc
-    assert location is not None  # noqa: S101  # whatever was parsed has one
-    return location.source.body
-
-
-def id_of(document: GraphQLRequest) -> str:
-    """What `documentId` says of it: https://github.com/graphql/graphql-over-http, appendix A."""
-    return f"sha256:{hashlib.sha256(text_of(document).encode()).hexdigest()}"
-
-
-def all_by_id() -> dict[str, str]:
-    documents = [value for value in globals().values() if isinstance(value, GraphQLRequest)]
-    return {id_of(document): text_of(document) for document in documents}
-
-
-if __name__ == "__main__":
-    print(json.dumps(all_by_id(), indent=2))  # noqa: T201  # for a file

@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 
-from agent.documents import RECORD_HEARTBEAT, id_of
+from agent.documents import RECORD_HEARTBEAT
+from agent.trusted_documents import compute_id
 from bench.http_connection import encode_post
 from bench.nodes import format_node_id
 
@@ -87,4 +88,4 @@ def encode_batch_posts(beats: Heartbeats) -> Iterator[bytes]:
 
 
 def _build_operation(beat: dict[str, Any]) -> dict[str, Any]:
-    return {"documentId": id_of(RECORD_HEARTBEAT), "variables": {"input": beat}}
+    return {"documentId": compute_id(RECORD_HEARTBEAT), "variables": {"input": beat}}

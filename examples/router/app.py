@@ -16,17 +16,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from agent.client import RefusedError, RegistryAwayError
-from agent.follow import follow_available_nodes
-from agent.replies import (
+from agent import (
     AvailabilityEvent,
     AvailableNodes,
     CapableNode,
     NodeBecameAvailable,
     NodeBecameUnavailable,
     NodeWithReason,
+    RefusedError,
+    RegistryAwayError,
+    RegistryClient,
+    follow_available_nodes,
 )
-from agent.router_client import RegistryClient
 
 FORWARD_SECONDS = 30.0
 

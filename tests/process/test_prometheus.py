@@ -17,6 +17,7 @@ import yaml
 from sqlalchemy import URL
 
 from agent import documents as agent
+from agent.trusted_documents import compute_id
 from db.core.enums import Role
 from tests.support import prometheus
 from tests.support.api import CHANGES
@@ -112,7 +113,7 @@ async def scraped(
                 (agent.RECORD_HEARTBEAT, {"input": {**BEAT, "bootId": "run-0"}}),
                 (agent.REVISION, {}),
             ):
-                body = {"documentId": agent.id_of(document), "variables": given}
+                body = {"documentId": compute_id(document), "variables": given}
                 assert (await http.post("/graphql", json=body)).status_code == 200
             await client.receive()
             text = (await http.get("/metrics")).text

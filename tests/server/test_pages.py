@@ -7,6 +7,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from agent import documents as agent
+from agent.trusted_documents import get_text
 from tests.support.api import beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
 
@@ -114,7 +115,7 @@ async def test_metrics_count_nodes_heartbeats_operations_and_subscribers(
 
 
 async def test_operation_names_of_strangers_do_not_fill_the_metrics(server: LiveServer) -> None:
-    await server.execute(agent.text_of(agent.REVISION))
+    await server.execute(get_text(agent.REVISION))
     for number in range(30):
         await server.execute(f"query Name{number} {{ __typename }}")
         await server.post(f"query Revision {{ nothing{number} }}")

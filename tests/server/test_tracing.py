@@ -12,6 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from agent import documents as agent
+from agent.trusted_documents import compute_id
 from graph.core.settings import ConfigurationError, load
 from tests.support.api import MAINTENANCE, beat, register
 from tests.support.live_server import StartServer
@@ -81,7 +82,7 @@ async def test_a_request_is_one_trace_from_http_through_graphql_to_sql(
         response = await server.http.post(
             "/graphql",
             json={
-                "documentId": agent.id_of(agent.NODE_STATUS),
+                "documentId": compute_id(agent.NODE_STATUS),
                 "variables": {"nodeId": "a", "unseen": UNSEEN},
             },
             headers={"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"},
@@ -94,7 +95,7 @@ async def test_a_request_is_one_trace_from_http_through_graphql_to_sql(
     assert sql.parent_span_id == graphql.span_id
     assert said(http)["http.response.status_code"] == "200"
     assert said(http)["request.id"] == "mine"
-    assert said(graphql)["graphql.document.id"] == agent.id_of(agent.NODE_STATUS)
+    assert said(graphql)["graphql.document.id"] == compute_id(agent.NODE_STATUS)
     assert "FROM nodes" in said(sql)["db.query.text"]
     assert http.start_time_unix_nano <= sql.start_time_unix_nano
     assert sql.end_time_unix_nano <= graphql.end_time_unix_nano <= http.end_time_unix_nano

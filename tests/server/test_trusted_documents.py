@@ -5,18 +5,19 @@ from typing import Any
 import pytest
 
 from agent import documents as agent
+from agent.trusted_documents import compute_id, get_text
 from graph.execution.document_cache import document_id
 from tests.support.live_server import LiveServer
 from tests.support.transport_ws import connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-ID = agent.id_of(agent.NODE_STATUS)
+ID = compute_id(agent.NODE_STATUS)
 NODE = {"nodeId": "node-1-hetzner-gex44"}
 
 
 async def test_a_trusted_document_is_asked_for_by_its_id(shared_server: LiveServer) -> None:
-    text = agent.text_of(agent.NODE_STATUS)
+    text = get_text(agent.NODE_STATUS)
     told = await shared_server.execute(text, **NODE)
     assert told["node"]["nodeId"] == NODE["nodeId"]
     by_post = await shared_server.http.post(
@@ -38,7 +39,7 @@ async def test_a_trusted_document_is_asked_for_by_its_id(shared_server: LiveServ
 
 async def test_a_subscription_is_asked_for_by_its_id(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
-        payload = {"documentId": agent.id_of(agent.STATUS_CHANGES), "variables": {"after": "0"}}
+        payload = {"documentId": compute_id(agent.STATUS_CHANGES), "variables": {"after": "0"}}
         await client.send({"id": "1", "type": "subscribe", "payload": payload})
         event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
         assert event["change"]["revision"] == "1"
@@ -46,7 +47,7 @@ async def test_a_subscription_is_asked_for_by_its_id(shared_server: LiveServer) 
 
 async def test_a_mutation_by_id_is_not_sent_by_get(shared_server: LiveServer) -> None:
     response = await shared_server.http.get(
-        "/graphql", params={"documentId": agent.id_of(agent.RECORD_HEARTBEAT)}
+        "/graphql", params={"documentId": compute_id(agent.RECORD_HEARTBEAT)}
     )
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
 

@@ -1,24 +1,24 @@
 /** Queries and mutations over HTTP. */
 
-import { learn } from "./time.js";
+import { adjustClock } from "./time.js";
 
-const SECONDS = 15;
+const TIMEOUT_SECONDS = 15;
 
 /** What the registry refused, or that it does not answer: then `code` is UNAVAILABLE. */
-export class Refused extends Error {
+export class RegistryError extends Error {
   constructor(message, { code = "INTERNAL", retryable = false, ...facts } = {}) {
     super(message);
     Object.assign(this, { code, retryable, facts });
   }
 
   /** Whether it may pass by itself: a fault of the registry may, what it refuses does not. */
-  get passes() {
+  get isTransient() {
     return this.retryable || this.code === "INTERNAL";
   }
 
   /** Of the first of GraphQL's errors. */
-  static of([error]) {
-    return new Refused(error.message, error.extensions);
+  static fromErrors([error]) {
+    return new RegistryError(error.message, error.extensions);
   }
 }
 
@@ -32,23 +32,23 @@ export class Api {
     this.#url = url;
   }
 
-  /** The data of an operation. Throws Refused. */
-  async ask(query, variables = {}, seconds = SECONDS) {
-    const body = await this.#body(JSON.stringify({ query, variables }), seconds);
-    if (body.errors) throw Refused.of(body.errors);
+  /** The data of an operation. Throws RegistryError. */
+  async execute(query, variables = {}, timeoutSeconds = TIMEOUT_SECONDS) {
+    const body = await this.#post(JSON.stringify({ query, variables }), timeoutSeconds);
+    if (body.errors) throw RegistryError.fromErrors(body.errors);
     return body.data;
   }
 
-  async #body(request, seconds) {
+  async #post(request, timeoutSeconds) {
     const headers = { "content-type": "application/json", accept: "application/graphql-response+json" };
     if (this.token !== null) headers.authorization = `Bearer ${this.token}`;
     try {
-      const signal = AbortSignal.timeout(seconds * 1000);
+      const signal = AbortSignal.timeout(timeoutSeconds * 1000);
       const response = await fetch(this.#url, { method: "POST", headers, body: request, signal });
-      learn(response.headers.get("date"));
+      adjustClock(response.headers.get("date"));
       return await response.json();
     } catch {
-      throw new Refused("The registry does not answer.", { code: "UNAVAILABLE", retryable: true });
+      throw new RegistryError("The registry does not answer.", { code: "UNAVAILABLE", retryable: true });
     }
   }
 }

@@ -6,9 +6,9 @@ import { Fleet } from "./fleet.js";
 import { FleetPage } from "./fleet_page.js";
 import { showFreshness } from "./freshness.js";
 import { NodePage } from "./node_page.js";
-import { signInDialog } from "./sign_in.js";
+import { createSignInDialog } from "./sign_in.js";
 import { Socket } from "./socket.js";
-import { title, word } from "./status.js";
+import { toTitle, toWords } from "./status.js";
 
 const ANNOUNCE_MS = 2000;
 
@@ -22,71 +22,71 @@ const fleet = new Fleet(api, socket);
 const main = document.getElementById("page");
 const signInButton = document.getElementById("sign-in");
 
-const askForKey = signInDialog((token) => {
-  show(token);
+const openSignIn = createSignInDialog((token) => {
+  useToken(token);
   socket.restart();
   fleet.load();
-  if (page instanceof NodePage) route();
+  if (page instanceof NodePage) showPage();
 });
 
 signInButton.addEventListener("click", () => {
-  if (api.token === null) askForKey();
+  if (api.token === null) openSignIn();
   else location.reload(); // what was read goes with the token
 });
 
 for (const source of [fleet, socket]) {
-  source.addEventListener("refused", ({ detail: refused }) => {
-    show(null);
-    askForKey(refused);
+  source.addEventListener("rejected", ({ detail: error }) => {
+    useToken(null);
+    openSignIn(error);
   });
 }
 
 /** Shows the registry this key from now on. */
-function show(token) {
+function useToken(token) {
   api.token = token;
   setText(signInButton, token === null ? "Sign in" : "Sign out");
 }
 
 showFreshness(fleet);
 
-const fleetPage = new FleetPage(fleet, go);
+const fleetPage = new FleetPage(fleet, navigate);
 let page = null;
 
 /** Shows what the address names. */
-function route() {
+function showPage() {
   const nodeId = new URLSearchParams(location.search).get("node");
   page?.close();
-  page = nodeId === null ? fleetPage : new NodePage(nodeId, { api, fleet, socket, back: fleetPage.address });
+  page = nodeId === null ? fleetPage : new NodePage(nodeId, { api, fleet, socket, fleetAddress: fleetPage.address });
   main.replaceChildren(page.element);
   page.open();
   document.title = `${page.title} · node registry`;
 }
 
 /** Goes to an address of this page. */
-function go(address) {
-  page.keep();
+function navigate(address) {
+  page.saveAddress();
   history.pushState(null, "", address);
-  route();
+  showPage();
   main.focus({ preventScroll: true });
 }
 
-addEventListener("popstate", route);
+addEventListener("popstate", showPage);
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href^='/dashboard']");
   if (!link || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
-  go(link.href);
+  navigate(link.href);
 });
 
-let unsaid = [];
-fleet.addEventListener("change", ({ detail: change }) => unsaid.push(change));
+let unannounced = [];
+fleet.addEventListener("change", ({ detail: change }) => unannounced.push(change));
 setInterval(() => {
-  if (unsaid.length === 0) return;
-  const { nodeId, status, reason } = unsaid.at(-1);
-  const others = unsaid.length > 1 ? `, and ${unsaid.length - 1} other changes` : "";
-  setText(document.getElementById("announcements"), `${nodeId} is ${title(status)}: ${word(reason)}${others}`);
-  unsaid = [];
+  if (unannounced.length === 0) return;
+  const { nodeId, status, reason } = unannounced.at(-1);
+  const others = unannounced.length > 1 ? `, and ${unannounced.length - 1} other changes` : "";
+  setText(document.getElementById("announcements"), `${nodeId} is ${toTitle(status)}: ${toWords(reason)}${others}`);
+  unannounced = [];
 }, ANNOUNCE_MS);
 
-route();
+showPage();
 fleet.load();

@@ -1,21 +1,21 @@
 /** Elements from plain data. Text is always text: nothing here parses HTML. */
 
-const SVG = "http://www.w3.org/2000/svg";
+const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 
 /**
  * An HTML element. Attributes that are null or false are left out; `onclick` and its like are
  * listeners; children are elements, text, or null for none.
  */
 export function h(tag, attributes = {}, ...children) {
-  return made(document.createElement(tag), attributes, children);
+  return fillElement(document.createElement(tag), attributes, children);
 }
 
 /** An SVG element, as `h`. */
-export function svg(tag, attributes = {}, ...children) {
-  return made(document.createElementNS(SVG, tag), attributes, children);
+export function createSvg(tag, attributes = {}, ...children) {
+  return fillElement(document.createElementNS(SVG_NAMESPACE, tag), attributes, children);
 }
 
-function made(element, attributes, children) {
+function fillElement(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
@@ -31,13 +31,13 @@ export function setText(element, text) {
 }
 
 /** A card of a page: a heading, and what is below it. */
-export function card(title, ...children) {
+export function renderCard(title, ...children) {
   const id = `card-${title.toLowerCase().replaceAll(" ", "-")}`;
   return h("section", { class: "card", "aria-labelledby": id }, h("h2", { id }, title), ...children);
 }
 
 /** What the registry refused, for people: its words, and the code and id by which to find it. */
-export function problem(error) {
+export function renderProblem(error) {
   const facts = [error.code, error.facts?.requestId && `request ${error.facts.requestId}`];
   return h("p", { class: "problem", role: "alert" },
     `${error.message} `, h("small", {}, facts.filter(Boolean).join(" · ")));

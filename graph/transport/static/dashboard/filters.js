@@ -6,7 +6,7 @@ export const ROLES = ["PRODUCTION", "DEVELOPMENT", "BACKUP"];
 export const TYPES = ["ROUTER", "GATEWAY", "WORKER"];
 
 /** What each column sorts by. Ties fall to the node id. */
-export const ORDERS = {
+export const SORT_KEYS = {
   status: (node) => SEVERITY.get(node.status),
   node: (node) => node.nodeId,
   role: (node) => node.role,
@@ -17,23 +17,23 @@ export const ORDERS = {
 };
 
 /** From the parameters of an address; what it does not know, it leaves out. */
-export function fromAddress(parameters) {
-  const given = (parameters.get("status") ?? "").toUpperCase().split(",");
+export function parse(parameters) {
+  const statuses = (parameters.get("status") ?? "").toUpperCase().split(",");
   const sort = parameters.get("sort") ?? "status";
   return {
     search: parameters.get("q") ?? "",
-    statuses: new Set(STATUSES.filter((status) => given.includes(status))),
-    role: oneOf(ROLES, parameters.get("role")),
-    type: oneOf(TYPES, parameters.get("type")),
+    statuses: new Set(STATUSES.filter((status) => statuses.includes(status))),
+    role: parseChoice(ROLES, parameters.get("role")),
+    type: parseChoice(TYPES, parameters.get("type")),
     label: parameters.get("label") ?? "",
-    sort: Object.hasOwn(ORDERS, sort) ? sort : "status",
+    sort: Object.hasOwn(SORT_KEYS, sort) ? sort : "status",
     descending: parameters.has("desc"),
   };
 }
 
 /** The parameters of an address that leads here again. */
-export function toAddress(filters) {
-  const said = {
+export function toParameters(filters) {
+  const parameters = {
     q: filters.search,
     status: [...filters.statuses].join(",").toLowerCase(),
     role: filters.role.toLowerCase(),
@@ -42,28 +42,28 @@ export function toAddress(filters) {
     sort: filters.sort === "status" ? "" : filters.sort,
     desc: filters.descending ? "1" : "",
   };
-  return new URLSearchParams(Object.entries(said).filter(([, value]) => value !== ""));
+  return new URLSearchParams(Object.entries(parameters).filter(([, value]) => value !== ""));
 }
 
 /** Whether nothing is left out. */
-export function isEverything({ search, statuses, role, type, label }) {
+export function isEmpty({ search, statuses, role, type, label }) {
   return search === "" && statuses.size === 0 && role === "" && type === "" && label === "";
 }
 
 /** Those that fit, in order. Words of the search, and labels, must all be met. */
-export function selected(nodes, filters) {
-  const words = wordsOf(filters.search.toLowerCase());
-  const labels = wordsOf(filters.label);
+export function selectNodes(nodes, filters) {
+  const words = splitWords(filters.search.toLowerCase());
+  const labels = splitWords(filters.label);
   const fits = (node) =>
     (filters.statuses.size === 0 || filters.statuses.has(node.status)) &&
     (filters.role === "" || node.role === filters.role) &&
     (filters.type === "" || node.type === filters.type) &&
     labels.every((label) => node.labels.includes(label)) &&
     words.every((word) => node.text.includes(word));
-  return sorted([...nodes].filter(fits), ORDERS[filters.sort], filters.descending ? -1 : 1);
+  return sortNodes([...nodes].filter(fits), SORT_KEYS[filters.sort], filters.descending ? -1 : 1);
 }
 
-function sorted(nodes, key, direction) {
+function sortNodes(nodes, key, direction) {
   const keyed = nodes.map((node) => [key(node), node]);
   keyed.sort(([one, a], [other, b]) => {
     if (one !== other) return one < other ? -direction : direction;
@@ -72,11 +72,11 @@ function sorted(nodes, key, direction) {
   return keyed.map(([, node]) => node);
 }
 
-function wordsOf(text) {
+function splitWords(text) {
   return text.split(/[\s,]+/).filter(Boolean);
 }
 
-function oneOf(values, given) {
-  const value = (given ?? "").toUpperCase();
-  return values.includes(value) ? value : "";
+function parseChoice(choices, text) {
+  const value = (text ?? "").toUpperCase();
+  return choices.includes(value) ? value : "";
 }

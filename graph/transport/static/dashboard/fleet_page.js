@@ -2,21 +2,21 @@
 
 import { h, setText } from "./elements.js";
 import * as filters from "./filters.js";
-import { badge, setBadge, shape, STATUSES, title, word } from "./status.js";
+import { renderBadge, setBadge, renderShape, STATUSES, toTitle, toWords } from "./status.js";
 import { Table } from "./table.js";
-import { eachSecond, fullInstant, instant, now, span } from "./time.js";
+import { everySecond, formatDateTime, formatTime, now, formatDuration } from "./time.js";
 
 const FRESH_MS = 4000;
 const ADDRESS_MS = 200;
 
 const COLUMNS = [
-  { name: "status", label: "Status", sorts: true, make: () => badge("ONLINE"), fill: (cell, node) => setBadge(cell, node.status) },
-  { name: "node", label: "Node", sorts: true, make: () => h("a", { tabindex: -1 }, h("b"), h("small")), fill: fillNode },
-  { name: "role", label: "Role", sorts: true, make: text, fill: (cell, node) => setText(cell, word(node.role)) },
-  { name: "type", label: "Type", sorts: true, make: text, fill: (cell, node) => setText(cell, word(node.type)) },
-  { name: "labels", label: "Labels", sorts: true, make: text, fill: fillLabels },
-  { name: "reason", label: "Reason", sorts: true, make: text, fill: (cell, node) => setText(cell, word(node.statusReason)) },
-  { name: "since", label: "Since", sorts: true, make: text, fill: fillSince },
+  { name: "status", label: "Status", sorts: true, create: () => renderBadge("ONLINE"), fill: (cell, node) => setBadge(cell, node.status) },
+  { name: "node", label: "Node", sorts: true, create: () => h("a", { tabindex: -1 }, h("b"), h("small")), fill: fillNode },
+  { name: "role", label: "Role", sorts: true, create: createText, fill: (cell, node) => setText(cell, toWords(node.role)) },
+  { name: "type", label: "Type", sorts: true, create: createText, fill: (cell, node) => setText(cell, toWords(node.type)) },
+  { name: "labels", label: "Labels", sorts: true, create: createText, fill: fillLabels },
+  { name: "reason", label: "Reason", sorts: true, create: createText, fill: (cell, node) => setText(cell, toWords(node.statusReason)) },
+  { name: "since", label: "Since", sorts: true, create: createText, fill: fillSince },
 ];
 
 export class FleetPage {
@@ -24,66 +24,66 @@ export class FleetPage {
   element;
 
   #fleet;
-  #filters = filters.fromAddress(new URLSearchParams());
+  #filters = filters.parse(new URLSearchParams());
   #table;
   #tiles = new Map();
   #bar = h("div", { class: "bar", "aria-hidden": "true" });
   #shown = h("p", { class: "quiet shown", role: "status" });
-  #clear = h("button", { type: "button", onclick: () => this.#change(filters.fromAddress(new URLSearchParams())) }, "Clear filters");
+  #clear = h("button", { type: "button", onclick: () => this.#changeFilters(filters.parse(new URLSearchParams())) }, "Clear filters");
   #latest = h("ol", { class: "latest" });
   #controls;
   #labels = h("datalist", { id: "labels" });
   #scheduled = false;
-  #writing = null;
+  #saveTimer = null;
   #open = false;
   #changedAt = new Map();
-  #drawnChange = null;
+  #drawnNewest = null;
 
-  /** `go` is called with an address of the dashboard. */
-  constructor(fleet, go) {
+  /** `navigate` is called with an address of the dashboard. */
+  constructor(fleet, navigate) {
     this.#fleet = fleet;
     this.#table = new Table({
       label: "Nodes",
       columns: COLUMNS,
-      key: (node) => node.nodeId,
-      open: (node) => go(addressOf(node)),
-      sort: (name) => this.#sortBy(name),
+      getKey: (node) => node.nodeId,
+      onOpen: (node) => navigate(buildNodeAddress(node)),
+      onSort: (name) => this.#sortBy(name),
     });
-    this.#controls = this.#newControls();
+    this.#controls = this.#createControls();
     this.element = this.#build();
     for (const what of ["nodes", "registry"]) fleet.addEventListener(what, () => this.#schedule());
     fleet.addEventListener("change", ({ detail }) => this.#changedAt.set(detail.nodeId, Date.now()));
-    eachSecond(() => this.#tick());
-    document.addEventListener("keydown", (event) => this.#onKey(event));
+    everySecond(() => this.#updateAges());
+    document.addEventListener("keydown", (event) => this.#handleKey(event));
   }
 
   /** Where it is shown again as it was left. */
   get address() {
-    return `/dashboard${query(this.#filters)}`;
+    return `/dashboard${buildQuery(this.#filters)}`;
   }
 
   /** Shows what the address says. */
   open() {
     this.#open = true;
-    this.#take(filters.fromAddress(new URLSearchParams(location.search)));
+    this.#applyFilters(filters.parse(new URLSearchParams(location.search)));
   }
 
   close() {
     this.#open = false;
-    clearTimeout(this.#writing);
+    clearTimeout(this.#saveTimer);
   }
 
   /** Writes what is shown into the address: browsers refuse what would do so at each key. */
-  keep() {
-    clearTimeout(this.#writing);
+  saveAddress() {
+    clearTimeout(this.#saveTimer);
     history.replaceState(null, "", this.address);
   }
 
   #build() {
     const tiles = ["ONLINE", "DEGRADED", "OFFLINE", "MAINTENANCE"].map((status) => {
       const count = h("b", {}, "–");
-      const tile = h("button", { type: "button", class: "tile", "aria-pressed": "false", onclick: () => this.#toggle(status) },
-        count, h("span", {}, shape(status), title(status)));
+      const tile = h("button", { type: "button", class: "tile", "aria-pressed": "false", onclick: () => this.#toggleStatus(status) },
+        count, h("span", {}, renderShape(status), toTitle(status)));
       this.#tiles.set(status, { tile, count });
       return tile;
     });
@@ -99,53 +99,53 @@ export class FleetPage {
           h("h2", { id: "latest-title" }, "Latest changes"), this.#latest)));
   }
 
-  #newControls() {
-    const oninput = () => this.#read();
+  #createControls() {
+    const oninput = () => this.#readControls();
     const select = (name, all, values) => h("select", { "aria-label": name, oninput },
-      h("option", { value: "" }, all), values.map((value) => h("option", { value }, title(value))));
+      h("option", { value: "" }, all), values.map((value) => h("option", { value }, toTitle(value))));
     return {
       search: h("input", { type: "search", placeholder: "Search nodes", "aria-label": "Search by node id, name or hostname", "aria-keyshortcuts": "/", oninput }),
       role: select("Role", "All roles", filters.ROLES),
       type: select("Type", "All types", filters.TYPES),
       sort: h("select", { "aria-label": "Order", class: "order", oninput },
-        Object.keys(filters.ORDERS).map((value) => h("option", { value }, `By ${value}`))),
-      label: h("input", { type: "search", placeholder: "Label", "aria-label": "Label", list: "labels", class: "label", oninput, onfocus: () => this.#suggest() }),
+        Object.keys(filters.SORT_KEYS).map((value) => h("option", { value }, `By ${value}`))),
+      label: h("input", { type: "search", placeholder: "Label", "aria-label": "Label", list: "labels", class: "label", oninput, onfocus: () => this.#suggestLabels() }),
     };
   }
 
-  #take(given) {
+  #applyFilters(given) {
     this.#filters = given;
     for (const [name, control] of Object.entries(this.#controls)) {
       if (control.value !== given[name]) control.value = given[name];
     }
-    this.#table.sorted(given.sort, given.descending);
+    this.#table.showOrder(given.sort, given.descending);
     this.#schedule();
   }
 
-  #change(changed) {
-    this.#take({ ...this.#filters, ...changed });
-    this.#table.toTop();
-    clearTimeout(this.#writing);
-    this.#writing = setTimeout(() => this.keep(), ADDRESS_MS);
+  #changeFilters(changed) {
+    this.#applyFilters({ ...this.#filters, ...changed });
+    this.#table.scrollToTop();
+    clearTimeout(this.#saveTimer);
+    this.#saveTimer = setTimeout(() => this.saveAddress(), ADDRESS_MS);
   }
 
-  #read() {
+  #readControls() {
     const read = Object.entries(this.#controls).map(([name, control]) => [name, control.value]);
-    this.#change(Object.fromEntries(read));
+    this.#changeFilters(Object.fromEntries(read));
   }
 
-  #toggle(status) {
+  #toggleStatus(status) {
     const statuses = new Set(this.#filters.statuses);
     if (!statuses.delete(status)) statuses.add(status);
-    this.#change({ statuses });
+    this.#changeFilters({ statuses });
   }
 
   #sortBy(name) {
     const { sort, descending } = this.#filters;
-    this.#change({ sort: name, descending: sort === name && !descending });
+    this.#changeFilters({ sort: name, descending: sort === name && !descending });
   }
 
-  #suggest() {
+  #suggestLabels() {
     const labels = new Set();
     for (const node of this.#fleet.nodes.values()) node.labels.forEach((label) => labels.add(label));
     this.#labels.replaceChildren(...[...labels].sort().slice(0, 200).map((value) => h("option", { value })));
@@ -161,24 +161,24 @@ export class FleetPage {
   }
 
   #draw() {
-    const { nodes, counts, refused } = this.#fleet;
-    const complete = this.#fleet.complete || refused;
-    const rows = filters.selected(nodes.values(), this.#filters);
+    const { nodes, counts, isRefused } = this.#fleet;
+    const complete = this.#fleet.isComplete || isRefused;
+    const rows = filters.selectNodes(nodes.values(), this.#filters);
     this.#table.show(rows);
-    const all = filters.isEverything(this.#filters);
+    const all = filters.isEmpty(this.#filters);
     this.#clear.hidden = all;
     const of = counts?.total ?? nodes.size;
-    setText(this.#shown, !complete && counts === null ? "Loading nodes" : !complete ? `Loading: ${count(nodes.size)} of ${count(of)}`
-      : all ? `${count(of)} nodes` : `${count(rows.length)} of ${count(of)} nodes`);
+    setText(this.#shown, !complete && counts === null ? "Loading nodes" : !complete ? `Loading: ${formatCount(nodes.size)} of ${formatCount(of)}`
+      : all ? `${formatCount(of)} nodes` : `${formatCount(rows.length)} of ${formatCount(of)} nodes`);
     this.#drawCounts(counts);
     this.#drawLatest();
-    requestAnimationFrame(() => this.#tick());
+    requestAnimationFrame(() => this.#updateAges());
   }
 
   #drawCounts(counts) {
     if (counts === null) return;
     for (const [status, { tile, count: element }] of this.#tiles) {
-      setText(element, count(counts[status.toLowerCase()]));
+      setText(element, formatCount(counts[status.toLowerCase()]));
       tile?.setAttribute("aria-pressed", this.#filters.statuses.has(status));
     }
     const parts = STATUSES.toReversed().map((status) => [status.toLowerCase(), counts[status.toLowerCase()]]);
@@ -187,17 +187,17 @@ export class FleetPage {
   }
 
   #drawLatest() {
-    const newest = this.#fleet.latest[0] ?? null;
-    if (newest === this.#drawnChange) return;
-    this.#drawnChange = newest;
-    this.#latest.replaceChildren(...this.#fleet.latest.map((change) =>
+    const newest = this.#fleet.latestChanges[0] ?? null;
+    if (newest === this.#drawnNewest) return;
+    this.#drawnNewest = newest;
+    this.#latest.replaceChildren(...this.#fleet.latestChanges.map((change) =>
       h("li", {},
-        h("a", { href: addressOf(change) }, shape(change.status), h("b", {}, change.nodeId)),
-        h("time", { datetime: change.changedAt, title: fullInstant(change.changedAt) }, instant(change.changedAt)),
-        h("span", {}, `${title(change.status)}: ${word(change.reason)}${change.note ? `, “${change.note}”` : ""}`))));
+        h("a", { href: buildNodeAddress(change) }, renderShape(change.status), h("b", {}, change.nodeId)),
+        h("time", { datetime: change.changedAt, title: formatDateTime(change.changedAt) }, formatTime(change.changedAt)),
+        h("span", {}, `${toTitle(change.status)}: ${toWords(change.reason)}${change.note ? `, “${change.note}”` : ""}`))));
   }
 
-  #tick() {
+  #updateAges() {
     if (!this.#open) return;
     const since = COLUMNS.findIndex((column) => column.name === "since");
     this.#table.forEachDrawn((node, cells, element) => {
@@ -207,7 +207,7 @@ export class FleetPage {
     for (const [id, at] of this.#changedAt) if (Date.now() - at > FRESH_MS) this.#changedAt.delete(id);
   }
 
-  #onKey(event) {
+  #handleKey(event) {
     if (!this.#open || event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target.closest("input, select, dialog");
     if (event.key === "/" && !typing) {
@@ -219,21 +219,21 @@ export class FleetPage {
   }
 }
 
-function addressOf({ nodeId }) {
+function buildNodeAddress({ nodeId }) {
   return `/dashboard?${new URLSearchParams({ node: nodeId })}`;
 }
 
-function query(given) {
-  const parameters = String(filters.toAddress(given));
+function buildQuery(given) {
+  const parameters = String(filters.toParameters(given));
   return parameters === "" ? "" : `?${parameters}`;
 }
 
-function text() {
+function createText() {
   return h("span");
 }
 
 function fillNode(cell, node) {
-  cell.setAttribute("href", addressOf(node));
+  cell.setAttribute("href", buildNodeAddress(node));
   setText(cell.firstChild, node.nodeId);
   setText(cell.lastChild, [node.name, node.hostname].find((name) => name && name !== node.nodeId) ?? "");
 }
@@ -248,9 +248,9 @@ function fillLabels(cell, node) {
 }
 
 function fillSince(cell, node) {
-  setText(cell, span(now() - Date.parse(node.statusSince)));
+  setText(cell, formatDuration(now() - Date.parse(node.statusSince)));
 }
 
-function count(number) {
+function formatCount(number) {
   return number.toLocaleString("en");
 }

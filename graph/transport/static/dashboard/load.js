@@ -2,51 +2,51 @@
 
 import { Chart } from "./chart.js";
 import { HEARTBEATS, HEARTBEAT_STREAM, HOURS } from "./documents.js";
-import { h, problem } from "./elements.js";
+import { h, renderProblem } from "./elements.js";
 import { DAY, now } from "./time.js";
 
-const KEPT = 400;
+const MAX_HEARTBEATS = 400;
 const HOUR = DAY / 24;
 const RANGES = { Live: null, Day: DAY, Week: 7 * DAY, Month: 30 * DAY };
 
-const percent = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} %`;
-const gigabytes = (value) => `${(value / 1000).toFixed(1)} GB`;
-const celsius = (value) => `${Math.round(value)} °C`;
+const formatPercent = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} %`;
+const formatGigabytes = (value) => `${(value / 1000).toFixed(1)} GB`;
+const formatCelsius = (value) => `${Math.round(value)} °C`;
 
 /** What is charted: of a heartbeat's metrics, of a GPU of theirs, and of an hour. */
 const MEASURES = [
-  { title: "CPU", format: percent, most: 100, of: "cpuPercent", hour: "cpuPercent" },
-  { title: "Memory", format: percent, most: 100, of: "memoryPercent", hour: "memoryPercent" },
-  { title: "Disk", format: percent, most: 100, of: "diskPercent", hour: "diskPercent" },
-  { title: "GPU load", format: percent, most: 100, ofGpu: (gpu) => gpu.utilizationPercent, hour: "gpuUtilizationPercent" },
-  { title: "GPU memory free", format: gigabytes, most: 1, ofGpu: (gpu) => gpu.memoryFreeMb, hour: "gpuMemoryFreeMb" },
-  { title: "GPU temperature", format: celsius, most: 90, ofGpu: (gpu) => gpu.temperatureCelsius, hour: "gpuTemperatureCelsius" },
+  { title: "CPU", format: formatPercent, minimumTop: 100, metric: "cpuPercent", hourlyMetric: "cpuPercent" },
+  { title: "Memory", format: formatPercent, minimumTop: 100, metric: "memoryPercent", hourlyMetric: "memoryPercent" },
+  { title: "Disk", format: formatPercent, minimumTop: 100, metric: "diskPercent", hourlyMetric: "diskPercent" },
+  { title: "GPU load", format: formatPercent, minimumTop: 100, readGpu: (gpu) => gpu.utilizationPercent, hourlyMetric: "gpuUtilizationPercent" },
+  { title: "GPU memory free", format: formatGigabytes, minimumTop: 1, readGpu: (gpu) => gpu.memoryFreeMb, hourlyMetric: "gpuMemoryFreeMb" },
+  { title: "GPU temperature", format: formatCelsius, minimumTop: 90, readGpu: (gpu) => gpu.temperatureCelsius, hourlyMetric: "gpuTemperatureCelsius" },
 ];
 
-export class Load {
+export class LoadPanel {
   element;
 
   #nodeId;
   #api;
   #socket;
-  #heard;
-  #charts = MEASURES.map(({ title, format, most }) => new Chart(title, { format, most }));
+  #onHeartbeat;
+  #charts = MEASURES.map(({ title, format, minimumTop }) => new Chart(title, { format, minimumTop }));
   #buttons;
   #problem = h("div");
   #heartbeats = [];
   #hours = [];
   #range = "Live";
-  #unfollow = () => {};
+  #unsubscribe = () => {};
   #onReady = () => this.#loadHeartbeats();
 
-  /** `heard` is called with the time of the newest heartbeat. */
-  constructor(nodeId, { api, socket, heard }) {
+  /** `onHeartbeat` is called with the time of the newest heartbeat. */
+  constructor(nodeId, { api, socket, onHeartbeat }) {
     this.#nodeId = nodeId;
     this.#api = api;
     this.#socket = socket;
-    this.#heard = heard;
+    this.#onHeartbeat = onHeartbeat;
     this.#buttons = Object.keys(RANGES).map((name) =>
-      h("button", { type: "button", "aria-pressed": String(name === this.#range), onclick: () => this.#choose(name) }, name));
+      h("button", { type: "button", "aria-pressed": String(name === this.#range), onclick: () => this.#chooseRange(name) }, name));
     this.element = h("section", { class: "load", "aria-labelledby": "load-title" },
       h("div", { class: "heading" }, h("h2", { id: "load-title" }, "Load"), h("div", { class: "choice", role: "group", "aria-label": "Time shown" }, this.#buttons)),
       this.#problem,
@@ -56,50 +56,50 @@ export class Load {
 
   open() {
     this.#socket.addEventListener("ready", this.#onReady); // what came while it was cut off
-    this.#unfollow = this.#socket.subscribe(HEARTBEAT_STREAM, () => ({ nodeId: this.#nodeId }), {
-      next: (data) => this.#take([data.heartbeats]),
-      error: (error) => this.#problem.replaceChildren(problem(error)),
+    this.#unsubscribe = this.#socket.subscribe(HEARTBEAT_STREAM, () => ({ nodeId: this.#nodeId }), {
+      next: (data) => this.#addHeartbeats([data.heartbeats]),
+      error: (error) => this.#problem.replaceChildren(renderProblem(error)),
     });
     this.#loadHeartbeats();
   }
 
   close() {
     this.#socket.removeEventListener("ready", this.#onReady);
-    this.#unfollow();
+    this.#unsubscribe();
   }
 
   async #loadHeartbeats() {
-    await this.#ask(HEARTBEATS, { nodeId: this.#nodeId, first: KEPT }, (node) => this.#take(node.heartbeats.nodes));
+    await this.#query(HEARTBEATS, { nodeId: this.#nodeId, first: MAX_HEARTBEATS }, (node) => this.#addHeartbeats(node.heartbeats.nodes));
   }
 
   async #loadHours() {
     const since = new Date(now() - RANGES[this.#range]).toISOString();
-    await this.#ask(HOURS, { nodeId: this.#nodeId, since }, (node) => {
+    await this.#query(HOURS, { nodeId: this.#nodeId, since }, (node) => {
       this.#hours = node.metricsHistory.nodes.toReversed();
       this.#draw();
     });
   }
 
-  async #ask(document, variables, take) {
+  async #query(document, variables, useNode) {
     try {
-      const { node } = await this.#api.ask(document, variables);
+      const { node } = await this.#api.execute(document, variables);
       this.#problem.replaceChildren();
-      if (node !== null) take(node);
+      if (node !== null) useNode(node);
     } catch (error) {
-      this.#problem.replaceChildren(problem(error));
+      this.#problem.replaceChildren(renderProblem(error));
     }
   }
 
   /** Old and new may overlap. */
-  #take(heartbeats) {
+  #addHeartbeats(heartbeats) {
     const known = new Map([...this.#heartbeats, ...heartbeats].map((each) => [each.receivedAt, each]));
     const inOrder = [...known.values()].sort((one, other) => Date.parse(one.receivedAt) - Date.parse(other.receivedAt));
-    this.#heartbeats = inOrder.slice(-KEPT);
-    if (inOrder.length > 0) this.#heard(inOrder.at(-1).receivedAt);
+    this.#heartbeats = inOrder.slice(-MAX_HEARTBEATS);
+    if (inOrder.length > 0) this.#onHeartbeat(inOrder.at(-1).receivedAt);
     if (this.#range === "Live") this.#draw();
   }
 
-  #choose(name) {
+  #chooseRange(name) {
     this.#range = name;
     this.#buttons.forEach((button) => button.setAttribute("aria-pressed", button.textContent === name));
     this.#hours = [];
@@ -109,17 +109,17 @@ export class Load {
 
   #draw() {
     const live = this.#range === "Live";
-    const span = live ? this.#liveSpan() : { from: now() - RANGES[this.#range], to: now(), gap: 1.5 * HOUR };
+    const span = live ? this.#findLiveSpan() : { from: now() - RANGES[this.#range], to: now(), gap: 1.5 * HOUR };
     MEASURES.forEach((measure, index) => {
-      const lines = live ? linesOf(measure, this.#heartbeats) : hoursOf(measure, this.#hours);
+      const lines = live ? buildLiveLines(measure, this.#heartbeats) : buildHourlyLines(measure, this.#hours);
       const chart = this.#charts[index];
-      chart.element.hidden = measure.ofGpu !== undefined && lines.length === 0;
+      chart.element.hidden = measure.readGpu !== undefined && lines.length === 0;
       chart.show({ ...span, lines });
     });
   }
 
   /** The pace is the registry's to set: three times the usual distance is a gap. */
-  #liveSpan() {
+  #findLiveSpan() {
     const times = this.#heartbeats.map(({ receivedAt }) => Date.parse(receivedAt));
     const to = times.at(-1) ?? now();
     const from = Math.min(times[0] ?? to, to - 60_000);
@@ -128,25 +128,25 @@ export class Load {
   }
 }
 
-function linesOf({ of, ofGpu }, heartbeats) {
+function buildLiveLines({ metric, readGpu }, heartbeats) {
   const at = (heartbeat) => Date.parse(heartbeat.receivedAt);
-  if (of !== undefined) {
-    return [{ name: of, points: heartbeats.map((each) => ({ at: at(each), value: each.metrics[of] })) }];
+  if (metric !== undefined) {
+    return [{ name: metric, points: heartbeats.map((each) => ({ at: at(each), value: each.metrics[metric] })) }];
   }
   const gpus = heartbeats.at(-1)?.metrics.gpus ?? [];
   const lines = gpus.map(({ name }, index) => ({
     name: gpus.length > 1 ? `${index}: ${name}` : name,
-    points: heartbeats.map((each) => ({ at: at(each), value: each.metrics.gpus[index] ? ofGpu(each.metrics.gpus[index]) : null })),
+    points: heartbeats.map((each) => ({ at: at(each), value: each.metrics.gpus[index] ? readGpu(each.metrics.gpus[index]) : null })),
   }));
   return lines.filter(({ points }) => points.some(({ value }) => value !== null));
 }
 
-function hoursOf({ title, ofGpu, hour }, hours) {
+function buildHourlyLines({ title, readGpu, hourlyMetric }, hours) {
   const points = hours.map((each) => {
     const at = Date.parse(each.startsAt) + HOUR / 2;
-    const measured = each[hour];
+    const measured = each[hourlyMetric];
     return measured === null ? { at, value: null } : { at, value: measured.avg, low: measured.min, high: measured.max };
   });
   const measured = points.some(({ value }) => value !== null);
-  return ofGpu === undefined || measured ? [{ name: title, points }] : [];
+  return readGpu === undefined || measured ? [{ name: title, points }] : [];
 }

@@ -4,34 +4,34 @@
  * https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
  */
 
-import { Refused } from "./api.js";
+import { RegistryError } from "./api.js";
 
 const PROTOCOL = "graphql-transport-ws";
 const PING_MS = 10_000;
-const FIRST_WAIT_MS = 250;
-const LONGEST_WAIT_MS = 15_000;
-const REFUSED = new Set([4401, 4403]);
+const FIRST_RETRY_MS = 250;
+const LONGEST_RETRY_MS = 15_000;
+const REJECTED_CODES = new Set([4401, 4403]);
 
 /** Tells `ready` when it is connected, `lost` when it no longer is, `refused` with the reason. */
 export class Socket extends EventTarget {
-  ready = false;
+  isReady = false;
 
   #url;
-  #token;
+  #getToken;
   #socket = null;
   #subscriptions = new Map();
   #lastId = 0;
-  #wait = FIRST_WAIT_MS;
-  #retry = null;
-  #ping = null;
-  #heard = false;
+  #retryDelay = FIRST_RETRY_MS;
+  #retryTimer = null;
+  #pingTimer = null;
+  #isHeard = false;
 
   /** `token` is called at each connection: what to show, or null. */
-  constructor(url, token) {
+  constructor(url, getToken) {
     super();
     this.#url = url;
-    this.#token = token;
-    addEventListener("online", () => this.hurry());
+    this.#getToken = getToken;
+    addEventListener("online", () => this.reconnectNow());
   }
 
   /**
@@ -43,60 +43,60 @@ export class Socket extends EventTarget {
   subscribe(query, variables, { next, error = () => {}, complete = () => {} }) {
     const id = String(++this.#lastId);
     this.#subscriptions.set(id, { query, variables, next, error, complete });
-    if (this.ready) this.#begin(id);
+    if (this.isReady) this.#startSubscription(id);
     else this.#connect();
     return () => {
-      if (this.#subscriptions.delete(id) && this.ready) this.#send({ type: "complete", id });
+      if (this.#subscriptions.delete(id) && this.isReady) this.#send({ type: "complete", id });
     };
   }
 
   /** Connects at once, if it was waiting to. */
-  hurry() {
-    if (this.#retry === null) return;
-    clearTimeout(this.#retry);
-    this.#retry = null;
+  reconnectNow() {
+    if (this.#retryTimer === null) return;
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = null;
     this.#connect();
   }
 
   /** Leaves this connection for a new one, e.g. for another token. */
   restart() {
-    this.#wait = FIRST_WAIT_MS;
-    if (this.#socket === null) this.hurry();
-    else this.#lose(this.#socket, 0);
+    this.#retryDelay = FIRST_RETRY_MS;
+    if (this.#socket === null) this.reconnectNow();
+    else this.#dropConnection(this.#socket, 0);
   }
 
   #connect() {
-    if (this.#socket !== null || this.#retry !== null) return;
+    if (this.#socket !== null || this.#retryTimer !== null) return;
     const socket = new WebSocket(this.#url, PROTOCOL);
     this.#socket = socket;
-    this.#heard = true;
-    this.#ping = setInterval(() => this.#pulse(socket), PING_MS);
+    this.#isHeard = true;
+    this.#pingTimer = setInterval(() => this.#checkConnection(socket), PING_MS);
     socket.onopen = () => {
-      const token = this.#token();
+      const token = this.#getToken();
       const payload = token === null ? {} : { Authorization: `Bearer ${token}` };
       this.#send({ type: "connection_init", payload });
     };
-    socket.onmessage = ({ data }) => this.#receive(socket, JSON.parse(data));
-    socket.onclose = ({ code, reason }) => this.#lose(socket, code, reason);
+    socket.onmessage = ({ data }) => this.#handleMessage(socket, JSON.parse(data));
+    socket.onclose = ({ code, reason }) => this.#dropConnection(socket, code, reason);
   }
 
-  #receive(socket, message) {
+  #handleMessage(socket, message) {
     if (socket !== this.#socket) return;
-    this.#heard = true;
+    this.#isHeard = true;
     const subscription = this.#subscriptions.get(message.id);
     switch (message.type) {
       case "connection_ack":
-        this.#acknowledged();
+        this.#handleAck();
         break;
       case "ping":
         this.#send({ type: "pong" });
         break;
       case "next":
-        if (message.payload.errors) this.#end(message.id, Refused.of(message.payload.errors));
+        if (message.payload.errors) this.#endSubscription(message.id, RegistryError.fromErrors(message.payload.errors));
         else subscription?.next(message.payload.data);
         break;
       case "error":
-        this.#end(message.id, Refused.of(message.payload));
+        this.#endSubscription(message.id, RegistryError.fromErrors(message.payload));
         break;
       case "complete":
         if (this.#subscriptions.delete(message.id)) subscription.complete();
@@ -104,52 +104,52 @@ export class Socket extends EventTarget {
     }
   }
 
-  #acknowledged() {
-    this.ready = true;
-    this.#wait = FIRST_WAIT_MS;
-    for (const id of this.#subscriptions.keys()) this.#begin(id);
+  #handleAck() {
+    this.isReady = true;
+    this.#retryDelay = FIRST_RETRY_MS;
+    for (const id of this.#subscriptions.keys()) this.#startSubscription(id);
     this.dispatchEvent(new Event("ready"));
   }
 
   /** A connection on which nothing came since the last ping, nor since it was begun, is none. */
-  #pulse(socket) {
-    if (!this.#heard) return this.#lose(socket, 0);
-    this.#heard = false;
+  #checkConnection(socket) {
+    if (!this.#isHeard) return this.#dropConnection(socket, 0);
+    this.#isHeard = false;
     this.#send({ type: "ping" });
   }
 
-  #begin(id) {
+  #startSubscription(id) {
     const { query, variables } = this.#subscriptions.get(id);
     this.#send({ type: "subscribe", id, payload: { query, variables: variables() } });
   }
 
   /** What may be tried again is, over a new connection, so that the wait grows in one place. */
-  #end(id, refused) {
+  #endSubscription(id, error) {
     const subscription = this.#subscriptions.get(id);
     if (subscription === undefined) return;
-    if (refused.retryable) {
-      this.#lose(this.#socket, 0);
+    if (error.retryable) {
+      this.#dropConnection(this.#socket, 0);
     } else {
       this.#subscriptions.delete(id);
-      subscription.error(refused);
+      subscription.error(error);
     }
   }
 
-  #lose(socket, code, reason = "") {
+  #dropConnection(socket, code, reason = "") {
     if (socket !== this.#socket) return;
-    clearInterval(this.#ping);
+    clearInterval(this.#pingTimer);
     this.#socket = null;
-    this.ready = false;
+    this.isReady = false;
     socket.onopen = socket.onmessage = socket.onclose = null;
     socket.close();
-    if (REFUSED.has(code)) {
+    if (REJECTED_CODES.has(code)) {
       this.#subscriptions.clear();
-      const error = new Refused(reason, { code: code === 4401 ? "UNAUTHENTICATED" : "FORBIDDEN" });
-      this.dispatchEvent(new CustomEvent("refused", { detail: error }));
+      const error = new RegistryError(reason, { code: code === 4401 ? "UNAUTHENTICATED" : "FORBIDDEN" });
+      this.dispatchEvent(new CustomEvent("rejected", { detail: error }));
     } else if (this.#subscriptions.size > 0) {
       // With jitter, so that all pages of a registry that was restarted do not come back in step.
-      this.#retry = setTimeout(() => this.hurry(), this.#wait * (0.5 + Math.random()));
-      this.#wait = Math.min(2 * this.#wait, LONGEST_WAIT_MS);
+      this.#retryTimer = setTimeout(() => this.reconnectNow(), this.#retryDelay * (0.5 + Math.random()));
+      this.#retryDelay = Math.min(2 * this.#retryDelay, LONGEST_RETRY_MS);
     }
     this.dispatchEvent(new Event("lost"));
   }

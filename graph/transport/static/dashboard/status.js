@@ -7,24 +7,24 @@ export const STATUSES = ["OFFLINE", "DEGRADED", "MAINTENANCE", "ONLINE"];
 export const SEVERITY = new Map(STATUSES.map((status, index) => [status, index]));
 
 /** An enum's value as a word: `MISSED_HEARTBEATS` is `missed heartbeats`. */
-export function word(value) {
+export function toWords(value) {
   return value === "LLM" ? value : value.toLowerCase().replaceAll("_", " ");
 }
 
 /** A value as a word that begins a line. */
-export function title(value) {
-  const said = word(value);
-  return said.charAt(0).toUpperCase() + said.slice(1);
+export function toTitle(value) {
+  const words = toWords(value);
+  return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
 /** The shape alone: round is well, a triangle warns, a cross is gone, a diamond was put aside. */
-export function shape(status) {
+export function renderShape(status) {
   return h("span", { class: `shape ${status.toLowerCase()}`, "aria-hidden": "true" });
 }
 
 /** The shape and the word. */
-export function badge(status) {
-  return h("span", { class: `badge ${status.toLowerCase()}` }, shape(status), h("span", {}, title(status)));
+export function renderBadge(status) {
+  return h("span", { class: `badge ${status.toLowerCase()}` }, renderShape(status), h("span", {}, toTitle(status)));
 }
 
 /** Shows another status in a badge. */
@@ -32,5 +32,5 @@ export function setBadge(element, status) {
   const name = status.toLowerCase();
   element.className = `badge ${name}`;
   element.firstChild.className = `shape ${name}`;
-  element.lastChild.textContent = title(status);
+  element.lastChild.textContent = toTitle(status);
 }

@@ -15,8 +15,8 @@ export class Table {
   marked = null;
 
   #columns;
-  #key;
-  #open;
+  #getKey;
+  #onOpen;
   #rows = [];
   #places = new Map();
   #pool = [];
@@ -29,35 +29,35 @@ export class Table {
    * `columns` are {name, label, sorts, make, fill}: `make` gives a cell's content once, `fill` puts a
    * row into it. `key` tells a row from others, `open` is called with a row, `sort` with a column.
    */
-  constructor({ label, columns, key, open, sort }) {
+  constructor({ label, columns, getKey, onOpen, onSort }) {
     this.#columns = columns;
-    this.#key = key;
-    this.#open = open;
-    this.#headers = columns.map((column) => header(column, sort));
+    this.#getKey = getKey;
+    this.#onOpen = onOpen;
+    this.#headers = columns.map((column) => renderHeader(column, onSort));
     this.#body = h("div", { role: "rowgroup", class: "rows" });
     const head = h("div", { role: "row", class: "row", "aria-rowindex": 1 }, this.#headers);
     this.element = h("div",
       {
         class: "table", role: "grid", tabindex: 0, "aria-label": label, "aria-readonly": "true",
         "aria-colcount": columns.length,
-        onkeydown: (event) => this.#onKey(event),
+        onkeydown: (event) => this.#handleKey(event),
         onscroll: () => this.#schedule(),
       },
       h("div", { role: "rowgroup", class: "head" }, head), this.#body);
-    this.#body.addEventListener("click", (event) => this.#onClick(event));
+    this.#body.addEventListener("click", (event) => this.#handleClick(event));
     new ResizeObserver(() => this.#measure()).observe(this.element);
   }
 
   /** Shows these rows. A row that is another object than before is drawn again. */
   show(rows) {
     this.#rows = rows;
-    this.#places = new Map(rows.map((row, place) => [this.#key(row), place]));
+    this.#places = new Map(rows.map((row, place) => [this.#getKey(row), place]));
     this.element.setAttribute("aria-rowcount", rows.length + 1);
     this.#schedule();
   }
 
   /** Says by the headers what the rows are sorted by. */
-  sorted(name, descending) {
+  showOrder(name, descending) {
     this.#columns.forEach((column, index) => {
       if (!column.sorts) return;
       const order = descending ? "descending" : "ascending";
@@ -73,7 +73,7 @@ export class Table {
   }
 
   /** Goes to the first row. */
-  toTop() {
+  scrollToTop() {
     this.element.scrollTop = 0;
   }
 
@@ -97,20 +97,20 @@ export class Table {
   #draw() {
     const height = this.#rowHeight;
     this.#body.style.height = `${this.#rows.length * height}px`;
-    const seen = Math.ceil(this.element.clientHeight / height) + 2 * OVERSCAN;
-    while (this.#pool.length < seen) this.#pool.push(this.#newRow());
+    const poolSize = Math.ceil(this.element.clientHeight / height) + 2 * OVERSCAN;
+    while (this.#pool.length < poolSize) this.#pool.push(this.#createRow());
     const size = this.#pool.length;
     const last = Math.max(0, this.#rows.length - size);
     const first = Math.min(last, Math.max(0, Math.floor(this.element.scrollTop / height) - OVERSCAN));
     for (let place = first; place < first + size; place += 1) {
       this.#drawRow(this.#pool[place % size], place);
     }
-    this.#mark();
+    this.#showMarked();
   }
 
-  #newRow() {
+  #createRow() {
     const cells = this.#columns.map((column) =>
-      h("div", { role: "gridcell", class: `cell ${column.name}` }, column.make()));
+      h("div", { role: "gridcell", class: `cell ${column.name}` }, column.create()));
     const element = h("div", { role: "row", class: "row", id: `row-${this.#pool.length}` }, cells);
     this.#body.append(element);
     return { element, cells, row: null, place: -1 };
@@ -134,10 +134,10 @@ export class Table {
     }
   }
 
-  #mark() {
+  #showMarked() {
     let active = null;
     for (const { element, row } of this.#pool) {
-      const marked = row !== null && this.#key(row) === this.marked;
+      const marked = row !== null && this.#getKey(row) === this.marked;
       element.classList.toggle("marked", marked);
       if (marked) active = element.id;
     }
@@ -145,14 +145,14 @@ export class Table {
     else this.element.setAttribute("aria-activedescendant", active);
   }
 
-  #onKey(event) {
+  #handleKey(event) {
     if (event.target !== this.element || event.altKey || event.ctrlKey || event.metaKey) return;
     const at = this.#places.get(this.marked) ?? -1;
     const page = Math.max(1, Math.floor(this.element.clientHeight / this.#rowHeight) - 2);
     const end = this.#rows.length - 1;
     const moves = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + page, PageUp: at - page, Home: 0, End: end };
     if (event.key === "Enter" && at >= 0) {
-      this.#open(this.#rows[at]);
+      this.#onOpen(this.#rows[at]);
     } else if (Object.hasOwn(moves, event.key) && end >= 0) {
       event.preventDefault();
       this.#moveTo(Math.min(end, Math.max(0, moves[event.key])));
@@ -160,7 +160,7 @@ export class Table {
   }
 
   #moveTo(place) {
-    this.marked = this.#key(this.#rows[place]);
+    this.marked = this.#getKey(this.#rows[place]);
     const head = this.element.firstChild.offsetHeight;
     const top = place * this.#rowHeight;
     const { scrollTop, clientHeight } = this.element;
@@ -171,19 +171,19 @@ export class Table {
     this.#draw();
   }
 
-  #onClick(event) {
-    const wantsAnother = event.ctrlKey || event.metaKey || event.shiftKey;
+  #handleClick(event) {
+    const opensElsewhere = event.ctrlKey || event.metaKey || event.shiftKey;
     const drawn = this.#pool.find(({ element }) => element.contains(event.target));
-    if (wantsAnother || !drawn?.row || String(getSelection()) !== "") return;
+    if (opensElsewhere || !drawn?.row || String(getSelection()) !== "") return;
     event.preventDefault();
-    this.marked = this.#key(drawn.row);
-    this.#open(drawn.row);
+    this.marked = this.#getKey(drawn.row);
+    this.#onOpen(drawn.row);
   }
 }
 
-function header(column, sort) {
+function renderHeader(column, onSort) {
   const content = column.sorts
-    ? h("button", { type: "button", onclick: () => sort(column.name) }, column.label)
+    ? h("button", { type: "button", onclick: () => onSort(column.name) }, column.label)
     : column.label;
   return h("div", { role: "columnheader", class: `cell ${column.name}`, "aria-sort": column.sorts ? "none" : null }, content);
 }

@@ -12,9 +12,13 @@ from structlog.testing import capture_logs
 from structlog.types import EventDict
 
 pytest_plugins = [
+    "tests.support.authority",
     "tests.support.clusters",
     "tests.support.databases",
+    "tests.support.issuer",
     "tests.support.live_server",
+    "tests.support.provisioning",
+    "tests.support.trace_receiver",
 ]
 
 

@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.process.test_end_to_end import FAST, running
 from tests.support.commands import COMMAND, Run, environment_for, run, run_process
 from tests.support.paths import ROOT
+from tests.support.processes import FAST, running
 
 
 async def test_export_schema_prints_schema_graphql() -> None:

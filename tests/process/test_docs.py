@@ -20,10 +20,10 @@ import pytest_asyncio
 
 from db.embedded.server import running_url
 from graph.core.settings import Settings
-from tests.db.test_provision import administering
-from tests.process.test_end_to_end import BIN, registry
 from tests.support.commands import environment_for
 from tests.support.paths import ROOT
+from tests.support.processes import BIN, registry
+from tests.support.provisioning import administering
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 ASYNC = pytest.mark.asyncio(loop_scope="module")

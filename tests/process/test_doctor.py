@@ -20,10 +20,10 @@ from db.embedded.server import running_url
 from db.ops.check_result import Finding, Severity
 from graph.cli.doctor import examine
 from graph.core.settings import Settings
-from tests.db.test_provision import administering
-from tests.process.test_end_to_end import BIN, Process, registry
 from tests.support.authority import BEGUN, Authority
 from tests.support.commands import run
+from tests.support.processes import BIN, Process, registry
+from tests.support.provisioning import administering
 from tests.support.registry_process import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from db.core.token_format import parsed
-from tests.process.test_end_to_end import registry
 from tests.support.commands import run, run_process
+from tests.support.processes import registry
 
 
 async def test_keys_are_made_beside_a_registry_that_runs_on_its_own_database(

@@ -9,6 +9,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.support.commands import run, run_process
+from tests.support.paths import read_files
 
 
 async def init(postgres: URL, *arguments: str) -> tuple[int, str, str]:
@@ -32,11 +33,7 @@ def accesses(output: str) -> list[dict[str, str]]:
 def private_files(folder: Path) -> dict[str, str]:
     """By name; each must be for nobody but its owner."""
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-    return contents(folder)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    return read_files(folder)
 
 
 async def roles_of(postgres: URL, name: str) -> int:
@@ -126,7 +123,7 @@ async def test_it_replaces_no_file_unless_passwords_are_renewed(
     assert status == 1
     assert taken in errors
     assert len(errors.splitlines()) == 1
-    assert contents(tmp_path) == {taken: "somebody else's"}
+    assert read_files(tmp_path) == {taken: "somebody else's"}
     assert await roles_of(postgres, service_name) == 0
 
 

@@ -18,15 +18,13 @@ from db.ops.backup import BackupRefused, Manifest, back_up
 from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
 from db.ops.restore import REVISIONS_SKIPPED, check, restore
 from db.registry import status_changes
-from tests.db.test_provision import Provisioning, administering, provisioning
-from tests.process.test_init_database import contents
 from tests.support.api import CHANGES, beat, register
 from tests.support.commands import environment_for, run
 from tests.support.fleet import rows
 from tests.support.live_server import StartServer, serving
+from tests.support.paths import read_files
+from tests.support.provisioning import Provisioning, administering
 from tests.support.transport_ws import connect
-
-__all__ = ["provisioning"]
 
 SEEDED = 2
 """Nodes that are there from the first migration on, each with a change."""
@@ -249,7 +247,7 @@ async def test_a_backup_that_fails_leaves_the_one_that_was_there(
         await back_up(service, backup)
     with pytest.raises(BackupRefused, match="has no registry in it"):
         await back_up(database_url.set(database="template1"), backup)
-    assert contents(tmp_path) == {"backup": "an older one"}
+    assert read_files(tmp_path) == {"backup": "an older one"}
 
 
 async def test_what_is_missing_to_make_a_backup_is_named(

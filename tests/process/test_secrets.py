@@ -19,12 +19,12 @@ from db.core.database import Database
 from db.core.enums import Role
 from db.core.token_format import new_key
 from graph.execution.request import parse_json
-from tests.server.test_tracing import Receiver, receiver
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, REGISTER
+from tests.support.issuer import AUDIENCE, ED, ISSUER, ROLES, RSA, sign, to_jwk, to_jwks
 from tests.support.keyring import create
 from tests.support.registry_process import Server, free_port
+from tests.support.trace_receiver import Receiver
 from tests.support.transport_ws import dial
-from tests.unit.test_bearer import AUDIENCE, ED, ISSUER, ROLES, RSA, key_set, public, signed
 
 TOKENS = """
 mutation Create($input: CreateTokenInput!) { createToken(input: $input) { key } }
@@ -34,8 +34,6 @@ mutation Revoke($input: RevokeTokenInput!) { revokeToken(input: $input) { tokens
 """
 REVISION = "{ registry { revision } }"
 SECONDS = 60
-
-__all__ = ["receiver"]  # a fixture here, too
 
 
 @dataclass
@@ -91,7 +89,7 @@ async def registry(
         await session.execute(
             text(f"ALTER DATABASE \"{database_url.database}\" SET log_statement = 'all'")
         )
-    (tmp_path / "jwks.json").write_bytes(key_set(public(RSA)))
+    (tmp_path / "jwks.json").write_bytes(to_jwks(to_jwk(RSA)))
     said = {
         "DATABASE_URL": database_url.render_as_string(hide_password=False),
         "DATA_DIR": str(tmp_path),
@@ -219,10 +217,10 @@ async def test_no_secret_is_told_in_logs_errors_metrics_traces_the_trail_or_the_
             revoking = told.ask(
                 admin, TOKENS, operationName="Revoke", variables={"input": {"id": "v"}}
             )
-            unknown, jwt = new_key().text, signed()
+            unknown, jwt = new_key().text, sign()
             wrong = [
-                *(unknown, f"{viewer[:-1]}_", jwt, jwt[:-4], signed(exp=1)),
-                *(signed(ED, "EdDSA"), signed(roles=["nobody"])),
+                *(unknown, f"{viewer[:-1]}_", jwt, jwt[:-4], sign(exp=1)),
+                *(sign(ED, "EdDSA"), sign(roles=["nobody"])),
             ]
             for shown in wrong:
                 told.keep(shown)

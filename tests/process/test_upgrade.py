@@ -1,7 +1,6 @@
 """An upgrade without downtime: each migration lets the version before it go on with its work."""
 
 import io
-import re
 import signal
 import subprocess
 import sys
@@ -14,78 +13,18 @@ from sqlalchemy import URL, event
 
 from db.core.database import Database
 from db.core.migrate import migrate
-from tests.process.test_end_to_end import FAST, running
 from tests.support.api import BEAT, CHANGES, REGISTER, beat, register
 from tests.support.commands import environment_for
 from tests.support.fleet import rows
 from tests.support.live_server import serving
+from tests.support.migration_rules import incompatible
 from tests.support.paths import ROOT
+from tests.support.processes import FAST, running
 from tests.support.transport_ws import connect
 
 VERSIONS = "migrations/versions"
 FIRST_RELEASE = "0006"
 """Before it, there was no version that had to go on."""
-
-INCOMPATIBLE = {
-    "what is dropped, the version before still uses": (
-        r"\bDROP\s+(TABLE|COLUMN|FUNCTION|PROCEDURE|SEQUENCE|VIEW)\b"
-    ),
-    "what is renamed, the version before calls by its old name": r"\bRENAME\b",
-    "the version before writes another type": r"\bALTER\s+(COLUMN\s+)?\w+\s+(SET\s+DATA\s+)?TYPE\b",
-    "the version before may leave it out": r"\bSET\s+NOT\s+NULL\b",
-    "the version before knows no column without a default": (
-        r"\bADD\s+COLUMN\s+(IF\s+NOT\s+EXISTS\s+)?\w+(?!.*\bDEFAULT\b)[^,;]*\bNOT\s+NULL\b"
-    ),
-    "it takes a default that the version before relies on": r"\bDROP\s+DEFAULT\b",
-    "it takes rights that the version before needs": r"\bREVOKE\b(?!.*\bFROM\s+PUBLIC\b)",
-    "the version before may write what it refuses": (
-        r"\bADD\s+(CONSTRAINT\s+\w+\s+)?(CHECK|UNIQUE|FOREIGN|EXCLUDE)\b|\bCREATE\s+UNIQUE\s+INDEX\b"
-    ),
-    "it locks a table that heartbeats write for as long as it is built": (
-        r"\bCREATE\s+INDEX\s+(?!CONCURRENTLY)\w+\s+ON\s+(ONLY\s+)?(nodes|heartbeat_log)\b"
-    ),
-}
-
-
-def incompatible(sql: str) -> list[str]:
-    """Why the version before could not work, or would have to wait, beside this statement."""
-    flat = " ".join(sql.split())
-    return [why for why, pattern in INCOMPATIBLE.items() if re.search(pattern, flat, re.IGNORECASE)]
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "DROP TABLE tokens",
-        "ALTER TABLE nodes DROP COLUMN hostname",
-        "DROP FUNCTION registry_now()",
-        "ALTER TABLE nodes RENAME COLUMN last_heartbeat TO last_heartbeat_before",
-        "ALTER TABLE nodes ALTER COLUMN hostname TYPE varchar(20)",
-        "ALTER TABLE nodes ALTER hostname SET NOT NULL",
-        "ALTER TABLE nodes ADD COLUMN rack int, ADD COLUMN shelf text NOT NULL",
-        "ALTER TABLE nodes ALTER labels DROP DEFAULT",
-        "REVOKE UPDATE ON nodes FROM node_registry",
-        "ALTER TABLE nodes ADD CONSTRAINT named CHECK (hostname <> '')",
-        "CREATE UNIQUE INDEX nodes_hostname_key ON nodes (hostname)",
-        "CREATE INDEX nodes_hostname_idx\n  ON nodes (hostname)",
-    ],
-)
-def test_what_would_stop_the_version_before_is_found(sql: str) -> None:
-    assert len(incompatible(sql)) == 1
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "CREATE TABLE racks (name text NOT NULL UNIQUE)",
-        "ALTER TABLE nodes ADD COLUMN rack text",
-        "ALTER TABLE nodes ADD COLUMN rack text NOT NULL DEFAULT ''",
-        "CREATE INDEX CONCURRENTLY nodes_hostname_idx ON nodes (hostname)",
-        "REVOKE ALL ON FUNCTION trim_racks() FROM PUBLIC",
-    ],
-)
-def test_what_the_version_before_does_not_notice_is_let_through(sql: str) -> None:
-    assert incompatible(sql) == []
 
 
 async def test_migrations_since_the_first_release_let_the_version_before_go_on(

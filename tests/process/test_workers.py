@@ -24,17 +24,10 @@ from graph.core.settings import ConfigurationError, Settings, load
 from graph.server.exit_errors import WorkerFailed
 from graph.server.listener import listen
 from graph.server.worker_pool import Workers, restart_delay_seconds
-from tests.process.test_end_to_end import (
-    BIN,
-    FAST,
-    SECONDS,
-    Process,
-    ask,
-    running,
-)
 from tests.support.api import CHANGES, REGISTER
 from tests.support.clusters import processes_in
 from tests.support.live_server import NO_TLS
+from tests.support.processes import BIN, FAST, SECONDS, Process, ask, running
 from tests.support.transport_ws import Client, connect
 
 SERVE = (BIN / "node-registry", "serve", "--workers", "2")

@@ -4,25 +4,16 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-from structlog.testing import capture_logs
-
 from agent.client import Connection, http_transport
 from agent.machine import Machine
-from agent.runner import TELL_SECONDS, Run
+from agent.runner import TELL_SECONDS
 from agent.settings import load_settings
+from tests.support.fake_time import Time
 from tests.support.live_server import LiveServer
-from tests.unit.test_agent_broken_network import (
-    Time,
-    new_run,
-    recorded,
-    refusal,
-    registered,
-    remote,
-)
+from tests.support.scripted_registry import new_run, remote
 
 MACHINE = Machine("gpu-1", "192.168.1.7", None, {"models": [], "cpuCount": 8}, {})
 WITH_MODEL = replace(MACHINE, capabilities={"models": ["llama3:8b"], "cpuCount": 8})
-ELSEWHERE = replace(MACHINE, local_ip="192.168.1.8")
 
 NODE = """
 query($id: String!) {
@@ -34,69 +25,6 @@ query($id: String!) {
 """
 
 
-def be(run: Run, machine: Machine) -> None:
-    run.observe = lambda: machine
-
-
-async def test_machine_that_stays_as_it_is_is_told_once(tmp_path: Path) -> None:
-    async with remote(registered(), recorded()) as end:
-        time = Time()
-        run = new_run(end, tmp_path, time)
-        be(run, MACHINE)
-        async with aclosing(run.connection):
-            await run.register()
-            time.now += 10 * TELL_SECONDS
-            await run.tell_changes()
-            await run.beat()
-    assert len(end.inputs("registerNode")) == 1
-
-
-async def test_change_is_told_under_the_same_boot_id_and_not_too_often(tmp_path: Path) -> None:
-    async with remote(registered(), registered(), registered()) as end:
-        time = Time()
-        run = new_run(end, tmp_path, time)
-        be(run, MACHINE)
-        async with aclosing(run.connection):
-            await run.register()
-            be(run, WITH_MODEL)
-            await run.tell_changes()
-            assert len(end.inputs("registerNode")) == 1
-            time.now += TELL_SECONDS
-            await run.tell_changes()
-            be(run, ELSEWHERE)
-            time.now += TELL_SECONDS - 1
-            await run.tell_changes()
-            assert len(end.inputs("registerNode")) == 2
-            time.now += 1
-            await run.tell_changes()
-        told = end.inputs("registerNode")
-    assert [said["capabilities"]["models"] for said in told] == [[], ["llama3:8b"], []]
-    assert told[2]["localIp"] == "192.168.1.8"
-    assert {said["bootId"] for said in told} == {run.boot_id}
-    assert {said.get("nodeId") for said in told[1:]} == {"node-1"}
-    assert not [said for said in told if "replacesBootId" in said]
-
-
-async def test_change_that_cannot_be_told_now_is_told_later(tmp_path: Path) -> None:
-    busy = refusal("RATE_LIMITED", retryable=True)
-    async with remote(registered(), None, busy, registered()) as end:
-        time = Time()
-        run = new_run(end, tmp_path, time)
-        be(run, MACHINE)
-        async with aclosing(run.connection):
-            await run.register()
-            be(run, WITH_MODEL)
-            with capture_logs() as logs:
-                for _ in range(5):
-                    time.now += TELL_SECONDS
-                    await run.tell_changes()
-    assert len(end.inputs("registerNode")) == 4
-    assert time.now == 5 * TELL_SECONDS  # it has waited for nothing
-    # Others are for those who look for faults: whether they are logged, a former test may decide.
-    told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
-    assert told == ["node.untold", "node.changed"]
-
-
 async def test_registry_has_the_change_and_makes_no_event_of_it(
     server: LiveServer, tmp_path: Path
 ) -> None:
@@ -105,12 +33,12 @@ async def test_registry_has_the_change_and_makes_no_event_of_it(
         run = new_run(unused, tmp_path, time)
     run.connection = Connection(http_transport(server.graphql_url, None))
     run.settings = load_settings({"registry_url": server.graphql_url})
-    be(run, MACHINE)
+    run.observe = lambda: MACHINE
     async with aclosing(run.connection):
         await run.register()
         await run.beat()
         before = await server.execute(NODE, id=run.node_id)
-        be(run, replace(WITH_MODEL, local_ip="192.168.1.8"))
+        run.observe = lambda: replace(WITH_MODEL, local_ip="192.168.1.8")
         time.now += TELL_SECONDS
         await run.tell_changes()
         await run.beat()

@@ -3,37 +3,29 @@
 import asyncio
 import json
 import os
-import stat
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from structlog.testing import capture_logs
 
 from agent import documents, identity
 from agent.client import (
     UNAUTHENTICATED,
     Connection,
     RefusedError,
-    RegistryAwayError,
     http_transport,
 )
 from agent.credentials import (
-    MAX_RETRY_SECONDS,
     NODE_KEY,
-    ROTATE_BY,
-    ROTATE_FROM,
     Credentials,
     KeyedConnection,
     keep_key,
     read_key,
 )
-from agent.identity import StateError
 from agent.machine import observe
 from agent.pace import Clock, Schedule
 from agent.replies import RegisterNodeData, RotateNodeKeyData
@@ -47,140 +39,8 @@ from db.core.tables import Token
 from tests.support.fleet import rows
 from tests.support.keyring import DAY, HOUR, age_keys, create_enrolment, presented, revoke
 from tests.support.live_server import LiveServer, StartServer
-from tests.unit.test_agent_broken_network import (
-    HANG,
-    NODE,
-    Time,
-    new_run,
-    recorded,
-    refusal,
-    remote,
-    reply,
-)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-
-def least(low: float, _high: float) -> float:
-    return low
-
-
-def most(_low: float, high: float) -> float:
-    return high
-
-
-def credentials(
-    directory: Path, told: str | None = "the-token", uniform: Any = least
-) -> Credentials:
-    return Credentials(directory, SecretStr(told) if told else None, uniform)
-
-
-def test_the_key_is_kept_for_its_owners_eyes_alone(tmp_path: Path) -> None:
-    old = os.umask(0)
-    try:
-        credentials(tmp_path).keep(SecretStr("the-key"), NOON)
-    finally:
-        os.umask(old)
-    assert stat.S_IMODE((tmp_path / NODE_KEY).stat().st_mode) == 0o600
-    assert [path.name for path in tmp_path.iterdir()] == [NODE_KEY]
-    kept = read_key(tmp_path)
-    assert kept is not None
-    assert (kept.key.get_secret_value(), kept.expires_at) == ("the-key", NOON)
-
-
-def test_the_key_is_not_shown_when_it_is_printed(tmp_path: Path) -> None:
-    credentials(tmp_path).keep(SecretStr("the-key"), None)
-    assert "the-key" not in f"{read_key(tmp_path)!r} {read_key(tmp_path)}"
-
-
-def test_the_key_goes_before_the_token_from_then_on(tmp_path: Path) -> None:
-    shown = credentials(tmp_path)
-    assert shown.bearer == "the-token"
-    shown.keep(SecretStr("the-key"), None)
-    assert shown.bearer == "the-key"
-    assert credentials(tmp_path).bearer == "the-key"
-    assert credentials(tmp_path, None).bearer == "the-key"
-
-
-def test_the_token_takes_the_place_of_a_key_until_it_is_tried_again(tmp_path: Path) -> None:
-    shown = credentials(tmp_path)
-    shown.keep(SecretStr("the-key"), None)
-    assert shown.show_token()
-    assert shown.bearer == "the-token"
-    assert not shown.show_token()
-    shown.show_own()
-    assert shown.bearer == "the-key"
-
-
-def test_without_a_choice_nothing_takes_the_place_of_what_is_shown(tmp_path: Path) -> None:
-    assert not credentials(tmp_path).show_token()
-    credentials(tmp_path).keep(SecretStr("the-key"), None)
-    assert not credentials(tmp_path, None).show_token()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "nrk_secret"}', "\udcff"])
-def test_a_damaged_key_is_not_taken_for_a_missing_one(tmp_path: Path, text: str) -> None:
-    (tmp_path / NODE_KEY).write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(StateError, match="damaged") as failure:
-        credentials(tmp_path)
-    assert "nrk_secret" not in str(failure.value)
-
-
-@pytest.mark.parametrize(("uniform", "part"), [(least, ROTATE_FROM), (most, ROTATE_BY)])
-def test_a_key_is_due_for_rotation_after_two_thirds_of_its_life_about(
-    tmp_path: Path, uniform: Any, part: float
-) -> None:
-    shown = credentials(tmp_path, uniform=uniform)
-    shown.keep(SecretStr("the-key"), NOON + 90 * DAY)
-    due = NOON + part * 90 * DAY
-    assert not shown.rotation_is_due(NOON), "the first heartbeat tells when its life began"
-    assert not shown.rotation_is_due(due - timedelta(seconds=1))
-    assert shown.rotation_is_due(due)
-    restarted = credentials(tmp_path, uniform=uniform)
-    assert not restarted.rotation_is_due(due - timedelta(seconds=1))
-    assert restarted.rotation_is_due(due)
-
-
-def test_what_ends_sooner_than_was_said_is_rotated_sooner(tmp_path: Path) -> None:
-    """As the key of which a rotation has begun, and whose answer was lost."""
-    shown = credentials(tmp_path)
-    shown.keep(SecretStr("the-key"), NOON + 90 * DAY, NOON)
-    assert not shown.rotation_is_due(NOON + 20 * DAY)
-    shown.learn(NOON + 21 * DAY)
-    assert shown.rotation_is_due(NOON + 20 * DAY)
-
-
-def test_neither_a_token_nor_a_key_that_never_ends_is_rotated(tmp_path: Path) -> None:
-    shown = credentials(tmp_path)
-    shown.learn(NOON)
-    assert not shown.rotation_is_due(NOON + DAY)
-    shown.keep(SecretStr("the-key"), None, NOON)
-    assert not shown.rotation_is_due(NOON + 10_000 * DAY)
-
-
-def test_a_rotation_that_fails_is_tried_again_ever_later_but_in_time(tmp_path: Path) -> None:
-    shown = credentials(tmp_path, uniform=most)
-    shown.keep(SecretStr("the-key"), NOON + 90 * DAY, NOON)
-    now = NOON + 80 * DAY
-    assert shown.rotation_is_due(now)
-    waits = [shown.put_off_rotation(now, 0.0) for _ in range(14)]
-    assert waits[:4] == [2, 4, 8, 16]
-    assert max(waits) == MAX_RETRY_SECONDS
-    assert not shown.rotation_is_due(now)
-    assert shown.rotation_is_due(now + timedelta(seconds=MAX_RETRY_SECONDS))
-    assert shown.put_off_rotation(now, 5000.0) == 5000.0, "what the registry asks for"
-    assert shown.put_off_rotation(NOON + 90 * DAY - timedelta(minutes=1), 0.0) == pytest.approx(6)
-    assert shown.put_off_rotation(NOON + 91 * DAY, 0.0) == 1
-
-
-def test_a_key_that_cannot_be_kept_is_not_shown(tmp_path: Path) -> None:
-    shown = credentials(tmp_path)
-    shown.keep(SecretStr("the-key"), None)
-    (tmp_path / f".{NODE_KEY}.draft").mkdir()
-    with pytest.raises(StateError):
-        shown.keep(SecretStr("another"), None)
-    assert shown.bearer == "the-key"
-    assert credentials(tmp_path).bearer == "the-key"
 
 
 @pytest.fixture
@@ -201,7 +61,7 @@ async def running(
 ) -> AsyncIterator[Run]:
     """An agent, from its start to its end."""
     url = registry.graphql_url
-    shown = credentials(directory, token.text if token else None)
+    shown = Credentials(directory, SecretStr(token.text) if token else None, lambda low, _high: low)
     machine = observe()
     boot_id = identity.begin_boot(directory, machine.hostname, machine.local_ip)
     async with aclosing(
@@ -418,40 +278,6 @@ async def test_a_node_whose_key_stands_is_not_enrolled_by_who_has_lost_it(
     async with running(registry, tmp_path, enrolment) as run:
         await run.register()
         assert run.node_id == node_id
-
-
-def registered_with_key(expires_at: str) -> bytes:
-    said = {"node": NODE, "created": True, "nextHeartbeatInSeconds": 10.0}
-    return reply({"data": {"registerNode": {**said, "key": "the-key", "keyExpiresAt": expires_at}}})
-
-
-@pytest.mark.parametrize(
-    "answer", [None, HANG, refusal("UNAVAILABLE"), refusal("FORBIDDEN"), reply({"data": None})]
-)
-async def test_a_rotation_that_fails_costs_no_heartbeat(tmp_path: Path, answer: object) -> None:
-    due = registered_with_key("2026-01-01T00:00:00+00:00")
-    async with remote(due, recorded(), answer, recorded(), recorded(), HANG) as end:
-        run = new_run(end, tmp_path, Time())
-        run.patience_seconds = 0.0
-        async with aclosing(run.connection):
-            with capture_logs() as logs, pytest.raises(RegistryAwayError):
-                await run.keep_beating()
-        sequences = [sent["sequence"] for sent in end.inputs("recordHeartbeat")]
-    assert sequences[:3] == [1, 2, 3]
-    assert [log["event"] for log in logs].count("key.not_rotated") == 1
-    assert "the-key" not in str(logs)
-
-
-@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel", 7])
-async def test_a_key_that_no_header_could_carry_is_not_believed(tmp_path: Path, key: Any) -> None:
-    said = {"node": NODE, "created": True, "nextHeartbeatInSeconds": 10.0, "key": key}
-    async with remote(reply({"data": {"registerNode": said}})) as end:
-        run = new_run(end, tmp_path, Time(), patience=0.0)
-        async with aclosing(run.connection):
-            with pytest.raises(RegistryAwayError, match="not of the schema") as failure:
-                await run.register()
-    assert "two words" not in str(failure.value)
-    assert read_key(tmp_path) is None
 
 
 async def agent(registry: LiveServer, directory: Path, *words: str, **told: str) -> tuple[int, str]:

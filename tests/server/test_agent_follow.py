@@ -1,24 +1,17 @@
 """Status changes, followed across cuts, restarts and refusals: none skipped, none told twice."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import aclosing
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
-from websockets.asyncio.server import ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
-from websockets.http11 import Request, Response
-from websockets.typing import Subprotocol
 
-from agent import follow, websocket
+from agent import websocket
 from agent.client import RefusedError
 from agent.follow import follow_available_nodes, follow_status_changes
-from agent.pace import Clock
 from agent.replies import (
     AvailableNodes,
     Bookmark,
@@ -26,36 +19,11 @@ from agent.replies import (
     NodeBecameUnavailable,
     NodeStatusChanged,
     ResyncRequired,
-    StatusEvent,
 )
 from tests.support.api import DEREGISTER, beat, register
+from tests.support.followers import HASTY, SECONDS, following, next_changes, next_event
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.tcp_proxy import proxy
-
-Events = AsyncGenerator[StatusEvent, None]
-SECONDS = 10
-HASTY = Clock(uniform=lambda _low, _high: 0.005)
-CUT = object()
-
-
-def following(url: str, **given: Any) -> AbstractAsyncContextManager[Events]:
-    return aclosing(follow_status_changes(url, **{"clock": HASTY, **given}))
-
-
-async def next_event(events: Events) -> StatusEvent:
-    async with asyncio.timeout(SECONDS):
-        return await anext(events)
-
-
-async def next_changes(events: Events, count: int) -> list[int]:
-    """The revisions of the next changes; bookmarks are passed over."""
-    revisions: list[int] = []
-    while len(revisions) < count:
-        event = await next_event(events)
-        assert not isinstance(event, ResyncRequired)
-        if isinstance(event, NodeStatusChanged):
-            revisions.append(event.revision)
-    return revisions
 
 
 async def make_changes(server: LiveServer, sequences: Iterable[int]) -> None:
@@ -71,145 +39,6 @@ def tasks_of_readers() -> list[asyncio.Task[Any]]:
         for task in asyncio.all_tasks()
         if any(name in repr(task.get_coro()) for name in ("Transport", "Connection.keepalive"))
     ]
-
-
-def change(revision: int, note: str | None = None) -> dict[str, Any]:
-    entry = {
-        "revision": str(revision),
-        "nodeId": "a",
-        "previousStatus": "ONLINE",
-        "status": "DEGRADED",
-        "reason": "SELF_REPORTED",
-        "note": note,
-        "actor": "anonymous",
-        "changedAt": "2026-11-23T16:00:00+00:00",
-    }
-    return {"__typename": "NodeStatusChanged", "change": entry, "node": None}
-
-
-def bookmark(revision: int) -> dict[str, Any]:
-    return {"__typename": "Bookmark", "revision": str(revision)}
-
-
-def error(code: str, **facts: object) -> list[dict[str, Any]]:
-    return [{"message": "no", "extensions": {"code": code, **facts}}]
-
-
-@dataclass(frozen=True)
-class AtHandshake:
-    """Answer with that status instead of opening a websocket."""
-
-    status: int
-
-
-@dataclass(frozen=True)
-class AtInit:
-    """Close with that code instead of acknowledging the connection; without one, hang."""
-
-    code: int | None
-
-
-HANG_AT_QUERY = object()
-
-
-@dataclass
-class Scripted:
-    """A registry that has a script for each connection: what its subscriber is sent, in order.
-
-    Events are dicts, errors lists, other messages text or bytes, closing codes numbers.
-    """
-
-    scripts: list[list[object]]
-    url: str = ""
-    asked: int = 0
-    afters: list[str] = field(default_factory=list)
-    tokens: list[str | None] = field(default_factory=list)
-    sent: int = 0
-
-    def shake_hands(self, connection: ServerConnection, request: Request) -> Response | None:
-        self.tokens.append(request.headers.get("Authorization"))
-        match self.scripts[0]:
-            case [AtHandshake(status)]:
-                self.scripts.pop(0)
-                response = connection.respond(status, "no")
-                response.headers["Retry-After"] = "7"
-                return response
-        return None
-
-    async def serve(self, connection: ServerConnection) -> None:
-        script = self.scripts.pop(0)
-        try:
-            await connection.recv()
-            if script and isinstance(script[0], AtInit):
-                if script[0].code is not None:
-                    await connection.close(script[0].code)
-                await connection.wait_closed()
-            await connection.send(json.dumps({"type": "connection_ack"}))
-            message = json.loads(await connection.recv())
-            if "registry" in message["payload"]["query"]:
-                self.asked += 1
-                if script == [HANG_AT_QUERY]:
-                    await connection.wait_closed()
-                await self.send_data(connection, message["id"], {"registry": {"revision": "5"}})
-                await connection.send(json.dumps({"id": message["id"], "type": "complete"}))
-                message = json.loads(await connection.recv())
-            self.afters.append(message["payload"]["variables"]["after"])
-            for step in script:
-                await self.take(step, connection, message["id"])
-                self.sent += 1
-            await connection.wait_closed()
-        except ConnectionClosed:
-            pass
-
-    async def take(self, step: object, connection: ServerConnection, operation: str) -> None:
-        if isinstance(step, dict):
-            await self.send_data(connection, operation, {"nodeStatusChanges": step})
-        elif isinstance(step, list):
-            refusal = {"id": operation, "type": "error", "payload": step}
-            await connection.send(json.dumps(refusal))
-        elif isinstance(step, str | bytes):
-            await connection.send(step)
-        elif isinstance(step, int):
-            await connection.close(step)
-        else:
-            connection.transport.abort()
-
-    async def send_data(
-        self, connection: ServerConnection, operation: str, data: dict[str, Any]
-    ) -> None:
-        message = {"id": operation, "type": "next", "payload": {"data": data}}
-        await connection.send(json.dumps(message))
-
-
-@asynccontextmanager
-async def scripted(*scripts: list[object]) -> AsyncIterator[Scripted]:
-    registry = Scripted(list(scripts))
-    protocol = [Subprotocol(websocket.PROTOCOL)]
-    async with serve(
-        registry.serve,
-        "127.0.0.1",
-        0,
-        subprotocols=protocol,
-        compression=None,
-        process_request=registry.shake_hands,
-    ) as server:
-        registry.url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/graphql"
-        yield registry
-
-
-@dataclass
-class Time:
-    """Moves only when someone sleeps; chance always says the most."""
-
-    now: float = 0.0
-
-    @property
-    def clock(self) -> Clock:
-        return Clock(now=lambda: self.now, sleep=self.sleep, uniform=lambda _low, high: high)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(0)
-        self.now += seconds
 
 
 async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -> None:
@@ -257,17 +86,6 @@ async def test_nothing_behind_the_first_bookmark_is_skipped(server: LiveServer) 
         assert await next_changes(events, 5) == [3, 4, 5, 6, 7]
 
 
-async def test_a_socket_cut_before_it_subscribed_skips_nothing() -> None:
-    async with (
-        scripted([CUT], [change(6), change(7)]) as registry,
-        following(registry.url) as events,
-    ):
-        assert await next_event(events) == Bookmark(revision=5)
-        assert await next_changes(events, 2) == [6, 7]
-    assert registry.afters == ["5", "5"]
-    assert registry.asked == 1
-
-
 async def test_a_reader_resumes_where_the_socket_was_cut(server: LiveServer) -> None:
     await register(server, "a")
     async with proxy(server.url) as between, following(between.url, after=0) as events:
@@ -312,144 +130,11 @@ async def test_a_resync_is_passed_on_and_the_stream_goes_on_behind_it(server: Li
     assert not [entry for entry in logs if entry["event"].startswith("registry.")]
 
 
-async def test_a_resync_leads_back_where_the_log_was_set_back() -> None:
-    resync = {"__typename": "ResyncRequired", "revision": "3", "reason": "it was set back"}
-    async with (
-        scripted([change(6), resync], [change(4), change(5)]) as registry,
-        following(registry.url, after=5) as events,
-    ):
-        told = [await next_event(events) for _ in range(4)]
-    assert [event.revision for event in told] == [6, 3, 4, 5]
-    assert registry.afters == ["5", "3"]
-
-
-async def test_what_was_told_already_is_dropped() -> None:
-    stutter: list[object] = [change(6), change(6), change(5), bookmark(5), change(7), bookmark(7)]
-    async with scripted(stutter) as registry, following(registry.url, after=5) as events:
-        told = [await next_event(events) for _ in range(3)]
-    assert [event.revision for event in told] == [6, 7, 7]
-
-
 @pytest.mark.parametrize("given", [{"after": 999}, {"node_filter": {"statuses": ["NOPE"]}}])
 async def test_a_bad_request_is_raised(server: LiveServer, given: dict[str, Any]) -> None:
     async with following(server.graphql_url, **given) as events:
         with pytest.raises(RefusedError, match="BAD_INPUT"):
             await next_changes(events, 1)
-
-
-@pytest.mark.parametrize(
-    ("script", "code"),
-    [
-        ([AtInit(4403)], "FORBIDDEN"),
-        ([AtInit(4401)], "UNAUTHENTICATED"),
-        ([4403], "FORBIDDEN"),
-        ([error("UNAUTHENTICATED", retryable=False)], "UNAUTHENTICATED"),
-    ],
-)
-async def test_a_token_that_is_no_good_is_raised(script: list[object], code: str) -> None:
-    async with scripted(script) as registry, following(registry.url, after=5) as events:
-        with pytest.raises(RefusedError) as caught:
-            await next_event(events)
-    assert caught.value.code == code
-
-
-async def test_the_token_goes_with_the_handshake_whose_refusal_is_raised() -> None:
-    async with (
-        scripted([AtHandshake(401)]) as registry,
-        following(registry.url, token="the-token") as events,
-    ):
-        with pytest.raises(RefusedError, match="UNAUTHENTICATED") as caught:
-            await next_event(events)
-    assert registry.tokens == ["Bearer the-token"]
-    assert "the-token" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "step",
-    [
-        *(CUT, AtInit(1013), 1000, 1001, 1011, 1012, 1013, 4400, 4408, 4429),
-        error("UNAVAILABLE", retryable=True),
-        error("RATE_LIMITED", retryable=True, retryAfterSeconds=0.01),
-        error("INTERNAL", retryable=False),
-        [],
-        [1],
-        '{"id":"1","type":"complete"}',
-        '{"id":"1","type":"next","payload":{"data":null,"errors":[{"message":"no"}]}}',
-        '{"id":"1","type":"next","payload":{"data":{"nodeStatusChanges":{"__typename":"New"}}}}',
-        '{"id":"1","type":"next","payload":{"data":{"nodeStatusChanges":null}}}',
-        '{"id":"1","type":"next","payload":7}',
-        '{"id":{},"type":"next"}',
-        *("[1]", "null", '"x"', "1", "{", "", "[" * 100_000, b"\x00"),
-    ],
-)
-async def test_whatever_else_goes_wrong_the_reader_comes_back(step: object) -> None:
-    async with (
-        scripted([step], [change(6)]) as registry,
-        following(registry.url, after=5) as events,
-    ):
-        assert await next_changes(events, 1) == [6]
-
-
-@pytest.mark.parametrize("step", [AtInit(None), HANG_AT_QUERY])
-async def test_a_registry_that_hangs_is_left_after_the_time_limit(
-    step: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in (websocket, follow):
-        monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.1)
-    with capture_logs() as logs:
-        async with scripted([step], [change(6)]) as registry, following(registry.url) as events:
-            assert await next_event(events) == Bookmark(revision=5)
-            assert await next_changes(events, 1) == [6]
-    assert logs[0]["reason"] == "no answer within 0.1 s"
-
-
-@pytest.mark.parametrize(
-    "busy",
-    [
-        error("RATE_LIMITED", retryable=True, retryAfterSeconds=7),
-        AtHandshake(429),
-        AtHandshake(503),
-    ],
-)
-async def test_the_wait_that_is_asked_for_comes_before_the_readers_own(busy: object) -> None:
-    time = Time()
-    async with (
-        scripted([busy], [change(6)]) as registry,
-        following(registry.url, after=5, clock=time.clock) as events,
-    ):
-        await next_event(events)
-    assert time.now == 7 + 1
-
-
-async def test_waits_grow_to_ten_seconds_until_something_is_received_and_their_news_is_logged() -> (
-    None
-):
-    time = Time()
-    scripts: list[list[object]] = [[1012], [1013], *[[CUT]] * 4, [change(6), CUT], [change(7)]]
-    with capture_logs() as logs:
-        async with (
-            scripted(*scripts) as registry,
-            following(registry.url, after=5, clock=time.clock) as events,
-        ):
-            assert await next_changes(events, 2) == [6, 7]
-    assert time.now == (1 + 2 + 4 + 8 + 10 + 10) + 1
-    told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
-    assert told == ["registry.away", "registry.recovered"] * 2
-    assert registry.afters == ["5"] * 7 + ["6"]
-
-
-async def test_a_slow_reader_costs_bounded_memory_and_still_gets_everything() -> None:
-    note = "x" * 32_768
-    script: list[object] = [change(revision, note) for revision in range(1, 1001)]
-    async with scripted(script) as registry, following(registry.url, after=0) as events:
-        assert await next_changes(events, 1) == [1]
-        sent = -1
-        while sent < registry.sent:
-            sent = registry.sent
-            await asyncio.sleep(0.1)
-        assert 1 < sent < 600  # what the kernel takes; the rest waits at the registry
-        assert await next_changes(events, 999) == list(range(2, 1001))
-    assert registry.afters == ["0"]
 
 
 async def test_a_reader_slower_than_the_pings_still_gets_everything(
@@ -516,52 +201,6 @@ async def test_aclose_ends_a_reader_whose_socket_was_just_cut(server: LiveServer
             await asyncio.sleep(0.05)
         assert not tasks_of_readers()
     assert between.taken == 1
-
-
-async def test_a_cancelled_reader_leaves_no_socket_while_it_connects() -> None:
-    arrived, left = asyncio.Event(), asyncio.Event()
-
-    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        arrived.set()
-        await reader.read()
-        writer.close()
-        left.set()
-
-    async with await asyncio.start_server(hang, "127.0.0.1") as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        await cancelled(url, arrived, left)
-
-
-async def test_a_cancelled_reader_leaves_no_socket_while_it_waits_for_the_ack() -> None:
-    arrived, left = asyncio.Event(), asyncio.Event()
-
-    async def hang(connection: ServerConnection) -> None:
-        await connection.recv()
-        arrived.set()
-        await connection.wait_closed()
-        left.set()
-
-    protocol = [Subprotocol(websocket.PROTOCOL)]
-    async with serve(hang, "127.0.0.1", 0, subprotocols=protocol) as server:
-        url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        await cancelled(url, arrived, left)
-
-
-async def cancelled(url: str, arrived: asyncio.Event, left: asyncio.Event) -> None:
-    waiting = asyncio.create_task(next_event(follow_status_changes(url)))
-    async with asyncio.timeout(SECONDS):
-        await arrived.wait()
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        await left.wait()
-
-
-async def test_an_address_that_is_none_is_raised() -> None:
-    async with following("ftp://registry") as events:
-        with pytest.raises(ValueError, match="write an address"):
-            await next_event(events)
 
 
 async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: LiveServer) -> None:

@@ -9,25 +9,12 @@ from structlog.testing import capture_logs
 
 from agent.breaker import FAILURES
 from agent.client import RefusedError, RegistryAwayError
-from agent.pace import Clock
 from agent.replies import Bookmark
 from agent.router_client import RegistryClient
 from tests.support.api import DEREGISTER, register
+from tests.support.fake_time import Time
 from tests.support.live_server import LiveServer
 from tests.support.tcp_proxy import Proxy, proxy
-
-
-class Time:
-    """What the client takes for time; it sleeps not at all."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def clock(self) -> Clock:
-        return Clock(now=lambda: self.now, sleep=self.sleep, uniform=lambda _low, high: high)
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture
@@ -89,10 +76,10 @@ async def test_what_is_refused_is_never_answered_from_the_past(server: LiveServe
 async def test_while_the_registry_is_away_the_last_good_reply_is_the_answer(
     server: LiveServer,
 ) -> None:
-    moment = Time()
+    moment = Time(1000.0)
     async with (
         proxy(server.url) as between,
-        RegistryClient(between.url, stale_seconds=60, clock=moment.clock()) as client,
+        RegistryClient(between.url, stale_seconds=60, clock=moment.clock) as client,
     ):
         fresh = await client.get_node("node-1-hetzner-gex44")
         between.upstream = "http://127.0.0.1:9"
@@ -110,10 +97,10 @@ async def test_while_the_registry_is_away_the_last_good_reply_is_the_answer(
 
 
 async def test_an_open_breaker_lets_nobody_wait_and_one_at_a_time_try(server: LiveServer) -> None:
-    moment = Time()
+    moment = Time(1000.0)
     async with (
         proxy(server.url) as between,
-        RegistryClient(between.url, clock=moment.clock()) as client,
+        RegistryClient(between.url, clock=moment.clock) as client,
     ):
         await client.get_nodes()
         upstream, between.upstream = between.upstream, "http://127.0.0.1:9"

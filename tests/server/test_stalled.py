@@ -5,10 +5,10 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import orjson
 import pytest
 
 from tests.support.api import register
+from tests.support.big_responses import much, request
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 
@@ -18,12 +18,6 @@ SECONDS = 10
 
 
 MANY_FIELDS = {"max_query_tokens": 10_000, "max_query_aliases": 1000}
-
-
-def much(megabytes: int) -> str:
-    """A query whose answer is so large, if the node's metadata has 50,000 characters."""
-    fields = (f'n{number}: node(nodeId: "a") {{ metadata }}' for number in range(20 * megabytes))
-    return f"{{ {' '.join(fields)} }}"
 
 
 @asynccontextmanager
@@ -37,14 +31,6 @@ async def plain_socket(server: LiveServer, sent: bytes = b"") -> AsyncIterator[s
         await loop.sock_connect(plain, (host, int(port)))
         await loop.sock_sendall(plain, sent)
         yield plain
-
-
-def request(query: str, accept: str = "application/json") -> bytes:
-    body = orjson.dumps({"query": query})
-    return (
-        f"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Accept: {accept}\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
 
 
 async def until_cut(plain: socket.socket) -> None:

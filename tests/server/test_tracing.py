@@ -2,13 +2,9 @@
 
 import asyncio
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from agent import documents as agent
@@ -17,53 +13,11 @@ from graph.core.settings import ConfigurationError, load
 from tests.support.api import MAINTENANCE, beat, register
 from tests.support.live_server import StartServer
 from tests.support.registry_process import free_port
+from tests.support.trace_receiver import Receiver
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 UNSEEN = "nrk_a-secret-of-somebody"
 NAME = "Nrk_aSecretToo"
-
-
-class Receiver:
-    """What came to it, in the order in which it was sent."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.bodies: list[bytes] = []
-
-    @property
-    def spans(self) -> list[Span]:
-        return [
-            span
-            for body in self.bodies
-            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-    def of(self, trace: str) -> dict[str, Span]:
-        """By name; the last of those that share one."""
-        return {span.name: span for span in self.spans if span.trace_id.hex() == trace}
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/v1/traces"
-            heard.bodies.append(self.rfile.read(int(self.headers["content-length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        heard = Receiver(f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield heard
-        server.shutdown()
-        thread.join()
 
 
 def said(span: Span) -> dict[str, str]:

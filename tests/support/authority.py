@@ -1,10 +1,13 @@
 """Certificates for the tests: an authority, and what it signs."""
 
 import ipaddress
+import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -128,3 +131,24 @@ def _usage(*, signs: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def settings_for(pair: Pair, client_ca: Path | None = None) -> dict[str, Any]:
+    return {
+        "tls_certificate": pair.certificate,
+        "tls_key": pair.key,
+        "tls_client_ca": client_ca,
+    }
+
+
+def trusting(authority: Authority, shown: Pair | None = None) -> ssl.SSLContext:
+    """What a client goes by, and which certificate it shows."""
+    context = ssl.create_default_context(cafile=authority.certificate)
+    if shown is not None:
+        context.load_cert_chain(shown.certificate, shown.key)
+    return context

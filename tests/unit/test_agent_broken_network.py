@@ -1,157 +1,33 @@
-"""The remote end misbehaves over real sockets; a registry that behaves is in test_end_to_end."""
+"""The remote end misbehaves over real sockets."""
 
 import asyncio
-import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from agent import documents, identity
 from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
-from agent.credentials import Credentials
-from agent.machine import observe
-from agent.pace import Clock, Schedule
 from agent.replies import NodeStatusData, RecordHeartbeatData
-from agent.runner import SLOW_RETRY_SECONDS, Run
-from agent.settings import load_settings
-
-HANG, DRIP = object(), object()
-NODE: dict[str, object] = {
-    "nodeId": "node-1",
-    "name": "node-1",
-    "role": "DEVELOPMENT",
-    "type": "WORKER",
-    "labels": [],
-    "hostname": None,
-    "ipAddress": None,
-    "localIp": None,
-    "status": "ONLINE",
-    "lastHeartbeat": None,
-}
-
-
-def reply(body: object, status: str = "200 OK", headers: str = "") -> bytes:
-    text = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(text)}\r\n{headers}\r\n"
-    return head.encode() + text
-
-
-def refusal(code: str, **facts: object) -> bytes:
-    extensions = {"code": code, **facts}
-    return reply({"data": None, "errors": [{"message": "no", "extensions": extensions}]})
-
-
-def registered(interval: float = 10.0) -> bytes:
-    payload = {"node": NODE, "created": True, "nextHeartbeatInSeconds": interval}
-    return reply({"data": {"registerNode": payload}})
-
-
-def recorded(interval: float = 10.0) -> bytes:
-    payload = {
-        "nodeId": "node-1",
-        "status": "ONLINE",
-        "receivedAt": "2026-11-23T16:00:00+00:00",
-        "nextHeartbeatInSeconds": interval,
-    }
-    return reply({"data": {"recordHeartbeat": payload}})
-
-
-@dataclass
-class Remote:
-    """Gives its answers in order: bytes, HANG, DRIP, or None to close without one."""
-
-    answers: list[object]
-    url: str = ""
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    headers: list[str] = field(default_factory=list)
-    serving: list[asyncio.Task[object] | None] = field(default_factory=list)
-
-    @property
-    def connections(self) -> int:
-        return len(self.serving)
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.serving.append(asyncio.current_task())
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode()
-                length = int(head.lower().split("content-length:")[1].split()[0])
-                self.headers.append(head)
-                self.requests.append(json.loads(await reader.readexactly(length)))
-                answer = self.answers.pop(0)
-                if answer is HANG:
-                    await reader.read()
-                if answer is DRIP:
-                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-                while answer is DRIP:
-                    writer.write(b" ")
-                    await writer.drain()
-                    await asyncio.sleep(0.02)
-                if not isinstance(answer, bytes):
-                    return
-                writer.write(answer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    def inputs(self, operation: str) -> list[dict[str, Any]]:
-        return [r["variables"]["input"] for r in self.requests if operation in r["query"]]
-
-
-@asynccontextmanager
-async def remote(*answers: object) -> AsyncIterator[Remote]:
-    end = Remote(list(answers))
-    server = await asyncio.start_server(end.serve, "127.0.0.1")
-    end.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/graphql"
-    try:
-        yield end
-    finally:
-        server.close()
-        await server.wait_closed()
-        await asyncio.gather(*filter(None, end.serving))
-
-
-@dataclass
-class Time:
-    """Moves only when someone sleeps; chance always says the most."""
-
-    now: float = 0.0
-
-    @property
-    def clock(self) -> Clock:
-        return Clock(now=lambda: self.now, sleep=self.sleep, uniform=lambda _low, high: high)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(0)
-        self.now += seconds
+from agent.runner import SLOW_RETRY_SECONDS
+from tests.support.fake_time import Time
+from tests.support.scripted_registry import (
+    DRIP,
+    HANG,
+    new_run,
+    recorded,
+    refusal,
+    registered,
+    remote,
+    reply,
+)
 
 
 async def heartbeat(url: str, timeout_seconds: float = 5.0) -> RecordHeartbeatData:
     async with Connection(http_transport(url, None), timeout_seconds=timeout_seconds) as connection:
         return await connection.ask(documents.RECORD_HEARTBEAT, {}, RecordHeartbeatData)
-
-
-def new_run(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Run:
-    machine = observe()
-    return Run(
-        Connection(http_transport(end.url, "the-token"), timeout_seconds=1.0),
-        Credentials(directory, SecretStr("the-token"), time.clock.uniform),
-        Schedule(time.clock),
-        directory,
-        load_settings({"registry_url": end.url}),
-        identity.begin_boot(directory, machine.hostname, machine.local_ip),
-        patience_seconds=patience,
-        clock=time.clock,
-    )
 
 
 async def test_refused_connection_means_that_the_registry_is_away() -> None:

@@ -11,18 +11,14 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.core.database import Database
 from db.core.enums import NodeRanking, NodeRole, NodeStatus, NodeType
 from db.registry.node_filter import LabelSelector
-from db.routing import jsonb_contains
 from db.routing.candidates import Offer, models_in, offer
 from db.routing.jsonb_contains import contains
 from db.routing.matching import Requirements, divided, unmet
 from db.routing.scoring import HALF_SCORE_MB, ranked
-from tests.support.fleet import examples
+from tests.support.json_documents import DOCUMENTS, TEXTS
 
 NODE = Offer(
     UUID(int=1),
@@ -52,129 +48,6 @@ UNMEASURED = replace(
 def score(subject: Offer, ranking: NodeRanking) -> float:
     [(_, scored)] = ranked([subject], ranking)
     return scored
-
-
-WHOLE = [0, 1, -1, 100, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 10**16]
-DOUBLES = [-0.0, 1.0, 1e2, 0.1, 1.5, 2.0**53, 1e16, 9.223372036854778e18, 1e22, 1e300, 5e-324]
-NUMBERS = st.sampled_from([*WHOLE, *DOUBLES])
-TEXTS = st.sampled_from(["", "a", "1", "true", "é", "e\u0301", "日本", "😀", "\u2028", '"\\'])
-SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS
-DOCUMENTS = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["a", "b", "é", ""]), inner, max_size=3)
-    ),
-    max_leaves=12,
-)
-
-
-@st.composite
-def pruned(draw: st.DrawFn, document: Any) -> Any:
-    """Mostly contained in the document: something left out, doubled, put elsewhere, or changed."""
-    if draw(st.integers(0, 19)) == 0:
-        return draw(DOCUMENTS)
-    if isinstance(document, dict):
-        keys = draw(st.lists(st.sampled_from([*document, None]), unique=True))
-        return {key: draw(pruned(document[key])) for key in keys if key is not None}
-    if isinstance(document, list):
-        places = draw(st.lists(st.sampled_from([*range(len(document)), None]), max_size=4))
-        return [draw(pruned(document[place])) for place in places if place is not None]
-    if isinstance(document, (int, float)) and not isinstance(document, bool):
-        return draw(st.sampled_from([document, float(document)]))
-    return document
-
-
-PAIRS = DOCUMENTS.flatmap(
-    lambda whole: st.tuples(
-        st.just(whole),
-        st.lists(
-            pruned(whole)
-            | pruned(whole).map(lambda part: [part])
-            | st.sampled_from([e for e in whole if not isinstance(e, (dict, list))] or [None])
-            if isinstance(whole, list)
-            else pruned(whole),
-            min_size=1,
-            max_size=4,
-        ),
-    )
-)
-
-
-async def asked(session: AsyncSession, whole: str, part: str) -> tuple[bool, str]:
-    """What PostgreSQL says of the two texts, and the first as it gives it back."""
-    query = """
-    SELECT CAST(CAST(:whole AS text) AS jsonb) @> CAST(CAST(:part AS text) AS jsonb),
-           CAST(CAST(CAST(:whole AS text) AS jsonb) AS text)
-    """
-    contained, stored = (await session.execute(text(query), {"whole": whole, "part": part})).one()
-    return contained, stored
-
-
-def by_index(whole: Any, part: Any) -> bool:
-    """As `contains` does when the pairs are too many to try."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonb_contains, "MAX_STEPS", 0)
-        return contains(whole, part)
-
-
-@given(PAIRS)
-@examples(200)
-async def test_a_document_contains_another_when_the_database_says_so(
-    database: Database, pair: tuple[Any, list[Any]]
-) -> None:
-    whole, parts = pair
-    async with database.read() as session:
-        for part in parts:
-            expected, stored = await asked(
-                session, orjson.dumps(whole).decode(), orjson.dumps(part).decode()
-            )
-            for given_or_stored in (whole, orjson.loads(stored)):
-                assert contains(given_or_stored, part) == expected
-                assert by_index(given_or_stored, part) == expected
-
-
-async def test_containment_is_the_database_s_in_cases_that_surprise(database: Database) -> None:
-    cases = [
-        ("[1, 2, [1, 3]]", "[1, 3]", False),
-        ("[1, 2, [1, 3]]", "[[1, 3]]", True),
-        ("[1, 2]", "[2, 1, 1, 2, 2]", True),
-        ("[[1, 2]]", "[[1], [2], [1, 2]]", True),
-        ("[[1], [2]]", "[[1, 2]]", False),
-        ("[1]", "1", True),
-        ("[[1]]", "1", False),
-        ("[[1]]", "[1]", False),
-        ("[1]", "[[1]]", False),
-        ("1", "[1]", False),
-        ("1", "[]", False),
-        ('{"a": [1]}', '{"a": 1}', False),
-        ('[{"a": 1}]', '{"a": 1}', False),
-        ("[null]", "null", True),
-        ("[{}]", "[[]]", False),
-        ('[{"a": 1}]', "[{}]", True),
-        ("[[1]]", "[[]]", True),
-        ("[[]]", "[[[]]]", False),
-        ("{}", "[]", False),
-        ("[]", "{}", False),
-        ("[true]", "[1]", False),
-        ('{"a": 0}', '{"a": false}', False),
-        ("[1e0]", "[1.00]", True),
-        ("[100]", "[1E2]", True),
-        ("[-0.0]", "[0]", True),
-        ("[9007199254740993]", "[9007199254740992.0]", False),
-        ("[9.223372036854778e18]", "[9223372036854778000]", True),
-        ("[9.223372036854778e18]", "[9223372036854777856]", False),
-        ('["é"]', '["e\u0301"]', False),
-        ('{"a": 1, "a": 2}', '{"a": 1}', False),
-        ('{"b": {"a": 1}}', '{"a": 1}', False),
-        ('{"b": {"a": 1}, "a": {"c": 1}}', '{"a": {"a": 1}}', False),
-    ]
-    async with database.read() as session:
-        for whole, part, expected in cases:
-            parsed = orjson.loads(whole), orjson.loads(part)
-            assert (await asked(session, whole, part))[0] is expected, (whole, part)
-            assert contains(*parsed) is expected, (whole, part)
-            assert by_index(*parsed) is expected, (whole, part)
 
 
 def test_containment_of_the_largest_documents_ends_in_time() -> None:

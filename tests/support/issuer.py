@@ -1,0 +1,65 @@
+"""Another issuer of tokens: its keys, and what it signs."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import AllowedPrivateKeys, ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+ISSUER, AUDIENCE = "https://login.example/realms/dagi", "node-registry"
+ROLES = {"registry-admins": "admin", "on-call": "operator", "agents": "agent", "people": "viewer"}
+
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+ED = ed25519.Ed25519PrivateKey.generate()
+
+
+def to_jwk(key: AllowedPrivateKeys, key_id: str | None = "k", **said: Any) -> dict[str, Any]:
+    """As a JSON Web Key."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        made = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    elif isinstance(key, ec.EllipticCurvePrivateKey):
+        made = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    else:
+        assert isinstance(key, ed25519.Ed25519PrivateKey)
+        made = OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    made.pop("key_ops", None)
+    return made | ({} if key_id is None else {"kid": key_id}) | said
+
+
+def write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def to_jwks(*keys: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": keys}).encode()
+
+
+def make_claims(**said: Any) -> dict[str, Any]:
+    """Those of a good token, unless they are said to be others; None leaves one out."""
+    now = int(time.time())
+    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": now + 600, "roles": ["people"]}
+    return {name: value for name, value in {**good, **said}.items() if value is not None}
+
+
+def sign(
+    key: AllowedPrivateKeys = RSA,
+    algorithm: str = "RS256",
+    header: Mapping[str, Any] | None = None,
+    **said: Any,
+) -> str:
+    """Whatever the claims are: `jwt.encode` would refuse some."""
+    payload = json.dumps(make_claims(**said)).encode()
+    return jwt.PyJWS().encode(payload, key, algorithm, {"kid": "k", **(header or {})})
+
+
+@pytest.fixture
+def jwks_file(tmp_path: Path) -> Path:
+    path = tmp_path / "jwks.json"
+    write(path, to_jwks(to_jwk(RSA)))
+    return path

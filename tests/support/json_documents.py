@@ -1,0 +1,17 @@
+"""JSON documents as hypothesis makes them up."""
+
+from hypothesis import strategies as st
+
+WHOLE = [0, 1, -1, 100, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 10**16]
+DOUBLES = [-0.0, 1.0, 1e2, 0.1, 1.5, 2.0**53, 1e16, 9.223372036854778e18, 1e22, 1e300, 5e-324]
+NUMBERS = st.sampled_from([*WHOLE, *DOUBLES])
+TEXTS = st.sampled_from(["", "a", "1", "true", "é", "e\u0301", "日本", "😀", "\u2028", '"\\'])
+SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS
+DOCUMENTS = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["a", "b", "é", ""]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)

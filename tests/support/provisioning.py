@@ -1,0 +1,85 @@
+"""Databases whose service owns nothing, and statements by the roles of it."""
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from db.core.database import Database
+from db.ops.provision import Names, provision
+
+
+@asynccontextmanager
+async def administering(url: URL) -> AsyncIterator[Any]:
+    """Runs statements, each by itself, as that role."""
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.connect() as connection:
+
+            async def run(statement: str, **values: Any) -> list[tuple[Any, ...]]:
+                result = await connection.execute(text(statement), values)
+                return [tuple(row) for row in result] if result.returns_rows else []
+
+            yield run
+    finally:
+        await engine.dispose()
+
+
+def sql(name: str) -> str:
+    """An identifier in a statement; a colon in it would begin a parameter."""
+    assert ":" not in name
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass
+class Provisioning:
+    """Names of the test's own, and what was said of passwords."""
+
+    administrator: URL
+    names: Names
+    passwords: dict[str, str] = field(default_factory=dict)
+
+    async def run(self, *, new_passwords: bool = False) -> bool:
+        self.passwords = {}
+        return await provision(
+            self.administrator,
+            self.names,
+            new_passwords=new_passwords,
+            keep=self.passwords.update,
+        )
+
+    def url(self, role: str) -> URL:
+        return self.administrator.set(database=self.names.database, username=role)
+
+    @asynccontextmanager
+    async def database(self, role: str) -> AsyncIterator[Database]:
+        database = Database(self.url(role))
+        try:
+            yield database
+        finally:
+            await database.close()
+
+
+@asynccontextmanager
+async def provisioned_names(postgres: URL) -> AsyncIterator[Provisioning]:
+    """Names that are nothing without their quotes, so that each test tries these too."""
+    odd = f"""O'Dagi "{secrets.token_hex(4)}" %s $1 {{}}"""
+    names = Names(database=f"{odd} d", owner=f"{odd} o", service=f"{odd} s")
+    try:
+        yield Provisioning(postgres, names)
+    finally:
+        async with administering(postgres) as run:
+            await run(f"DROP DATABASE IF EXISTS {sql(names.database)} WITH (FORCE)")
+            for role in (names.owner, names.service):
+                await run(f"DROP ROLE IF EXISTS {sql(role)}")
+
+
+@pytest.fixture
+async def provisioning(postgres: URL) -> AsyncIterator[Provisioning]:
+    async with provisioned_names(postgres) as named:
+        yield named

@@ -1,0 +1,55 @@
+"""The tree keeps its shape: small folders, small modules, no import circle, tests on their own."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+MAX_MODULES = 25
+MAX_LINES = 400
+PACKAGES = ("graph", "db", "agent")
+
+
+def list_modules(package: str) -> list[Path]:
+    return [path for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__init__.py"]
+
+
+def find_imports(path: Path) -> Iterator[str]:
+    """The dotted names that the module imports anywhere, under TYPE_CHECKING included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", ["graph", "db"])
+def test_no_folder_holds_more_modules_than_a_reader_takes_in(package: str) -> None:
+    counted = Counter(path.parent.relative_to(ROOT) for path in list_modules(package))
+    assert {folder: count for folder, count in counted.items() if count > MAX_MODULES} == {}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_is_longer_than_a_reader_takes_in(package: str) -> None:
+    lines = {
+        path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
+        for path in list_modules(package)
+    }
+    assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_no_test_module_imports_another() -> None:
+    imports = {
+        path.relative_to(ROOT): [
+            name
+            for name in find_imports(path)
+            if name.split(".")[0] == "tests" and not name.startswith("tests.support.")
+        ]
+        for path in list_modules("tests")
+    }
+    assert {path: names for path, names in imports.items() if names} == {}

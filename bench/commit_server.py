@@ -26,6 +26,7 @@ from graph.core.settings import Settings
 from graph.live.heartbeat_writer import HeartbeatWriter
 from graph.live.sweeper import Pacemaker
 from graph.telemetry.metrics import Metrics
+from graph.telemetry.spans import NoTracer
 
 
 class LifespanState(TypedDict):
@@ -35,7 +36,9 @@ class LifespanState(TypedDict):
 @asynccontextmanager
 async def open_writer(_: Starlette) -> AsyncIterator[LifespanState]:
     database, metrics = Database(sys.argv[2]), Metrics()
-    writer = HeartbeatWriter(database, Pacemaker(database, Settings(), metrics), metrics)
+    writer = HeartbeatWriter(
+        database, Pacemaker(database, Settings(), metrics), metrics, NoTracer()
+    )
     running = asyncio.create_task(writer.run())
     yield {"writer": writer}
     running.cancel()

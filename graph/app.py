@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
@@ -10,8 +9,6 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from db.core import rate_channel
-from db.core.database import Database
-from graph.api.audited_field import Refusals
 from graph.api.schema import schema
 from graph.auth.authentication import Authentication
 from graph.auth.caller_limits import Limits
@@ -21,48 +18,47 @@ from graph.auth.rate_sync import SharedRates
 from graph.core.open_database import current_database
 from graph.core.settings import VITAL_CONNECTIONS, ConfigurationError, Settings
 from graph.execution import document_cache
-from graph.execution.engine import Operations
+from graph.execution.engine import Engine
 from graph.live.background_tasks import supervised
 from graph.live.change_feed import ChangeFeed
 from graph.live.heartbeat_tail import HeartbeatFeed
 from graph.live.heartbeat_writer import HeartbeatWriter
 from graph.live.housekeeping import Upkeep
 from graph.live.node_snapshot import Fleet
+from graph.live.rejection_log import RejectionLog
 from graph.live.sweeper import Pacemaker
 from graph.services import Services
 from graph.telemetry.logs import RequestIds
 from graph.telemetry.metrics import Metrics
 from graph.telemetry.peer_metrics import Siblings
+from graph.telemetry.spans import NoTracer, Tracer
 from graph.transport.dashboard import STATIC, Assets, dashboard
 from graph.transport.http import GraphQLOverHTTP
 from graph.transport.status_pages import Pages
 from graph.transport.websocket import GraphQLOverWebSocket
 
-if TYPE_CHECKING:
-    from graph.tracing import Tracing
-
 
 @asynccontextmanager
-async def traces(settings: Settings, database: Database) -> AsyncIterator["Tracing | None"]:
-    """None unless they are sent anywhere: then what they need is not even imported.
+async def open_tracer(settings: Settings) -> AsyncIterator[Tracer]:
+    """Yield the tracer that sends spans where the settings say, or one that records none.
 
-    Raises ConfigurationError.
+    OpenTelemetry is imported only where spans are sent. Raises ConfigurationError.
     """
     if settings.otlp_endpoint is None:
-        yield None
+        yield NoTracer()
         return
     try:
-        from graph.tracing import Tracing  # noqa: PLC0415
+        from graph.tracing import OTLPTracer  # noqa: PLC0415
     except ImportError as error:
         raise ConfigurationError(
             "NODE_REGISTRY_OTLP_ENDPOINT: needs the extra `otel`:"
             f" pip install 'dagi-node-registry[otel]' ({error})"
         ) from error
-    tracing = Tracing(settings.otlp_endpoint, database)
+    tracer = OTLPTracer(settings.otlp_endpoint)
     try:
-        yield tracing
+        yield tracer
     finally:
-        await tracing.close()
+        await tracer.close()
 
 
 @asynccontextmanager
@@ -72,7 +68,8 @@ async def running_services(
     """Raises what `current_database` raises, before it serves."""
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(current_database(settings))
-        tracing = await stack.enter_async_context(traces(settings, database))
+        tracer = await stack.enter_async_context(open_tracer(settings))
+        tracer.trace_statements(database)
         metrics = Metrics()
         limits = Limits(settings, metrics)
         keyring = Keyring(
@@ -92,13 +89,13 @@ async def running_services(
         await upkeep.make_days()
         # Whatever callers ask, heartbeats are written and nodes are looked after.
         vital = await stack.enter_async_context(database.beside(VITAL_CONNECTIONS))
+        tracer.trace_statements(vital)
         pacemaker = Pacemaker(vital, settings, metrics)
-        given = vital, pacemaker, metrics
-        heartbeats = HeartbeatWriter(*given) if tracing is None else tracing.heartbeats(*given)
+        heartbeats = HeartbeatWriter(vital, pacemaker, metrics, tracer)
         heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()
-        refusals = Refusals(database)
-        stack.push_async_callback(refusals.drain)
+        rejections = RejectionLog(database)
+        stack.push_async_callback(rejections.drain)
         supervisor = await stack.enter_async_context(supervised())
         supervisor.start("feed", feed.run())
         supervisor.start("fleet", fleet.run())
@@ -119,9 +116,9 @@ async def running_services(
             heartbeat_feed,
             limits,
             metrics,
-            refusals,
+            rejections,
             supervisor,
-            tracing,
+            tracer,
             siblings,
         )
 
@@ -156,12 +153,8 @@ class _GraphQLFirst:
 
 def build_app(services: Services) -> ASGIApp:
     pages = Pages(services)
-    given = schema, services, document_cache.trusted()
-    tracing = services.tracing
-    operations = Operations(*given) if tracing is None else tracing.operations(*given)
-    graphql: ASGIApp = GraphQLOverHTTP(operations, services)
-    if tracing is not None:
-        graphql = tracing.requests(graphql)
+    engine = Engine(schema, services, document_cache.trusted())
+    graphql = services.tracer.trace_requests(GraphQLOverHTTP(engine, services))
     app = Starlette(
         routes=[
             Route("/", pages.index),
@@ -175,7 +168,7 @@ def build_app(services: Services) -> ASGIApp:
     )
     ways: dict[str, ASGIApp] = {
         "http": graphql,
-        "websocket": GraphQLOverWebSocket(operations, services),
+        "websocket": GraphQLOverWebSocket(engine, services),
     }
     first = _GraphQLFirst("/graphql", ways, app)
     return RequestIds(_cross_origin(first, services.settings))

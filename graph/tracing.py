@@ -2,21 +2,22 @@
 
 Imported only where NODE_REGISTRY_OTLP_ENDPOINT is set: it needs the extra `otel`. SQLAlchemy's own
 instrumentation is for versions before 2.1. Spans hold nothing that a caller sent: no headers, no
-documents, no variables, no names but those of trusted documents, and of SQL the text alone.
+documents, no variables, no names except those of trusted documents, and of SQL the text alone.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from asyncpg.connection import LoggedQuery
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer, get_current_span
+from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
@@ -25,27 +26,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import get_contextvars
 
 from db.core.database import Database
-from db.registry.heartbeats import HeartbeatReport
 from graph.core.version import SERVICE, VERSION
-from graph.execution.engine import Admitted, Operations
-from graph.execution.response import OperationRefused
-from graph.live.heartbeat_writer import HeartbeatWriter, Outcome
-from graph.telemetry.metrics import OK
+from graph.telemetry.spans import NO_ATTRIBUTES
 
 _PATH = "/graphql"
 _METHODS = {"GET", "POST"}
 _SEND_SECONDS = 3
 _MAX_STATEMENT_CHARACTERS = 4000
-_MAX_LINKS = 128
-_FAULT = 500
+_SERVER_ERROR = 500
 _PARENT = TraceContextTextMapPropagator()
 
 
-class Tracing:
-    """How many requests are traced is up to OpenTelemetry's own OTEL_TRACES_SAMPLER."""
+class OTLPTracer:
+    """A tracer that sends spans; OpenTelemetry's OTEL_TRACES_SAMPLER sets how many."""
 
-    def __init__(self, endpoint: str, database: Database) -> None:
-        """The endpoint is such as http://127.0.0.1:4318."""
+    def __init__(self, endpoint: str) -> None:
+        """`endpoint` is a base URL such as http://127.0.0.1:4318."""
         self._provider = TracerProvider(
             resource=Resource.create({"service.name": SERVICE, "service.version": VERSION}),
             shutdown_on_exit=False,
@@ -55,35 +51,58 @@ class Tracing:
         )
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("graph")
-        _Statements(database, self._tracer)
 
-    def operations(self, *given: Any) -> Operations:
-        """As `Operations` of the same."""
-        return TracedOperations(*given, tracer=self._tracer)
+    @contextmanager
+    def open_span(
+        self,
+        name: str,
+        attributes: Mapping[str, str] = NO_ATTRIBUTES,
+        links: Sequence[Link] = (),
+    ) -> Iterator["OTLPSpan"]:
+        with self._tracer.start_as_current_span(
+            name,
+            attributes=attributes,
+            links=links,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+            yield OTLPSpan(span)
 
-    def requests(self, graphql: ASGIApp) -> ASGIApp:
-        return TracedRequests(graphql, self._tracer)
+    def current_link(self) -> Link:
+        return Link(get_current_span().get_span_context())
 
-    def heartbeats(self, database: Database, *given: Any) -> HeartbeatWriter:
-        """As `HeartbeatWriter` of the same, whose pool is one of its own."""
-        _Statements(database, self._tracer)
-        return TracedHeartbeats(database, *given, tracer=self._tracer)
+    def trace_requests(self, app: ASGIApp) -> ASGIApp:
+        return TracedRequests(app, self._tracer)
+
+    def trace_statements(self, database: Database) -> None:
+        _StatementSpans(database, self._tracer)
 
     async def close(self) -> None:
-        """Sends what is left; what cannot be sent within some seconds is lost."""
+        """Send the spans that wait; those that cannot be sent within some seconds are lost."""
         loop = asyncio.get_running_loop()
-        enough = loop.call_later(_SEND_SECONDS, self._exporter.shutdown)
+        deadline = loop.call_later(_SEND_SECONDS, self._exporter.shutdown)
         await asyncio.to_thread(self._provider.shutdown)
-        enough.cancel()
+        deadline.cancel()
+
+
+class OTLPSpan:
+    """A span of OpenTelemetry as `graph.telemetry.spans` has it."""
+
+    def __init__(self, span: trace.Span) -> None:
+        self._span = span
+
+    def fail(self, code: str) -> None:
+        _mark_failed(self._span, code)
 
 
 class TracedRequests:
     """A span for each GraphQL request over HTTP, within the trace that its `traceparent` names.
 
-    A websocket has none, for it may stay for days: each operation on it is a trace of its own.
+    A websocket has none because it may stay open for days: each operation on it is a trace of its
+    own.
     """
 
-    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
+    def __init__(self, app: ASGIApp, tracer: trace.Tracer) -> None:
         self._app = app
         self._tracer = tracer
 
@@ -106,79 +125,28 @@ class TracedRequests:
             async def send_on(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     span.set_attribute("http.response.status_code", message["status"])
-                    if message["status"] >= _FAULT:
+                    if message["status"] >= _SERVER_ERROR:
                         span.set_status(StatusCode.ERROR)
                 await send(message)
 
             await self._app(scope, receive, send_on)
 
 
-class TracedOperations(Operations):
-    """A span for each query and mutation that is run."""
+class _StatementSpans:
+    """Spans of statements within another span: of background work each would be its own trace."""
 
-    def __init__(self, *given: Any, tracer: Tracer) -> None:
-        super().__init__(*given)
-        self._tracer = tracer
-
-    async def _answer(self, admitted: Admitted) -> Any:
-        operation = admitted.operation
-        kind = operation.kind.value
-        with self._tracer.start_as_current_span(
-            f"{kind} {operation.counted_as}",
-            attributes={
-                "graphql.operation.type": kind,
-                "graphql.operation.name": operation.counted_as,
-                "graphql.document.id": operation.document.id,
-            },
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                answer = await super()._answer(admitted)
-            except OperationRefused as refused:
-                _failed(span, refused.code)
-                raise
-            if answer.outcome != OK:
-                _failed(span, answer.outcome)
-            return answer
-
-
-class TracedHeartbeats(HeartbeatWriter):
-    """A trace for each batch, with links to the operations whose heartbeats are in it."""
-
-    def __init__(self, *given: Any, tracer: Tracer) -> None:
-        super().__init__(*given)
-        self._tracer = tracer
-        self._asking: deque[Link] = deque(maxlen=_MAX_LINKS)
-
-    async def record(self, reports: Sequence[HeartbeatReport]) -> list[Outcome]:
-        self._asking.append(Link(get_current_span().get_span_context()))
-        return await super().record(reports)
-
-    async def _write(self, batch: list[Any]) -> None:
-        links = list(self._asking)
-        self._asking.clear()
-        with self._tracer.start_as_current_span(
-            "heartbeats.write", links=links, record_exception=False, set_status_on_exception=False
-        ):
-            await super()._write(batch)
-
-
-class _Statements:
-    """Those within a span: all others, of background work, would be traces of one span each."""
-
-    def __init__(self, database: Database, tracer: Tracer) -> None:
+    def __init__(self, database: Database, tracer: trace.Tracer) -> None:
         self._database = database.url.database or ""
         self._tracer = tracer
         engine = database.engine.sync_engine
         event.listen(engine, "before_cursor_execute", self._begin)
         event.listen(engine, "after_cursor_execute", self._end)
         event.listen(engine, "handle_error", self._fail)
-        event.listen(engine, "checkout", self._taken)  # some are older than this
+        event.listen(engine, "checkout", self._watch)  # some connections are older than this
 
     def _begin(self, _c: object, _cursor: object, statement: str, _: object, *more: Any) -> None:
         if get_current_span().is_recording():
-            more[0].span = self._span(statement)
+            more[0].span = self._start(statement)
 
     def _end(self, _c: object, _cursor: object, _statement: str, _: object, *more: Any) -> None:
         span = getattr(more[0], "span", None)
@@ -188,23 +156,23 @@ class _Statements:
     def _fail(self, failure: ExceptionContext) -> None:
         span = getattr(failure.execution_context, "span", None)
         if span is not None:
-            _failed(span, type(failure.original_exception).__name__)
+            _mark_failed(span, type(failure.original_exception).__name__)
             span.end()
 
-    def _taken(self, connection: Any, *_: object) -> None:
-        connection.driver_connection.add_query_logger(self._executed)
+    def _watch(self, connection: Any, *_: object) -> None:
+        connection.driver_connection.add_query_logger(self._record)
 
-    def _executed(self, query: LoggedQuery) -> None:
-        """By the driver itself, as are the ends of transactions; the span around it may be over."""
+    def _record(self, query: LoggedQuery) -> None:
+        """Record a statement of the driver itself; the span around it may have ended."""
         if not get_current_span().get_span_context().trace_flags.sampled:
             return
         now = time.time_ns()
-        span = self._span(query.query, since=now - round(query.elapsed * 1e9))
+        span = self._start(query.query, since=now - round(query.elapsed * 1e9))
         if query.exception is not None:
-            _failed(span, type(query.exception).__name__)
+            _mark_failed(span, type(query.exception).__name__)
         span.end(now)
 
-    def _span(self, statement: str, since: int | None = None) -> Span:
+    def _start(self, statement: str, since: int | None = None) -> trace.Span:
         return self._tracer.start_span(
             statement.split(maxsplit=1)[0].strip(";").upper(),
             kind=SpanKind.CLIENT,
@@ -218,6 +186,6 @@ class _Statements:
         )
 
 
-def _failed(span: Span, kind: str) -> None:
-    span.set_attribute("error.type", kind)
+def _mark_failed(span: trace.Span, code: str) -> None:
+    span.set_attribute("error.type", code)
     span.set_status(StatusCode.ERROR)

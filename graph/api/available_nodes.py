@@ -54,7 +54,7 @@ class AvailableNodes:
         require_page_size(count)
         return [
             NodeExclusion(node_id=offer.node_id, reasons=unmet(self.required, offer))
-            for offer in self.answer.others[:count]
+            for offer in self.answer.excluded[:count]
         ]
 
     @classmethod
@@ -65,13 +65,13 @@ class AvailableNodes:
         ranking: NodeRanking,
         limit: int,
     ) -> Self:
-        answer = await fleet.answer(required, ranking)
+        answer = await fleet.answer(required, ranking, limit)
         revision, observed_at = fleet.revision, fleet.observed_at
         return cls(
             required=required,
             answer=answer,
             candidates=[
-                NodeCandidate(node=node, score=score) for node, score in await answer.best(limit)
+                NodeCandidate(node=Node.of(row), score=score) for row, score in answer.candidates
             ],
             revision=Revision(revision),
             observed_at=observed_at,

@@ -1,14 +1,13 @@
-"""What the streams of the API say: one object for each event, whoever is told of it."""
+"""The events of subscriptions as the API shows them."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated
 
 import strawberry
-from sqlalchemy import Row
 
-from db.registry.status_changes import LoggedChange
 from graph.api.node import Node
 from graph.api.scalars import Revision
 from graph.api.types import StatusChange, field
+from graph.live import stream_events
 
 
 @strawberry.type(
@@ -18,13 +17,6 @@ from graph.api.types import StatusChange, field
 class NodeStatusChanged:
     change: StatusChange = field("The entry of the change log.")
     node: Node | None = field("The node; null once it was removed.")
-
-    @classmethod
-    def of(cls, change: LoggedChange, node: Row[Any] | None) -> Self:
-        return cls(
-            change=StatusChange.of(change),
-            node=None if node is None else Node.of(node),
-        )
 
 
 @strawberry.type(
@@ -78,3 +70,48 @@ AvailableNodesEvent = Annotated[
         "AvailableNodesEvent", description="What a stream of the nodes that may be used says."
     ),
 ]
+
+
+@strawberry.type(
+    description="The interval that replies promise now. A node whose next heartbeat is due later"
+    " than that from now sends it earlier: at a random moment within the interval, because all"
+    " nodes are told at once. One that is due earlier stays due."
+)
+class HeartbeatPace:
+    interval_seconds: float = field("The pace of the fleet, without jitter.")
+
+
+def show_status_event(
+    event: stream_events.StatusEvent,
+) -> NodeStatusChanged | Bookmark | ResyncRequired:
+    """Return the API object of an event of `nodeStatusChanges`."""
+    match event:
+        case stream_events.StatusChanged(change=change, node=node):
+            return NodeStatusChanged(
+                change=StatusChange.of(change), node=None if node is None else Node.of(node)
+            )
+        case stream_events.Bookmark(revision=revision):
+            return Bookmark(revision=Revision(revision))
+        case stream_events.ResyncRequired(revision=revision, reason=reason):
+            return ResyncRequired(revision=Revision(revision), reason=reason)
+
+
+def show_candidate_event(
+    event: stream_events.CandidateEvent,
+) -> AvailableNodesSnapshot | NodeBecameAvailable | NodeBecameUnavailable:
+    """Return the API object of an event of `availableNodesChanges`."""
+    revision = Revision(event.revision)
+    match event:
+        case stream_events.CandidatesSnapshot(nodes=nodes):
+            return AvailableNodesSnapshot(
+                revision=revision, nodes=[Node.of(node) for node in nodes]
+            )
+        case stream_events.CandidateEntered(node=node):
+            return NodeBecameAvailable(revision=revision, node=Node.of(node))
+        case stream_events.CandidateLeft(node_id=node_id, reasons=reasons):
+            return NodeBecameUnavailable(revision=revision, node_id=node_id, reasons=list(reasons))
+
+
+def show_pace(event: stream_events.PaceChanged) -> HeartbeatPace:
+    """Return the API object of an event of `heartbeatPace`."""
+    return HeartbeatPace(interval_seconds=event.interval_seconds)

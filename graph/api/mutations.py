@@ -10,7 +10,7 @@ from db.core.errors import BadInput, RegistryError
 from db.core.identity import Caller
 from db.registry import nodes, registration
 from db.registry.heartbeats import HeartbeatReport, Recorded
-from graph.api.audited_field import Audited
+from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeStatus
 from graph.api.inputs import (
@@ -22,17 +22,11 @@ from graph.api.inputs import (
 )
 from graph.api.node import Node
 from graph.api.profiles import ProfileMutations
+from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.token_mutations import TokenMutations, key_for
 from graph.api.types import INPUT, field, optional
-from graph.auth.permissions import (
-    OPERATORS,
-    OWN_AGENT,
-    REGISTERING,
-    allowed,
-    meant_node,
-    require_own,
-)
+from graph.auth.permissions import OPERATORS, OWN_AGENT, REGISTERING, require_own, resolve_node_id
 from graph.core import validation
 
 
@@ -97,12 +91,12 @@ class DeregisterNodePayload:
 @strawberry.type(description="What may be changed.")
 class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
-        **allowed(
+        **declare(
             REGISTERING,
             "Makes a node known, or known again: an agent does so at every start."
             " NODE_ID_TAKEN while another run of an agent holds the id and is still heard.",
         ),
-        extensions=[Audited("node.register", "node_id")],
+        extensions=[AuditedField("node.register", "node_id")],
     )
     async def register_node(
         self,
@@ -110,12 +104,12 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[RegisterNodeInput, INPUT],  # noqa: A002  # the contract's name
     ) -> RegisterNodePayload:
         context = info.context
-        context.limits.registration(context.caller)
+        context.services.limits.registration(context.caller)
         checked = input.checked()
-        checked = replace(checked, node_id=meant_node(context.caller, checked.node_id))
-        async with context.database.write() as session:
+        checked = replace(checked, node_id=resolve_node_id(context.caller, checked.node_id))
+        async with context.services.database.write() as session:
             node, created = await registration.register(
-                session, checked, rules=context.pacemaker.rules, by=context.caller
+                session, checked, rules=context.services.pacemaker.rules, by=context.caller
             )
             key, key_expires_at = await key_for(session, node, context.caller)
         return RegisterNodePayload(
@@ -127,7 +121,7 @@ class Mutation(ProfileMutations, TokenMutations):
         )
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             OWN_AGENT,
             "Says that a node is alive. NODE_NOT_FOUND: register first."
             " STALE_BOOT: another run of the agent has taken over.",
@@ -139,15 +133,15 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[RecordHeartbeatInput, INPUT],  # noqa: A002  # the contract's name
     ) -> RecordHeartbeatPayload:
         context = info.context
-        context.limits.heartbeats(context.caller, 1)
+        context.services.limits.heartbeats(context.caller, 1)
         report = _checked("input", input, context.caller)
-        [outcome] = await context.heartbeats.record([report])
+        [outcome] = await context.services.heartbeats.record([report])
         if isinstance(outcome, RegistryError):
             raise outcome
         return RecordHeartbeatPayload.of(outcome)
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             OWN_AGENT,
             "For a gateway that speaks for many nodes: at most 1000, each accepted or"
             " rejected on its own, in the order given.",
@@ -163,13 +157,13 @@ class Mutation(ProfileMutations, TokenMutations):
         if len(inputs) > validation.MAX_BATCH:
             raise BadInput("inputs", f"must be at most {validation.MAX_BATCH}")
         context = info.context
-        context.limits.heartbeats(context.caller, len(inputs))
+        context.services.limits.heartbeats(context.caller, len(inputs))
         checked = [
             _checked_or_refused(f"inputs[{i}]", beat, context.caller)
             for i, beat in enumerate(inputs)
         ]
         outcomes = iter(
-            await context.heartbeats.record(
+            await context.services.heartbeats.record(
                 [beat for beat in checked if isinstance(beat, HeartbeatReport)]
             )
         )
@@ -179,11 +173,11 @@ class Mutation(ProfileMutations, TokenMutations):
         ]
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             OPERATORS,
             "Takes a node out of use, or back. It then has the status that its heartbeats say.",
         ),
-        extensions=[Audited("node.set_maintenance", "node_id")],
+        extensions=[AuditedField("node.set_maintenance", "node_id")],
     )
     async def set_maintenance(
         self,
@@ -195,7 +189,7 @@ class Mutation(ProfileMutations, TokenMutations):
         note = checked_note(input.note)
         if input.until is not None and not input.enabled:
             raise BadInput("input.until", "belongs to maintenance that begins")
-        async with context.database.write() as session:
+        async with context.services.database.write() as session:
             if input.enabled:
                 node = await nodes.start_maintenance(
                     session, node_id, note=note, until=input.until, by=context.caller
@@ -204,17 +198,17 @@ class Mutation(ProfileMutations, TokenMutations):
                 node = await nodes.end_maintenance(
                     session,
                     node_id,
-                    rules=context.pacemaker.rules,
+                    rules=context.services.pacemaker.rules,
                     note=note,
                     by=context.caller,
                 )
         return SetMaintenancePayload(node=Node.of(node))
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             OPERATORS, "Removes a node; its history stays. A later registration makes a new node."
         ),
-        extensions=[Audited("node.deregister", "node_id")],
+        extensions=[AuditedField("node.deregister", "node_id")],
     )
     async def deregister_node(
         self,
@@ -223,7 +217,7 @@ class Mutation(ProfileMutations, TokenMutations):
     ) -> DeregisterNodePayload:
         node_id = validation.searched("input.nodeId", input.node_id)
         note = checked_note(input.note)
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             revision = await nodes.deregister(session, node_id, note=note, by=info.context.caller)
         return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))
 

@@ -229,5 +229,5 @@ class NodeConnection:
 
     @strawberry.field(description="How many nodes the filter means, on all pages.")
     async def total_count(self, info: Info) -> int:
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             return await nodes.count(session, self.filter)

@@ -8,13 +8,14 @@ import strawberry
 from db.core import tables
 from db.core.errors import BadInput
 from db.registry import profile_changes
-from graph.api.audited_field import Audited
+from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, ProfileType
 from graph.api.profile_schema import checked_content
+from graph.api.root_fields import declare
 from graph.api.scalars import JSON
 from graph.api.types import INPUT, NodeProfile, field, optional
-from graph.auth.permissions import OPERATORS, allowed
+from graph.auth.permissions import OPERATORS
 from graph.core import validation
 
 _EXPECTED_VERSION = (
@@ -110,12 +111,12 @@ class DeleteRoleProfilePayload:
 @strawberry.type
 class ProfileMutations:
     @strawberry.mutation(
-        **allowed(
+        **declare(
             OPERATORS,
             "Makes a node's own profile, or replaces it. VERSION_CONFLICT tells the"
             " version that it has.",
         ),
-        extensions=[Audited("profile.set", "node_id", "name")],
+        extensions=[AuditedField("profile.set", "node_id", "name")],
     )
     async def set_node_profile(
         self,
@@ -127,18 +128,18 @@ class ProfileMutations:
             "input", input.name, input.type, input.config, enabled=input.enabled
         )
         expected = _version(input.expected_version)
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             profile = await profile_changes.set_of_node(
                 session, node_id, content, expected_version=expected, by=info.context.caller
             )
         return SetNodeProfilePayload(profile=NodeProfile.of(profile))
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             OPERATORS,
             "Takes a node's own profile away; its role's, if there is one, is left to it.",
         ),
-        extensions=[Audited("profile.delete", "node_id", "name")],
+        extensions=[AuditedField("profile.delete", "node_id", "name")],
     )
     async def delete_node_profile(
         self,
@@ -148,19 +149,19 @@ class ProfileMutations:
         node_id = validation.searched("input.nodeId", input.node_id)
         name = validation.searched("input.name", input.name)
         expected = _version(input.expected_version)
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             await profile_changes.delete_of_node(
                 session, node_id, name, expected_version=expected, by=info.context.caller
             )
         return DeleteNodeProfilePayload(name=name)
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             OPERATORS,
             "Makes a profile of a role and type, or replaces it. VERSION_CONFLICT tells the"
             " version that it has.",
         ),
-        extensions=[Audited("profile.set", "role", "type", "name")],
+        extensions=[AuditedField("profile.set", "role", "type", "name")],
     )
     async def set_role_profile(
         self,
@@ -171,7 +172,7 @@ class ProfileMutations:
             "input", input.name, input.profile_type, input.config, enabled=input.enabled
         )
         expected = _version(input.expected_version)
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             profile = await profile_changes.set_of_role(
                 session,
                 input.role,
@@ -183,11 +184,11 @@ class ProfileMutations:
         return SetRoleProfilePayload(profile=RoleProfile.of(profile))
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             OPERATORS,
             "Takes a profile of a role and type away; what nodes have of their own stays.",
         ),
-        extensions=[Audited("profile.delete", "role", "type", "name")],
+        extensions=[AuditedField("profile.delete", "role", "type", "name")],
     )
     async def delete_role_profile(
         self,
@@ -196,7 +197,7 @@ class ProfileMutations:
     ) -> DeleteRoleProfilePayload:
         name = validation.searched("input.name", input.name)
         expected = _version(input.expected_version)
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             await profile_changes.delete_of_role(
                 session,
                 input.role,

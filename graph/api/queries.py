@@ -18,6 +18,7 @@ from graph.api.enums import NodeOrder, NodeRanking, NodeRole, NodeType, OrderDir
 from graph.api.filter_inputs import NodeFilter, NodeOrderInput, NodeRequirements
 from graph.api.node import Node, NodeConnection
 from graph.api.profiles import RoleProfile
+from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.tokens import TokenQueries
 from graph.api.types import (
@@ -28,14 +29,7 @@ from graph.api.types import (
     field,
     page_size,
 )
-from graph.auth.permissions import (
-    ADMINS,
-    EVERYBODY,
-    READERS,
-    READERS_AND_OWN_AGENT,
-    allowed,
-    require_own,
-)
+from graph.auth.permissions import ADMINS, EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own
 from graph.core import validation
 from graph.core.version import STARTED_AT, VERSION
 
@@ -71,7 +65,7 @@ class Registry:
 
     @strawberry.field(description="How many nodes there are, by status.")
     async def node_counts(self, info: Info) -> NodeCounts:
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             counts = await nodes.count_by_status(session)
         return NodeCounts(
             total=sum(counts.values()),
@@ -84,13 +78,13 @@ class Registry:
 
 @strawberry.type(description="What may be asked.")
 class Query(TokenQueries):
-    @strawberry.field(**allowed(EVERYBODY, "The registry itself."))
+    @strawberry.field(**declare(EVERYBODY, "The registry itself."))
     async def registry(self, info: Info) -> Registry:
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             state = await status_changes.state(session)
         return Registry(
             version=VERSION,
-            environment=info.context.settings.env,
+            environment=info.context.services.settings.env,
             mode=state.mode,
             mode_reason=state.mode_reason,
             mode_since=state.mode_since,
@@ -99,7 +93,7 @@ class Query(TokenQueries):
         )
 
     @strawberry.field(
-        **allowed(READERS_AND_OWN_AGENT, "One node; null when none is registered under that id.")
+        **declare(READERS_AND_OWN_AGENT, "One node; null when none is registered under that id.")
     )
     async def node(
         self,
@@ -108,11 +102,11 @@ class Query(TokenQueries):
     ) -> Node | None:
         searched = validation.searched("nodeId", node_id)
         require_own(info.context.caller, searched)
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             row = await nodes.find(session, searched)
         return None if row is None else Node.of(row)
 
-    @strawberry.field(**allowed(READERS, "The nodes that fit, page by page."))
+    @strawberry.field(**declare(READERS, "The nodes that fit, page by page."))
     async def nodes(
         self,
         info: Info,
@@ -127,7 +121,7 @@ class Query(TokenQueries):
         node_filter = EVERY_NODE if filter is None else filter.checked()
         order = NodeOrder.NODE_ID if order_by is None else order_by.field
         descending = order_by is not None and order_by.direction is OrderDirection.DESC
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             # Before the page: what changes in between is told twice rather than never.
             revision = await status_changes.current_revision(session)
             page = await nodes.listed(
@@ -147,8 +141,10 @@ class Query(TokenQueries):
         )
 
     @strawberry.field(
-        **allowed(
-            READERS, "The nodes that a router may use now, best first, as of at most a second ago."
+        **declare(
+            READERS,
+            "The nodes that a router may use now, best first, as of at most a second ago.",
+            cached_by_snapshot=True,
         )
     )
     async def available_nodes(
@@ -165,9 +161,9 @@ class Query(TokenQueries):
         count = DEFAULT_LIMIT if limit is None else limit
         require_page_size(count, "limit")
         required = NO_REQUIREMENTS if require is None else require.checked()
-        return await AvailableNodes.of(info.context.fleet, required, rank, count)
+        return await AvailableNodes.of(info.context.services.fleet, required, rank, count)
 
-    @strawberry.field(**allowed(READERS, "The profiles of roles, by role, type and name."))
+    @strawberry.field(**declare(READERS, "The profiles of roles, by role, type and name."))
     async def role_profiles(
         self,
         info: Info,
@@ -178,12 +174,12 @@ class Query(TokenQueries):
             NodeType | None, strawberry.argument(description="Only those of this type.")
         ] = None,
     ) -> list[RoleProfile]:
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             found = await profiles.of_roles(session, role, type)
         return [RoleProfile.of(profile) for profile in found]
 
     @strawberry.field(
-        **allowed(
+        **declare(
             READERS, "The change log of the nodes that fit, newest first, removed nodes included."
         )
     )
@@ -195,14 +191,14 @@ class Query(TokenQueries):
         after: After = None,
     ) -> StatusChangeConnection:
         node_filter = EVERY_NODE if filter is None else filter.checked()
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             page = await history.list_status_changes(
                 session, node_filter, first=page_size(first), after=after
             )
         return StatusChangeConnection.of(page, after)
 
     @strawberry.field(
-        **allowed(
+        **declare(
             ADMINS,
             "Who did or was refused what, newest first: every mutation but heartbeats.",
         )
@@ -218,6 +214,6 @@ class Query(TokenQueries):
         after: After = None,
     ) -> AuditLogConnection:
         audit_filter = audit.EVERY_ENTRY if filter is None else filter.checked()
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             page = await audit.entries(session, audit_filter, first=page_size(first), after=after)
         return AuditLogConnection.of(page, after)

@@ -11,23 +11,30 @@ from db.registry import nodes
 from db.registry.node_filter import EVERY_NODE
 from db.routing.matching import NO_REQUIREMENTS
 from graph.api.context import Info
-from graph.api.events import AvailableNodesEvent, NodeStatusEvent
+from graph.api.events import (
+    AvailableNodesEvent,
+    HeartbeatPace,
+    NodeStatusEvent,
+    show_candidate_event,
+    show_pace,
+    show_status_event,
+)
 from graph.api.queries import Filter, Require
+from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.types import Heartbeat
-from graph.auth.permissions import EVERYBODY, READERS, READERS_AND_OWN_AGENT, allowed, require_own
+from graph.auth.permissions import EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own
 from graph.core import validation
-from graph.core.event_batches import Batched
+from graph.core.event_batches import EventBatches
 from graph.live.candidate_watch import follow_available
 from graph.live.change_stream import follow
-from graph.live.heartbeat_pace import HeartbeatPace
 from graph.live.heartbeat_tail import HeartbeatFeed
 
 
 @strawberry.type(description="What may be followed.")
 class Subscription:
     @strawberry.subscription(
-        **allowed(READERS, "Every status change of the nodes that match, in order, none twice.")
+        **declare(READERS, "Every status change of the nodes that match, in order, none twice.")
     )
     async def node_status_changes(
         self,
@@ -40,18 +47,19 @@ class Subscription:
     ) -> AsyncIterator[NodeStatusEvent]:
         context = info.context
         node_filter = EVERY_NODE if filter is None else filter.checked()
-        return Batched(
+        return EventBatches(
             await follow(
-                context.feed,
-                context.database,
+                context.services.feed,
+                context.services.database,
                 node_filter,
                 after=after,
-                bookmark_seconds=context.settings.bookmark_interval_seconds,
-            )
+                bookmark_seconds=context.services.settings.bookmark_interval_seconds,
+            ),
+            show_status_event,
         )
 
     @strawberry.subscription(
-        **allowed(
+        **declare(
             READERS,
             "The nodes a router may use, kept current: the set, then what enters and leaves"
             " it. A change of status is told at once, one of capabilities, labels or metrics within"
@@ -62,10 +70,12 @@ class Subscription:
         self, info: Info, require: Require = None
     ) -> AsyncIterator[AvailableNodesEvent]:
         required = NO_REQUIREMENTS if require is None else require.checked()
-        return Batched(follow_available(info.context.fleet.watching(required)))
+        return EventBatches(
+            follow_available(info.context.services.fleet.watching(required)), show_candidate_event
+        )
 
     @strawberry.subscription(
-        **allowed(
+        **declare(
             READERS_AND_OWN_AGENT,
             "Heartbeats as they arrive, for a live chart; not resumable. A reader that is"
             " too slow misses the oldest. NODE_NOT_FOUND for a node that is not registered.",
@@ -79,26 +89,31 @@ class Subscription:
         context = info.context
         searched = validation.searched("nodeId", node_id)
         require_own(context.caller, searched)
-        async with context.database.read() as session:
+        async with context.services.database.read() as session:
             node = await nodes.find(session, searched)
         if node is None:
             raise NodeNotFound(node_id)
-        return Batched(_arriving(context.heartbeat_feed, node))
+        return EventBatches(
+            _arriving(context.services.heartbeat_feed, node),
+            lambda heartbeat: Heartbeat.of(heartbeat, node.node_id),
+        )
 
     @strawberry.subscription(
-        **allowed(
+        **declare(
             EVERYBODY,
             "The pace of heartbeats, for agents: as it is, then whenever it has changed by half. It"
             " tells them between two heartbeats what their replies would have told them later.",
         )
     )
     async def heartbeat_pace(self, info: Info) -> AsyncIterator[HeartbeatPace]:
-        return Batched(info.context.pacemaker.pace.follow(), alike=True)
+        return EventBatches(
+            info.context.services.pacemaker.pace.follow(), show_pace, same_for_all=True
+        )
 
 
 async def _arriving(
     feed: HeartbeatFeed, node: tables.Node
-) -> AsyncGenerator[Sequence[Heartbeat], None]:
+) -> AsyncGenerator[Sequence[tables.Heartbeat], None]:
     with feed.subscribe(node.id, node.last_heartbeat_id or 0) as subscriber:
         async for heartbeats in subscriber.heartbeats():
-            yield [Heartbeat.of(heartbeat, node.node_id) for heartbeat in heartbeats]
+            yield heartbeats

@@ -11,12 +11,13 @@ from db.access.token_changes import MadeToken
 from db.core import tables
 from db.core.errors import Forbidden
 from db.core.identity import Caller
-from graph.api.audited_field import Audited
+from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, Role
+from graph.api.root_fields import declare
 from graph.api.tokens import Token
 from graph.api.types import INPUT, field, optional
-from graph.auth.permissions import ADMINS, AGENTS, allowed
+from graph.auth.permissions import ADMINS, AGENTS
 from graph.core import validation
 
 _KEY = "The key itself. It is shown this once."
@@ -81,7 +82,7 @@ class RotateNodeKeyPayload:
 @strawberry.type
 class TokenMutations:
     @strawberry.mutation(
-        **allowed(ADMINS, "Makes an API key."), extensions=[Audited("token.create", "name")]
+        **declare(ADMINS, "Makes an API key."), extensions=[AuditedField("token.create", "name")]
     )
     async def create_token(
         self,
@@ -93,7 +94,7 @@ class TokenMutations:
             for i, node in enumerate(input.nodes or [])
         ]
         lifetime = input.expires_in_seconds
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             made = await token_changes.create(
                 session,
                 role=input.role,
@@ -107,11 +108,11 @@ class TokenMutations:
         return CreateTokenPayload.of(made)
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             ADMINS,
             "Makes an enrolment key: each node that is registered with it gets a key of its own.",
         ),
-        extensions=[Audited("token.create", "name")],
+        extensions=[AuditedField("token.create", "name")],
     )
     async def create_enrolment_token(
         self,
@@ -124,7 +125,7 @@ class TokenMutations:
             key_lifetime = validation.lifetime(
                 "input.keyExpiresInSeconds", input.key_expires_in_seconds
             )
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             made = await enrolment.create(
                 session,
                 uses=validation.count("input.uses", input.uses, most=validation.MAX_USES),
@@ -141,8 +142,8 @@ class TokenMutations:
         return CreateTokenPayload.of(made)
 
     @strawberry.mutation(
-        **allowed(ADMINS, "Makes a key that takes the place of another, with an overlap."),
-        extensions=[Audited("token.rotate", "id")],
+        **declare(ADMINS, "Makes a key that takes the place of another, with an overlap."),
+        extensions=[AuditedField("token.rotate", "id")],
     )
     async def rotate_token(
         self,
@@ -151,7 +152,7 @@ class TokenMutations:
     ) -> CreateTokenPayload:
         public_id = validation.searched("input.id", input.id)
         overlap = validation.lifetime("input.overlapSeconds", input.overlap_seconds, least=0)
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             old = await tokens.find(session, public_id)
             made = await token_changes.rotate(
                 session, old.id, overlap=overlap, by=info.context.caller
@@ -159,7 +160,7 @@ class TokenMutations:
         return CreateTokenPayload.of(made)
 
     @strawberry.mutation(
-        **allowed(ADMINS, "Ends keys at once."), extensions=[Audited("token.revoke", "id")]
+        **declare(ADMINS, "Ends keys at once."), extensions=[AuditedField("token.revoke", "id")]
     )
     async def revoke_token(
         self,
@@ -167,24 +168,24 @@ class TokenMutations:
         input: Annotated[RevokeTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> RevokeTokenPayload:
         named = validation.searched("input.id", input.id)
-        async with info.context.database.write() as session:
+        async with info.context.services.database.write() as session:
             ended = await token_changes.revoke(session, named, by=info.context.caller)
         return RevokeTokenPayload(tokens=[Token.of(token) for token in ended])
 
     @strawberry.mutation(
-        **allowed(
+        **declare(
             AGENTS,
             "Makes a key that takes the place of the one that asks. The old one stands beside it"
             " for a while, so that nothing is lost with the answer.",
         ),
-        extensions=[Audited("token.rotate")],
+        extensions=[AuditedField("token.rotate")],
     )
     async def rotate_node_key(self, info: Info) -> RotateNodeKeyPayload:
         caller = info.context.caller
         if caller.identity.role is not Role.AGENT or caller.identity.key_id is None:
             raise Forbidden(f"{caller.name} is not known by an agent's key")
-        overlap = timedelta(seconds=info.context.settings.node_key_overlap_seconds)
-        async with info.context.database.write() as session:
+        overlap = timedelta(seconds=info.context.services.settings.node_key_overlap_seconds)
+        async with info.context.services.database.write() as session:
             made = await token_changes.rotate(
                 session, caller.identity.key_id, overlap=overlap, by=caller
             )

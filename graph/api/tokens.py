@@ -10,8 +10,9 @@ from db.core import tables
 from db.core.pagination import Page
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, Role
+from graph.api.root_fields import declare
 from graph.api.types import After, First, PageInfo, field, page_size
-from graph.auth.permissions import ADMINS, allowed
+from graph.auth.permissions import ADMINS
 
 
 @strawberry.type(description="An API key or an enrolment key, without its secret.")
@@ -71,7 +72,7 @@ class TokenConnection:
 
 @strawberry.type
 class TokenQueries:
-    @strawberry.field(**allowed(ADMINS, "The keys, newest first."))
+    @strawberry.field(**declare(ADMINS, "The keys, newest first."))
     async def tokens(
         self,
         info: Info,
@@ -82,7 +83,7 @@ class TokenQueries:
             bool, strawberry.argument(description="Only those that have not ended.")
         ] = True,
     ) -> TokenConnection:
-        async with info.context.database.read() as session:
+        async with info.context.services.database.read() as session:
             page = await tokens.listed(
                 session, first=page_size(first), after=after, with_dead=not standing
             )

@@ -1,35 +1,21 @@
-"""Who may ask for what: declared at each field of the roots, said in its description, judged here.
+"""Which roles may use a field of the API, and whose nodes an agent may act for.
 
-An operation is judged before it runs, by its root fields; whose node an agent means is known only
-from a field's arguments, and judged by the resolver with `require_own`.
+`graph.api.root_fields` declares the permission of each root field; the engine checks it before an
+operation runs. Which node an agent means is known only from a field's arguments, so resolvers call
+`require_own`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
-
-from graphql import (
-    DocumentNode,
-    FieldNode,
-    FragmentDefinitionNode,
-    FragmentSpreadNode,
-    GraphQLSchema,
-    InlineFragmentNode,
-    OperationDefinitionNode,
-    SelectionSetNode,
-)
-from strawberry.types.field import StrawberryField
 
 from db.core.enums import Role
 from db.core.errors import Forbidden
 from db.core.identity import Caller
 
-_RIGHT = "node_registry.right"
-
 
 @dataclass(frozen=True, slots=True)
-class Right:
-    """`own` are the roles that may ask for it of their own nodes alone."""
+class Permission:
+    """The roles that may use a field; `own` are those that may use it for their own nodes only."""
 
     roles: frozenset[Role]
     own: frozenset[Role] = frozenset()
@@ -47,75 +33,39 @@ class Right:
 
 _READERS = frozenset({Role.ROUTER, Role.VIEWER, Role.OPERATOR, Role.ADMIN})
 
-EVERYBODY = Right(frozenset(Role))
-READERS = Right(_READERS)
-READERS_AND_OWN_AGENT = Right(_READERS, frozenset({Role.AGENT}))
-OPERATORS = Right(frozenset({Role.OPERATOR, Role.ADMIN}))
-ADMINS = Right(frozenset({Role.ADMIN}))
-REGISTERING = Right(frozenset({Role.ADMIN, Role.ENROLMENT}), frozenset({Role.AGENT}))
-AGENTS = Right(frozenset({Role.AGENT}))
-OWN_AGENT = Right(frozenset({Role.ADMIN}), frozenset({Role.AGENT}))
+EVERYBODY = Permission(frozenset(Role))
+READERS = Permission(_READERS)
+READERS_AND_OWN_AGENT = Permission(_READERS, frozenset({Role.AGENT}))
+OPERATORS = Permission(frozenset({Role.OPERATOR, Role.ADMIN}))
+ADMINS = Permission(frozenset({Role.ADMIN}))
+REGISTERING = Permission(frozenset({Role.ADMIN, Role.ENROLMENT}), frozenset({Role.AGENT}))
+AGENTS = Permission(frozenset({Role.AGENT}))
+OWN_AGENT = Permission(frozenset({Role.ADMIN}), frozenset({Role.AGENT}))
 
 
-class Declared(TypedDict):
-    description: str
-    metadata: Mapping[Any, Any]
+def require_role(caller: Caller, forbidden: Mapping[Role, str]) -> None:
+    """Check that the caller's role is not among those that are forbidden a field.
 
-
-def allowed(right: Right, description: str) -> Declared:
-    """What Strawberry is told of a root field."""
-    return {"description": f"{description} {right}", "metadata": {_RIGHT: right}}
-
-
-def right_of(schema: GraphQLSchema, root: str, name: str) -> Right | None:
-    """None of introspection, which every schema has by itself. Raises KeyError for a field of ours
-    without a right.
+    `forbidden` maps a role to the first field that it may not use. Raises Forbidden.
     """
-    field = schema.type_map[root].fields.get(name)  # type: ignore[attr-defined]  # a root is an object
-    if field is None:
-        return None
-    ours: StrawberryField = field.extensions["strawberry-definition"]
-    right: Right = ours.metadata[_RIGHT]
-    return right
-
-
-def refused_fields(
-    schema: GraphQLSchema, document: DocumentNode, operation: OperationDefinitionNode
-) -> dict[Role, str]:
-    """For each role that may not run a valid operation, the first field that it may not ask for."""
-    root = schema.get_root_type(operation.operation)
-    assert root is not None  # noqa: S101  # a valid operation has one
-    refused: dict[Role, str] = {}
-    for field in root_fields(document, operation):
-        name = field.name.value
-        right = right_of(schema, root.name, name)
-        if right is not None:
-            for role in Role:
-                if not right.allows(role):
-                    refused.setdefault(role, name)
-    return refused
-
-
-def require(caller: Caller, refused: Mapping[Role, str]) -> None:
-    """Raises Forbidden for a role that is refused one of the fields."""
     role = caller.identity.role
-    if role in refused:
+    if role in forbidden:
         raise Forbidden(
-            f"the role {role} may not ask for {refused[role]}", field=refused[role], role=role
+            f"the role {role} may not ask for {forbidden[role]}", field=forbidden[role], role=role
         )
 
 
 def require_own(caller: Caller, node_id: str) -> None:
-    """Raises Forbidden for an agent that means another's node."""
+    """Check that an agent acts for its own node. Raises Forbidden."""
     identity = caller.identity
     if identity.role is Role.AGENT and node_id not in identity.nodes:
         raise Forbidden(f"{identity.name} does not speak for node {node_id!r}", nodeId=node_id)
 
 
-def meant_node(caller: Caller, node_id: str | None) -> str | None:
-    """The id that a registration is for: an agent that speaks for one node alone need not name it.
+def resolve_node_id(caller: Caller, node_id: str | None) -> str | None:
+    """Return the id that a registration is for: an agent with one node alone need not name it.
 
-    Raises Forbidden as `require_own`.
+    Raises Forbidden as `require_own` does.
     """
     identity = caller.identity
     if identity.role is Role.AGENT:
@@ -123,28 +73,3 @@ def meant_node(caller: Caller, node_id: str | None) -> str | None:
             [node_id] = identity.nodes
         require_own(caller, node_id or "")
     return node_id
-
-
-def root_fields(document: DocumentNode, operation: OperationDefinitionNode) -> Iterator[FieldNode]:
-    """Those of a valid operation, wherever they stand; of a fragment that is used twice, once."""
-    fragments = {
-        definition.name.value: definition
-        for definition in document.definitions
-        if isinstance(definition, FragmentDefinitionNode)
-    }
-    return _fields(operation.selection_set, fragments, set())
-
-
-def _fields(
-    selections: SelectionSetNode, fragments: Mapping[str, FragmentDefinitionNode], seen: set[str]
-) -> Iterator[FieldNode]:
-    for selection in selections.selections:
-        match selection:
-            case FieldNode():
-                yield selection
-            case InlineFragmentNode():
-                yield from _fields(selection.selection_set, fragments, seen)
-            case FragmentSpreadNode() if selection.name.value not in seen:
-                seen.add(selection.name.value)
-                spread = fragments[selection.name.value]
-                yield from _fields(spread.selection_set, fragments, seen)

@@ -1,26 +1,33 @@
-"""Streams whose events come several at once."""
+"""Streams whose events arrive several at once."""
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 EventT = TypeVar("EventT")
 
 
-class Batched(AsyncIterator[EventT], Generic[EventT]):
-    """The events one by one, as GraphQL has them; or all that came at once, by `batches`.
+class EventBatches(AsyncIterator[Any], Generic[EventT]):
+    """A subscription's source: plain events in `batches`, which `show` turns into API objects.
 
-    `alike` are events that look the same to all callers, whatever their rights.
+    GraphQL iterates over the shown events one by one; the engine reads `batches` itself and calls
+    `show` only for an event that no other subscription has shown yet. `same_for_all` says that an
+    event looks the same to all callers, whatever their permissions.
     """
 
     def __init__(
-        self, batches: AsyncGenerator[Sequence[EventT], None], *, alike: bool = False
+        self,
+        batches: AsyncGenerator[Sequence[EventT], None],
+        show: Callable[[EventT], Any],
+        *,
+        same_for_all: bool = False,
     ) -> None:
         self.batches = batches
-        self.alike = alike
-        self._begun: deque[EventT] = deque()
+        self.show = show
+        self.same_for_all = same_for_all
+        self._pending: deque[EventT] = deque()
 
-    async def __anext__(self) -> EventT:
-        while not self._begun:
-            self._begun.extend(await anext(self.batches))
-        return self._begun.popleft()
+    async def __anext__(self) -> Any:
+        while not self._pending:
+            self._pending.extend(await anext(self.batches))
+        return self.show(self._pending.popleft())

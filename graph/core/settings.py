@@ -19,7 +19,6 @@ from sqlalchemy.exc import ArgumentError
 from db.core.enums import Role
 from db.registry.liveness_rules import Rules
 from graph.execution.cost_formula import MOST
-from graph.execution.query_limits import Bounds
 
 PREFIX = "NODE_REGISTRY_"
 VITAL_CONNECTIONS = 2
@@ -154,14 +153,6 @@ class Settings(BaseSettings):
     @property
     def serves_graphiql(self) -> bool:
         return self.env == "development" if self.graphiql is None else self.graphiql
-
-    def query_bounds(self) -> Bounds:
-        return Bounds(
-            depth=self.max_query_depth,
-            aliases=self.max_query_aliases,
-            directives=self.max_query_directives,
-            cost=self.max_query_cost,
-        )
 
     def rules(self) -> Rules:
         return Rules(

@@ -48,7 +48,7 @@ class Plan:
     _info: GraphQLResolveInfo[Any]
     _shape: Shape
 
-    def arguments(self, variables: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    def coerce(self, variables: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """None if the variables are not of their types."""
         try:
             given = variables or {}

@@ -29,7 +29,7 @@ from graphql import (
 )
 from graphql.utilities.coerce_input_value import coerce_default_value
 
-from graph.auth.permissions import root_fields
+from graph.api.root_fields import iterate_root_fields
 from graph.execution.cost_formula import MOST, Cost, Given, Size, Sums, clamped
 from graph.execution.query_limits import Complexity
 
@@ -48,7 +48,7 @@ def complexity(
     asked = counting.selected(root, operation.selection_set)
     resolved = {
         (field.alias or field.name).value: field.name.value
-        for field in root_fields(document, operation)
+        for field in iterate_root_fields(document, operation)
     }
     own = [operation.directives, *(v.directives for v in operation.variable_definitions or ())]
     return Complexity(

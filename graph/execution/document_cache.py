@@ -33,7 +33,7 @@ from graphql.utilities import validate_input_literal
 
 from db.core.enums import Role
 from db.core.errors import BadInput
-from graph.auth import permissions
+from graph.api import root_fields
 from graph.core.errors import RequestRefused
 from graph.execution.compiled_operation import Plan, event_shape_of, plan_of
 from graph.execution.compiled_output import Shape
@@ -60,19 +60,34 @@ class Operation:
         self.node = node
         self.name = node.name.value if node.name else None
         self.kind: OperationType = node.operation
-        self.counted_as = self.name if document.trusted and self.name else OTHERS
+        self.metric_name = self.name if document.trusted and self.name else OTHERS
+        self.span = (
+            f"{self.kind.value} {self.metric_name}",
+            {
+                "graphql.operation.type": self.kind.value,
+                "graphql.operation.name": self.metric_name,
+                "graphql.document.id": document.id,
+            },
+        )
 
     @cached_property
     def complexity(self) -> Complexity:
         return complexity(self.document.schema, self.document.node, self.node)
 
     @cached_property
-    def refused_fields(self) -> dict[Role, str]:
-        """Whom it is refused, and for which field."""
-        return permissions.refused_fields(self.document.schema, self.document.node, self.node)
+    def forbidden_fields(self) -> dict[Role, str]:
+        """The roles that may not run it, each with the first field that it may not use."""
+        return root_fields.find_forbidden_fields(
+            self.document.schema, self.document.node, self.node
+        )
 
     @cached_property
-    def plan(self) -> Plan | None:
+    def is_cached_by_snapshot(self) -> bool:
+        """Whether its result is the same until the next node snapshot."""
+        return root_fields.is_cached_by_snapshot(self.document.schema, self.node)
+
+    @cached_property
+    def compiled(self) -> Plan | None:
         """None if it takes the executor."""
         return plan_of(self.document.schema, self.node)
 

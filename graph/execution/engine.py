@@ -1,4 +1,4 @@
-"""Runs operations on the schema: one result of a query or mutation, a stream of a subscription."""
+"""Runs operations on the schema for all transports."""
 
 import asyncio
 import time
@@ -11,9 +11,7 @@ from typing import Any
 from graphql import (
     ExecutionResult,
     Executor,
-    FieldNode,
     GraphQLSyntaxError,
-    OperationDefinitionNode,
     OperationType,
     create_source_event_stream,
 )
@@ -21,36 +19,42 @@ from strawberry.utils.await_maybe import await_maybe
 
 from db.core.errors import Forbidden
 from db.core.identity import Caller
-from graph.api.audited_field import record_forbidden
+from graph.api.context import create_context
 from graph.api.schema import Schema
 from graph.auth import permissions
 from graph.core import errors
-from graph.core.event_batches import Batched
+from graph.core.event_batches import EventBatches
 from graph.core.single_flight import Once
 from graph.execution.document_cache import Documents, Operation
-from graph.execution.event_sharing import MAX_SHARED_BYTES, Telling, Told, looks_of, weight
+from graph.execution.event_sharing import (
+    MAX_SHARED_BYTES,
+    EncodedEvent,
+    EventEncoder,
+    EventView,
+    compute_fingerprint,
+    weigh,
+)
+from graph.execution.forbidden_operation import record_forbidden
+from graph.execution.query_limits import QueryLimits
 from graph.execution.request import GraphQLRequest
 from graph.execution.response import (
-    Answer,
     OperationRefused,
-    answer_of,
-    at_work,
-    executed,
-    faults_shown,
+    Response,
+    refusing_on_error,
+    releasing,
+    run_executor,
 )
 from graph.services import Services
-from graph.telemetry.metrics import CANCELLED
+from graph.telemetry.metrics import CANCELLED, OK
 
-_FLEET_FIELDS = {"availableNodes"}
-
-_TURN = 32
-"""Messages to one subscriber after which the others, and all else, have their turn."""
+_EVENTS_PER_TURN = 32
+"""Messages to one subscriber after which other tasks get their turn."""
 
 ALL_KINDS = frozenset(OperationType)
 
 
 class KindNotAllowed(Exception):
-    """Of what this way of asking is not for; `kind` is what it is."""
+    """An operation of a kind that its transport does not accept."""
 
     def __init__(self, kind: OperationType) -> None:
         super().__init__(kind)
@@ -58,58 +62,63 @@ class KindNotAllowed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
-    """An operation that this caller may run."""
+class _Admitted:
+    """An operation that its caller may run."""
 
     operation: Operation
     request: GraphQLRequest
     caller: Caller
 
-    @property
-    def is_subscription(self) -> bool:
-        return self.operation.kind is OperationType.SUBSCRIPTION
-
-    def looks(self, *, alike: bool = False) -> bytes:
-        """As `looks_of` has it."""
-        identity = self.caller.identity
-        return looks_of(self.operation, self.request.variables, identity, alike=alike)
+    def compute_fingerprint(self, *, same_for_all: bool = False) -> bytes:
+        identity, variables = self.caller.identity, self.request.variables
+        return compute_fingerprint(self.operation, variables, identity, same_for_all=same_for_all)
 
 
-class Operations:
-    """What all transports run operations by. One for each app.
+class Engine:
+    """The one entry of all transports; one for each app.
 
-    An event is executed and encoded once for all subscriptions to which it would look the same:
-    those of one document, operation, variables and rights. So is a question about the fleet, until
-    the next look at it.
+    An event is executed and encoded once for all subscriptions to which it looks the same: those
+    of one document, operation, variables and permissions. So is a query of fields that are cached
+    by snapshot, until the next snapshot.
     """
 
     def __init__(self, schema: Schema, services: Services, trusted: Iterable[str] = ()) -> None:
-        """`trusted` are documents that may be asked for by their ids."""
+        """`trusted` are the documents that may be requested by their ids."""
         self._schema = schema
+        self._services = services
         settings = services.settings
         self._hides_suggestions = not settings.shows_schema
-        self._bounds = settings.query_bounds()
+        self._limits = QueryLimits.from_settings(settings)
         self._documents = Documents(
             schema.graphql,
             trusted,
             max_tokens=settings.max_query_tokens,
             shows_schema=settings.shows_schema,
         )
-        self._services = services
-        self._telling = Telling()
-        self._answers: Once[tuple[bytes, int], Answer] = Once(MAX_SHARED_BYTES, weigh=weight)
+        self._events = EventEncoder()
+        self._responses: Once[tuple[bytes, int], Response] = Once(MAX_SHARED_BYTES, weigh=weigh)
 
-    async def admit(
+    async def handle(
         self,
         request: GraphQLRequest,
         caller: Caller,
         allowed: Collection[OperationType] = ALL_KINDS,
-    ) -> Admitted:
-        """Raises OperationRefused for a document that is not valid.
+    ) -> str | AsyncGenerator[str, None]:
+        """Run a request: return the encoded response, or those of a subscription's events.
 
-        Raises KindNotAllowed, RequestRefused, BadInput, RateLimited, Forbidden and QueryTooComplex,
-        too. What is forbidden is in the audit trail then.
+        Raises, before execution: KindNotAllowed, RequestRefused, BadInput, RateLimited,
+        QueryTooComplex, Forbidden (which the audit trail then has), and OperationRefused for a
+        document or variables that are not valid. Raises TookTooLong. The stream of a subscription
+        raises OperationRefused and RateLimited.
         """
+        admitted = await self._admit(request, caller, allowed)
+        if admitted.operation.kind is OperationType.SUBSCRIPTION:
+            return self._subscribe(admitted)
+        return await self._respond(admitted)
+
+    async def _admit(
+        self, request: GraphQLRequest, caller: Caller, allowed: Collection[OperationType]
+    ) -> _Admitted:
         self._services.limits.request(caller)
         try:
             document = self._documents.asked_for(request)
@@ -121,64 +130,69 @@ class Operations:
         if document.errors:
             raise OperationRefused(errors.as_response(document.errors))
         try:
-            permissions.require(caller, operation.refused_fields)
+            permissions.require_role(caller, operation.forbidden_fields)
         except Forbidden:
-            await record_forbidden(self._services.context(caller), operation, request.variables)
+            rejections = self._services.rejections
+            await record_forbidden(rejections, caller, operation, request.variables)
             raise
-        self._bounds.require(operation.complexity, request.variables)
-        return Admitted(operation, request, caller)
+        self._limits.require(operation.complexity, request.variables)
+        return _Admitted(operation, request, caller)
 
-    async def execute(self, admitted: Admitted) -> str:
-        """The encoded response to a query or mutation.
-
-        Raises OperationRefused when execution did not begin, and TookTooLong.
-        """
+    async def _respond(self, admitted: _Admitted) -> str:
+        """Return the response to a query or mutation, within the time limit, and count it."""
+        operation, limit_seconds = admitted.operation, self._services.settings.request_seconds
         began, outcome = time.perf_counter(), CANCELLED
-        try:
-            async with asyncio.timeout(self._services.settings.request_seconds):
-                answer = await self._answer(admitted)
-            outcome = answer.outcome
-        except asyncio.CancelledError as cancelled:
-            errors.let_go(cancelled)
-            raise
-        except OperationRefused as refused:
-            outcome = refused.code
-            raise
-        except TimeoutError as error:
-            outcome = errors.TookTooLong.code
-            raise errors.TookTooLong(self._services.settings.request_seconds) from error
-        finally:
-            operation, taken = admitted.operation, time.perf_counter() - began
-            self._services.metrics.observe_operation(
-                operation.counted_as, operation.kind.value, outcome, taken
-            )
-        return answer.payload
+        with self._services.tracer.open_span(*operation.span) as span:
+            try:
+                async with asyncio.timeout(limit_seconds):
+                    response = await self._execute_shared(admitted)
+                outcome = response.outcome
+            except asyncio.CancelledError as error:
+                errors.let_go(error)
+                raise
+            except OperationRefused as error:
+                outcome = error.code
+                raise
+            except TimeoutError as error:
+                outcome = errors.TookTooLong.code
+                raise errors.TookTooLong(limit_seconds) from error
+            finally:
+                if outcome not in {OK, CANCELLED}:
+                    span.fail(outcome)
+                self._services.metrics.observe_operation(
+                    operation.metric_name,
+                    operation.kind.value,
+                    outcome,
+                    time.perf_counter() - began,
+                )
+        return response.payload
 
-    async def _answer(self, admitted: Admitted) -> Answer:
-        """What is said of one look at the fleet is the same until the next."""
-        if not _asks_of_the_fleet_alone(admitted.operation.node):
-            return await self._execute(admitted)
-        look = self._services.fleet.current_look()
-        if look is None:
-            return await self._execute(admitted)
-        work = partial(self._execute, admitted)
-        return await self._answers.get((admitted.looks(), look), work)
+    async def _execute_shared(self, admitted: _Admitted) -> Response:
+        """Execute, once for all identical queries of the current snapshot where that suffices."""
+        execute = partial(self._execute, admitted)
+        if admitted.operation.is_cached_by_snapshot:
+            snapshot = self._services.fleet.current_look()
+            if snapshot is not None:
+                key = admitted.compute_fingerprint(), snapshot
+                return await self._responses.get(key, execute)
+        return await execute()
 
-    async def _execute(self, admitted: Admitted) -> Answer:
-        plan = admitted.operation.plan
-        arguments = plan.arguments(admitted.request.variables) if plan else None
-        with faults_shown():
-            if plan and arguments is not None:
-                return answer_of(await plan.run(arguments, self._services.context(admitted.caller)))
-            executor = self._executor(admitted)
-            return answer_of(await executed(executor, executor.execute_operation))
+    async def _execute(self, admitted: _Admitted) -> Response:
+        compiled = admitted.operation.compiled
+        arguments = compiled.coerce(admitted.request.variables) if compiled else None
+        with refusing_on_error():
+            if compiled and arguments is not None:
+                context = create_context(self._services, admitted.caller)
+                return Response.from_result(await compiled.run(arguments, context))
+            executor = self._build_executor(admitted)
+            return Response.from_result(await run_executor(executor, executor.execute_operation))
 
-    def _executor(self, admitted: Admitted) -> "Executor[Any]":
+    def _build_executor(self, admitted: _Admitted) -> "Executor[Any]":
         """Raises OperationRefused for variables that are not of their types."""
         executor = self._schema.execution_context_class.build(
             self._schema.graphql,
             admitted.operation.document.node,
-            context_value=self._services.context(admitted.caller),
+            context_value=create_context(self._services, admitted.caller),
             raw_variable_values=admitted.request.variables,
             operation_name=admitted.operation.name,
             hide_suggestions=self._hides_suggestions,
@@ -187,34 +201,30 @@ class Operations:
             raise OperationRefused(errors.as_response(executor))
         return executor
 
-    async def subscribe(self, admitted: Admitted) -> AsyncGenerator[str, None]:
-        """The encoded response to each event. Raises OperationRefused."""
-        executor = self._executor(admitted)
+    async def _subscribe(self, admitted: _Admitted) -> AsyncGenerator[str, None]:
+        executor = self._build_executor(admitted)
         with (
-            faults_shown(),
-            at_work(executor),
+            refusing_on_error(),
+            releasing(executor),
             self._services.limits.subscription(admitted.caller),
         ):
             source = await await_maybe(create_source_event_stream(executor))
             if isinstance(source, ExecutionResult):
                 raise OperationRefused(errors.as_response(source.errors or []))
-            assert isinstance(source, Batched)  # noqa: S101  # as all our resolvers make them
-            looks = admitted.looks(alike=source.alike)
-            tell = partial(self._telling.tell, executor, admitted.operation.event_shape, looks)
+            assert isinstance(source, EventBatches)  # noqa: S101  # as all our resolvers return
+            fingerprint = admitted.compute_fingerprint(same_for_all=source.same_for_all)
+            view = EventView(fingerprint, source.show, executor, admitted.operation.event_shape)
             count = 0
             async with aclosing(source.batches) as batches:
                 async for events in batches:
-                    # All are begun at once, so that what they ask the database is asked for all.
-                    for begun in [tell(event) for event in events]:
-                        told = begun if isinstance(begun, Told) else await asyncio.shield(begun)
-                        yield told.answer.payload
+                    # All are begun together, so that their questions to the database are one.
+                    for started in [self._events.encode(view, event) for event in events]:
+                        encoded = (
+                            started
+                            if isinstance(started, EncodedEvent)
+                            else await asyncio.shield(started)
+                        )
+                        yield encoded.response.payload
                         count += 1
-                        if count % _TURN == 0:
+                        if count % _EVENTS_PER_TURN == 0:
                             await asyncio.sleep(0)
-
-
-def _asks_of_the_fleet_alone(operation: OperationDefinitionNode) -> bool:
-    return operation.operation is OperationType.QUERY and all(
-        isinstance(selection, FieldNode) and selection.name.value in _FLEET_FIELDS
-        for selection in operation.selection_set.selections
-    )

@@ -1,9 +1,9 @@
-"""What looks the same to several callers is executed and encoded once for all of them."""
+"""Events that look the same to several subscriptions are executed and encoded once for all."""
 
 import hashlib
 import json
 from asyncio import Task
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,85 +21,95 @@ from db.core.identity import Identity
 from graph.core.single_flight import Once
 from graph.execution.compiled_output import Shape
 from graph.execution.document_cache import Operation
-from graph.execution.response import Answer, answer_of, executed
+from graph.execution.response import Response, run_executor
 from graph.telemetry.metrics import OK
 
 MAX_SHARED_BYTES = 32 * 1024 * 1024
-"""Of answers that are kept because others may ask for them."""
+"""Of encoded responses that are kept for others who may ask for them."""
 
-_EVENT_BYTES = 2000  # about what the event and its task take, whatever was asked of it
+_EVENT_BYTES = 2000  # about what an event and its task take, whatever is selected of it
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Holds on to the event, so that its identity is nobody else's."""
+class EncodedEvent:
+    """A response, with its event: while that is referenced, no other object has its identity."""
 
     event: object
-    answer: Answer
+    response: Response
 
 
-class Telling:
-    """How events look, each told once for all subscriptions to which it looks the same."""
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """How a subscription sees events.
+
+    `fingerprint` is equal for subscriptions that see every event alike; `show` makes the API's
+    object of an event; `shape` encodes that object, unless it takes the executor.
+    """
+
+    fingerprint: bytes
+    show: Callable[[Any], Any]
+    executor: "Executor[Any]"
+    shape: Shape | None
+
+
+class EventEncoder:
+    """Encodes each event once for all subscriptions with the same fingerprint."""
 
     def __init__(self) -> None:
-        self._told: Once[tuple[bytes, int], Told] = Once(
-            MAX_SHARED_BYTES, weigh=lambda told: weight(told.answer) + _EVENT_BYTES
+        self._encoded: Once[tuple[bytes, int], EncodedEvent] = Once(
+            MAX_SHARED_BYTES, weigh=lambda encoded: weigh(encoded.response) + _EVENT_BYTES
         )
 
-    def tell(
-        self, executor: "Executor[Any]", shape: Shape | None, looks: bytes, event: object
-    ) -> Told | Task[Told]:
-        """What others have been told already, or that needs nothing of the database, is at hand.
-
-        `looks` are those of the subscription, `shape` is that of its events, if they have one.
-        """
-        key = looks, id(event)
-        told = self._told.kept(key)
-        if told is not None:
-            return told
-        if shape is not None:
+    def encode(self, view: EventView, event: object) -> EncodedEvent | Task[EncodedEvent]:
+        """Return the encoded event, or the task that executes it where that takes the database."""
+        key = view.fingerprint, id(event)
+        encoded = self._encoded.kept(key)
+        if encoded is not None:
+            return encoded
+        if view.shape is not None:
             with suppress(Exception):
-                told = Told(event, Answer.with_data(shape(event)))
-                self._told.keep(key, told)
-                return told
-        return self._told.begin(key, partial(_executed, executor, event))
+                encoded = EncodedEvent(event, Response.from_data(view.shape(view.show(event))))
+                self._encoded.keep(key, encoded)
+                return encoded
+        return self._encoded.begin(key, partial(_execute, view, event))
 
 
-async def _executed(executor: "Executor[Any]", event: object) -> Told:
-    of_event = executor.build_per_event_executor(event)
-    result = await executed(of_event, partial(execute_subscription_event, of_event))
-    return Told(event, answer_of(result))
+async def _execute(view: EventView, event: object) -> EncodedEvent:
+    executor = view.executor.build_per_event_executor(view.show(event))
+    result = await run_executor(executor, partial(execute_subscription_event, executor))
+    return EncodedEvent(event, Response.from_result(result))
 
 
-def weight(answer: Answer) -> int:
-    """Of one with errors too much to be kept: the next who asks may have more luck."""
-    return len(answer.payload) if answer.outcome == OK else MAX_SHARED_BYTES + 1
+def weigh(response: Response) -> int:
+    """Return a response's bytes; one with errors is too heavy to keep, for a retry may succeed."""
+    return len(response.payload) if response.outcome == OK else MAX_SHARED_BYTES + 1
 
 
-def looks_of(
+def compute_fingerprint(
     operation: Operation,
     variables: Mapping[str, Any] | None,
     identity: Identity,
     *,
-    alike: bool = False,
+    same_for_all: bool = False,
 ) -> bytes:
-    """The same for all operations to which an event looks the same; `alike`: whoever asks.
+    """Return a hash that is equal for operations to which the same event or snapshot looks alike.
 
-    A revision says where a stream begins, never what an event looks like. Nothing is told to one
-    caller that another with the same rights would not be told.
+    Variables of type Revision are left out: they say where a stream begins, never what an event
+    looks like. No field shows a caller what another with the same permissions may not see;
+    `same_for_all` leaves permissions out, too.
     """
-    given = variables or {}
+    values = variables or {}
     shown = {
-        name: given[name]
+        name: values[name]
         for definition in operation.node.variable_definitions or ()
-        if (name := definition.variable.name.value) in given
-        and _type_name(definition) != "Revision"
+        if (name := definition.variable.name.value) in values
+        and _get_type_name(definition) != "Revision"
     }
-    holds = None if alike else [identity.role, *sorted(identity.nodes)]
-    asked = [operation.document.id, operation.name, shown, holds]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+    permissions = None if same_for_all else [identity.role, *sorted(identity.nodes)]
+    parts = [operation.document.id, operation.name, shown, permissions]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
 
-def _type_name(definition: VariableDefinitionNode) -> str | None:
+def _get_type_name(definition: VariableDefinitionNode) -> str | None:
     kind = definition.type.type if isinstance(definition.type, NonNullTypeNode) else definition.type
     return kind.name.value if isinstance(kind, NamedTypeNode) else None

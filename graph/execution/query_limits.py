@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from db.core.errors import RegistryError
+from graph.core.settings import Settings
 from graph.execution.cost_formula import Formula
 
 
@@ -35,11 +36,22 @@ class Complexity:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class QueryLimits:
+    """The largest query that is run."""
+
     depth: int
     aliases: int
     directives: int
     cost: int
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        return cls(
+            depth=settings.max_query_depth,
+            aliases=settings.max_query_aliases,
+            directives=settings.max_query_directives,
+            cost=settings.max_query_cost,
+        )
 
     def require(self, asked: Complexity, variables: Mapping[str, Any] | None) -> None:
         """Raises QueryTooComplex. `variables` are as they were sent."""

@@ -1,4 +1,4 @@
-"""What execution gave, encoded as the response that says it."""
+"""Results of execution, encoded as GraphQL responses."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,74 +14,75 @@ from graph.telemetry.metrics import OK
 
 
 class OperationRefused(Exception):
-    """Not begun, or a stream that broke off; `errors` are as a response shows them."""
+    """An operation that did not begin, or a stream that broke off.
 
-    def __init__(self, shown: list[dict[str, Any]]) -> None:
-        super().__init__(shown)
-        self.errors = shown
+    `errors` are in the form of a response.
+    """
+
+    def __init__(self, formatted: list[dict[str, Any]]) -> None:
+        super().__init__(formatted)
+        self.errors = formatted
 
     @property
     def code(self) -> str:
-        return _code(self.errors)
+        return _first_code(self.errors)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """`outcome` is OK or the code of the first error."""
+class Response:
+    """An encoded response. `outcome` is OK or the code of its first error."""
 
     payload: str
     outcome: str = OK
 
     @classmethod
-    def with_data(cls, data: Mapping[str, Any] | None) -> "Answer":
-        return cls(_encoded({"data": data}))
+    def from_data(cls, data: Mapping[str, Any] | None) -> "Response":
+        return cls(_encode({"data": data}))
+
+    @classmethod
+    def from_result(cls, result: ExecutionResult) -> "Response":
+        """Encode a result. Raises OperationRefused when execution did not begin: it has no data."""
+        if not result.errors:
+            return cls.from_data(result.data)
+        formatted = errors.as_response(result.errors)
+        if result.data is None and not any(error.path for error in result.errors):
+            raise OperationRefused(formatted)
+        return cls(_encode({"data": result.data, "errors": formatted}), _first_code(formatted))
 
 
-def answer_of(result: ExecutionResult) -> Answer:
-    """Raises OperationRefused when execution did not begin: without it there is no `data`."""
-    if not result.errors:
-        return Answer.with_data(result.data)
-    shown = errors.as_response(result.errors)
-    if result.data is None and not any(error.path for error in result.errors):
-        raise OperationRefused(shown)
-    return Answer(_encoded({"data": result.data, "errors": shown}), _code(shown))
-
-
-async def executed(executor: "Executor[Any]", execute: Callable[[], Any]) -> ExecutionResult:
-    """The whole result of what `execute` begins on the executor, which has done its work then."""
-    with at_work(executor):
+async def run_executor(executor: "Executor[Any]", execute: Callable[[], Any]) -> ExecutionResult:
+    """Return the whole result of what `execute` begins on the executor, and release it."""
+    with releasing(executor):
         result = await await_maybe(execute())
     assert isinstance(result, ExecutionResult)  # noqa: S101  # nothing is delivered in parts
     return result
 
 
 @contextmanager
-def at_work(executor: "Executor[Any]") -> Iterator[None]:
-    """Afterwards nothing holds on to it but those who use it."""
+def releasing(executor: "Executor[Any]") -> Iterator[None]:
+    """Break the executor's reference cycle afterwards, so that it needs no garbage collection."""
     try:
         yield
     finally:
-        # They hold the executor that holds them: only the collector would find the two.
-        executor.async_helpers = None  # type: ignore[assignment]
+        executor.async_helpers = None  # type: ignore[assignment]  # they hold the executor that holds them
 
 
 @contextmanager
-def faults_shown() -> Iterator[None]:
-    """Whatever it is, it ends this operation alone: raises OperationRefused."""
+def refusing_on_error() -> Iterator[None]:
+    """Turn any error into OperationRefused, so that it ends this operation alone."""
     try:
         yield
     except OperationRefused:
         raise
     except Exception as error:
-        broken = GraphQLError(str(error), original_error=error)
-        raise OperationRefused(errors.as_response([broken])) from error
+        wrapped = GraphQLError(str(error), original_error=error)
+        raise OperationRefused(errors.as_response([wrapped])) from error
 
 
-def _code(shown: Sequence[Mapping[str, Any]]) -> str:
-    """That of the first."""
-    code: str = shown[0]["extensions"]["code"]
+def _first_code(formatted: Sequence[Mapping[str, Any]]) -> str:
+    code: str = formatted[0]["extensions"]["code"]
     return code
 
 
-def _encoded(payload: dict[str, Any]) -> str:
+def _encode(payload: dict[str, Any]) -> str:
     return orjson.dumps(payload).decode()

@@ -1,6 +1,5 @@
 """The nodes that meet requirements, as the set changes: worked out once for all who follow it."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -11,15 +10,17 @@ from db.core.database import Database
 from db.registry import nodes
 from db.routing.candidates import Offer
 from db.routing.matching import Requirements, divided, unmet
-from graph.api.events import AvailableNodesSnapshot, NodeBecameAvailable, NodeBecameUnavailable
-from graph.api.node import Node
-from graph.api.scalars import Revision
+from graph.core.broadcast import Broadcast
 from graph.core.single_flight import Once
+from graph.live.stream_events import (
+    CandidateEntered,
+    CandidateEvent,
+    CandidateLeft,
+    CandidatesSnapshot,
+)
 
 MAX_STEPS = 64
 """Changes of the set by which a follower may lag before it is told the whole set anew."""
-
-Event = AvailableNodesSnapshot | NodeBecameAvailable | NodeBecameUnavailable
 
 
 class Watch:
@@ -36,9 +37,9 @@ class Watch:
         self._requirements = requirements
         self._available = {offer.id for offer in divided(requirements, offers)[0]}
         self._revision = revision
-        self._steps: dict[int, Sequence[Event]] = {}
-        self._snapshots: Once[int, AvailableNodesSnapshot] = Once(1)
-        self._moved = asyncio.Event()
+        self._steps: dict[int, Sequence[CandidateEvent]] = {}
+        self._snapshots: Once[int, CandidatesSnapshot] = Once(1)
+        self._moved = Broadcast()
         self.step = 0
         self.followers = 0
 
@@ -58,52 +59,44 @@ class Watch:
         fit, unfit = divided(self._requirements, changed)
         leaving = [(offer, unmet(self._requirements, offer)) for offer in unfit]
         leaving += [(offer, ["is not registered any more"]) for offer in removed]
-        events: list[Event] = []
+        events: list[CandidateEvent] = []
         # First, for a node that was removed may be here again under the same id.
         for offer, reasons in leaving:
             if offer.id in self._available:
                 self._available.remove(offer.id)
-                events.append(
-                    NodeBecameUnavailable(
-                        revision=Revision(revision), node_id=offer.node_id, reasons=reasons
-                    )
-                )
+                events.append(CandidateLeft(revision, offer.node_id, reasons))
         for offer in fit:
             row = rows.get(offer.id)
             # One that is not what it offered any more comes with the next look.
             if offer.id not in self._available and row is not None and row.status is offer.status:
                 self._available.add(offer.id)
-                events.append(NodeBecameAvailable(revision=Revision(revision), node=Node.of(row)))
+                events.append(CandidateEntered(revision, row))
         if events:
             self.step += 1
             self._steps[self.step] = events
             self._steps.pop(self.step - MAX_STEPS, None)
-            moved, self._moved = self._moved, asyncio.Event()
-            moved.set()
+            self._moved.notify()
 
-    async def snapshot(self) -> tuple[int, AvailableNodesSnapshot]:
+    async def snapshot(self) -> tuple[int, CandidatesSnapshot]:
         """The set, and the step that it was at."""
         step = self.step
         return step, await self._snapshots.get(step, partial(self._load, self._revision))
 
-    async def behind(self, step: int) -> Sequence[Event] | None:
+    async def behind(self, step: int) -> Sequence[CandidateEvent] | None:
         """The next step, as soon as there is one; None when it is no longer kept."""
         while step == self.step:
             await self._moved.wait()
         return self._steps.get(step + 1)
 
-    async def _load(self, revision: int) -> AvailableNodesSnapshot:
+    async def _load(self, revision: int) -> CandidatesSnapshot:
         async with self._database.read() as session:
             rows = await nodes.by_uuid(session, list(self._available))
-        in_order = sorted(rows.values(), key=lambda row: row.node_id)
-        return AvailableNodesSnapshot(
-            revision=Revision(revision), nodes=[Node.of(row) for row in in_order]
-        )
+        return CandidatesSnapshot(revision, sorted(rows.values(), key=lambda row: row.node_id))
 
 
 async def follow_available(
     watching: AbstractAsyncContextManager[Watch],
-) -> AsyncGenerator[Sequence[Event], None]:
+) -> AsyncGenerator[Sequence[CandidateEvent], None]:
     """The set as it stands, then what enters and leaves; the set again for one that fell behind."""
     async with watching as watch:
         while True:

@@ -20,10 +20,10 @@ from db.core.errors import Unavailable
 from db.registry import status_changes
 from db.registry.change_listener import NOTHING_ELSE, Hear, listening
 from db.registry.node_filter import EVERY_NODE, NodeFilter
-from graph.api.events import Bookmark, NodeStatusChanged
-from graph.api.scalars import Revision
-from graph.api.types import StatusChange
+from db.registry.status_changes import LoggedChange
+from graph.core.broadcast import Broadcast
 from graph.core.single_flight import Once
+from graph.live.stream_events import Bookmark, StatusChanged
 
 log = structlog.get_logger()
 
@@ -46,10 +46,10 @@ class Batch:
 
     database: Database
     revisions: range
-    events: list[NodeStatusChanged]
+    events: list[StatusChanged]
     _judged: Once[NodeFilter, dict[int, bool]] = field(default_factory=lambda: Once(_MAX_FILTERS))
 
-    async def behind(self, position: int, node_filter: NodeFilter) -> list[NodeStatusChanged]:
+    async def behind(self, position: int, node_filter: NodeFilter) -> list[StatusChanged]:
         """Those behind the position that the filter means.
 
         Who asks the same at about the same time shares the answer. Raises HoleInLog when the log
@@ -87,7 +87,7 @@ async def read_batch(
     return Batch(
         database,
         range(logged[0].revision, logged[-1].revision + 1),
-        [NodeStatusChanged.of(change, standing.get(change.node)) for change in logged],
+        [StatusChanged(change, standing.get(change.node)) for change in logged],
     )
 
 
@@ -114,10 +114,10 @@ class ChangeFeed:
         self._max_lag = max_lag
         self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
         self._replays: Once[tuple[int, int], Batch | None] = Once(_MAX_REPLAYS)
-        self._arrived = asyncio.Event()
+        self._arrived = Broadcast()
         self._reading = database.driver
-        self._bookmark = Bookmark(revision=Revision(0))
-        self._last: StatusChange | None = None
+        self._bookmark = Bookmark(0)
+        self._last: LoggedChange | None = None
         self.revision = 0
         self.in_touch = False
         self.set_backs = 0
@@ -225,7 +225,7 @@ class ChangeFeed:
     def bookmark(self, position: int) -> Bookmark:
         """One for all that have come as far."""
         if self._bookmark.revision != position:
-            self._bookmark = Bookmark(revision=Revision(position))
+            self._bookmark = Bookmark(position)
         return self._bookmark
 
     async def _read(self, after: int, upto: int) -> Batch | None:
@@ -247,14 +247,14 @@ class ChangeFeed:
         self.revision, self._last = batch.revisions[-1], batch.events[-1].change
         while len(self._recent) > self._max_lag:
             del self._recent[self.revision - len(self._recent) + 1]
-        self._wake()
+        self._arrived.notify()
         return True
 
     async def _go_to(self, revision: int) -> None:
         last = await self._logged(revision)
         self._recent.clear()
         self.revision, self._last = revision, last
-        self._wake()
+        self._arrived.notify()
 
     async def _set_back(self, revision: int) -> None:
         log.warning("feed.log_set_back", read=self.revision, revision=revision)
@@ -271,11 +271,7 @@ class ChangeFeed:
         logged = await self._logged(self.revision)
         return logged is None or logged == self._last
 
-    async def _logged(self, revision: int) -> StatusChange | None:
+    async def _logged(self, revision: int) -> LoggedChange | None:
         async with self._database.driver() as connection:
             logged, _ = await status_changes.after(connection, revision - 1, upto=revision)
-        return StatusChange.of(logged[0]) if logged else None
-
-    def _wake(self) -> None:
-        arrived, self._arrived = self._arrived, asyncio.Event()
-        arrived.set()
+        return logged[0] if logged else None

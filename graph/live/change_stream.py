@@ -7,11 +7,8 @@ from db.core.database import Database
 from db.core.errors import BadInput
 from db.registry import status_changes
 from db.registry.node_filter import NodeFilter
-from graph.api.events import Bookmark, NodeStatusChanged, ResyncRequired
-from graph.api.scalars import Revision
 from graph.live.change_feed import ChangeFeed, HoleInLog
-
-Event = NodeStatusChanged | Bookmark | ResyncRequired
+from graph.live.stream_events import ResyncRequired, StatusEvent
 
 
 async def follow(
@@ -21,7 +18,7 @@ async def follow(
     *,
     after: int | None,
     bookmark_seconds: float,
-) -> AsyncGenerator[Sequence[Event], None]:
+) -> AsyncGenerator[Sequence[StatusEvent], None]:
     """Each change that matches, once and in order; ends with ResyncRequired where that cannot be.
 
     After `bookmark_seconds` in which nothing matched it says how far it has come; not while the
@@ -43,7 +40,7 @@ async def follow(
     return _follow(feed, node_filter, after, set_backs, bookmark_seconds)
 
 
-async def _only(event: Event) -> AsyncGenerator[Sequence[Event], None]:
+async def _only(event: StatusEvent) -> AsyncGenerator[Sequence[StatusEvent], None]:
     yield [event]
 
 
@@ -53,7 +50,7 @@ async def _follow(
     position: int,
     set_backs: int,
     bookmark_seconds: float,
-) -> AsyncGenerator[Sequence[Event], None]:
+) -> AsyncGenerator[Sequence[StatusEvent], None]:
     clock = asyncio.get_running_loop().time
     silent_since = clock()
     live = False
@@ -80,4 +77,4 @@ async def _follow(
 
 
 def _resync(revision: int, reason: str) -> ResyncRequired:
-    return ResyncRequired(revision=Revision(revision), reason=reason)
+    return ResyncRequired(revision, reason)

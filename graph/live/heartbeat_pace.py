@@ -1,48 +1,37 @@
-"""The pace of the fleet, told to agents when it changes between two of their heartbeats."""
+"""The heartbeat pace of the fleet, announced to agents when it changes between heartbeats."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-import strawberry
+from graph.core.broadcast import Broadcast
+from graph.live.stream_events import PaceChanged
 
-from graph.api.types import field
-
-NEWS = 1.5
-"""The factor by which the pace changes before it is told anew: nodes come and go all the time."""
+MIN_CHANGE_FACTOR = 1.5
+"""A smaller change of the pace is not announced: nodes come and go all the time."""
 
 
-@strawberry.type(
-    description="The interval that replies promise now. A node whose next heartbeat is due later"
-    " than that from now sends it earlier: at a random moment within the interval, because all"
-    " nodes are told at once. One that is due earlier stays due."
-)
 class HeartbeatPace:
-    interval_seconds: float = field("The pace of the fleet, without jitter.")
-
-
-class Pace:
-    """Follows the interval that replies promise. One event for all who are told of it."""
+    """Follows the interval that heartbeat replies set. One event object for all followers."""
 
     def __init__(self, interval_seconds: float) -> None:
-        self._told = HeartbeatPace(interval_seconds=interval_seconds)
-        self._changed = asyncio.Event()
+        self._current = PaceChanged(interval_seconds)
+        self._changed = Broadcast()
         self.followers = 0
 
-    def learn(self, interval_seconds: float) -> None:
-        was = self._told.interval_seconds
-        if max(interval_seconds / was, was / interval_seconds) >= NEWS:
-            self._told = HeartbeatPace(interval_seconds=interval_seconds)
-            changed, self._changed = self._changed, asyncio.Event()
-            changed.set()
+    def update(self, interval_seconds: float) -> None:
+        """Announce the interval, in seconds, if it differs enough from the last one announced."""
+        last = self._current.interval_seconds
+        if max(interval_seconds / last, last / interval_seconds) >= MIN_CHANGE_FACTOR:
+            self._current = PaceChanged(interval_seconds)
+            self._changed.notify()
 
-    async def follow(self) -> AsyncGenerator[Sequence[HeartbeatPace], None]:
-        """The pace as it is, then each that is news; one that is too slow for all gets the last."""
+    async def follow(self) -> AsyncGenerator[Sequence[PaceChanged], None]:
+        """Yield the current pace, then each change; a slow reader gets only the newest."""
         self.followers += 1
         try:
             while True:
-                told = self._told
-                yield [told]
-                while told is self._told:
+                delivered = self._current
+                yield [delivered]
+                while delivered is self._current:
                     await self._changed.wait()
         finally:
             self.followers -= 1

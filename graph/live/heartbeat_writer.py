@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
@@ -16,12 +17,16 @@ from db.registry.liveness_rules import Rules
 from graph.core.errors import INTERNAL
 from graph.live.sweeper import Pacemaker
 from graph.telemetry.metrics import Metrics
+from graph.telemetry.spans import Tracer
 
 log = structlog.get_logger()
 
 MAX_BATCH = 1000
 MAX_WAITING = 20_000
 MAX_STRETCH = 4.0
+MAX_LINKS = 128
+"""Operations that the span of a batch is linked to: those of its first heartbeats."""
+
 _RETRY_AFTER_SECONDS = 2.0
 
 Outcome = Recorded | RegistryError
@@ -31,15 +36,19 @@ Outcome = Recorded | RegistryError
 class _Waiting:
     reports: Sequence[HeartbeatReport]
     outcomes: asyncio.Future[list[Outcome]]
+    link: Any
 
 
 class HeartbeatWriter:
     """Acknowledges nothing before its commit. A heartbeat that comes alone is written at once."""
 
-    def __init__(self, database: Database, pacemaker: Pacemaker, metrics: Metrics) -> None:
+    def __init__(
+        self, database: Database, pacemaker: Pacemaker, metrics: Metrics, tracer: Tracer
+    ) -> None:
         self._database = database
         self._pacemaker = pacemaker
         self._metrics = metrics
+        self._tracer = tracer
         self._queue: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
         self.waiting = 0
@@ -52,7 +61,8 @@ class HeartbeatWriter:
         if self.waiting >= MAX_WAITING:
             self._metrics.count_heartbeats(Unavailable.code, len(reports))
             raise Unavailable(_RETRY_AFTER_SECONDS)
-        waiting = _Waiting(reports, asyncio.get_running_loop().create_future())
+        outcomes = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(reports, outcomes, self._tracer.current_link())
         self._queue.append(waiting)
         self.waiting += len(reports)
         self._arrived.set()
@@ -64,7 +74,9 @@ class HeartbeatWriter:
             while True:
                 await self._arrived.wait()
                 if batch := self._take():
-                    await self._write(batch)
+                    links = [waiting.link for waiting in batch[:MAX_LINKS]]
+                    with self._tracer.open_span("heartbeats.write", links=links):
+                        await self._write(batch)
                 else:
                     self._arrived.clear()
         finally:

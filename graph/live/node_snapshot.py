@@ -14,16 +14,15 @@ from uuid import UUID
 
 import structlog
 
+from db.core import tables
 from db.core.database import Database
 from db.core.enums import NodeRanking
 from db.core.errors import Unavailable
-from db.core.pagination import MAX_PAGE_SIZE
 from db.registry import nodes
 from db.routing import node_delta
 from db.routing.candidates import Offer
 from db.routing.matching import Requirements, divided
 from db.routing.scoring import ranked
-from graph.api.node import Node
 from graph.core.single_flight import Once
 from graph.live.candidate_watch import Watch
 from graph.live.change_feed import ChangeFeed
@@ -41,26 +40,10 @@ _MAX_ANSWERS = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """Who meets requirements, best first, at most a page of them; and who does not, by node id."""
+    """The best candidates for a question with their scores, and the excluded, by node id."""
 
-    database: Database
-    candidates: list[tuple[Offer, float]]
-    others: list[Offer]
-    _nodes: Once[int, list[tuple[Node, float]]]
-
-    async def best(self, limit: int) -> list[tuple[Node, float]]:
-        """Nodes that are not what they offered any more are left out."""
-        return await self._nodes.get(limit, partial(self._load, limit))
-
-    async def _load(self, limit: int) -> list[tuple[Node, float]]:
-        best = self.candidates[:limit]
-        async with self.database.read() as session:
-            rows = await nodes.by_uuid(session, [offer.id for offer, _ in best])
-        return [
-            (Node.of(row), score)
-            for offer, score in best
-            if (row := rows.get(offer.id)) is not None and row.status is offer.status
-        ]
+    candidates: list[tuple[tables.Node, float]]
+    excluded: list[Offer]
 
 
 class Fleet:
@@ -70,7 +53,7 @@ class Fleet:
         self._database = database
         self._feed = feed
         self._offers: dict[UUID, Offer] = {}
-        self._answers: dict[tuple[Requirements, NodeRanking], Answer] = {}
+        self._answers: Once[tuple[Requirements, NodeRanking, int], Answer] = Once(_MAX_ANSWERS)
         self._watches: dict[Requirements, Watch] = {}
         self._horizon: int | None = None
         self._looked_at = self._asked_at = float("-inf")
@@ -89,21 +72,28 @@ class Fleet:
         self._keep_looking()
         return None if self._is_old() else self._looks
 
-    async def answer(self, requirements: Requirements, ranking: NodeRanking) -> Answer:
-        """As of at most a second ago. Raises Unavailable when the database cannot be asked."""
+    async def answer(self, requirements: Requirements, ranking: NodeRanking, limit: int) -> Answer:
+        """Return the answer as of at most a second ago, once for all who ask the same.
+
+        Raises: Unavailable: the database did not answer.
+        """
         await self._be_current()
-        key = requirements, ranking
-        if key not in self._answers:
-            if len(self._answers) >= _MAX_ANSWERS:
-                del self._answers[next(iter(self._answers))]
-            fit, unfit = divided(requirements, self._offers.values())
-            self._answers[key] = Answer(
-                self._database,
-                ranked(fit, ranking)[:MAX_PAGE_SIZE],
-                sorted(unfit, key=lambda offer: offer.node_id),
-                Once(MAX_PAGE_SIZE, weigh=len),
-            )
-        return self._answers[key]
+        question = requirements, ranking, limit
+        return await self._answers.get(question, partial(self._answer, *question))
+
+    async def _answer(self, requirements: Requirements, ranking: NodeRanking, limit: int) -> Answer:
+        fit, unfit = divided(requirements, self._offers.values())
+        best = ranked(fit, ranking)[:limit]
+        excluded = sorted(unfit, key=lambda offer: offer.node_id)
+        async with self._database.read() as session:
+            rows = await nodes.by_uuid(session, [offer.id for offer, _ in best])
+        candidates = [
+            (row, score)
+            for offer, score in best
+            # A node whose status has changed since the last look is left out.
+            if (row := rows.get(offer.id)) is not None and row.status is offer.status
+        ]
+        return Answer(candidates, excluded)
 
     @asynccontextmanager
     async def watching(self, requirements: Requirements) -> AsyncIterator[Watch]:
@@ -163,7 +153,7 @@ class Fleet:
         self._offers.update((offer.id, offer) for offer in seen.changed)
         removed = [self._offers.pop(node) for node in seen.removed if node in self._offers]
         if seen.changed or removed:
-            self._answers.clear()
+            self._answers = Once(_MAX_ANSWERS)
         for watch in self._watches.values():
             watch.see(seen.revision, seen.changed, removed, rows)
         self._horizon, self._looked_at, self._looks = seen.horizon, began, self._looks + 1

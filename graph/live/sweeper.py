@@ -15,7 +15,7 @@ from db.registry import process_heartbeats, sweep
 from db.registry.liveness_rules import JITTER, Rules
 from db.registry.sweep import Swept
 from graph.core.settings import Settings
-from graph.live.heartbeat_pace import Pace
+from graph.live.heartbeat_pace import HeartbeatPace
 from graph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ class Pacemaker:
         self._process = uuid4()
         self._spread_until = 0.0
         self.rules: Rules = settings.rules()
-        self.pace = Pace(self.rules.interval)
+        self.pace = HeartbeatPace(self.rules.interval)
         self.mode = RegistryMode.NORMAL
         self.swept_at = 0.0  # by the system's clock, as Prometheus compares it
 
@@ -79,7 +79,7 @@ class Pacemaker:
             live_nodes=swept.live,
             jitter=self._jitter(swept.live),
         )
-        self.pace.learn(self.rules.interval)
+        self.pace.update(self.rules.interval)
 
     def _jitter(self, live_nodes: int) -> float:
         """After a silence a fleet is spread the wider the larger it is."""

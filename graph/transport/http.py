@@ -25,7 +25,7 @@ from graph.auth.caller_limits import RETRY_AFTER_SECONDS
 from graph.core import errors
 from graph.core.errors import RateLimited, RequestRefused, TookTooLong
 from graph.core.headers import header
-from graph.execution.engine import Admitted, KindNotAllowed, Operations
+from graph.execution.engine import Engine, KindNotAllowed
 from graph.execution.query_limits import QueryTooComplex
 from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
 from graph.execution.response import OperationRefused
@@ -81,8 +81,8 @@ class _Refused(Exception):
 class GraphQLOverHTTP:
     """The ASGI endpoint."""
 
-    def __init__(self, operations: Operations, services: Services) -> None:
-        self._operations = operations
+    def __init__(self, engine: Engine, services: Services) -> None:
+        self._engine = engine
         self._authentication = services.authentication
         self._settings = services.settings
         self._limits = services.limits
@@ -108,35 +108,27 @@ class GraphQLOverHTTP:
             caller = Caller(grant.identity, address_of(scope))
             request = await _read(scope, receive, self._settings.max_body_bytes)
             allowed = _KINDS[scope["method"]] | (_STREAMED if streams else set())
-            admitted = await self._admit(request, caller, allowed)
-            if streams and admitted.is_subscription:
+            payload = await self._engine.handle(request, caller, allowed)
+            if not isinstance(payload, str):
                 return EventStream(
-                    self._operations.subscribe(admitted),
+                    payload,
                     keepalive_seconds=self._settings.keepalive_seconds,
                     connection=self._limits.connection(),
                     grant=grant,
                 )
-            payload = await self._operations.execute(admitted)
             status = STATUS_EXECUTED
         except OperationRefused as refused:
             payload = orjson.dumps({"errors": refused.errors}).decode()
             status = STATUS_EXECUTED if media_type == JSON else STATUS_NOT_EXECUTED
+        except KindNotAllowed as error:
+            return _respond_refused(_wrong_way(error.kind), media_type)
         except _Refused as refused:
-            body = _errors(refused.error)
-            return _response(refused.status, body, media_type, refused.headers)
+            return _respond_refused(refused, media_type)
         except RegistryError as refusal:
             return refused_response(refusal, media_type)
         if streams:
             return EventStream(one(payload), keepalive_seconds=self._settings.keepalive_seconds)
         return _response(status, payload, media_type)
-
-    async def _admit(
-        self, request: GraphQLRequest, caller: Caller, allowed: set[OperationType]
-    ) -> Admitted:
-        try:
-            return await self._operations.admit(request, caller, allowed)
-        except KindNotAllowed as error:
-            raise _wrong_way(error.kind) from error
 
 
 def refused_response(refusal: RegistryError, media_type: str = JSON) -> Response:
@@ -148,6 +140,10 @@ def refused_response(refusal: RegistryError, media_type: str = JSON) -> Response
     if isinstance(refusal, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return _response(_STATUS[type(refusal)], _errors(refusal), media_type, headers)
+
+
+def _respond_refused(refused: _Refused, media_type: str) -> Response:
+    return _response(refused.status, _errors(refused.error), media_type, refused.headers)
 
 
 def too_busy(refused: RateLimited) -> Response:

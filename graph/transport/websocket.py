@@ -23,7 +23,7 @@ from graph.auth.authentication import address_of, require_same_origin
 from graph.auth.credential_cache import GRANT_ENDED, Grant
 from graph.core import errors
 from graph.core.errors import RateLimited
-from graph.execution.engine import Operations
+from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
 from graph.execution.response import OperationRefused
 from graph.services import Services
@@ -88,8 +88,8 @@ class _Close(Exception):
 class GraphQLOverWebSocket:
     """The ASGI endpoint; each connection is a `_Connection`."""
 
-    def __init__(self, operations: Operations, services: Services) -> None:
-        self._operations = operations
+    def __init__(self, engine: Engine, services: Services) -> None:
+        self._engine = engine
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,15 +107,15 @@ class GraphQLOverWebSocket:
         offered = websocket.scope["subprotocols"]
         await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
         if PROTOCOL in offered:
-            await _Connection(websocket, self._operations, self._services).serve()
+            await _Connection(websocket, self._engine, self._services).serve()
         else:
             await websocket.close(4406, "Subprotocol not acceptable")
 
 
 class _Connection:
-    def __init__(self, websocket: WebSocket, operations: Operations, services: Services) -> None:
+    def __init__(self, websocket: WebSocket, engine: Engine, services: Services) -> None:
         self._websocket = websocket
-        self._operations = operations
+        self._engine = engine
         self._services = services
         self._grant: Grant | None = None
         self._caller: Caller | None = None  # once it is acknowledged
@@ -214,15 +214,13 @@ class _Connection:
     async def _run(self, operation_id: str, request: GraphQLRequest, caller: Caller) -> None:
         structlog.contextvars.bind_contextvars(request_id=new_request_id(), operation=operation_id)
         try:
-            admitted = await self._operations.admit(request, caller)
-            if admitted.is_subscription:
-                payloads = self._operations.subscribe(admitted)
-                async with contextlib.aclosing(payloads):
+            result = await self._engine.handle(request, caller)
+            if isinstance(result, str):
+                await self._send_next(operation_id, result)
+            else:
+                async with contextlib.aclosing(result) as payloads:
                     async for payload in payloads:
                         await self._send_next(operation_id, payload)
-            else:
-                payload = await self._operations.execute(admitted)
-                await self._send_next(operation_id, payload)
             self._forget(operation_id)
             await self._send({"type": "complete", "id": operation_id})
         except WebSocketDisconnect:

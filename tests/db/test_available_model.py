@@ -172,8 +172,8 @@ async def test_the_answers_are_those_of_a_plain_model(
     known = {f"n{number}": subject for number, subject in enumerate(subjects)}
     for need in needs:
         fit = {name for name, subject in known.items() if fits(need, subject)}
-        answer = await fleet.answer(need, ranking)
-        found = [(node.node_id, score) for node, score in await answer.best(limit)]
+        answer = await fleet.answer(need, ranking, limit)
+        found = [(node.node_id, score) for node, score in answer.candidates]
         names = {name for name, _ in found}
         scores = [score for _, score in found]
         assert names <= fit
@@ -182,4 +182,4 @@ async def test_the_answers_are_those_of_a_plain_model(
         assert scores == sorted(scores, reverse=True)
         left_out = [score_of(known[name], ranking) for name in fit - names]
         assert not scores or max(left_out, default=0) <= scores[-1] + 1e-9
-        assert [offer.node_id for offer in answer.others] == sorted(set(known) - fit)
+        assert [offer.node_id for offer in answer.excluded] == sorted(set(known) - fit)

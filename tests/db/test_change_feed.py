@@ -20,11 +20,10 @@ from db.registry import nodes, status_changes
 from db.registry.change_listener import listening
 from db.registry.node_filter import EVERY_NODE, NodeFilter
 from db.registry.status_changes import CHANNEL, Transition
-from graph.api.events import Bookmark, NodeStatusChanged, ResyncRequired
-from graph.api.scalars import Revision
 from graph.live import change_feed as feed_module
 from graph.live.change_feed import ChangeFeed
-from graph.live.change_stream import Event, follow
+from graph.live.change_stream import follow
+from graph.live.stream_events import Bookmark, ResyncRequired, StatusChanged, StatusEvent
 from tests.support.fleet import examples, rows
 from tests.support.statements import statements
 
@@ -32,7 +31,7 @@ OUT, IN = "node-1-hetzner-gex44", "node-2-macbook-m4max"  # as seeded, by revisi
 ONLY_IN = NodeFilter(node_ids=(IN,))
 SECONDS = 10
 
-Events = AsyncGenerator[Sequence[Event], None]
+Events = AsyncGenerator[Sequence[StatusEvent], None]
 
 
 async def append(database: Database, *node_ids: str) -> None:
@@ -101,13 +100,13 @@ async def following(
     return await follow(feed, database, node_filter, after=after, bookmark_seconds=bookmark_seconds)
 
 
-async def next_events(events: Events) -> Sequence[Event]:
+async def next_events(events: Events) -> Sequence[StatusEvent]:
     async with asyncio.timeout(SECONDS):
         return await anext(events)
 
 
-def revision_of(told: Event) -> int:
-    assert isinstance(told, NodeStatusChanged)
+def revision_of(told: StatusEvent) -> int:
+    assert isinstance(told, StatusChanged)
     return told.change.revision
 
 
@@ -117,7 +116,7 @@ async def next_revisions(events: Events, count: int) -> list[int]:
     while len(revisions) < count:
         for told in await next_events(events):
             assert not isinstance(told, ResyncRequired)
-            if isinstance(told, NodeStatusChanged):
+            if isinstance(told, StatusChanged):
                 revisions.append(told.change.revision)
     return revisions
 
@@ -163,7 +162,7 @@ class Reader:
         """
         for event_ in await next_events(self.events):
             match event_:
-                case NodeStatusChanged(change=change):
+                case StatusChanged(change=change):
                     assert self.meant(log, self.known, change.revision) == [change.revision]
                     assert change.node_id == log[change.revision - 1]
                     self.told.append(change.revision)
@@ -278,7 +277,7 @@ async def read_in_pieces(
                 for each in await next_events(events):
                     assert not isinstance(each, ResyncRequired)
                     after = each.revision if isinstance(each, Bookmark) else revision_of(each)
-                    told += [after] if isinstance(each, NodeStatusChanged) else []
+                    told += [after] if isinstance(each, StatusChanged) else []
                 if after >= last:
                     break
     return told
@@ -400,7 +399,7 @@ async def test_idle_readers_are_told_how_far_the_log_was_read(database: Database
     feed = await a_feed(database)
     first, second = [await following(feed, database, bookmark_seconds=0.01) for _ in range(2)]
     [told], [told_too] = await next_events(first), await next_events(second)
-    assert told == Bookmark(revision=Revision(2))
+    assert told == Bookmark(2)
     assert told is told_too  # so that it is executed once
 
 
@@ -442,7 +441,7 @@ async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
             assert not waiting.done()
             await append(database, OUT)
         [told] = await waiting
-    assert isinstance(told, NodeStatusChanged)
+    assert isinstance(told, StatusChanged)
 
 
 async def test_a_reader_that_is_quick_gets_all_of_a_commit_larger_than_what_is_kept(

@@ -16,10 +16,10 @@ from db.core.enums import Role
 from db.core.errors import Forbidden
 from db.core.identity import Caller, Identity
 from db.core.token_format import new_key
-from graph.api.audited_field import MAX_OF_ONE_OPERATION, record_forbidden
 from graph.api.schema import schema
 from graph.execution.document_cache import Documents
-from graph.execution.engine import Operations
+from graph.execution.engine import Engine
+from graph.execution.forbidden_operation import MAX_ATTEMPTS, record_forbidden
 from graph.execution.request import GraphQLRequest
 from graph.live.housekeeping import Upkeep
 from graph.telemetry.metrics import Metrics
@@ -56,24 +56,23 @@ KNOWN = Caller(Identity("agent-7", Role.ADMIN), "192.0.2.7")
 
 
 @pytest.fixture
-def operations(server: LiveServer) -> Operations:
-    return Operations(schema, server.services)
+def engine(server: LiveServer) -> Engine:
+    return Engine(schema, server.services)
 
 
-async def answer(
-    operations: Operations, query: str, operation: str | None = None, **given: Any
-) -> str:
+async def answer(engine: Engine, query: str, operation: str | None = None, **given: Any) -> str:
     asked = {"query": query, "operationName": operation, "variables": {"input": given}}
-    admitted = await operations.admit(GraphQLRequest.model_validate(asked), KNOWN)
-    return await operations.execute(admitted)
+    response = await engine.handle(GraphQLRequest.model_validate(asked), KNOWN)
+    assert isinstance(response, str)
+    return response
 
 
 async def code_of(
-    operations: Operations, query: str, operation: str | None = None, **given: Any
+    engine: Engine, query: str, operation: str | None = None, **given: Any
 ) -> str | None:
     """The error's code, None of what succeeds."""
     try:
-        body = orjson.loads(await answer(operations, query, operation, **given))
+        body = orjson.loads(await answer(engine, query, operation, **given))
     except Forbidden as refused:
         return refused.code
     return body["errors"][0]["extensions"]["code"] if "errors" in body else None
@@ -228,13 +227,13 @@ ROLE = {"role": "PRODUCTION", "type": "WORKER", "name": "llm"}
 )
 async def test_what_a_known_caller_is_refused_is_an_entry(
     server: LiveServer,
-    operations: Operations,
+    engine: Engine,
     asked: tuple[str, str | None],
     given: dict[str, Any],
     entry: tuple[str, str, str],
 ) -> None:
     await register(server, "a")
-    assert await code_of(operations, *asked, **given) == entry[2]
+    assert await code_of(engine, *asked, **given) == entry[2]
     assert await entries(server.services.database) == [("node.register", "a", "ok"), entry]
     refused = (await trail(server, first=1))["nodes"][0]
     assert (refused["actor"], refused["address"]) == ("agent-7", "192.0.2.7")
@@ -243,10 +242,10 @@ async def test_what_a_known_caller_is_refused_is_an_entry(
 
 @pytest.mark.parametrize("operation", ["Revoke", "Rotate"])
 async def test_a_key_that_was_given_where_its_id_belongs_is_not_told(
-    server: LiveServer, operations: Operations, logged: list[EventDict], operation: str
+    server: LiveServer, engine: Engine, logged: list[EventDict], operation: str
 ) -> None:
     key = new_key()
-    told = await answer(operations, TOKENS, operation, id=key.text)
+    told = await answer(engine, TOKENS, operation, id=key.text)
     assert f"nrk_{key.public_id}…" in told
     assert key.text not in told + repr(logged)
     [entry] = await entries(server.services.database)
@@ -260,13 +259,11 @@ async def test_what_somebody_unknown_is_refused_is_no_entry(server: LiveServer) 
     assert await entries(server.services.database) == []
 
 
-async def test_refusals_of_heartbeats_are_no_entries(
-    server: LiveServer, operations: Operations
-) -> None:
+async def test_refusals_of_heartbeats_are_no_entries(server: LiveServer, engine: Engine) -> None:
     beat_of = (
         "mutation($input: RecordHeartbeatInput!) { recordHeartbeat(input: $input) { status } }"
     )
-    refused = await code_of(operations, beat_of, nodeId="x", bootId="b", sequence=1)
+    refused = await code_of(engine, beat_of, nodeId="x", bootId="b", sequence=1)
     assert refused == "NODE_NOT_FOUND"
     assert await entries(server.services.database) == []
 
@@ -275,10 +272,10 @@ async def test_a_refusal_is_told_even_if_the_trail_cannot_be_written(
     start_server: StartServer, database: Database, logged: list[EventDict]
 ) -> None:
     async with start_server(db_statement_timeout_seconds=0.5) as server:
-        operations = Operations(schema, server.services)
+        engine = Engine(schema, server.services)
         async with database.write() as session:
             await session.execute(text("LOCK TABLE audit_log"))
-            assert await code_of(operations, DEREGISTER, nodeId="x") == "NODE_NOT_FOUND"
+            assert await code_of(engine, DEREGISTER, nodeId="x") == "NODE_NOT_FOUND"
     [lost] = [event for event in logged if event["event"] == "audit.refusal_lost"]
     assert (lost["actor"], lost["subject"]) == ("agent-7", "x")
 
@@ -322,8 +319,8 @@ async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
 async def forbid(server: LiveServer, query: str, **variables: Any) -> None:
     document = Documents(schema.graphql).asked_for(GraphQLRequest(query=query))
     assert document.errors == []
-    context = server.services.context(KNOWN)
-    await record_forbidden(context, document.operation(None), variables)
+    rejections = server.services.rejections
+    await record_forbidden(rejections, KNOWN, document.operation(None), variables)
 
 
 async def test_an_operation_that_is_forbidden_tells_what_it_would_have_done(
@@ -398,7 +395,7 @@ async def test_one_forbidden_operation_makes_few_entries(server: LiveServer) -> 
     fields = " ".join(
         f'f{n}: deregisterNode(input: {{nodeId: "{n}"}}) {{ nodeId }}' for n in range(50)
     )
-    for _ in range(REFUSALS_A_MINUTE // MAX_OF_ONE_OPERATION + 2):
+    for _ in range(REFUSALS_A_MINUTE // MAX_ATTEMPTS + 2):
         await forbid(server, f"mutation {{ {fields} }}")
     assert len(await entries(server.services.database)) == REFUSALS_A_MINUTE
 

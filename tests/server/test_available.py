@@ -12,9 +12,8 @@ from db.core.enums import NodeStatus
 from db.registry import nodes
 from db.routing import node_delta
 from db.routing.matching import NO_REQUIREMENTS
-from graph.api.events import AvailableNodesSnapshot, NodeBecameAvailable
-from graph.api.scalars import Revision
 from graph.live.candidate_watch import MAX_STEPS, Watch, follow_available
+from graph.live.stream_events import CandidateEntered, CandidatesSnapshot
 from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, beat, register
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
@@ -324,14 +323,14 @@ async def test_one_that_falls_behind_is_told_the_set_anew(server: LiveServer) ->
     watch = Watch(server.services.database, NO_REQUIREMENTS, [online], seen.revision)
     async with aclosing(follow_available(nullcontext(watch))) as events:
         [first] = await anext(events)
-        assert isinstance(first, AvailableNodesSnapshot)
+        assert isinstance(first, CandidatesSnapshot)
         for step in range(MAX_STEPS + 1):
             watch.see(seen.revision, [online if step % 2 else offline], [], {row.id: row})
         [anew] = await anext(events)
-        assert anew == AvailableNodesSnapshot(revision=Revision(3), nodes=[])
+        assert anew == CandidatesSnapshot(3, [])
         watch.see(seen.revision, [online], [], {row.id: row})
         [entered] = await anext(events)
-        assert isinstance(entered, NodeBecameAvailable)
+        assert isinstance(entered, CandidateEntered)
 
 
 def understand(event: dict[str, Any], known: set[str]) -> None:

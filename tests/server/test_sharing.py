@@ -15,11 +15,12 @@ from db.core.enums import Role
 from db.core.errors import Unavailable
 from db.core.identity import Caller, Identity
 from graph.api.context import Info
+from graph.api.root_fields import declare
 from graph.api.scalars import SCALARS, Revision
 from graph.api.schema import Schema
-from graph.auth.permissions import EVERYBODY, allowed
-from graph.core.event_batches import Batched
-from graph.execution.engine import Operations
+from graph.auth.permissions import EVERYBODY
+from graph.core.event_batches import EventBatches
+from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest
 from graph.execution.response import OperationRefused
 from tests.support.api import CHANGES, MAINTENANCE, register, settled
@@ -66,20 +67,24 @@ class Said:
 EVENTS = [Said(text="first"), Said(text="second")]
 
 
+def itself(event: Said) -> Said:
+    return event
+
+
 async def said() -> AsyncGenerator[Sequence[Said], None]:
     yield EVENTS
 
 
 @strawberry.type
 class Subscription:
-    @strawberry.subscription(**allowed(EVERYBODY, "What is said."))  # type: ignore[untyped-decorator]  # as its schema is
+    @strawberry.subscription(**declare(EVERYBODY, "What is said."))  # type: ignore[untyped-decorator]  # as its schema is
     async def said(self, after: Revision | None = None, loud: bool = False) -> AsyncIterator[Said]:  # noqa: FBT001, FBT002  # as GraphQL has them
         del after, loud  # they say only what is asked
-        return Batched(said())
+        return EventBatches(said(), itself)
 
-    @strawberry.subscription(**allowed(EVERYBODY, "What is said to all."))  # type: ignore[untyped-decorator]  # as above
+    @strawberry.subscription(**declare(EVERYBODY, "What is said to all."))  # type: ignore[untyped-decorator]  # as above
     async def cried(self) -> AsyncIterator[Said]:
-        return Batched(said(), alike=True)
+        return EventBatches(said(), itself, same_for_all=True)
 
 
 @strawberry.type
@@ -101,10 +106,10 @@ subscription Two { said { toldTo } }
 
 
 @pytest.fixture
-def operations(server: LiveServer) -> Operations:
+def engine(server: LiveServer) -> Engine:
     STAGE.__init__()  # type: ignore[misc]  # anew for each test
     STAGE.may_go_on.set()
-    return Operations(SCHEMA, server.services)
+    return Engine(SCHEMA, server.services)
 
 
 def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> GraphQLRequest:
@@ -113,41 +118,42 @@ def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> Gr
 
 
 async def subscribe(
-    operations: Operations, asked: GraphQLRequest, by: Caller = ONE
+    engine: Engine, asked: GraphQLRequest, by: Caller = ONE
 ) -> AsyncGenerator[str, None]:
-    admitted = await operations.admit(asked, by)
-    async with aclosing(operations.subscribe(admitted)) as payloads:
+    stream = await engine.handle(asked, by)
+    assert not isinstance(stream, str)
+    async with aclosing(stream) as payloads:
         async for payload in payloads:
             yield payload
 
 
-async def told(operations: Operations, asked: GraphQLRequest, by: Caller = ONE) -> list[str]:
-    async with aclosing(subscribe(operations, asked, by)) as payloads:
+async def told(engine: Engine, asked: GraphQLRequest, by: Caller = ONE) -> list[str]:
+    async with aclosing(subscribe(engine, asked, by)) as payloads:
         return [orjson.loads(payload)["data"]["said"]["toldTo"] async for payload in payloads]
 
 
 async def test_what_is_alike_is_executed_once_and_the_same_to_the_byte(
-    operations: Operations,
+    engine: Engine,
 ) -> None:
-    streams = [subscribe(operations, request(after=str(number))) for number in range(20)]
+    streams = [subscribe(engine, request(after=str(number))) for number in range(20)]
     payloads = [[payload async for payload in stream] for stream in streams]
     assert STAGE.executed == {"first": 1, "second": 1}
     assert all(payload is payloads[0][0] for payload, _ in payloads)
 
 
-async def test_what_differs_is_executed_for_each(operations: Operations) -> None:
+async def test_what_differs_is_executed_for_each(engine: Engine) -> None:
     for asked in (
         request(),
         request(loud=True),
         request("Two"),
         request(document=DOCUMENT + "# another document"),
     ):
-        assert await told(operations, asked) == ["first for viewer", "second for viewer"]
+        assert await told(engine, asked) == ["first for viewer", "second for viewer"]
     assert STAGE.executed["first"] == 4
 
 
 async def test_nobody_gets_what_was_made_for_a_caller_of_other_rights(
-    operations: Operations,
+    engine: Engine,
 ) -> None:
     STAGE.may_go_on.clear()
     callers = [
@@ -159,7 +165,7 @@ async def test_nobody_gets_what_was_made_for_a_caller_of_other_rights(
     ]
     tasks = []
     for each in callers * 2:
-        tasks.append(asyncio.create_task(told(operations, request(), each)))
+        tasks.append(asyncio.create_task(told(engine, request(), each)))
         await asyncio.sleep(0)
     STAGE.may_go_on.set()
     of_each = ["viewer", "operator", "agent a", "agent b", "agent a b"]
@@ -170,31 +176,31 @@ async def test_nobody_gets_what_was_made_for_a_caller_of_other_rights(
 
 
 async def test_what_looks_alike_to_all_is_executed_once_whatever_their_rights(
-    operations: Operations,
+    engine: Engine,
 ) -> None:
     asked = request("All", "subscription All { said: cried { toldTo } }")
     for by in (caller(Role.VIEWER), caller(Role.AGENT, "a"), caller(Role.AGENT, "b")):
-        assert await told(operations, asked, by) == ["first for viewer", "second for viewer"]
+        assert await told(engine, asked, by) == ["first for viewer", "second for viewer"]
     assert STAGE.executed == {"first": 1, "second": 1}
 
 
-async def test_callers_of_the_same_rights_share(operations: Operations) -> None:
+async def test_callers_of_the_same_rights_share(engine: Engine) -> None:
     for name in ("one", "two"):
-        await told(operations, request(), caller(name=name))
+        await told(engine, request(), caller(name=name))
     assert STAGE.executed == {"first": 1, "second": 1}
 
 
-async def test_what_failed_is_executed_anew_for_who_comes_later(operations: Operations) -> None:
+async def test_what_failed_is_executed_anew_for_who_comes_later(engine: Engine) -> None:
     STAGE.failing = True
-    payloads = [payload async for payload in subscribe(operations, request())]
+    payloads = [payload async for payload in subscribe(engine, request())]
     assert all("UNAVAILABLE" in payload for payload in payloads)
     STAGE.failing = False
-    assert await told(operations, request()) == ["first for viewer", "second for viewer"]
+    assert await told(engine, request()) == ["first for viewer", "second for viewer"]
 
 
-async def test_one_that_leaves_in_the_middle_disturbs_nobody(operations: Operations) -> None:
+async def test_one_that_leaves_in_the_middle_disturbs_nobody(engine: Engine) -> None:
     STAGE.may_go_on.clear()
-    leaves, stays = [asyncio.create_task(told(operations, request())) for _ in range(2)]
+    leaves, stays = [asyncio.create_task(told(engine, request())) for _ in range(2)]
     async with asyncio.timeout(10):
         while not STAGE.executed:
             await asyncio.sleep(0)
@@ -215,7 +221,7 @@ async def test_a_stream_that_breaks_off_says_so_in_an_error(
     monkeypatch.setitem(globals(), "said", broken)
     STAGE.__init__()  # type: ignore[misc]  # anew
     STAGE.may_go_on.set()
-    payloads = subscribe(Operations(SCHEMA, server.services), request())
+    payloads = subscribe(Engine(SCHEMA, server.services), request())
     assert await anext(payloads)
     with pytest.raises(OperationRefused) as refused:
         await anext(payloads)

@@ -8,10 +8,9 @@ import pytest
 from sqlalchemy import text
 
 from db.registry.node_filter import EVERY_NODE
-from graph.api.events import NodeStatusChanged, ResyncRequired
-from graph.api.scalars import Revision
 from graph.live.change_feed import ChangeFeed
-from graph.live.change_stream import Event, follow
+from graph.live.change_stream import follow
+from graph.live.stream_events import ResyncRequired, StatusChanged, StatusEvent
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import Client, connect
@@ -34,8 +33,8 @@ async def next_revisions(client: Client, count: int) -> list[int]:
     return revisions
 
 
-def revision_of(event: Event) -> int:
-    assert isinstance(event, NodeStatusChanged)
+def revision_of(event: StatusEvent) -> int:
+    assert isinstance(event, StatusChanged)
     return event.change.revision
 
 
@@ -178,7 +177,7 @@ async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(
             assert [revision_of(event) for event in await anext(events)] == [4]
             await make_changes(server, "a", 4, begin=2)
             await settled(server, 9)
-            resync = ResyncRequired(revision=Revision(9), reason="the subscriber was too slow")
+            resync = ResyncRequired(9, "the subscriber was too slow")
             assert await anext(events) == [resync]
             with pytest.raises(StopAsyncIteration):
                 await anext(events)

@@ -1,6 +1,6 @@
 """Each mutation names itself in the audit log."""
 
-from graph.api.audited_field import Audited
+from graph.api.audited_field import AuditedField
 from graph.api.schema import schema
 
 
@@ -11,7 +11,7 @@ def test_every_mutation_but_heartbeats_says_what_it_is_in_the_trail() -> None:
         name
         for name, field in root.fields.items()
         if not any(
-            isinstance(extension, Audited)
+            isinstance(extension, AuditedField)
             for extension in field.extensions["strawberry-definition"].extensions
         )
     }

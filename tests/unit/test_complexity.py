@@ -36,10 +36,10 @@ from graph.execution.complexity import ASSUMED_LENGTH, complexity
 from graph.execution.cost_formula import MOST
 from graph.execution.document_cache import _RULES
 from graph.execution.document_validation import problems
-from graph.execution.query_limits import Complexity, QueryTooComplex
+from graph.execution.query_limits import Complexity, QueryLimits, QueryTooComplex
 from tests.support.paths import ROOT
 
-BOUNDS = Settings().query_bounds()
+BOUNDS = QueryLimits.from_settings(Settings())
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 IN_USE = [
     *(

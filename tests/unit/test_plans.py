@@ -201,7 +201,7 @@ async def agree(document: str, variables: dict[str, Any]) -> None:
     """The plan says what the executor says, or leaves it what is not of its type."""
     plan = planned(document)
     expected = await by_executor(document, variables)
-    arguments = plan.arguments(variables)
+    arguments = plan.coerce(variables)
     if arguments is None:
         assert expected.data is None
         assert expected.errors
@@ -269,12 +269,12 @@ def test_an_event_that_is_more_than_attributes_is_left_to_the_executor(document:
 
 
 async def test_variables_that_are_missing_are_left_to_the_executor() -> None:
-    assert planned(PLACE).arguments(None) is None
-    assert planned(PLACE).arguments({"another": {"number": 1}}) is None
+    assert planned(PLACE).coerce(None) is None
+    assert planned(PLACE).coerce({"another": {"number": 1}}) is None
 
 
 async def test_the_error_of_a_resolver_tells_where_it_was() -> None:
-    arguments = planned(PLACE).arguments({"order": {"number": 0}})
+    arguments = planned(PLACE).coerce({"order": {"number": 0}})
     assert arguments is not None
     result = await planned(PLACE).run(arguments, cast("Context", "the caller's"))
     assert result.data is None

@@ -3,48 +3,48 @@
 The agent itself, which registers a node and sends its heartbeats, is the command `node-agent`.
 """
 
-from agent.client import RefusedError, RegistryAwayError, RestartingError
+from agent.client import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
 from agent.follow import follow_available_nodes, follow_status_changes
 from agent.replies import (
-    Availability,
-    AvailabilityEvent,
     AvailableNodes,
+    AvailableNodesEvent,
+    AvailableNodesSnapshot,
     Bookmark,
-    Candidate,
-    CapableNode,
-    Exclusion,
     NodeBecameAvailable,
     NodeBecameUnavailable,
+    NodeCandidate,
+    NodeExclusion,
     NodeStatusChanged,
+    NodeWithCapabilities,
     NodeWithReason,
     ResyncRequired,
     StatusChange,
     StatusEvent,
 )
 from agent.router_client import Answer, RegistryClient
-from agent.tls import Trust, UnusableFileError
+from agent.tls import TlsConfig, UnusableFileError
 
 __all__ = [
     "Answer",
-    "Availability",
-    "AvailabilityEvent",
     "AvailableNodes",
+    "AvailableNodesEvent",
+    "AvailableNodesSnapshot",
     "Bookmark",
-    "Candidate",
-    "CapableNode",
-    "Exclusion",
     "NodeBecameAvailable",
     "NodeBecameUnavailable",
+    "NodeCandidate",
+    "NodeExclusion",
     "NodeStatusChanged",
+    "NodeWithCapabilities",
     "NodeWithReason",
-    "RefusedError",
-    "RegistryAwayError",
     "RegistryClient",
-    "RestartingError",
+    "RegistryRestartingError",
+    "RegistryUnavailableError",
+    "RequestRejectedError",
     "ResyncRequired",
     "StatusChange",
     "StatusEvent",
-    "Trust",
+    "TlsConfig",
     "UnusableFileError",
     "follow_available_nodes",
     "follow_status_changes",

@@ -11,40 +11,40 @@ import psutil
 from agent.gpu import MAX_GPUS, Gpu
 from agent.machine import MIB
 
-TOOL_SECONDS = 10.0
+TOOL_TIMEOUT_SECONDS = 10.0
 PROFILER = ("/usr/sbin/system_profiler", "-json", "SPDisplaysDataType")
-REGISTRY = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-a", "-c", "IOAccelerator")
+IOREG = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-a", "-c", "IOAccelerator")
 GIB = 1024 * MIB
 
 
-class Apple:
+class AppleGpuReader:
     """For one thread. Which GPUs there are is asked until it is known, how busy they are always."""
 
     def __init__(self) -> None:
-        self._known: list[Gpu] = []
+        self._gpus: list[Gpu] = []
 
     def read(self) -> list[Gpu]:
-        self._known = self._known or described(output_of(PROFILER))
-        if len(self._known) != 1:
-            return self._known  # the figures do not say whose they are
+        self._gpus = self._gpus or parse_profile(run_tool(PROFILER))
+        if len(self._gpus) != 1:
+            return self._gpus  # the figures do not say whose they are
         memory = psutil.virtual_memory()
         return [
-            measured(self._known[0], output_of(REGISTRY), total=memory.total, free=memory.available)
+            add_figures(self._gpus[0], run_tool(IOREG), total=memory.total, free=memory.available)
         ]
 
 
-def output_of(command: tuple[str, ...]) -> bytes:
+def run_tool(command: tuple[str, ...]) -> bytes:
     """Empty when it is not there, fails or takes too long."""
     try:
         ended = subprocess.run(  # noqa: S603  # the commands above
-            command, capture_output=True, timeout=TOOL_SECONDS, check=True
+            command, capture_output=True, timeout=TOOL_TIMEOUT_SECONDS, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return b""
     return ended.stdout
 
 
-def described(profile: bytes) -> list[Gpu]:
+def parse_profile(profile: bytes) -> list[Gpu]:
     """Of system_profiler's JSON, which has a GPU's displays beneath it."""
     try:
         entries = json.loads(profile)["SPDisplaysDataType"]
@@ -52,11 +52,11 @@ def described(profile: bytes) -> list[Gpu]:
         return []
     if not isinstance(entries, list):
         return []
-    found = [_described(entry) for entry in entries if isinstance(entry, dict)]
+    found = [_parse_entry(entry) for entry in entries if isinstance(entry, dict)]
     return [gpu for gpu in found if gpu is not None][:MAX_GPUS]
 
 
-def _described(entry: dict[str, Any]) -> Gpu | None:
+def _parse_entry(entry: dict[str, Any]) -> Gpu | None:
     name = entry.get("sppci_model") or entry.get("_name")
     if not isinstance(name, str):
         return None
@@ -64,12 +64,12 @@ def _described(entry: dict[str, Any]) -> Gpu | None:
     return Gpu(name, cores=int(cores) if cores.isdecimal() else None)
 
 
-def measured(gpu: Gpu, registry: bytes, *, total: int, free: int) -> Gpu:
+def add_figures(gpu: Gpu, registry: bytes, *, total: int, free: int) -> Gpu:
     """By ioreg's property list, and the machine's memory in bytes, which the GPU shares.
 
     macOS lets the GPU have three quarters of it, or two thirds below 36 GB.
     """
-    figures = _figures(registry)
+    figures = _find_figures(registry)
     share = total * 3 / 4 if total >= 36 * GIB else total * 2 / 3
     used = figures.get("In use system memory", 0)
     return Gpu(
@@ -81,7 +81,7 @@ def measured(gpu: Gpu, registry: bytes, *, total: int, free: int) -> Gpu:
     )
 
 
-def _figures(registry: bytes) -> dict[str, float]:
+def _find_figures(registry: bytes) -> dict[str, float]:
     """Those of the first accelerator that has any."""
     try:
         entries = plistlib.loads(registry)

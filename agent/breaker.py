@@ -2,12 +2,12 @@
 
 from agent.pace import Clock
 
-FAILURES = 3
+MAX_FAILURES = 3
 BASE_SECONDS = 0.25
 CAP_SECONDS = 5.0
 
 
-class Breaker:
+class CircuitBreaker:
     """Opens after three failures in a row; then lets one try through at a time, ever later.
 
     What https://learn.microsoft.com/azure/architecture/patterns/circuit-breaker describes.
@@ -16,28 +16,28 @@ class Breaker:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._failures = 0
-        self._try_at = 0.0
+        self._trial_at = 0.0
 
     @property
     def is_open(self) -> bool:
-        return self._failures >= FAILURES
+        return self._failures >= MAX_FAILURES
 
-    def lets_through(self) -> bool:
+    def admit(self) -> bool:
         """Who is let through while it is open has to say how it went."""
         if not self.is_open:
             return True
-        if self._clock.now() < self._try_at:
+        if self._clock.now() < self._trial_at:
             return False
-        self._wait()  # for the others, in case this one never says
+        self._postpone_trial()  # for the others, in case this one never says
         return True
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         self._failures = 0
 
-    def failed(self) -> None:
+    def record_failure(self) -> None:
         self._failures += 1
-        self._wait()
+        self._postpone_trial()
 
-    def _wait(self) -> None:
-        delay = min(CAP_SECONDS, BASE_SECONDS * 2.0 ** min(self._failures - FAILURES, 10))
-        self._try_at = self._clock.now() + self._clock.uniform(delay / 2, delay)
+    def _postpone_trial(self) -> None:
+        delay = min(CAP_SECONDS, BASE_SECONDS * 2.0 ** min(self._failures - MAX_FAILURES, 10))
+        self._trial_at = self._clock.now() + self._clock.uniform(delay / 2, delay)

@@ -10,30 +10,36 @@ from typing import Any, TypeVar
 import click
 
 from agent import documents, identity
-from agent.client import Connection, RefusedError, Registry, RegistryAwayError, http_transport
-from agent.console import (
-    fail,
-    one_line_errors,
-    prepare,
-    with_node_options,
-    with_place_options,
+from agent.client import (
+    HttpTransport,
+    RegistryTransport,
+    RegistryUnavailableError,
+    RequestRejectedError,
+    make_http_transport,
 )
-from agent.credentials import Credentials, KeyedConnection, read_key
-from agent.discovery import Surroundings
+from agent.console import (
+    add_connection_options,
+    add_node_options,
+    fail,
+    load_configuration,
+    one_line_errors,
+)
+from agent.credentials import AuthenticatedTransport, Credentials, read_node_token
+from agent.discovery import Discovery
 from agent.identity import StateError
 from agent.install import install, uninstall
 from agent.logs import configure_logs
-from agent.machine import observe
+from agent.machine import observe_machine
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule
 from agent.replies import Node, NodeStatusData, NodeWithReason
-from agent.runner import Run
+from agent.runner import Runner
 from agent.settings import PREFIX, AgentSettings, BadSettingError
-from agent.signals import until_stopped
-from agent.tls import Trust, UnusableFileError
-from agent.transport import Link
+from agent.signals import run_until_stopped
+from agent.tls import TlsConfig, UnusableFileError
+from agent.transport import FallbackTransport
 
-BOOTSTRAP_PATIENCE_SECONDS = 60.0
+BOOTSTRAP_RETRY_SECONDS = 60.0
 
 T = TypeVar("T")
 
@@ -56,7 +62,7 @@ main.add_command(uninstall)
 
 
 @main.command()
-@with_node_options
+@add_node_options
 @click.option("--node-id", help="Take this id, e.g. one that the registry was seeded with.")
 @click.option("--json", "as_json", is_flag=True, help="Print the node as JSON.")
 def bootstrap(*, node_id: str | None, as_json: bool, **options: str | None) -> None:
@@ -66,16 +72,16 @@ def bootstrap(*, node_id: str | None, as_json: bool, **options: str | None) -> N
     later commands too.
     """
     with one_line_errors():
-        settings, directory = prepare(options, writing=True)
-        with identity.hold(directory):
+        settings, directory = load_configuration(options, writing=True)
+        with identity.lock_directory(directory):
             check_node_id(node_id, directory)
-            node = call(settings, register_and_beat(settings, directory, node_id))
-            identity.remember(directory, settings.to_remember())
-    show(node, as_json=as_json)
+            node = run_request(settings, register_and_send_heartbeat(settings, directory, node_id))
+            identity.save_bootstrap_settings(directory, settings.to_bootstrap_settings())
+    print_node(node, as_json=as_json)
 
 
 @main.command()
-@with_node_options
+@add_node_options
 @click.option("--exit-with-parent", is_flag=True, hidden=True)
 def run(*, exit_with_parent: bool, **options: str | None) -> None:
     """Register this machine and send heartbeats until SIGTERM or SIGINT.
@@ -83,26 +89,26 @@ def run(*, exit_with_parent: bool, **options: str | None) -> None:
     Ends with 1 when another run of the agent has taken the node over.
     """
     with one_line_errors():
-        settings, directory = prepare(options, writing=True)
-        with identity.hold(directory):
-            work = keep_beating(settings, directory)
-            call(settings, until_stopped(work, with_parent=exit_with_parent))
+        settings, directory = load_configuration(options, writing=True)
+        with identity.lock_directory(directory):
+            work = run_agent(settings, directory)
+            run_request(settings, run_until_stopped(work, with_parent=exit_with_parent))
 
 
 @main.command()
-@with_place_options
+@add_connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the node as JSON.")
 def status(*, as_json: bool, **options: str | None) -> None:
     """Print what the registry says of this node. Ends with 0 when it is ONLINE, else with 1."""
     with one_line_errors():
-        settings, directory = prepare(options, writing=False)
+        settings, directory = load_configuration(options, writing=False)
         node_id = identity.read_node_id(directory)
         if node_id is None:
             fail(f"{directory} holds no node id: run node-agent bootstrap first")
-        node = call(settings, ask_for_node(settings, directory, node_id))
+        node = run_request(settings, fetch_node(settings, directory, node_id))
         if node is None:
             fail(f"the registry at {settings.registry_url} knows no node {node_id!r}")
-    show(node, as_json=as_json)
+    print_node(node, as_json=as_json)
     sys.exit(0 if node.status == "ONLINE" else 1)
 
 
@@ -116,57 +122,62 @@ def check_node_id(wanted: str | None, directory: Path) -> None:
         raise BadSettingError("--node-id", f"{directory / identity.NODE_ID} already holds {held!r}")
 
 
-async def register_and_beat(settings: AgentSettings, directory: Path, node_id: str | None) -> Node:
+async def register_and_send_heartbeat(
+    settings: AgentSettings, directory: Path, node_id: str | None
+) -> Node:
     """The node as it was registered, with what its first heartbeat has made of it."""
-    async with running(settings, directory) as run:
+    async with open_runner(settings, directory) as run:
         run.node_id = node_id
-        run.patience_seconds = BOOTSTRAP_PATIENCE_SECONDS
+        run.max_retry_seconds = BOOTSTRAP_RETRY_SECONDS
         registered = await run.register()
-        recorded = await run.beat()
+        recorded = await run.send_heartbeat()
     news = {"status": recorded.status, "last_heartbeat": recorded.received_at}
     return registered.node.model_copy(update=news)
 
 
-async def keep_beating(settings: AgentSettings, directory: Path) -> None:
-    async with running(settings, directory) as run:
-        await run.keep_beating()
+async def run_agent(settings: AgentSettings, directory: Path) -> None:
+    async with open_runner(settings, directory) as run:
+        await run.run()
 
 
-async def ask_for_node(
+async def fetch_node(
     settings: AgentSettings, directory: Path, node_id: str
 ) -> NodeWithReason | None:
     try:
-        node_key = read_key(directory)
+        node_key = read_node_token(directory)
     except StateError:
         if settings.token is None:
             raise
         node_key = None  # the agent's, who is another user
     shown = node_key.key if node_key else settings.token
     bearer = shown.get_secret_value() if shown else None
-    transport = http_transport(settings.registry_url, bearer, trust=trust_of(settings))
-    async with Connection(transport) as connection:
-        data = await connection.ask(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
+    transport = make_http_transport(settings.registry_url, bearer, trust=load_tls(settings))
+    async with HttpTransport(transport) as connection:
+        data = await connection.execute(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
     return data.node
 
 
 @asynccontextmanager
-async def running(settings: AgentSettings, directory: Path) -> AsyncIterator[Run]:
+async def open_runner(settings: AgentSettings, directory: Path) -> AsyncIterator[Runner]:
     """A run that has not yet asked for anything."""
     clock = Clock()
     schedule = Schedule(clock)
     credentials = Credentials(directory, settings.token, clock.uniform)
-    url, trust = settings.registry_url, trust_of(settings)
+    url, trust = settings.registry_url, load_tls(settings)
 
-    def connect(bearer: str | None) -> Registry:
+    def connect(bearer: str | None) -> RegistryTransport:
         if settings.transport == "http":
-            return Connection(http_transport(url, bearer, trust=trust))
-        return Link(url, bearer, trust, clock=clock, hear_pace=schedule.hear_pace)
+            return HttpTransport(make_http_transport(url, bearer, trust=trust))
+        return FallbackTransport(url, bearer, trust, clock=clock, hear_pace=schedule.apply_pace)
 
-    machine = observe()
-    boot_id = identity.begin_boot(directory, machine.hostname, machine.local_ip)
-    around = Surroundings(settings.services, clock=clock)
-    async with aclosing(KeyedConnection(credentials, connect)) as connection, around.watched():
-        yield Run(
+    machine = observe_machine()
+    boot_id = identity.prepare_boot_id(directory, machine.hostname, machine.local_ip)
+    around = Discovery(settings.services, clock=clock)
+    async with (
+        aclosing(AuthenticatedTransport(credentials, connect)) as connection,
+        around.watch(),
+    ):
+        yield Runner(
             connection,
             credentials,
             schedule,
@@ -174,33 +185,33 @@ async def running(settings: AgentSettings, directory: Path) -> AsyncIterator[Run
             settings,
             boot_id,
             clock=clock,
-            meter=Meter(gpus=lambda: around.gpus.current),
-            observe=lambda: observe(around.capabilities()),
+            meter=Meter(gpus=lambda: around.gpus.current_gpus),
+            observe_machine=lambda: observe_machine(around.collect_capabilities()),
         )
 
 
-def trust_of(settings: AgentSettings) -> Trust:
+def load_tls(settings: AgentSettings) -> TlsConfig:
     """Raises BadSettingError for a file that cannot be used."""
     files = settings.tls_files()
-    trust = Trust(**files)
+    trust = TlsConfig(**files)
     try:
-        trust.context(settings.registry_url)
+        trust.load_context(settings.registry_url)
     except UnusableFileError as error:
         [name, *_] = (name for name, path in files.items() if path == error.path)
         raise BadSettingError(f"{PREFIX}{name.upper()}", str(error)) from None
     return trust
 
 
-def call(settings: AgentSettings, work: Coroutine[Any, Any, T]) -> T:
+def run_request(settings: AgentSettings, work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
-    except RegistryAwayError as error:
+    except RegistryUnavailableError as error:
         fail(f"no usable answer from the registry at {settings.registry_url}: {error}")
-    except RefusedError as error:
+    except RequestRejectedError as error:
         fail(f"the registry at {settings.registry_url} refuses: {error}")
 
 
-def show(node: Node, *, as_json: bool) -> None:
+def print_node(node: Node, *, as_json: bool) -> None:
     if as_json:
         click.echo(node.model_dump_json(by_alias=True))
         return

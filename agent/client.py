@@ -16,7 +16,7 @@ from httpx import Limits
 from pydantic import BaseModel, ValidationError
 
 from agent.settings import is_loopback
-from agent.tls import Trust
+from agent.tls import TlsConfig
 
 TIMEOUT_SECONDS = 10.0
 # Long enough for a heartbeat to find the connection of the one before it, and too short for a
@@ -27,13 +27,13 @@ MAX_REASON_LENGTH = 200
 
 UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED = "UNAUTHENTICATED", "FORBIDDEN", "RATE_LIMITED"
 # The registry does not call them retryable, for a mutation may be half done. A reader asks again.
-PASSING_CODES = {"", "INTERNAL"}
-CODE_OF_STATUS = {401: UNAUTHENTICATED, 403: FORBIDDEN, 429: RATE_LIMITED}
+TRANSIENT_CODES = {"", "INTERNAL"}
+CODES_BY_STATUS = {401: UNAUTHENTICATED, 403: FORBIDDEN, 429: RATE_LIMITED}
 
 ReplyT = TypeVar("ReplyT", bound=BaseModel)
 
 
-class RegistryAwayError(Exception):
+class RegistryUnavailableError(Exception):
     """No usable answer came. The request may have been carried out or not."""
 
     def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
@@ -42,11 +42,11 @@ class RegistryAwayError(Exception):
         self.retry_after_seconds = retry_after_seconds
 
 
-class RestartingError(RegistryAwayError):
+class RegistryRestartingError(RegistryUnavailableError):
     """It said that it goes, and is expected back, or another in its place."""
 
 
-class RefusedError(Exception):
+class RequestRejectedError(Exception):
     """The registry said no. `code` is its `extensions.code`, or empty; `facts` the others."""
 
     def __init__(self, code: str, message: str, facts: Mapping[str, Any]) -> None:
@@ -56,31 +56,31 @@ class RefusedError(Exception):
         self.facts = facts
 
     @property
-    def retryable(self) -> bool:
+    def is_retryable(self) -> bool:
         return self.facts.get("retryable") is True
 
     @property
     def retry_after_seconds(self) -> float:
-        return _retry_after(self.facts.get("retryAfterSeconds"))
+        return _parse_retry_after(self.facts.get("retryAfterSeconds"))
 
 
-def is_final(refusal: RefusedError) -> bool:
+def is_final(refusal: RequestRejectedError) -> bool:
     """Whether it is useless to ask the same again; for what only reads."""
-    return not refusal.retryable and refusal.code not in PASSING_CODES
+    return not refusal.is_retryable and refusal.code not in TRANSIENT_CODES
 
 
-def headers(token: str | None) -> dict[str, str]:
+def build_headers(token: str | None) -> dict[str, str]:
     said = {"User-Agent": f"node-agent/{version('dagi-node-registry')}"}
     if token:
         said["Authorization"] = f"Bearer {token}"
     return said
 
 
-def http_transport(
+def make_http_transport(
     url: str,
     token: str | None,
     timeout_seconds: float = TIMEOUT_SECONDS,
-    trust: Trust | None = None,
+    trust: TlsConfig | None = None,
 ) -> Callable[[], AsyncTransport]:
     """Makes a transport for each new connection: a used gql transport may never connect again.
 
@@ -89,32 +89,32 @@ def http_transport(
     accept = "application/graphql-response+json, application/json;q=0.9"
     # A proxy for the outside world must not stand between an agent and its own machine.
     trust_env = not is_loopback(url)
-    trust = trust or Trust()
-    trust.context(url)  # what cannot be used is told now
+    trust = trust or TlsConfig()
+    trust.load_context(url)  # what cannot be used is told now
     return lambda: HTTPXAsyncTransport(
         url,
-        headers={"Accept": accept, **headers(token)},
+        headers={"Accept": accept, **build_headers(token)},
         timeout=timeout_seconds,
         limits=Limits(max_connections=1, keepalive_expiry=KEEPALIVE_SECONDS),
         trust_env=trust_env,
-        verify=trust.context(url),
+        verify=trust.load_context(url),
     )
 
 
-class Registry(Protocol):
+class RegistryTransport(Protocol):
     """Whatever carries requests to it, one at a time: a Connection here, `agent.transport.Link`.
 
     `ask` raises RegistryAwayError, and RefusedError when the registry answered with an error.
     """
 
-    async def ask(
+    async def execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
     ) -> ReplyT: ...
 
     async def aclose(self) -> None: ...
 
 
-class Connection:
+class HttpTransport:
     """For one request at a time. It connects when first used and again after each failure."""
 
     def __init__(
@@ -128,7 +128,7 @@ class Connection:
         self._session: AsyncClientSession | None = None
         self._closing = AsyncExitStack()
 
-    async def ask(
+    async def execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
     ) -> ReplyT:
         """Raises RegistryAwayError, and RefusedError when the registry answered with an error."""
@@ -137,22 +137,24 @@ class Connection:
             session = self._session or await self._connect()
             data = await session.execute(request)
         except TransportQueryError as error:
-            failure = understood(error.errors)
-            if isinstance(failure, RegistryAwayError):
+            failure = parse_errors(error.errors)
+            if isinstance(failure, RegistryUnavailableError):
                 await self.aclose()
             raise failure from None
         except TransportServerError as error:
             transport = self._session.client.transport if self._session else None
             answered = getattr(transport, "response_headers", None) or {}
             await self.aclose()
-            raise http_failure(error.code, answered, str(error)) from None
+            raise parse_http_error(error.code, answered, str(error)) from None
         except TimeoutError:
             await self.aclose()
-            raise RegistryAwayError(f"no answer within {self._timeout_seconds:g} s") from None
+            raise RegistryUnavailableError(
+                f"no answer within {self._timeout_seconds:g} s"
+            ) from None
         except Exception as error:  # noqa: BLE001 - gql meets a reply that is no GraphQL with AssertionError, TypeError, AttributeError and others
             await self.aclose()
-            raise RegistryAwayError(shortened(str(error) or type(error).__name__)) from None
-        return checked(data, reply)
+            raise RegistryUnavailableError(shorten(str(error) or type(error).__name__)) from None
+        return parse_data(data, reply)
 
     async def aclose(self) -> None:
         self._session = None
@@ -180,51 +182,53 @@ class Connection:
         return session
 
 
-def checked(data: object, reply: type[ReplyT]) -> ReplyT:
+def parse_data(data: object, reply: type[ReplyT]) -> ReplyT:
     """Raises RegistryAwayError for what is not of the schema."""
     try:
         return reply.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise RegistryAwayError(
+        raise RegistryUnavailableError(
             f"the answer is not of the schema: {field}: {first['msg']}"
         ) from None
 
 
-def understood(errors: object) -> RegistryAwayError | RefusedError:
+def parse_errors(errors: object) -> RegistryUnavailableError | RequestRejectedError:
     """The first of the `errors` of a GraphQL answer."""
     match errors:
         case [{"message": str(message), **rest}, *_]:
             extensions = rest.get("extensions")
             facts = extensions if isinstance(extensions, dict) else {}
             code = facts.get("code")
-            return RefusedError(code if isinstance(code, str) else "", shortened(message), facts)
-    return RegistryAwayError("the answer is not GraphQL")
+            return RequestRejectedError(
+                code if isinstance(code, str) else "", shorten(message), facts
+            )
+    return RegistryUnavailableError("the answer is not GraphQL")
 
 
-def http_failure(
+def parse_http_error(
     status: int | None, answered: Mapping[str, str], reason: str
-) -> RegistryAwayError | RefusedError:
+) -> RegistryUnavailableError | RequestRejectedError:
     """An HTTP status without a GraphQL answer, mostly a proxy's; `answered` are its headers."""
     try:
-        retry_after = _retry_after(float(answered.get("Retry-After", 0)))
+        retry_after = _parse_retry_after(float(answered.get("Retry-After", 0)))
     except (ValueError, LookupError):
         retry_after = 0.0  # a date, or several; the agent's own back-off will do
-    if status in CODE_OF_STATUS:
-        code = CODE_OF_STATUS[status]
+    if status in CODES_BY_STATUS:
+        code = CODES_BY_STATUS[status]
         facts = {"retryable": code == RATE_LIMITED, "retryAfterSeconds": retry_after}
-        return RefusedError(code, f"HTTP {status}", facts)
-    return RegistryAwayError(shortened(reason), retry_after)
+        return RequestRejectedError(code, f"HTTP {status}", facts)
+    return RegistryUnavailableError(shorten(reason), retry_after)
 
 
-def _retry_after(value: object) -> float:
+def _parse_retry_after(value: object) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return 0.0
     return min(max(float(value), 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def shortened(reason: str) -> str:
+def shorten(reason: str) -> str:
     """One printable line, short enough for a log: gql puts whole pages into its errors."""
     line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
     return line if len(line) <= MAX_REASON_LENGTH else f"{line[:MAX_REASON_LENGTH]}…"

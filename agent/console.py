@@ -14,7 +14,7 @@ from agent.settings import AgentSettings, BadSettingError, load_settings
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def with_place_options(command: Command) -> Command:
+def add_connection_options(command: Command) -> Command:
     for option in (
         click.option("--registry-url", help="Where the registry is [http://127.0.0.1:9205]."),
         click.option("--ca-file", help="Whom to trust with https, instead of the usual ones."),
@@ -28,7 +28,7 @@ def with_place_options(command: Command) -> Command:
     return command
 
 
-def with_node_options(command: Command) -> Command:
+def add_node_options(command: Command) -> Command:
     for option in (
         click.option("--name", help="A name for people to read."),
         click.option(
@@ -46,18 +46,20 @@ def with_node_options(command: Command) -> Command:
         ),
     ):
         command = option(command)
-    return with_place_options(command)
+    return add_connection_options(command)
 
 
-class MistoldError(click.ClickException):
+class SettingClickError(click.ClickException):
     exit_code = 2
 
 
-def prepare(options: dict[str, str | None], *, writing: bool) -> tuple[AgentSettings, Path]:
+def load_configuration(
+    options: dict[str, str | None], *, writing: bool
+) -> tuple[AgentSettings, Path]:
     """The settings, and the directory in which lies what bootstrap was told."""
     directory = load_settings(options).state_dir or identity.find_state_dir(writing=writing)
-    told = identity.remembered(directory)
-    return load_settings(options, told, told_in=str(directory / identity.TOLD)), directory
+    told = identity.read_bootstrap_settings(directory)
+    return load_settings(options, told, told_in=str(directory / identity.BOOTSTRAP)), directory
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except BadSettingError as error:
-        raise MistoldError(str(error)) from None
+        raise SettingClickError(str(error)) from None
     except (StateError, OSError) as error:
         fail(str(error))
 

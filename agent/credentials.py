@@ -15,18 +15,18 @@ from gql import GraphQLRequest
 from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from agent.client import Registry, ReplyT
+from agent.client import RegistryTransport, ReplyT
 from agent.identity import StateError, read_text, write_atomically
-from agent.settings import Bearer
+from agent.settings import Token
 
-NODE_KEY = "node_key.json"
+CREDENTIAL_FILE = "node_key.json"
 # The part of its life after which a key is rotated. It may fail for the rest; and the keys of those
 # that enrolled together do not come back together.
 ROTATE_FROM, ROTATE_BY = 0.60, 0.73
 MAX_RETRY_SECONDS = 3600.0
 
 
-class NodeKey(BaseModel):
+class NodeToken(BaseModel):
     """Both times are the registry's: this machine's clock may be wrong by years.
 
     `obtained_at` is None until the first heartbeat tells the time; `expires_at` is None for never.
@@ -34,27 +34,27 @@ class NodeKey(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
-    key: Bearer
+    key: Token
     obtained_at: AwareDatetime | None
     expires_at: AwareDatetime | None
 
 
-def read_key(directory: Path) -> NodeKey | None:
+def read_node_token(directory: Path) -> NodeToken | None:
     """None when there is none. Raises StateError for a file that is damaged or may not be read."""
-    text = read_text(directory / NODE_KEY)
+    text = read_text(directory / CREDENTIAL_FILE)
     if text is None:
         return None
     try:
-        return NodeKey.model_validate_json(text)
+        return NodeToken.model_validate_json(text)
     except ValidationError:
         problem = "is damaged; have the node's key revoked and delete it, to enrol anew"
-        raise StateError(directory / NODE_KEY, problem) from None
+        raise StateError(directory / CREDENTIAL_FILE, problem) from None
 
 
-def keep_key(directory: Path, node_key: NodeKey) -> None:
+def save_node_token(directory: Path, node_key: NodeToken) -> None:
     said = node_key.model_dump(mode="json", by_alias=True)
     said["key"] = node_key.key.get_secret_value()
-    write_atomically(directory / NODE_KEY, json.dumps(said) + "\n", mode=0o600)
+    write_atomically(directory / CREDENTIAL_FILE, json.dumps(said) + "\n", mode=0o600)
 
 
 class Credentials:
@@ -67,88 +67,94 @@ class Credentials:
         uniform: Callable[[float, float], float],
     ) -> None:
         self._directory = directory
-        self._token = token
+        self._configured_token = token
         self._uniform = uniform
-        self._own = read_key(directory)
-        self._shows_own = self._own is not None
-        self._part = uniform(ROTATE_FROM, ROTATE_BY)
+        self._node_token = read_node_token(directory)
+        self._uses_node_token = self._node_token is not None
+        self._rotation_share = uniform(ROTATE_FROM, ROTATE_BY)
         self._failures = 0
         self._not_before: datetime | None = None
 
     @property
     def bearer(self) -> str | None:
-        shown = self._own.key if self._own and self._shows_own else self._token
+        shown = (
+            self._node_token.key
+            if self._node_token and self._uses_node_token
+            else self._configured_token
+        )
         return shown.get_secret_value() if shown else None
 
     @property
-    def has_choice(self) -> bool:
-        return self._own is not None and self._token is not None
+    def has_fallback(self) -> bool:
+        return self._node_token is not None and self._configured_token is not None
 
-    def show_own(self) -> None:
-        self._shows_own = self._own is not None
+    def use_node_token(self) -> None:
+        self._uses_node_token = self._node_token is not None
 
-    def show_token(self) -> bool:
+    def use_configured_token(self) -> bool:
         """False when there is none, or it is what was shown."""
-        if not self.has_choice or not self._shows_own:
+        if not self.has_fallback or not self._uses_node_token:
             return False
-        self._shows_own = False
+        self._uses_node_token = False
         return True
 
-    def keep(
+    def save_node_token(
         self, key: SecretStr, expires_at: datetime | None, obtained_at: datetime | None = None
     ) -> None:
         """It is on disk before it is shown; until then the former one is. Raises StateError."""
-        own = NodeKey(key=key, obtained_at=obtained_at, expires_at=expires_at)
-        keep_key(self._directory, own)
-        self._own, self._shows_own = own, True
+        own = NodeToken(key=key, obtained_at=obtained_at, expires_at=expires_at)
+        save_node_token(self._directory, own)
+        self._node_token, self._uses_node_token = own, True
         self._failures, self._not_before = 0, None
 
-    def learn(self, expires_at: datetime | None) -> None:
+    def update_expiry(self, expires_at: datetime | None) -> None:
         """When what is shown ends, as the registry says: earlier, if its rotation has begun."""
-        if self._own and self._shows_own:
-            self._own = self._own.model_copy(update={"expires_at": expires_at})
+        if self._node_token and self._uses_node_token:
+            self._node_token = self._node_token.model_copy(update={"expires_at": expires_at})
 
-    def rotation_is_due(self, now: datetime) -> bool:
+    def is_rotation_due(self, now: datetime) -> bool:
         """`now` by the registry's clock, as a heartbeat's answer has it."""
-        own = self._own
-        if own is None or not self._shows_own or own.expires_at is None:
+        own = self._node_token
+        if own is None or not self._uses_node_token or own.expires_at is None:
             return False  # who was told a token rotates it: others may have been told the same
         if own.obtained_at is None:
-            self._own = own.model_copy(update={"obtained_at": now})
+            self._node_token = own.model_copy(update={"obtained_at": now})
             with suppress(StateError):  # else the next start begins to count anew
-                keep_key(self._directory, self._own)
+                save_node_token(self._directory, self._node_token)
         began = own.obtained_at or now
-        return now >= (self._not_before or began + self._part * (own.expires_at - began))
+        return now >= (self._not_before or began + self._rotation_share * (own.expires_at - began))
 
-    def put_off_rotation(self, now: datetime, at_least_seconds: float) -> float:
+    def postpone_rotation(self, now: datetime, at_least_seconds: float) -> float:
         """After one that failed. For ever longer, at most an hour, or a tenth of the time left."""
         self._failures += 1
         ceiling = min(2.0 ** min(self._failures, 30), MAX_RETRY_SECONDS)
-        if self._own and self._own.expires_at:
-            left_seconds = (self._own.expires_at - now).total_seconds()
+        if self._node_token and self._node_token.expires_at:
+            left_seconds = (self._node_token.expires_at - now).total_seconds()
             ceiling = min(ceiling, max(left_seconds / 10, 1.0))
         seconds = max(at_least_seconds, self._uniform(ceiling / 2, ceiling))
         self._not_before = now + timedelta(seconds=seconds)
         return seconds
 
 
-class KeyedConnection:
+class AuthenticatedTransport:
     """For one request at a time, by whatever the credentials show then."""
 
-    def __init__(self, credentials: Credentials, connect: Callable[[str | None], Registry]) -> None:
+    def __init__(
+        self, credentials: Credentials, connect: Callable[[str | None], RegistryTransport]
+    ) -> None:
         self._credentials = credentials
         self._connect = connect
-        self._shown = credentials.bearer
-        self._connection = connect(self._shown)
+        self._bearer = credentials.bearer
+        self._transport = connect(self._bearer)
 
-    async def ask(
+    async def execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
     ) -> ReplyT:
         """Raises RegistryAwayError and RefusedError."""
-        if self._shown != (shown := self._credentials.bearer):
-            await self._connection.aclose()
-            self._connection, self._shown = self._connect(shown), shown
-        return await self._connection.ask(document, variables, reply)
+        if self._bearer != (shown := self._credentials.bearer):
+            await self._transport.aclose()
+            self._transport, self._bearer = self._connect(shown), shown
+        return await self._transport.execute(document, variables, reply)
 
     async def aclose(self) -> None:
-        await self._connection.aclose()
+        await self._transport.aclose()

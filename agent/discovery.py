@@ -9,20 +9,20 @@ from typing import Any
 import structlog
 
 from agent.gpu_watch import GpuWatch
-from agent.machine import outgoing_address
+from agent.machine import find_outgoing_address
 from agent.pace import Clock
-from agent.services import Served, UnclearError, served_at
+from agent.services import DiscoveredService, UnreadableAnswerError, find_service
 
-LOOK_SECONDS = 30.0
+REFRESH_SECONDS = 30.0
 # How long a server that is too busy to answer is believed to serve what it served.
-BELIEVED_SECONDS = 300.0
+MAX_SILENCE_SECONDS = 300.0
 # The registry takes 64 KiB, of which the rest says what the machine is.
 MAX_BYTES = 60 * 1024
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-class Surroundings:
+class Discovery:
     """Of the addresses given, each as `served_at` has it."""
 
     def __init__(
@@ -31,16 +31,16 @@ class Surroundings:
         self._addresses = addresses
         self._clock = clock or Clock()
         self.gpus = gpus or GpuWatch(clock=self._clock)
-        self._served: Mapping[str, Served] = {}
-        self._heard_at: dict[str, float] = {}
+        self._services: Mapping[str, DiscoveredService] = {}
+        self._answered_at: dict[str, float] = {}
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
+    async def watch(self) -> AsyncIterator[None]:
         """Begins when it has looked once, which takes some seconds at most."""
         async with asyncio.TaskGroup() as first:
             first.create_task(self.gpus.start())
-            first.create_task(self.look())
-        watching = asyncio.create_task(self._keep_looking())
+            first.create_task(self.refresh())
+        watching = asyncio.create_task(self._refresh_forever())
         try:
             yield
         finally:
@@ -49,48 +49,48 @@ class Surroundings:
             with suppress(asyncio.CancelledError):
                 await watching
 
-    async def look(self) -> None:
-        local = outgoing_address()
-        asked = [self._ask(address, str(local) if local else None) for address in self._addresses]
+    async def refresh(self) -> None:
+        local = find_outgoing_address()
+        asked = [self._query(address, str(local) if local else None) for address in self._addresses]
         answers = zip(self._addresses, await asyncio.gather(*asked), strict=True)
         served = {address: answer for address, answer in answers if answer is not None}
-        if served != self._served:
+        if served != self._services:
             names = [found.service["name"] for found in served.values()]
             count = sum(len(found.models) for found in served.values())
             log.info("services.changed", services=names, models=count)
-        self._served = served
+        self._services = served
 
-    async def _ask(self, address: str, local_ip: str | None) -> Served | None:
+    async def _query(self, address: str, local_ip: str | None) -> DiscoveredService | None:
         now = self._clock.now()
         try:
-            found = await served_at(address, local_ip)
-        except UnclearError as error:
+            found = await find_service(address, local_ip)
+        except UnreadableAnswerError as error:
             log.debug("service.unclear", address=address, reason=str(error))
-            is_believed = now - self._heard_at.get(address, now) < BELIEVED_SECONDS
-            return self._served.get(address) if is_believed else None
+            is_believed = now - self._answered_at.get(address, now) < MAX_SILENCE_SECONDS
+            return self._services.get(address) if is_believed else None
         except Exception as error:  # noqa: BLE001  # one that nobody foresaw costs no other, and no heartbeat
             log.warning("service.unreadable", address=address, reason=repr(error))
             return None
-        self._heard_at[address] = now
+        self._answered_at[address] = now
         return found
 
-    async def _keep_looking(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
-            await self._clock.wait(LOOK_SECONDS)
+            await self._clock.wait(REFRESH_SECONDS)
             try:
-                await self.look()
+                await self.refresh()
             except Exception:
                 log.exception("services.unreadable")  # the next look may do better
 
-    def capabilities(self) -> dict[str, Any]:
+    def collect_capabilities(self) -> dict[str, Any]:
         """models, services and devices; the last models are left out of what is too much."""
-        served = list(self._served.values())
+        served = list(self._services.values())
         # Of those that serve the same model the first is named.
         models = {model["name"]: model for found in served[::-1] for model in found.models}
         document = {
             "models": [models[name] for name in sorted(models)],
             "services": [found.service for found in served],
-            "devices": [gpu.as_device() for gpu in self.gpus.known],
+            "devices": [gpu.to_device() for gpu in self.gpus.last_gpus],
         }
         while document["models"] and len(json.dumps(document)) > MAX_BYTES:
             document["models"] = document["models"][: len(document["models"]) * 3 // 4]

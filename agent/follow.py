@@ -12,25 +12,25 @@ from typing import Any, TypeVar
 import structlog
 
 from agent import documents
-from agent.client import TIMEOUT_SECONDS, RefusedError, RegistryAwayError, is_final
-from agent.pace import Clock, retry_delay
+from agent.client import TIMEOUT_SECONDS, RegistryUnavailableError, RequestRejectedError, is_final
+from agent.pace import Clock, draw_retry_delay
 from agent.replies import (
-    AvailabilityData,
-    AvailabilityEvent,
+    AvailableNodesChangesData,
+    AvailableNodesEvent,
     Bookmark,
     NodeStatusChanged,
+    NodeStatusChangesData,
     ResyncRequired,
     RevisionData,
-    StatusChangesData,
     StatusEvent,
 )
-from agent.settings import graphql_url
-from agent.tls import Trust
-from agent.websocket import connected, read, subscribed
+from agent.settings import parse_graphql_url
+from agent.tls import TlsConfig
+from agent.websocket import open_websocket, parse_result, subscribe
 
 EventT = TypeVar("EventT")
 
-CAP_SECONDS = 10.0
+MAX_BACKOFF_SECONDS = 10.0
 """Followers are few beside agents, and what they show is old meanwhile."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -40,7 +40,7 @@ async def follow_status_changes(
     url: str,
     *,
     token: str | None = None,
-    trust: Trust | None = None,
+    trust: TlsConfig | None = None,
     node_filter: Mapping[str, Any] | None = None,
     after: int | None = None,
     clock: Clock | None = None,
@@ -56,14 +56,14 @@ async def follow_status_changes(
     `aclose()`, or what it holds stays open.
     """
     position = after
-    trusted = trust or Trust()
+    trusted = trust or TlsConfig()
 
     def told_once(url: str) -> AsyncGenerator[StatusEvent, None]:
-        return _changes_told_once(url, token, trusted, node_filter, position)
+        return _stream_status_changes(url, token, trusted, node_filter, position)
 
-    async with aclosing(_across_interruptions(url, told_once, clock or Clock())) as events:
+    async with aclosing(_follow_with_reconnects(url, told_once, clock or Clock())) as events:
         async for event in events:
-            if _is_news(event, position or 0):
+            if _is_new(event, position or 0):
                 yield event
                 # A resync may lead back, where the log was set back.
                 resync = isinstance(event, ResyncRequired)
@@ -74,30 +74,30 @@ async def follow_available_nodes(
     url: str,
     *,
     token: str | None = None,
-    trust: Trust | None = None,
+    trust: TlsConfig | None = None,
     requirements: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
-) -> AsyncGenerator[AvailabilityEvent, None]:
+) -> AsyncGenerator[AvailableNodesEvent, None]:
     """The nodes that meet NodeRequirements `requirements`, then which enter and leave that set.
 
     The whole set comes first, and again after each interruption. Connects again for ever, and
     raises and is closed as `follow_status_changes`.
     """
-    trusted = trust or Trust()
+    trusted = trust or TlsConfig()
 
-    def told_once(url: str) -> AsyncGenerator[AvailabilityEvent, None]:
-        return _availability_told_once(url, token, trusted, requirements)
+    def told_once(url: str) -> AsyncGenerator[AvailableNodesEvent, None]:
+        return _stream_available_nodes(url, token, trusted, requirements)
 
-    async with aclosing(_across_interruptions(url, told_once, clock or Clock())) as events:
+    async with aclosing(_follow_with_reconnects(url, told_once, clock or Clock())) as events:
         async for event in events:
             yield event
 
 
-async def _across_interruptions(
+async def _follow_with_reconnects(
     url: str, told_once: Callable[[str], AsyncGenerator[EventT, None]], clock: Clock
 ) -> AsyncGenerator[EventT, None]:
     """What one connection after another tells."""
-    url = graphql_url(url)
+    url = parse_graphql_url(url)
     failures, reported = 0, None
     while True:
         try:
@@ -107,37 +107,37 @@ async def _across_interruptions(
                         log.info("registry.recovered", registry_url=url, failures=failures)
                     failures, reported = 0, None
                     yield event
-        except (RegistryAwayError, RefusedError) as error:
-            if isinstance(error, RefusedError) and is_final(error):
+        except (RegistryUnavailableError, RequestRejectedError) as error:
+            if isinstance(error, RequestRejectedError) and is_final(error):
                 raise
             failures += 1
-            delay = retry_delay(
+            delay = draw_retry_delay(
                 failures,
                 interval_seconds=0.0,
                 at_least_seconds=error.retry_after_seconds,
                 uniform=clock.uniform,
-                cap_seconds=CAP_SECONDS,
+                cap_seconds=MAX_BACKOFF_SECONDS,
             )
-            reported = _report(error, reported, url, failures, delay)
+            reported = _log_failure(error, reported, url, failures, delay)
             await clock.wait(delay)
 
 
-async def _changes_told_once(
+async def _stream_status_changes(
     url: str,
     token: str | None,
-    trust: Trust,
+    trust: TlsConfig,
     node_filter: Mapping[str, Any] | None,
     after: int | None,
 ) -> AsyncGenerator[StatusEvent, None]:
     """Ends behind ResyncRequired, else with an error."""
-    async with connected(url, token, trust) as transport:
+    async with open_websocket(url, token, trust) as transport:
         if after is None:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 result = await transport.execute(documents.REVISION)
-            after = read(result, RevisionData).registry.revision
+            after = parse_result(result, RevisionData).registry.revision
             yield Bookmark(revision=after)
         variables = {"filter": node_filter, "after": str(after)}
-        results = subscribed(transport, documents.STATUS_CHANGES, variables, StatusChangesData)
+        results = subscribe(transport, documents.STATUS_CHANGES, variables, NodeStatusChangesData)
         async with aclosing(results) as replies:
             async for reply in replies:
                 yield reply.node_status_changes
@@ -145,18 +145,18 @@ async def _changes_told_once(
                     return
 
 
-async def _availability_told_once(
-    url: str, token: str | None, trust: Trust, requirements: Mapping[str, Any] | None
-) -> AsyncGenerator[AvailabilityEvent, None]:
-    async with connected(url, token, trust) as transport:
+async def _stream_available_nodes(
+    url: str, token: str | None, trust: TlsConfig, requirements: Mapping[str, Any] | None
+) -> AsyncGenerator[AvailableNodesEvent, None]:
+    async with open_websocket(url, token, trust) as transport:
         variables = {"require": requirements}
-        results = subscribed(transport, documents.AVAILABILITY, variables, AvailabilityData)
+        results = subscribe(transport, documents.AVAILABILITY, variables, AvailableNodesChangesData)
         async with aclosing(results) as replies:
             async for reply in replies:
                 yield reply.available_nodes_changes
 
 
-def _is_news(event: StatusEvent, after: int) -> bool:
+def _is_new(event: StatusEvent, after: int) -> bool:
     match event:
         case NodeStatusChanged():
             return event.revision > after
@@ -166,17 +166,17 @@ def _is_news(event: StatusEvent, after: int) -> bool:
             return True
 
 
-def _report(
-    error: RegistryAwayError | RefusedError,
+def _log_failure(
+    error: RegistryUnavailableError | RequestRejectedError,
     reported: str | None,
     url: str,
     failures: int,
     delay: float,
 ) -> str:
     """Logs what is new; returns what has been logged now, for the next call."""
-    kind = error.code if isinstance(error, RefusedError) else "away"
+    kind = error.code if isinstance(error, RequestRejectedError) else "away"
     (log.debug if kind == reported else log.warning)(
-        "registry.refused" if isinstance(error, RefusedError) else "registry.away",
+        "registry.refused" if isinstance(error, RequestRejectedError) else "registry.away",
         registry_url=url,
         reason=str(error),
         failures=failures,

@@ -19,18 +19,18 @@ class Gpu:
     temperature_celsius: float | None = None
     cores: int | None = None
 
-    def as_device(self) -> dict[str, Any]:
+    def to_device(self) -> dict[str, Any]:
         """An entry of `capabilities.devices`."""
         memory = self.memory_total_mb
         said = {
             "kind": "gpu",
-            "name": _readable(self.name),
+            "name": _clean_name(self.name),
             "memoryMb": None if memory is None else round(memory),
             "cores": self.cores,
         }
         return {name: value for name, value in said.items() if value is not None}
 
-    def as_metrics(self) -> dict[str, Any]:
+    def to_metrics(self) -> dict[str, Any]:
         """GpuMetricsInput. What the registry would refuse is left out."""
         figures = {
             "utilizationPercent": self.utilization_percent,
@@ -43,9 +43,9 @@ class Gpu:
             for name, value in figures.items()
             if value is not None and math.isfinite(value) and value >= 0
         }
-        return {"name": _readable(self.name), **usable}
+        return {"name": _clean_name(self.name), **usable}
 
 
-def _readable(name: str) -> str:
+def _clean_name(name: str) -> str:
     printable = "".join(c if c.isprintable() else " " for c in name)
     return " ".join(printable.split())[:MAX_NAME_LENGTH].strip() or "GPU"

@@ -7,23 +7,23 @@ from collections.abc import Callable
 
 import structlog
 
-from agent.apple import Apple
+from agent.apple import AppleGpuReader
 from agent.gpu import Gpu
-from agent.nvidia import Nvidia
+from agent.nvidia import NvidiaGpuReader
 from agent.pace import Clock
 
 READ_SECONDS = 10.0
 # Figures older than this are told to nobody.
 STALE_SECONDS = 3 * READ_SECONDS
 # How long a start waits for the first reading.
-FIRST_SECONDS = 5.0
+FIRST_TIMEOUT_SECONDS = 5.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-def reader() -> Callable[[], list[Gpu]]:
+def choose_reader() -> Callable[[], list[Gpu]]:
     """Of this machine, for one thread."""
-    return Apple().read if sys.platform == "darwin" else Nvidia().read
+    return AppleGpuReader().read if sys.platform == "darwin" else NvidiaGpuReader().read
 
 
 class GpuWatch:
@@ -35,24 +35,24 @@ class GpuWatch:
     def __init__(
         self, read: Callable[[], list[Gpu]] | None = None, clock: Clock | None = None
     ) -> None:
-        self._read = read or reader()
+        self._read = read or choose_reader()
         self._now = (clock or Clock()).now
-        self._last: tuple[float, list[Gpu]] = (-STALE_SECONDS, [])
+        self._reading: tuple[float, list[Gpu]] = (-STALE_SECONDS, [])
         self._has_read = threading.Event()
         self._stopped = threading.Event()
 
     @property
-    def known(self) -> list[Gpu]:
+    def last_gpus(self) -> list[Gpu]:
         """As last read, however long ago: a GPU does not leave because its driver hangs."""
-        return self._last[1]
+        return self._reading[1]
 
     @property
-    def current(self) -> list[Gpu]:
+    def current_gpus(self) -> list[Gpu]:
         """Empty when the last reading is too old."""
-        moment, gpus = self._last
+        moment, gpus = self._reading
         return gpus if self._now() - moment < STALE_SECONDS else []
 
-    async def start(self, patience_seconds: float = FIRST_SECONDS) -> None:
+    async def start(self, patience_seconds: float = FIRST_TIMEOUT_SECONDS) -> None:
         """Returns with the first reading, or when that takes too long."""
         threading.Thread(target=self._watch, name="gpus", daemon=True).start()
         await asyncio.to_thread(self._has_read.wait, patience_seconds)
@@ -64,7 +64,7 @@ class GpuWatch:
         fails = False
         while not self._stopped.is_set():
             try:
-                self._last = (self._now(), self._read())
+                self._reading = (self._now(), self._read())
                 fails = False
             except Exception as error:  # noqa: BLE001  # a surprise here must not cost the next reading
                 (log.debug if fails else log.warning)("gpus.unreadable", reason=repr(error))

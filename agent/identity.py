@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 
 SYSTEM_DIR = Path("/etc/dagi")
 MAX_NODE_ID_LENGTH = 255
-NODE_ID, BOOT_ID, PENDING, TOLD, LOCK = (
+NODE_ID, BOOT_ID, PENDING, BOOTSTRAP, LOCK = (
     "node_id",
     "boot_id",
     "boot_id.pending",
@@ -39,8 +39,8 @@ def find_state_dir(candidates: tuple[Path, ...] | None = None, *, writing: bool)
     With `writing` false the directory need not be writable, nor exist.
     """
     if candidates is None:
-        candidates = (SYSTEM_DIR, _user_dir())
-    writable = [path for path in candidates if _may_write(path)]
+        candidates = (SYSTEM_DIR, _find_user_dir())
+    writable = [path for path in candidates if _can_write(path)]
     holding = [path for path in candidates if os.access(path / NODE_ID, os.R_OK)]
     choices = [path for path in writable if path in holding]
     choices += writable if writing else [*holding, *writable, candidates[0]]
@@ -49,21 +49,21 @@ def find_state_dir(candidates: tuple[Path, ...] | None = None, *, writing: bool)
     return choices[0]
 
 
-def _user_dir() -> Path:
+def _find_user_dir() -> Path:
     try:
         return Path.home() / ".config" / "dagi"
     except RuntimeError:
         raise StateError(Path("~"), "there is no home directory; use --state-dir") from None
 
 
-def _may_write(path: Path) -> bool:
+def _can_write(path: Path) -> bool:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
 @contextmanager
-def hold(directory: Path) -> Iterator[None]:
+def lock_directory(directory: Path) -> Iterator[None]:
     """Keeps every other agent away from this directory, and makes it if it is missing.
 
     Raises StateError at once when one is there. The kernel lets go when the process dies.
@@ -72,7 +72,7 @@ def hold(directory: Path) -> Iterator[None]:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StateError(directory, _reason(error)) from error
+        raise StateError(directory, _describe_error(error)) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +82,7 @@ def hold(directory: Path) -> Iterator[None]:
                 directory, f"another node-agent (process {holder}) is using it"
             ) from None
         except OSError as error:
-            raise StateError(directory / LOCK, _reason(error)) from error
+            raise StateError(directory / LOCK, _describe_error(error)) from error
         os.ftruncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
         yield
@@ -121,12 +121,12 @@ def read_boot_id(directory: Path) -> str | None:
     Without it a restart has to wait until the registry finds the former run silent, no more.
     """
     try:
-        return _uuid(read_text(directory / BOOT_ID))
+        return _parse_uuid(read_text(directory / BOOT_ID))
     except StateError:
         return None
 
 
-def begin_boot(directory: Path, hostname: str, address: str | None) -> str:
+def prepare_boot_id(directory: Path, hostname: str, address: str | None) -> str:
     """The bootId for this run, on disk before it is sent.
 
     It is new, unless the run before this one died waiting for the answer to its registration:
@@ -135,7 +135,7 @@ def begin_boot(directory: Path, hostname: str, address: str | None) -> str:
     """
     try:
         pending = json.loads(read_text(directory / PENDING) or "null")
-        boot_id = _uuid(pending["bootId"])
+        boot_id = _parse_uuid(pending["bootId"])
         if boot_id and (pending["hostname"], pending["address"]) == (hostname, address):
             return boot_id
     except (StateError, ValueError, TypeError, KeyError):
@@ -146,7 +146,7 @@ def begin_boot(directory: Path, hostname: str, address: str | None) -> str:
     return boot_id
 
 
-def accept_boot(directory: Path, node_id: str, boot_id: str) -> None:
+def save_accepted_boot(directory: Path, node_id: str, boot_id: str) -> None:
     """Keeps what the registry accepted. To be called before the first heartbeat is sent.
 
     A bootId that has sent heartbeats must not come back: the sequence starts again at 1.
@@ -159,25 +159,27 @@ def accept_boot(directory: Path, node_id: str, boot_id: str) -> None:
         (directory / PENDING).unlink(missing_ok=True)
         _sync_directory(directory)
     except OSError as error:
-        raise StateError(directory / PENDING, _reason(error)) from error
+        raise StateError(directory / PENDING, _describe_error(error)) from error
 
 
-def remember(directory: Path, told: Mapping[str, object]) -> None:
-    write_atomically(directory / TOLD, json.dumps(told, indent=2) + "\n", mode=0o644)
+def save_bootstrap_settings(directory: Path, told: Mapping[str, object]) -> None:
+    write_atomically(directory / BOOTSTRAP, json.dumps(told, indent=2) + "\n", mode=0o644)
 
 
-def remembered(directory: Path) -> dict[str, Any]:
+def read_bootstrap_settings(directory: Path) -> dict[str, Any]:
     """Empty when nothing is. Raises StateError for a damaged file.
 
     To go on without it could turn a production router into a development worker.
     """
-    text = read_text(directory / TOLD)
+    text = read_text(directory / BOOTSTRAP)
     try:
         told = {} if text is None else json.loads(text)
     except ValueError:
         told = None
     if not isinstance(told, dict):
-        raise StateError(directory / TOLD, "is damaged; delete it and run node-agent bootstrap")
+        raise StateError(
+            directory / BOOTSTRAP, "is damaged; delete it and run node-agent bootstrap"
+        )
     return told
 
 
@@ -195,7 +197,7 @@ def write_atomically(path: Path, text: str, *, mode: int) -> None:
         draft.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
-        raise StateError(path, _reason(error)) from error
+        raise StateError(path, _describe_error(error)) from error
 
 
 def _sync_directory(directory: Path) -> None:
@@ -215,15 +217,15 @@ def read_text(path: Path) -> str | None:
     except UnicodeDecodeError:
         raise StateError(path, "is damaged: not text") from None
     except OSError as error:
-        raise StateError(path, _reason(error)) from error
+        raise StateError(path, _describe_error(error)) from error
 
 
-def _uuid(text: object) -> str | None:
+def _parse_uuid(text: object) -> str | None:
     try:
         return str(UUID(text.strip())) if isinstance(text, str) else None
     except ValueError:
         return None
 
 
-def _reason(error: OSError) -> str:
+def _describe_error(error: OSError) -> str:
     return error.strerror or str(error)

@@ -10,16 +10,16 @@ from typing import Literal
 
 import click
 
-from agent.console import Command, one_line_errors, with_node_options
-from agent.identity import remembered, write_atomically
-from agent.service_layout import command_of_agent, place_of
+from agent.console import Command, add_node_options, one_line_errors
+from agent.identity import read_bootstrap_settings, write_atomically
+from agent.service_layout import choose_layout, find_agent_command
 from agent.settings import AgentSettings, BadSettingError, load_settings
 
 # The unit of the system shows the agent nothing of these.
-HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  # none is written to
+HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  # none is written to
 
 
-def with_place(command: Command) -> Command:
+def add_service_options(command: Command) -> Command:
     for option in (
         click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
         click.option(
@@ -45,8 +45,8 @@ def with_place(command: Command) -> Command:
 
 
 @click.command()
-@with_node_options
-@with_place
+@add_node_options
+@add_service_options
 def install(
     *,
     manager: Literal["systemd", "launchd"] | None,
@@ -62,28 +62,31 @@ def install(
     NODE_AGENT_TOKEN is kept in a file that nobody else may read.
     """
     with one_line_errors():
-        place = place_of(manager, scope, run_as, root)
-        told = {**remembered(place.below_root(place.state_dir)), **place.installed()}
-        settings = load_settings(options, told, told_in=str(place.below_root(place.settings)))
+        place = choose_layout(manager, scope, run_as, root)
+        told = {
+            **read_bootstrap_settings(place.resolve(place.state_dir)),
+            **place.read_installed_settings(),
+        }
+        settings = load_settings(options, told, told_in=str(place.resolve(place.settings_path)))
         if settings.state_dir not in {None, place.state_dir}:
             raise BadSettingError("--state-dir", f"this service keeps its id in {place.state_dir}")
-        if place.of_system and place.manager == "systemd" and root == Path("/"):
-            check_visible(settings)
-        changed = [file for file in place.files(settings) if not file.stands]
+        if place.is_system and place.manager == "systemd" and root == Path("/"):
+            check_visibility(settings)
+        changed = [file for file in place.build_files(settings) if not file.is_current]
         for file in changed:
             if dry_run:
-                click.echo(f"--- {file.path} ({file.mode:04o})\n{_masked(file.text, settings)}")
+                click.echo(f"--- {file.path} ({file.mode:04o})\n{_mask_token(file.text, settings)}")
             else:
                 file.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 write_atomically(file.path, file.text, mode=file.mode)
                 click.echo(f"{file.path} was written.")
         if not changed:
-            click.echo(f"{place.below_root(place.unit)} is as it should be.")
-        tell("Run then:", place.to_start())
+            click.echo(f"{place.resolve(place.unit_path)} is as it should be.")
+        print_commands("Run then:", place.list_start_commands())
 
 
 @click.command()
-@with_place
+@add_service_options
 def uninstall(
     *,
     manager: Literal["systemd", "launchd"] | None,
@@ -94,32 +97,32 @@ def uninstall(
 ) -> None:
     """Remove what install has written. The node id and the node's key stay."""
     with one_line_errors():
-        place = place_of(manager, scope, run_as, root)
-        written = {place.unit, place.enabled, place.settings, place.sysusers}
-        paths = map(place.below_root, sorted(filter(None, written)))
+        place = choose_layout(manager, scope, run_as, root)
+        written = {place.unit_path, place.enabled_link, place.settings_path, place.sysusers_path}
+        paths = map(place.resolve, sorted(filter(None, written)))
         there = [path for path in paths if os.path.lexists(path)]
         for path in there:
             if not dry_run:
                 path.unlink()
             click.echo(f"{path} {'would be' if dry_run else 'was'} removed.")
         if not there:
-            click.echo(f"{place.below_root(place.unit)} is not there.")
-        tell("Run then:", place.to_stop())
+            click.echo(f"{place.resolve(place.unit_path)} is not there.")
+        print_commands("Run then:", place.list_stop_commands())
 
 
-def tell(what: str, commands: list[str]) -> None:
+def print_commands(what: str, commands: list[str]) -> None:
     click.echo("\n  ".join([what, *commands]))
 
 
-def check_visible(settings: AgentSettings) -> None:
+def check_visibility(settings: AgentSettings) -> None:
     """Raises BadSettingError for what the unit of the system hides from the agent."""
     files = {name: path for name, path in settings.tls_files().items() if path}
     programs = {
-        "node-agent itself": Path(command_of_agent()[0]),
+        "node-agent itself": Path(find_agent_command()[0]),
         "the Python of node-agent": Path(sys.base_prefix),
     }
     for name, path in {**files, **programs}.items():
-        if any(path.is_relative_to(folder) for folder in HIDDEN):
+        if any(path.is_relative_to(folder) for folder in HIDDEN_FOLDERS):
             option = name if " " in name else f"--{name.replace('_', '-')}"
             raise BadSettingError(
                 option,
@@ -128,5 +131,5 @@ def check_visible(settings: AgentSettings) -> None:
             )
 
 
-def _masked(text: str, settings: AgentSettings) -> str:
+def _mask_token(text: str, settings: AgentSettings) -> str:
     return text.replace(settings.token.get_secret_value(), "***") if settings.token else text

@@ -13,7 +13,7 @@ import psutil
 
 MIB = 1024 * 1024
 # Documentation addresses (RFC 5737, RFC 3849): the route to them is the route to the internet.
-OUTSIDE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+OUTSIDE_TARGETS = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -30,9 +30,9 @@ class Machine:
     metadata: dict[str, Any]
 
 
-def observe(found: Mapping[str, Any] | None = None) -> Machine:
+def observe_machine(found: Mapping[str, Any] | None = None) -> Machine:
     """`found` are further capabilities: models, services and devices."""
-    local_ip, ip_address = choose_addresses(outgoing_address(), interface_addresses())
+    local_ip, ip_address = choose_addresses(find_outgoing_address(), list_interface_addresses())
     return Machine(
         hostname=socket.gethostname(),
         local_ip=local_ip,
@@ -51,16 +51,16 @@ def observe(found: Mapping[str, Any] | None = None) -> Machine:
     )
 
 
-def outgoing_address() -> Address | None:
+def find_outgoing_address() -> Address | None:
     """The source address that the kernel would use for a packet to the internet.
 
     Connecting a UDP socket only looks up the route.
     """
-    for family, target in OUTSIDE:
+    for family, target in OUTSIDE_TARGETS:
         try:
             with socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect((target, 9))
-                address = _usable(probe.getsockname()[0])
+                address = _parse_usable_address(probe.getsockname()[0])
         except OSError:
             continue
         if address:
@@ -68,7 +68,7 @@ def outgoing_address() -> Address | None:
     return None
 
 
-def interface_addresses() -> list[Address]:
+def list_interface_addresses() -> list[Address]:
     """Those of the interfaces that are up; neither loopback nor link-local."""
     try:
         interfaces, stats = psutil.net_if_addrs(), psutil.net_if_stats()
@@ -80,7 +80,7 @@ def interface_addresses() -> list[Address]:
         if name in stats and stats[name].isup
         for entry in entries
         if entry.family in {socket.AF_INET, socket.AF_INET6}
-        if (address := _usable(entry.address))
+        if (address := _parse_usable_address(entry.address))
     ]
 
 
@@ -99,7 +99,7 @@ def choose_addresses(
     return (str(local) if local else None, str(public) if public else None)
 
 
-def _usable(text: str) -> Address | None:
+def _parse_usable_address(text: str) -> Address | None:
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:

@@ -28,34 +28,34 @@ class Meter:
     ) -> None:
         self._monotonic = monotonic
         self._gpus = gpus
-        _read(lambda: psutil.cpu_percent(interval=None))
+        _read_figure(lambda: psutil.cpu_percent(interval=None))
         self._cpu_read_at = monotonic()
 
     def read(self) -> dict[str, Any]:
         """A figure that this machine does not give is left out."""
         memory = psutil.virtual_memory
         figures = {
-            "cpuPercent": self._cpu_percent(),
-            "memoryPercent": _read(lambda: memory().percent),
-            "memoryAvailableMb": _read(lambda: memory().available / MIB),
-            "diskPercent": _read(lambda: psutil.disk_usage("/").percent),
-            "loadAverage": _read(lambda: psutil.getloadavg()[0]),
+            "cpuPercent": self._read_cpu_percent(),
+            "memoryPercent": _read_figure(lambda: memory().percent),
+            "memoryAvailableMb": _read_figure(lambda: memory().available / MIB),
+            "diskPercent": _read_figure(lambda: psutil.disk_usage("/").percent),
+            "loadAverage": _read_figure(lambda: psutil.getloadavg()[0]),
         }
         metrics: dict[str, Any] = {k: v for k, v in figures.items() if v is not None}
-        metrics["gpus"] = [gpu.as_metrics() for gpu in self._gpus()]
-        uptime = _read(lambda: time.time() - psutil.boot_time())
+        metrics["gpus"] = [gpu.to_metrics() for gpu in self._gpus()]
+        uptime = _read_figure(lambda: time.time() - psutil.boot_time())
         metrics["extra"] = {} if uptime is None else {"uptimeSeconds": round(uptime)}
         return metrics
 
-    def _cpu_percent(self) -> float | None:
+    def _read_cpu_percent(self) -> float | None:
         now = self._monotonic()
         if now - self._cpu_read_at < CPU_WINDOW_SECONDS:
             return None
         self._cpu_read_at = now
-        return _read(lambda: psutil.cpu_percent(interval=None))
+        return _read_figure(lambda: psutil.cpu_percent(interval=None))
 
 
-def _read(figure: Callable[[], float]) -> float | None:
+def _read_figure(figure: Callable[[], float]) -> float | None:
     try:
         value = figure()
     except (OSError, psutil.Error, AttributeError, RuntimeError, ValueError):

@@ -12,42 +12,44 @@ from agent.machine import MIB
 T = TypeVar("T")
 
 
-class Nvidia:
+class NvidiaGpuReader:
     """For one thread. NVML stays open, because opening it may start the driver anew."""
 
     def __init__(self) -> None:
-        self._open = False
+        self._is_open = False
 
     def read(self) -> list[Gpu]:
         """Empty without a driver. A GPU that cannot be asked at all is left out."""
         try:
-            if not self._open:
+            if not self._is_open:
                 pynvml.nvmlInit()
-                self._open = True
+                self._is_open = True
             count = min(pynvml.nvmlDeviceGetCount(), MAX_GPUS)
         except pynvml.NVMLError:
             self.close()  # a driver that was replaced has to be opened anew
             return []
-        found = [_told(partial(_read, index)) for index in range(count)]
+        found = [_read_optional(partial(_read_gpu, index)) for index in range(count)]
         return [gpu for gpu in found if gpu is not None]
 
     def close(self) -> None:
-        if self._open:
-            self._open = False
-            _told(pynvml.nvmlShutdown)
+        if self._is_open:
+            self._is_open = False
+            _read_optional(pynvml.nvmlShutdown)
 
 
-def _read(index: int) -> Gpu:
+def _read_gpu(index: int) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    return described(
+    return build_gpu(
         pynvml.nvmlDeviceGetName(handle),
-        _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle)),
-        _told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle)),
-        _told(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+        _read_optional(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle)),
+        _read_optional(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle)),
+        _read_optional(
+            lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
+        ),
     )
 
 
-def described(
+def build_gpu(
     name: str | bytes, memory: Any | None, utilization: Any | None, temperature: float | None
 ) -> Gpu:
     """Of NVML's own structures: c_nvmlMemory_t in bytes, and c_nvmlUtilization_t in percent."""
@@ -60,7 +62,7 @@ def described(
     )
 
 
-def _told(figure: Callable[[], T]) -> T | None:
+def _read_optional(figure: Callable[[], T]) -> T | None:
     try:
         return figure()
     except pynvml.NVMLError:

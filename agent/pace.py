@@ -12,14 +12,14 @@ CAP_SECONDS = 60.0
 SLICE_SECONDS = 1.0
 
 # Unlike time.monotonic these go on while the machine sleeps: on Linux, else on macOS.
-_AWAKE_OR_NOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_CLOCK_ID = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
     """Where the agent gets time and chance from; a test brings its own."""
 
-    now: Callable[[], float] = lambda: time.clock_gettime(_AWAKE_OR_NOT)
+    now: Callable[[], float] = lambda: time.clock_gettime(_CLOCK_ID)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     uniform: Callable[[float, float], float] = random.SystemRandom().uniform
 
@@ -44,12 +44,12 @@ class Schedule:
         """What was promised last; 0 before that."""
         self.due = clock.now()
 
-    def promise(self, seconds: float) -> None:
+    def set_interval(self, seconds: float) -> None:
         """By a reply, from now on."""
         self.interval_seconds = seconds
         self.due = self._clock.now() + seconds
 
-    def hear_pace(self, seconds: float) -> None:
+    def apply_pace(self, seconds: float) -> None:
         """All agents hear it at the same moment, so each draws its own within the interval.
 
         A slower pace changes nothing: the node is judged by what it was promised.
@@ -63,7 +63,7 @@ class Schedule:
         await self._clock.wait_until(lambda: self.due)
 
 
-def retry_ceiling(
+def compute_retry_ceiling(
     failures: int, interval_seconds: float, cap_seconds: float = CAP_SECONDS
 ) -> float:
     """The longest wait behind so many failures in a row, before `retryAfterSeconds`.
@@ -76,7 +76,7 @@ def retry_ceiling(
     return min(max(exponential, interval_seconds / 2), max(cap_seconds, interval_seconds))
 
 
-def retry_delay(
+def draw_retry_delay(
     failures: int,
     *,
     interval_seconds: float,
@@ -88,4 +88,6 @@ def retry_delay(
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
-    return at_least_seconds + uniform(0.0, retry_ceiling(failures, interval_seconds, cap_seconds))
+    return at_least_seconds + uniform(
+        0.0, compute_retry_ceiling(failures, interval_seconds, cap_seconds)
+    )

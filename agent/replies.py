@@ -6,7 +6,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from agent.identity import is_node_id
-from agent.settings import Bearer
+from agent.settings import Token
 
 MIN_INTERVAL_SECONDS = 0.05
 MAX_INTERVAL_SECONDS = 86_400.0
@@ -17,7 +17,7 @@ Interval = Annotated[
 Revision = Annotated[int, Field(ge=0)]
 
 
-def _storable(node_id: str) -> str:
+def _check_node_id(node_id: str) -> str:
     if not is_node_id(node_id):
         raise ValueError("not a node id")
     return node_id
@@ -28,7 +28,7 @@ class Reply(BaseModel):
 
 
 class Node(Reply):
-    node_id: Annotated[str, AfterValidator(_storable)]
+    node_id: Annotated[str, AfterValidator(_check_node_id)]
     name: str
     role: str
     type: str
@@ -45,26 +45,26 @@ class NodeWithReason(Node):
     status_since: AwareDatetime
 
 
-class Registered(Reply):
+class RegisterNodePayload(Reply):
     """`key` is the node's own, after a registration by an enrolment key."""
 
     node: Node
     created: bool
     next_heartbeat_in_seconds: Interval
-    key: Bearer | None = None
+    key: Token | None = None
     key_expires_at: AwareDatetime | None = None
 
 
-class RotatedKey(Reply):
-    key: Bearer
+class RotateNodeKeyPayload(Reply):
+    key: Token
     key_expires_at: AwareDatetime | None
 
 
 class RotateNodeKeyData(Reply):
-    rotate_node_key: RotatedKey
+    rotate_node_key: RotateNodeKeyPayload
 
 
-class HeartbeatRecorded(Reply):
+class RecordHeartbeatPayload(Reply):
     node_id: str
     status: str
     received_at: AwareDatetime
@@ -72,11 +72,11 @@ class HeartbeatRecorded(Reply):
 
 
 class RegisterNodeData(Reply):
-    register_node: Registered
+    register_node: RegisterNodePayload
 
 
 class RecordHeartbeatData(Reply):
-    record_heartbeat: HeartbeatRecorded
+    record_heartbeat: RecordHeartbeatPayload
 
 
 class HeartbeatPace(Reply):
@@ -132,7 +132,7 @@ class ResyncRequired(Reply):
 StatusEvent = NodeStatusChanged | Bookmark | ResyncRequired
 
 
-class StatusChangesData(Reply):
+class NodeStatusChangesData(Reply):
     node_status_changes: Annotated[StatusEvent, Field(discriminator="typename")]
 
 
@@ -144,7 +144,7 @@ class RevisionData(Reply):
     registry: RegistryRevision
 
 
-class AvailableNodes(Reply):
+class AvailableNodesSnapshot(Reply):
     """The whole set, as it stands."""
 
     typename: Literal["AvailableNodesSnapshot"] = Field(
@@ -167,14 +167,14 @@ class NodeBecameUnavailable(Reply):
     reasons: list[str]
 
 
-AvailabilityEvent = AvailableNodes | NodeBecameAvailable | NodeBecameUnavailable
+AvailableNodesEvent = AvailableNodesSnapshot | NodeBecameAvailable | NodeBecameUnavailable
 
 
-class AvailabilityData(Reply):
-    available_nodes_changes: Annotated[AvailabilityEvent, Field(discriminator="typename")]
+class AvailableNodesChangesData(Reply):
+    available_nodes_changes: Annotated[AvailableNodesEvent, Field(discriminator="typename")]
 
 
-class CapableNode(NodeWithReason):
+class NodeWithCapabilities(NodeWithReason):
     capabilities: dict[str, Any]
 
 
@@ -184,7 +184,7 @@ class PageInfo(Reply):
 
 
 class NodePage(Reply):
-    nodes: list[CapableNode]
+    nodes: list[NodeWithCapabilities]
     page_info: PageInfo
 
 
@@ -193,27 +193,27 @@ class NodesData(Reply):
 
 
 class NodeData(Reply):
-    node: CapableNode | None
+    node: NodeWithCapabilities | None
 
 
-class Candidate(Reply):
-    node: CapableNode
+class NodeCandidate(Reply):
+    node: NodeWithCapabilities
     score: float
 
 
-class Exclusion(Reply):
+class NodeExclusion(Reply):
     node_id: str
     reasons: list[str]
 
 
-class Availability(Reply):
+class AvailableNodes(Reply):
     """Candidates, best first; `observed_at` is when the registry looked at the fleet."""
 
-    candidates: list[Candidate]
-    excluded: list[Exclusion]
+    candidates: list[NodeCandidate]
+    excluded: list[NodeExclusion]
     revision: Revision
     observed_at: AwareDatetime
 
 
 class AvailableNodesData(Reply):
-    available_nodes: Availability
+    available_nodes: AvailableNodes

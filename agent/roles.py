@@ -36,7 +36,7 @@ def parse_role(word: str) -> RoleAndType:
         return RoleAndType(NodeRole(role.upper()), NodeType(node_type.upper()) if dash else None)
     except ValueError:
         raise ValueError(
-            f"write {_listed(NodeRole)}, alone or with {_listed(NodeType)}"
+            f"write {_join_words(NodeRole)}, alone or with {_join_words(NodeType)}"
             " behind a dash, as in production-router"
         ) from None
 
@@ -46,9 +46,9 @@ def parse_type(word: str) -> NodeType:
     try:
         return NodeType(word.strip().upper())
     except ValueError:
-        raise ValueError(f"write {_listed(NodeType)}") from None
+        raise ValueError(f"write {_join_words(NodeType)}") from None
 
 
-def _listed(words: type[StrEnum]) -> str:
+def _join_words(words: type[StrEnum]) -> str:
     *most, last = (word.value.lower() for word in words)
     return f"{', '.join(most)} or {last}"

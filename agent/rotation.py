@@ -6,39 +6,41 @@ from datetime import datetime
 import structlog
 
 from agent import documents
-from agent.client import RefusedError, Registry, RegistryAwayError
+from agent.client import RegistryTransport, RegistryUnavailableError, RequestRejectedError
 from agent.credentials import Credentials
 from agent.identity import StateError
 from agent.replies import RotateNodeKeyData
 
 # The next heartbeat must not come late.
-ROTATION_SECONDS = 3.0
+ROTATION_TIMEOUT_SECONDS = 3.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-async def rotate_when_due(connection: Registry, credentials: Credentials, now: datetime) -> None:
+async def rotate_token_if_due(
+    connection: RegistryTransport, credentials: Credentials, now: datetime
+) -> None:
     """`now` is by the registry's clock. One that fails, or takes too long, is tried again later.
 
     Of the key that it made, and whose text was lost, the registry then makes an end.
     """
-    if not credentials.rotation_is_due(now):
+    if not credentials.is_rotation_due(now):
         return
     at_least_seconds = 0.0
     try:
-        async with asyncio.timeout(ROTATION_SECONDS):
-            data = await connection.ask(documents.ROTATE_NODE_KEY, {}, RotateNodeKeyData)
+        async with asyncio.timeout(ROTATION_TIMEOUT_SECONDS):
+            data = await connection.execute(documents.ROTATE_NODE_KEY, {}, RotateNodeKeyData)
         rotated = data.rotate_node_key
-        credentials.keep(rotated.key, rotated.key_expires_at, obtained_at=now)
+        credentials.save_node_token(rotated.key, rotated.key_expires_at, obtained_at=now)
     except TimeoutError:
         await connection.aclose()
-        reason = f"no answer within {ROTATION_SECONDS:g} s"
-    except (RegistryAwayError, RefusedError) as error:
+        reason = f"no answer within {ROTATION_TIMEOUT_SECONDS:g} s"
+    except (RegistryUnavailableError, RequestRejectedError) as error:
         reason, at_least_seconds = str(error), error.retry_after_seconds
     except StateError as error:
         reason = str(error)
     else:
         log.info("key.rotated", key_expires_at=str(rotated.key_expires_at))
         return
-    delay = credentials.put_off_rotation(now, at_least_seconds)
+    delay = credentials.postpone_rotation(now, at_least_seconds)
     log.warning("key.not_rotated", reason=reason, retry_in_seconds=round(delay, 1))

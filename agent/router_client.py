@@ -15,27 +15,27 @@ import structlog
 from gql import GraphQLRequest
 
 from agent import documents
-from agent.breaker import Breaker
+from agent.breaker import CircuitBreaker
 from agent.client import (
-    Connection,
-    RefusedError,
-    RegistryAwayError,
+    HttpTransport,
+    RegistryUnavailableError,
     ReplyT,
-    http_transport,
+    RequestRejectedError,
     is_final,
+    make_http_transport,
 )
 from agent.follow import follow_status_changes
 from agent.pace import Clock
 from agent.replies import (
-    Availability,
+    AvailableNodes,
     AvailableNodesData,
-    CapableNode,
     NodeData,
     NodesData,
+    NodeWithCapabilities,
     StatusEvent,
 )
-from agent.settings import graphql_url
-from agent.tls import Trust
+from agent.settings import parse_graphql_url
+from agent.tls import TlsConfig
 
 MAX_CONNECTIONS = 10
 MAX_QUESTIONS = 1000
@@ -58,7 +58,7 @@ class Answer(Generic[ValueT]):
     reason: str | None = None
 
     @property
-    def stale(self) -> bool:
+    def is_stale(self) -> bool:
         return self.reason is not None
 
 
@@ -76,42 +76,42 @@ class RegistryClient:
         url: str,
         *,
         token: str | None = None,
-        trust: Trust | None = None,
+        trust: TlsConfig | None = None,
         timeout_seconds: float = 2.0,
         stale_seconds: float = 300.0,
         clock: Clock | None = None,
     ) -> None:
         """Raises ValueError for a bad address, or files of `trust` that cannot be used."""
-        self._url = graphql_url(url)
+        self._url = parse_graphql_url(url)
         self._token = token
-        self._trust = trust or Trust()
+        self._tls = trust or TlsConfig()
         self._timeout_seconds = timeout_seconds
         self._stale_seconds = stale_seconds
         self._clock = clock or Clock()
-        self._breaker = Breaker(self._clock)
-        self._connections: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
-        transport = http_transport(self._url, token, timeout_seconds, self._trust)
+        self._circuit_breaker = CircuitBreaker(self._clock)
+        self._transports: asyncio.LifoQueue[HttpTransport] = asyncio.LifoQueue()
+        transport = make_http_transport(self._url, token, timeout_seconds, self._tls)
         for _ in range(MAX_CONNECTIONS):
-            connection = Connection(transport, timeout_seconds=timeout_seconds)
-            self._connections.put_nowait(connection)
-        self._asking: dict[str, asyncio.Task[Any]] = {}
-        self._past: OrderedDict[str, tuple[float, Any]] = OrderedDict()
+            connection = HttpTransport(transport, timeout_seconds=timeout_seconds)
+            self._transports.put_nowait(connection)
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._replies: OrderedDict[str, tuple[float, Any]] = OrderedDict()
 
-    async def get_nodes(self, **node_filter: Any) -> Answer[list[CapableNode]]:
+    async def get_nodes(self, **node_filter: Any) -> Answer[list[NodeWithCapabilities]]:
         """All nodes that the NodeFilter means, e.g. `roles=["PRODUCTION"]`, by node id."""
         given = node_filter or None
-        return await self._answer("nodes", given, lambda: self._pages(given))
+        return await self._get_answer("nodes", given, lambda: self._list_nodes(given))
 
-    async def get_nodes_by_role(self, role: str) -> Answer[list[CapableNode]]:
+    async def get_nodes_by_role(self, role: str) -> Answer[list[NodeWithCapabilities]]:
         return await self.get_nodes(roles=[role.upper()])
 
-    async def get_node(self, node_id: str) -> Answer[CapableNode | None]:
+    async def get_node(self, node_id: str) -> Answer[NodeWithCapabilities | None]:
         """None when no such node is registered."""
 
-        async def ask() -> CapableNode | None:
-            return (await self._ask(documents.NODE, {"nodeId": node_id}, NodeData)).node
+        async def ask() -> NodeWithCapabilities | None:
+            return (await self._execute(documents.NODE, {"nodeId": node_id}, NodeData)).node
 
-        return await self._answer("node", node_id, ask)
+        return await self._get_answer("node", node_id, ask)
 
     async def get_available_nodes(
         self,
@@ -119,28 +119,28 @@ class RegistryClient:
         *,
         rank: str = "LEAST_LOADED",
         limit: int = 10,
-    ) -> Answer[Availability]:
+    ) -> Answer[AvailableNodes]:
         """The nodes that meet NodeRequirements now, best first, and why others do not."""
         asked = {"require": requirements, "rank": rank, "limit": limit}
 
-        async def ask() -> Availability:
-            reply = await self._ask(documents.AVAILABLE_NODES, asked, AvailableNodesData)
+        async def ask() -> AvailableNodes:
+            reply = await self._execute(documents.AVAILABLE_NODES, asked, AvailableNodesData)
             return reply.available_nodes
 
-        return await self._answer("available", asked, ask)
+        return await self._get_answer("available", asked, ask)
 
     def follow_status_changes(self, **given: Any) -> AsyncGenerator[StatusEvent, None]:
         """As `agent.follow.follow_status_changes`, of this registry."""
         return follow_status_changes(
-            self._url, token=self._token, trust=self._trust, clock=self._clock, **given
+            self._url, token=self._token, trust=self._tls, clock=self._clock, **given
         )
 
     async def aclose(self) -> None:
-        for task in self._asking.values():
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
-        while not self._connections.empty():
-            await self._connections.get_nowait().aclose()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        while not self._transports.empty():
+            await self._transports.get_nowait().aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -153,46 +153,50 @@ class RegistryClient:
     ) -> None:
         await self.aclose()
 
-    async def _answer(
+    async def _get_answer(
         self, kind: str, asked: object, ask: Callable[[], Awaitable[ValueT]]
     ) -> Answer[ValueT]:
         question = json.dumps([kind, asked], sort_keys=True)
-        if question not in self._asking:
-            if not self._breaker.lets_through():
-                return self._from_the_past(question, RegistryAwayError("it did not answer lately"))
-            task = asyncio.create_task(self._insist(question, ask))
-            self._asking[question] = task
-            task.add_done_callback(lambda _: self._asking.pop(question))
-        answer: Answer[ValueT] = await asyncio.shield(self._asking[question])
+        if question not in self._tasks:
+            if not self._circuit_breaker.admit():
+                return self._answer_from_cache(
+                    question, RegistryUnavailableError("it did not answer lately")
+                )
+            task = asyncio.create_task(self._fetch(question, ask))
+            self._tasks[question] = task
+            task.add_done_callback(lambda _: self._tasks.pop(question))
+        answer: Answer[ValueT] = await asyncio.shield(self._tasks[question])
         return answer
 
-    async def _insist(self, question: str, ask: Callable[[], Awaitable[ValueT]]) -> Answer[ValueT]:
+    async def _fetch(self, question: str, ask: Callable[[], Awaitable[ValueT]]) -> Answer[ValueT]:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                value = await self._retried(ask)
-        except RefusedError as refusal:
+                value = await self._try_repeatedly(ask)
+        except RequestRejectedError as refusal:
             if is_final(refusal):
-                self._succeeded()  # it is there, and says no
+                self._record_success()  # it is there, and says no
                 raise
-            return self._failed(question, refusal)
-        except RegistryAwayError as error:
-            return self._failed(question, error)
+            return self._record_failure(question, refusal)
+        except RegistryUnavailableError as error:
+            return self._record_failure(question, error)
         except TimeoutError:
-            away = RegistryAwayError(f"no answer within {self._timeout_seconds:g} s")
-            return self._failed(question, away)
-        self._succeeded()
-        self._past[question] = self._clock.now(), value
-        self._past.move_to_end(question)
-        if len(self._past) > MAX_QUESTIONS:
-            self._past.popitem(last=False)
+            away = RegistryUnavailableError(f"no answer within {self._timeout_seconds:g} s")
+            return self._record_failure(question, away)
+        self._record_success()
+        self._replies[question] = self._clock.now(), value
+        self._replies.move_to_end(question)
+        if len(self._replies) > MAX_QUESTIONS:
+            self._replies.popitem(last=False)
         return Answer(value)
 
-    async def _retried(self, ask: Callable[[], Awaitable[ValueT]]) -> ValueT:
+    async def _try_repeatedly(self, ask: Callable[[], Awaitable[ValueT]]) -> ValueT:
         for attempt in range(1, ATTEMPTS):
             try:
                 return await ask()
-            except (RegistryAwayError, RefusedError) as error:
-                if self._breaker.is_open or (isinstance(error, RefusedError) and is_final(error)):
+            except (RegistryUnavailableError, RequestRejectedError) as error:
+                if self._circuit_breaker.is_open or (
+                    isinstance(error, RequestRejectedError) and is_final(error)
+                ):
                     raise
                 ceiling = BACKOFF_SECONDS * 2.0 ** (attempt - 1)
                 await self._clock.wait(
@@ -200,42 +204,48 @@ class RegistryClient:
                 )
         return await ask()
 
-    def _succeeded(self) -> None:
-        if self._breaker.is_open:
+    def _record_success(self) -> None:
+        if self._circuit_breaker.is_open:
             log.info("registry.recovered", registry_url=self._url)
-        self._breaker.succeeded()
+        self._circuit_breaker.record_success()
 
-    def _failed(self, question: str, error: RegistryAwayError | RefusedError) -> Answer[Any]:
-        was_open = self._breaker.is_open
-        self._breaker.failed()
-        if self._breaker.is_open and not was_open:
+    def _record_failure(
+        self, question: str, error: RegistryUnavailableError | RequestRejectedError
+    ) -> Answer[Any]:
+        was_open = self._circuit_breaker.is_open
+        self._circuit_breaker.record_failure()
+        if self._circuit_breaker.is_open and not was_open:
             log.warning("registry.away", registry_url=self._url, reason=str(error))
-        return self._from_the_past(question, error)
+        return self._answer_from_cache(question, error)
 
-    def _from_the_past(self, question: str, error: RegistryAwayError | RefusedError) -> Answer[Any]:
-        said_at, value = self._past.get(question, (float("-inf"), None))
+    def _answer_from_cache(
+        self, question: str, error: RegistryUnavailableError | RequestRejectedError
+    ) -> Answer[Any]:
+        said_at, value = self._replies.get(question, (float("-inf"), None))
         age_seconds = self._clock.now() - said_at
         if age_seconds > self._stale_seconds:
             raise error
         return Answer(value, age_seconds, str(error))
 
-    async def _pages(self, node_filter: Mapping[str, Any] | None) -> list[CapableNode]:
-        found: list[CapableNode] = []
+    async def _list_nodes(
+        self, node_filter: Mapping[str, Any] | None
+    ) -> list[NodeWithCapabilities]:
+        found: list[NodeWithCapabilities] = []
         after = None
         for _ in range(MAX_PAGES):
             asked = {"filter": node_filter, "first": PAGE_SIZE, "after": after}
-            page = (await self._ask(documents.NODES, asked, NodesData)).nodes
+            page = (await self._execute(documents.NODES, asked, NodesData)).nodes
             found += page.nodes
             after = page.page_info.end_cursor
             if not page.page_info.has_next_page:
                 break
         return found
 
-    async def _ask(
+    async def _execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
     ) -> ReplyT:
-        connection = await self._connections.get()
+        connection = await self._transports.get()
         try:
-            return cast("ReplyT", await connection.ask(document, variables, reply))
+            return cast("ReplyT", await connection.execute(document, variables, reply))
         finally:
-            self._connections.put_nowait(connection)
+            self._transports.put_nowait(connection)

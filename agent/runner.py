@@ -11,17 +11,22 @@ from agent import documents, identity
 from agent.client import (
     FORBIDDEN,
     UNAUTHENTICATED,
-    RefusedError,
-    Registry,
-    RegistryAwayError,
-    RestartingError,
+    RegistryRestartingError,
+    RegistryTransport,
+    RegistryUnavailableError,
+    RequestRejectedError,
 )
 from agent.credentials import Credentials
-from agent.machine import Machine, observe
+from agent.machine import Machine, observe_machine
 from agent.metrics import Meter
-from agent.pace import Clock, Schedule, retry_delay
-from agent.replies import HeartbeatRecorded, RecordHeartbeatData, Registered, RegisterNodeData
-from agent.rotation import rotate_when_due
+from agent.pace import Clock, Schedule, draw_retry_delay
+from agent.replies import (
+    RecordHeartbeatData,
+    RecordHeartbeatPayload,
+    RegisterNodeData,
+    RegisterNodePayload,
+)
+from agent.rotation import rotate_token_if_due
 from agent.settings import AgentSettings
 
 BAD_INPUT, NODE_ID_TAKEN, NODE_NOT_FOUND, STALE_BOOT = (
@@ -31,12 +36,12 @@ BAD_INPUT, NODE_ID_TAKEN, NODE_NOT_FOUND, STALE_BOOT = (
     "STALE_BOOT",
 )
 # What only a person can put right, e.g. a token: asking often does not help.
-SLOW_CODES = {BAD_INPUT, FORBIDDEN, UNAUTHENTICATED}
+OPERATOR_CODES = {BAD_INPUT, FORBIDDEN, UNAUTHENTICATED}
 SLOW_RETRY_SECONDS = 60.0
 # The registry jitters its pace; less than this factor is not news.
 PACE_CHANGE = 1.5
 # How often the registry is told at most that this machine has changed.
-TELL_SECONDS = 30.0
+REPORT_SECONDS = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -44,37 +49,37 @@ T = TypeVar("T")
 
 
 @dataclass
-class Run:
+class Runner:
     """Between `identity.hold` and its end; `boot_id` is of `identity.begin_boot`.
 
     Without `patience_seconds` it keeps trying for as long as a later try can succeed.
     """
 
-    connection: Registry
+    transport: RegistryTransport
     credentials: Credentials
     schedule: Schedule
     directory: Path
     settings: AgentSettings
     boot_id: str
-    patience_seconds: float | None = None
+    max_retry_seconds: float | None = None
     clock: Clock = field(default_factory=Clock)
     meter: Meter = field(default_factory=Meter)
-    observe: Callable[[], Machine] = observe
+    observe_machine: Callable[[], Machine] = observe_machine
     node_id: str | None = None
     """Set before `register`: the id to ask for when the directory holds none."""
     sequence: int = 0
-    _told: dict[str, Any] = field(default_factory=dict)
-    _told_at: float = 0.0
+    _reported: dict[str, Any] = field(default_factory=dict)
+    _reported_at: float = 0.0
 
-    async def keep_beating(self) -> NoReturn:
+    async def run(self) -> NoReturn:
         """Raises RefusedError when this run has to end, StateError when a file cannot be used."""
         await self.register()
         while True:
             try:
-                recorded = await self.beat()
-                await rotate_when_due(self.connection, self.credentials, recorded.received_at)
-                await self.tell_changes()
-            except RefusedError as refusal:
+                recorded = await self.send_heartbeat()
+                await rotate_token_if_due(self.transport, self.credentials, recorded.received_at)
+                await self.report_changes()
+            except RequestRejectedError as refusal:
                 if refusal.code == NODE_NOT_FOUND:
                     log.warning("node.forgotten", node_id=self.node_id)
                 elif refusal.code != UNAUTHENTICATED:
@@ -82,9 +87,9 @@ class Run:
                 await self.register()
             await self.schedule.wait()
 
-    async def register(self) -> Registered:
+    async def register(self) -> RegisterNodePayload:
         """Returns once the registry has accepted; the node id is on disk then."""
-        registered = await self._insist(self._register_once, ends_at={BAD_INPUT, STALE_BOOT})
+        registered = await self._retry(self._try_to_register, ends_at={BAD_INPUT, STALE_BOOT})
         log.info(
             "node.registered",
             node_id=self.node_id,
@@ -96,70 +101,74 @@ class Run:
         )
         return registered
 
-    async def beat(self) -> HeartbeatRecorded:
+    async def send_heartbeat(self) -> RecordHeartbeatPayload:
         """Returns once a heartbeat is recorded: the newest one, with the figures of that moment."""
         ends_at = {STALE_BOOT, NODE_NOT_FOUND}
-        if self.credentials.has_choice:
+        if self.credentials.has_fallback:
             ends_at.add(UNAUTHENTICATED)  # a registration tries the other
-        return await self._insist(self._beat_once, ends_at=ends_at)
+        return await self._retry(self._try_to_send_heartbeat, ends_at=ends_at)
 
-    async def tell_changes(self) -> None:
+    async def report_changes(self) -> None:
         """Registers again when the machine is not what it was; if that fails, later once more."""
         now = self.clock.now()
-        if now - self._told_at < TELL_SECONDS or self._told == self._registration():
+        if now - self._reported_at < REPORT_SECONDS or self._reported == self._build_registration():
             return
-        self._told_at = now
+        self._reported_at = now
         try:
-            await self._register_once()
-        except RegistryAwayError as error:
+            await self._try_to_register()
+        except RegistryUnavailableError as error:
             log.debug("node.untold", reason=error.reason)
-        except RefusedError as refusal:
+        except RequestRejectedError as refusal:
             if refusal.code == STALE_BOOT:
                 raise
             log.warning("node.untold", code=refusal.code, message=refusal.message)
         else:
             log.info("node.changed", node_id=self.node_id)
 
-    def _registration(self) -> dict[str, Any]:
-        return registration_input(self.settings, self.observe(), self.boot_id)
+    def _build_registration(self) -> dict[str, Any]:
+        return build_registration_input(self.settings, self.observe_machine(), self.boot_id)
 
-    async def _register_once(self) -> Registered:
+    async def _try_to_register(self) -> RegisterNodePayload:
         node_id = identity.read_node_id(self.directory) or self.node_id
         former = identity.read_boot_id(self.directory)
-        said = self._registration()
+        said = self._build_registration()
         registration = dict(said)
         if node_id:
             registration["nodeId"] = node_id
         if former and former != self.boot_id:
             registration["replacesBootId"] = former
-        registered = await self._ask_to_register(registration)
+        registered = await self._send_registration(registration)
         if node_id not in {None, registered.node.node_id}:
-            raise RegistryAwayError(f"asked for {node_id}, got {registered.node.node_id}")
+            raise RegistryUnavailableError(f"asked for {node_id}, got {registered.node.node_id}")
         # The key goes first: only while the bootId is pending the registry would give it again.
         if registered.key is not None:
-            self.credentials.keep(registered.key, registered.key_expires_at)
+            self.credentials.save_node_token(registered.key, registered.key_expires_at)
         else:
-            self.credentials.learn(registered.key_expires_at)
-        identity.accept_boot(self.directory, registered.node.node_id, self.boot_id)
+            self.credentials.update_expiry(registered.key_expires_at)
+        identity.save_accepted_boot(self.directory, registered.node.node_id, self.boot_id)
         self.node_id = registered.node.node_id
-        self.schedule.promise(registered.next_heartbeat_in_seconds)
-        self._told, self._told_at = said, self.clock.now()
+        self.schedule.set_interval(registered.next_heartbeat_in_seconds)
+        self._reported, self._reported_at = said, self.clock.now()
         return registered
 
-    async def _ask_to_register(self, registration: dict[str, Any]) -> Registered:
+    async def _send_registration(self, registration: dict[str, Any]) -> RegisterNodePayload:
         """By the node's own key, and by the token when that is not good any more."""
         variables = {"input": registration}
-        self.credentials.show_own()
+        self.credentials.use_node_token()
         try:
-            data = await self.connection.ask(documents.REGISTER_NODE, variables, RegisterNodeData)
-        except RefusedError as refusal:
-            if refusal.code != UNAUTHENTICATED or not self.credentials.show_token():
+            data = await self.transport.execute(
+                documents.REGISTER_NODE, variables, RegisterNodeData
+            )
+        except RequestRejectedError as refusal:
+            if refusal.code != UNAUTHENTICATED or not self.credentials.use_configured_token():
                 raise
             log.warning("key.refused", message=refusal.message)
-            data = await self.connection.ask(documents.REGISTER_NODE, variables, RegisterNodeData)
+            data = await self.transport.execute(
+                documents.REGISTER_NODE, variables, RegisterNodeData
+            )
         return data.register_node
 
-    async def _beat_once(self) -> HeartbeatRecorded:
+    async def _try_to_send_heartbeat(self) -> RecordHeartbeatPayload:
         # A heartbeat whose answer was lost is not sent again: this is the next one.
         self.sequence += 1
         heartbeat = {
@@ -168,21 +177,21 @@ class Run:
             "sequence": self.sequence,
             "metrics": self.meter.read(),
         }
-        data = await self.connection.ask(
+        data = await self.transport.execute(
             documents.RECORD_HEARTBEAT, {"input": heartbeat}, RecordHeartbeatData
         )
         recorded = data.record_heartbeat
         log.debug("heartbeat.recorded", sequence=self.sequence, status=recorded.status)
-        self._pace(recorded.next_heartbeat_in_seconds)
+        self._set_interval(recorded.next_heartbeat_in_seconds)
         return recorded
 
-    def _pace(self, seconds: float) -> None:
+    def _set_interval(self, seconds: float) -> None:
         was = self.schedule.interval_seconds
         if max(seconds / was, was / seconds) > PACE_CHANGE:
             log.info("heartbeat.paced", next_heartbeat_in_seconds=seconds)
-        self.schedule.promise(seconds)
+        self.schedule.set_interval(seconds)
 
-    async def _insist(self, attempt: Callable[[], Awaitable[T]], *, ends_at: set[str]) -> T:
+    async def _retry(self, attempt: Callable[[], Awaitable[T]], *, ends_at: set[str]) -> T:
         """Tries until it succeeds, or a refusal is final, or patience ends."""
         began = self.clock.now()
         failures = 0
@@ -190,17 +199,17 @@ class Run:
         while True:
             try:
                 result = await attempt()
-            except (RegistryAwayError, RefusedError) as error:
+            except (RegistryUnavailableError, RequestRejectedError) as error:
                 failures += 1
-                if isinstance(error, RefusedError) and self._is_final(error, ends_at):
+                if isinstance(error, RequestRejectedError) and self._is_final(error, ends_at):
                     raise
-                delay = self._delay(failures, error)
-                if self.patience_seconds is not None:
-                    left = self.patience_seconds - (self.clock.now() - began)
+                delay = self._draw_delay(failures, error)
+                if self.max_retry_seconds is not None:
+                    left = self.max_retry_seconds - (self.clock.now() - began)
                     if left <= error.retry_after_seconds:
                         raise
                     delay = min(delay, left)
-                reported = self._report(error, reported, failures, delay)
+                reported = self._log_failure(error, reported, failures, delay)
             else:
                 if failures:
                     seconds = round(self.clock.now() - began, 1)
@@ -208,34 +217,36 @@ class Run:
                 return result
             await self.clock.wait(delay)
 
-    def _is_final(self, refusal: RefusedError, ends_at: set[str]) -> bool:
-        impatient = self.patience_seconds is not None and not refusal.retryable
+    def _is_final(self, refusal: RequestRejectedError, ends_at: set[str]) -> bool:
+        impatient = self.max_retry_seconds is not None and not refusal.is_retryable
         return refusal.code in ends_at or impatient
 
-    def _delay(self, failures: int, error: RegistryAwayError | RefusedError) -> float:
+    def _draw_delay(
+        self, failures: int, error: RegistryUnavailableError | RequestRejectedError
+    ) -> float:
         at_least = error.retry_after_seconds
-        if isinstance(error, RefusedError) and error.code in SLOW_CODES:
+        if isinstance(error, RequestRejectedError) and error.code in OPERATOR_CODES:
             at_least = max(at_least, SLOW_RETRY_SECONDS)
-        return retry_delay(
+        return draw_retry_delay(
             failures,
             interval_seconds=self.schedule.interval_seconds,
             at_least_seconds=at_least,
             uniform=self.clock.uniform,
         )
 
-    def _report(
+    def _log_failure(
         self,
-        error: RegistryAwayError | RefusedError,
+        error: RegistryUnavailableError | RequestRejectedError,
         reported: str | None,
         failures: int,
         delay: float,
     ) -> str:
         """Logs what is new; returns what has been logged now, for the next call."""
         tell = log.warning
-        if isinstance(error, RegistryAwayError):
+        if isinstance(error, RegistryUnavailableError):
             event, kind = "registry.away", "away"
             said: dict[str, object] = {"reason": error.reason}
-            if isinstance(error, RestartingError):
+            if isinstance(error, RegistryRestartingError):
                 event, kind, tell = "registry.restarting", "restarting", log.info
         else:
             event, kind = "registry.refused", error.code
@@ -252,7 +263,9 @@ class Run:
         return kind
 
 
-def registration_input(settings: AgentSettings, machine: Machine, boot_id: str) -> dict[str, Any]:
+def build_registration_input(
+    settings: AgentSettings, machine: Machine, boot_id: str
+) -> dict[str, Any]:
     """RegisterNodeInput. What is not known is left out, and stays as the registry has it."""
     said = {
         "name": settings.name,

@@ -18,13 +18,13 @@ from agent.settings import DEFAULT_SERVICES, PREFIX, AgentSettings, BadSettingEr
 
 
 @dataclass(frozen=True)
-class File:
+class ServiceFile:
     path: Path
     text: str
     mode: int = 0o644
 
     @property
-    def stands(self) -> bool:
+    def is_current(self) -> bool:
         """As it should be."""
         try:
             mode = stat.S_IMODE(self.path.stat().st_mode)
@@ -34,11 +34,11 @@ class File:
 
 
 @dataclass(frozen=True)
-class Place:
+class ServiceLayout:
     """Where and for whom: `root` is / or, for an image, the folder that will be."""
 
     manager: Literal["systemd", "launchd"]
-    of_system: bool
+    is_system: bool
     account: pwd.struct_passwd
     root: Path
 
@@ -46,11 +46,11 @@ class Place:
     def state_dir(self) -> Path:
         """As the agent that runs will see it."""
         systemd = self.manager == "systemd"
-        return SYSTEM_DIR if self.of_system and systemd else self._home / ".config" / "dagi"
+        return SYSTEM_DIR if self.is_system and systemd else self._home / ".config" / "dagi"
 
     @property
-    def unit(self) -> Path:
-        match self.manager, self.of_system:
+    def unit_path(self) -> Path:
+        match self.manager, self.is_system:
             case "systemd", True:
                 return Path("/etc/systemd/system") / units.SERVICE
             case "systemd", False:
@@ -60,24 +60,24 @@ class Place:
         return self._home / "Library/LaunchAgents" / f"{units.LABEL}.plist"
 
     @property
-    def enabled(self) -> Path | None:
+    def enabled_link(self) -> Path | None:
         """The link that systemd makes when the unit is enabled."""
         if self.manager == "launchd":
             return None
-        target = "multi-user" if self.of_system else "default"
-        return self.unit.parent / f"{target}.target.wants" / units.SERVICE
+        target = "multi-user" if self.is_system else "default"
+        return self.unit_path.parent / f"{target}.target.wants" / units.SERVICE
 
     @property
-    def settings(self) -> Path:
+    def settings_path(self) -> Path:
         if self.manager == "launchd":
-            return self.unit
-        if self.of_system:
+            return self.unit_path
+        if self.is_system:
             return units.SYSTEM_ENVIRONMENT_FILE
         return self.state_dir / units.ENVIRONMENT_FILE
 
     @property
-    def sysusers(self) -> Path | None:
-        if self.manager == "launchd" or not self.of_system:
+    def sysusers_path(self) -> Path | None:
+        if self.manager == "launchd" or not self.is_system:
             return None
         return Path("/etc/sysusers.d") / f"{units.ACCOUNT}.conf"
 
@@ -85,15 +85,15 @@ class Place:
     def _home(self) -> Path:
         return Path(self.account.pw_dir)
 
-    def below_root(self, path: Path) -> Path:
+    def resolve(self, path: Path) -> Path:
         return self.root / path.relative_to("/")
 
-    def installed(self) -> dict[str, str]:
+    def read_installed_settings(self) -> dict[str, str]:
         """The settings that are there from before; empty when there are none.
 
         Raises StateError for a file that is damaged.
         """
-        path = self.below_root(self.settings)
+        path = self.resolve(self.settings_path)
         text = read_text(path)
         if text is None:
             return {}
@@ -110,51 +110,53 @@ class Place:
             if name != f"{PREFIX}STATE_DIR"
         }
 
-    def files(self, settings: AgentSettings) -> Iterator[File]:
-        variables = variables_of(settings, self.state_dir)
-        command = command_of_agent()
+    def build_files(self, settings: AgentSettings) -> Iterator[ServiceFile]:
+        variables = build_environment(settings, self.state_dir)
+        command = find_agent_command()
         if self.manager == "launchd":
-            account = self.account.pw_name if self.of_system else None
+            account = self.account.pw_name if self.is_system else None
             log = self._home / "Library/Logs/node-agent.log"
-            text = units.launchd_plist(command, variables, account=account, log=log)
-            yield File(self.below_root(self.unit), text, 0o600)
+            text = units.render_launchd_plist(command, variables, account=account, log=log)
+            yield ServiceFile(self.resolve(self.unit_path), text, 0o600)
             return
-        yield File(self.below_root(self.settings), units.environment_file(variables), 0o600)
-        if self.sysusers:
-            yield File(self.below_root(self.sysusers), units.SYSUSERS)
-        unit = units.systemd_unit(command, self.settings, of_system=self.of_system)
-        yield File(self.below_root(self.unit), unit)
+        yield ServiceFile(
+            self.resolve(self.settings_path), units.render_environment_file(variables), 0o600
+        )
+        if self.sysusers_path:
+            yield ServiceFile(self.resolve(self.sysusers_path), units.SYSUSERS)
+        unit = units.render_systemd_unit(command, self.settings_path, of_system=self.is_system)
+        yield ServiceFile(self.resolve(self.unit_path), unit)
 
-    def to_start(self) -> list[str]:
+    def list_start_commands(self) -> list[str]:
         if self.manager == "launchd":
-            domain = "system" if self.of_system else f"gui/{self.account.pw_uid}"
+            domain = "system" if self.is_system else f"gui/{self.account.pw_uid}"
             return [
                 f"launchctl bootout {domain}/{units.LABEL}   # if it runs already",
-                f"launchctl bootstrap {domain} {shlex.quote(str(self.unit))}",
+                f"launchctl bootstrap {domain} {shlex.quote(str(self.unit_path))}",
             ]
-        control = "systemctl" if self.of_system else "systemctl --user"
+        control = "systemctl" if self.is_system else "systemctl --user"
         return [
-            *(["systemd-sysusers"] if self.of_system else []),
+            *(["systemd-sysusers"] if self.is_system else []),
             f"{control} daemon-reload",
             f"{control} enable {units.SERVICE}",
             f"{control} restart {units.SERVICE}",
-            *([] if self.of_system else ["loginctl enable-linger   # to run without a login"]),
+            *([] if self.is_system else ["loginctl enable-linger   # to run without a login"]),
         ]
 
-    def to_stop(self) -> list[str]:
+    def list_stop_commands(self) -> list[str]:
         if self.manager == "launchd":
-            domain = "system" if self.of_system else f"gui/{self.account.pw_uid}"
+            domain = "system" if self.is_system else f"gui/{self.account.pw_uid}"
             return [f"launchctl bootout {domain}/{units.LABEL}"]
-        control = "systemctl" if self.of_system else "systemctl --user"
+        control = "systemctl" if self.is_system else "systemctl --user"
         return [f"{control} stop {units.SERVICE}", f"{control} daemon-reload"]
 
 
-def place_of(
+def choose_layout(
     manager: Literal["systemd", "launchd"] | None,
     scope: Literal["system", "user"] | None,
     run_as: str | None,
     root: Path,
-) -> Place:
+) -> ServiceLayout:
     chosen = manager or ("launchd" if sys.platform == "darwin" else "systemd")
     of_system = os.geteuid() == 0 if scope is None else scope == "system"
     account = pwd.getpwuid(os.geteuid())
@@ -168,16 +170,16 @@ def place_of(
             raise BadSettingError("--run-as", f"there is no user {name!r}") from None
     elif run_as is not None:
         raise BadSettingError("--run-as", "is for daemons of launchd")
-    return Place(chosen, of_system, account, root)
+    return ServiceLayout(chosen, of_system, account, root)
 
 
-def command_of_agent() -> tuple[str, ...]:
+def find_agent_command() -> tuple[str, ...]:
     program = Path(sys.executable).with_name("node-agent")
     return (str(program), "run") if program.exists() else (sys.executable, "-m", "agent", "run")
 
 
-def variables_of(settings: AgentSettings, state_dir: Path) -> Mapping[str, str]:
-    told = settings.to_remember()
+def build_environment(settings: AgentSettings, state_dir: Path) -> Mapping[str, str]:
+    told = settings.to_bootstrap_settings()
     labels = told.pop("labels")
     said = {
         **told,

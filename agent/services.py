@@ -12,26 +12,26 @@ from urllib.parse import urlsplit
 
 import httpx
 
-ASK_SECONDS = 3.0
-REACH_SECONDS = 1.0
+QUERY_TIMEOUT_SECONDS = 3.0
+CONNECT_TIMEOUT_SECONDS = 1.0
 MAX_BYTES = 1024 * 1024
 MAX_MODELS = 256
 MAX_NAME_LENGTH = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class DiscoveredService:
     """An entry of `capabilities.services`, and those of `capabilities.models` that come with it."""
 
     service: dict[str, Any]
     models: tuple[dict[str, Any], ...] = ()
 
 
-class UnclearError(Exception):
+class UnreadableAnswerError(Exception):
     """Somebody is there, but gave no answer that could be read, e.g. because it is busy."""
 
 
-async def served_at(address: str, local_ip: str | None) -> Served | None:
+async def find_service(address: str, local_ip: str | None) -> DiscoveredService | None:
     """None when nobody is there, or nobody who is known. Takes some seconds at most.
 
     `address` is unix:///path of Docker, or that of an HTTP server. One on a loopback address is
@@ -39,46 +39,50 @@ async def served_at(address: str, local_ip: str | None) -> Served | None:
     UnclearError.
     """
     try:
-        async with asyncio.timeout(ASK_SECONDS):
+        async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
             if address.startswith("unix://"):
-                return docker(await _get(urlsplit(address).path, "http://docker/version"))
-            return await _models_at(address, local_ip)
+                return parse_docker(
+                    await _fetch_json(urlsplit(address).path, "http://docker/version")
+                )
+            return await _find_models(address, local_ip)
     except TimeoutError:
-        raise UnclearError(f"no answer within {ASK_SECONDS:g} s") from None
+        raise UnreadableAnswerError(f"no answer within {QUERY_TIMEOUT_SECONDS:g} s") from None
     except httpx.ConnectError:
         return None
     except httpx.HTTPError as error:
-        raise UnclearError(str(error) or type(error).__name__) from None
+        raise UnreadableAnswerError(str(error) or type(error).__name__) from None
 
 
-async def _models_at(address: str, local_ip: str | None) -> Served | None:
+async def _find_models(address: str, local_ip: str | None) -> DiscoveredService | None:
     base = address.rstrip("/")
     for path in ("/api/tags", "/v1/models"):
-        found = models(await _get(None, base + path))
+        found = parse_models(await _fetch_json(None, base + path))
         if found is not None:
-            endpoint = await _endpoint(base, local_ip)
-            return found if endpoint is None else with_endpoint(found, endpoint)
+            endpoint = await _find_endpoint(base, local_ip)
+            return found if endpoint is None else add_endpoint(found, endpoint)
     return None
 
 
-async def _get(socket: str | None, url: str) -> object:
+async def _fetch_json(socket: str | None, url: str) -> object:
     """JSON; None when the answer is that there is nothing of the kind."""
-    transport = httpx.AsyncHTTPTransport(uds=socket, verify=_authorities())
+    transport = httpx.AsyncHTTPTransport(uds=socket, verify=_load_authorities())
     # Proxies of the environment are for what is outside.
     async with (
-        httpx.AsyncClient(transport=transport, trust_env=False, timeout=ASK_SECONDS) as client,
+        httpx.AsyncClient(
+            transport=transport, trust_env=False, timeout=QUERY_TIMEOUT_SECONDS
+        ) as client,
         # Compressed, a little could become too much before it is seen.
         client.stream("GET", url, headers={"accept-encoding": "identity"}) as response,
     ):
         if response.is_server_error:
-            raise UnclearError(f"HTTP {response.status_code}")
+            raise UnreadableAnswerError(f"HTTP {response.status_code}")
         if not response.is_success:
             return None
         body = bytearray()
         async for part in response.aiter_raw():
             body += part
             if len(body) > MAX_BYTES:
-                raise UnclearError(f"more than {MAX_BYTES} bytes")
+                raise UnreadableAnswerError(f"more than {MAX_BYTES} bytes")
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -86,12 +90,12 @@ async def _get(socket: str | None, url: str) -> object:
 
 
 @cache
-def _authorities() -> ssl.SSLContext:
+def _load_authorities() -> ssl.SSLContext:
     """Read once: it takes longer than all the rest."""
     return ssl.create_default_context()
 
 
-async def _endpoint(base: str, local_ip: str | None) -> str | None:
+async def _find_endpoint(base: str, local_ip: str | None) -> str | None:
     """None when others cannot reach it."""
     url = urlsplit(base)
     if not _is_loopback(url.hostname or ""):
@@ -100,7 +104,7 @@ async def _endpoint(base: str, local_ip: str | None) -> str | None:
         return None
     port = url.port or {"http": 80, "https": 443}[url.scheme]
     try:
-        async with asyncio.timeout(REACH_SECONDS):
+        async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
             _, writer = await asyncio.open_connection(local_ip, port)
     except (OSError, TimeoutError):
         return None
@@ -116,15 +120,15 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def docker(said: object) -> Served | None:
+def parse_docker(said: object) -> DiscoveredService | None:
     """Of GET /version."""
     match said:
-        case {"ApiVersion": str(_), "Version": str(version)} if _is_name(version):
-            return Served({"name": "docker", "version": version})
+        case {"ApiVersion": str(_), "Version": str(version)} if _is_valid_name(version):
+            return DiscoveredService({"name": "docker", "version": version})
     return None
 
 
-def models(said: object) -> Served | None:
+def parse_models(said: object) -> DiscoveredService | None:
     """Of Ollama's GET /api/tags, and of GET /v1/models. None for anything else.
 
     llama.cpp answers the first with both, and is none of Ollama's.
@@ -133,13 +137,13 @@ def models(said: object) -> Served | None:
         case {"data": list(entries)}:
             owners = [entry.get("owned_by") for entry in entries if isinstance(entry, dict)]
             name = "vllm" if "vllm" in owners else "openai"
-            return _listed(name, [_by_openai(entry) for entry in entries])
+            return _build_service(name, [_parse_openai_model(entry) for entry in entries])
         case {"models": list(entries)}:
-            return _listed("ollama", [_by_ollama(entry) for entry in entries])
+            return _build_service("ollama", [_parse_ollama_model(entry) for entry in entries])
     return None
 
 
-def _by_ollama(entry: object) -> dict[str, Any] | None:
+def _parse_ollama_model(entry: object) -> dict[str, Any] | None:
     match entry:
         case {"name": str(name), **rest}:
             known = rest.get("details")
@@ -148,11 +152,11 @@ def _by_ollama(entry: object) -> dict[str, Any] | None:
                 "parameters": details.get("parameter_size"),
                 "quantization": details.get("quantization_level"),
             }
-            return {"name": name, **{k: v for k, v in told.items() if _is_name(v)}}
+            return {"name": name, **{k: v for k, v in told.items() if _is_valid_name(v)}}
     return None
 
 
-def _by_openai(entry: object) -> dict[str, Any] | None:
+def _parse_openai_model(entry: object) -> dict[str, Any] | None:
     match entry:
         case {"id": str(name), "max_model_len": int(tokens)} if 1 < tokens < 2**53:  # true is 1
             return {"name": name, "contextTokens": tokens}
@@ -161,16 +165,18 @@ def _by_openai(entry: object) -> dict[str, Any] | None:
     return None
 
 
-def _listed(service: str, entries: Sequence[dict[str, Any] | None]) -> Served:
+def _build_service(service: str, entries: Sequence[dict[str, Any] | None]) -> DiscoveredService:
     """By name: some servers put those first that were used last, which is no change."""
-    named = {entry["name"]: entry for entry in entries if entry and _is_name(entry["name"])}
+    named = {entry["name"]: entry for entry in entries if entry and _is_valid_name(entry["name"])}
     first = sorted(named.values(), key=lambda entry: str(entry["name"]))[:MAX_MODELS]
-    return Served({"name": service}, tuple({**entry, "service": service} for entry in first))
+    return DiscoveredService(
+        {"name": service}, tuple({**entry, "service": service} for entry in first)
+    )
 
 
-def _is_name(value: object) -> bool:
+def _is_valid_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable()
 
 
-def with_endpoint(served: Served, endpoint: str) -> Served:
-    return Served({**served.service, "endpoint": endpoint}, served.models)
+def add_endpoint(served: DiscoveredService, endpoint: str) -> DiscoveredService:
+    return DiscoveredService({**served.service, "endpoint": endpoint}, served.models)

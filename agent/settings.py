@@ -38,7 +38,7 @@ class BadSettingError(Exception):
         self.name = name
 
 
-def graphql_url(text: str) -> str:
+def parse_graphql_url(text: str) -> str:
     """The address of the GraphQL endpoint; a base address gets `/graphql`.
 
     Raises ValueError with a sentence. A password in the address is refused, because addresses
@@ -65,23 +65,23 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _role_word(text: str) -> str:
+def _normalize_role(text: str) -> str:
     return parse_role(text).word
 
 
-def _parts(value: object) -> object:
+def _split_list(value: object) -> object:
     if not isinstance(value, str):
         return value
     return tuple(dict.fromkeys(found for part in value.split(",") if (found := part.strip())))
 
 
-def _services(addresses: tuple[str, ...]) -> tuple[str, ...]:
+def _check_services(addresses: tuple[str, ...]) -> tuple[str, ...]:
     if addresses == ("none",):
         return ()
     if len(addresses) > MAX_SERVICES:
         raise ValueError(f"write at most {MAX_SERVICES}")
     for address in addresses:
-        if not _is_service(address):
+        if not _is_service_address(address):
             raise ValueError(
                 "write addresses such as http://127.0.0.1:11434 or unix:///var/run/docker.sock,"
                 " without a password and with commas between them, or none"
@@ -89,7 +89,7 @@ def _services(addresses: tuple[str, ...]) -> tuple[str, ...]:
     return addresses
 
 
-def _is_service(address: str) -> bool:
+def _is_service_address(address: str) -> bool:
     try:
         url = urlsplit(address)
         if url.scheme == "unix":
@@ -101,21 +101,21 @@ def _is_service(address: str) -> bool:
     return bool(known) and plain and not re.search(r"\s", address)
 
 
-def _absolute(path: Path) -> Path:
+def _make_absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError:
         raise ValueError("there is no home directory to put for ~") from None
 
 
-def _token(token: SecretStr) -> SecretStr:
+def _check_token(token: SecretStr) -> SecretStr:
     # It travels in an HTTP header; a line break left in by `cat` would end that header.
     if not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
         raise ValueError("a token is printable ASCII without spaces or line breaks")
     return token
 
 
-Bearer = Annotated[SecretStr, AfterValidator(_token)]
+Token = Annotated[SecretStr, AfterValidator(_check_token)]
 
 
 class AgentSettings(BaseSettings):
@@ -125,24 +125,24 @@ class AgentSettings(BaseSettings):
         env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    registry_url: Annotated[str, AfterValidator(graphql_url)] = DEFAULT_REGISTRY_URL
-    role: Annotated[str, AfterValidator(_role_word)] = DEFAULT_ROLE
+    registry_url: Annotated[str, AfterValidator(parse_graphql_url)] = DEFAULT_REGISTRY_URL
+    role: Annotated[str, AfterValidator(_normalize_role)] = DEFAULT_ROLE
     """A role, or role and type in one word."""
     type: Annotated[NodeType | None, BeforeValidator(lambda v: parse_type(v) if v else None)] = None
     """Goes before a type that `role` names."""
-    labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_parts)] = None
+    labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_split_list)] = None
     """None: the labels that the registry has for the node stay as they are."""
     name: str | None = None
-    state_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
-    token: Bearer | None = None
+    state_dir: Annotated[Path, AfterValidator(_make_absolute)] | None = None
+    token: Token | None = None
     """An enrolment key, or a key of this node's."""
-    ca_file: Annotated[Path, AfterValidator(_absolute)] | None = None
-    certificate: Annotated[Path, AfterValidator(_absolute)] | None = None
-    key: Annotated[Path, AfterValidator(_absolute)] | None = None
+    ca_file: Annotated[Path, AfterValidator(_make_absolute)] | None = None
+    certificate: Annotated[Path, AfterValidator(_make_absolute)] | None = None
+    key: Annotated[Path, AfterValidator(_make_absolute)] | None = None
     transport: Literal["websocket", "http"] = "websocket"
     """Of heartbeats; where no websocket can be opened they go over HTTP."""
     services: Annotated[
-        tuple[str, ...], NoDecode, AfterValidator(_services), BeforeValidator(_parts)
+        tuple[str, ...], NoDecode, AfterValidator(_check_services), BeforeValidator(_split_list)
     ] = DEFAULT_SERVICES
     """Where to look for models and for Docker."""
 
@@ -154,7 +154,7 @@ class AgentSettings(BaseSettings):
     def node_type(self) -> NodeType:
         return self.type or parse_role(self.role).type or NodeType.WORKER
 
-    def to_remember(self) -> dict[str, Any]:
+    def to_bootstrap_settings(self) -> dict[str, Any]:
         """What a later start goes by when it is told nothing else. The token is not in it."""
         return {
             "registry_url": self.registry_url,
@@ -181,7 +181,7 @@ def load_settings(
     `remembered` has been read from the file `told_in`. Raises BadSettingError.
     """
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if "role" in given and "type" not in given and (named := _type_in(given["role"])):
+    if "role" in given and "type" not in given and (named := _find_type(given["role"])):
         given["type"] = named  # `--role production-router` must win over NODE_AGENT_TYPE
 
     class Settings(AgentSettings):
@@ -215,7 +215,7 @@ def load_settings(
         raise BadSettingError(name, problem) from None
 
 
-def _type_in(role: str) -> NodeType | None:
+def _find_type(role: str) -> NodeType | None:
     try:
         return parse_role(role).type
     except ValueError:

@@ -15,7 +15,7 @@ STOP_SECONDS = 2.0
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
-async def until_stopped(work: Awaitable[object], *, with_parent: bool = False) -> None:
+async def run_until_stopped(work: Awaitable[object], *, with_parent: bool = False) -> None:
     """Awaits `work`; SIGTERM and SIGINT end it early, and that is no failure.
 
     `with_parent`: so does the end of standard input, which must be a pipe that the parent holds.
@@ -34,7 +34,7 @@ async def until_stopped(work: Awaitable[object], *, with_parent: bool = False) -
             log.info("agent.stopping", why=why)
 
     try:
-        with _signals(loop, stop), _end_of_input(loop, stop, watched=with_parent):
+        with _signal_handlers(loop, stop), _stdin_watch(loop, stop, watched=with_parent):
             await task
     except asyncio.CancelledError:
         if not stopped:
@@ -44,7 +44,9 @@ async def until_stopped(work: Awaitable[object], *, with_parent: bool = False) -
 
 
 @contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Iterator[None]:
+def _signal_handlers(
+    loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]
+) -> Iterator[None]:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number.name)
     try:
@@ -55,7 +57,7 @@ def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> It
 
 
 @contextmanager
-def _end_of_input(
+def _stdin_watch(
     loop: asyncio.AbstractEventLoop, stop: Callable[[str], None], *, watched: bool
 ) -> Iterator[None]:
     if not watched:

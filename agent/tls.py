@@ -17,7 +17,7 @@ class UnusableFileError(ValueError):
         self.path = path
 
 
-class Trust:
+class TlsConfig:
     """Without `ca_file` the authorities that httpx knows are trusted. The key may be in the file of
     the certificate.
     """
@@ -26,16 +26,16 @@ class Trust:
         self, ca_file: Path | None = None, certificate: Path | None = None, key: Path | None = None
     ) -> None:
         self._ca_file, self._certificate, self._key = ca_file, certificate, key
-        self._seen: list[object] = []
+        self._fingerprints: list[object] = []
         self._context: ssl.SSLContext | None = None
 
-    def context(self, url: str) -> ssl.SSLContext:
+    def load_context(self, url: str) -> ssl.SSLContext:
         """For a new connection. It is read anew when the files have changed: that takes some 20 ms.
 
         Raises UnusableFileError, but not once it was read: then the former goes on.
         """
-        seen = [_state(path) for path in (self._ca_file, self._certificate, self._key)]
-        if self._context is None or seen != self._seen:
+        seen = [_fingerprint_file(path) for path in (self._ca_file, self._certificate, self._key)]
+        if self._context is None or seen != self._fingerprints:
             try:
                 # As for proxies, the environment says nothing of one's own machine.
                 self._context = self._read(trust_env=not is_loopback(url))
@@ -43,7 +43,7 @@ class Trust:
                 if self._context is None:
                     raise
                 log.warning("trust.unusable", reason=str(error))
-            self._seen = seen
+            self._fingerprints = seen
         return self._context
 
     def _read(self, *, trust_env: bool) -> ssl.SSLContext:
@@ -65,7 +65,7 @@ class Trust:
         return context
 
 
-def _state(path: Path | None) -> object:
+def _fingerprint_file(path: Path | None) -> object:
     """Another one once the file was written, or is gone."""
     try:
         stat = path.stat() if path else None

@@ -16,8 +16,8 @@ ENVIRONMENT_FILE = "node-agent.env"
 # LD_PRELOAD in it would make the agent's account as good as root.
 SYSTEM_ENVIRONMENT_FILE = Path("/etc") / ENVIRONMENT_FILE
 SYSUSERS = f'u {ACCOUNT} - "Node agent of a DAGI network" - -\n'
-USUAL_COMMAND = ("/opt/node-agent/bin/node-agent", "run")
-USUAL_SETTINGS = {"NODE_AGENT_REGISTRY_URL": "http://127.0.0.1:9205/graphql"}
+DEFAULT_COMMAND = ("/opt/node-agent/bin/node-agent", "run")
+DEFAULT_SETTINGS = {"NODE_AGENT_REGISTRY_URL": "http://127.0.0.1:9205/graphql"}
 
 _UNIT = """\
 [Unit]
@@ -76,33 +76,33 @@ DeviceAllow=char-nvidia* rw
 """
 
 
-def systemd_unit(command: Sequence[str], environment_file: Path, *, of_system: bool) -> str:
+def render_systemd_unit(command: Sequence[str], environment_file: Path, *, of_system: bool) -> str:
     return _UNIT.format(
-        command=" ".join(map(_word, command)),
+        command=" ".join(map(_quote_word, command)),
         environment_file=environment_file,
         account=_ACCOUNT if of_system else "",
         target="multi-user.target" if of_system else "default.target",
     )
 
 
-def _word(text: str) -> str:
+def _quote_word(text: str) -> str:
     """As systemd reads a word of a command, where % and $ mean something."""
-    return _quoted(text.replace("%", "%%").replace("$", "$$")) if text else '""'
+    return _quote(text.replace("%", "%%").replace("$", "$$")) if text else '""'
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     if text and all(c.isalnum() or c in "/._-:,@%$" for c in text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
-def environment_file(settings: Mapping[str, str]) -> str:
+def render_environment_file(settings: Mapping[str, str]) -> str:
     """As systemd reads it: there is no $ in it to be expanded."""
-    return "".join(f"{name}={_quoted(value)}\n" for name, value in settings.items())
+    return "".join(f"{name}={_quote(value)}\n" for name, value in settings.items())
 
 
-def launchd_plist(
+def render_launchd_plist(
     command: Sequence[str], settings: Mapping[str, str], *, account: str | None, log: Path | None
 ) -> str:
     """`account` is for a daemon of the system; an agent of a user has that user's."""
@@ -124,19 +124,21 @@ def launchd_plist(
     return plistlib.dumps(job).decode()
 
 
-def usual_units() -> dict[str, str]:
+def render_default_units() -> dict[str, str]:
     """By their places below deploy/."""
     return {
-        f"systemd/{SERVICE}": systemd_unit(USUAL_COMMAND, SYSTEM_ENVIRONMENT_FILE, of_system=True),
+        f"systemd/{SERVICE}": render_systemd_unit(
+            DEFAULT_COMMAND, SYSTEM_ENVIRONMENT_FILE, of_system=True
+        ),
         f"systemd/{ACCOUNT}.sysusers.conf": SYSUSERS,
-        f"launchd/{LABEL}.plist": launchd_plist(
-            USUAL_COMMAND, USUAL_SETTINGS, account=None, log=None
+        f"launchd/{LABEL}.plist": render_launchd_plist(
+            DEFAULT_COMMAND, DEFAULT_SETTINGS, account=None, log=None
         ),
     }
 
 
 if __name__ == "__main__":
-    for place, text in usual_units().items():
+    for place, text in render_default_units().items():
         path = Path(sys.argv[1]) / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -16,31 +16,31 @@ from agent.client import (
     FORBIDDEN,
     TIMEOUT_SECONDS,
     UNAUTHENTICATED,
-    RefusedError,
-    RegistryAwayError,
+    RegistryRestartingError,
+    RegistryUnavailableError,
     ReplyT,
-    RestartingError,
-    checked,
-    headers,
-    http_failure,
-    shortened,
-    understood,
+    RequestRejectedError,
+    build_headers,
+    parse_data,
+    parse_errors,
+    parse_http_error,
+    shorten,
 )
 from agent.settings import is_loopback
-from agent.tls import Trust
+from agent.tls import TlsConfig
 
 PROTOCOL = "graphql-transport-ws"
 # Middleboxes forget a silent connection, as a rule not before a minute.
 PING_SECONDS = 20.0
 # https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
-CODE_OF_CLOSE = {4401: UNAUTHENTICATED, 4403: FORBIDDEN}
+CODES_BY_CLOSE_CODE = {4401: UNAUTHENTICATED, 4403: FORBIDDEN}
 
 
-class UnopenedError(RegistryAwayError):
+class WebSocketOpenError(RegistryUnavailableError):
     """No websocket could be opened, though something may have answered: HTTP may get through."""
 
 
-class Transport(WebsocketsTransport):
+class BoundedWebsocketsTransport(WebsocketsTransport):
     """Reads on when what came before was taken: gql's queue has no bound.
 
     What waits then, waits in the bounded buffers of websockets and TCP, and at the registry, which
@@ -48,7 +48,7 @@ class Transport(WebsocketsTransport):
     """
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """False once it is known that the connection is lost."""
         return self.receive_data_task is not None and not self.receive_data_task.done()
 
@@ -68,21 +68,21 @@ class Transport(WebsocketsTransport):
 
 
 @asynccontextmanager
-async def connected(
-    url: str, token: str | None, trust: Trust, *, open_seconds: float | None = None
-) -> AsyncIterator[Transport]:
+async def open_websocket(
+    url: str, token: str | None, trust: TlsConfig, *, open_seconds: float | None = None
+) -> AsyncIterator[BoundedWebsocketsTransport]:
     """`url` is the http(s) address of the endpoint.
 
     Whatever fails of the connection while it is used is raised as RegistryAwayError, or as
     RefusedError when the registry said no; UnopenedError where HTTP may do better.
     """
-    transport = _transport(url, token, trust)
+    transport = _create_transport(url, token, trust)
     open_seconds = open_seconds or TIMEOUT_SECONDS
     try:
-        with named_failures(open_seconds, UnopenedError):
+        with translated_errors(open_seconds, WebSocketOpenError):
             async with asyncio.timeout(open_seconds):
                 await transport.connect()
-        with named_failures():
+        with translated_errors():
             yield transport
     finally:
         if transport.receive_data_task:
@@ -90,13 +90,13 @@ async def connected(
         await transport.close()
 
 
-def _transport(url: str, token: str | None, trust: Trust) -> Transport:
+def _create_transport(url: str, token: str | None, trust: TlsConfig) -> BoundedWebsocketsTransport:
     # A proxy for the outside world must not stand before one's own machine.
     outside = not is_loopback(url)
-    return Transport(
+    return BoundedWebsocketsTransport(
         url.replace("http", "ws", 1),
-        headers=headers(token),
-        ssl=trust.context(url) if url.startswith("https:") else False,
+        headers=build_headers(token),
+        ssl=trust.load_context(url) if url.startswith("https:") else False,
         subprotocols=[PROTOCOL],
         connect_timeout=None,
         ack_timeout=None,
@@ -113,28 +113,31 @@ def _transport(url: str, token: str | None, trust: Trust) -> Transport:
     )
 
 
-async def subscribed(
-    transport: Transport, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+async def subscribe(
+    transport: BoundedWebsocketsTransport,
+    document: GraphQLRequest,
+    variables: dict[str, Any],
+    reply: type[ReplyT],
 ) -> AsyncGenerator[ReplyT, None]:
     """Ends with an error, for a subscription to the registry has no end."""
     request = GraphQLRequest(document, variable_values=variables)
     # No goodbye: where the socket is dead, gql would raise its failure instead of the end.
     async with aclosing(transport.subscribe(request, send_stop=False)) as results:
         async for result in results:
-            yield read(result, reply)
-    raise RegistryAwayError("the stream has ended")
+            yield parse_result(result, reply)
+    raise RegistryUnavailableError("the stream has ended")
 
 
-def read(result: ExecutionResult, reply: type[ReplyT]) -> ReplyT:
+def parse_result(result: ExecutionResult, reply: type[ReplyT]) -> ReplyT:
     """Raises RefusedError for errors, RegistryAwayError for what is not of the schema."""
     if result.errors:
-        raise understood(result.errors)
-    return checked(result.data, reply)
+        raise parse_errors(result.errors)
+    return parse_data(result.data, reply)
 
 
 @contextmanager
-def named_failures(
-    seconds: float | None = None, away: type[RegistryAwayError] = RegistryAwayError
+def translated_errors(
+    seconds: float | None = None, away: type[RegistryUnavailableError] = RegistryUnavailableError
 ) -> Iterator[None]:
     """What gql, websockets and time limits raise, as one of the errors of `agent.client`.
 
@@ -143,32 +146,32 @@ def named_failures(
     try:
         yield
     except (TransportError, TimeoutError) as error:
-        raise _failure(error, seconds or TIMEOUT_SECONDS, away) from None
+        raise _translate_error(error, seconds or TIMEOUT_SECONDS, away) from None
 
 
-def _failure(
-    error: Exception, seconds: float, away: type[RegistryAwayError]
-) -> RegistryAwayError | RefusedError:
+def _translate_error(
+    error: Exception, seconds: float, away: type[RegistryUnavailableError]
+) -> RegistryUnavailableError | RequestRejectedError:
     if isinstance(error, TransportQueryError):
-        return understood(error.errors)
+        return parse_errors(error.errors)
     cause: BaseException = error
     while isinstance(cause, TransportError) and cause.__cause__:
         cause = cause.__cause__
-    reason = shortened(str(cause) or type(cause).__name__)
-    failure: RegistryAwayError | RefusedError
+    reason = shorten(str(cause) or type(cause).__name__)
+    failure: RegistryUnavailableError | RequestRejectedError
     match cause:
-        case ConnectionClosed(rcvd=Close(code=code)) if code in CODE_OF_CLOSE:
-            failure = RefusedError(CODE_OF_CLOSE[code], reason, {})
+        case ConnectionClosed(rcvd=Close(code=code)) if code in CODES_BY_CLOSE_CODE:
+            failure = RequestRejectedError(CODES_BY_CLOSE_CODE[code], reason, {})
         case ConnectionClosed(rcvd=Close(code=CloseCode.SERVICE_RESTART)):
-            failure = RestartingError(reason)
+            failure = RegistryRestartingError(reason)
         case InvalidStatus(response=response):
-            failure = http_failure(response.status_code, response.headers, reason)
-            if isinstance(failure, RegistryAwayError):
+            failure = parse_http_error(response.status_code, response.headers, reason)
+            if isinstance(failure, RegistryUnavailableError):
                 failure = away(reason, failure.retry_after_seconds)
         case TimeoutError():
             failure = away(f"no answer within {seconds:g} s")
         case OSError():
-            failure = RegistryAwayError(reason)
+            failure = RegistryUnavailableError(reason)
         case _:
             failure = away(reason)
     return failure

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from agent.client import RefusedError, RegistryAwayError
+from agent.client import RegistryUnavailableError, RequestRejectedError
 from bench.processes import CpuUsage
 
-Failure = RegistryAwayError | RefusedError
+Failure = RegistryUnavailableError | RequestRejectedError
 
 
 @dataclass
@@ -84,6 +84,6 @@ class AgentStatistics:
 
 
 def _format_failure(failure: Failure) -> str:
-    if isinstance(failure, RefusedError):
+    if isinstance(failure, RequestRejectedError):
         return failure.code or failure.message
     return f"away: {failure.reason}"

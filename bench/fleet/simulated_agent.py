@@ -10,12 +10,12 @@ from uuid import uuid4
 
 from gql import GraphQLRequest
 
-from agent.client import RefusedError, RegistryAwayError, ReplyT, checked
+from agent.client import RegistryUnavailableError, ReplyT, RequestRejectedError, parse_data
 from agent.credentials import Credentials
 from agent.machine import Machine
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule
-from agent.runner import Run
+from agent.runner import Runner
 from agent.settings import load_settings
 from bench.fleet.agent_statistics import AgentStatistics
 from bench.fleet.transports import Transport
@@ -89,8 +89,8 @@ class SimulatedAgent:
 
     async def _run_agent(self) -> None:
         schedule = Schedule(self._clock)
-        self.transport.pace_listeners[self.node_id] = schedule.hear_pace
-        run = Run(
+        self.transport.pace_listeners[self.node_id] = schedule.apply_pace
+        run = Runner(
             _RecordingClient(self),
             Credentials(self._directory, None, self._clock.uniform),
             schedule,
@@ -99,12 +99,12 @@ class SimulatedAgent:
             str(uuid4()),
             clock=self._clock,
             meter=_SimulatedMeter(),
-            observe=self._observe,
+            observe_machine=self._observe,
             node_id=self.node_id,
         )
         try:
-            await run.keep_beating()
-        except RefusedError as refusal:
+            await run.run()
+        except RequestRejectedError as refusal:
             self.statistics.record_refusal(refusal)
         except Exception as error:  # noqa: BLE001  # an agent would have died of it
             self.statistics.record_crash(error)
@@ -123,14 +123,14 @@ class _RecordingClient:
     def __init__(self, member: SimulatedAgent) -> None:
         self._member = member
 
-    async def ask(
+    async def execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
     ) -> ReplyT:
         member = self._member
         naps, asleep, began = member.sleep_count, not member.is_awake, time.perf_counter()
         try:
             data = await member.transport.ask(document, variables)
-        except (RegistryAwayError, RefusedError) as failure:
+        except (RegistryUnavailableError, RequestRejectedError) as failure:
             if (
                 naps == member.sleep_count and not asleep
             ):  # else it is the sleep that broke the connection
@@ -138,7 +138,7 @@ class _RecordingClient:
             raise
         if naps == member.sleep_count and not asleep:
             member.statistics.record_answer(member.node_id, time.perf_counter() - began)
-        return checked(data, reply)
+        return parse_data(data, reply)
 
     async def aclose(self) -> None:
         self._member.transport.close()

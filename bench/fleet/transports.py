@@ -13,7 +13,7 @@ from gql import GraphQLRequest
 from graphql import print_ast
 
 from agent import documents
-from agent.client import TIMEOUT_SECONDS, RegistryAwayError, understood
+from agent.client import TIMEOUT_SECONDS, RegistryUnavailableError, parse_errors
 from agent.websocket import PING_SECONDS
 from bench.http_connection import encode_post
 from bench.websocket_client import WebSocketClient
@@ -67,7 +67,7 @@ class WebSocketTransport:
                 return _extract_data(await answer)
         except TimeoutError:
             self.close()
-            raise RegistryAwayError(f"no answer within {TIMEOUT_SECONDS:g} s") from None
+            raise RegistryUnavailableError(f"no answer within {TIMEOUT_SECONDS:g} s") from None
         finally:
             self._pending.pop(number, None)
 
@@ -91,7 +91,7 @@ class WebSocketTransport:
                 lambda: _AgentWebSocket(self._receive, self._handle_loss), "127.0.0.1", self._port
             )
         except OSError as error:
-            raise RegistryAwayError(str(error)) from None
+            raise RegistryUnavailableError(str(error)) from None
         self._socket = socket
         await acknowledged
         socket.send(_encode_subscribe(_PACE_ID, _encode_request(documents.HEARTBEAT_PACE, {})))
@@ -123,7 +123,7 @@ class WebSocketTransport:
         lost, self._pending = self._pending, {}
         for waiting in lost.values():
             if not waiting.done():
-                waiting.set_exception(RegistryAwayError("the websocket was lost"))
+                waiting.set_exception(RegistryUnavailableError("the websocket was lost"))
 
 
 class _AgentWebSocket(WebSocketClient):
@@ -179,9 +179,9 @@ class HttpTransport(asyncio.Protocol):
                 return _extract_data(orjson.loads(await self._answer))
         except TimeoutError:
             self.close()
-            raise RegistryAwayError(f"no answer within {TIMEOUT_SECONDS:g} s") from None
+            raise RegistryUnavailableError(f"no answer within {TIMEOUT_SECONDS:g} s") from None
         except OSError as error:
-            raise RegistryAwayError(str(error)) from None
+            raise RegistryUnavailableError(str(error)) from None
 
     def close(self) -> None:
         if self._transport is not None:
@@ -201,7 +201,7 @@ class HttpTransport(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's
         self._transport = None
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(RegistryAwayError("the connection was lost"))
+            self._answer.set_exception(RegistryUnavailableError("the connection was lost"))
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -230,5 +230,5 @@ def _encode_subscribe(number: str, request: bytes) -> str:
 
 def _extract_data(answer: Any) -> Any:
     if errors := answer.get("errors"):
-        raise understood(errors)
+        raise parse_errors(errors)
     return answer["data"]

@@ -17,15 +17,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from agent import (
-    AvailabilityEvent,
-    AvailableNodes,
-    CapableNode,
+    AvailableNodesEvent,
+    AvailableNodesSnapshot,
     NodeBecameAvailable,
     NodeBecameUnavailable,
+    NodeWithCapabilities,
     NodeWithReason,
-    RefusedError,
-    RegistryAwayError,
     RegistryClient,
+    RegistryUnavailableError,
+    RequestRejectedError,
     follow_available_nodes,
 )
 
@@ -45,9 +45,9 @@ class Available:
             async for event in events:
                 self._learn(event)
 
-    def _learn(self, event: AvailabilityEvent) -> None:
+    def _learn(self, event: AvailableNodesEvent) -> None:
         match event:
-            case AvailableNodes(nodes=nodes):
+            case AvailableNodesSnapshot(nodes=nodes):
                 self._nodes = {node.node_id: node for node in nodes}
             case NodeBecameAvailable(node=node):
                 self._nodes[node.node_id] = node
@@ -103,11 +103,11 @@ class Router:
             answer = await self._client.get_available_nodes({"model": asked["model"]}, limit=3)
         except (ValueError, KeyError, TypeError):
             return JSONResponse({"error": 'send {"model": …}'}, 400)
-        except RefusedError as refusal:
+        except RequestRejectedError as refusal:
             return JSONResponse({"error": refusal.message}, 400)
-        except RegistryAwayError as away:
+        except RegistryUnavailableError as away:
             return JSONResponse({"error": f"the registry is away: {away.reason}"}, 503)
-        age = {"stale": answer.stale, "age_seconds": round(answer.age_seconds, 3)}
+        age = {"stale": answer.is_stale, "age_seconds": round(answer.age_seconds, 3)}
         for candidate in answer.value.candidates:
             with suppress(httpx.HTTPError, ValueError):  # the next best, then
                 reply = await self._forwarded(candidate.node, asked)
@@ -115,7 +115,7 @@ class Router:
         why = {left.node_id: left.reasons for left in answer.value.excluded}
         return JSONResponse({"error": "no node can do it", "excluded": why, **age}, 503)
 
-    async def _forwarded(self, node: CapableNode, asked: dict[str, Any]) -> Any:
+    async def _forwarded(self, node: NodeWithCapabilities, asked: dict[str, Any]) -> Any:
         """None from a node that names no service: the demo ends there."""
         endpoint = endpoint_of(node)
         if endpoint is None:
@@ -132,7 +132,7 @@ def build_app(registry_url: str, *, patience_seconds: float = 2.0) -> Starlette:
     )
 
 
-def endpoint_of(node: CapableNode) -> str | None:
+def endpoint_of(node: NodeWithCapabilities) -> str | None:
     """Of the first service that the node says it has."""
     match node.capabilities.get("services"):
         case [{"endpoint": str(endpoint)}, *_]:

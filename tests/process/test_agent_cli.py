@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from agent import identity
 from agent.cli import main
-from agent.identity import hold
+from agent.identity import lock_directory
 
 # Discards what it is sent, for ever: RFC 863's port is closed on a machine without that service.
 AWAY = "http://127.0.0.1:9/graphql"
@@ -97,7 +97,7 @@ def test_status_without_a_registry_is_one_line_that_names_it(tmp_path: Path) -> 
 def test_second_agent_on_one_state_directory_ends_with_one_line(
     tmp_path: Path, command: str
 ) -> None:
-    with hold(tmp_path / "s"):
+    with lock_directory(tmp_path / "s"):
         ended = agent(tmp_path, command)
     assert ended.exit_code == 1
     assert f"another node-agent (process {os.getpid()}) is using it" in ended.stderr

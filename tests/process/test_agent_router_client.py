@@ -46,15 +46,15 @@ async def test_a_router_goes_on_while_the_registry_is_killed_and_comes_back(
             async with asyncio.timeout(30):
                 while len(answers) < 100:
                     await asyncio.sleep(0.01)
-                assert not any(answer.stale for answer in answers)
+                assert not any(answer.is_stale for answer in answers)
                 await server.kill()
-                while len([answer for answer in answers if answer.stale]) < 200:
+                while len([answer for answer in answers if answer.is_stale]) < 200:
                     await asyncio.sleep(0.01)
-                ages = [answer.age_seconds for answer in answers if answer.stale]
+                ages = [answer.age_seconds for answer in answers if answer.is_stale]
                 assert ages[-1] > ages[0]
                 await server.start()
                 await server.answers()
-                while answers[-1].stale:
+                while answers[-1].is_stale:
                     await asyncio.sleep(0.01)
             router.cancel()
             await asyncio.gather(router, return_exceptions=True)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import URL, text
 
-from agent.credentials import NODE_KEY
+from agent.credentials import CREDENTIAL_FILE
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.token_format import new_key
@@ -127,7 +127,7 @@ async def agent(registry: Registry, enrolment_key: str) -> AsyncIterator[Path]:
             stderr=log,
         )
     try:
-        yield state / NODE_KEY
+        yield state / CREDENTIAL_FILE
     finally:
         process.terminate()
         await process.wait()

@@ -4,9 +4,9 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-from agent.client import Connection, http_transport
+from agent.client import HttpTransport, make_http_transport
 from agent.machine import Machine
-from agent.runner import TELL_SECONDS
+from agent.runner import REPORT_SECONDS
 from agent.settings import load_settings
 from tests.support.fake_time import Time
 from tests.support.live_server import LiveServer
@@ -31,17 +31,17 @@ async def test_registry_has_the_change_and_makes_no_event_of_it(
     time = Time()
     async with remote() as unused:
         run = new_run(unused, tmp_path, time)
-    run.connection = Connection(http_transport(server.graphql_url, None))
+    run.transport = HttpTransport(make_http_transport(server.graphql_url, None))
     run.settings = load_settings({"registry_url": server.graphql_url})
-    run.observe = lambda: MACHINE
-    async with aclosing(run.connection):
+    run.observe_machine = lambda: MACHINE
+    async with aclosing(run.transport):
         await run.register()
-        await run.beat()
+        await run.send_heartbeat()
         before = await server.execute(NODE, id=run.node_id)
-        run.observe = lambda: replace(WITH_MODEL, local_ip="192.168.1.8")
-        time.now += TELL_SECONDS
-        await run.tell_changes()
-        await run.beat()
+        run.observe_machine = lambda: replace(WITH_MODEL, local_ip="192.168.1.8")
+        time.now += REPORT_SECONDS
+        await run.report_changes()
+        await run.send_heartbeat()
         after = await server.execute(NODE, id=run.node_id)
     assert after["node"]["capabilities"] == WITH_MODEL.capabilities
     assert after["node"]["localIp"] == "192.168.1.8"

@@ -13,24 +13,19 @@ import pytest
 from pydantic import SecretStr
 
 from agent import documents, identity
-from agent.client import (
-    UNAUTHENTICATED,
-    Connection,
-    RefusedError,
-    http_transport,
-)
+from agent.client import UNAUTHENTICATED, HttpTransport, RequestRejectedError, make_http_transport
 from agent.credentials import (
-    NODE_KEY,
+    CREDENTIAL_FILE,
+    AuthenticatedTransport,
     Credentials,
-    KeyedConnection,
-    keep_key,
-    read_key,
+    read_node_token,
+    save_node_token,
 )
-from agent.machine import observe
+from agent.machine import observe_machine
 from agent.pace import Clock, Schedule
 from agent.replies import RegisterNodeData, RotateNodeKeyData
-from agent.rotation import rotate_when_due
-from agent.runner import Run, registration_input
+from agent.rotation import rotate_token_if_due
+from agent.runner import Runner, build_registration_input
 from agent.settings import load_settings
 from db.access import tokens
 from db.access.token_changes import MadeToken
@@ -58,22 +53,26 @@ def keys(registry: LiveServer) -> Database:
 @asynccontextmanager
 async def running(
     registry: LiveServer, directory: Path, token: MadeToken | None = None
-) -> AsyncIterator[Run]:
+) -> AsyncIterator[Runner]:
     """An agent, from its start to its end."""
     url = registry.graphql_url
     shown = Credentials(directory, SecretStr(token.text) if token else None, lambda low, _high: low)
-    machine = observe()
-    boot_id = identity.begin_boot(directory, machine.hostname, machine.local_ip)
+    machine = observe_machine()
+    boot_id = identity.prepare_boot_id(directory, machine.hostname, machine.local_ip)
     async with aclosing(
-        KeyedConnection(shown, lambda bearer: Connection(http_transport(url, bearer)))
+        AuthenticatedTransport(
+            shown, lambda bearer: HttpTransport(make_http_transport(url, bearer))
+        )
     ) as connection:
         settings = load_settings({"registry_url": url})
         schedule = Schedule(Clock())
-        yield Run(connection, shown, schedule, directory, settings, boot_id, patience_seconds=0.0)
+        yield Runner(
+            connection, shown, schedule, directory, settings, boot_id, max_retry_seconds=0.0
+        )
 
 
 async def key_in(directory: Path, keys: Database) -> Token:
-    kept = read_key(directory)
+    kept = read_node_token(directory)
     assert kept is not None
     async with keys.read() as session:
         found = await tokens.known(session, presented(kept.key.get_secret_value()))
@@ -99,12 +98,12 @@ async def test_an_enrolment_key_brings_a_key_that_later_starts_go_by(
         await run.register()
         key = await key_in(tmp_path, keys)
         assert key.nodes == [run.node_id]
-        await run.beat()
+        await run.send_heartbeat()
     await revoke(keys, enrolment.token.public_id)
     for token in (enrolment, None):
         async with running(registry, tmp_path, token) as run:
             await run.register()
-            await run.beat()
+            await run.send_heartbeat()
     assert (await key_in(tmp_path, keys)).id == key.id
 
 
@@ -112,15 +111,15 @@ async def test_an_agent_that_died_before_it_could_keep_its_key_gets_another(
     registry: LiveServer, keys: Database, tmp_path: Path
 ) -> None:
     enrolment = await create_enrolment(keys, uses=1)
-    machine = observe()
-    boot_id = identity.begin_boot(tmp_path, machine.hostname, machine.local_ip)
-    said = registration_input(load_settings({}), machine, boot_id)
-    transport = http_transport(registry.graphql_url, enrolment.text)
-    async with Connection(transport) as connection:
-        await connection.ask(documents.REGISTER_NODE, {"input": said}, RegisterNodeData)
+    machine = observe_machine()
+    boot_id = identity.prepare_boot_id(tmp_path, machine.hostname, machine.local_ip)
+    said = build_registration_input(load_settings({}), machine, boot_id)
+    transport = make_http_transport(registry.graphql_url, enrolment.text)
+    async with HttpTransport(transport) as connection:
+        await connection.execute(documents.REGISTER_NODE, {"input": said}, RegisterNodeData)
     async with running(registry, tmp_path, enrolment) as run:
         await run.register()
-        await run.beat()
+        await run.send_heartbeat()
     assert await standing_keys(keys) == 1
 
 
@@ -129,7 +128,7 @@ async def test_an_agent_that_died_between_its_key_and_its_id_is_the_same_node(
 ) -> None:
     enrolment = await create_enrolment(keys, uses=1)
     with monkeypatch.context() as killed:
-        killed.setattr(identity, "accept_boot", lambda *_: sys.exit(9))
+        killed.setattr(identity, "save_accepted_boot", lambda *_: sys.exit(9))
         async with running(registry, tmp_path, enrolment) as run:
             with pytest.raises(SystemExit):
                 await run.register()
@@ -146,16 +145,16 @@ async def test_a_key_is_rotated_in_time_and_the_new_one_used_at_once(
     enrolment = await create_enrolment(keys)
     async with running(registry, tmp_path, enrolment) as run:
         await run.register()
-        now = (await run.beat()).received_at
+        now = (await run.send_heartbeat()).received_at
         first = await key_in(tmp_path, keys)
         for early in (now, now + 50 * DAY):
-            await rotate_when_due(run.connection, run.credentials, early)
+            await rotate_token_if_due(run.transport, run.credentials, early)
             assert (await key_in(tmp_path, keys)).id == first.id
-        await rotate_when_due(run.connection, run.credentials, now + 60 * DAY)
+        await rotate_token_if_due(run.transport, run.credentials, now + 60 * DAY)
         second = await key_in(tmp_path, keys)
         assert second.replaces == first.id
         await revoke(keys, first.public_id)
-        await run.beat()
+        await run.send_heartbeat()
 
 
 async def test_an_agent_that_died_before_it_could_keep_a_rotated_key_is_not_locked_out(
@@ -167,27 +166,27 @@ async def test_an_agent_that_died_before_it_could_keep_a_rotated_key_is_not_lock
         keys = registry.services.database
         async with running(registry, tmp_path, await create_enrolment(keys)) as run:
             await run.register()
-            now = (await run.beat()).received_at
-            await rotate_when_due(run.connection, run.credentials, now)
-            await run.connection.ask(documents.ROTATE_NODE_KEY, {}, RotateNodeKeyData)
+            now = (await run.send_heartbeat()).received_at
+            await rotate_token_if_due(run.transport, run.credentials, now)
+            await run.transport.execute(documents.ROTATE_NODE_KEY, {}, RotateNodeKeyData)
         old = await key_in(tmp_path, keys)
         async with running(registry, tmp_path) as run:
             await run.register()
-            await rotate_when_due(run.connection, run.credentials, now + 20 * HOUR)
+            await rotate_token_if_due(run.transport, run.credentials, now + 20 * HOUR)
         new = await key_in(tmp_path, keys)
         assert new.replaces == old.id
         await age_keys(keys, DAY)
         async with running(registry, tmp_path) as run:
             await run.register()
-            await run.beat()
+            await run.send_heartbeat()
         assert await standing_keys(keys) == 1
 
 
 @asynccontextmanager
-async def beating(run: Run) -> AsyncIterator[None]:
+async def beating(run: Runner) -> AsyncIterator[None]:
     """Meanwhile it sends its heartbeats."""
-    run.patience_seconds = None
-    task = asyncio.create_task(run.keep_beating())
+    run.max_retry_seconds = None
+    task = asyncio.create_task(run.run())
     try:
         yield
         assert not task.done()
@@ -214,9 +213,9 @@ async def test_an_agent_that_runs_for_long_outlives_its_key(
 ) -> None:
     async with running(registry, tmp_path, await create_enrolment(keys)) as run:
         await run.register()
-    kept = read_key(tmp_path)
+    kept = read_node_token(tmp_path)
     assert kept is not None
-    keep_key(tmp_path, kept.model_copy(update={"obtained_at": NOON - 1000 * DAY}))
+    save_node_token(tmp_path, kept.model_copy(update={"obtained_at": NOON - 1000 * DAY}))
     first = await key_in(tmp_path, keys)
     async with running(registry, tmp_path) as run, beating(run):
         second = await _key_other_than(first.public_id, tmp_path)
@@ -240,7 +239,7 @@ async def _key_other_than(former: str | None, directory: Path) -> str:
     """Its public id."""
     async with asyncio.timeout(20):
         while True:
-            if kept := read_key(directory):
+            if kept := read_node_token(directory):
                 public_id = presented(kept.key.get_secret_value()).public_id
                 if public_id != former:
                     return public_id
@@ -255,10 +254,12 @@ async def test_a_key_that_was_revoked_is_refused_where_there_is_no_enrolment_key
         await run.register()
     await revoke(keys, (await key_in(tmp_path, keys)).public_id)
     async with running(registry, tmp_path) as run:
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             await run.register()
         assert refused.value.code == UNAUTHENTICATED
-    assert read_key(tmp_path) is not None, "it may be good again, as when a backup is put back"
+    assert read_node_token(tmp_path) is not None, (
+        "it may be good again, as when a backup is put back"
+    )
 
 
 async def test_a_node_whose_key_stands_is_not_enrolled_by_who_has_lost_it(
@@ -267,11 +268,11 @@ async def test_a_node_whose_key_stands_is_not_enrolled_by_who_has_lost_it(
     enrolment = await create_enrolment(keys)
     async with running(registry, tmp_path, enrolment) as run:
         await run.register()
-        await run.beat()
+        await run.send_heartbeat()
         node_id = run.node_id
-    (tmp_path / NODE_KEY).unlink()
+    (tmp_path / CREDENTIAL_FILE).unlink()
     async with running(registry, tmp_path, enrolment) as run:
-        with pytest.raises(RefusedError, match="has a key already"):
+        with pytest.raises(RequestRejectedError, match="has a key already"):
             await run.register()
     assert node_id is not None
     await revoke(keys, node_id)
@@ -304,7 +305,7 @@ async def test_the_commands_go_by_the_key_and_never_write_it(
     assert status == 0, told
     status, shown = await agent(registry, tmp_path, "status", "--json")
     assert status == 0, shown
-    secret = json.loads((tmp_path / NODE_KEY).read_text())["key"]
+    secret = json.loads((tmp_path / CREDENTIAL_FILE).read_text())["key"]
     assert secret.startswith("nrk_")
     for text in (told, shown):
         assert secret[14:] not in text

@@ -10,10 +10,10 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from agent import websocket
-from agent.client import RefusedError
+from agent.client import RequestRejectedError
 from agent.follow import follow_available_nodes, follow_status_changes
 from agent.replies import (
-    AvailableNodes,
+    AvailableNodesSnapshot,
     Bookmark,
     NodeBecameAvailable,
     NodeBecameUnavailable,
@@ -133,7 +133,7 @@ async def test_a_resync_is_passed_on_and_the_stream_goes_on_behind_it(server: Li
 @pytest.mark.parametrize("given", [{"after": 999}, {"node_filter": {"statuses": ["NOPE"]}}])
 async def test_a_bad_request_is_raised(server: LiveServer, given: dict[str, Any]) -> None:
     async with following(server.graphql_url, **given) as events:
-        with pytest.raises(RefusedError, match="BAD_INPUT"):
+        with pytest.raises(RequestRejectedError, match="BAD_INPUT"):
             await next_changes(events, 1)
 
 
@@ -214,7 +214,7 @@ async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: Live
         asyncio.timeout(SECONDS),
     ):
         first = await anext(events)
-        assert isinstance(first, AvailableNodes)
+        assert isinstance(first, AvailableNodesSnapshot)
         assert [node.node_id for node in first.nodes] == ["a"]
         await register(server, "b", labels=["mine"])
         entered = await anext(events)
@@ -226,7 +226,7 @@ async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: Live
         assert (left.node_id, left.reasons) == ("a", ["is not registered any more"])
         between.cut()
         again = await anext(events)
-        assert isinstance(again, AvailableNodes)
+        assert isinstance(again, AvailableNodesSnapshot)
         assert [node.node_id for node in again.nodes] == ["b"]
 
 
@@ -234,6 +234,6 @@ async def test_requirements_that_are_wrong_are_raised(server: LiveServer) -> Non
     async with aclosing(
         follow_available_nodes(server.url, requirements={"maxCpuPercent": -1}, clock=HASTY)
     ) as events:
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(RequestRejectedError) as refused:
             await anext(events)
     assert refused.value.facts["field"] == "require.maxCpuPercent"

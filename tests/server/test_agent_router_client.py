@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 from structlog.testing import capture_logs
 
-from agent.breaker import FAILURES
-from agent.client import RefusedError, RegistryAwayError
+from agent.breaker import MAX_FAILURES
+from agent.client import RegistryUnavailableError, RequestRejectedError
 from agent.replies import Bookmark
 from agent.router_client import RegistryClient
 from tests.support.api import DEREGISTER, register
@@ -29,7 +29,7 @@ async def test_nodes_are_asked_for_one_by_one_by_role_and_by_filter(server: Live
     async with RegistryClient(server.url) as client:
         every = await client.get_nodes()
         assert [node.node_id for node in every.value][:2] == ["a", "b"]
-        assert (every.stale, every.age_seconds) == (False, 0.0)
+        assert (every.is_stale, every.age_seconds) == (False, 0.0)
         assert [n.node_id for n in (await client.get_nodes_by_role("backup")).value] == ["b"]
         gpus = await client.get_nodes(labels={"all": ["gpu"]})
         assert [node.capabilities for node in gpus.value] == [{"models": ["m"]}]
@@ -66,11 +66,11 @@ async def test_status_changes_are_followed_through_it(server: LiveServer) -> Non
 
 async def test_what_is_refused_is_never_answered_from_the_past(server: LiveServer) -> None:
     async with RegistryClient(server.url) as client:
-        for _ in range(FAILURES + 1):
-            with pytest.raises(RefusedError) as refused:
+        for _ in range(MAX_FAILURES + 1):
+            with pytest.raises(RequestRejectedError) as refused:
                 await client.get_available_nodes({"maxCpuPercent": -1})
             assert refused.value.facts["field"] == "require.maxCpuPercent"
-        assert not (await client.get_nodes()).stale
+        assert not (await client.get_nodes()).is_stale
 
 
 async def test_while_the_registry_is_away_the_last_good_reply_is_the_answer(
@@ -87,12 +87,12 @@ async def test_while_the_registry_is_away_the_last_good_reply_is_the_answer(
         moment.now += 10
         stale = await client.get_node("node-1-hetzner-gex44")
         assert stale.value == fresh.value
-        assert stale.stale
+        assert stale.is_stale
         assert 10 <= stale.age_seconds < 12
-        with pytest.raises(RegistryAwayError):
+        with pytest.raises(RegistryUnavailableError):
             await client.get_node("another")
         moment.now += 60
-        with pytest.raises(RegistryAwayError):
+        with pytest.raises(RegistryUnavailableError):
             await client.get_node("node-1-hetzner-gex44")
 
 
@@ -106,18 +106,18 @@ async def test_an_open_breaker_lets_nobody_wait_and_one_at_a_time_try(server: Li
         upstream, between.upstream = between.upstream, "http://127.0.0.1:9"
         between.cut()
         with capture_logs() as events:
-            for _ in range(FAILURES):
-                assert (await client.get_nodes()).stale
+            for _ in range(MAX_FAILURES):
+                assert (await client.get_nodes()).is_stale
             taken = between.taken
             for _ in range(100):
-                assert (await client.get_nodes()).stale
+                assert (await client.get_nodes()).is_stale
             assert between.taken == taken
             moment.now += 10
-            assert (await client.get_nodes()).stale
+            assert (await client.get_nodes()).is_stale
             assert between.taken == taken + 1
             between.upstream = upstream
             moment.now += 10
-            assert not (await client.get_nodes()).stale
+            assert not (await client.get_nodes()).is_stale
         assert [event["event"] for event in events if event["event"].startswith("registry.")] == [
             "registry.away",
             "registry.recovered",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.client import RegistryAwayError
+from agent.client import RegistryUnavailableError
 from agent.follow import follow_available_nodes
 from agent.replies import Bookmark
 from agent.router_client import RegistryClient
-from agent.tls import Trust
+from agent.tls import TlsConfig
 from tests.support.authority import Authority
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.processes import BIN, running
@@ -26,7 +26,7 @@ async def secure(start_server: StartServer, authority: Authority) -> AsyncIterat
 
 
 async def test_a_router_asks_and_follows_over_tls(secure: LiveServer, authority: Authority) -> None:
-    trust = Trust(authority.certificate)
+    trust = TlsConfig(authority.certificate)
     async with RegistryClient(secure.url, trust=trust) as client:
         assert len((await client.get_nodes()).value) == 2
         async with aclosing(client.follow_status_changes()) as events:
@@ -36,9 +36,9 @@ async def test_a_router_asks_and_follows_over_tls(secure: LiveServer, authority:
 
 
 async def test_a_registry_that_is_not_trusted_is_away(secure: LiveServer, tmp_path: Path) -> None:
-    trust = Trust(Authority(tmp_path, "authority-of-another").certificate)
+    trust = TlsConfig(Authority(tmp_path, "authority-of-another").certificate)
     async with RegistryClient(secure.url, trust=trust) as client:
-        with pytest.raises(RegistryAwayError, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(RegistryUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
             await client.get_nodes()
 
 
@@ -46,9 +46,9 @@ async def test_a_registry_that_does_not_trust_the_agent_is_away(
     secure: LiveServer, authority: Authority, tmp_path: Path
 ) -> None:
     shown = Authority(tmp_path, "authority-of-another").client("router-1")
-    trust = Trust(authority.certificate, shown.certificate, shown.key)
+    trust = TlsConfig(authority.certificate, shown.certificate, shown.key)
     async with RegistryClient(secure.url, trust=trust) as client:
-        with pytest.raises(RegistryAwayError):
+        with pytest.raises(RegistryUnavailableError):
             await client.get_nodes()
 
 

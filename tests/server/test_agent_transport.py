@@ -14,15 +14,15 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from agent import documents, transport, websocket
-from agent.cli import running
-from agent.client import RefusedError, RegistryAwayError, RestartingError
+from agent.cli import open_runner
+from agent.client import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
 from agent.credentials import Credentials
 from agent.pace import Clock, Schedule
-from agent.replies import HeartbeatRecorded, RecordHeartbeatData
-from agent.runner import Run
+from agent.replies import RecordHeartbeatData, RecordHeartbeatPayload
+from agent.runner import Runner
 from agent.settings import load_settings
-from agent.tls import Trust
-from agent.transport import HTTP_SECONDS, RESTART_SECONDS, Link
+from agent.tls import TlsConfig
+from agent.transport import HTTP_SECONDS, RESTART_SECONDS, FallbackTransport
 from tests.support.api import CHANGES, DEREGISTER, in_touch, register
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.tcp_proxy import Proxy, proxy
@@ -46,15 +46,15 @@ class Time:
 class Beating:
     """A node that is registered, and the link over which it sends heartbeats."""
 
-    link: Link
+    link: FallbackTransport
     sequence: int = 0
     paces: list[float] = field(default_factory=list)
 
-    async def beat(self) -> HeartbeatRecorded:
+    async def beat(self) -> RecordHeartbeatPayload:
         self.sequence += 1
         beat = {"nodeId": "a", "bootId": "boot-1", "sequence": self.sequence}
         async with asyncio.timeout(SECONDS):
-            data = await self.link.ask(
+            data = await self.link.execute(
                 documents.RECORD_HEARTBEAT, {"input": beat}, RecordHeartbeatData
             )
         return data.record_heartbeat
@@ -66,10 +66,10 @@ async def beating(
 ) -> AsyncIterator[Beating]:
     paces: list[float] = []
     clock = (time or Time()).clock
-    over = Link(
+    over = FallbackTransport(
         url,
         token,
-        Trust(),
+        TlsConfig(),
         clock=clock,
         hear_pace=paces.append,
         timeout_seconds=timeout_seconds,
@@ -142,9 +142,9 @@ async def test_a_run_registers_and_beats_by_the_settings_it_is_given(
     for transport_name, connections in (("websocket", 1), ("http", 0)):
         told = {"registry_url": server.url, "transport": transport_name}
         (tmp_path / transport_name).mkdir()
-        async with running(load_settings(told), tmp_path / transport_name) as run:
+        async with open_runner(load_settings(told), tmp_path / transport_name) as run:
             await run.register()
-            assert (await run.beat()).status == "ONLINE"
+            assert (await run.send_heartbeat()).status == "ONLINE"
             metrics = (await server.http.get("/metrics")).text
             assert f"node_registry_connections {connections}.0" in metrics
         async with asyncio.timeout(SECONDS):
@@ -189,7 +189,7 @@ async def test_an_answer_that_never_comes_is_not_waited_for_longer_than_the_limi
     async with proxy(server.url) as between, beating(between.url, timeout_seconds=1.0) as node:
         await node.beat()
         between.starve()
-        with pytest.raises(RegistryAwayError, match="no answer within 1 s"):
+        with pytest.raises(RegistryUnavailableError, match="no answer within 1 s"):
             await node.beat()
         await node.beat()
         assert between.taken == 2
@@ -232,15 +232,15 @@ async def test_a_registry_that_said_goodbye_is_restarting_and_not_away(
         node = await over.__aenter__()
         await node.beat()
     await lost()
-    with pytest.raises(RestartingError):
+    with pytest.raises(RegistryRestartingError):
         await node.beat()
     async with start_server(http_port=port):
         await node.beat()
     await lost()
     time.slept += RESTART_SECONDS
-    with pytest.raises(RegistryAwayError) as caught:
+    with pytest.raises(RegistryUnavailableError) as caught:
         await node.beat()
-    assert not isinstance(caught.value, RestartingError)
+    assert not isinstance(caught.value, RegistryRestartingError)
     await over.__aexit__(None, None, None)
 
 
@@ -253,12 +253,12 @@ async def test_a_restart_is_no_news_that_anyone_would_take_for_a_failure(
         async with start_server(**fast) as server:
             port = int(server.url.rpartition(":")[2])
             schedule = Schedule(clock)
-            over = Link(
-                server.graphql_url, None, Trust(), clock=clock, hear_pace=schedule.hear_pace
+            over = FallbackTransport(
+                server.graphql_url, None, TlsConfig(), clock=clock, hear_pace=schedule.apply_pace
             )
             shown = Credentials(tmp_path, None, clock.uniform)
-            run = Run(over, shown, schedule, tmp_path, load_settings({}), "boot-1", clock=clock)
-            task = asyncio.create_task(run.keep_beating())
+            run = Runner(over, shown, schedule, tmp_path, load_settings({}), "boot-1", clock=clock)
+            task = asyncio.create_task(run.run())
             await beats(run, 3)
         async with asyncio.timeout(SECONDS):
             while not any(entry["event"] == "registry.restarting" for entry in logs):
@@ -276,7 +276,7 @@ async def test_a_restart_is_no_news_that_anyone_would_take_for_a_failure(
     assert {entry["log_level"] for entry in said} <= {"info", "debug"}
 
 
-async def beats(run: Run, sequence: int) -> None:
+async def beats(run: Runner, sequence: int) -> None:
     async with asyncio.timeout(SECONDS):
         while run.sequence < sequence:
             await asyncio.sleep(0.005)
@@ -299,7 +299,7 @@ BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
 async def test_where_websockets_are_broken_heartbeats_go_over_http(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, reason: str
 ) -> None:
-    monkeypatch.setattr(transport, "OPEN_SECONDS", 0.3)
+    monkeypatch.setattr(transport, "OPEN_TIMEOUT_SECONDS", 0.3)
     await register(server, "a")
     async with spoiler(server.url, answer) as between, beating(between.url) as node:
         with capture_logs() as logs:
@@ -316,7 +316,7 @@ async def test_a_refusal_over_http_tells_too_that_websockets_are_broken(
 ) -> None:
     async with spoiler(server.url, BAD_REQUEST) as between, beating(between.url) as node:
         for _ in range(2):
-            with pytest.raises(RefusedError, match="NODE_NOT_FOUND"):
+            with pytest.raises(RequestRejectedError, match="NODE_NOT_FOUND"):
                 await node.beat()
         assert between.upgrades == 1
 
@@ -349,7 +349,7 @@ async def test_nobody_is_called_broken_while_the_registry_is_away(server: LiveSe
         async with beating(between.url) as node:
             with capture_logs() as logs:
                 for _ in range(2):
-                    with pytest.raises(RegistryAwayError):
+                    with pytest.raises(RegistryUnavailableError):
                         await node.beat()
             assert between.upgrades == 2
     assert not [entry for entry in logs if entry["event"] == "websocket.broken"]
@@ -407,7 +407,7 @@ async def test_a_refusal_is_none_that_http_could_avoid(
     ) as remote:
         url = f"http://127.0.0.1:{next(iter(remote.sockets)).getsockname()[1]}/graphql"
         async with beating(url, token="the-token") as node:
-            with pytest.raises(RefusedError) as caught:
+            with pytest.raises(RequestRejectedError) as caught:
                 await node.beat()
     assert caught.value.code == refusal
     assert "the-token" not in str(caught.value)

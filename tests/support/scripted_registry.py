@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import SecretStr
 
 from agent import identity
-from agent.client import Connection, http_transport
+from agent.client import HttpTransport, make_http_transport
 from agent.credentials import Credentials
-from agent.machine import observe
+from agent.machine import observe_machine
 from agent.pace import Schedule
-from agent.runner import Run
+from agent.runner import Runner
 from agent.settings import load_settings
 from tests.support.fake_time import Time
 
@@ -117,15 +117,15 @@ async def remote(*answers: object) -> AsyncIterator[Remote]:
         await asyncio.gather(*filter(None, end.serving))
 
 
-def new_run(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Run:
-    machine = observe()
-    return Run(
-        Connection(http_transport(end.url, "the-token"), timeout_seconds=1.0),
+def new_run(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Runner:
+    machine = observe_machine()
+    return Runner(
+        HttpTransport(make_http_transport(end.url, "the-token"), timeout_seconds=1.0),
         Credentials(directory, SecretStr("the-token"), time.clock.uniform),
         Schedule(time.clock),
         directory,
         load_settings({"registry_url": end.url}),
-        identity.begin_boot(directory, machine.hostname, machine.local_ip),
-        patience_seconds=patience,
+        identity.prepare_boot_id(directory, machine.hostname, machine.local_ip),
+        max_retry_seconds=patience,
         clock=time.clock,
     )

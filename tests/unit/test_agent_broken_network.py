@@ -9,7 +9,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent import documents, identity
-from agent.client import Connection, RefusedError, RegistryAwayError, http_transport
+from agent.client import (
+    HttpTransport,
+    RegistryUnavailableError,
+    RequestRejectedError,
+    make_http_transport,
+)
 from agent.replies import NodeStatusData, RecordHeartbeatData
 from agent.runner import SLOW_RETRY_SECONDS
 from tests.support.fake_time import Time
@@ -26,29 +31,31 @@ from tests.support.scripted_registry import (
 
 
 async def heartbeat(url: str, timeout_seconds: float = 5.0) -> RecordHeartbeatData:
-    async with Connection(http_transport(url, None), timeout_seconds=timeout_seconds) as connection:
-        return await connection.ask(documents.RECORD_HEARTBEAT, {}, RecordHeartbeatData)
+    async with HttpTransport(
+        make_http_transport(url, None), timeout_seconds=timeout_seconds
+    ) as connection:
+        return await connection.execute(documents.RECORD_HEARTBEAT, {}, RecordHeartbeatData)
 
 
 async def test_refused_connection_means_that_the_registry_is_away() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/graphql"
-        with pytest.raises(RegistryAwayError):
+        with pytest.raises(RegistryUnavailableError):
             await heartbeat(url)
 
 
 async def test_registry_that_accepts_and_hangs_is_left_after_the_time_limit() -> None:
     async with remote(HANG) as end:
         began = asyncio.get_running_loop().time()
-        with pytest.raises(RegistryAwayError, match=r"no answer within 0\.2 s"):
+        with pytest.raises(RegistryUnavailableError, match=r"no answer within 0\.2 s"):
             await heartbeat(end.url, timeout_seconds=0.2)
         assert asyncio.get_running_loop().time() - began < 2
 
 
 async def test_registry_that_drips_its_answer_is_left_after_the_time_limit() -> None:
     async with remote(DRIP) as end:
-        with pytest.raises(RegistryAwayError, match="no answer within"):
+        with pytest.raises(RegistryUnavailableError, match="no answer within"):
             await heartbeat(end.url, timeout_seconds=0.3)
 
 
@@ -89,7 +96,7 @@ async def test_answer_that_is_not_of_the_schema_means_that_the_registry_is_away(
     answer: object,
 ) -> None:
     async with remote(answer) as end:
-        with pytest.raises(RegistryAwayError) as caught:
+        with pytest.raises(RegistryUnavailableError) as caught:
             await heartbeat(end.url, timeout_seconds=1.0)
         assert len(caught.value.reason) < 400
         assert caught.value.reason.isprintable()
@@ -98,10 +105,10 @@ async def test_answer_that_is_not_of_the_schema_means_that_the_registry_is_away(
 @pytest.mark.parametrize("error", [{}, {"extensions": None}, {"extensions": {"code": 7}}])
 async def test_error_without_a_code_is_still_a_refusal(error: dict[str, object]) -> None:
     async with remote(reply({"errors": [{"message": "no\x1b[31m", **error}]})) as end:
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RequestRejectedError) as caught:
             await heartbeat(end.url)
         assert (caught.value.code, caught.value.message) == ("", "no [31m")
-        assert not caught.value.retryable
+        assert not caught.value.is_retryable
 
 
 @pytest.mark.parametrize(
@@ -118,16 +125,16 @@ async def test_wait_that_the_registry_asks_for_is_bounded(
     facts: dict[str, object], seconds: float
 ) -> None:
     async with remote(refusal("UNAVAILABLE", retryable=True, **facts)) as end:
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RequestRejectedError) as caught:
             await heartbeat(end.url)
-        assert caught.value.retryable
+        assert caught.value.is_retryable
         assert caught.value.retry_after_seconds == seconds
 
 
 async def test_graphql_error_with_an_http_error_status_keeps_its_code() -> None:
     body = refusal("UNAUTHENTICATED").partition(b"\r\n\r\n")[2]
     async with remote(reply(body, "401 Unauthorized")) as end:
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RequestRejectedError) as caught:
             await heartbeat(end.url)
         assert caught.value.code == "UNAUTHENTICATED"
 
@@ -135,13 +142,13 @@ async def test_graphql_error_with_an_http_error_status_keeps_its_code() -> None:
 async def test_proxy_that_limits_the_rate_is_given_its_time() -> None:
     answer = reply(b"slow down", "429 Too Many Requests", "Retry-After: 7\r\n")
     async with remote(answer) as end:
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RequestRejectedError) as caught:
             await heartbeat(end.url)
         assert caught.value.code == "RATE_LIMITED"
         assert caught.value.retry_after_seconds == 7.0
     answer = reply(b"away", "503 Service Unavailable", "Retry-After: Mon, 23 Nov 2026\r\n")
     async with remote(answer) as end:
-        with pytest.raises(RegistryAwayError) as away:
+        with pytest.raises(RegistryUnavailableError) as away:
             await heartbeat(end.url)
         assert away.value.retry_after_seconds == 0.0
 
@@ -149,18 +156,18 @@ async def test_proxy_that_limits_the_rate_is_given_its_time() -> None:
 async def test_one_connection_carries_many_requests_and_a_fresh_one_follows_a_failure() -> None:
     async with (
         remote(recorded(), refusal("INTERNAL"), recorded(), None, recorded()) as end,
-        Connection(http_transport(end.url, None)) as connection,
+        HttpTransport(make_http_transport(end.url, None)) as connection,
     ):
 
         async def ask() -> None:
-            await connection.ask(documents.RECORD_HEARTBEAT, {}, RecordHeartbeatData)
+            await connection.execute(documents.RECORD_HEARTBEAT, {}, RecordHeartbeatData)
 
         await ask()
-        with pytest.raises(RefusedError):
+        with pytest.raises(RequestRejectedError):
             await ask()
         await ask()
         assert end.connections == 1
-        with pytest.raises(RegistryAwayError):
+        with pytest.raises(RegistryUnavailableError):
             await ask()
         await ask()
         assert end.connections == 2
@@ -169,13 +176,13 @@ async def test_one_connection_carries_many_requests_and_a_fresh_one_follows_a_fa
 async def test_token_travels_as_a_bearer_and_never_in_an_error() -> None:
     async with (
         remote(reply({"data": {"node": None}}), None) as end,
-        Connection(http_transport(end.url, "the-token")) as connection,
+        HttpTransport(make_http_transport(end.url, "the-token")) as connection,
     ):
-        data = await connection.ask(documents.NODE_STATUS, {"nodeId": "x"}, NodeStatusData)
+        data = await connection.execute(documents.NODE_STATUS, {"nodeId": "x"}, NodeStatusData)
         assert data.node is None
         assert "authorization: bearer the-token" in end.headers[0].lower()
-        with pytest.raises(RegistryAwayError) as caught:
-            await connection.ask(documents.NODE_STATUS, {"nodeId": "x"}, NodeStatusData)
+        with pytest.raises(RegistryUnavailableError) as caught:
+            await connection.execute(documents.NODE_STATUS, {"nodeId": "x"}, NodeStatusData)
         assert "the-token" not in str(caught.value)
 
 
@@ -184,7 +191,7 @@ async def test_registration_whose_answer_was_lost_is_repeated_under_the_same_boo
 ) -> None:
     async with remote(None, HANG, registered()) as end:
         run = new_run(end, tmp_path, Time())
-        async with aclosing(run.connection):
+        async with aclosing(run.transport):
             await run.register()
         sent = end.inputs("registerNode")
         assert len({registration["bootId"] for registration in sent}) == 1
@@ -198,14 +205,14 @@ async def test_agent_that_died_before_the_answer_asks_again_under_the_same_boot_
 ) -> None:
     async with remote(None, registered(), registered()) as end:
         first = new_run(end, tmp_path, Time(), patience=0.0)
-        async with aclosing(first.connection):
-            with pytest.raises(RegistryAwayError):
+        async with aclosing(first.transport):
+            with pytest.raises(RegistryUnavailableError):
                 await first.register()
         second = new_run(end, tmp_path, Time())
-        async with aclosing(second.connection):
+        async with aclosing(second.transport):
             await second.register()
         third = new_run(end, tmp_path, Time())
-        async with aclosing(third.connection):
+        async with aclosing(third.transport):
             await third.register()
         lost, repeated, restarted = end.inputs("registerNode")
     assert repeated["bootId"] == lost["bootId"] != restarted["bootId"]
@@ -217,7 +224,7 @@ async def test_agent_that_died_before_the_answer_asks_again_under_the_same_boot_
 async def test_node_id_is_on_disk_before_the_first_heartbeat(tmp_path: Path) -> None:
     async with remote(registered(), HANG) as end:
         run = new_run(end, tmp_path, Time(), patience=0.0)
-        async with aclosing(run.connection):
+        async with aclosing(run.transport):
             await run.register()
             assert end.inputs("recordHeartbeat") == []
             assert identity.read_node_id(tmp_path) == "node-1"
@@ -229,8 +236,8 @@ async def test_registry_that_answers_with_another_node_is_not_believed(tmp_path:
     (tmp_path / identity.NODE_ID).write_text("node-7\n")
     async with remote(registered()) as end:
         run = new_run(end, tmp_path, Time(), patience=0.0)
-        async with aclosing(run.connection):
-            with pytest.raises(RegistryAwayError, match="asked for node-7, got node-1"):
+        async with aclosing(run.transport):
+            with pytest.raises(RegistryUnavailableError, match="asked for node-7, got node-1"):
                 await run.register()
     assert identity.read_node_id(tmp_path) == "node-7"
 
@@ -240,11 +247,11 @@ async def test_outage_leaves_one_heartbeat_to_send_and_it_is_the_newest(tmp_path
     async with remote(registered(), recorded(), None, unavailable, HANG, recorded()) as end:
         time = Time()
         run = new_run(end, tmp_path, time)
-        async with aclosing(run.connection):
+        async with aclosing(run.transport):
             await run.register()
-            await run.beat()
+            await run.send_heartbeat()
             with capture_logs() as logs:
-                await run.beat()
+                await run.send_heartbeat()
         beats = end.inputs("recordHeartbeat")
     assert [beat["sequence"] for beat in beats] == [1, 2, 3, 4, 5]
     assert {beat["bootId"] for beat in beats} == {run.boot_id}
@@ -257,10 +264,10 @@ async def test_long_outage_is_met_with_ever_fewer_attempts(tmp_path: Path) -> No
     async with remote(registered(interval=1.0), *[None] * 12, recorded(interval=1.0)) as end:
         time = Time()
         run = new_run(end, tmp_path, time)
-        async with aclosing(run.connection):
+        async with aclosing(run.transport):
             await run.register()
             with capture_logs() as logs:
-                await run.beat()
+                await run.send_heartbeat()
     assert time.now == 1 + 2 + 4 + 8 + 16 + 32 + 6 * 60
     assert sum(entry["log_level"] == "warning" for entry in logs) == 1
 
@@ -270,7 +277,7 @@ async def test_taken_node_id_is_waited_for_and_said_each_time(tmp_path: Path) ->
     async with remote(taken, taken, taken, registered()) as end:
         time = Time()
         run = new_run(end, tmp_path, time)
-        async with aclosing(run.connection):
+        async with aclosing(run.transport):
             with capture_logs() as logs:
                 await run.register()
     assert time.now == (20 + 1) + (20 + 2) + (20 + 4)
@@ -283,8 +290,8 @@ async def test_bootstrap_gives_up_when_its_patience_ends(tmp_path: Path) -> None
     async with remote(*[taken] * 9) as end:
         time = Time()
         run = new_run(end, tmp_path, time, patience=60.0)
-        async with aclosing(run.connection):
-            with pytest.raises(RefusedError, match="NODE_ID_TAKEN"):
+        async with aclosing(run.transport):
+            with pytest.raises(RequestRejectedError, match="NODE_ID_TAKEN"):
                 await run.register()
         assert 25 <= time.now <= 60
         assert 2 <= len(end.requests) <= 3
@@ -295,12 +302,12 @@ async def test_refused_token_ends_bootstrap_and_slows_a_run(tmp_path: Path, code
     async with remote(refusal(code), refusal(code), registered()) as end:
         time = Time()
         hasty = new_run(end, tmp_path, time, patience=60.0)
-        async with aclosing(hasty.connection):
-            with pytest.raises(RefusedError, match=code):
+        async with aclosing(hasty.transport):
+            with pytest.raises(RequestRejectedError, match=code):
                 await hasty.register()
         assert time.now == 0
         patient = new_run(end, tmp_path, time)
-        async with aclosing(patient.connection):
+        async with aclosing(patient.transport):
             await patient.register()
         assert time.now >= SLOW_RETRY_SECONDS
 
@@ -308,9 +315,9 @@ async def test_refused_token_ends_bootstrap_and_slows_a_run(tmp_path: Path, code
 async def test_input_that_the_registry_finds_bad_ends_the_run(tmp_path: Path) -> None:
     async with remote(refusal("BAD_INPUT")) as end:
         run = new_run(end, tmp_path, Time())
-        async with aclosing(run.connection):
-            with pytest.raises(RefusedError, match="BAD_INPUT"):
-                await run.keep_beating()
+        async with aclosing(run.transport):
+            with pytest.raises(RequestRejectedError, match="BAD_INPUT"):
+                await run.run()
 
 
 async def test_registry_that_forgets_each_registration_is_asked_at_its_own_pace(
@@ -320,9 +327,9 @@ async def test_registry_that_forgets_each_registration_is_asked_at_its_own_pace(
     async with remote(*forgetful, refusal("STALE_BOOT")) as end:
         time = Time()
         run = new_run(end, tmp_path, time)
-        async with aclosing(run.connection):
-            with pytest.raises(RefusedError, match="STALE_BOOT"):
-                await run.keep_beating()
+        async with aclosing(run.transport):
+            with pytest.raises(RequestRejectedError, match="STALE_BOOT"):
+                await run.run()
         assert time.now == 3 * 10.0
         assert len({registration["bootId"] for registration in end.inputs("registerNode")}) == 1
         assert [beat["sequence"] for beat in end.inputs("recordHeartbeat")] == [1, 2, 3, 4]

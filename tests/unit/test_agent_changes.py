@@ -7,7 +7,7 @@ from pathlib import Path
 from structlog.testing import capture_logs
 
 from agent.machine import Machine
-from agent.runner import TELL_SECONDS, Run
+from agent.runner import REPORT_SECONDS, Runner
 from tests.support.fake_time import Time
 from tests.support.scripted_registry import new_run, recorded, refusal, registered, remote
 
@@ -16,8 +16,8 @@ WITH_MODEL = replace(MACHINE, capabilities={"models": ["llama3:8b"], "cpuCount":
 ELSEWHERE = replace(MACHINE, local_ip="192.168.1.8")
 
 
-def be(run: Run, machine: Machine) -> None:
-    run.observe = lambda: machine
+def be(run: Runner, machine: Machine) -> None:
+    run.observe_machine = lambda: machine
 
 
 async def test_machine_that_stays_as_it_is_is_told_once(tmp_path: Path) -> None:
@@ -25,11 +25,11 @@ async def test_machine_that_stays_as_it_is_is_told_once(tmp_path: Path) -> None:
         time = Time()
         run = new_run(end, tmp_path, time)
         be(run, MACHINE)
-        async with aclosing(run.connection):
+        async with aclosing(run.transport):
             await run.register()
-            time.now += 10 * TELL_SECONDS
-            await run.tell_changes()
-            await run.beat()
+            time.now += 10 * REPORT_SECONDS
+            await run.report_changes()
+            await run.send_heartbeat()
     assert len(end.inputs("registerNode")) == 1
 
 
@@ -38,19 +38,19 @@ async def test_change_is_told_under_the_same_boot_id_and_not_too_often(tmp_path:
         time = Time()
         run = new_run(end, tmp_path, time)
         be(run, MACHINE)
-        async with aclosing(run.connection):
+        async with aclosing(run.transport):
             await run.register()
             be(run, WITH_MODEL)
-            await run.tell_changes()
+            await run.report_changes()
             assert len(end.inputs("registerNode")) == 1
-            time.now += TELL_SECONDS
-            await run.tell_changes()
+            time.now += REPORT_SECONDS
+            await run.report_changes()
             be(run, ELSEWHERE)
-            time.now += TELL_SECONDS - 1
-            await run.tell_changes()
+            time.now += REPORT_SECONDS - 1
+            await run.report_changes()
             assert len(end.inputs("registerNode")) == 2
             time.now += 1
-            await run.tell_changes()
+            await run.report_changes()
         told = end.inputs("registerNode")
     assert [said["capabilities"]["models"] for said in told] == [[], ["llama3:8b"], []]
     assert told[2]["localIp"] == "192.168.1.8"
@@ -65,15 +65,15 @@ async def test_change_that_cannot_be_told_now_is_told_later(tmp_path: Path) -> N
         time = Time()
         run = new_run(end, tmp_path, time)
         be(run, MACHINE)
-        async with aclosing(run.connection):
+        async with aclosing(run.transport):
             await run.register()
             be(run, WITH_MODEL)
             with capture_logs() as logs:
                 for _ in range(5):
-                    time.now += TELL_SECONDS
-                    await run.tell_changes()
+                    time.now += REPORT_SECONDS
+                    await run.report_changes()
     assert len(end.inputs("registerNode")) == 4
-    assert time.now == 5 * TELL_SECONDS  # it has waited for nothing
+    assert time.now == 5 * REPORT_SECONDS  # it has waited for nothing
     # Others are for those who look for faults: whether they are logged, a former test may decide.
     told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
     assert told == ["node.untold", "node.changed"]

@@ -11,9 +11,9 @@ from graphql import (
 )
 
 from agent import documents
-from agent.machine import observe
+from agent.machine import observe_machine
 from agent.metrics import Meter
-from agent.runner import registration_input
+from agent.runner import build_registration_input
 from agent.settings import load_settings
 from agent.trusted_documents import collect_documents
 from tests.support.paths import ROOT
@@ -40,7 +40,7 @@ def test_the_registry_trusts_each_document_as_it_is_written() -> None:
 
 def test_what_the_agent_sends_fits_the_schema(schema: GraphQLSchema) -> None:
     settings = load_settings({"role": "production-router", "labels": "a", "name": "A node"})
-    registration = registration_input(settings, observe(), "boot-2")
+    registration = build_registration_input(settings, observe_machine(), "boot-2")
     registration |= {"nodeId": "node-1", "replacesBootId": "boot-1"}
     metrics = Meter().read()
     heartbeat = {"nodeId": "node-1", "bootId": "boot-2", "sequence": 1, "metrics": metrics}

@@ -15,7 +15,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from agent import follow, websocket
-from agent.client import RefusedError
+from agent.client import RequestRejectedError
 from agent.follow import follow_status_changes
 from agent.replies import (
     Bookmark,
@@ -190,7 +190,7 @@ async def test_what_was_told_already_is_dropped() -> None:
 )
 async def test_a_token_that_is_no_good_is_raised(script: list[object], code: str) -> None:
     async with scripted(script) as registry, following(registry.url, after=5) as events:
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RequestRejectedError) as caught:
             await next_event(events)
     assert caught.value.code == code
 
@@ -200,7 +200,7 @@ async def test_the_token_goes_with_the_handshake_whose_refusal_is_raised() -> No
         scripted([AtHandshake(401)]) as registry,
         following(registry.url, token="the-token") as events,
     ):
-        with pytest.raises(RefusedError, match="UNAUTHENTICATED") as caught:
+        with pytest.raises(RequestRejectedError, match="UNAUTHENTICATED") as caught:
             await next_event(events)
     assert registry.tokens == ["Bearer the-token"]
     assert "the-token" not in str(caught.value)

@@ -13,12 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent import apple, nvidia
-from agent.apple import GIB, output_of
+from agent.apple import GIB, run_tool
 from agent.gpu import Gpu
-from agent.gpu_watch import STALE_SECONDS, GpuWatch, reader
+from agent.gpu_watch import STALE_SECONDS, GpuWatch, choose_reader
 from agent.machine import MIB
 from agent.metrics import Meter
-from agent.nvidia import Nvidia
+from agent.nvidia import NvidiaGpuReader
 from agent.pace import Clock
 
 # Of a MacBook Pro with macOS 15; the display is one of two.
@@ -71,7 +71,7 @@ def test_machine_without_a_driver_has_no_gpu_and_no_warning() -> None:
     else:
         pynvml.nvmlShutdown()
         pytest.skip("this machine has NVIDIA's driver")
-    gpus = Nvidia()
+    gpus = NvidiaGpuReader()
     with capture_logs() as logs:
         assert gpus.read() == []
         assert gpus.read() == []  # the driver may have come meanwhile
@@ -82,9 +82,9 @@ def test_machine_without_a_driver_has_no_gpu_and_no_warning() -> None:
 def test_nvidia_gpu_is_read_from_structures_of_nvml() -> None:
     memory = pynvml.c_nvmlMemory_t(total=20475 * MIB, free=16000 * MIB, used=4475 * MIB)
     utilization = pynvml.c_nvmlUtilization_t(gpu=37, memory=12)
-    gpu = nvidia.described(b"NVIDIA RTX 4000 Ada", memory, utilization, 54)
-    assert gpu.as_device() == {"kind": "gpu", "name": "NVIDIA RTX 4000 Ada", "memoryMb": 20475}
-    assert gpu.as_metrics() == {
+    gpu = nvidia.build_gpu(b"NVIDIA RTX 4000 Ada", memory, utilization, 54)
+    assert gpu.to_device() == {"kind": "gpu", "name": "NVIDIA RTX 4000 Ada", "memoryMb": 20475}
+    assert gpu.to_metrics() == {
         "name": "NVIDIA RTX 4000 Ada",
         "utilizationPercent": 37.0,
         "memoryTotalMb": 20475.0,
@@ -94,14 +94,14 @@ def test_nvidia_gpu_is_read_from_structures_of_nvml() -> None:
 
 
 def test_figure_that_a_gpu_does_not_have_is_left_out() -> None:
-    gpu = nvidia.described("NVIDIA GB10", None, None, None)
-    assert gpu.as_device() == {"kind": "gpu", "name": "NVIDIA GB10"}
-    assert gpu.as_metrics() == {"name": "NVIDIA GB10"}
+    gpu = nvidia.build_gpu("NVIDIA GB10", None, None, None)
+    assert gpu.to_device() == {"kind": "gpu", "name": "NVIDIA GB10"}
+    assert gpu.to_metrics() == {"name": "NVIDIA GB10"}
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -1.0])
 def test_figure_that_the_registry_would_refuse_is_left_out(figure: float) -> None:
-    assert Gpu("A", temperature_celsius=figure).as_metrics() == {"name": "A"}
+    assert Gpu("A", temperature_celsius=figure).to_metrics() == {"name": "A"}
 
 
 @pytest.mark.parametrize(
@@ -109,20 +109,20 @@ def test_figure_that_the_registry_would_refuse_is_left_out(figure: float) -> Non
     [(" RTX\t4000\x00 ", "RTX 4000"), ("", "GPU"), ("\x07", "GPU"), ("x" * 300, "x" * 255)],
 )
 def test_name_of_a_driver_is_made_one_that_the_registry_takes(name: str, readable: str) -> None:
-    assert Gpu(name).as_metrics()["name"] == readable
+    assert Gpu(name).to_metrics()["name"] == readable
 
 
 def test_gpu_of_an_apple_chip_shares_the_memory_of_its_machine() -> None:
-    [found] = apple.described(PROFILE)
+    [found] = apple.parse_profile(PROFILE)
     assert found == Gpu("Apple M4 Max", cores=40)
-    gpu = apple.measured(found, REGISTRY, total=128 * GIB, free=100 * GIB)
-    assert gpu.as_device() == {
+    gpu = apple.add_figures(found, REGISTRY, total=128 * GIB, free=100 * GIB)
+    assert gpu.to_device() == {
         "kind": "gpu",
         "name": "Apple M4 Max",
         "memoryMb": 96 * 1024,
         "cores": 40,
     }
-    assert gpu.as_metrics() == {
+    assert gpu.to_metrics() == {
         "name": "Apple M4 Max",
         "utilizationPercent": 16.0,
         "memoryTotalMb": 96.0 * 1024,
@@ -131,7 +131,7 @@ def test_gpu_of_an_apple_chip_shares_the_memory_of_its_machine() -> None:
 
 
 def test_what_the_machine_has_not_free_the_gpu_has_not_either() -> None:
-    gpu = apple.measured(Gpu("Apple M1"), b"", total=16 * GIB, free=1 * GIB)
+    gpu = apple.add_figures(Gpu("Apple M1"), b"", total=16 * GIB, free=1 * GIB)
     assert (gpu.memory_free_mb, gpu.utilization_percent) == (1024, None)
     assert gpu.memory_total_mb == pytest.approx(16 * 1024 * 2 / 3)
 
@@ -141,33 +141,33 @@ def test_what_the_machine_has_not_free_the_gpu_has_not_either() -> None:
     [b"", b"{", b"[]", b"{}", b'{"SPDisplaysDataType": 1}', b'{"SPDisplaysDataType": [1, {}]}'],
 )
 def test_profile_that_cannot_be_read_has_no_gpu(said: bytes) -> None:
-    assert apple.described(said) == []
+    assert apple.parse_profile(said) == []
 
 
 @pytest.mark.parametrize(
     "said", [b"", b"<plist", plistlib.dumps([]), plistlib.dumps({}), plistlib.dumps([{"a": 1}])]
 )
 def test_registry_that_cannot_be_read_has_no_figures(said: bytes) -> None:
-    gpu = apple.measured(Gpu("Apple M1"), said, total=64 * GIB, free=64 * GIB)
+    gpu = apple.add_figures(Gpu("Apple M1"), said, total=64 * GIB, free=64 * GIB)
     assert gpu.utilization_percent is None
 
 
 def test_two_gpus_are_told_without_figures_that_could_be_the_others() -> None:
     intel = {"sppci_model": "Intel Iris Pro"}
     amd = {"sppci_model": "AMD Radeon Pro 560", "sppci_cores": ""}
-    found = apple.described(json.dumps({"SPDisplaysDataType": [intel, amd]}).encode())
-    assert [gpu.as_metrics() for gpu in found] == [
+    found = apple.parse_profile(json.dumps({"SPDisplaysDataType": [intel, amd]}).encode())
+    assert [gpu.to_metrics() for gpu in found] == [
         {"name": "Intel Iris Pro"},
         {"name": "AMD Radeon Pro 560"},
     ]
 
 
 def test_tool_that_is_missing_fails_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apple, "TOOL_SECONDS", 0.1)
-    assert output_of(("/bin/echo", "good")) == b"good\n"
-    assert output_of(("/no/such/tool",)) == b""
-    assert output_of(("/bin/sh", "-c", "echo bad; exit 1")) == b""
-    assert output_of(("/bin/sleep", "60")) == b""
+    monkeypatch.setattr(apple, "TOOL_TIMEOUT_SECONDS", 0.1)
+    assert run_tool(("/bin/echo", "good")) == b"good\n"
+    assert run_tool(("/no/such/tool",)) == b""
+    assert run_tool(("/bin/sh", "-c", "echo bad; exit 1")) == b""
+    assert run_tool(("/bin/sleep", "60")) == b""
 
 
 async def test_driver_that_hangs_costs_the_figures_and_nothing_else() -> None:
@@ -176,17 +176,17 @@ async def test_driver_that_hangs_costs_the_figures_and_nothing_else() -> None:
     gpu = Gpu("A", utilization_percent=50.0)
 
     def read() -> list[Gpu]:
-        if watch.known:
+        if watch.last_gpus:
             hangs.wait(60)
         return [gpu]
 
     watch = GpuWatch(read, Clock(now=lambda: now))
     await watch.start()
-    meter = Meter(gpus=lambda: watch.current)
+    meter = Meter(gpus=lambda: watch.current_gpus)
     assert meter.read()["gpus"] == [{"name": "A", "utilizationPercent": 50.0}]
     now += STALE_SECONDS
     assert meter.read()["gpus"] == []
-    assert watch.known == [gpu]
+    assert watch.last_gpus == [gpu]
     watch.stop()
     hangs.set()
 
@@ -202,7 +202,7 @@ async def test_start_does_not_wait_for_a_driver_that_hangs() -> None:
     began = time.monotonic()
     await watch.start(patience_seconds=0.05)
     assert time.monotonic() - began < 5
-    assert watch.current == watch.known == []
+    assert watch.current_gpus == watch.last_gpus == []
     watch.stop()
     hangs.set()
 
@@ -223,11 +223,11 @@ async def test_surprise_in_a_reading_is_said_once_and_read_over(
         watch = GpuWatch(read)
         await watch.start()
         async with asyncio.timeout(5):
-            while not watch.known:
+            while not watch.last_gpus:
                 await asyncio.sleep(0.001)
     watch.stop()
     assert [entry["log_level"] for entry in logs] == ["warning", "debug"]
 
 
 def test_this_machine_is_read_without_a_failure() -> None:
-    assert isinstance(reader()(), list)
+    assert isinstance(choose_reader()(), list)

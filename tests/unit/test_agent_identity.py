@@ -25,7 +25,7 @@ def test_damaged_node_id_is_an_error_and_never_a_new_identity(
     with pytest.raises(StateError, match="node_id"):
         identity.read_node_id(tmp_path)
     with pytest.raises(StateError, match="node_id"):
-        identity.accept_boot(tmp_path, "node-2", "b")
+        identity.save_accepted_boot(tmp_path, "node-2", "b")
     assert (tmp_path / identity.NODE_ID).read_bytes() == content
 
 
@@ -35,25 +35,25 @@ def test_node_id_written_by_hand_is_read(tmp_path: Path) -> None:
 
 
 def test_start_has_a_new_boot_id_once_the_former_was_accepted(tmp_path: Path) -> None:
-    first = identity.begin_boot(tmp_path, *HOST)
-    identity.accept_boot(tmp_path, "node-1", first)
+    first = identity.prepare_boot_id(tmp_path, *HOST)
+    identity.save_accepted_boot(tmp_path, "node-1", first)
     assert identity.read_node_id(tmp_path) == "node-1"
     assert identity.read_boot_id(tmp_path) == first
-    second = identity.begin_boot(tmp_path, *HOST)
+    second = identity.prepare_boot_id(tmp_path, *HOST)
     assert second != first
     assert identity.read_boot_id(tmp_path) == first
 
 
 def test_start_repeats_the_boot_id_whose_answer_never_came(tmp_path: Path) -> None:
-    first = identity.begin_boot(tmp_path, *HOST)
-    assert identity.begin_boot(tmp_path, *HOST) == first
+    first = identity.prepare_boot_id(tmp_path, *HOST)
+    assert identity.prepare_boot_id(tmp_path, *HOST) == first
 
 
 def test_disk_copied_to_another_machine_does_not_share_an_unanswered_boot_id(
     tmp_path: Path,
 ) -> None:
-    first = identity.begin_boot(tmp_path, *HOST)
-    assert identity.begin_boot(tmp_path, "gateway", "192.168.1.8") != first
+    first = identity.prepare_boot_id(tmp_path, *HOST)
+    assert identity.prepare_boot_id(tmp_path, "gateway", "192.168.1.8") != first
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"bootId": 1}', b"\xff"])
@@ -61,8 +61,8 @@ def test_damaged_boot_files_cost_no_more_than_a_new_boot_id(tmp_path: Path, cont
     (tmp_path / identity.PENDING).write_bytes(content)
     (tmp_path / identity.BOOT_ID).write_bytes(content)
     assert identity.read_boot_id(tmp_path) is None
-    boot_id = identity.begin_boot(tmp_path, *HOST)
-    identity.accept_boot(tmp_path, "node-1", boot_id)
+    boot_id = identity.prepare_boot_id(tmp_path, *HOST)
+    identity.save_accepted_boot(tmp_path, "node-1", boot_id)
     assert identity.read_boot_id(tmp_path) == boot_id
 
 
@@ -82,9 +82,9 @@ def test_failed_write_leaves_the_old_file_whole(
 
 
 def test_files_are_readable_by_all_but_the_proofs_of_a_run(tmp_path: Path) -> None:
-    boot_id = identity.begin_boot(tmp_path, *HOST)
+    boot_id = identity.prepare_boot_id(tmp_path, *HOST)
     assert stat.S_IMODE((tmp_path / identity.PENDING).stat().st_mode) == 0o600
-    identity.accept_boot(tmp_path, "node-1", boot_id)
+    identity.save_accepted_boot(tmp_path, "node-1", boot_id)
     assert stat.S_IMODE((tmp_path / identity.NODE_ID).stat().st_mode) == 0o644
     assert stat.S_IMODE((tmp_path / identity.BOOT_ID).stat().st_mode) == 0o600
 
@@ -101,12 +101,12 @@ def test_draft_is_not_written_through_a_link(tmp_path: Path) -> None:
 def test_second_agent_on_one_directory_is_told_who_holds_it(tmp_path: Path) -> None:
     directory = tmp_path / "new" / "dagi"
     with (
-        identity.hold(directory),
+        identity.lock_directory(directory),
         pytest.raises(StateError, match=f"process {os.getpid()}"),
-        identity.hold(directory),
+        identity.lock_directory(directory),
     ):
         pass
-    with identity.hold(directory):
+    with identity.lock_directory(directory):
         pass
 
 
@@ -114,7 +114,7 @@ def test_directory_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> N
     holder = (
         "import sys, pathlib, time\n"
         "from agent import identity\n"
-        "with identity.hold(pathlib.Path(sys.argv[1])):\n"
+        "with identity.lock_directory(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -123,11 +123,14 @@ def test_directory_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> N
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(StateError, match=f"process {process.pid}"), identity.hold(tmp_path):
+        with (
+            pytest.raises(StateError, match=f"process {process.pid}"),
+            identity.lock_directory(tmp_path),
+        ):
             pass
         process.kill()
         process.wait()
-        with identity.hold(tmp_path):
+        with identity.lock_directory(tmp_path):
             pass
 
 
@@ -152,9 +155,9 @@ def test_state_goes_to_the_home_directory_when_the_system_one_cannot_be_made(
 
 
 def test_what_was_remembered_is_read_back_and_damage_is_an_error(tmp_path: Path) -> None:
-    assert identity.remembered(tmp_path) == {}
-    identity.remember(tmp_path, {"role": "production-router"})
-    assert identity.remembered(tmp_path) == {"role": "production-router"}
-    (tmp_path / identity.TOLD).write_text("[]")
+    assert identity.read_bootstrap_settings(tmp_path) == {}
+    identity.save_bootstrap_settings(tmp_path, {"role": "production-router"})
+    assert identity.read_bootstrap_settings(tmp_path) == {"role": "production-router"}
+    (tmp_path / identity.BOOTSTRAP).write_text("[]")
     with pytest.raises(StateError, match=r"bootstrap\.json"):
-        identity.remembered(tmp_path)
+        identity.read_bootstrap_settings(tmp_path)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import units
-from agent.install import check_visible, install, uninstall
+from agent.install import check_visibility, install, uninstall
 from agent.settings import BadSettingError, load_settings
 from tests.support.paths import ROOT
 
@@ -121,7 +121,7 @@ def test_repeated_it_changes_nothing_and_keeps_what_is_not_given(tmp_path: Path)
 
 
 def test_what_bootstrap_was_told_is_installed(tmp_path: Path) -> None:
-    told = load_settings({"role": "production-router", "labels": "gpu"}).to_remember()
+    told = load_settings({"role": "production-router", "labels": "gpu"}).to_bootstrap_settings()
     (tmp_path / "etc/dagi").mkdir(parents=True)
     (tmp_path / "etc/dagi/bootstrap.json").write_text(json.dumps(told))
     installed(tmp_path, "--labels", "eu")
@@ -181,13 +181,13 @@ def test_interpreter_that_the_service_would_not_see_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "agent.install.command_of_agent", lambda: ("/opt/node-agent/bin/node-agent",)
+        "agent.install.find_agent_command", lambda: ("/opt/node-agent/bin/node-agent",)
     )
     monkeypatch.setattr("sys.base_prefix", "/usr")
-    check_visible(load_settings({}))
+    check_visibility(load_settings({}))
     monkeypatch.setattr("sys.base_prefix", "/root/.local/share/python")
     with pytest.raises(BadSettingError, match=r"does not see /root/\.local/share/python"):
-        check_visible(load_settings({}))
+        check_visibility(load_settings({}))
 
 
 @pytest.mark.parametrize("damage", ['NAME="', "no assignment"])
@@ -226,15 +226,15 @@ def test_plist_of_a_mac_holds_the_settings_for_nobody_else_to_read(tmp_path: Pat
 
 
 def test_units_in_deploy_are_those_that_install_writes() -> None:
-    assert units.usual_units() == {
-        place: (DEPLOY / place).read_text() for place in units.usual_units()
+    assert units.render_default_units() == {
+        place: (DEPLOY / place).read_text() for place in units.render_default_units()
     }, "make units"
 
 
 @settings(max_examples=200)
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), max_size=20))
 def test_any_value_is_read_back_from_the_file_of_settings(value: str) -> None:
-    [word] = shlex.split(units.environment_file({"NAME": value}))
+    [word] = shlex.split(units.render_environment_file({"NAME": value}))
     assert word == f"NAME={value}"
 
 

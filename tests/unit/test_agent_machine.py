@@ -4,7 +4,7 @@ from ipaddress import ip_address
 import psutil
 import pytest
 
-from agent.machine import choose_addresses, observe
+from agent.machine import choose_addresses, observe_machine
 from agent.metrics import Meter
 
 
@@ -27,7 +27,7 @@ def test_addresses_are_the_way_outside_and_a_public_one_if_there_is_any(
 
 
 def test_machine_describes_itself() -> None:
-    machine = observe()
+    machine = observe_machine()
     assert machine.hostname
     assert machine.capabilities["cpuCount"] >= 1
     assert machine.capabilities["memoryTotalMb"] > 0

@@ -4,7 +4,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.pace import SLICE_SECONDS, Clock, Schedule, retry_ceiling, retry_delay
+from agent.pace import SLICE_SECONDS, Clock, Schedule, compute_retry_ceiling, draw_retry_delay
 
 FAILURES = st.integers(1, 10_000)
 INTERVALS = st.floats(0.0, 86_400.0)
@@ -14,28 +14,28 @@ INTERVALS = st.floats(0.0, 86_400.0)
 def test_back_off_grows_to_a_minute_or_the_interval_and_no_further(
     failures: int, interval: float
 ) -> None:
-    ceiling = retry_ceiling(failures, interval)
+    ceiling = compute_retry_ceiling(failures, interval)
     assert max(1.0, interval / 2) <= ceiling <= max(60.0, interval)
-    assert ceiling <= retry_ceiling(failures + 1, interval)
+    assert ceiling <= compute_retry_ceiling(failures + 1, interval)
 
 
 @given(FAILURES, INTERVALS, st.floats(0.0, 3600.0), st.floats(0.0, 1.0))
 def test_retry_waits_at_least_as_long_as_the_registry_asked(
     failures: int, interval: float, asked: float, chance: float
 ) -> None:
-    delay = retry_delay(
+    delay = draw_retry_delay(
         failures,
         interval_seconds=interval,
         at_least_seconds=asked,
         uniform=lambda low, high: low + chance * (high - low),
     )
-    assert asked <= delay <= asked + retry_ceiling(failures, interval)
+    assert asked <= delay <= asked + compute_retry_ceiling(failures, interval)
 
 
 def test_first_retries_of_one_outage_are_spread_over_half_an_interval() -> None:
-    assert retry_ceiling(1, interval_seconds=0.0) == 1.0
-    assert retry_ceiling(1, interval_seconds=10.0) == 5.0
-    assert retry_ceiling(1, interval_seconds=1000.0) == 500.0
+    assert compute_retry_ceiling(1, interval_seconds=0.0) == 1.0
+    assert compute_retry_ceiling(1, interval_seconds=10.0) == 5.0
+    assert compute_retry_ceiling(1, interval_seconds=1000.0) == 500.0
 
 
 async def test_wait_lasts_as_long_as_it_is_told() -> None:
@@ -78,10 +78,10 @@ def test_a_heartbeat_is_brought_forward_into_the_new_interval_and_never_put_off(
 ) -> None:
     clock = Clock(now=lambda: 100.0, uniform=lambda low, high: low + chance * (high - low))
     schedule = Schedule(clock)
-    schedule.promise(promised)
-    schedule.hear_pace(before)
+    schedule.set_interval(promised)
+    schedule.apply_pace(before)
     assert schedule.due == 100.0 + promised  # the pace as it is, is no change
-    schedule.hear_pace(after)
+    schedule.apply_pace(after)
     if after < min(before, promised):
         assert 100.0 <= schedule.due <= 100.0 + after
     else:
@@ -92,9 +92,9 @@ def test_a_fleet_that_hears_of_a_faster_pace_at_once_is_spread_over_it() -> None
     clock = Clock(now=lambda: 0.0, uniform=random.Random(1).uniform)  # noqa: S311
     fleet = [Schedule(clock) for _ in range(10_000)]
     for schedule in fleet:
-        schedule.promise(100.0)
-        schedule.hear_pace(100.0)
-        schedule.hear_pace(10.0)
+        schedule.set_interval(100.0)
+        schedule.apply_pace(100.0)
+        schedule.apply_pace(10.0)
     per_second = Counter(int(schedule.due) for schedule in fleet)
     assert per_second.keys() == set(range(10))
     assert max(per_second.values()) < 1.2 * 1000
@@ -107,11 +107,11 @@ async def test_a_wait_ends_when_the_pace_brings_its_end_forward() -> None:
         nonlocal now
         now += seconds
         if now == 3.0:
-            schedule.hear_pace(10.0)
+            schedule.apply_pace(10.0)
 
     clock = Clock(now=lambda: now, sleep=sleep, uniform=lambda _low, high: high / 2)
     schedule = Schedule(clock)
-    schedule.promise(100.0)
-    schedule.hear_pace(100.0)
+    schedule.set_interval(100.0)
+    schedule.apply_pace(100.0)
     await schedule.wait()
     assert now == 8.0

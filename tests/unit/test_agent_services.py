@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from agent import services
-from agent.discovery import BELIEVED_SECONDS, MAX_BYTES, Surroundings
+from agent.discovery import MAX_BYTES, MAX_SILENCE_SECONDS, Discovery
 from agent.gpu import Gpu
 from agent.gpu_watch import GpuWatch
 from agent.pace import Clock
-from agent.services import Served, UnclearError, served_at
+from agent.services import DiscoveredService, UnreadableAnswerError, find_service
 
 # As Ollama 0.5 and vLLM 0.8 answer.
 TAGS = {
@@ -117,8 +117,8 @@ async def listening(
 
 async def test_ollama_tells_its_models_and_what_they_are() -> None:
     async with listening({"/api/tags": TAGS}) as here:
-        found = await served_at(here.address, None)
-    assert found == Served(
+        found = await find_service(here.address, None)
+    assert found == DiscoveredService(
         {"name": "ollama"},
         (
             {"name": "llama3:8b", "parameters": "8.0B", "service": "ollama"},
@@ -134,7 +134,7 @@ async def test_ollama_tells_its_models_and_what_they_are() -> None:
 
 async def test_vllm_tells_how_much_its_models_can_read() -> None:
     async with listening({"/v1/models": VLLM}) as here:
-        found = await served_at(here.address, None)
+        found = await find_service(here.address, None)
         assert here.asked == ["/api/tags", "/v1/models"]
     assert found is not None
     assert found.service == {"name": "vllm"}
@@ -151,28 +151,30 @@ async def test_server_that_speaks_both_is_taken_for_what_it_is() -> None:
     both = {"models": [{"name": "a.gguf"}], "object": "list", "data": [{"id": "a.gguf"}]}
     unknown = {"error": "Unexpected endpoint or method. (GET /api/tags)"}
     async with listening({"/api/tags": both}) as here:
-        llama_cpp = await served_at(here.address, None)
+        llama_cpp = await find_service(here.address, None)
     async with listening({"/api/tags": unknown, "/v1/models": {"data": []}}) as here:
-        lm_studio = await served_at(here.address, None)
-    assert llama_cpp == Served({"name": "openai"}, ({"name": "a.gguf", "service": "openai"},))
-    assert lm_studio == Served({"name": "openai"})
+        lm_studio = await find_service(here.address, None)
+    assert llama_cpp == DiscoveredService(
+        {"name": "openai"}, ({"name": "a.gguf", "service": "openai"},)
+    )
+    assert lm_studio == DiscoveredService({"name": "openai"})
 
 
 async def test_docker_is_found_by_its_socket(tmp_path: Path) -> None:
     async with listening({"/version": DOCKER}, path=tmp_path / "docker.sock") as here:
-        assert await served_at(here.address, None) == Served(
+        assert await find_service(here.address, None) == DiscoveredService(
             {"name": "docker", "version": "28.2.2"}
         )
-    assert await served_at(f"unix://{tmp_path / 'none.sock'}", None) is None
+    assert await find_service(f"unix://{tmp_path / 'none.sock'}", None) is None
 
 
 async def test_service_is_told_with_the_address_at_which_others_reach_it() -> None:
     # All of 127/8 is this machine: here its second address stands for one of the network.
     others = "127.0.0.2"
     async with listening({"/api/tags": TAGS}, host="0.0.0.0") as here:  # noqa: S104  # on purpose
-        to_all = await served_at(here.address, others)
+        to_all = await find_service(here.address, others)
     async with listening({"/api/tags": TAGS}) as here_alone:
-        to_none = await served_at(here_alone.address, others)
+        to_none = await find_service(here_alone.address, others)
     assert to_all is not None
     assert to_none is not None
     assert to_all.service["endpoint"] == here.address.replace("127.0.0.1", others)
@@ -192,18 +194,18 @@ async def test_service_is_told_with_the_address_at_which_others_reach_it() -> No
 )
 async def test_somebody_else_on_the_port_is_nobody(answers: dict[str, Any]) -> None:
     async with listening(answers) as here:
-        assert await served_at(here.address, None) is None
-    assert await served_at(here.address, None) is None  # and so is a port that nobody listens on
+        assert await find_service(here.address, None) is None
+    assert await find_service(here.address, None) is None  # and so is a port that nobody listens on
 
 
 @pytest.mark.parametrize("answer", [500, 503, HANG, ENDLESS, b" " * (services.MAX_BYTES + 1)])
 async def test_server_that_is_busy_or_says_too_much_is_unclear(
     answer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "ASK_SECONDS", 0.3)
+    monkeypatch.setattr(services, "QUERY_TIMEOUT_SECONDS", 0.3)
     async with listening({"/api/tags": answer}) as here:
-        with pytest.raises(UnclearError):
-            await served_at(here.address, None)
+        with pytest.raises(UnreadableAnswerError):
+            await find_service(here.address, None)
 
 
 JSON = st.recursive(
@@ -227,12 +229,12 @@ JSON = st.recursive(
 @settings(max_examples=60)
 @given(JSON)
 def test_no_answer_can_make_capabilities_that_the_registry_refuses(said: Any) -> None:
-    found = services.models(said)
+    found = services.parse_models(said)
     for model in found.models if found else ():
         assert re.fullmatch(r".{1,255}", model["name"])
         assert model["name"].isprintable()
         json.dumps(model, allow_nan=False)
-    services.docker(said)
+    services.parse_docker(said)
 
 
 @dataclass
@@ -244,10 +246,10 @@ class Time:
         return Clock(now=lambda: self.now)
 
 
-def surroundings(addresses: Iterable[str], time: Time | None = None) -> Surroundings:
+def surroundings(addresses: Iterable[str], time: Time | None = None) -> Discovery:
     clock = (time or Time()).clock
     watch = GpuWatch(lambda: [Gpu("A", memory_total_mb=1024.0)], clock)
-    return Surroundings(tuple(addresses), clock=clock, gpus=watch)
+    return Discovery(tuple(addresses), clock=clock, gpus=watch)
 
 
 async def test_capabilities_are_what_was_found(tmp_path: Path) -> None:
@@ -257,8 +259,8 @@ async def test_capabilities_are_what_was_found(tmp_path: Path) -> None:
         listening({}) as other,
     ):
         around = surroundings([ollama.address, other.address, engine.address])
-        async with around.watched():
-            found = around.capabilities()
+        async with around.watch():
+            found = around.collect_capabilities()
     assert [model["name"] for model in found["models"]] == ["llama3:8b", "qwen2.5:32b"]
     assert found["services"] == [{"name": "ollama"}, {"name": "docker", "version": "28.2.2"}]
     assert found["devices"] == [{"kind": "gpu", "name": "A", "memoryMb": 1024}]
@@ -267,35 +269,35 @@ async def test_capabilities_are_what_was_found(tmp_path: Path) -> None:
 async def test_busy_server_is_believed_for_a_while_and_one_that_left_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(services, "ASK_SECONDS", 0.3)
+    monkeypatch.setattr(services, "QUERY_TIMEOUT_SECONDS", 0.3)
     time = Time()
     async with listening({"/api/tags": TAGS}) as ollama:
         around = surroundings([ollama.address], time)
-        await around.look()
-        served = around.capabilities()
+        await around.refresh()
+        served = around.collect_capabilities()
         ollama.answers["/api/tags"] = 503
-        time.now += BELIEVED_SECONDS - 1
-        await around.look()
-        assert around.capabilities() == served
+        time.now += MAX_SILENCE_SECONDS - 1
+        await around.refresh()
+        assert around.collect_capabilities() == served
         time.now += 1
-        await around.look()
-        assert around.capabilities()["services"] == []
+        await around.refresh()
+        assert around.collect_capabilities()["services"] == []
         ollama.answers["/api/tags"] = TAGS
-        await around.look()
-        assert around.capabilities() == served
-    await around.look()
-    assert around.capabilities()["models"] == []
+        await around.refresh()
+        assert around.collect_capabilities() == served
+    await around.refresh()
+    assert around.collect_capabilities()["models"] == []
 
 
 async def test_order_in_which_models_are_told_is_no_change() -> None:
     async with listening({"/api/tags": TAGS}) as ollama:
         around = surroundings([ollama.address])
         with capture_logs() as logs:
-            await around.look()
-            before = around.capabilities()
+            await around.refresh()
+            before = around.collect_capabilities()
             ollama.answers["/api/tags"] = {"models": TAGS["models"][::-1]}
-            await around.look()
-            assert around.capabilities() == before
+            await around.refresh()
+            assert around.collect_capabilities() == before
     assert [entry["event"] for entry in logs] == ["services.changed"]
 
 
@@ -303,8 +305,8 @@ async def test_capabilities_never_grow_beyond_what_the_registry_takes() -> None:
     many = {"models": [{"name": f"{n:03}" + "ж" * 250} for n in range(services.MAX_MODELS + 50)]}
     async with listening({"/api/tags": many}) as ollama:
         around = surroundings([ollama.address])
-        await around.look()
-    found = around.capabilities()
+        await around.refresh()
+    found = around.collect_capabilities()
     assert len(json.dumps(found)) <= MAX_BYTES
     assert found["models"][0]["name"].startswith("000")
     assert len(found["models"]) > 10
@@ -313,8 +315,8 @@ async def test_capabilities_never_grow_beyond_what_the_registry_takes() -> None:
 @pytest.mark.parametrize("owner", [[], {}, None, 1])
 async def test_odd_owner_of_a_model_is_no_owner(owner: object) -> None:
     async with listening({"/v1/models": {"data": [{"id": "m", "owned_by": owner}]}}) as here:
-        found = await served_at(here.address, None)
-    assert found == Served({"name": "openai"}, ({"name": "m", "service": "openai"},))
+        found = await find_service(here.address, None)
+    assert found == DiscoveredService({"name": "openai"}, ({"name": "m", "service": "openai"},))
 
 
 async def test_address_that_cannot_be_asked_costs_neither_the_start_nor_the_others() -> None:
@@ -322,8 +324,8 @@ async def test_address_that_cannot_be_asked_costs_neither_the_start_nor_the_othe
     async with listening({"/api/tags": TAGS}) as ollama:
         around = surroundings([nowhere, ollama.address])
         with capture_logs() as logged:
-            async with around.watched():
-                assert around.capabilities()["services"] == [{"name": "ollama"}]
+            async with around.watch():
+                assert around.collect_capabilities()["services"] == [{"name": "ollama"}]
     assert [each["address"] for each in logged if each["event"] == "service.unreadable"] == [
         nowhere
     ]
@@ -345,8 +347,8 @@ async def test_looking_goes_on_until_it_is_closed_and_leaves_no_task() -> None:
     time = Time()
     clock = Clock(now=lambda: time.now, sleep=sleep)
     async with listening({"/api/tags": TAGS}) as ollama:
-        around = Surroundings((ollama.address,), clock=clock, gpus=GpuWatch(list, clock))
-        async with around.watched(), asyncio.timeout(5):
+        around = Discovery((ollama.address,), clock=clock, gpus=GpuWatch(list, clock))
+        async with around.watch(), asyncio.timeout(5):
             await looks.wait()
             assert len(ollama.asked) >= 3
     assert {task for task in asyncio.all_tasks() - before if "serve" not in repr(task)} == set()

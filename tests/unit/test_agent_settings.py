@@ -7,8 +7,8 @@ from agent.settings import (
     MAX_SERVICES,
     AgentSettings,
     BadSettingError,
-    graphql_url,
     load_settings,
+    parse_graphql_url,
 )
 
 
@@ -49,7 +49,7 @@ def test_bad_role_word_is_answered_with_the_allowed_ones(word: str) -> None:
     ],
 )
 def test_base_address_of_the_registry_gets_the_graphql_path(written: str, used: str) -> None:
-    assert graphql_url(written) == used
+    assert parse_graphql_url(written) == used
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_base_address_of_the_registry_gets_the_graphql_path(written: str, used: 
 )
 def test_address_that_is_none_is_refused(written: str) -> None:
     with pytest.raises(ValueError, match="write an address such as"):
-        graphql_url(written)
+        parse_graphql_url(written)
 
 
 def test_machine_that_says_nothing_is_a_development_worker_on_the_local_registry() -> None:
@@ -106,7 +106,9 @@ def test_what_bootstrap_was_told_can_be_read_back_and_holds_no_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NODE_AGENT_TOKEN", "the-token")
-    told = load_settings({"role": "production", "type": "router", "labels": "a,b"}).to_remember()
+    told = load_settings(
+        {"role": "production", "type": "router", "labels": "a,b"}
+    ).to_bootstrap_settings()
     assert "the-token" not in str(told)
     again = load_settings({}, told)
     assert (again.role, again.labels) == ("production-router", ("a", "b"))
@@ -152,7 +154,7 @@ def test_services_are_looked_for_where_they_are_said_to_be(
 ) -> None:
     settings = load_settings({"services": written})
     assert settings.services == used
-    assert load_settings({}, settings.to_remember()).services == used
+    assert load_settings({}, settings.to_bootstrap_settings()).services == used
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from structlog.types import EventDict
 
 from agent.cli import main
-from agent.tls import Trust, UnusableFileError
+from agent.tls import TlsConfig, UnusableFileError
 from tests.support.authority import Authority
 
 
@@ -41,15 +41,15 @@ def test_renewed_files_are_used_by_the_next_connection(
 ) -> None:
     url = "https://registry.example"
     shown = authority.client("gpu-1")
-    trust = Trust(authority.certificate, shown.certificate, shown.key)
-    first = trust.context(url)
-    assert trust.context(url) is first
+    trust = TlsConfig(authority.certificate, shown.certificate, shown.key)
+    first = trust.load_context(url)
+    assert trust.load_context(url) is first
     authority.client("gpu-1")
-    second = trust.context(url)
+    second = trust.load_context(url)
     assert second is not first
     os.truncate(shown.key, 50)
     for _ in range(3):
-        assert trust.context(url) is second
+        assert trust.load_context(url) is second
     assert [event["event"] for event in logged] == ["trust.unusable"]
     with pytest.raises(UnusableFileError):
-        Trust(authority.certificate, shown.certificate, shown.key).context(url)
+        TlsConfig(authority.certificate, shown.certificate, shown.key).load_context(url)

@@ -24,7 +24,7 @@ from db.core.database import Database
 from db.registry.heartbeats import HeartbeatReport, Recorded
 from graph.core.settings import Settings
 from graph.live.heartbeat_writer import HeartbeatWriter
-from graph.live.sweeper import Pacemaker
+from graph.live.sweeper import Sweeper
 from graph.telemetry.metrics import Metrics
 from graph.telemetry.spans import NoTracer
 
@@ -36,9 +36,7 @@ class LifespanState(TypedDict):
 @asynccontextmanager
 async def open_writer(_: Starlette) -> AsyncIterator[LifespanState]:
     database, metrics = Database(sys.argv[2]), Metrics()
-    writer = HeartbeatWriter(
-        database, Pacemaker(database, Settings(), metrics), metrics, NoTracer()
-    )
+    writer = HeartbeatWriter(database, Sweeper(database, Settings(), metrics), metrics, NoTracer())
     running = asyncio.create_task(writer.run())
     yield {"writer": writer}
     running.cancel()

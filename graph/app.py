@@ -11,22 +11,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from db.core import rate_channel
 from graph.api.schema import schema
 from graph.auth.authentication import Authentication
-from graph.auth.caller_limits import Limits
-from graph.auth.credential_cache import Keyring
+from graph.auth.caller_limits import CallerLimits
+from graph.auth.credential_cache import CredentialCache
 from graph.auth.jwt_verifier import jwt_verifier
-from graph.auth.rate_sync import SharedRates
+from graph.auth.rate_sync import RateSync
 from graph.core.open_database import current_database
 from graph.core.settings import VITAL_CONNECTIONS, ConfigurationError, Settings
 from graph.execution import document_cache
 from graph.execution.engine import Engine
-from graph.live.background_tasks import supervised
+from graph.live.background_tasks import open_background_tasks
 from graph.live.change_feed import ChangeFeed
-from graph.live.heartbeat_tail import HeartbeatFeed
+from graph.live.heartbeat_tail import HeartbeatTail
 from graph.live.heartbeat_writer import HeartbeatWriter
-from graph.live.housekeeping import Upkeep
-from graph.live.node_snapshot import Fleet
+from graph.live.housekeeping import Housekeeping
+from graph.live.node_snapshot import NodeSnapshot
 from graph.live.rejection_log import RejectionLog
-from graph.live.sweeper import Pacemaker
+from graph.live.sweeper import Sweeper
 from graph.services import Services
 from graph.telemetry.logs import RequestIds
 from graph.telemetry.metrics import Metrics
@@ -62,7 +62,7 @@ async def open_tracer(settings: Settings) -> AsyncIterator[Tracer]:
 
 
 @asynccontextmanager
-async def running_services(
+async def open_services(
     settings: Settings, siblings: Siblings | None = None
 ) -> AsyncIterator[Services]:
     """Raises what `current_database` raises, before it serves."""
@@ -71,12 +71,12 @@ async def running_services(
         tracer = await stack.enter_async_context(open_tracer(settings))
         tracer.trace_statements(database)
         metrics = Metrics()
-        limits = Limits(settings, metrics)
-        keyring = Keyring(
+        limits = CallerLimits(settings, metrics)
+        keyring = CredentialCache(
             database, await jwt_verifier(settings), check_seconds=settings.key_check_seconds
         )
         authentication = Authentication(settings, keyring)
-        shared_rates = SharedRates(database, [*limits.rates, authentication.failures])
+        shared_rates = RateSync(database, [*limits.rates, authentication.failures])
         feed = ChangeFeed(
             database,
             check_seconds=settings.listen_check_seconds,
@@ -84,19 +84,19 @@ async def running_services(
             others={rate_channel.CHANNEL: shared_rates.hear},
         )
         await feed.start()
-        fleet = Fleet(database, feed)
-        upkeep = Upkeep(database, settings, metrics)
+        fleet = NodeSnapshot(database, feed)
+        upkeep = Housekeeping(database, settings, metrics)
         await upkeep.make_days()
         # Whatever callers ask, heartbeats are written and nodes are looked after.
         vital = await stack.enter_async_context(database.beside(VITAL_CONNECTIONS))
         tracer.trace_statements(vital)
-        pacemaker = Pacemaker(vital, settings, metrics)
+        pacemaker = Sweeper(vital, settings, metrics)
         heartbeats = HeartbeatWriter(vital, pacemaker, metrics, tracer)
-        heartbeat_feed = HeartbeatFeed(database, interval_seconds=settings.heartbeat_stream_seconds)
+        heartbeat_feed = HeartbeatTail(database, interval_seconds=settings.heartbeat_stream_seconds)
         await pacemaker.sweep()
         rejections = RejectionLog(database)
         stack.push_async_callback(rejections.drain)
-        supervisor = await stack.enter_async_context(supervised())
+        supervisor = await stack.enter_async_context(open_background_tasks())
         supervisor.start("feed", feed.run())
         supervisor.start("fleet", fleet.run())
         supervisor.start("liveness", pacemaker.run())
@@ -153,7 +153,7 @@ class _GraphQLFirst:
 
 def build_app(services: Services) -> ASGIApp:
     pages = Pages(services)
-    engine = Engine(schema, services, document_cache.trusted())
+    engine = Engine(schema, services, document_cache.load_trusted_documents())
     graphql = services.tracer.trace_requests(GraphQLOverHTTP(engine, services))
     app = Starlette(
         routes=[

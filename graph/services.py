@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from db.core.database import Database
 from graph.auth.authentication import Authentication
-from graph.auth.caller_limits import Limits
+from graph.auth.caller_limits import CallerLimits
 from graph.core.settings import Settings
-from graph.live.background_tasks import Supervisor
+from graph.live.background_tasks import BackgroundTasks
 from graph.live.change_feed import ChangeFeed
-from graph.live.heartbeat_tail import HeartbeatFeed
+from graph.live.heartbeat_tail import HeartbeatTail
 from graph.live.heartbeat_writer import HeartbeatWriter
-from graph.live.node_snapshot import Fleet
+from graph.live.node_snapshot import NodeSnapshot
 from graph.live.rejection_log import RejectionLog
-from graph.live.sweeper import Pacemaker
+from graph.live.sweeper import Sweeper
 from graph.telemetry.metrics import Metrics
 from graph.telemetry.peer_metrics import Siblings
 from graph.telemetry.spans import Tracer
@@ -25,14 +25,14 @@ class Services:
     settings: Settings
     authentication: Authentication
     database: Database
-    feed: ChangeFeed
-    fleet: Fleet
-    pacemaker: Pacemaker
-    heartbeats: HeartbeatWriter
-    heartbeat_feed: HeartbeatFeed
-    limits: Limits
+    change_feed: ChangeFeed
+    node_snapshot: NodeSnapshot
+    sweeper: Sweeper
+    heartbeat_writer: HeartbeatWriter
+    heartbeat_tail: HeartbeatTail
+    caller_limits: CallerLimits
     metrics: Metrics
     rejections: RejectionLog
-    supervisor: Supervisor
+    background_tasks: BackgroundTasks
     tracer: Tracer
     siblings: Siblings | None = None

@@ -11,7 +11,7 @@ from db.routing.matching import Requirements, unmet
 from graph.api.node import Node
 from graph.api.scalars import Revision
 from graph.api.types import field
-from graph.live.node_snapshot import Answer, Fleet
+from graph.live.node_snapshot import NodeSnapshot, Ranking
 
 DEFAULT_EXCLUDED = 20
 
@@ -35,7 +35,7 @@ class NodeExclusion:
 )
 class AvailableNodes:
     required: strawberry.Private[Requirements]
-    answer: strawberry.Private[Answer]
+    answer: strawberry.Private[Ranking]
 
     candidates: list[NodeCandidate] = field("The best of them, the best first.")
     revision: Revision = field("The change log had come so far when the fleet was looked at.")
@@ -60,7 +60,7 @@ class AvailableNodes:
     @classmethod
     async def of(
         cls,
-        fleet: Fleet,
+        fleet: NodeSnapshot,
         required: Requirements,
         ranking: NodeRanking,
         limit: int,

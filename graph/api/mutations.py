@@ -104,12 +104,12 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[RegisterNodeInput, INPUT],  # noqa: A002  # the contract's name
     ) -> RegisterNodePayload:
         context = info.context
-        context.services.limits.registration(context.caller)
+        context.services.caller_limits.registration(context.caller)
         checked = input.checked()
         checked = replace(checked, node_id=resolve_node_id(context.caller, checked.node_id))
         async with context.services.database.write() as session:
             node, created = await registration.register(
-                session, checked, rules=context.services.pacemaker.rules, by=context.caller
+                session, checked, rules=context.services.sweeper.rules, by=context.caller
             )
             key, key_expires_at = await key_for(session, node, context.caller)
         return RegisterNodePayload(
@@ -133,9 +133,9 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[RecordHeartbeatInput, INPUT],  # noqa: A002  # the contract's name
     ) -> RecordHeartbeatPayload:
         context = info.context
-        context.services.limits.heartbeats(context.caller, 1)
+        context.services.caller_limits.heartbeats(context.caller, 1)
         report = _checked("input", input, context.caller)
-        [outcome] = await context.services.heartbeats.record([report])
+        [outcome] = await context.services.heartbeat_writer.record([report])
         if isinstance(outcome, RegistryError):
             raise outcome
         return RecordHeartbeatPayload.of(outcome)
@@ -157,13 +157,13 @@ class Mutation(ProfileMutations, TokenMutations):
         if len(inputs) > validation.MAX_BATCH:
             raise BadInput("inputs", f"must be at most {validation.MAX_BATCH}")
         context = info.context
-        context.services.limits.heartbeats(context.caller, len(inputs))
+        context.services.caller_limits.heartbeats(context.caller, len(inputs))
         checked = [
             _checked_or_refused(f"inputs[{i}]", beat, context.caller)
             for i, beat in enumerate(inputs)
         ]
         outcomes = iter(
-            await context.services.heartbeats.record(
+            await context.services.heartbeat_writer.record(
                 [beat for beat in checked if isinstance(beat, HeartbeatReport)]
             )
         )
@@ -198,7 +198,7 @@ class Mutation(ProfileMutations, TokenMutations):
                 node = await nodes.end_maintenance(
                     session,
                     node_id,
-                    rules=context.services.pacemaker.rules,
+                    rules=context.services.sweeper.rules,
                     note=note,
                     by=context.caller,
                 )

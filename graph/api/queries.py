@@ -161,7 +161,7 @@ class Query(TokenQueries):
         count = DEFAULT_LIMIT if limit is None else limit
         require_page_size(count, "limit")
         required = NO_REQUIREMENTS if require is None else require.checked()
-        return await AvailableNodes.of(info.context.services.fleet, required, rank, count)
+        return await AvailableNodes.of(info.context.services.node_snapshot, required, rank, count)
 
     @strawberry.field(**declare(READERS, "The profiles of roles, by role, type and name."))
     async def role_profiles(

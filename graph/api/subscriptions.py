@@ -26,9 +26,9 @@ from graph.api.types import Heartbeat
 from graph.auth.permissions import EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own
 from graph.core import validation
 from graph.core.event_batches import EventBatches
-from graph.live.candidate_watch import follow_available
-from graph.live.change_stream import follow
-from graph.live.heartbeat_tail import HeartbeatFeed
+from graph.live.candidate_watch import follow_candidates
+from graph.live.change_stream import follow_changes
+from graph.live.heartbeat_tail import HeartbeatTail
 
 
 @strawberry.type(description="What may be followed.")
@@ -48,8 +48,8 @@ class Subscription:
         context = info.context
         node_filter = EVERY_NODE if filter is None else filter.checked()
         return EventBatches(
-            await follow(
-                context.services.feed,
+            await follow_changes(
+                context.services.change_feed,
                 context.services.database,
                 node_filter,
                 after=after,
@@ -71,7 +71,8 @@ class Subscription:
     ) -> AsyncIterator[AvailableNodesEvent]:
         required = NO_REQUIREMENTS if require is None else require.checked()
         return EventBatches(
-            follow_available(info.context.services.fleet.watching(required)), show_candidate_event
+            follow_candidates(info.context.services.node_snapshot.watching(required)),
+            show_candidate_event,
         )
 
     @strawberry.subscription(
@@ -94,7 +95,7 @@ class Subscription:
         if node is None:
             raise NodeNotFound(node_id)
         return EventBatches(
-            _arriving(context.services.heartbeat_feed, node),
+            _arriving(context.services.heartbeat_tail, node),
             lambda heartbeat: Heartbeat.of(heartbeat, node.node_id),
         )
 
@@ -107,12 +108,12 @@ class Subscription:
     )
     async def heartbeat_pace(self, info: Info) -> AsyncIterator[HeartbeatPace]:
         return EventBatches(
-            info.context.services.pacemaker.pace.follow(), show_pace, same_for_all=True
+            info.context.services.sweeper.pace.follow(), show_pace, same_for_all=True
         )
 
 
 async def _arriving(
-    feed: HeartbeatFeed, node: tables.Node
+    feed: HeartbeatTail, node: tables.Node
 ) -> AsyncGenerator[Sequence[tables.Heartbeat], None]:
     with feed.subscribe(node.id, node.last_heartbeat_id or 0) as subscriber:
         async for heartbeats in subscriber.heartbeats():

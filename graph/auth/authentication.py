@@ -11,8 +11,8 @@ from starlette.types import Scope
 
 from db.core.errors import Forbidden, Unauthenticated
 from db.core.identity import ANONYMOUS
-from graph.auth.credential_cache import Grant, Keyring
-from graph.auth.rate_limiter import Quota
+from graph.auth.credential_cache import CredentialCache, Grant
+from graph.auth.rate_limiter import RateLimiter
 from graph.core.headers import header
 from graph.core.settings import Settings, is_loopback
 from graph.server.tls_context import known_client
@@ -23,12 +23,12 @@ _SCHEME = "bearer"
 class Authentication:
     """`required` says whether nobody in particular is refused."""
 
-    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+    def __init__(self, settings: Settings, keyring: CredentialCache) -> None:
         self.required = settings.authentication_required
         self._keyring = keyring
         self._open = Grant(ANONYMOUS)
         self._by_loopback_names = is_loopback(settings.http_host)
-        self.failures = Quota.per_minute("failed logins", settings.failed_logins_per_minute)
+        self.failures = RateLimiter.per_minute("failed logins", settings.failed_logins_per_minute)
 
     async def of_request(self, scope: Scope) -> Grant:
         """Raises Unauthenticated, RateLimited, Forbidden and Unavailable."""

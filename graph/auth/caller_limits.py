@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from db.core.identity import ANONYMOUS, Caller
-from graph.auth.rate_limiter import Quota
+from graph.auth.rate_limiter import RateLimiter
 from graph.core.errors import RateLimited
 from graph.core.settings import Settings
 from graph.telemetry.metrics import Metrics
@@ -14,7 +14,7 @@ RETRY_AFTER_SECONDS = 5.0
 _BURST_SECONDS = 2.0
 
 
-class Limits:
+class CallerLimits:
     """Connections are websockets and event streams: what stays open.
 
     Whoever is known is counted by name, and everybody by address: what one is refused for costs
@@ -36,10 +36,12 @@ class Limits:
             "messages from one address", settings.requests_per_second_per_address
         )
         self._heartbeats = _quota("heartbeats", settings.heartbeats_per_second)
-        self._registrations = Quota.per_minute("registrations", settings.registrations_per_minute)
+        self._registrations = RateLimiter.per_minute(
+            "registrations", settings.registrations_per_minute
+        )
 
     @property
-    def rates(self) -> list[Quota]:
+    def rates(self) -> list[RateLimiter]:
         """Of which all processes together are to let no more through than one may."""
         return [
             self._requests,
@@ -91,14 +93,14 @@ class Limits:
                 del self._subscriptions[counted_as]
 
 
-def _take(caller: Caller, of_identity: Quota, of_address: Quota) -> None:
+def _take(caller: Caller, of_identity: RateLimiter, of_address: RateLimiter) -> None:
     if caller.identity is not ANONYMOUS:
         of_identity.take(caller.identity.name)
     of_address.take(caller.address or "")
 
 
-def _quota(what: str, per_second: float) -> Quota:
-    return Quota(what, per_second=per_second, burst=per_second * _BURST_SECONDS)
+def _quota(what: str, per_second: float) -> RateLimiter:
+    return RateLimiter(what, per_second=per_second, burst=per_second * _BURST_SECONDS)
 
 
 def _too_many(message: str) -> RateLimited:

@@ -55,7 +55,7 @@ class Grant:
         self._watchers.discard(when_ended)
 
 
-class Keyring:
+class CredentialCache:
     """`check_seconds` pass between two looks at what is kept.
 
     That a key is used is recorded once a minute, not at each use.

@@ -23,7 +23,7 @@ class _Account:
         self.taken = 0.0
 
 
-class Quota:
+class RateLimiter:
     """`per_second` on average, `burst` at once, for each key.
 
     The keys that were used longest ago are forgotten when there are too many: they start anew.

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from db.core import rate_channel
 from db.core.database import Database
 from db.core.errors import Unavailable
-from graph.auth.rate_limiter import Quota
+from graph.auth.rate_limiter import RateLimiter
 
 log = structlog.get_logger()
 
@@ -35,8 +35,8 @@ Told = tuple[str, str, float]
 _PAYLOAD: TypeAdapter[tuple[str, list[Told]]] = TypeAdapter(tuple[str, list[Told]])
 
 
-class SharedRates:
-    def __init__(self, database: Database, quotas: Sequence[Quota]) -> None:
+class RateSync:
+    def __init__(self, database: Database, quotas: Sequence[RateLimiter]) -> None:
         self._database = database
         self._quotas = {quota.what: quota for quota in quotas}
         self._own = secrets.token_hex(8)

@@ -20,7 +20,7 @@ from graphql.utilities.coerce_input_value import coerce_default_value
 Coercion = Callable[[Any], Any]
 
 
-def coercion_of(kind: GraphQLInputType) -> Coercion:
+def compile_coercion(kind: GraphQLInputType) -> Coercion:
     if isinstance(kind, GraphQLNonNull):
         return _never_null(_coercion_of(kind.of_type))
     coerce = _coercion_of(kind)
@@ -29,7 +29,7 @@ def coercion_of(kind: GraphQLInputType) -> Coercion:
 
 def _coercion_of(kind: GraphQLInputType) -> Coercion:
     if isinstance(kind, GraphQLList):
-        return _each(coercion_of(kind.of_type))
+        return _each(compile_coercion(kind.of_type))
     if isinstance(kind, GraphQLInputObjectType):
         return _object(kind)
     assert is_leaf_type(kind)  # noqa: S101  # nothing else goes in
@@ -54,7 +54,7 @@ def _each(coerce: Coercion) -> Coercion:
 
 def _object(kind: GraphQLInputObjectType) -> Coercion:
     fields = {
-        name: (field.out_name or name, coercion_of(field.type))
+        name: (field.out_name or name, compile_coercion(field.type))
         for name, field in kind.fields.items()
     }
     defaults = {

@@ -30,12 +30,18 @@ from graphql.pyutils import Path, is_awaitable
 from strawberry.types.field import StrawberryField
 
 from graph.api.context import Context, Info
-from graph.execution.compiled_input import Coercion, coercion_of
-from graph.execution.compiled_output import OURS, Shape, Unforeseen, fields_of, shape_of
+from graph.execution.compiled_input import Coercion, compile_coercion
+from graph.execution.compiled_output import (
+    OURS,
+    NotCompilable,
+    Shape,
+    collect_fields,
+    compile_shape,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CompiledOperation:
     """Gives the answers that the executor gives. Only of a value that the schema does not allow, a
     fault of ours, it does not tell where it is.
     """
@@ -65,37 +71,39 @@ class Plan:
             return ExecutionResult(None, [located_error(error, [self._node], [self._key])])
 
 
-def plan_of(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Plan | None:
+def compile_operation(
+    schema: GraphQLSchema, operation: OperationDefinitionNode
+) -> CompiledOperation | None:
     """Of a valid operation; None if it takes the executor."""
     try:
         return _plan(schema, operation)
-    except Unforeseen:
+    except NotCompilable:
         return None
 
 
-def event_shape_of(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Shape | None:
+def compile_event_shape(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Shape | None:
     """What a valid subscription shows of an event; None if it takes the executor. So does an event
     for which it raises: the executor tells why.
     """
     try:
         root, key, node = _only_field(schema, operation)
-        shape = shape_of(schema, root.fields[node.name.value].type, node.selection_set)
-    except Unforeseen:
+        shape = compile_shape(schema, root.fields[node.name.value].type, node.selection_set)
+    except NotCompilable:
         return None
     return lambda event: {key: shape(event)}
 
 
-def _plan(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Plan:
+def _plan(schema: GraphQLSchema, operation: OperationDefinitionNode) -> CompiledOperation:
     root, key, node = _only_field(schema, operation)
     field = root.fields.get(node.name.value)
     if field is None:
-        raise Unforeseen  # introspection
+        raise NotCompilable  # introspection
     ours: StrawberryField = field.extensions[OURS]
     # The error of a field that may be null would leave a response with data.
     _expect(ours.is_async and not ours.extensions and isinstance(field.type, GraphQLNonNull))
     resolver = ours.base_resolver
     if resolver is None or resolver.self_parameter is None or resolver.info_parameter is None:
-        raise Unforeseen
+        raise NotCompilable
     info = GraphQLResolveInfo(
         field_name=node.name.value,
         field_nodes=[node],
@@ -112,14 +120,14 @@ def _plan(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Plan:
         abort_signal=None,
         async_helpers=None,  # type: ignore[arg-type]  # the executor's own
     )
-    return Plan(
+    return CompiledOperation(
         key,
         node,
         ours,
         resolver,
         tuple(_arguments(operation, node, field.args)),
         info,
-        shape_of(schema, field.type, node.selection_set),
+        compile_shape(schema, field.type, node.selection_set),
     )
 
 
@@ -129,7 +137,7 @@ def _only_field(
     """The root, and its field with the name in the response. Raises Unforeseen."""
     root = schema.get_root_type(operation.operation)
     assert root is not None  # noqa: S101  # a valid operation has one
-    selected = fields_of(schema, root, operation.selection_set)
+    selected = collect_fields(schema, root, operation.selection_set)
     _expect(len(selected) == 1 and not operation.directives)
     [(key, node)] = selected.items()
     return root, key, node
@@ -145,16 +153,20 @@ def _arguments(
     for name, value in given.items():
         argument = defined[name]
         if not isinstance(value, VariableNode):
-            raise Unforeseen
+            raise NotCompilable
         variable = declared[value.name.value]
         _expect(print_ast(variable.type) == str(argument.type))
         _expect(variable.default_value is None and not variable.directives)
         _expect(isinstance(argument.type, GraphQLNonNull))  # others may be left out
         # Strawberry has these made as they are checked; it would convert others by itself.
         _expect(isinstance(get_named_type(argument.type), GraphQLInputObjectType))
-        yield argument.extensions[OURS].python_name, value.name.value, coercion_of(argument.type)
+        yield (
+            argument.extensions[OURS].python_name,
+            value.name.value,
+            compile_coercion(argument.type),
+        )
 
 
 def _expect(condition: bool) -> None:  # noqa: FBT001  # an assertion
     if not condition:
-        raise Unforeseen
+        raise NotCompilable

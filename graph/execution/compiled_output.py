@@ -27,11 +27,11 @@ Shape = Callable[[Any], Any]
 OURS = "strawberry-definition"
 
 
-class Unforeseen(Exception):
+class NotCompilable(Exception):
     """It takes the executor."""
 
 
-def shape_of(
+def compile_shape(
     schema: GraphQLSchema, kind: GraphQLOutputType, selected: SelectionSetNode | None
 ) -> Shape:
     """Of what a valid document selects. Raises Unforeseen."""
@@ -47,7 +47,7 @@ def _shape_of(
     if is_leaf_type(kind):
         return _never_null(kind.coerce_output_value)
     if isinstance(kind, GraphQLList):
-        item = shape_of(schema, kind.of_type, selected)
+        item = compile_shape(schema, kind.of_type, selected)
         return lambda values: [item(value) for value in values]
     assert selected is not None  # noqa: S101  # in a valid document only leaves select nothing
     if isinstance(kind, GraphQLObjectType):
@@ -58,7 +58,7 @@ def _shape_of(
             for member in kind.types
         }
         return lambda value: shapes[type(value)](value)
-    raise Unforeseen
+    raise NotCompilable
 
 
 def _never_null(shape: Shape) -> Shape:
@@ -76,7 +76,7 @@ def _shape_of_object(
 ) -> Shape:
     fields = [
         (key, *_field(schema, kind, node))
-        for key, node in fields_of(schema, kind, selected).items()
+        for key, node in collect_fields(schema, kind, selected).items()
     ]
     return lambda value: {key: shape(read(value)) for key, read, shape in fields}
 
@@ -89,26 +89,26 @@ def _field(
     field = kind.fields[node.name.value]
     ours = field.extensions[OURS]
     if not ours.is_basic_field:
-        raise Unforeseen
-    return attrgetter(ours.python_name), shape_of(schema, field.type, node.selection_set)
+        raise NotCompilable
+    return attrgetter(ours.python_name), compile_shape(schema, field.type, node.selection_set)
 
 
-def fields_of(
+def collect_fields(
     schema: GraphQLSchema, kind: GraphQLObjectType, selected: SelectionSetNode
 ) -> dict[str, FieldNode]:
     """What is selected of an object, by the names in the response. Raises Unforeseen."""
     fields: dict[str, FieldNode] = {}
     for selection in selected.selections:
         if selection.directives:
-            raise Unforeseen
+            raise NotCompilable
         if isinstance(selection, FieldNode):
             found = {(selection.alias or selection.name).value: selection}
         elif isinstance(selection, InlineFragmentNode):
             found = _fields_of_fragment(schema, kind, selection)
         else:
-            raise Unforeseen
+            raise NotCompilable
         if fields.keys() & found.keys():
-            raise Unforeseen  # they would have to be merged
+            raise NotCompilable  # they would have to be merged
         fields |= found
     return fields
 
@@ -118,7 +118,7 @@ def _fields_of_fragment(
 ) -> dict[str, FieldNode]:
     condition = fragment.type_condition
     if condition is None or condition.name.value == kind.name:
-        return fields_of(schema, kind, fragment.selection_set)
+        return collect_fields(schema, kind, fragment.selection_set)
     if is_object_type(schema.get_type(condition.name.value)):
         return {}
-    raise Unforeseen
+    raise NotCompilable

@@ -30,7 +30,8 @@ from graphql import (
 from graphql.utilities.coerce_input_value import coerce_default_value
 
 from graph.api.root_fields import iterate_root_fields
-from graph.execution.cost_formula import MOST, Cost, Given, Size, Sums, clamped
+from graph.core.settings import MAX_COUNTED_COST
+from graph.execution.cost_formula import Cost, Given, Size, Sums, clamped
 from graph.execution.query_limits import Complexity
 
 ASSUMED_LENGTH = 10
@@ -39,7 +40,7 @@ ASSUMED_LENGTH = 10
 _PAGE_ARGUMENTS = ("first", "limit")
 
 
-def complexity(
+def measure_complexity(
     schema: GraphQLSchema, document: DocumentNode, operation: OperationDefinitionNode
 ) -> Complexity:
     """Of an operation of a valid document, in time that grows with the document's length alone."""
@@ -93,8 +94,8 @@ class _Counting:
         parts = [self._part(parent, selection) for selection in selection_set.selections]
         return _Part(
             depth=max((part.depth for part in parts), default=0),
-            aliases=min(sum(part.aliases for part in parts), MOST),
-            directives=min(sum(part.directives for part in parts), MOST),
+            aliases=min(sum(part.aliases for part in parts), MAX_COUNTED_COST),
+            directives=min(sum(part.directives for part in parts), MAX_COUNTED_COST),
             once=self.sums.total(*((1, part.once) for part in parts)),
             each=self.sums.total(*((1, part.each) for part in parts)),
         )

@@ -4,9 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from db.core.pagination import MAX_PAGE_SIZE
-
-MOST = 10**9
-"""Where counting ends: fragments that spread one another come to more than numbers are for."""
+from graph.core.settings import MAX_COUNTED_COST
 
 
 class Given(NamedTuple):
@@ -47,7 +45,7 @@ class Sums:
             elif size != 0 and cost != 0:
                 open_terms.append((size, cost))
         if not open_terms:
-            return min(constant, MOST)
+            return min(constant, MAX_COUNTED_COST)
         self._open.append((constant, open_terms))
         return _Sum(len(self._open) - 1)
 
@@ -66,7 +64,7 @@ class Formula:
         self.most = self._worked_out(lambda _: MAX_PAGE_SIZE)
 
     def of(self, variables: Mapping[str, Any]) -> int:
-        """At most MOST. `variables` are as they were sent."""
+        """At most MAX_COUNTED_COST. `variables` are as they were sent."""
         return self._worked_out(lambda size: size.among(variables))
 
     def _worked_out(self, size_of: Callable[[Given], int]) -> int:
@@ -79,7 +77,7 @@ class Formula:
                 * (cost if isinstance(cost, int) else done[cost.place])
                 for size, cost in terms
             )
-            done.append(min(total, MOST))
+            done.append(min(total, MAX_COUNTED_COST))
         return done[self._cost.place]
 
 

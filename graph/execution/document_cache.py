@@ -35,10 +35,14 @@ from db.core.enums import Role
 from db.core.errors import BadInput
 from graph.api import root_fields
 from graph.core.errors import RequestRefused
-from graph.execution.compiled_operation import Plan, event_shape_of, plan_of
+from graph.execution.compiled_operation import (
+    CompiledOperation,
+    compile_event_shape,
+    compile_operation,
+)
 from graph.execution.compiled_output import Shape
-from graph.execution.complexity import complexity
-from graph.execution.document_validation import parsed, problems
+from graph.execution.complexity import measure_complexity
+from graph.execution.document_validation import parse_document, validate_document
 from graph.execution.query_limits import Complexity
 from graph.execution.request import GraphQLRequest
 
@@ -72,7 +76,7 @@ class Operation:
 
     @cached_property
     def complexity(self) -> Complexity:
-        return complexity(self.document.schema, self.document.node, self.node)
+        return measure_complexity(self.document.schema, self.document.node, self.node)
 
     @cached_property
     def forbidden_fields(self) -> dict[Role, str]:
@@ -87,14 +91,14 @@ class Operation:
         return root_fields.is_cached_by_snapshot(self.document.schema, self.node)
 
     @cached_property
-    def compiled(self) -> Plan | None:
+    def compiled(self) -> CompiledOperation | None:
         """None if it takes the executor."""
-        return plan_of(self.document.schema, self.node)
+        return compile_operation(self.document.schema, self.node)
 
     @cached_property
     def event_shape(self) -> Shape | None:
         """Of a subscription; None if it takes the executor."""
-        return event_shape_of(self.document.schema, self.node)
+        return compile_event_shape(self.document.schema, self.node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ class Document:
     trusted: bool = False
     _operations: dict[str | None, Operation] = field(default_factory=dict)
 
-    def operation(self, name: str | None) -> Operation:
+    def select_operation(self, name: str | None) -> Operation:
         """Of that name, or the only one. Raises RequestRefused."""
         known = self._operations.get(name)
         if known is None:
@@ -130,7 +134,7 @@ class Document:
         return nodes[0]
 
 
-class Documents:
+class DocumentCache:
     """Keeps the trusted ones for good once they were asked for, others while they are used.
 
     What was asked for only once is on probation, whence only others of its kind drive it out: a
@@ -148,7 +152,7 @@ class Documents:
         self._schema = schema
         self._max_tokens = max_tokens
         self._shows_schema = shows_schema
-        self._trusted = {document_id(text): text for text in trusted}
+        self._trusted = {compute_document_id(text): text for text in trusted}
         self._kept: dict[str, Document] = {}
         self._used: OrderedDict[str, Document] = OrderedDict()
         self._on_probation: OrderedDict[str, Document] = OrderedDict()
@@ -163,7 +167,7 @@ class Documents:
         return self._trusted_one(request.document_id)
 
     def _of(self, text: str) -> Document:
-        key = document_id(text)
+        key = compute_document_id(text)
         if key in self._trusted:
             return self._trusted_one(key)
         if key in self._used:
@@ -187,18 +191,18 @@ class Documents:
         return self._kept[key]
 
     def _read(self, key: str, text: str, *, trusted: bool = False) -> Document:
-        node = parsed(text, max_tokens=self._max_tokens)
-        errors = problems(self._schema, node, _RULES, shows_schema=self._shows_schema)
+        node = parse_document(text, max_tokens=self._max_tokens)
+        errors = validate_document(self._schema, node, _RULES, shows_schema=self._shows_schema)
         return Document(key, self._schema, node, errors, trusted)
 
 
-def trusted() -> list[str]:
+def load_trusted_documents() -> list[str]:
     """Those of our own agent and client, as `make documents` wrote them down."""
     by_id: dict[str, str] = orjson.loads(_TRUSTED.read_bytes())
     return list(by_id.values())
 
 
-def document_id(text: str) -> str:
+def compute_document_id(text: str) -> str:
     """As the appendix on persisted documents has it."""
     return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
 

@@ -32,14 +32,14 @@ MAX_ERRORS = 10
 overlapping_fields_can_be_merged.MAX_COMPLEXITY_BUDGET = 10_000
 
 
-def parsed(query: str, *, max_tokens: int) -> DocumentNode:
+def parse_document(query: str, *, max_tokens: int) -> DocumentNode:
     """Raises GraphQLSyntaxError, also for too many tokens, and QueryTooComplex."""
     if len(query) > MAX_CHARACTERS:
         raise QueryTooComplex("length", len(query), MAX_CHARACTERS)
     return parse(query, max_tokens=max_tokens)
 
 
-def problems(
+def validate_document(
     schema: GraphQLSchema,
     document: DocumentNode,
     rules: Sequence[type[ASTValidationRule]],

@@ -25,7 +25,7 @@ from graph.auth import permissions
 from graph.core import errors
 from graph.core.event_batches import EventBatches
 from graph.core.single_flight import Once
-from graph.execution.document_cache import Documents, Operation
+from graph.execution.document_cache import DocumentCache, Operation
 from graph.execution.event_sharing import (
     MAX_SHARED_BYTES,
     EncodedEvent,
@@ -89,7 +89,7 @@ class Engine:
         settings = services.settings
         self._hides_suggestions = not settings.shows_schema
         self._limits = QueryLimits.from_settings(settings)
-        self._documents = Documents(
+        self._documents = DocumentCache(
             schema.graphql,
             trusted,
             max_tokens=settings.max_query_tokens,
@@ -119,12 +119,12 @@ class Engine:
     async def _admit(
         self, request: GraphQLRequest, caller: Caller, allowed: Collection[OperationType]
     ) -> _Admitted:
-        self._services.limits.request(caller)
+        self._services.caller_limits.request(caller)
         try:
             document = self._documents.asked_for(request)
         except GraphQLSyntaxError as error:
             raise OperationRefused(errors.as_response([error])) from error
-        operation = document.operation(request.operation_name)
+        operation = document.select_operation(request.operation_name)
         if operation.kind not in allowed:
             raise KindNotAllowed(operation.kind)
         if document.errors:
@@ -171,7 +171,7 @@ class Engine:
         """Execute, once for all identical queries of the current snapshot where that suffices."""
         execute = partial(self._execute, admitted)
         if admitted.operation.is_cached_by_snapshot:
-            snapshot = self._services.fleet.current_look()
+            snapshot = self._services.node_snapshot.current_look()
             if snapshot is not None:
                 key = admitted.compute_fingerprint(), snapshot
                 return await self._responses.get(key, execute)
@@ -206,7 +206,7 @@ class Engine:
         with (
             refusing_on_error(),
             releasing(executor),
-            self._services.limits.subscription(admitted.caller),
+            self._services.caller_limits.subscription(admitted.caller),
         ):
             source = await await_maybe(create_source_event_stream(executor))
             if isinstance(source, ExecutionResult):

@@ -16,7 +16,7 @@ class BackgroundTaskDied(Exception):
         super().__init__(f"the background task {name!r} died; the log has why")
 
 
-class Supervisor:
+class BackgroundTasks:
     """`failed` names the tasks that ended although they should not: the app is not ready then.
 
     `when_failed` is called once, after the first of them.
@@ -53,12 +53,12 @@ class Supervisor:
 
 
 @asynccontextmanager
-async def supervised() -> AsyncIterator[Supervisor]:
+async def open_background_tasks() -> AsyncIterator[BackgroundTasks]:
     """Cancels what still runs at the end of the block, and waits for it.
 
     Not a TaskGroup: that would hide what the block itself raises in a group.
     """
-    supervisor = Supervisor()
+    supervisor = BackgroundTasks()
     try:
         yield supervisor
     finally:

@@ -23,7 +23,7 @@ MAX_STEPS = 64
 """Changes of the set by which a follower may lag before it is told the whole set anew."""
 
 
-class Watch:
+class CandidateWatch:
     """Each step is what one look has changed; `step` counts them."""
 
     def __init__(
@@ -94,8 +94,8 @@ class Watch:
         return CandidatesSnapshot(revision, sorted(rows.values(), key=lambda row: row.node_id))
 
 
-async def follow_available(
-    watching: AbstractAsyncContextManager[Watch],
+async def follow_candidates(
+    watching: AbstractAsyncContextManager[CandidateWatch],
 ) -> AsyncGenerator[Sequence[CandidateEvent], None]:
     """The set as it stands, then what enters and leaves; the set again for one that fell behind."""
     async with watching as watch:

@@ -36,7 +36,7 @@ _MAX_FILTERS = 256
 _MAX_BACKOFF_SECONDS = 5.0
 
 
-class HoleInLog(Exception):
+class GapInLog(Exception):
     """What comes next can no longer be told; the message says why."""
 
 
@@ -62,7 +62,7 @@ class Batch:
             return events
         judged = await self._judged.get(node_filter, partial(self._ask, node_filter))
         if any(event.change.revision not in judged for event in events):
-            raise HoleInLog("the change log no longer reaches back so far")
+            raise GapInLog("the change log no longer reaches back so far")
         return [event for event in events if judged[event.change.revision]]
 
     async def _ask(self, node_filter: NodeFilter) -> dict[int, bool]:
@@ -119,8 +119,8 @@ class ChangeFeed:
         self._bookmark = Bookmark(0)
         self._last: LoggedChange | None = None
         self.revision = 0
-        self.in_touch = False
-        self.set_backs = 0
+        self.is_connected = False
+        self.log_resets = 0
         self.subscribers = 0
 
     async def start(self) -> None:
@@ -138,12 +138,12 @@ class ChangeFeed:
                     newest = await listener.revision()
                     if not await self._is_same_log():
                         await self._set_back(newest)
-                    await self.read_on(newest, listener.revision)
+                    await self.read_up_to(newest, listener.revision)
                     log.info("feed.listening", revision=self.revision)
-                    failures, self.in_touch = 0, True
+                    failures, self.is_connected = 0, True
                     while True:
                         newest = await listener.wait(self._check_seconds)
-                        await self.read_on(newest, listener.revision)
+                        await self.read_up_to(newest, listener.revision)
             except Unavailable as error:
                 delay = random.uniform(0, min(_MAX_BACKOFF_SECONDS, 0.1 * 2**failures))  # noqa: S311  # no secret
                 failures = min(failures + 1, 10)
@@ -153,10 +153,10 @@ class ChangeFeed:
                     retry_in_seconds=round(delay, 3),
                 )
             finally:
-                self.in_touch, self._reading = False, self._database.driver
+                self.is_connected, self._reading = False, self._database.driver
             await asyncio.sleep(delay)
 
-    async def read_on(self, told: int, ask: Callable[[], Awaitable[int]]) -> None:
+    async def read_up_to(self, told: int, ask: Callable[[], Awaitable[int]]) -> None:
         """Up to the revision that was told; one that leads nowhere is asked for again.
 
         News may be old, and anybody who may use the database may send false ones.
@@ -174,24 +174,26 @@ class ChangeFeed:
                 await self._go_to(newest)
 
     @contextmanager
-    def subscribed(self) -> Iterator[None]:
+    def count_subscriber(self) -> Iterator[None]:
         self.subscribers += 1
         try:
             yield
         finally:
             self.subscribers -= 1
 
-    def holds(self, position: int) -> bool:
+    def has_kept(self, position: int) -> bool:
         """Whether all that follows the position is still kept."""
         return position == self.revision or position + 1 in self._recent
 
-    async def moved(self, timeout_seconds: float) -> None:
+    async def wait_for_change(self, timeout_seconds: float) -> None:
         """Returns when the revision has changed, or after the timeout."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._arrived.wait()
 
-    async def kept(self, position: int, set_backs: int, timeout_seconds: float) -> Batch | None:
+    async def wait_for_batch(
+        self, position: int, set_backs: int, timeout_seconds: float
+    ) -> Batch | None:
         """The batch that follows the position, as soon as there is one.
 
         None after the timeout, or if something else has happened. Raises HoleInLog when it is no
@@ -199,16 +201,16 @@ class ChangeFeed:
         """
         self._refuse_set_back(set_backs)
         if position >= self.revision:
-            await self.moved(timeout_seconds)
+            await self.wait_for_change(timeout_seconds)
             self._refuse_set_back(set_backs)
             if position >= self.revision:
                 return None
         batch = self._recent.get(position + 1)
         if batch is None:
-            raise HoleInLog("the subscriber was too slow")
+            raise GapInLog("the subscriber was too slow")
         return batch
 
-    async def replayed(self, position: int, set_backs: int) -> Batch:
+    async def read_replay(self, position: int, set_backs: int) -> Batch:
         """The batch that holds what follows the position, from the log.
 
         Its borders are the same whoever asks: subscribers that resume together share it. Raises
@@ -219,10 +221,10 @@ class ChangeFeed:
         batch = await self._replays.get(wanted, partial(self._read, *wanted))
         self._refuse_set_back(set_backs)
         if batch is None or position + 1 not in batch.revisions:
-            raise HoleInLog("the change log no longer reaches back so far")
+            raise GapInLog("the change log no longer reaches back so far")
         return batch
 
-    def bookmark(self, position: int) -> Bookmark:
+    def make_bookmark(self, position: int) -> Bookmark:
         """One for all that have come as far."""
         if self._bookmark.revision != position:
             self._bookmark = Bookmark(position)
@@ -259,12 +261,12 @@ class ChangeFeed:
     async def _set_back(self, revision: int) -> None:
         log.warning("feed.log_set_back", read=self.revision, revision=revision)
         await self._go_to(revision)
-        self.set_backs += 1
+        self.log_resets += 1
         self._replays = Once(_MAX_REPLAYS)
 
     def _refuse_set_back(self, set_backs: int) -> None:
-        if self.set_backs != set_backs:
-            raise HoleInLog("the change log was set back")
+        if self.log_resets != set_backs:
+            raise GapInLog("the change log was set back")
 
     async def _is_same_log(self) -> bool:
         """By the change read last: a revision that was lost is given anew to another change."""

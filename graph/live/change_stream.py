@@ -7,11 +7,11 @@ from db.core.database import Database
 from db.core.errors import BadInput
 from db.registry import status_changes
 from db.registry.node_filter import NodeFilter
-from graph.live.change_feed import ChangeFeed, HoleInLog
+from graph.live.change_feed import ChangeFeed, GapInLog
 from graph.live.stream_events import ResyncRequired, StatusEvent
 
 
-async def follow(
+async def follow_changes(
     feed: ChangeFeed,
     database: Database,
     node_filter: NodeFilter,
@@ -25,8 +25,8 @@ async def follow(
     feed is out of touch, for silence is what tells a reader that it may be behind. Without `after`
     it begins behind what is committed now. Raises BadInput for a revision still to come.
     """
-    set_backs = feed.set_backs
-    if after is not None and feed.holds(after):
+    set_backs = feed.log_resets
+    if after is not None and feed.has_kept(after):
         return _follow(feed, node_filter, after, set_backs, bookmark_seconds)
     async with database.read() as session:
         held = await status_changes.held_revisions(session)
@@ -54,25 +54,25 @@ async def _follow(
     clock = asyncio.get_running_loop().time
     silent_since = clock()
     live = False
-    with feed.subscribed():
+    with feed.count_subscriber():
         try:
             while True:
-                live = live or feed.holds(position) or position > feed.revision
+                live = live or feed.has_kept(position) or position > feed.revision
                 if live:
                     left = silent_since + bookmark_seconds - clock()
-                    batch = await feed.kept(position, set_backs, left)
+                    batch = await feed.wait_for_batch(position, set_backs, left)
                 else:
-                    batch = await feed.replayed(position, set_backs)
+                    batch = await feed.read_replay(position, set_backs)
                 if batch is not None:
                     if events := await batch.behind(position, node_filter):
                         yield events
                         silent_since = clock()
                     position = batch.revisions[-1]
                 if clock() - silent_since >= bookmark_seconds:
-                    if feed.in_touch:
-                        yield [feed.bookmark(position)]
+                    if feed.is_connected:
+                        yield [feed.make_bookmark(position)]
                     silent_since = clock()
-        except HoleInLog as hole:
+        except GapInLog as hole:
             yield [_resync(feed.revision, str(hole))]
 
 

@@ -37,7 +37,7 @@ class HeartbeatSubscriber:
             yield arrived
 
 
-class HeartbeatFeed:
+class HeartbeatTail:
     """Asks the log once in a while, for all subscribers at once; not at all without any."""
 
     def __init__(self, database: Database, *, interval_seconds: float) -> None:

@@ -15,7 +15,7 @@ from db.registry import heartbeats
 from db.registry.heartbeats import HeartbeatReport, Recorded
 from db.registry.liveness_rules import Rules
 from graph.core.errors import INTERNAL
-from graph.live.sweeper import Pacemaker
+from graph.live.sweeper import Sweeper
 from graph.telemetry.metrics import Metrics
 from graph.telemetry.spans import Tracer
 
@@ -43,7 +43,7 @@ class HeartbeatWriter:
     """Acknowledges nothing before its commit. A heartbeat that comes alone is written at once."""
 
     def __init__(
-        self, database: Database, pacemaker: Pacemaker, metrics: Metrics, tracer: Tracer
+        self, database: Database, pacemaker: Sweeper, metrics: Metrics, tracer: Tracer
     ) -> None:
         self._database = database
         self._pacemaker = pacemaker

@@ -26,7 +26,7 @@ _DEAD_KEYS_KEPT = timedelta(days=90)
 _HOUR = timedelta(hours=1)
 
 
-class Upkeep:
+class Housekeeping:
     """Every process does it. What it does is safe to do twice, and to leave half done."""
 
     def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:

@@ -24,7 +24,7 @@ from db.routing.candidates import Offer
 from db.routing.matching import Requirements, divided
 from db.routing.scoring import ranked
 from graph.core.single_flight import Once
-from graph.live.candidate_watch import Watch
+from graph.live.candidate_watch import CandidateWatch
 from graph.live.change_feed import ChangeFeed
 
 log = structlog.get_logger()
@@ -39,22 +39,22 @@ _MAX_ANSWERS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class Ranking:
     """The best candidates for a question with their scores, and the excluded, by node id."""
 
     candidates: list[tuple[tables.Node, float]]
     excluded: list[Offer]
 
 
-class Fleet:
+class NodeSnapshot:
     """`revision` and `observed_at` are those of the last look."""
 
     def __init__(self, database: Database, feed: ChangeFeed) -> None:
         self._database = database
         self._feed = feed
         self._offers: dict[UUID, Offer] = {}
-        self._answers: Once[tuple[Requirements, NodeRanking, int], Answer] = Once(_MAX_ANSWERS)
-        self._watches: dict[Requirements, Watch] = {}
+        self._answers: Once[tuple[Requirements, NodeRanking, int], Ranking] = Once(_MAX_ANSWERS)
+        self._watches: dict[Requirements, CandidateWatch] = {}
         self._horizon: int | None = None
         self._looked_at = self._asked_at = float("-inf")
         self._looks = 0
@@ -72,7 +72,7 @@ class Fleet:
         self._keep_looking()
         return None if self._is_old() else self._looks
 
-    async def answer(self, requirements: Requirements, ranking: NodeRanking, limit: int) -> Answer:
+    async def answer(self, requirements: Requirements, ranking: NodeRanking, limit: int) -> Ranking:
         """Return the answer as of at most a second ago, once for all who ask the same.
 
         Raises: Unavailable: the database did not answer.
@@ -81,7 +81,9 @@ class Fleet:
         question = requirements, ranking, limit
         return await self._answers.get(question, partial(self._answer, *question))
 
-    async def _answer(self, requirements: Requirements, ranking: NodeRanking, limit: int) -> Answer:
+    async def _answer(
+        self, requirements: Requirements, ranking: NodeRanking, limit: int
+    ) -> Ranking:
         fit, unfit = divided(requirements, self._offers.values())
         best = ranked(fit, ranking)[:limit]
         excluded = sorted(unfit, key=lambda offer: offer.node_id)
@@ -93,16 +95,18 @@ class Fleet:
             # A node whose status has changed since the last look is left out.
             if (row := rows.get(offer.id)) is not None and row.status is offer.status
         ]
-        return Answer(candidates, excluded)
+        return Ranking(candidates, excluded)
 
     @asynccontextmanager
-    async def watching(self, requirements: Requirements) -> AsyncIterator[Watch]:
+    async def watching(self, requirements: Requirements) -> AsyncIterator[CandidateWatch]:
         """One watch for all who ask for the same. Raises Unavailable as `answer` does."""
         await self._be_current()
         async with self._looking:  # a look that is under way knows nothing of this watch
             watch = self._watches.get(requirements)
             if watch is None:
-                watch = Watch(self._database, requirements, self._offers.values(), self.revision)
+                watch = CandidateWatch(
+                    self._database, requirements, self._offers.values(), self.revision
+                )
                 self._watches[requirements] = watch
             watch.followers += 1
         try:
@@ -124,7 +128,7 @@ class Fleet:
             except Unavailable as error:
                 log.warning("fleet.unavailable", cause=repr(error.__cause__))
             await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
-            await self._feed.moved(_LOOK_SECONDS - _BETWEEN_LOOKS_SECONDS)
+            await self._feed.wait_for_change(_LOOK_SECONDS - _BETWEEN_LOOKS_SECONDS)
 
     async def _be_current(self) -> None:
         self._keep_looking()

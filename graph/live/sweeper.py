@@ -23,7 +23,7 @@ log = structlog.get_logger()
 _MAX_JITTER = 1.0
 
 
-class Pacemaker:
+class Sweeper:
     """Holds the rules as of the last sweep. One for each process."""
 
     def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:

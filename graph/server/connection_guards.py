@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-from graph.auth.rate_limiter import Quota
+from graph.auth.rate_limiter import RateLimiter
 from graph.core.errors import RateLimited
 from graph.core.settings import Settings
 from graph.server.tls_context import show_peer
@@ -142,7 +142,7 @@ def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
 class _FrameLimit(WebSocketsSansIOProtocol):
     """Bounds pings, pongs and parts of messages, of which no message tells."""
 
-    frame_quota: Quota
+    frame_quota: RateLimiter
 
     def handle_ping(self) -> None:
         if self._bears_another():
@@ -168,7 +168,9 @@ class _FrameLimit(WebSocketsSansIOProtocol):
 def websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
     class WebSocket(_SendDeadline, _FrameLimit):
         stalled_seconds = settings.stalled_reader_seconds
-        frame_quota = Quota("frames", per_second=_FRAMES_PER_SECOND, burst=2 * _FRAMES_PER_SECOND)
+        frame_quota = RateLimiter(
+            "frames", per_second=_FRAMES_PER_SECOND, burst=2 * _FRAMES_PER_SECOND
+        )
 
         async def run_asgi(self) -> None:
             show_peer(self.transport, self.scope["state"])

@@ -7,7 +7,7 @@ import structlog
 
 from graph.core.settings import ConfigurationError, Settings, is_loopback
 from graph.core.version import VERSION
-from graph.live.background_tasks import Supervisor
+from graph.live.background_tasks import BackgroundTasks
 from graph.server.dev_agent import keep_dev_agent
 
 log = structlog.get_logger()
@@ -49,7 +49,9 @@ def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
     return listening
 
 
-def begin_serving(listening: socket.socket, settings: Settings, supervisor: Supervisor) -> None:
+def begin_serving(
+    listening: socket.socket, settings: Settings, supervisor: BackgroundTasks
+) -> None:
     """What is done once for an address, however many processes answer on it."""
     scheme = "http" if settings.tls_certificate is None else "https"
     host, port = listening.getsockname()[:2]

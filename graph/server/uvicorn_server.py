@@ -11,9 +11,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from graph.app import build_app, running_services
+from graph.app import build_app, open_services
 from graph.core.settings import Settings
-from graph.live.background_tasks import Supervisor
+from graph.live.background_tasks import BackgroundTasks
 from graph.server.connection_guards import http_protocol, stays_open, websocket_protocol
 from graph.server.listener import begin_serving, listen
 from graph.server.signals import stoppable
@@ -92,7 +92,7 @@ def configured(services: Services) -> Server:
     settings = services.settings
     tls = context_of(settings)
     if tls is not None:
-        services.supervisor.start("tls", tls.keep_renewed())
+        services.background_tasks.start("tls", tls.keep_renewed())
         services.metrics.watch(
             "node_registry_tls_certificate_expiry_timestamp_seconds",
             "When the certificate ends that new connections are shown.",
@@ -140,15 +140,15 @@ async def serve(settings: Settings) -> None:
     Raises BackgroundTaskDied, as `run_until_stopped`.
     """
     with stoppable() as stop_by, listen(settings) as listening:
-        async with running_services(settings) as services:
+        async with open_services(settings) as services:
             server = configured(services)
-            begin_serving(listening, settings, services.supervisor)
+            begin_serving(listening, settings, services.background_tasks)
             stop_by(server.stop)
-            await run_until_stopped(server, listening, services.supervisor)
+            await run_until_stopped(server, listening, services.background_tasks)
 
 
 async def run_until_stopped(
-    server: Server, listening: socket.socket, supervisor: Supervisor
+    server: Server, listening: socket.socket, supervisor: BackgroundTasks
 ) -> None:
     """Raises BackgroundTaskDied, after it has drained, when one did: half a registry misleads its
     users, and whoever keeps the process alive starts it whole.

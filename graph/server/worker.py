@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from graph.app import running_services
+from graph.app import open_services
 from graph.core.settings import Settings, load
 from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
 from graph.server.signals import stoppable
@@ -37,12 +37,12 @@ async def serve_inherited(listening: socket.socket, settings: Settings, siblings
     Raises BackgroundTaskDied.
     """
     with stoppable() as stop_by, _ended_by_parent(), listening:
-        async with running_services(settings, siblings) as services:
+        async with open_services(settings, siblings) as services:
             server = configured(services)
             stop_by(server.drain)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.stop)
             _say(READY)
-            await run_until_stopped(server, listening, services.supervisor)
+            await run_until_stopped(server, listening, services.background_tasks)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ class GraphQLOverHTTP:
         self._engine = engine
         self._authentication = services.authentication
         self._settings = services.settings
-        self._limits = services.limits
+        self._limits = services.caller_limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

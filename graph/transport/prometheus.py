@@ -39,7 +39,7 @@ class Scrape:
             "node_registry_database_size_bytes", "Disk that the database takes.", registry=registry
         )
         if services.siblings is not None:
-            services.supervisor.start("siblings", services.siblings.answer(self._own))
+            services.background_tasks.start("siblings", services.siblings.answer(self._own))
 
     async def text(self) -> bytes:
         """In Prometheus's text format, of all processes that share the address."""
@@ -60,7 +60,9 @@ class Scrape:
     async def _ask(self, database: Database) -> None:
         async with database.read() as session:
             counts = await nodes.count_by_status(session)
-            revision, seconds = await status_changes.lag(session, self._services.feed.revision)
+            revision, seconds = await status_changes.lag(
+                session, self._services.change_feed.revision
+            )
         self._size.set(await database.size_bytes())
         for status, count in counts.items():
             self._nodes.labels(status).set(count)
@@ -69,7 +71,7 @@ class Scrape:
 
 
 def _watch_registry(services: Services) -> None:
-    pacemaker, heartbeats = services.pacemaker, services.heartbeats
+    pacemaker, heartbeats = services.sweeper, services.heartbeat_writer
     metrics, settings = services.metrics, services.settings
     Gauge(
         "node_registry_build_info",
@@ -100,8 +102,12 @@ def _watch_registry(services: Services) -> None:
 
 
 def _watch_subscriptions(services: Services) -> None:
-    metrics, feed = services.metrics, services.feed
-    heartbeat_feed, fleet, pace = services.heartbeat_feed, services.fleet, services.pacemaker.pace
+    metrics, feed = services.metrics, services.change_feed
+    heartbeat_feed, fleet, pace = (
+        services.heartbeat_tail,
+        services.node_snapshot,
+        services.sweeper.pace,
+    )
     subscribers = Gauge(
         "node_registry_subscribers", "Open subscriptions.", ["stream"], registry=metrics.registry
     )
@@ -122,12 +128,12 @@ def _watch_subscriptions(services: Services) -> None:
     metrics.watch(
         "node_registry_feed_connected",
         "1 while the connection that listens for changes is held, else 0.",
-        lambda: feed.in_touch,
+        lambda: feed.is_connected,
     )
     metrics.watch_total(
         "node_registry_feed_set_backs",
         "How often the change log was found to be another than the one read so far.",
-        lambda: feed.set_backs,
+        lambda: feed.log_resets,
     )
 
 

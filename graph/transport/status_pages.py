@@ -49,7 +49,7 @@ class Pages:
             connected = True
         except Unavailable:
             connected = False
-        failed = self._services.supervisor.failed
+        failed = self._services.background_tasks.failed
         healthy = connected and not failed
         details = {} if self._services.authentication.required else _place(url)
         body = {

@@ -96,7 +96,7 @@ class GraphQLOverWebSocket:
         websocket = WebSocket(scope, receive, send)
         try:
             require_same_origin(scope, self._services.settings)
-            with self._services.limits.connection():
+            with self._services.caller_limits.connection():
                 await self._serve(websocket)
         except Forbidden as refused:
             await websocket.send_denial_response(refused_response(refused))
@@ -193,7 +193,7 @@ class _Connection:
         """What costs no request. Requests that are refused because of a limit count here."""
         caller = self._caller or Caller(ANONYMOUS, address_of(self._websocket.scope))
         try:
-            self._services.limits.message(caller)
+            self._services.caller_limits.message(caller)
         except RateLimited as refused:
             raise _Close(1008, refused.message) from refused
 

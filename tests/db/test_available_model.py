@@ -14,7 +14,7 @@ from db.core.enums import NodeRanking, NodeRole, NodeStatus, NodeType
 from db.registry.node_filter import LabelSelector
 from db.routing.matching import Requirements
 from graph.live.change_feed import ChangeFeed
-from graph.live.node_snapshot import Fleet
+from graph.live.node_snapshot import NodeSnapshot
 from tests.support.fleet import clear, examples, record, register, report
 
 LABELS = st.lists(st.sampled_from(["gpu", "eu", "spot"]), max_size=3, unique=True)
@@ -168,7 +168,7 @@ async def test_the_answers_are_those_of_a_plain_model(
     limit: int,
 ) -> None:
     await settle(database, subjects)
-    fleet = Fleet(database, ChangeFeed(database, check_seconds=1, max_lag=1))
+    fleet = NodeSnapshot(database, ChangeFeed(database, check_seconds=1, max_lag=1))
     known = {f"n{number}": subject for number, subject in enumerate(subjects)}
     for need in needs:
         fit = {name for name, subject in known.items() if fits(need, subject)}

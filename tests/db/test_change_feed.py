@@ -22,7 +22,7 @@ from db.registry.node_filter import EVERY_NODE, NodeFilter
 from db.registry.status_changes import CHANNEL, Transition
 from graph.live import change_feed as feed_module
 from graph.live.change_feed import ChangeFeed
-from graph.live.change_stream import follow
+from graph.live.change_stream import follow_changes
 from graph.live.stream_events import Bookmark, ResyncRequired, StatusChanged, StatusEvent
 from tests.support.fleet import examples, rows
 from tests.support.statements import statements
@@ -68,14 +68,14 @@ async def read_on(feed: ChangeFeed, database: Database, told: int | None = None)
     async def ask() -> int:
         return await newest(database)
 
-    await feed.read_on(await ask() if told is None else told, ask)
+    await feed.read_up_to(await ask() if told is None else told, ask)
 
 
 async def a_feed(database: Database, max_lag: int = 100) -> ChangeFeed:
     """At the end of the log; it reads on when the test says so, or when it is run."""
     feed = ChangeFeed(database, check_seconds=300, max_lag=max_lag)
     await feed.start()
-    feed.in_touch = True  # as if it were run
+    feed.is_connected = True  # as if it were run
     return feed
 
 
@@ -97,7 +97,9 @@ async def following(
     node_filter: NodeFilter = EVERY_NODE,
     bookmark_seconds: float = 60,
 ) -> Events:
-    return await follow(feed, database, node_filter, after=after, bookmark_seconds=bookmark_seconds)
+    return await follow_changes(
+        feed, database, node_filter, after=after, bookmark_seconds=bookmark_seconds
+    )
 
 
 async def next_events(events: Events) -> Sequence[StatusEvent]:
@@ -350,7 +352,7 @@ async def test_a_filter_is_asked_once_for_all_and_its_answer_not_kept_for_long(
     feed = await a_feed(database)
     await append(database, IN, OUT, IN)
     await read_on(feed, database)
-    batch = await feed.kept(5, 0, 0)
+    batch = await feed.wait_for_batch(5, 0, 0)
     assert batch is not None
     monkeypatch.setattr(feed_module, "SHARED_SECONDS", 0.05)
     with statements(database) as sent:
@@ -410,11 +412,11 @@ async def test_a_bookmark_passes_over_what_the_filter_hides_and_nothing_else(
     events = await following(feed, database, 2, ONLY_IN, bookmark_seconds=0)
     await append(database, OUT, OUT)
     await read_on(feed, database)
-    assert await next_events(events) == [feed.bookmark(4)]
+    assert await next_events(events) == [feed.make_bookmark(4)]
     await append(database, OUT, IN, OUT)
     await read_on(feed, database)
     assert await next_revisions(events, 1) == [6]
-    assert await next_events(events) == [feed.bookmark(7)]
+    assert await next_events(events) == [feed.make_bookmark(7)]
 
 
 async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
@@ -429,12 +431,12 @@ async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
 
     events = await following(feed, database, bookmark_seconds=0.005)
     async with running(feed):
-        assert await next_events(events) == [feed.bookmark(2)]
+        assert await next_events(events) == [feed.make_bookmark(2)]
         with monkeypatch.context() as outage:
             outage.setattr(feed_module, "listening", away)
             await cut_listeners(database)
             async with asyncio.timeout(SECONDS):
-                while feed.in_touch:
+                while feed.is_connected:
                     await asyncio.sleep(0.002)
             waiting = asyncio.create_task(next_events(events))
             await asyncio.wait([waiting], timeout=0.05)
@@ -491,7 +493,7 @@ async def test_false_news_do_no_harm(database: Database) -> None:
     events = await following(feed, database, 2)
     async with running(feed):
         async with asyncio.timeout(SECONDS):
-            while not feed.in_touch or not await rows(database, _LISTENERS):
+            while not feed.is_connected or not await rows(database, _LISTENERS):
                 await asyncio.sleep(0.002)
         with statements(database) as sent:
             for payload in ("999999", "0"):
@@ -500,7 +502,7 @@ async def test_false_news_do_no_harm(database: Database) -> None:
                 await append(database, IN)
                 assert len(await next_revisions(events, 1)) == 1
         assert feed.revision == 4
-        assert feed.set_backs == 0
+        assert feed.log_resets == 0
         assert len(sent) < 25
 
 
@@ -529,7 +531,7 @@ async def test_a_log_set_back_while_it_is_followed_asks_for_a_resync_and_goes_on
             assert isinstance(told, ResyncRequired)
             assert told.revision in {3, 4}
         assert (await next_revisions(await following(feed, database, 3), 1)) == [4]
-        assert feed.set_backs == 1
+        assert feed.log_resets == 1
 
 
 async def test_a_log_that_has_passed_what_it_lost_is_known_by_what_it_says_there(
@@ -568,7 +570,7 @@ async def test_a_cut_of_the_connection_alone_asks_nobody_for_a_resync(database: 
         await cut_listeners(database)
         await append(database, IN)
         assert await next_revisions(events, 1) == [6]
-    assert feed.set_backs == 0
+    assert feed.log_resets == 0
 
 
 async def test_what_is_kept_is_not_filtered_by_a_log_that_holds_it_no_more(

@@ -19,7 +19,7 @@ from db.core.database import Database
 from db.core.migrate import migrate
 from db.ops.provision import ProvisioningRefused, provision
 from db.retention import partitions
-from graph.live.housekeeping import Upkeep
+from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, in_touch, register
 from tests.support.fleet import rows
@@ -106,7 +106,7 @@ async def test_the_services_role_looks_after_tables_that_it_does_not_own(
                     " FROM unnest(ARRAY[1, 15, 100]) AS n"
                 )
             )
-        upkeep = Upkeep(database, server.services.settings, Metrics())
+        upkeep = Housekeeping(database, server.services.settings, Metrics())
         await upkeep.make_days()
         assert await parts(database, "heartbeat_log") == 12  # the default one is one of them
         await upkeep.roll_up()

@@ -14,7 +14,7 @@ from structlog.types import EventDict
 from db.core.database import Database
 from db.retention import metrics_rollup, partitions
 from graph.core.settings import Settings
-from graph.live.housekeeping import Upkeep
+from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.fleet import beat, register, rows, waits_for_a_lock
 
@@ -42,8 +42,8 @@ def whole(*days: int) -> list[tuple[Any, ...]]:
     return [(day, 4 * len(NODES), 12 * len(NODES), 0, 5.5, 11) for day in days]
 
 
-def upkeep(database: Database, metrics: Metrics | None = None, **given: Any) -> Upkeep:
-    return Upkeep(database, Settings(**given), metrics or Metrics())
+def upkeep(database: Database, metrics: Metrics | None = None, **given: Any) -> Housekeeping:
+    return Housekeeping(database, Settings(**given), metrics or Metrics())
 
 
 async def hear(database: Database, *days: int) -> None:

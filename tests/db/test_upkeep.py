@@ -2,7 +2,7 @@
 
 from db.core.database import Database
 from graph.core.settings import Settings
-from graph.live.housekeeping import Upkeep
+from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.fleet import rows
 from tests.support.keyring import DAY, age_keys, create, revoke, standing
@@ -13,6 +13,6 @@ async def test_keys_that_have_been_dead_for_90_days_are_forgotten(database: Data
     await revoke(database, dead.token.public_id)
     for expected in (2, 1):
         await age_keys(database, 46 * DAY)
-        await Upkeep(database, Settings(), Metrics()).purge_keys()
+        await Housekeeping(database, Settings(), Metrics()).purge_keys()
         assert await rows(database, "SELECT count(*) FROM tokens") == [(expected,)]
     assert await standing(database, alive) == [alive]

@@ -174,7 +174,7 @@ async def test_aclose_closes_the_socket_and_leaves_no_task(server: LiveServer) -
             assert tasks_of_readers()
         assert not tasks_of_readers()
         async with asyncio.timeout(SECONDS):
-            while between.carried or server.services.feed.subscribers:
+            while between.carried or server.services.change_feed.subscribers:
                 await asyncio.sleep(0.005)
 
 

@@ -158,12 +158,12 @@ async def test_a_faster_pace_is_heard_between_two_heartbeats(start_server: Start
     async with start_server(sweep_interval_seconds=3600, **slow) as server:
         for node_id in ("a", "b", "c", "d"):
             await register(server, node_id)
-        await server.services.pacemaker.sweep()
+        await server.services.sweeper.sweep()
         async with beating(server.graphql_url) as node:
             await node.beat()
             for node_id in ("b", "c", "d"):
                 await server.execute(DEREGISTER, input={"nodeId": node_id})
-            await server.services.pacemaker.sweep()
+            await server.services.sweeper.sweep()
             async with asyncio.timeout(SECONDS):
                 while node.paces != [20, 5]:
                     await asyncio.sleep(0.005)
@@ -420,6 +420,6 @@ async def test_closing_leaves_neither_a_socket_nor_a_task(server: LiveServer) ->
         await node.beat()
     await lost()
     async with asyncio.timeout(SECONDS):
-        while server.services.pacemaker.pace.followers:
+        while server.services.sweeper.pace.followers:
             await asyncio.sleep(0.005)
     assert not [t for t in asyncio.all_tasks() if "_follow_pace" in repr(t.get_coro())]

@@ -17,11 +17,11 @@ from db.core.errors import Forbidden
 from db.core.identity import Caller, Identity
 from db.core.token_format import new_key
 from graph.api.schema import schema
-from graph.execution.document_cache import Documents
+from graph.execution.document_cache import DocumentCache
 from graph.execution.engine import Engine
 from graph.execution.forbidden_operation import MAX_ATTEMPTS, record_forbidden
 from graph.execution.request import GraphQLRequest
-from graph.live.housekeeping import Upkeep
+from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.api import DEREGISTER, MAINTENANCE, REGISTER, beat, register
 from tests.support.keyring import create
@@ -317,10 +317,10 @@ async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
 
 
 async def forbid(server: LiveServer, query: str, **variables: Any) -> None:
-    document = Documents(schema.graphql).asked_for(GraphQLRequest(query=query))
+    document = DocumentCache(schema.graphql).asked_for(GraphQLRequest(query=query))
     assert document.errors == []
     rejections = server.services.rejections
-    await record_forbidden(rejections, KNOWN, document.operation(None), variables)
+    await record_forbidden(rejections, KNOWN, document.select_operation(None), variables)
 
 
 async def test_an_operation_that_is_forbidden_tells_what_it_would_have_done(
@@ -408,7 +408,7 @@ async def test_the_trail_is_kept_for_as_long_as_is_configured(server: LiveServer
     """
     async with database.write() as session:
         await session.execute(text(aged))
-    upkeep = Upkeep(database, settings, Metrics())
+    upkeep = Housekeeping(database, settings, Metrics())
     assert await upkeep.trim_audit_log() == 2
     assert [subject for _, subject, _ in await entries(database)] == ["399"]
     assert await upkeep.trim_audit_log() == 0

@@ -12,7 +12,7 @@ from db.core.enums import NodeStatus
 from db.registry import nodes
 from db.routing import node_delta
 from db.routing.matching import NO_REQUIREMENTS
-from graph.live.candidate_watch import MAX_STEPS, Watch, follow_available
+from graph.live.candidate_watch import MAX_STEPS, CandidateWatch, follow_candidates
 from graph.live.stream_events import CandidateEntered, CandidatesSnapshot
 from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, beat, register
 from tests.support.live_server import LiveServer, StartServer
@@ -304,11 +304,11 @@ async def test_a_watch_ends_with_its_last_follower(server: LiveServer) -> None:
         for operation in ("1", "2"):
             await client.subscribe(operation, FOLLOW, require=MINE)
             await client.receive()
-        assert server.services.fleet.subscribers == 2
+        assert server.services.node_snapshot.subscribers == 2
         for operation in ("1", "2"):
             await client.send({"id": operation, "type": "complete"})
         async with asyncio.timeout(10):
-            while server.services.fleet.subscribers:
+            while server.services.node_snapshot.subscribers:
                 await asyncio.sleep(0.005)
 
 
@@ -320,8 +320,8 @@ async def test_one_that_falls_behind_is_told_the_set_anew(server: LiveServer) ->
     assert row is not None
     [online] = [found for found in seen.changed if found.node_id == "a"]
     offline = replace(online, status=NodeStatus.OFFLINE)
-    watch = Watch(server.services.database, NO_REQUIREMENTS, [online], seen.revision)
-    async with aclosing(follow_available(nullcontext(watch))) as events:
+    watch = CandidateWatch(server.services.database, NO_REQUIREMENTS, [online], seen.revision)
+    async with aclosing(follow_candidates(nullcontext(watch))) as events:
         [first] = await anext(events)
         assert isinstance(first, CandidatesSnapshot)
         for step in range(MAX_STEPS + 1):

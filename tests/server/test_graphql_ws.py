@@ -27,7 +27,7 @@ async def test_a_subscription_is_followed_and_completed(client: Path, server: Li
     revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
     assert revisions == ["1", "2"]
     async with asyncio.timeout(10):
-        while server.services.feed.subscribers:
+        while server.services.change_feed.subscribers:
             await asyncio.sleep(0.005)
 
 

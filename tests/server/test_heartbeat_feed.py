@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from db.registry import nodes
-from graph.live.heartbeat_tail import MAX_WAITING, HeartbeatFeed
+from graph.live.heartbeat_tail import MAX_WAITING, HeartbeatTail
 from tests.support.api import beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
@@ -26,7 +26,7 @@ async def next_heartbeat(client: Client) -> dict[str, Any]:
 
 async def followed(server: LiveServer, subscribers: int = 1) -> None:
     async with asyncio.timeout(10):
-        while server.services.heartbeat_feed.subscribers < subscribers:
+        while server.services.heartbeat_tail.subscribers < subscribers:
             await asyncio.sleep(0.005)
 
 
@@ -64,7 +64,7 @@ async def test_a_slow_reader_misses_the_oldest(server: LiveServer) -> None:
     async with server.services.database.read() as session:
         node = await nodes.find(session, "a")
     assert node is not None
-    feed = HeartbeatFeed(server.services.database, interval_seconds=0.01)
+    feed = HeartbeatTail(server.services.database, interval_seconds=0.01)
     with feed.subscribe(node.id, 0) as subscriber:
         running = asyncio.create_task(feed.run())
         for sequence in range(MAX_WAITING + 5):
@@ -100,7 +100,7 @@ async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartS
                     await asyncio.sleep(0.005)
         await client.send({"id": "1", "type": "complete"})
         async with asyncio.timeout(10):
-            while server.services.heartbeat_feed.subscribers:
+            while server.services.heartbeat_tail.subscribers:
                 await asyncio.sleep(0.005)
         await asyncio.sleep(0.1)
         with statements(server.services.database) as sent:

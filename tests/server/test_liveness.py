@@ -26,7 +26,7 @@ async def test_the_registry_doubts_itself_when_most_nodes_fall_silent_at_once(
     start_server: StartServer,
 ) -> None:
     async with start_server(sweep_interval_seconds=3600) as server:
-        sweep = server.services.pacemaker.sweep
+        sweep = server.services.sweeper.sweep
         for number in range(12):
             await register(server, f"node-{number}")
         await age_all(server, 60)
@@ -58,7 +58,7 @@ async def test_protected_mode_ends_in_time_and_then_the_dead_are_dead(
     start_server: StartServer,
 ) -> None:
     async with start_server(sweep_interval_seconds=3600, protect_max_seconds=0.05) as server:
-        sweep = server.services.pacemaker.sweep
+        sweep = server.services.sweeper.sweep
         for number in range(12):
             await register(server, f"node-{number}")
         await age_all(server, 60)
@@ -76,7 +76,7 @@ async def test_a_small_fleet_is_never_held_back(start_server: StartServer) -> No
         for number in range(9):
             await register(server, f"node-{number}")
         await age_all(server, 60)
-        swept = await server.services.pacemaker.sweep()
+        swept = await server.services.sweeper.sweep()
         assert (swept.mode.name, swept.changed) == ("NORMAL", 9)
         data = await server.execute("{ registry { nodeCounts { offline } } }")
         assert data["registry"]["nodeCounts"]["offline"] == 11
@@ -92,7 +92,7 @@ async def test_nodes_of_a_label_are_removed_when_they_were_offline_for_long(
         await register(server, "pod", labels=["ephemeral"])
         await register(server, "host", labels=["permanent"])
         await age_all(server, 60)
-        sweep = server.services.pacemaker.sweep
+        sweep = server.services.sweeper.sweep
         await sweep()
         await sweep()
         data = await server.execute(
@@ -140,6 +140,6 @@ async def test_the_end_of_an_old_connection_does_not_end_the_new_run(
         assert (await old.receive())["type"] == "next"
         await register(server, "a", bootId="boot-2", replacesBootId="boot-1", **machine)
         await beat(server, "a", 1, boot_id="boot-2")
-    assert (await server.services.pacemaker.sweep()).changed == 0
+    assert (await server.services.sweeper.sweep()).changed == 0
     data = await server.execute('{ node(nodeId: "a") { status statusReason } }')
     assert data["node"] == {"status": "ONLINE", "statusReason": "REGISTERED"}

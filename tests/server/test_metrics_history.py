@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from db.retention import partitions
-from graph.live.housekeeping import Upkeep
+from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.api import beat, register
 from tests.support.live_server import LiveServer
@@ -59,7 +59,7 @@ async def grow_old(server: LiveServer, hours: float) -> None:
 
 
 async def keep_up(server: LiveServer) -> None:
-    await Upkeep(server.services.database, server.services.settings, Metrics()).once()
+    await Housekeeping(server.services.database, server.services.settings, Metrics()).once()
 
 
 def ranged(least: float, mean: float, most: float) -> dict[str, float]:

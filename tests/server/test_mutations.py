@@ -120,7 +120,7 @@ async def test_heartbeats_and_sweeps_wait_for_no_connection_that_callers_have(
 ) -> None:
     async with start_server(db_pool_size=2) as server:
         await register(server, "a")
-        database, pacemaker = server.services.database, server.services.pacemaker
+        database, pacemaker = server.services.database, server.services.sweeper
         async with database.driver(), database.driver(), asyncio.timeout(3):
             assert database.connections_in_use() == 2
             recorded = await beat(server, "a", 1)
@@ -159,7 +159,7 @@ async def test_silence_degrades_a_node_then_takes_it_offline_and_a_heartbeat_bri
 ) -> None:
     server = quiet_server
     await register(server, "a")
-    sweep = server.services.pacemaker.sweep
+    sweep = server.services.sweeper.sweep
     assert (await sweep()).changed == 0
     seen = []
     for silence in (17, 25):
@@ -228,6 +228,6 @@ async def test_the_pace_slows_down_with_the_number_of_nodes(start_server: StartS
     async with start_server(heartbeat_target_rate=0.1) as server:
         for number in range(3):
             await register(server, f"node-{number}")
-        await server.services.pacemaker.sweep()
+        await server.services.sweeper.sweep()
         recorded = await beat(server, "node-0", 1)
     assert 30 <= recorded["nextHeartbeatInSeconds"] <= 33

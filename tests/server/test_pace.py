@@ -21,7 +21,7 @@ async def test_agents_are_told_the_pace_and_then_that_it_has_changed(
     # One heartbeat in five seconds, of all nodes together: so the pace is five seconds a node.
     slow = {"heartbeat_min_interval_seconds": 1, "heartbeat_target_rate": 0.2}
     async with start_server(sweep_interval_seconds=3600, **slow) as server:
-        sweep = server.services.pacemaker.sweep
+        sweep = server.services.sweeper.sweep
         for number in range(4):
             await register(server, f"node-{number}")
         await sweep()
@@ -38,7 +38,7 @@ async def test_agents_are_told_the_pace_and_then_that_it_has_changed(
             metrics = (await server.http.get("/metrics")).text
             assert 'node_registry_subscribers{stream="pace"} 2.0' in metrics
         async with asyncio.timeout(10):
-            while server.services.pacemaker.pace.followers:
+            while server.services.sweeper.pace.followers:
                 await asyncio.sleep(0.005)
 
 

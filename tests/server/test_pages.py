@@ -82,9 +82,9 @@ async def test_a_background_task_that_dies_takes_health_down(server: LiveServer)
     async def dies() -> None:
         raise RuntimeError("as a test")
 
-    server.services.supervisor.start("doomed", dies())
+    server.services.background_tasks.start("doomed", dies())
     async with asyncio.timeout(5):
-        while not server.services.supervisor.failed:
+        while not server.services.background_tasks.failed:
             await asyncio.sleep(0)
     response = await server.http.get("/health")
     assert response.status_code == 503

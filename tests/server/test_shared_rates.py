@@ -5,13 +5,13 @@ import asyncio
 import pytest
 
 from graph.auth import rate_sync
-from graph.auth.rate_limiter import Quota
+from graph.auth.rate_limiter import RateLimiter
 from graph.core.errors import RateLimited
 from tests.support.api import in_touch
 from tests.support.live_server import StartServer
 
 
-def left(failures: Quota) -> bool:
+def left(failures: RateLimiter) -> bool:
     try:
         failures.require_left("127.0.0.1")
     except RateLimited:

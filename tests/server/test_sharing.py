@@ -241,7 +241,7 @@ async def test_a_filter_and_nested_fields_are_asked_of_the_database_once_for_all
         for number in range(10):
             await client.subscribe(str(number), CHANGES, filter=mine, after="7")
         async with asyncio.timeout(10):
-            while server.services.feed.subscribers < 10:
+            while server.services.change_feed.subscribers < 10:
                 await asyncio.sleep(0.005)
         with statements(server.services.database) as sent:
             await server.execute(MAINTENANCE, input={"nodeId": "n0", "enabled": True})

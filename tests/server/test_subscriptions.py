@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from db.registry.node_filter import EVERY_NODE
 from graph.live.change_feed import ChangeFeed
-from graph.live.change_stream import follow
+from graph.live.change_stream import follow_changes
 from graph.live.stream_events import ResyncRequired, StatusChanged, StatusEvent
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
@@ -55,7 +55,7 @@ async def make_changes(server: LiveServer, node_id: str, count: int, *, begin: i
 async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -> None:
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES)
-        await following(server.services.feed)
+        await following(server.services.change_feed)
         await register(server, "a", profiles=[{"name": "p", "type": "LLM", "config": {}}])
         event = await next_event(client)
     assert event == {
@@ -77,7 +77,7 @@ async def test_a_removed_node_is_told_without_the_node(server: LiveServer) -> No
     await register(server, "a", labels=["mine"])
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES, filter={"labels": {"all": ["mine"]}})
-        await following(server.services.feed)
+        await following(server.services.change_feed)
         await server.execute(DEREGISTER, input={"nodeId": "a"})
         event = await next_event(client)
     assert event["change"]["reason"] == "DEREGISTERED"
@@ -117,7 +117,7 @@ async def test_a_filter_lets_only_its_nodes_through(server: LiveServer) -> None:
     wanted = {"labels": {"any": ["gpu"]}, "statuses": ["DEGRADED"]}
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES, filter=wanted)
-        await following(server.services.feed)
+        await following(server.services.change_feed)
         await make_changes(server, "out", 3)
         await make_changes(server, "in", 3)
         events = [await next_event(client) for _ in range(2)]
@@ -166,11 +166,11 @@ async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(
     start_server: StartServer,
 ) -> None:
     async with start_server(subscriber_max_lag=3) as server:
-        feed, database = server.services.feed, server.services.database
+        feed, database = server.services.change_feed, server.services.database
         await register(server, "a")
         await settled(server, 3)
         async with aclosing(
-            await follow(feed, database, EVERY_NODE, after=3, bookmark_seconds=60)
+            await follow_changes(feed, database, EVERY_NODE, after=3, bookmark_seconds=60)
         ) as events:
             await make_changes(server, "a", 2)
             await settled(server, 5)
@@ -194,8 +194,8 @@ async def test_two_servers_tell_the_changes_of_both_in_the_same_order(
     ):
         await first.subscribe("1", CHANGES)
         await second.subscribe("1", CHANGES)
-        await following(one.services.feed)
-        await following(two.services.feed)
+        await following(one.services.change_feed)
+        await following(two.services.change_feed)
         await register(one, "a")
         await register(two, "b")
         await asyncio.gather(make_changes(one, "a", 20), make_changes(two, "b", 20))
@@ -208,7 +208,7 @@ async def test_a_lost_listening_connection_costs_no_event(server: LiveServer) ->
     await register(server, "a")
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES)
-        await following(server.services.feed)
+        await following(server.services.change_feed)
         for number in range(5):
             async with server.services.database.write() as session:
                 await session.execute(
@@ -229,7 +229,7 @@ async def test_a_lost_notification_is_made_up_for(start_server: StartServer) -> 
         connect(server.websocket_url) as client,
     ):
         await client.subscribe("1", CHANGES)
-        await following(server.services.feed)
+        await following(server.services.change_feed)
         async with server.services.database.write() as session:
             await session.execute(
                 text(
@@ -249,7 +249,7 @@ async def test_subscribers_hold_no_database_connection(start_server: StartServer
     ):
         for number in range(60):
             await client.subscribe(str(number), CHANGES)
-        await following(server.services.feed, 60)
+        await following(server.services.change_feed, 60)
         async with asyncio.timeout(10):
             while server.services.database.connections_in_use():
                 await asyncio.sleep(0.005)

@@ -94,7 +94,7 @@ async def test_background_work_makes_no_traces(
     start_server: StartServer, receiver: Receiver
 ) -> None:
     async with start_server(otlp_endpoint=receiver.url) as server:
-        await server.services.pacemaker.sweep()
+        await server.services.sweeper.sweep()
         await server.http.get("/health")
         await server.http.get("/metrics")
     assert receiver.spans == []

@@ -6,7 +6,7 @@ import pytest
 
 from agent import documents as agent
 from agent.trusted_documents import compute_id, get_text
-from graph.execution.document_cache import document_id
+from graph.execution.document_cache import compute_document_id
 from tests.support.live_server import LiveServer
 from tests.support.transport_ws import connect
 
@@ -94,5 +94,5 @@ async def test_a_document_that_is_sent_is_not_trusted_thereby(shared_server: Liv
     text = "{ registry { revision } }"
     for _ in range(3):
         await shared_server.execute(text)
-    body = await shared_server.http.post("/graphql", json={"documentId": document_id(text)})
+    body = await shared_server.http.post("/graphql", json={"documentId": compute_document_id(text)})
     assert body.json()["errors"][0]["extensions"]["field"] == "documentId"

@@ -1,6 +1,6 @@
 """Housekeeping: the change log has an end, and those who follow it are told."""
 
-from graph.live.housekeeping import Upkeep
+from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.api import CHANGES, beat, register
 from tests.support.live_server import LiveServer, StartServer
@@ -11,8 +11,8 @@ mutation Batch($i: [RecordHeartbeatInput!]!) { recordHeartbeats(inputs: $i) { __
 """
 
 
-def upkeep(server: LiveServer) -> Upkeep:
-    return Upkeep(server.services.database, server.services.settings, Metrics())
+def upkeep(server: LiveServer) -> Housekeeping:
+    return Housekeeping(server.services.database, server.services.settings, Metrics())
 
 
 async def changes_left(server: LiveServer) -> list[int]:

@@ -76,12 +76,12 @@ async def beat(
 async def in_touch(server: LiveServer) -> None:
     """Until the server listens for changes."""
     async with asyncio.timeout(10):
-        while not server.services.feed.in_touch:
+        while not server.services.change_feed.is_connected:
             await asyncio.sleep(0.005)
 
 
 async def settled(server: LiveServer, revision: int) -> None:
     """Until the server has read the change log so far."""
     async with asyncio.timeout(10):
-        while server.services.feed.revision < revision:
+        while server.services.change_feed.revision < revision:
             await asyncio.sleep(0.005)

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import URL
 
-from graph.app import running_services
+from graph.app import open_services
 from graph.core.settings import Settings
 from graph.server.listener import listen
 from graph.server.uvicorn_server import configured
@@ -69,7 +69,7 @@ async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIte
             **options,
         }
     )
-    async with running_services(settings) as services:
+    async with open_services(settings) as services:
         with listen(settings) as listening:
             server = configured(services)
             task = asyncio.create_task(server.serve(sockets=[listening]))

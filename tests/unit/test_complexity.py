@@ -31,11 +31,10 @@ from hypothesis import strategies as st
 
 from agent import documents
 from graph.api.schema import schema
-from graph.core.settings import Settings
-from graph.execution.complexity import ASSUMED_LENGTH, complexity
-from graph.execution.cost_formula import MOST
+from graph.core.settings import MAX_COUNTED_COST, Settings
+from graph.execution.complexity import ASSUMED_LENGTH, measure_complexity
 from graph.execution.document_cache import _RULES
-from graph.execution.document_validation import problems
+from graph.execution.document_validation import validate_document
 from graph.execution.query_limits import Complexity, QueryLimits, QueryTooComplex
 from tests.support.paths import ROOT
 
@@ -71,7 +70,7 @@ def asked(query: str, of: GraphQLSchema = schema.graphql) -> Complexity:
     document = parse(query)
     operation = get_operation_ast(document)
     assert operation is not None
-    return complexity(of, document, operation)
+    return measure_complexity(of, document, operation)
 
 
 def cost(query: str, **variables: Any) -> int:
@@ -88,7 +87,7 @@ def test_every_document_in_use_passes_whatever_its_variables_are(query: str) -> 
 @pytest.mark.parametrize("query", IN_USE)
 def test_every_document_in_use_is_validated_within_the_bounds(query: str) -> None:
     document = parse(query, max_tokens=Settings().max_query_tokens)
-    assert problems(schema.graphql, document, _RULES, shows_schema=True) == []
+    assert validate_document(schema.graphql, document, _RULES, shows_schema=True) == []
 
 
 def test_the_largest_page_of_all_there_is_to_know_passes_and_of_their_heartbeats_does_not() -> None:
@@ -237,7 +236,7 @@ def test_fragments_that_spread_one_another_take_no_time() -> None:
     )
     began = time.thread_time()
     found = asked(bomb)
-    assert found.cost.of({"n": 3}) == found.aliases == found.directives == MOST
+    assert found.cost.of({"n": 3}) == found.aliases == found.directives == MAX_COUNTED_COST
     assert time.thread_time() - began < 1
     assert found.root_fields == ("nodes",)
 
@@ -387,7 +386,7 @@ def test_the_cost_is_the_number_of_values_in_the_largest_answer(
     document = parse(query)
     operation = get_operation_ast(document)
     assert operation is not None
-    found = complexity(PAGES, document, operation).cost
+    found = measure_complexity(PAGES, document, operation).cost
     assert found.of(variables) == LargestAnswer(document, variables).values
     assert found.of(variables) <= found.most
 

@@ -9,7 +9,12 @@ from graphql import GraphQLError, GraphQLSyntaxError
 from graph.api.schema import schema
 from graph.core.settings import ConfigurationError, Settings, load
 from graph.execution.document_cache import _RULES
-from graph.execution.document_validation import MAX_CHARACTERS, MAX_ERRORS, parsed, problems
+from graph.execution.document_validation import (
+    MAX_CHARACTERS,
+    MAX_ERRORS,
+    parse_document,
+    validate_document,
+)
 from graph.execution.query_limits import QueryTooComplex
 
 TOKENS = Settings().max_query_tokens
@@ -19,8 +24,8 @@ SECONDS = 0.2
 
 
 def found(query: str, *, shows_schema: bool = True) -> list[GraphQLError]:
-    document = parsed(query, max_tokens=TOKENS)
-    return problems(schema.graphql, document, _RULES, shows_schema=shows_schema)
+    document = parse_document(query, max_tokens=TOKENS)
+    return validate_document(schema.graphql, document, _RULES, shows_schema=shows_schema)
 
 
 def quickest(work: Callable[[], object]) -> float:

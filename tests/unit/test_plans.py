@@ -25,8 +25,12 @@ from graph.api.context import Context, Info
 from graph.api.scalars import JSON, SCALARS
 from graph.api.schema import Schema
 from graph.api.schema import schema as ours
-from graph.execution.compiled_operation import Plan, event_shape_of, plan_of
-from graph.execution.document_cache import trusted
+from graph.execution.compiled_operation import (
+    CompiledOperation,
+    compile_event_shape,
+    compile_operation,
+)
+from graph.execution.document_cache import load_trusted_documents
 
 
 @strawberry.enum
@@ -149,8 +153,8 @@ def operation(document: str, schema: Schema = schema) -> OperationDefinitionNode
     return found
 
 
-def planned(document: str) -> Plan:
-    plan = plan_of(schema.graphql, operation(document))
+def planned(document: str) -> CompiledOperation:
+    plan = compile_operation(schema.graphql, operation(document))
     assert plan is not None
     return plan
 
@@ -243,7 +247,7 @@ events = st.builds(
 async def test_an_event_has_the_shape_that_the_executor_gives_it(
     told: list[Receipt | Refusal],
 ) -> None:
-    shape = event_shape_of(schema.graphql, operation(TOLD))
+    shape = compile_event_shape(schema.graphql, operation(TOLD))
     assert shape is not None
     stream = subscribe(schema.graphql, parse(TOLD), context_value=told)
     assert not isinstance(stream, ExecutionResult)
@@ -265,7 +269,7 @@ async def test_an_event_has_the_shape_that_the_executor_gives_it(
     ],
 )
 def test_an_event_that_is_more_than_attributes_is_left_to_the_executor(document: str) -> None:
-    assert event_shape_of(schema.graphql, operation(document)) is None
+    assert compile_event_shape(schema.graphql, operation(document)) is None
 
 
 async def test_variables_that_are_missing_are_left_to_the_executor() -> None:
@@ -304,10 +308,10 @@ BEYOND = {
 
 @pytest.mark.parametrize("document", BEYOND.values(), ids=BEYOND)
 def test_what_is_beyond_a_plan_is_left_to_the_executor(document: str) -> None:
-    assert plan_of(schema.graphql, operation(document)) is None
+    assert compile_operation(schema.graphql, operation(document)) is None
 
 
 def test_heartbeats_have_a_plan() -> None:
-    [recording] = [text for text in trusted() if "recordHeartbeat(" in text]
+    [recording] = [text for text in load_trusted_documents() if "recordHeartbeat(" in text]
     for document in (recording, RECORD_HEARTBEATS):
-        assert plan_of(ours.graphql, operation(document, ours)) is not None
+        assert compile_operation(ours.graphql, operation(document, ours)) is not None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.auth import rate_limiter
-from graph.auth.rate_limiter import Quota
+from graph.auth.rate_limiter import RateLimiter
 from graph.core.errors import RateLimited
 
 WHAT = "requests"
@@ -21,7 +21,7 @@ class Clock:
         return self.now
 
 
-def let_through(quota: Quota, key: str, attempts: int) -> int:
+def let_through(quota: RateLimiter, key: str, attempts: int) -> int:
     taken = 0
     for _ in range(attempts):
         try:
@@ -34,7 +34,7 @@ def let_through(quota: Quota, key: str, attempts: int) -> int:
 
 def test_a_burst_is_let_through_then_the_rate() -> None:
     clock = Clock()
-    limited = Quota(WHAT, per_second=10, burst=5, clock=clock)
+    limited = RateLimiter(WHAT, per_second=10, burst=5, clock=clock)
     assert let_through(limited, "a", 20) == 5
     clock.now += 0.2
     assert let_through(limited, "a", 20) == 2
@@ -44,7 +44,7 @@ def test_a_burst_is_let_through_then_the_rate() -> None:
 
 def test_a_refusal_says_when_more_may_come_and_keeps_its_word() -> None:
     clock = Clock()
-    limited = Quota(WHAT, per_second=2, burst=3, clock=clock)
+    limited = RateLimiter(WHAT, per_second=2, burst=3, clock=clock)
     let_through(limited, "a", 3)
     with pytest.raises(RateLimited) as refused:
         limited.take("a")
@@ -56,14 +56,14 @@ def test_a_refusal_says_when_more_may_come_and_keeps_its_word() -> None:
 
 
 def test_one_key_uses_nothing_of_another() -> None:
-    limited = Quota(WHAT, per_second=1, burst=2, clock=Clock())
+    limited = RateLimiter(WHAT, per_second=1, burst=2, clock=Clock())
     assert let_through(limited, "a", 10) == 2
     assert let_through(limited, "b", 10) == 2
 
 
 def test_what_is_refused_is_not_paid_for() -> None:
     clock = Clock()
-    limited = Quota(WHAT, per_second=1, burst=1, clock=clock)
+    limited = RateLimiter(WHAT, per_second=1, burst=1, clock=clock)
     let_through(limited, "a", 100)
     clock.now += 1.001
     limited.take("a")
@@ -71,7 +71,7 @@ def test_what_is_refused_is_not_paid_for() -> None:
 
 def test_more_than_the_burst_is_let_through_once_and_paid_later() -> None:
     clock = Clock()
-    limited = Quota(WHAT, per_second=100, burst=50, clock=clock)
+    limited = RateLimiter(WHAT, per_second=100, burst=50, clock=clock)
     limited.take("a", 1000)
     for passed in (1, 5):
         clock.now += passed
@@ -83,7 +83,7 @@ def test_more_than_the_burst_is_let_through_once_and_paid_later() -> None:
 
 def test_whether_one_is_left_is_asked_without_taking_it() -> None:
     clock = Clock()
-    limited = Quota("failed logins", per_second=1, burst=2, clock=clock)
+    limited = RateLimiter("failed logins", per_second=1, burst=2, clock=clock)
     for _ in range(10):
         limited.require_left("a")
     limited.take("a")
@@ -97,7 +97,7 @@ def test_whether_one_is_left_is_asked_without_taking_it() -> None:
 
 def test_keys_are_forgotten_from_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limiter, "MAX_KEYS", 10)
-    limited = Quota(WHAT, per_second=0.001, burst=1, clock=Clock())
+    limited = RateLimiter(WHAT, per_second=0.001, burst=1, clock=Clock())
     for number in range(20):
         limited.take(f"{number}")
     limited.take("0")
@@ -114,7 +114,7 @@ def test_no_span_of_time_lets_more_through_than_rate_and_burst(
     attempts: list[tuple[float, int]], per_second: float, burst: int
 ) -> None:
     clock = Clock()
-    limited = Quota(WHAT, per_second=per_second, burst=burst, clock=clock)
+    limited = RateLimiter(WHAT, per_second=per_second, burst=burst, clock=clock)
     taken = [(clock.now, 0)]
     for passed, amount in attempts:
         clock.now += passed

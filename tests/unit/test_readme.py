@@ -6,7 +6,7 @@ import pytest
 
 from graph.api.schema import schema
 from graph.core.settings import Settings
-from graph.execution.document_cache import Documents
+from graph.execution.document_cache import DocumentCache
 from graph.execution.request import GraphQLRequest
 from tests.support.paths import ROOT
 
@@ -27,7 +27,7 @@ def test_every_setting_is_in_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("document", re.findall(r"```graphql\n(.*?)```", README, re.DOTALL))
 def test_every_operation_is_one_of_the_schema(document: str) -> None:
-    assert Documents(schema.graphql).asked_for(GraphQLRequest(query=document)).errors == []
+    assert DocumentCache(schema.graphql).asked_for(GraphQLRequest(query=document)).errors == []
 
 
 def test_it_opens_with_the_two_commands() -> None:

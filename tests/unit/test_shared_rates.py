@@ -11,8 +11,8 @@ from structlog.types import EventDict
 from db.core import rate_channel
 from db.core.database import Database
 from graph.auth import rate_sync
-from graph.auth.rate_limiter import MAX_CHARGE_SECONDS, Quota
-from graph.auth.rate_sync import INTERVAL_SECONDS, MAX_TOLD, NEAR, SharedRates
+from graph.auth.rate_limiter import MAX_CHARGE_SECONDS, RateLimiter
+from graph.auth.rate_sync import INTERVAL_SECONDS, MAX_TOLD, NEAR, RateSync
 from graph.core.errors import RateLimited
 
 NOWHERE = Database(URL.create("postgresql+asyncpg", host="127.0.0.1", port=1))
@@ -24,10 +24,10 @@ class Process:
     now = 1000.0
 
     def __init__(self, per_second: float, burst: float) -> None:
-        self.quota = Quota(
+        self.quota = RateLimiter(
             "requests", per_second=per_second, burst=burst, clock=lambda: Process.now
         )
-        self.rates = SharedRates(NOWHERE, [self.quota])
+        self.rates = RateSync(NOWHERE, [self.quota])
 
     def takes(self, key: str, amount: float = 1) -> bool:
         try:

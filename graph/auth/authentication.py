@@ -11,11 +11,11 @@ from starlette.types import Scope
 
 from db.core.errors import Forbidden, Unauthenticated
 from db.core.identity import ANONYMOUS
+from graph.auth.client_certificate import find_certified_identity
 from graph.auth.credential_cache import CredentialCache, Grant
 from graph.auth.rate_limiter import RateLimiter
 from graph.core.headers import header
 from graph.core.settings import Settings, is_loopback
-from graph.server.tls_context import known_client
 
 _SCHEME = "bearer"
 
@@ -39,7 +39,7 @@ class Authentication:
         given = header(scope, b"authorization")
         if given is not None:
             return await self._of(given, scope)
-        certified = known_client(scope)
+        certified = find_certified_identity(scope)
         return None if certified is None else self._keyring.trusted(*certified)
 
     async def of_init(self, scope: Scope, payload: Mapping[str, Any] | None) -> Grant:

@@ -13,10 +13,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from graph.auth.client_certificate import store_peer_certificate
 from graph.auth.rate_limiter import RateLimiter
 from graph.core.errors import RateLimited
 from graph.core.settings import Settings
-from graph.server.tls_context import show_peer
 from graph.transport.sse import IS_STREAM
 
 _FRAMES_PER_SECOND = 1000
@@ -128,7 +128,7 @@ def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            show_peer(self.transport, self.scope["state"])
+            store_peer_certificate(self.transport, self.scope["state"])
 
         def shutdown(self) -> None:
             if _streams(self):
@@ -173,7 +173,7 @@ def websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
         )
 
         async def run_asgi(self) -> None:
-            show_peer(self.transport, self.scope["state"])
+            store_peer_certificate(self.transport, self.scope["state"])
             await super().run_asgi()
 
         def keepalive_timeout(self) -> None:

@@ -1,30 +1,20 @@
-"""TLS: certificates that may be renewed while the registry runs, and nodes known by their own.
-
-A client's certificate, signed by an authority that vouches for nodes and for nothing else, names a
-node by the common name of its subject, which has at most 64 characters.
-"""
+"""The server's certificates, which may be renewed while the registry runs."""
 
 import asyncio
 import ssl
-from collections.abc import Mapping, MutableMapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 import structlog
 from cryptography import x509
-from starlette.types import Scope
 
-from db.core.enums import Role
-from db.core.errors import BadInput
-from db.core.identity import CERTIFICATE_PREFIX, Identity
 from graph.core.settings import ConfigurationError, Settings
-from graph.core.validation import identifier
 
 log = structlog.get_logger()
 
 CHECK_SECONDS = 5.0
-_PEER = "node_registry.tls_peer"
 
 
 class UnusableCertificate(Exception):
@@ -107,34 +97,6 @@ def context_of(settings: Settings) -> RenewedContext | None:
         return RenewedContext(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     except UnusableCertificate as error:
         raise ConfigurationError(f"NODE_REGISTRY_{error.setting.upper()}: {error}") from error
-
-
-def known_client(scope: Scope) -> tuple[Identity, datetime] | None:
-    """The agent of the node that the client's certificate names, and when the certificate ends.
-
-    None without one, and for one that names no node.
-    """
-    peer: Mapping[str, Any] = scope.get("state", {}).get(_PEER, {})
-    names = [
-        value
-        for distinguished in peer.get("subject", ())
-        for kind, value in distinguished
-        if kind == "commonName"
-    ]
-    try:
-        [name] = names
-        node_id = identifier("commonName", name)
-    except (ValueError, BadInput):
-        return None
-    ends_at = datetime.fromtimestamp(ssl.cert_time_to_seconds(peer["notAfter"]), UTC)
-    return Identity(f"{CERTIFICATE_PREFIX}{node_id}", Role.AGENT, frozenset({node_id})), ends_at
-
-
-def show_peer(transport: asyncio.Transport, state: MutableMapping[str, Any]) -> None:
-    """To `known_client`: uvicorn does not tell the app of certificates."""
-    peer = transport.get_extra_info("peercert")
-    if peer:
-        state[_PEER] = peer
 
 
 def _state(path: Path | None) -> object:

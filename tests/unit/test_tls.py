@@ -22,9 +22,10 @@ from websockets.exceptions import InvalidMessage
 
 from db.core.enums import Role
 from db.core.identity import Identity
+from graph.auth.client_certificate import find_certified_identity
 from graph.core.settings import ConfigurationError, Settings, load
 from graph.server.connection_guards import http_protocol, websocket_protocol
-from graph.server.tls_context import RenewedContext, context_of, known_client
+from graph.server.tls_context import RenewedContext, context_of
 from tests.support.authority import BEGUN, DAY, Authority, Pair, settings_for, trusting
 
 SECONDS = 10
@@ -34,7 +35,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 
 async def who(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers with the name of the caller, over HTTP and over a websocket."""
-    known = known_client(scope)
+    known = find_certified_identity(scope)
     name = (known[0].name if known else "nobody").encode()
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -148,7 +149,7 @@ def test_a_certificate_that_is_not_good_ends_the_connection(
 async def test_it_says_until_when_and_for_which_node(authority: Authority) -> None:
     pair = authority.client("gpu-1", ends_at=BEGUN + 3 * DAY)
     shown = ssl._ssl._test_decode_cert(str(pair.certificate))  # type: ignore[attr-defined]  # noqa: SLF001  # as a connection shows it
-    known = known_client({"state": {"node_registry.tls_peer": shown}})
+    known = find_certified_identity({"state": {"node_registry.tls_peer": shown}})
     assert known == (Identity("tls/gpu-1", Role.AGENT, frozenset({"gpu-1"})), BEGUN + 3 * DAY)
 
 

@@ -111,7 +111,7 @@ async def _measure_delays(
 
 @asynccontextmanager
 async def _open_listener(database: Database, arrivals: _Arrivals) -> AsyncIterator[None]:
-    connection = await database.listening_connection()
+    connection = await database.connect_to_listen()
     try:
         await connection.add_listener(CHANNEL, arrivals.on_notification)
         yield

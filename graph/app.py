@@ -88,7 +88,7 @@ async def open_services(
         upkeep = Housekeeping(database, settings, metrics)
         await upkeep.make_days()
         # Whatever callers ask, heartbeats are written and nodes are looked after.
-        vital = await stack.enter_async_context(database.beside(VITAL_CONNECTIONS))
+        vital = await stack.enter_async_context(database.open_separate_pool(VITAL_CONNECTIONS))
         tracer.trace_statements(vital)
         pacemaker = Sweeper(vital, settings, metrics)
         heartbeats = HeartbeatWriter(vital, pacemaker, metrics, tracer)

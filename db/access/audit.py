@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.identity import Caller
-from db.core.pagination import Keyset, Page, take
+from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import AUDIT_ENTRY, AuditEntry
 
 OK = "ok"
@@ -117,8 +117,8 @@ async def entries(
     session: AsyncSession, audit_filter: AuditFilter, *, first: int, after: str | None
 ) -> Page[AuditEntry]:
     """A page of the trail, newest first."""
-    statement = ENTRIES.page(meant(audit_filter), first=first, after=after)
-    return take((await session.scalars(statement)).all(), first)
+    statement = ENTRIES.select_page(meant(audit_filter), first=first, after=after)
+    return make_page((await session.scalars(statement)).all(), first)
 
 
 async def trim(session: AsyncSession, *, keep_days: float, batch: int) -> int:

@@ -16,7 +16,7 @@ from db.core.enums import Role
 from db.core.errors import BadInput, Forbidden, TokenNotFound
 from db.core.identity import Caller
 from db.core.tables import TOKEN, Token
-from db.core.token_format import new_key
+from db.core.token_format import generate_token
 
 MAX_NODES = 1000
 
@@ -122,7 +122,7 @@ async def make(
 
     It stands for `lasts`, else for its `lifetime`, else for ever.
     """
-    key = new_key()
+    key = generate_token()
     values = {
         **said,
         "name": said["name"] or f"{said['role']}-{key.public_id}",

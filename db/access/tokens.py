@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.core.enums import Role
 from db.core.errors import TokenNotFound
 from db.core.identity import Identity
-from db.core.pagination import Keyset, Page, take
+from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import TOKEN, Token
-from db.core.token_format import Presented
+from db.core.token_format import PresentedToken
 
 TOKENS = Keyset("tokens", (TOKEN.created_at, TOKEN.id), (datetime, UUID), descending=True)
 """Newest first."""
@@ -30,7 +30,7 @@ def identity_of(token: Token) -> Identity:
     return Identity(token.name, token.role, frozenset(token.nodes), token.id)
 
 
-async def known(session: AsyncSession, presented: Presented) -> Token | None:
+async def known(session: AsyncSession, presented: PresentedToken) -> Token | None:
     """The key that was presented, if it stands."""
     statement = select(Token).where(TOKEN.public_id == presented.public_id, standing_condition())
     token = (await session.scalars(statement)).one_or_none()
@@ -85,8 +85,8 @@ async def listed(
 ) -> Page[Token]:
     """In the order of TOKENS; `with_dead` also those that do not stand any more."""
     statement = select(Token) if with_dead else select(Token).where(standing_condition())
-    rows = await session.scalars(TOKENS.page(statement, first=first, after=after))
-    return take(rows.all(), first)
+    rows = await session.scalars(TOKENS.select_page(statement, first=first, after=after))
+    return make_page(rows.all(), first)
 
 
 async def find(session: AsyncSession, public_id: str) -> Token:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import ClassVar
 
-from db.core.token_format import redacted
+from db.core.token_format import redact_tokens
 
 
 class RegistryError(Exception):
@@ -19,7 +19,7 @@ class RegistryError(Exception):
     def __init__(self, message: str, **facts: object) -> None:
         super().__init__(message)
         self.message = message
-        self.facts: Mapping[str, object] = facts
+        self.details: Mapping[str, object] = facts
 
 
 class BadInput(RegistryError):
@@ -65,7 +65,7 @@ class TokenNotFound(RegistryError):
     code = "TOKEN_NOT_FOUND"
 
     def __init__(self, token: str) -> None:
-        token = redacted(token)
+        token = redact_tokens(token)
         super().__init__(f"no key {token!r} stands", token=token)
 
 

@@ -21,7 +21,7 @@ class Identity:
     name: str
     role: Role
     nodes: frozenset[str] = frozenset()
-    key_id: UUID | None = None
+    token_id: UUID | None = None
 
 
 ANONYMOUS = Identity("anonymous", Role.ADMIN)
@@ -40,6 +40,6 @@ class Caller:
         return self.identity.name
 
     @property
-    def counted_as(self) -> str:
+    def rate_key(self) -> str:
         """What limits count by: the identity, or the address of nobody in particular."""
         return self.address or "" if self.identity is ANONYMOUS else self.identity.name

@@ -9,7 +9,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-_LOCK = "node_registry_migrations"
+_LOCK_NAME = "node_registry_migrations"
 
 
 class SchemaMismatch(Exception):
@@ -37,42 +37,42 @@ async def migrate(
     """
     async with engine.connect() as connection:
         await connection.exec_driver_sql("SET statement_timeout = '10min'")
-        await connection.execute(sa.select(sa.func.pg_advisory_lock(sa.func.hashtext(_LOCK))))
+        await connection.execute(sa.select(sa.func.pg_advisory_lock(sa.func.hashtext(_LOCK_NAME))))
         # A migration gives way to the service: it must not queue for a lock with others behind it.
         await connection.exec_driver_sql(
             f"SET lock_timeout = '{round(lock_timeout_seconds * 1000)}ms'"
         )
         await connection.commit()
         try:
-            await connection.run_sync(_run, target)
+            await connection.run_sync(_run_migrations, target)
         finally:
             await connection.invalidate()  # gives up the lock and the settings with the session
 
 
-def known_schemas() -> set[str]:
+def list_known_schemas() -> set[str]:
     """Those that this version can bring to its own, which is one of them."""
-    return _known(ScriptDirectory.from_config(_config()))
+    return _list_revisions(ScriptDirectory.from_config(_make_config()))
 
 
-async def require_current(engine: AsyncEngine) -> None:
+async def require_current_schema(engine: AsyncEngine) -> None:
     """Raises SchemaMismatch unless the database is exactly at this version's schema."""
     async with engine.connect() as connection:
         found = await connection.run_sync(
             lambda sync: MigrationContext.configure(sync).get_current_revision()
         )
-    script = ScriptDirectory.from_config(_config())
+    script = ScriptDirectory.from_config(_make_config())
     needed = script.get_current_head() or ""
     if found != needed:
-        ahead = found is not None and found not in _known(script)
+        ahead = found is not None and found not in _list_revisions(script)
         raise SchemaMismatch(found, needed, ahead=ahead)
 
 
-def _run(connection: sa.Connection, target: str) -> None:
-    config = _config()
+def _run_migrations(connection: sa.Connection, target: str) -> None:
+    config = _make_config()
     config.attributes["connection"] = connection
     script = ScriptDirectory.from_config(config)
     found = MigrationContext.configure(connection).get_current_revision()
-    if found is not None and found not in _known(script):
+    if found is not None and found not in _list_revisions(script):
         raise SchemaMismatch(found, script.get_current_head() or "", ahead=True)
     connection.rollback()  # else Alembic takes this transaction for all migrations
     if target == "base":
@@ -81,11 +81,11 @@ def _run(connection: sa.Connection, target: str) -> None:
         command.upgrade(config, target)
 
 
-def _known(script: ScriptDirectory) -> set[str]:
+def _list_revisions(script: ScriptDirectory) -> set[str]:
     return {revision.revision for revision in script.walk_revisions()}
 
 
-def _config() -> Config:
+def _make_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(files("migrations")))
     return config

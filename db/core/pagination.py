@@ -35,29 +35,31 @@ class Keyset:
     types: Sequence[type]
     descending: bool = False
 
-    def page(self, statement: Select[Any], *, first: int, after: str | None) -> Select[Any]:
+    def select_page(self, statement: Select[Any], *, first: int, after: str | None) -> Select[Any]:
         """The rows behind `after`, one more than asked for: its presence tells `has_next`.
 
         Raises BadInput for a size that is out of bounds or a cursor from elsewhere.
         """
         require_page_size(first)
         if after is not None:
-            key, bound = tuple_(*self.columns), tuple_(*self.decode(after))
+            key, bound = tuple_(*self.columns), tuple_(*self.decode_cursor(after))
             statement = statement.where(key < bound if self.descending else key > bound)
         order = [c.desc() if self.descending else c.asc() for c in self.columns]
         return statement.order_by(*order).limit(first + 1)
 
-    def encode(self, *key: object) -> str:
+    def encode_cursor(self, *key: object) -> str:
         content = orjson.dumps([self.name, *key], default=str)
         return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
-    def decode(self, cursor: str) -> list[Any]:
+    def decode_cursor(self, cursor: str) -> list[Any]:
         """Raises BadInput for what `encode` of this keyset did not make."""
         try:
             padded = cursor + "=" * (-len(cursor) % 4)
             name, *values = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
             _require(name == self.name)
-            return [_decoded(kind, value) for kind, value in zip(self.types, values, strict=True)]
+            return [
+                _decode_value(kind, value) for kind, value in zip(self.types, values, strict=True)
+            ]
         except (ValueError, TypeError, OverflowError, binascii.Error) as error:
             raise BadInput("after", "not a cursor of this list and order") from error
 
@@ -67,11 +69,11 @@ def require_page_size(size: int, field: str = "first") -> None:
         raise BadInput(field, f"must be 0 to {MAX_PAGE_SIZE}")
 
 
-def take(rows: Sequence[T], first: int) -> Page[T]:
+def make_page(rows: Sequence[T], first: int) -> Page[T]:
     return Page(rows[:first], has_next=len(rows) > first)
 
 
-def _decoded(kind: type, value: Any) -> Any:
+def _decode_value(kind: type, value: Any) -> Any:
     if kind is int:
         _require(type(value) is int and -(2**63) <= value < 2**63)
         return value

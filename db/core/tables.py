@@ -37,16 +37,16 @@ from db.core.enums import (
     StatusReason,
 )
 
-_INSTANT: Any = DateTime(timezone=True)
-_DOCUMENT: Any = JSONB(none_as_null=True)
-_NOW = {"server_default": text("now()")}
-_NEW_UUID = {"server_default": text("gen_random_uuid()")}
-_EMPTY = {"server_default": text("'{}'")}
-_TRUE = {"server_default": text("true")}
-_ONE = {"server_default": text("1")}
+_TIMESTAMP: Any = DateTime(timezone=True)
+_JSON_OBJECT: Any = JSONB(none_as_null=True)
+_DEFAULT_NOW = {"server_default": text("now()")}
+_DEFAULT_NEW_UUID = {"server_default": text("gen_random_uuid()")}
+_DEFAULT_EMPTY = {"server_default": text("'{}'")}
+_DEFAULT_TRUE = {"server_default": text("true")}
+_DEFAULT_ONE = {"server_default": text("1")}
 
 
-def _one_of(values: type[Any], name: str) -> Any:
+def _make_enum_type(values: type[Any], name: str) -> Any:
     """Text that a check constraint holds to the values of an enum."""
     return Enum(
         values,
@@ -96,28 +96,28 @@ class Node(Table, table=True):
         {"postgresql_with": {"fillfactor": 70}},
     )
 
-    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_DEFAULT_NEW_UUID)
     node_id: str = Field(sa_type=Text)
     node_name: str = Field(sa_type=Text)
-    node_role: NodeRole = Field(sa_type=_one_of(NodeRole, "node_role"))
-    node_type: NodeType = Field(sa_type=_one_of(NodeType, "node_type"))
+    node_role: NodeRole = Field(sa_type=_make_enum_type(NodeRole, "node_role"))
+    node_type: NodeType = Field(sa_type=_make_enum_type(NodeType, "node_type"))
     ip_address: str | None = Field(sa_type=INET)
     local_ip: str | None = Field(sa_type=INET)
     hostname: str | None = Field(sa_type=Text)
-    status: NodeStatus = Field(sa_type=_one_of(NodeStatus, "status"))
-    registered_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
-    updated_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    status: NodeStatus = Field(sa_type=_make_enum_type(NodeStatus, "status"))
+    registered_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
+    updated_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     metadata_: dict[str, Any] = Field(
-        sa_type=_DOCUMENT, sa_column_kwargs={"name": "metadata", **_EMPTY}
+        sa_type=_JSON_OBJECT, sa_column_kwargs={"name": "metadata", **_DEFAULT_EMPTY}
     )
-    labels: list[str] = Field(sa_type=ARRAY(Text), sa_column_kwargs=_EMPTY)
-    capabilities: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
-    status_reason: StatusReason = Field(sa_type=_one_of(StatusReason, "status_reason"))
-    status_since: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
-    maintenance_until: datetime | None = Field(sa_type=_INSTANT)
-    removed_at: datetime | None = Field(sa_type=_INSTANT)
+    labels: list[str] = Field(sa_type=ARRAY(Text), sa_column_kwargs=_DEFAULT_EMPTY)
+    capabilities: dict[str, Any] = Field(sa_type=_JSON_OBJECT, sa_column_kwargs=_DEFAULT_EMPTY)
+    status_reason: StatusReason = Field(sa_type=_make_enum_type(StatusReason, "status_reason"))
+    status_since: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
+    maintenance_until: datetime | None = Field(sa_type=_TIMESTAMP)
+    removed_at: datetime | None = Field(sa_type=_TIMESTAMP)
     boot_id: str | None = Field(sa_type=Text, description="The run of the agent that holds the id.")
-    boot_since: datetime | None = Field(sa_type=_INSTANT)
+    boot_since: datetime | None = Field(sa_type=_TIMESTAMP)
     heartbeat_interval_seconds: float = Field(
         sa_type=Double,
         sa_column_kwargs={"server_default": text("0")},
@@ -127,7 +127,7 @@ class Node(Table, table=True):
         sa_column_kwargs={"server_default": text("false")}, description="Says so of itself."
     )
     heard_at: datetime | None = Field(
-        sa_type=_INSTANT, description="The last registration or heartbeat."
+        sa_type=_TIMESTAMP, description="The last registration or heartbeat."
     )
     last_sequence: int | None = Field(
         sa_type=BigInteger, description="Of the last heartbeat within boot_id."
@@ -136,24 +136,24 @@ class Node(Table, table=True):
         sa_type=BigInteger, description="Its row in heartbeat_log, which holds the metrics."
     )
     steady_since: datetime | None = Field(
-        sa_type=_INSTANT, description="The last late heartbeat, while it is FLAPPING."
+        sa_type=_TIMESTAMP, description="The last late heartbeat, while it is FLAPPING."
     )
-    last_heartbeat: datetime | None = Field(sa_type=_INSTANT)
+    last_heartbeat: datetime | None = Field(sa_type=_TIMESTAMP)
 
 
 class NodeProfile(Table, table=True):
     __tablename__ = "node_profiles"
     __table_args__ = (UniqueConstraint("node_id", "profile_name"),)
 
-    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_DEFAULT_NEW_UUID)
     node_id: UUID = Field(foreign_key="nodes.id", ondelete="CASCADE")
     profile_name: str = Field(sa_type=Text)
-    profile_type: ProfileType = Field(sa_type=_one_of(ProfileType, "profile_type"))
-    config: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
-    enabled: bool = Field(sa_column_kwargs=_TRUE)
-    version: int = Field(sa_column_kwargs=_ONE)
-    created_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
-    updated_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    profile_type: ProfileType = Field(sa_type=_make_enum_type(ProfileType, "profile_type"))
+    config: dict[str, Any] = Field(sa_type=_JSON_OBJECT, sa_column_kwargs=_DEFAULT_EMPTY)
+    enabled: bool = Field(sa_column_kwargs=_DEFAULT_TRUE)
+    version: int = Field(sa_column_kwargs=_DEFAULT_ONE)
+    created_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
+    updated_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
 
 
 class RoleProfile(Table, table=True):
@@ -162,16 +162,16 @@ class RoleProfile(Table, table=True):
     __tablename__ = "role_profiles"
     __table_args__ = (UniqueConstraint("node_role", "node_type", "profile_name"),)
 
-    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
-    node_role: NodeRole = Field(sa_type=_one_of(NodeRole, "node_role"))
-    node_type: NodeType = Field(sa_type=_one_of(NodeType, "node_type"))
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_DEFAULT_NEW_UUID)
+    node_role: NodeRole = Field(sa_type=_make_enum_type(NodeRole, "node_role"))
+    node_type: NodeType = Field(sa_type=_make_enum_type(NodeType, "node_type"))
     profile_name: str = Field(sa_type=Text)
-    profile_type: ProfileType = Field(sa_type=_one_of(ProfileType, "profile_type"))
-    config: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
-    enabled: bool = Field(sa_column_kwargs=_TRUE)
-    version: int = Field(sa_column_kwargs=_ONE)
-    created_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
-    updated_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    profile_type: ProfileType = Field(sa_type=_make_enum_type(ProfileType, "profile_type"))
+    config: dict[str, Any] = Field(sa_type=_JSON_OBJECT, sa_column_kwargs=_DEFAULT_EMPTY)
+    enabled: bool = Field(sa_column_kwargs=_DEFAULT_TRUE)
+    version: int = Field(sa_column_kwargs=_DEFAULT_ONE)
+    created_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
+    updated_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
 
 
 class Heartbeat(Table, table=True):
@@ -188,11 +188,11 @@ class Heartbeat(Table, table=True):
         {"postgresql_partition_by": "RANGE (timestamp)"},
     )
 
-    timestamp: datetime = Field(primary_key=True, sa_type=_INSTANT)
+    timestamp: datetime = Field(primary_key=True, sa_type=_TIMESTAMP)
     id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
     node_id: UUID
-    status: NodeStatus = Field(sa_type=_one_of(NodeStatus, "status"))
-    metrics: dict[str, Any] = Field(sa_type=_DOCUMENT, sa_column_kwargs=_EMPTY)
+    status: NodeStatus = Field(sa_type=_make_enum_type(NodeStatus, "status"))
+    metrics: dict[str, Any] = Field(sa_type=_JSON_OBJECT, sa_column_kwargs=_DEFAULT_EMPTY)
 
 
 class RolledUpHour(Table, table=True):
@@ -200,7 +200,7 @@ class RolledUpHour(Table, table=True):
 
     __tablename__ = "rolled_up_hours"
 
-    hour: datetime = Field(primary_key=True, sa_type=_INSTANT)
+    hour: datetime = Field(primary_key=True, sa_type=_TIMESTAMP)
     heartbeats: int = Field(sa_type=BigInteger)
 
 
@@ -214,12 +214,14 @@ class StatusChange(Table, table=True):
         primary_key=True, sa_type=BigInteger, sa_column_kwargs={"autoincrement": False}
     )
     node_id: UUID = Field(foreign_key="nodes.id")
-    previous_status: NodeStatus | None = Field(sa_type=_one_of(NodeStatus, "previous_status"))
-    status: NodeStatus = Field(sa_type=_one_of(NodeStatus, "status"))
-    reason: StatusReason = Field(sa_type=_one_of(StatusReason, "reason"))
+    previous_status: NodeStatus | None = Field(
+        sa_type=_make_enum_type(NodeStatus, "previous_status")
+    )
+    status: NodeStatus = Field(sa_type=_make_enum_type(NodeStatus, "status"))
+    reason: StatusReason = Field(sa_type=_make_enum_type(StatusReason, "reason"))
     note: str | None = Field(sa_type=Text)
     actor: str = Field(sa_type=Text)
-    changed_at: datetime = Field(sa_type=_INSTANT)
+    changed_at: datetime = Field(sa_type=_TIMESTAMP)
 
 
 class RegistryState(Table, table=True):
@@ -228,16 +230,18 @@ class RegistryState(Table, table=True):
     __tablename__ = "registry_state"
     __table_args__ = (CheckConstraint("id", name="id"),)
 
-    id: bool = Field(primary_key=True, sa_column_kwargs=_TRUE)
+    id: bool = Field(primary_key=True, sa_column_kwargs=_DEFAULT_TRUE)
     revision: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
-    changed_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    changed_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     mode: RegistryMode = Field(
-        sa_type=_one_of(RegistryMode, "mode"), sa_column_kwargs={"server_default": "normal"}
+        sa_type=_make_enum_type(RegistryMode, "mode"), sa_column_kwargs={"server_default": "normal"}
     )
     mode_reason: str | None = Field(sa_type=Text)
-    mode_since: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    mode_since: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     lease_floor: datetime = Field(
-        sa_type=_INSTANT, sa_column_kwargs=_NOW, description="No lease counts from before it."
+        sa_type=_TIMESTAMP,
+        sa_column_kwargs=_DEFAULT_NOW,
+        description="No lease counts from before it.",
     )
 
 
@@ -247,8 +251,8 @@ class RegistryProcess(Table, table=True):
     __tablename__ = "registry_processes"
 
     id: UUID = Field(primary_key=True)
-    started_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
-    seen_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    started_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
+    seen_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
 
 
 class AuditEntry(Table, table=True):
@@ -272,7 +276,7 @@ class AuditEntry(Table, table=True):
     )
 
     id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
-    recorded_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    recorded_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     actor: str = Field(sa_type=Text)
     address: str | None = Field(sa_type=Text, description="The IP address that it came from.")
     action: str = Field(sa_type=Text, description="What was done, e.g. profile.set.")
@@ -283,8 +287,8 @@ class AuditEntry(Table, table=True):
         description="ok, or the code of the error that refused it.",
     )
     request_id: str | None = Field(sa_type=Text, description="As in the log.")
-    before: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
-    after: dict[str, Any] | None = Field(sa_type=_DOCUMENT)
+    before: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)
+    after: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)
 
 
 class Token(Table, table=True):
@@ -302,19 +306,21 @@ class Token(Table, table=True):
         {"postgresql_with": {"fillfactor": 80}},
     )
 
-    id: UUID = Field(primary_key=True, sa_column_kwargs=_NEW_UUID)
+    id: UUID = Field(primary_key=True, sa_column_kwargs=_DEFAULT_NEW_UUID)
     public_id: str = Field(sa_type=Text, description="The part of its text that may be shown.")
     secret_hash: bytes = Field(sa_type=LargeBinary, repr=False)
     name: str = Field(sa_type=Text, description="What the logs call who uses it.")
-    role: Role = Field(sa_type=_one_of(Role, "role"))
+    role: Role = Field(sa_type=_make_enum_type(Role, "role"))
     nodes: list[str] = Field(
-        sa_type=ARRAY(Text), sa_column_kwargs=_EMPTY, description="Ids that an agent speaks for."
+        sa_type=ARRAY(Text),
+        sa_column_kwargs=_DEFAULT_EMPTY,
+        description="Ids that an agent speaks for.",
     )
-    created_at: datetime = Field(sa_type=_INSTANT, sa_column_kwargs=_NOW)
+    created_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     created_by: str = Field(sa_type=Text)
-    expires_at: datetime | None = Field(sa_type=_INSTANT)
-    revoked_at: datetime | None = Field(sa_type=_INSTANT)
-    last_used_at: datetime | None = Field(sa_type=_INSTANT)
+    expires_at: datetime | None = Field(sa_type=_TIMESTAMP)
+    revoked_at: datetime | None = Field(sa_type=_TIMESTAMP)
+    last_used_at: datetime | None = Field(sa_type=_TIMESTAMP)
     lifetime: timedelta | None = Field(
         sa_type=Interval, description="Of the keys that rotation or enrolment makes from it."
     )
@@ -322,10 +328,12 @@ class Token(Table, table=True):
     enrolled_by: UUID | None = Field(description="The enrolment key that made it, or its forebear.")
     uses_left: int | None = Field(description="Nodes that an enrolment key may still let in.")
     node_role: NodeRole | None = Field(
-        sa_type=_one_of(NodeRole, "node_role"), description="Of the nodes to let in; none: any."
+        sa_type=_make_enum_type(NodeRole, "node_role"),
+        description="Of the nodes to let in; none: any.",
     )
     node_type: NodeType | None = Field(
-        sa_type=_one_of(NodeType, "node_type"), description="Of the nodes to let in; none: any."
+        sa_type=_make_enum_type(NodeType, "node_type"),
+        description="Of the nodes to let in; none: any.",
     )
     labels: list[str] | None = Field(
         sa_type=ARRAY(Text), description="That a node to let in may have; none: any."
@@ -348,7 +356,7 @@ METRICS_HISTORY = sqlalchemy.Table(
     "metrics_history",
     Table.metadata,
     Column("node_id", Uuid, primary_key=True),
-    Column("hour", _INSTANT, primary_key=True),
+    Column("hour", _TIMESTAMP, primary_key=True),
     Column("heartbeats", Integer, nullable=False),
     *(
         Column(f"{measure}_{part}", Double)
@@ -360,16 +368,16 @@ METRICS_HISTORY = sqlalchemy.Table(
 """A node's metrics by the hour; partitioned by month."""
 
 
-def _columns(table: type[Table]) -> ReadOnlyColumnCollection[str, Column[Any]]:
+def _get_columns(table: type[Table]) -> ReadOnlyColumnCollection[str, Column[Any]]:
     return Table.metadata.tables[str(table.__tablename__)].c
 
 
 # What statements are written with: SQLModel types its attributes as the values of a row.
-NODE = _columns(Node)
-NODE_PROFILE = _columns(NodeProfile)
-ROLE_PROFILE = _columns(RoleProfile)
-HEARTBEAT = _columns(Heartbeat)
-STATUS_CHANGE = _columns(StatusChange)
-REGISTRY_STATE = _columns(RegistryState)
-TOKEN = _columns(Token)
-AUDIT_ENTRY = _columns(AuditEntry)
+NODE = _get_columns(Node)
+NODE_PROFILE = _get_columns(NodeProfile)
+ROLE_PROFILE = _get_columns(RoleProfile)
+HEARTBEAT = _get_columns(Heartbeat)
+STATUS_CHANGE = _get_columns(StatusChange)
+REGISTRY_STATE = _get_columns(RegistryState)
+TOKEN = _get_columns(Token)
+AUDIT_ENTRY = _get_columns(AuditEntry)

@@ -19,7 +19,7 @@ SECRET_LENGTH = 32
 _CHECKSUM_LENGTH = 6
 
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
-_KEY = re.compile(
+_TOKEN = re.compile(
     rf"{PREFIX}([0-9A-Za-z]{{{PUBLIC_ID_LENGTH}}})([0-9A-Za-z]{{{SECRET_LENGTH}}})"
     rf"([0-9A-Za-z]{{{_CHECKSUM_LENGTH}}})"
 )
@@ -27,7 +27,7 @@ _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class NewKey:
+class NewToken:
     """`text` is known here and to the one who is given it, and nowhere else."""
 
     public_id: str
@@ -36,7 +36,7 @@ class NewKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Presented:
+class PresentedToken:
     """What somebody shows, in the form of a key; whether it is one, the database knows."""
 
     public_id: str
@@ -47,37 +47,40 @@ class Presented:
         return hmac.compare_digest(self.secret_hash, secret_hash)
 
 
-def new_key() -> NewKey:
-    public_id, secret = _random(PUBLIC_ID_LENGTH), _random(SECRET_LENGTH)
-    text = f"{PREFIX}{public_id}{secret}{_checksum(public_id + secret)}"
-    return NewKey(public_id, text, _hash(secret))
+def generate_token() -> NewToken:
+    public_id, secret = (
+        _generate_random_text(PUBLIC_ID_LENGTH),
+        _generate_random_text(SECRET_LENGTH),
+    )
+    text = f"{PREFIX}{public_id}{secret}{_compute_checksum(public_id + secret)}"
+    return NewToken(public_id, text, _hash_secret(secret))
 
 
-def parsed(text: str) -> Presented | None:
+def parse_token(text: str) -> PresentedToken | None:
     """None for what was not made by `new_key`: most junk and every typo of a character or two."""
-    if not (key := _KEY.fullmatch(text)):
+    if not (key := _TOKEN.fullmatch(text)):
         return None
     public_id, secret, checksum = key.groups()
-    if _checksum(public_id + secret) != checksum:
+    if _compute_checksum(public_id + secret) != checksum:
         return None
-    return Presented(public_id, _hash(secret))
+    return PresentedToken(public_id, _hash_secret(secret))
 
 
-def redacted(text: str) -> str:
+def redact_tokens(text: str) -> str:
     """Of each key in it no more than may be shown, and of an issuer's token nothing."""
-    return _JWT.sub("eyJ…", _KEY.sub(rf"{PREFIX}\1…", text))
+    return _JWT.sub("eyJ…", _TOKEN.sub(rf"{PREFIX}\1…", text))
 
 
-def _random(length: int) -> str:
+def _generate_random_text(length: int) -> str:
     return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
-def _hash(secret: str) -> bytes:
+def _hash_secret(secret: str) -> bytes:
     # Slow hashes are for what people think up: nobody guesses one of 2^190 random texts.
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _checksum(text: str) -> str:
+def _compute_checksum(text: str) -> str:
     number = crc32(text.encode())
     digits = []
     for _ in range(_CHECKSUM_LENGTH):

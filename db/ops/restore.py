@@ -10,7 +10,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.core.database import Database
-from db.core.migrate import known_schemas, migrate
+from db.core.migrate import list_known_schemas, migrate
 from db.ops.backup import BackupRefused, Manifest, manifest_of
 from db.ops.pg_client_tools import Program, running
 
@@ -28,7 +28,7 @@ _SINCE_POSTGRES = 17
 async def check(path: Path) -> Manifest:
     """Reads all of it, and touches no database. Raises BackupRefused and ProgramMissing."""
     manifest = await asyncio.to_thread(manifest_of, path)
-    if manifest.schema_version not in known_schemas():
+    if manifest.schema_version not in list_known_schemas():
         raise BackupRefused(
             f"{path} is of schema {manifest.schema_version}, which this version does not know:"
             " restore it with the version that made it, or a newer one"

@@ -7,7 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.database import Database
-from db.core.migrate import SchemaMismatch, require_current
+from db.core.migrate import SchemaMismatch, require_current_schema
 from db.core.tables import Table
 from db.ops.check_result import Check, Verdict, fault, ok, warning
 from db.retention import partitions
@@ -28,7 +28,7 @@ _RIGHTS = {
 def schema(database: Database) -> Check:
     async def check(_: AsyncSession) -> Verdict:
         try:
-            await require_current(database.engine)
+            await require_current_schema(database.engine)
         except SchemaMismatch as mismatch:
             return fault(str(mismatch))
         return ok("at this version's")

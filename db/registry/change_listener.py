@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import asyncpg
 
-from db.core.database import ANSWER_SECONDS, Database
+from db.core.database import LISTEN_TIMEOUT_SECONDS, Database
 from db.registry.status_changes import CHANNEL
 
 Hear: TypeAlias = Callable[[str], object]
@@ -67,10 +67,10 @@ async def listening(
 
     Raises Unavailable when there is no connection to be had, or it is lost.
     """
-    async with database.listening() as connection:
+    async with database.open_listen_connection() as connection:
         listener = Listener(connection)
         connection.add_termination_listener(listener.closed)
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(LISTEN_TIMEOUT_SECONDS):
             await connection.add_listener(CHANNEL, listener.notified)
             for channel, hear in others.items():
                 await connection.add_listener(channel, partial(_pass_on, hear))

@@ -120,7 +120,7 @@ async def write(
     first, *later = _one_of_each_node(reports) or [[]]
     outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
     left = list(chain(*later))
-    async with database.driver() as connection:
+    async with database.open_connection() as connection:
         terms = _terms([reports[i] for i in first], rules, whole=False)
         rows = await _DIRECTLY.fetch(connection, **terms)
     for row in rows:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import aliased
 from sqlmodel import col
 
 from db.core.errors import BadInput
-from db.core.pagination import Keyset, Page, take
+from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import HEARTBEAT, METRICS_HISTORY, NODE, STATUS_CHANGE, Heartbeat, Node
 from db.registry import status_changes
 from db.registry.node_filter import NodeFilter
@@ -44,7 +44,7 @@ async def heartbeats(
         statement = statement.where(HEARTBEAT.timestamp >= since)
     if until is not None:
         statement = statement.where(HEARTBEAT.timestamp < until)
-    page = HEARTBEATS.page(statement, first=first, after=after).lateral()
+    page = HEARTBEATS.select_page(statement, first=first, after=after).lateral()
     rows = await session.scalars(
         select(aliased(Heartbeat, page))
         .select_from(Node)
@@ -116,7 +116,7 @@ async def metrics_by_hour(
         statement = statement.where(hour >= since)
     if until is not None:
         statement = statement.where(hour < until)
-    page = METRICS.page(statement, first=first, after=after).lateral()
+    page = METRICS.select_page(statement, first=first, after=after).lateral()
     rows = await session.execute(
         select(page)
         .select_from(Node)
@@ -131,12 +131,12 @@ async def list_status_changes(
     session: AsyncSession, node_filter: NodeFilter, *, first: int, after: str | None
 ) -> Page[LoggedChange]:
     """A page of the changes of all nodes that the filter means, newest first."""
-    statement = STATUS_CHANGES.page(
+    statement = STATUS_CHANGES.select_page(
         status_changes.LOGGED.where(node_filter.condition(status=STATUS_CHANGE.status)),
         first=first,
         after=after,
     )
-    return take([LoggedChange(*row) for row in await session.execute(statement)], first)
+    return make_page([LoggedChange(*row) for row in await session.execute(statement)], first)
 
 
 async def list_status_changes_by_node(
@@ -144,7 +144,7 @@ async def list_status_changes_by_node(
 ) -> dict[UUID, Page[LoggedChange]]:
     """A page of each node's own changes, newest first."""
     subject = aliased(Node)
-    page = STATUS_CHANGES.page(
+    page = STATUS_CHANGES.select_page(
         status_changes.LOGGED.where(STATUS_CHANGE.node_id == subject.id), first=first, after=after
     ).lateral()
     rows = await session.execute(
@@ -216,4 +216,4 @@ def _pages(
     by_node: dict[UUID, list[EntryT]] = {node: [] for node in nodes}
     for node, entry in found:
         by_node[node].append(entry)
-    return {node: take(entries, first) for node, entries in by_node.items()}
+    return {node: make_page(entries, first) for node, entries in by_node.items()}

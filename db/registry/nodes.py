@@ -13,7 +13,7 @@ from db.access import token_changes
 from db.core.enums import NodeStatus, StatusReason
 from db.core.errors import BadInput, NodeNotFound
 from db.core.identity import Caller
-from db.core.pagination import Keyset, Page, take
+from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import NODE, Node
 from db.registry import node_audit, status_changes
 from db.registry.liveness_rules import Rules
@@ -64,10 +64,10 @@ async def listed(
     first: int,
     after: str | None,
 ) -> Page[Node]:
-    statement = order.page(
+    statement = order.select_page(
         select(Node).where(_REGISTERED, node_filter.condition()), first=first, after=after
     )
-    return take((await session.scalars(statement)).all(), first)
+    return make_page((await session.scalars(statement)).all(), first)
 
 
 async def count(session: AsyncSession, node_filter: NodeFilter) -> int:

@@ -7,7 +7,7 @@ from strawberry.extensions import FieldExtension
 from strawberry.extensions.field_extension import AsyncExtensionResolver
 
 from db.core.errors import RegistryError, Unavailable
-from db.core.token_format import redacted
+from db.core.token_format import redact_tokens
 from graph.api.context import Info
 from graph.live.rejection_log import Attempt
 
@@ -49,4 +49,4 @@ def _format_part(field: str, value: object) -> str:
         return ""
     text = value.lower() if field in _ENUMS else value
     # A caller that revokes a token may have sent the whole secret.
-    return redacted(text).encode("utf-8", "replace").decode().replace("\0", "?")[:_MAX_LENGTH]
+    return redact_tokens(text).encode("utf-8", "replace").decode().replace("\0", "?")[:_MAX_LENGTH]

@@ -68,7 +68,7 @@ class MetricsHourConnection:
 
     @classmethod
     def of(cls, page: Page[Row[Any]], after: str | None) -> Self:
-        cursors = [history.METRICS.encode(row.hour) for row in page.rows]
+        cursors = [history.METRICS.encode_cursor(row.hour) for row in page.rows]
         hours = [MetricsHour.of(row) for row in page.rows]
         edges = [MetricsHourEdge(cursor=c, node=h) for c, h in zip(cursors, hours, strict=True)]
         return cls(edges=edges, nodes=hours, page_info=PageInfo.of(page, cursors, after))

@@ -217,7 +217,7 @@ class NodeConnection:
         revision: int,
     ) -> Self:
         keyset = order.keyset(descending=descending)
-        cursors = [keyset.encode(*order.key(row)) for row in page.rows]
+        cursors = [keyset.encode_cursor(*order.key(row)) for row in page.rows]
         entries = [Node.of(row) for row in page.rows]
         return cls(
             filter=node_filter,

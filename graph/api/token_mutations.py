@@ -182,12 +182,12 @@ class TokenMutations:
     )
     async def rotate_node_key(self, info: Info) -> RotateNodeKeyPayload:
         caller = info.context.caller
-        if caller.identity.role is not Role.AGENT or caller.identity.key_id is None:
+        if caller.identity.role is not Role.AGENT or caller.identity.token_id is None:
             raise Forbidden(f"{caller.name} is not known by an agent's key")
         overlap = timedelta(seconds=info.context.services.settings.node_key_overlap_seconds)
         async with info.context.services.database.write() as session:
             made = await token_changes.rotate(
-                session, caller.identity.key_id, overlap=overlap, by=caller
+                session, caller.identity.token_id, overlap=overlap, by=caller
             )
         return RotateNodeKeyPayload(key=made.text, key_expires_at=made.token.expires_at)
 
@@ -199,14 +199,14 @@ async def key_for(
     agent registered with, ends. Raises Forbidden.
     """
     identity = caller.identity
-    if identity.key_id is None:
+    if identity.token_id is None:
         return None, None
     match identity.role:
         case Role.ENROLMENT:
-            made = await enrolment.enrol(session, identity.key_id, node, by=caller)
+            made = await enrolment.enrol(session, identity.token_id, node, by=caller)
             return made.text, made.token.expires_at
         case Role.AGENT:
-            return None, await tokens.expires_at(session, identity.key_id)
+            return None, await tokens.expires_at(session, identity.token_id)
     return None, None
 
 

@@ -197,7 +197,7 @@ class HeartbeatConnection:
 
     @classmethod
     def of(cls, page: Page[tables.Heartbeat], node_id: str, after: str | None) -> Self:
-        cursors = [history.HEARTBEATS.encode(row.timestamp, row.id) for row in page.rows]
+        cursors = [history.HEARTBEATS.encode_cursor(row.timestamp, row.id) for row in page.rows]
         beats = [Heartbeat.of(row, node_id) for row in page.rows]
         edges = [HeartbeatEdge(cursor=c, node=b) for c, b in zip(cursors, beats, strict=True)]
         return cls(edges=edges, nodes=beats, page_info=PageInfo.of(page, cursors, after))
@@ -217,7 +217,7 @@ class StatusChangeConnection:
 
     @classmethod
     def of(cls, page: Page[LoggedChange], after: str | None) -> Self:
-        cursors = [history.STATUS_CHANGES.encode(row.revision) for row in page.rows]
+        cursors = [history.STATUS_CHANGES.encode_cursor(row.revision) for row in page.rows]
         entries = [StatusChange.of(row) for row in page.rows]
         edges = [StatusChangeEdge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)]
         return cls(edges=edges, nodes=entries, page_info=PageInfo.of(page, cursors, after))

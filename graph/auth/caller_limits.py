@@ -60,11 +60,11 @@ class CallerLimits:
 
     def heartbeats(self, caller: Caller, count: int) -> None:
         """Raises RateLimited."""
-        self._heartbeats.take(caller.counted_as, count)
+        self._heartbeats.take(caller.rate_key, count)
 
     def registration(self, caller: Caller) -> None:
         """Raises RateLimited."""
-        self._registrations.take(caller.counted_as)
+        self._registrations.take(caller.rate_key)
 
     @contextmanager
     def connection(self) -> Iterator[None]:
@@ -81,7 +81,7 @@ class CallerLimits:
     @contextmanager
     def subscription(self, caller: Caller) -> Iterator[None]:
         """Raises RateLimited when the caller has too many already."""
-        counted_as = caller.counted_as
+        counted_as = caller.rate_key
         if self._subscriptions[counted_as] >= self._max_subscriptions:
             raise _too_many(f"at most {self._max_subscriptions} subscriptions of one caller")
         self._subscriptions[counted_as] += 1

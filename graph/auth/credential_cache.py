@@ -118,13 +118,13 @@ class CredentialCache:
         for grant in list(self._granted):
             if grant.ends_at is not None and grant.ends_at <= now:
                 self._end(grant)
-        asked = {key for grant in self._granted if (key := grant.identity.key_id) is not None}
+        asked = {key for grant in self._granted if (key := grant.identity.token_id) is not None}
         if not asked:
             return
         async with self._database.read() as session:
             ended = await tokens.ended(session, list(asked))
         for grant in list(self._granted):
-            if grant.identity.key_id in ended:
+            if grant.identity.token_id in ended:
                 self._end(grant)
 
     async def record_use(self) -> None:
@@ -134,7 +134,7 @@ class CredentialCache:
                 await tokens.used(session, used)
 
     async def _ask(self, shown: str) -> Grant:
-        presented = token_format.parsed(shown)
+        presented = token_format.parse_token(shown)
         if presented is None and self._verifier is not None:
             return self.trusted(*await self._verifier.verify(shown))
         if presented is None:
@@ -148,8 +148,8 @@ class CredentialCache:
         return grant
 
     def _use(self, grant: Grant) -> None:
-        if grant.identity.key_id is not None:
-            self._used[grant.identity.key_id] = datetime.now(UTC)
+        if grant.identity.token_id is not None:
+            self._used[grant.identity.token_id] = datetime.now(UTC)
 
     def _end(self, grant: Grant) -> None:
         grant.end()

@@ -52,7 +52,7 @@ class RateSync:
             if payloads:
                 try:
                     async with self._database.read() as session:
-                        await rate_channel.tell(session, payloads)
+                        await rate_channel.send_rates(session, payloads)
                 except Unavailable as error:
                     log.warning("rates.not_shared", cause=repr(error.__cause__))
 
@@ -86,7 +86,7 @@ def _parts(told: Sequence[Told]) -> Iterator[list[Told]]:
     size = 0
     for each in told:
         own_size = len(orjson.dumps(each)) + 1
-        if size + own_size > rate_channel.MAX_BYTES:
+        if size + own_size > rate_channel.MAX_PAYLOAD_BYTES:
             yield part
             part, size = [], 0
         part.append(each)

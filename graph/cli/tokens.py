@@ -178,7 +178,7 @@ async def _listed(*, with_dead: bool) -> Sequence[Token]:
             listed += page.rows
             if not page.has_next:
                 return listed
-            after = tokens.TOKENS.encode(page.rows[-1].created_at, page.rows[-1].id)
+            after = tokens.TOKENS.encode_cursor(page.rows[-1].created_at, page.rows[-1].id)
 
 
 def _name(name: str | None) -> str | None:

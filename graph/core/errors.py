@@ -9,7 +9,7 @@ from graphql import ArgumentNode, GraphQLError
 from prometheus_client import Counter
 
 from db.core.errors import RegistryError
-from db.core.token_format import redacted
+from db.core.token_format import redact_tokens
 
 log = structlog.get_logger()
 
@@ -86,10 +86,10 @@ def _shown(error: GraphQLError) -> dict[str, Any]:
     cause = _cause(error)
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     said = cause.message if isinstance(cause, RegistryError) else error.message
-    message = _shortened(redacted(said))
+    message = _shortened(redact_tokens(said))
     facts: Mapping[str, object]
     if isinstance(cause, RegistryError):
-        code, retryable, facts = cause.code, cause.retryable, _redacted(cause.facts)
+        code, retryable, facts = cause.code, cause.retryable, _redacted(cause.details)
         log.info("request.refused", code=code, message=message)
     elif _is_of_the_request(error, cause):
         code, retryable, facts = "BAD_INPUT", False, _field_of(error)
@@ -114,7 +114,8 @@ def _shown(error: GraphQLError) -> dict[str, Any]:
 def _redacted(facts: Mapping[str, object]) -> Mapping[str, object]:
     """Whoever puts a key in the wrong place may keep what is answered in a log."""
     return {
-        name: redacted(value) if isinstance(value, str) else value for name, value in facts.items()
+        name: redact_tokens(value) if isinstance(value, str) else value
+        for name, value in facts.items()
     }
 
 

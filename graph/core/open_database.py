@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from sqlalchemy import URL
 
 from db.core.database import Database
-from db.core.migrate import migrate, require_current
+from db.core.migrate import migrate, require_current_schema
 from db.embedded.data_dir_lock import DataFolderInUse
 from db.embedded.server import embedded_postgres, running_url
 from graph.core.settings import Settings
@@ -53,7 +53,7 @@ async def current_database(settings: Settings) -> AsyncIterator[Database]:
             await database.ping()
             if settings.external_database is None:
                 await migrate(database.engine)
-            await require_current(database.engine)
+            await require_current_schema(database.engine)
             yield database
         finally:
             await database.close()
@@ -68,5 +68,5 @@ async def database_in_use(settings: Settings) -> AsyncIterator[Database]:
         except DataFolderInUse:
             database = Database(running_url(settings.data_dir))
             stack.push_async_callback(database.close)
-            await require_current(database.engine)
+            await require_current_schema(database.engine)
         yield database

@@ -115,7 +115,7 @@ class ChangeFeed:
         self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
         self._replays: Once[tuple[int, int], Batch | None] = Once(_MAX_REPLAYS)
         self._arrived = Broadcast()
-        self._reading = database.driver
+        self._reading = database.open_connection
         self._bookmark = Bookmark(0)
         self._last: LoggedChange | None = None
         self.revision = 0
@@ -153,7 +153,7 @@ class ChangeFeed:
                     retry_in_seconds=round(delay, 3),
                 )
             finally:
-                self.is_connected, self._reading = False, self._database.driver
+                self.is_connected, self._reading = False, self._database.open_connection
             await asyncio.sleep(delay)
 
     async def read_up_to(self, told: int, ask: Callable[[], Awaitable[int]]) -> None:
@@ -232,7 +232,7 @@ class ChangeFeed:
 
     async def _read(self, after: int, upto: int) -> Batch | None:
         asyncio.get_running_loop().call_later(SHARED_SECONDS, self._replays.forget, (after, upto))
-        async with self._database.driver() as connection:
+        async with self._database.open_connection() as connection:
             return await read_batch(self._database, connection, after, upto=upto, limit=BATCH_SIZE)
 
     async def _hand_on(self) -> bool:
@@ -274,6 +274,6 @@ class ChangeFeed:
         return logged is None or logged == self._last
 
     async def _logged(self, revision: int) -> LoggedChange | None:
-        async with self._database.driver() as connection:
+        async with self._database.open_connection() as connection:
             logged, _ = await status_changes.after(connection, revision - 1, upto=revision)
         return logged[0] if logged else None

@@ -10,7 +10,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.types import Processor
 
-from db.core.token_format import redacted
+from db.core.token_format import redact_tokens
 from graph.core.headers import header
 
 # Local variables hold what callers sent and what nobody should read; a large one takes seconds.
@@ -61,7 +61,7 @@ class _WithoutKeys(structlog.stdlib.ProcessorFormatter):
     """Callers put them where they do not belong, and errors quote what they were given."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        return redact_tokens(super().format(record))
 
 
 class RequestIds:
@@ -97,5 +97,5 @@ def new_request_id() -> str:
 
 def _given_id(scope: Scope) -> str | None:
     given = header(scope, _NAME)
-    harmless = given and _REQUEST_ID.fullmatch(given) and redacted(given) == given
+    harmless = given and _REQUEST_ID.fullmatch(given) and redact_tokens(given) == given
     return given if harmless else None

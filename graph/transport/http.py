@@ -134,7 +134,7 @@ class GraphQLOverHTTP:
 def refused_response(refusal: RegistryError, media_type: str = JSON) -> Response:
     """To who may not ask, or not now; before anything was parsed or begun."""
     headers = {}
-    seconds = refusal.facts.get("retryAfterSeconds")
+    seconds = refusal.details.get("retryAfterSeconds")
     if isinstance(seconds, float):
         headers["retry-after"] = str(math.ceil(seconds))
     if isinstance(refusal, Unauthenticated):

@@ -63,7 +63,7 @@ class Scrape:
             revision, seconds = await status_changes.lag(
                 session, self._services.change_feed.revision
             )
-        self._size.set(await database.size_bytes())
+        self._size.set(await database.measure_size_bytes())
         for status, count in counts.items():
             self._nodes.labels(status).set(count)
         self._log_revision.set(revision)
@@ -142,7 +142,7 @@ def _watch_pool(services: Services) -> None:
     metrics.watch(
         "node_registry_pool_connections",
         "Database connections in use for what callers ask.",
-        database.connections_in_use,
+        database.count_connections_in_use,
     )
     metrics.watch(
         "node_registry_pool_max_connections",
@@ -152,5 +152,5 @@ def _watch_pool(services: Services) -> None:
     metrics.watch_total(
         "node_registry_database_failures",
         "Units of work that the database could not do: away, too busy, or too slow.",
-        lambda: database.failures,
+        lambda: database.failure_count,
     )

@@ -269,7 +269,7 @@ async def test_pages_show_each_entry_that_is_meant_once_and_newest_first(
             if not page.has_next:
                 break
             last = page.rows[-1]
-            after = audit.ENTRIES.encode(last.recorded_at, last.id)
+            after = audit.ENTRIES.encode_cursor(last.recorded_at, last.id)
     meant = [
         (entry["recorded_at"], id_)
         for entry, id_ in zip(entries, ids, strict=True)
@@ -334,10 +334,10 @@ async def _plan(session: AsyncSession, statement: Any) -> list[dict[str, Any]]:
 async def test_each_filter_reads_no_more_than_its_page(
     many: Database, audit_filter: AuditFilter
 ) -> None:
-    page = audit.ENTRIES.page(
+    page = audit.ENTRIES.select_page(
         audit.meant(audit_filter),
         first=20,
-        after=audit.ENTRIES.encode(EPOCH + timedelta(hours=5, minutes=30), 1),
+        after=audit.ENTRIES.encode_cursor(EPOCH + timedelta(hours=5, minutes=30), 1),
     )
     async with many.read() as session:
         steps = await _plan(session, page)

@@ -108,7 +108,7 @@ async def write(database: Database, steps: Sequence[Step], sequence: "count[int]
 async def follow(database: Database, seen: list[int]) -> None:
     """Reads what is new, over and over, as a subscriber would."""
     while True:
-        async with database.driver() as connection:
+        async with database.open_connection() as connection:
             logged, _ = await status_changes.after(connection, len(seen))
             seen += [change.revision for change in logged]
         await asyncio.sleep(0)
@@ -154,7 +154,7 @@ async def tells_how_each_node_came_to_stand(database: Database, log: list[Logged
 async def hearing(database: Database) -> AsyncIterator[list[int]]:
     """The payloads of the notifications, as they arrive."""
     heard: list[int] = []
-    connection = await database.listening_connection()
+    connection = await database.connect_to_listen()
     await connection.add_listener(CHANNEL, lambda *said: heard.append(int(said[-1])))
     try:
         yield heard
@@ -233,7 +233,7 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
         await register(database, node_id)
 
     async def revisions(after: int, **bounds: int) -> list[int]:
-        async with database.driver() as connection:
+        async with database.open_connection() as connection:
             logged, _ = await status_changes.after(connection, after, **bounds)
         return [change.revision for change in logged]
 
@@ -243,7 +243,7 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
     async with database.read() as session:
         assert await status_changes.current_revision(session) == 5
         assert (await status_changes.state(session)).revision == 5
-    async with database.driver() as connection:
+    async with database.open_connection() as connection:
         [last], standing = await status_changes.after(connection, 4)
     node = await stand(database, last.node_id)
     assert [row.id for row in standing.values()] == [last.node] == [node.id]
@@ -260,7 +260,7 @@ async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
     await register(database, "gone")
     async with database.write() as session:
         await nodes.deregister(session, "gone", note=None, by=OPERATOR)
-    async with database.driver() as connection:
+    async with database.open_connection() as connection:
         logged, standing = await status_changes.after(connection, 2)
     assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
     assert [node.node_id for node in standing.values()] == ["stays"]
@@ -342,12 +342,12 @@ async def test_listening_to_a_server_that_is_away_is_unavailable(database: Datab
 
 
 async def test_the_failures_of_a_pool_beside_count(database: Database) -> None:
-    async with database.beside(1) as apart:
+    async with database.open_separate_pool(1) as apart:
         with pytest.raises(Unavailable):
-            async with apart.driver() as connection:
+            async with apart.open_connection() as connection:
                 await connection.fetch("SELECT pg_terminate_backend(pg_backend_pid())")
         await apart.ping()
-    assert database.failures == 1
+    assert database.failure_count == 1
 
 
 async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -361,7 +361,9 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     writer.close()
 
 
-@pytest.mark.parametrize("way", [Database.read, Database.write, Database.driver, listening])
+@pytest.mark.parametrize(
+    "way", [Database.read, Database.write, Database.open_connection, listening]
+)
 async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
     database: Database, way: Callable[[Database], AbstractAsyncContextManager[Any]]
 ) -> None:
@@ -379,7 +381,7 @@ async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
     [
         (Database.read, text("SELECT 1")),
         (Database.write, text("SELECT 1")),
-        (Database.driver, "SELECT 1"),
+        (Database.open_connection, "SELECT 1"),
     ],
     ids=["read", "write", "driver"],
 )

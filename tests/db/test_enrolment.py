@@ -128,7 +128,7 @@ async def test_a_node_that_the_key_is_not_for_is_refused_and_takes_no_use(
     key = await create_enrolment(database, **allowed)
     with pytest.raises(Forbidden) as refusal:
         await enrol(database, key.token, registration_of("gpu-1", **said))
-    assert refusal.value.facts == {"field": field}
+    assert refusal.value.details == {"field": field}
     assert await rows(database, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
     assert await uses_left(database, key) == 3
 
@@ -174,7 +174,7 @@ async def test_a_node_that_has_a_key_is_not_taken_over_however_silent_it_is(
     holder = await stand(database, "gpu-1")
     with pytest.raises(Forbidden) as refusal:
         await enrol(database, key.token, registration_of("gpu-1", "boot-2", labels=["stolen"]))
-    assert refusal.value.facts == {"nodeId": "gpu-1"}
+    assert refusal.value.details == {"nodeId": "gpu-1"}
     assert await stand(database, "gpu-1") == holder
     assert await standing(database, made) == [made]
     assert await uses_left(database, key) == 2

@@ -421,7 +421,7 @@ async def test_a_change_that_cannot_be_made_takes_no_steady_heartbeat_with_it(
     await impatient.close()
     assert isinstance(steady, Recorded)
     assert isinstance(ailing, Unavailable)
-    assert impatient.failures == 1
+    assert impatient.failure_count == 1
     assert (await stand(database, "steady")).last_sequence == 1
     assert (await stand(database, "ailing")).last_sequence is None
 

@@ -201,7 +201,7 @@ async def test_the_heartbeats_of_each_node_come_in_pages_newest_first(
             page, seen = pages[node], [key(row) for row in pages[node].rows]
             while page.has_next:
                 assert len(page.rows) == first
-                cursor = history.HEARTBEATS.encode(*seen[-1])
+                cursor = history.HEARTBEATS.encode_cursor(*seen[-1])
                 again = await history.heartbeats(
                     session, [node], first=first, after=cursor, **bounds
                 )
@@ -232,7 +232,7 @@ async def test_the_changes_of_each_node_come_in_pages_newest_first(
             ][::-1]
             page, seen = pages[node], list(pages[node].rows)
             while page.has_next:
-                cursor = history.STATUS_CHANGES.encode(seen[-1].revision)
+                cursor = history.STATUS_CHANGES.encode_cursor(seen[-1].revision)
                 again = await history.list_status_changes_by_node(
                     session, [node], first=first, after=cursor
                 )
@@ -260,7 +260,7 @@ async def test_the_changes_of_all_nodes_come_in_pages_newest_first(
             seen += page.rows
             if not page.has_next:
                 break
-            cursor = history.STATUS_CHANGES.encode(seen[-1].revision)
+            cursor = history.STATUS_CHANGES.encode_cursor(seen[-1].revision)
     assert [
         (change.revision, change.changed_at, change.node, change.status) for change in seen
     ] == [
@@ -286,7 +286,7 @@ async def test_the_cursor_of_another_history_is_refused(database: Database) -> N
     async with database.read() as session:
         with pytest.raises(BadInput, match="after"):
             await history.list_status_changes(
-                session, EVERY_NODE, first=1, after=history.HEARTBEATS.encode(BEGIN, 1)
+                session, EVERY_NODE, first=1, after=history.HEARTBEATS.encode_cursor(BEGIN, 1)
             )
 
 
@@ -318,7 +318,7 @@ async def test_the_hours_of_each_node_come_in_pages_newest_first(
             page, seen = pages[node], [row.hour for row in pages[node].rows]
             while page.has_next:
                 assert len(page.rows) == first
-                cursor = history.METRICS.encode(seen[-1])
+                cursor = history.METRICS.encode_cursor(seen[-1])
                 again = await history.metrics_by_hour(
                     session, [node], first=first, after=cursor, **bounds
                 )

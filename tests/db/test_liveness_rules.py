@@ -94,7 +94,7 @@ class Registry:
 
     async def log(self) -> list[LoggedChange]:
         """Without what the migrations wrote."""
-        async with self.database.driver() as connection:
+        async with self.database.open_connection() as connection:
             logged, _ = await status_changes.after(connection, 0)
         return [change for change in logged if change.reason is not StatusReason.SEEDED]
 
@@ -135,7 +135,7 @@ async def test_of_a_cloned_disk_the_machine_that_is_heard_keeps_the_id(registry:
         await registry.register(
             "node-3", "boot-2", hostname="gpu-1", local_ip="10.0.0.2", replaces_boot_id="boot-1"
         )
-    facts = taken.value.facts
+    facts = taken.value.details
     assert (facts["holderHostname"], facts["holderAddress"]) == ("gpu-1", "10.0.0.1")
     assert facts["heldSince"] == BASE.isoformat()
     assert facts["retryAfterSeconds"] == OVERDUE - 3

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from db.core.database import Database
 from db.core.enums import ProfileType
-from db.core.migrate import SchemaMismatch, migrate, require_current
+from db.core.migrate import SchemaMismatch, migrate, require_current_schema
 from db.core.tables import Table
 from db.registry.profiles import ProfileContent
 from tests.support.fleet import beat, register, rows
@@ -84,7 +84,7 @@ async def test_up_down_and_up_again_builds_the_same(empty: AsyncEngine) -> None:
     assert await relations(empty) == 0
     await migrate(empty)
     assert await catalog(empty) == built
-    await require_current(empty)
+    await require_current_schema(empty)
 
 
 async def test_the_way_down_takes_the_days_of_the_heartbeat_log_with_it(database: Database) -> None:
@@ -125,7 +125,7 @@ async def test_migrations_at_once_all_succeed_and_apply_once(empty_database_url:
         "0006"
     ]
     for engine in engines:
-        await require_current(engine)
+        await require_current_schema(engine)
         await engine.dispose()
 
 
@@ -138,7 +138,7 @@ async def test_a_migration_leaves_no_lock_behind(empty: AsyncEngine) -> None:
 
 async def test_a_database_without_a_schema_is_refused_in_one_line(empty: AsyncEngine) -> None:
     with pytest.raises(SchemaMismatch) as refusal:
-        await require_current(empty)
+        await require_current_schema(empty)
     assert str(refusal.value) == (
         "the database is at schema none, this registry needs 0006: run `node-registry migrate`"
     )
@@ -147,14 +147,14 @@ async def test_a_database_without_a_schema_is_refused_in_one_line(empty: AsyncEn
 async def test_a_database_that_is_behind_is_refused(database: Database) -> None:
     await migrate(database.engine, "base")
     with pytest.raises(SchemaMismatch, match="run `node-registry migrate`") as refusal:
-        await require_current(database.engine)
+        await require_current_schema(database.engine)
     assert not refusal.value.ahead
 
 
 async def test_a_database_that_is_ahead_is_refused_and_left_alone(database: Database) -> None:
     async with database.engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for refused in (require_current(database.engine), migrate(database.engine)):
+    for refused in (require_current_schema(database.engine), migrate(database.engine)):
         with pytest.raises(SchemaMismatch) as refusal:
             await refused
         assert str(refusal.value) == (
@@ -189,7 +189,7 @@ async def test_a_lock_that_is_not_had_in_time_fails_the_migration_and_changes_no
         with pytest.raises(DBAPIError, match="lock timeout"):
             await migrate(database.engine, "base", lock_timeout_seconds=0.1)
     assert await catalog(database.engine) == before
-    await require_current(database.engine)
+    await require_current_schema(database.engine)
 
 
 async def test_the_two_known_nodes_come_with_the_schema(database: Database) -> None:

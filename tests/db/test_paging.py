@@ -84,7 +84,7 @@ async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_othe
             if not found.has_next:
                 break
             assert len(found.rows) == first
-            cursor = order.encode(*by.key(found.rows[-1]))
+            cursor = order.encode_cursor(*by.key(found.rows[-1]))
             gone = data.draw(
                 st.sets(st.sampled_from([*sorted(staying, key=str), None]), max_size=2)
             )
@@ -134,7 +134,7 @@ async def test_the_pages_of_a_filter_are_of_what_it_means(database: Database) ->
             seen += [node.node_id for node in found.rows]
             if not found.has_next:
                 break
-            cursor = order.encode(*NodeOrder.NODE_ID.key(found.rows[-1]))
+            cursor = order.encode_cursor(*NodeOrder.NODE_ID.key(found.rows[-1]))
         assert seen == [f"b-{n}" for n in range(5)]
         assert await nodes.count(session, node_filter) == 5
 

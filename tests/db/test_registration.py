@@ -103,7 +103,7 @@ async def test_another_run_is_refused_while_the_holder_is_heard(database: Databa
     before = await stand(database, "node-3")
     with pytest.raises(NodeIdTaken) as refusal:
         await register(database, "node-3", "boot-2", hostname="beta", labels=["stolen"])
-    facts = dict(refusal.value.facts)
+    facts = dict(refusal.value.details)
     seconds = facts.pop("retryAfterSeconds")
     assert isinstance(seconds, float)
     assert RULES.interval + RULES.grace - 2 < seconds <= RULES.interval * 1.1 + RULES.grace

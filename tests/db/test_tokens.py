@@ -16,7 +16,7 @@ from db.core.enums import Role
 from db.core.errors import BadInput, Forbidden, TokenNotFound
 from db.core.identity import Identity
 from db.core.tables import Token
-from db.core.token_format import Presented
+from db.core.token_format import PresentedToken
 from tests.support.fleet import examples, rows
 from tests.support.keyring import (
     ADMIN,
@@ -45,11 +45,14 @@ async def test_a_key_is_known_by_its_text_alone(database: Database) -> None:
     made, other = await create(database, name="grafana"), await create(database)
     found = await known(database, made.text)
     assert found is not None
-    assert tokens.identity_of(found) == Identity("grafana", Role.VIEWER, key_id=made.token.id)
-    forged = Presented(made.token.public_id, presented(other.text).secret_hash)
+    assert tokens.identity_of(found) == Identity("grafana", Role.VIEWER, token_id=made.token.id)
+    forged = PresentedToken(made.token.public_id, presented(other.text).secret_hash)
     async with database.read() as session:
         assert await tokens.known(session, forged) is None
-        assert await tokens.known(session, Presented("nosuchkey0", other.token.secret_hash)) is None
+        assert (
+            await tokens.known(session, PresentedToken("nosuchkey0", other.token.secret_hash))
+            is None
+        )
 
 
 async def test_the_text_of_a_key_is_stored_nowhere(database: Database) -> None:
@@ -136,7 +139,7 @@ async def test_a_revoked_key_is_known_no_more(database: Database) -> None:
     assert await standing(database, made, other) == [other]
     with pytest.raises(TokenNotFound) as refusal:
         await revoke(database, made.token.public_id)
-    assert refusal.value.facts == {"token": made.token.public_id}
+    assert refusal.value.details == {"token": made.token.public_id}
 
 
 async def test_a_name_revokes_all_keys_that_have_it(database: Database) -> None:
@@ -190,7 +193,7 @@ async def test_a_key_whose_successor_is_in_use_is_not_rotated_again(database: Da
     await use(database, new)
     with pytest.raises(Forbidden) as refusal:
         await rotate(database, old.token)
-    assert refusal.value.facts == {"token": new.token.public_id}
+    assert refusal.value.details == {"token": new.token.public_id}
     assert await standing(database, old, new) == [old, new]
     await revoke(database, new.token.public_id)
     assert (await rotate(database, old.token)).token.replaces == old.token.id
@@ -277,7 +280,7 @@ async def test_keys_are_listed_newest_first_in_pages(database: Database, with_de
         listed += [token.name for token in page.rows]
         if not page.has_next:
             break
-        after = tokens.TOKENS.encode(page.rows[-1].created_at, page.rows[-1].id)
+        after = tokens.TOKENS.encode_cursor(page.rows[-1].created_at, page.rows[-1].id)
     assert listed == expected
 
 

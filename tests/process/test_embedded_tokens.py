@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from db.core.token_format import parsed
+from db.core.token_format import parse_token
 from tests.support.commands import run, run_process
 from tests.support.processes import registry
 
@@ -14,7 +14,7 @@ async def test_keys_are_made_beside_a_registry_that_runs_on_its_own_database(
     async with registry(data_dir):
         status, made, _ = await run_process("token", "create", "--role", "viewer", **folder)
         assert status == 0
-        key = parsed(made.strip())
+        key = parse_token(made.strip())
         assert key is not None
         status, listed, _ = await run("token", "list", **folder)
         assert status == 0

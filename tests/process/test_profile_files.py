@@ -121,7 +121,7 @@ async def test_a_file_that_is_not_right_is_refused_by_the_place_and_changes_noth
 ) -> None:
     with pytest.raises(BadInput) as refused:
         await brought(database, text)
-    assert str(refused.value.facts["field"]).startswith(field)
+    assert str(refused.value.details["field"]).startswith(field)
     assert await exported(database) == "profiles: []\n"
 
 

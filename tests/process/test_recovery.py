@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
 from db.core.database import Database
-from db.core.migrate import migrate, require_current
+from db.core.migrate import migrate, require_current_schema
 from db.ops import pg_client_tools
 from db.ops.backup import BackupRefused, Manifest, back_up
 from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
@@ -204,7 +204,7 @@ async def test_a_backup_of_an_older_schema_is_brought_to_this_one(
     await migrate(database.engine)
     await database.close()
     await restore(empty_database_url, tmp_path / "backup", replace=False)
-    await require_current(database.engine)
+    await require_current_schema(database.engine)
     assert await rows(database, "SELECT count(*) FROM nodes") == [(SEEDED,)]
     await database.close()
 

@@ -17,7 +17,7 @@ from sqlalchemy import URL, text
 from agent.credentials import CREDENTIAL_FILE
 from db.core.database import Database
 from db.core.enums import Role
-from db.core.token_format import new_key
+from db.core.token_format import generate_token
 from graph.execution.request import parse_json
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, REGISTER
 from tests.support.issuer import AUDIENCE, ED, ISSUER, ROLES, RSA, sign, to_jwk, to_jwks
@@ -193,7 +193,7 @@ async def misplace(told: Told, admin: str, key: str) -> None:
 
 
 def test_what_a_request_says_is_kept_nowhere_behind_it() -> None:
-    body = f'{{"key": "{new_key().text}"}}'
+    body = f'{{"key": "{generate_token().text}"}}'
     assert parse_json(body)["key"] is not parse_json(body)["key"]
 
 
@@ -217,7 +217,7 @@ async def test_no_secret_is_told_in_logs_errors_metrics_traces_the_trail_or_the_
             revoking = told.ask(
                 admin, TOKENS, operationName="Revoke", variables={"input": {"id": "v"}}
             )
-            unknown, jwt = new_key().text, sign()
+            unknown, jwt = generate_token().text, sign()
             wrong = [
                 *(unknown, f"{viewer[:-1]}_", jwt, jwt[:-4], sign(exp=1)),
                 *(sign(ED, "EdDSA"), sign(roles=["nobody"])),
@@ -252,7 +252,7 @@ async def test_no_secret_is_told_in_logs_errors_metrics_traces_the_trail_or_the_
         for place, said in everywhere.items():
             assert len(said) > 100, place
             assert not [secret for secret in told.secrets if secret in said], place
-        misplaced = told.keep(new_key().text)
+        misplaced = told.keep(generate_token().text)
         await misplace(told, admin, misplaced)
         for said in (*told.answers, registry.server.log.read_text()):
             assert misplaced[14:46] not in said

@@ -15,7 +15,7 @@ from db.core.database import Database
 from db.core.enums import Role
 from db.core.errors import Forbidden
 from db.core.identity import Caller, Identity
-from db.core.token_format import new_key
+from db.core.token_format import generate_token
 from graph.api.schema import schema
 from graph.execution.document_cache import DocumentCache
 from graph.execution.engine import Engine
@@ -244,7 +244,7 @@ async def test_what_a_known_caller_is_refused_is_an_entry(
 async def test_a_key_that_was_given_where_its_id_belongs_is_not_told(
     server: LiveServer, engine: Engine, logged: list[EventDict], operation: str
 ) -> None:
-    key = new_key()
+    key = generate_token()
     told = await answer(engine, TOKENS, operation, id=key.text)
     assert f"nrk_{key.public_id}…" in told
     assert key.text not in told + repr(logged)

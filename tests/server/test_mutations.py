@@ -121,8 +121,8 @@ async def test_heartbeats_and_sweeps_wait_for_no_connection_that_callers_have(
     async with start_server(db_pool_size=2) as server:
         await register(server, "a")
         database, pacemaker = server.services.database, server.services.sweeper
-        async with database.driver(), database.driver(), asyncio.timeout(3):
-            assert database.connections_in_use() == 2
+        async with database.open_connection(), database.open_connection(), asyncio.timeout(3):
+            assert database.count_connections_in_use() == 2
             recorded = await beat(server, "a", 1)
             await pacemaker.sweep()
     assert recorded["status"] == "ONLINE"

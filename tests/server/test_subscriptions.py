@@ -251,7 +251,7 @@ async def test_subscribers_hold_no_database_connection(start_server: StartServer
             await client.subscribe(str(number), CHANGES)
         await following(server.services.change_feed, 60)
         async with asyncio.timeout(10):
-            while server.services.database.connections_in_use():
+            while server.services.database.count_connections_in_use():
                 await asyncio.sleep(0.005)
         await server.execute(MAINTENANCE, input={"nodeId": "node-2-macbook-m4max", "enabled": True})
         ids = {(await client.receive())["id"] for _ in range(60)}

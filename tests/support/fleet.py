@@ -135,7 +135,7 @@ async def stand(database: Database, node_id: str) -> Node:
 
 async def changes_of(database: Database, node: UUID | None = None) -> list[LoggedChange]:
     """The change log, or one node's part of it, oldest first."""
-    async with database.driver() as connection:
+    async with database.open_connection() as connection:
         logged, _ = await status_changes.after(connection, 0)
     return [change for change in logged if node in (None, change.node)]
 

@@ -12,7 +12,7 @@ from db.core.database import Database
 from db.core.enums import Role
 from db.core.identity import Caller, Identity
 from db.core.tables import Node, Token
-from db.core.token_format import Presented, parsed
+from db.core.token_format import PresentedToken, parse_token
 from db.registry import registration
 from db.registry.registration import Registration
 from tests.support.fleet import RULES
@@ -53,8 +53,8 @@ async def revoke(database: Database, named: str) -> set[UUID]:
         return {token.id for token in await token_changes.revoke(session, named, by=ADMIN)}
 
 
-def presented(key: str) -> Presented:
-    found = parsed(key)
+def presented(key: str) -> PresentedToken:
+    found = parse_token(key)
     assert found is not None
     return found
 

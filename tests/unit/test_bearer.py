@@ -434,7 +434,7 @@ async def test_before_any_key_is_known_a_token_may_be_good_later(logged: list[Ev
         judge = await verifier(live.url, clock)
         with pytest.raises(Unavailable, match="cannot reach the keys of the issuer") as refused:
             await judge.verify(sign())
-        assert refused.value.facts == {"retryAfterSeconds": MIN_INTERVAL_SECONDS}
+        assert refused.value.details == {"retryAfterSeconds": MIN_INTERVAL_SECONDS}
         live.status = "200 OK"
         with pytest.raises(Unavailable):
             await judge.verify(sign())

@@ -101,7 +101,7 @@ def test_the_largest_page_of_all_there_is_to_know_passes_and_of_their_heartbeats
         QueryTooComplex, match="cost is 1002002, and 250000 is the limit"
     ) as refused:
         BOUNDS.require(too_much, None)
-    assert refused.value.facts == {"exceeded": "cost", "cost": 1_002_002, "limit": 250_000}
+    assert refused.value.details == {"exceeded": "cost", "cost": 1_002_002, "limit": 250_000}
     assert refused.value.code == "QUERY_TOO_COMPLEX"
 
 
@@ -216,8 +216,8 @@ NESTED = "{ __schema { types " + "{ ofType " * 30 + "{ name }" + " }" * 30 + " }
 def test_what_exceeds_a_bound_is_refused_by_name(query: str, exceeded: str, found: int) -> None:
     with pytest.raises(QueryTooComplex, match=f"{exceeded} is {found}, and") as refused:
         BOUNDS.require(asked(query), None)
-    assert refused.value.facts["exceeded"] == exceeded
-    assert refused.value.facts[exceeded] == found
+    assert refused.value.details["exceeded"] == exceeded
+    assert refused.value.details[exceeded] == found
 
 
 def test_inline_fragments_add_no_depth() -> None:

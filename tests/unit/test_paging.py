@@ -21,12 +21,12 @@ KEYSETS = [by.keyset(descending=descending) for by in NodeOrder for descending i
 def test_a_cursor_is_good_for_its_own_order_alone(order: Keyset) -> None:
     instant = datetime(2026, 1, 17, 14, 30, 0, 123456, tzinfo=UTC)
     key = [instant if order.types[0] is datetime else "node-1 ä\\%", uuid4()]
-    cursor = order.encode(*key)
-    assert order.decode(cursor) == key
+    cursor = order.encode_cursor(*key)
+    assert order.decode_cursor(cursor) == key
     for other in KEYSETS:
         if other.name != order.name:
             with pytest.raises(BadInput, match="not a cursor of this list and order"):
-                other.decode(cursor)
+                other.decode_cursor(cursor)
 
 
 def made_up(*content: object) -> str:
@@ -66,18 +66,18 @@ SOME_ID = str(uuid5(NAMESPACE_OID, "some"))
 )
 def test_what_is_no_cursor_is_refused(order: Keyset, cursor: str) -> None:
     with pytest.raises(BadInput, match="not a cursor of this list and order"):
-        order.decode(cursor)
+        order.decode_cursor(cursor)
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 1.5, True, "1", None])
 def test_a_number_that_no_row_can_have_is_no_cursor(number: object) -> None:
     order = Keyset("numbers", (NODE.last_sequence,), (int,))
     with pytest.raises(BadInput):
-        order.decode(made_up("numbers", number))
+        order.decode_cursor(made_up("numbers", number))
 
 
 @given(st.text() | st.binary().map(lambda raw: base64.urlsafe_b64encode(raw).decode()))
 def test_any_text_is_a_cursor_or_refused(cursor: str) -> None:
     for order in (BY_ID, BY_TIME):
         with pytest.raises(BadInput):
-            order.decode(cursor)
+            order.decode_cursor(cursor)

@@ -48,7 +48,7 @@ def test_a_refusal_says_when_more_may_come_and_keeps_its_word() -> None:
     let_through(limited, "a", 3)
     with pytest.raises(RateLimited) as refused:
         limited.take("a")
-    wait = refused.value.facts["retryAfterSeconds"]
+    wait = refused.value.details["retryAfterSeconds"]
     assert isinstance(wait, float)
     assert 0 < wait <= 0.5
     clock.now += wait + 0.001

@@ -102,7 +102,7 @@ def test_what_is_told_is_bounded_and_fits_its_payloads() -> None:
     for number in range(2 * MAX_TOLD):
         process.takes(f"{number}-{'ü' * 50}")
     told = process.rates.payloads(1)
-    assert all(len(payload.encode()) < rate_channel.MAX_BYTES + 100 for payload in told)
+    assert all(len(payload.encode()) < rate_channel.MAX_PAYLOAD_BYTES + 100 for payload in told)
     assert sum(payload.count("requests") for payload in told) == MAX_TOLD
     assert process.rates.payloads(1) == []
 

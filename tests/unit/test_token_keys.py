@@ -9,25 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.core.token_format import NewKey, Presented, new_key, parsed
+from db.core.token_format import NewToken, PresentedToken, generate_token, parse_token
 
 BASE62 = string.digits + string.ascii_letters
 
 
 def test_a_key_is_what_secret_scanners_are_told_to_look_for() -> None:
-    assert re.fullmatch(r"nrk_[0-9A-Za-z]{48}", new_key().text)
+    assert re.fullmatch(r"nrk_[0-9A-Za-z]{48}", generate_token().text)
 
 
 def test_no_two_keys_are_alike() -> None:
-    made = [new_key() for _ in range(1000)]
+    made = [generate_token() for _ in range(1000)]
     assert len({key.text for key in made}) == 1000
     assert len({key.public_id for key in made}) == 1000
     assert len({key.secret_hash for key in made}) == 1000
 
 
 def test_a_key_that_is_presented_matches_what_is_stored_and_no_other() -> None:
-    key, other = new_key(), new_key()
-    presented = parsed(key.text)
+    key, other = generate_token(), generate_token()
+    presented = parse_token(key.text)
     assert presented is not None
     assert presented.public_id == key.public_id
     assert presented.matches(key.secret_hash)
@@ -35,7 +35,7 @@ def test_a_key_that_is_presented_matches_what_is_stored_and_no_other() -> None:
 
 
 def test_what_is_stored_is_the_hash_of_the_secret_part_alone() -> None:
-    key = new_key()
+    key = generate_token()
     secret = key.text.removeprefix(f"nrk_{key.public_id}")[:32]
     assert key.secret_hash == hashlib.sha256(secret.encode()).digest()
 
@@ -49,21 +49,21 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
         return in_constant_time(a, b)
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
-    assert not Presented("x", b"mine").matches(b"theirs")
+    assert not PresentedToken("x", b"mine").matches(b"theirs")
     assert compared == [(b"mine", b"theirs")]
 
 
 @given(st.integers(4, 51), st.sampled_from(BASE62))
 def test_a_mistyped_key_is_none(place: int, typed: str) -> None:
     text = KEY.text[:place] + typed + KEY.text[place + 1 :]
-    assert (parsed(text) is None) == (text != KEY.text)
+    assert (parse_token(text) is None) == (text != KEY.text)
 
 
 @given(st.integers(4, 50))
 def test_a_key_with_two_characters_swapped_is_none(place: int) -> None:
     a, b = KEY.text[place], KEY.text[place + 1]
     text = KEY.text[:place] + b + a + KEY.text[place + 2 :]
-    assert (parsed(text) is None) == (a != b)
+    assert (parse_token(text) is None) == (a != b)
 
 
 @given(
@@ -75,7 +75,7 @@ def test_a_key_with_two_characters_swapped_is_none(place: int) -> None:
     )
 )
 def test_junk_is_no_key(text: str) -> None:
-    assert parsed(text) is None
+    assert parse_token(text) is None
 
 
 @pytest.mark.parametrize(
@@ -83,18 +83,20 @@ def test_junk_is_no_key(text: str) -> None:
 )
 def test_a_key_that_was_tampered_with_is_none(changed: object) -> None:
     assert callable(changed)
-    assert parsed(changed(KEY.text)) is None
+    assert parse_token(changed(KEY.text)) is None
 
 
 def test_a_key_in_the_digits_of_another_script_is_none() -> None:
-    key = next(key for key in iter(new_key, None) if any(c in string.digits for c in key.text))
+    key = next(
+        key for key in iter(generate_token, None) if any(c in string.digits for c in key.text)
+    )
     arabic = str.maketrans(string.digits, "".join(chr(0x660 + n) for n in range(10)))
-    assert parsed(key.text.translate(arabic)) is None
+    assert parse_token(key.text.translate(arabic)) is None
 
 
 def test_no_secret_is_shown_when_a_key_is_printed() -> None:
-    key = new_key()
-    presented = parsed(key.text)
+    key = generate_token()
+    presented = parse_token(key.text)
     for shown in (repr(key), str(key), repr(presented), f"{presented}"):
         assert key.public_id in shown
         assert key.text not in shown
@@ -102,4 +104,4 @@ def test_no_secret_is_shown_when_a_key_is_printed() -> None:
         assert repr(key.secret_hash) not in shown
 
 
-KEY: NewKey = new_key()
+KEY: NewToken = generate_token()

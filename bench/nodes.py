@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from sqlalchemy import text
 
-from db.access.token_changes import MAX_NODES, create
+from db.access.token_changes import MAX_NODES, create_token
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.identity import Caller, Identity
@@ -95,8 +95,8 @@ async def create_agent_tokens(database: Database, count: int) -> dict[str, str]:
     async with database.write() as session:
         for first in range(0, count, MAX_NODES):
             nodes = node_ids[first : first + MAX_NODES]
-            made = await create(
-                session, role=Role.AGENT, nodes=nodes, lifetime=timedelta(days=1), by=_CALLER
+            made = await create_token(
+                session, role=Role.AGENT, nodes=nodes, lifetime=timedelta(days=1), caller=_CALLER
             )
             keys |= dict.fromkeys(nodes, made.text)
     return keys

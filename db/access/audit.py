@@ -28,10 +28,10 @@ from db.core.tables import AUDIT_ENTRY, AuditEntry
 OK = "ok"
 """The outcome of what was done; of what was refused it is the error's code."""
 
-REFUSALS_A_MINUTE = 60
+MAX_REFUSALS_PER_MINUTE = 60
 """Of one actor: a client that goes on trying what it may not do must not fill the trail."""
 
-ENTRIES = Keyset(
+ENTRY_KEYSET = Keyset(
     "audit", (AUDIT_ENTRY.recorded_at, AUDIT_ENTRY.id), (datetime, int), descending=True
 )
 
@@ -48,13 +48,13 @@ class AuditFilter:
     until: datetime | None = None
 
     def condition(self) -> ColumnElement[bool]:
-        said = {
+        values = {
             AUDIT_ENTRY.actor: self.actor,
             AUDIT_ENTRY.action: self.action,
             AUDIT_ENTRY.subject: self.subject,
             AUDIT_ENTRY.outcome: self.outcome,
         }
-        terms = [column == value for column, value in said.items() if value is not None]
+        terms = [column == value for column, value in values.items() if value is not None]
         if self.outcome not in {None, OK}:
             terms.append(_REFUSED)
         if self.since is not None:
@@ -71,57 +71,62 @@ _REFUSED: ColumnElement[bool] = AUDIT_ENTRY.outcome != literal_column(f"'{OK}'")
 EVERY_ENTRY = AuditFilter()
 
 
-async def record(
+async def record_action(
     session: AsyncSession,
     *,
-    by: Caller,
+    caller: Caller,
     action: str,
     subject: str,
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
     """`before` and `after` are JSON; None where the subject was made or is gone."""
-    said = {**_said(by, action, subject), "before": before, "after": after, "outcome": OK}
-    await session.execute(insert(AuditEntry).values(said))
+    values = {
+        **_make_common_values(caller, action, subject),
+        "before": before,
+        "after": after,
+        "outcome": OK,
+    }
+    await session.execute(insert(AuditEntry).values(values))
 
 
 async def record_refusal(
-    session: AsyncSession, *, by: Caller, action: str, subject: str, code: str
+    session: AsyncSession, *, caller: Caller, action: str, subject: str, code: str
 ) -> None:
     """Nothing for an actor of whom there were REFUSALS_A_MINUTE within the last."""
-    lately = (
+    recent = (
         select(AUDIT_ENTRY.id)
         .where(
-            AUDIT_ENTRY.actor == by.name,
+            AUDIT_ENTRY.actor == caller.name,
             AUDIT_ENTRY.recorded_at > func.now() - timedelta(minutes=1),
             _REFUSED,
         )
-        .limit(REFUSALS_A_MINUTE)
+        .limit(MAX_REFUSALS_PER_MINUTE)
         .subquery()
     )
-    said = {**_said(by, action, subject), "outcome": code}
+    values = {**_make_common_values(caller, action, subject), "outcome": code}
     statement = insert(AuditEntry).from_select(
-        list(said),
-        select(*(literal(value, Text) for value in said.values())).where(
-            select(func.count()).select_from(lately).scalar_subquery() < REFUSALS_A_MINUTE
+        list(values),
+        select(*(literal(value, Text) for value in values.values())).where(
+            select(func.count()).select_from(recent).scalar_subquery() < MAX_REFUSALS_PER_MINUTE
         ),
     )
     await session.execute(statement)
 
 
-def meant(audit_filter: AuditFilter) -> Select[Any]:
+def select_entries(audit_filter: AuditFilter) -> Select[Any]:
     return select(AuditEntry).where(audit_filter.condition())
 
 
-async def entries(
+async def list_entries(
     session: AsyncSession, audit_filter: AuditFilter, *, first: int, after: str | None
 ) -> Page[AuditEntry]:
     """A page of the trail, newest first."""
-    statement = ENTRIES.select_page(meant(audit_filter), first=first, after=after)
+    statement = ENTRY_KEYSET.select_page(select_entries(audit_filter), first=first, after=after)
     return make_page((await session.scalars(statement)).all(), first)
 
 
-async def trim(session: AsyncSession, *, keep_days: float, batch: int) -> int:
+async def trim_entries(session: AsyncSession, *, keep_days: float, batch: int) -> int:
     """Drops at most `batch` entries that are older, oldest first, and says how many.
 
     The database keeps those of the last seven days, whatever it is asked.
@@ -131,10 +136,10 @@ async def trim(session: AsyncSession, *, keep_days: float, batch: int) -> int:
     return (await session.scalars(statement)).one()
 
 
-def _said(by: Caller, action: str, subject: str) -> dict[str, str | None]:
+def _make_common_values(caller: Caller, action: str, subject: str) -> dict[str, str | None]:
     return {
-        "actor": by.name,
-        "address": by.address,
+        "actor": caller.name,
+        "address": caller.address,
         "action": action,
         "subject": subject,
         "request_id": structlog.contextvars.get_contextvars().get("request_id"),

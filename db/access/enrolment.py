@@ -12,83 +12,85 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import token_changes
-from db.access.token_changes import MadeToken
-from db.access.tokens import standing_condition
+from db.access.token_changes import IssuedToken
+from db.access.tokens import make_valid_condition
 from db.core.enums import NodeRole, NodeType, Role
 from db.core.errors import Forbidden
 from db.core.identity import Caller
 from db.core.tables import TOKEN, Node, Token
 
-KEY_LIFETIME = timedelta(days=90)
+TOKEN_LIFETIME = timedelta(days=90)
 
 
-async def create(
+async def create_enrolment_token(
     session: AsyncSession,
     *,
     uses: int,
-    lasts: timedelta,
-    by: Caller,
+    valid_for: timedelta,
+    caller: Caller,
     name: str | None = None,
     node_role: NodeRole | None = None,
     node_type: NodeType | None = None,
     labels: Sequence[str] | None = None,
-    key_lifetime: timedelta = KEY_LIFETIME,
-) -> MadeToken:
+    token_lifetime: timedelta = TOKEN_LIFETIME,
+) -> IssuedToken:
     """An enrolment key; None lets in nodes of any role, type or labels."""
-    said = {
+    values = {
         "role": Role.ENROLMENT,
         "name": name,
-        "lifetime": key_lifetime,
+        "lifetime": token_lifetime,
         "uses_left": uses,
         "node_role": node_role,
         "node_type": node_type,
         "labels": None if labels is None else list(labels),
     }
-    return await token_changes.make(session, said, by=by, lasts=lasts)
+    return await token_changes.issue_token(session, values, caller=caller, valid_for=valid_for)
 
 
-async def enrol(session: AsyncSession, enrolment_id: UUID, node: Node, *, by: Caller) -> MadeToken:
+async def enrol_node(
+    session: AsyncSession, enrolment_id: UUID, node: Node, *, caller: Caller
+) -> IssuedToken:
     """Takes one use, and makes the key of a node that this transaction has registered.
 
     The registration has refused a node that another run of an agent is heard of; this refuses one
-    that has a key. If that key was made for this very run and never used, its answer was lost:
+    that has a token. If that key was made for this very run and never used, its answer was lost:
     another one takes its place, and no further use is taken. Raises Forbidden.
     """
-    enrolment = await _locked(session, enrolment_id)
-    _require_allowed(enrolment, node)
-    held = await _keys_of(session, node.node_id)
-    if not all(_was_lost(key, enrolment, node) for key in held):
+    enrolment = await _lock_enrolment_token(session, enrolment_id)
+    _require_allowed_node(enrolment, node)
+    held_tokens = await _list_node_tokens(session, node.node_id)
+    if not all(_is_unreceived(token, enrolment, node) for token in held_tokens):
         raise Forbidden(
             f"{node.node_id!r} has a key already: use that, or have it revoked", nodeId=node.node_id
         )
-    if held:
-        await token_changes.end(session, TOKEN.id.in_([key.id for key in held]))
+    if held_tokens:
+        await token_changes.mark_revoked(session, TOKEN.id.in_([token.id for token in held_tokens]))
     elif not enrolment.uses_left:
         raise Forbidden("the enrolment key has no use left")
-    taken = 0 if held else 1
+    uses_taken = 0 if held_tokens else 1
     await session.execute(
         update(Token)
         .where(TOKEN.id == enrolment.id)
-        .values(uses_left=TOKEN.uses_left - taken, last_used_at=func.registry_now())
+        .values(uses_left=TOKEN.uses_left - uses_taken, last_used_at=func.registry_now())
     )
-    said = {
+    values = {
         "role": Role.AGENT,
         "name": node.node_id,
         "nodes": [node.node_id],
         "lifetime": enrolment.lifetime,
         "enrolled_by": enrolment.id,
     }
-    return await token_changes.make(session, said, by=by)
+    return await token_changes.issue_token(session, values, caller=caller)
 
 
-async def _locked(session: AsyncSession, enrolment_id: UUID) -> Token:
+async def _lock_enrolment_token(session: AsyncSession, enrolment_id: UUID) -> Token:
     """Until the end of the transaction: of all who would have its last use, one has it."""
     statement = (
         select(Token)
         .where(
             TOKEN.id == enrolment_id,
             TOKEN.role == Role.ENROLMENT,
-            standing_condition(),
+            make_valid_condition(),
         )
         .with_for_update()
     )
@@ -98,19 +100,19 @@ async def _locked(session: AsyncSession, enrolment_id: UUID) -> Token:
     return enrolment
 
 
-async def _keys_of(session: AsyncSession, node_id: str) -> Sequence[Token]:
+async def _list_node_tokens(session: AsyncSession, node_id: str) -> Sequence[Token]:
     """All that stand and speak for the node."""
-    statement = select(Token).where(TOKEN.nodes.contains([node_id]), standing_condition())
+    statement = select(Token).where(TOKEN.nodes.contains([node_id]), make_valid_condition())
     return (await session.scalars(statement)).all()
 
 
-def _was_lost(key: Token, enrolment: Token, node: Node) -> bool:
-    same_run = node.boot_since is not None and key.created_at >= node.boot_since
-    unused = key.last_used_at is None and key.replaces is None
-    return same_run and unused and key.enrolled_by == enrolment.id
+def _is_unreceived(token: Token, enrolment: Token, node: Node) -> bool:
+    same_run = node.boot_since is not None and token.created_at >= node.boot_since
+    unused = token.last_used_at is None and token.replaces is None
+    return same_run and unused and token.enrolled_by == enrolment.id
 
 
-def _require_allowed(enrolment: Token, node: Node) -> None:
+def _require_allowed_node(enrolment: Token, node: Node) -> None:
     if enrolment.node_role not in {None, node.node_role}:
         raise Forbidden(
             f"the enrolment key is for the role {enrolment.node_role}", field="input.role"
@@ -119,7 +121,7 @@ def _require_allowed(enrolment: Token, node: Node) -> None:
         raise Forbidden(
             f"the enrolment key is for the type {enrolment.node_type}", field="input.type"
         )
-    if enrolment.labels is not None and (more := set(node.labels) - set(enrolment.labels)):
+    if enrolment.labels is not None and (excess := set(node.labels) - set(enrolment.labels)):
         raise Forbidden(
-            f"the enrolment key is not for the label {min(more)!r}", field="input.labels"
+            f"the enrolment key is not for the label {min(excess)!r}", field="input.labels"
         )

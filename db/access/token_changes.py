@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import audit
-from db.access.tokens import standing_condition
+from db.access.tokens import make_valid_condition
 from db.core.enums import Role
 from db.core.errors import BadInput, Forbidden, TokenNotFound
 from db.core.identity import Caller
@@ -22,22 +22,22 @@ MAX_NODES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class MadeToken:
+class IssuedToken:
     """A key at the only moment at which its text is known."""
 
     token: Token
     text: str = field(repr=False)
 
 
-async def create(
+async def create_token(
     session: AsyncSession,
     *,
     role: Role,
     lifetime: timedelta | None,
-    by: Caller,
+    caller: Caller,
     name: str | None = None,
     nodes: Sequence[str] = (),
-) -> MadeToken:
+) -> IssuedToken:
     """A key of a role; one of an agent speaks for `nodes` alone. Raises BadInput."""
     if role is Role.ENROLMENT:
         raise BadInput("input.role", "an enrolment key is made another way")
@@ -45,111 +45,126 @@ async def create(
         raise BadInput("input.nodes", "must name the nodes of an agent, and is for agents only")
     if len(nodes) > MAX_NODES:
         raise BadInput("input.nodes", f"must be at most {MAX_NODES}")
-    said = {"role": role, "name": name, "nodes": list(nodes), "lifetime": lifetime}
-    return await make(session, said, by=by)
+    columns = {"role": role, "name": name, "nodes": list(nodes), "lifetime": lifetime}
+    return await issue_token(session, columns, caller=caller)
 
 
-async def rotate(
-    session: AsyncSession, token_id: UUID, *, overlap: timedelta, by: Caller
-) -> MadeToken:
+async def rotate_token(
+    session: AsyncSession, token_id: UUID, *, overlap: timedelta, caller: Caller
+) -> IssuedToken:
     """A new key for the same; the old one stands beside it for `overlap`, never longer than before.
 
     A former successor that was never used ends: its text was lost. Raises Forbidden for a key that
-    does not stand, or whose successor is in use, and BadInput for an enrolment key.
+    does not stand, or whose successor is in use, and BadInput for an enrolment new_token.
     """
-    statement = select(Token).where(TOKEN.id == token_id, standing_condition()).with_for_update()
-    old = (await session.scalars(statement)).one_or_none()
-    if old is None:
+    statement = select(Token).where(TOKEN.id == token_id, make_valid_condition()).with_for_update()
+    token = (await session.scalars(statement)).one_or_none()
+    if token is None:
         raise Forbidden("the key has been revoked, or its time is over")
-    if old.role is Role.ENROLMENT:
+    if token.role is Role.ENROLMENT:
         raise BadInput("input.id", "an enrolment key cannot be rotated: make another one")
-    before = as_document(old)
-    kept = {"name", "role", "nodes", "lifetime", "enrolled_by"}
-    said = {**old.model_dump(include=kept), "replaces": old.id}
-    await _end_unused_successors(session, old.id)
-    ends = func.registry_now() + literal(overlap, Interval)
+    before = to_document(token)
+    inherited = {"name", "role", "nodes", "lifetime", "enrolled_by"}
+    columns = {**token.model_dump(include=inherited), "replaces": token.id}
+    await _revoke_unused_successors(session, token.id)
+    expiry = func.registry_now() + literal(overlap, Interval)
     await session.execute(
         update(Token)
-        .where(TOKEN.id == old.id)
-        .values(expires_at=func.least(TOKEN.expires_at, ends))
+        .where(TOKEN.id == token.id)
+        .values(expires_at=func.least(TOKEN.expires_at, expiry))
     )
-    return await make(session, said, by=by, before=before)
+    return await issue_token(session, columns, caller=caller, before=before)
 
 
-async def _end_unused_successors(session: AsyncSession, token_id: UUID) -> None:
-    await end(session, and_(TOKEN.replaces == token_id, TOKEN.last_used_at.is_(None)))
-    left = select(TOKEN.public_id).where(TOKEN.replaces == token_id, standing_condition())
-    if (successor := (await session.scalars(left.limit(1))).one_or_none()) is not None:
+async def _revoke_unused_successors(session: AsyncSession, token_id: UUID) -> None:
+    await mark_revoked(session, and_(TOKEN.replaces == token_id, TOKEN.last_used_at.is_(None)))
+    valid_successor = select(TOKEN.public_id).where(
+        TOKEN.replaces == token_id, make_valid_condition()
+    )
+    if (successor := (await session.scalars(valid_successor.limit(1))).one_or_none()) is not None:
         raise Forbidden(f"the key has been rotated: {successor} is in use", token=successor)
 
 
-async def revoke(session: AsyncSession, named: str, *, by: Caller) -> Sequence[Token]:
+async def revoke_tokens(
+    session: AsyncSession, id_or_name: str, *, caller: Caller
+) -> Sequence[Token]:
     """Ends all that stand with this public id, or this name. Raises TokenNotFound."""
-    ended = await end(session, or_(TOKEN.public_id == named, TOKEN.name == named))
-    if not ended:
-        raise TokenNotFound(named)
-    for token in ended:
-        await record(session, "token.revoke", token, before=as_document(token), after=None, by=by)
-    return ended
+    revoked = await mark_revoked(
+        session, or_(TOKEN.public_id == id_or_name, TOKEN.name == id_or_name)
+    )
+    if not revoked:
+        raise TokenNotFound(id_or_name)
+    for token in revoked:
+        await record_change(
+            session, "token.revoke", token, before=to_document(token), after=None, caller=caller
+        )
+    return revoked
 
 
-async def revoke_enrolled(session: AsyncSession, node_id: str) -> None:
+async def revoke_enrolled_tokens(session: AsyncSession, node_id: str) -> None:
     """Ends the keys that enrolment made for this node."""
-    await end(session, and_(TOKEN.nodes == [node_id], TOKEN.enrolled_by.is_not(None)))
+    await mark_revoked(session, and_(TOKEN.nodes == [node_id], TOKEN.enrolled_by.is_not(None)))
 
 
-async def end(session: AsyncSession, which: ColumnElement[bool]) -> Sequence[Token]:
+async def mark_revoked(session: AsyncSession, condition: ColumnElement[bool]) -> Sequence[Token]:
     """Revokes those that stand, locked in the order of their ids."""
-    mine = select(TOKEN.id).where(which, standing_condition()).order_by(TOKEN.id).with_for_update()
+    matching_ids = (
+        select(TOKEN.id)
+        .where(condition, make_valid_condition())
+        .order_by(TOKEN.id)
+        .with_for_update()
+    )
     statement = (
         update(Token)
-        .where(TOKEN.id.in_(mine))
+        .where(TOKEN.id.in_(matching_ids))
         .values(revoked_at=func.registry_now())
         .returning(Token)
     )
     return (await session.scalars(statement)).all()
 
 
-async def make(
+async def issue_token(
     session: AsyncSession,
-    said: Mapping[str, Any],
+    columns: Mapping[str, Any],
     *,
-    by: Caller,
-    lasts: timedelta | None = None,
+    caller: Caller,
+    valid_for: timedelta | None = None,
     before: Mapping[str, Any] | None = None,
-) -> MadeToken:
+) -> IssuedToken:
     """`said` are columns of Token; `before` is the document of the one that it replaces.
 
-    It stands for `lasts`, else for its `lifetime`, else for ever.
+    It stands for `valid_for`, else for its `lifetime`, else for ever.
     """
-    key = generate_token()
+    new_token = generate_token()
     values = {
-        **said,
-        "name": said["name"] or f"{said['role']}-{key.public_id}",
-        "public_id": key.public_id,
-        "secret_hash": key.secret_hash,
+        **columns,
+        "name": columns["name"] or f"{columns['role']}-{new_token.public_id}",
+        "public_id": new_token.public_id,
+        "secret_hash": new_token.secret_hash,
         "created_at": func.registry_now(),
-        "created_by": by.name,
-        "expires_at": func.registry_now() + literal(lasts or said["lifetime"], Interval),
+        "created_by": caller.name,
+        "expires_at": func.registry_now() + literal(valid_for or columns["lifetime"], Interval),
     }
     token = (await session.scalars(insert(Token).values(values).returning(Token))).one()
     action = "token.rotate" if before else "token.create"
-    await record(session, action, token, before=before, after=as_document(token), by=by)
-    return MadeToken(token, key.text)
+    await record_change(
+        session, action, token, before=before, after=to_document(token), caller=caller
+    )
+    return IssuedToken(token, new_token.text)
 
 
-async def record(
+async def record_change(
     session: AsyncSession,
     action: str,
     token: Token,
     *,
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
-    by: Caller,
+    caller: Caller,
 ) -> None:
-    await audit.record(
+    await audit.record_action(
         session,
-        by=by,
+        caller=caller,
         action=action,
         subject=token.public_id,
         before=before,
@@ -157,6 +172,6 @@ async def record(
     )
 
 
-def as_document(token: Token) -> dict[str, Any]:
+def to_document(token: Token) -> dict[str, Any]:
     """What the audit trail has of it: no secret, and no hash of one."""
     return token.model_dump(mode="json", exclude={"secret_hash", "last_used_at"})

@@ -17,28 +17,28 @@ from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import TOKEN, Token
 from db.core.token_format import PresentedToken
 
-TOKENS = Keyset("tokens", (TOKEN.created_at, TOKEN.id), (datetime, UUID), descending=True)
+TOKEN_KEYSET = Keyset("tokens", (TOKEN.created_at, TOKEN.id), (datetime, UUID), descending=True)
 """Newest first."""
 
 
-def standing_condition() -> ColumnElement[bool]:
+def make_valid_condition() -> ColumnElement[bool]:
     unexpired = or_(TOKEN.expires_at.is_(None), TOKEN.expires_at > func.registry_now())
     return and_(TOKEN.revoked_at.is_(None), unexpired)
 
 
-def identity_of(token: Token) -> Identity:
+def to_identity(token: Token) -> Identity:
     return Identity(token.name, token.role, frozenset(token.nodes), token.id)
 
 
-async def known(session: AsyncSession, presented: PresentedToken) -> Token | None:
+async def find_valid_token(session: AsyncSession, presented: PresentedToken) -> Token | None:
     """The key that was presented, if it stands."""
-    statement = select(Token).where(TOKEN.public_id == presented.public_id, standing_condition())
+    statement = select(Token).where(TOKEN.public_id == presented.public_id, make_valid_condition())
     token = (await session.scalars(statement)).one_or_none()
     return token if token and presented.matches(token.secret_hash) else None
 
 
 # Of thousands a few have ended: to name the others would take ten times as long.
-_ENDED = text("""
+_FIND_ENDED = text("""
 SELECT asked.id FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
 LEFT JOIN tokens t ON t.id = asked.id AND t.revoked_at IS NULL
     AND (t.expires_at IS NULL OR t.expires_at > registry_now())
@@ -46,23 +46,23 @@ WHERE t.id IS NULL
 """).columns(TOKEN.id)
 
 
-async def ended(session: AsyncSession, tokens: Sequence[UUID]) -> set[UUID]:
+async def find_ended_tokens(session: AsyncSession, token_ids: Sequence[UUID]) -> set[UUID]:
     """Those of them that do not stand, or are not known."""
-    return set(await session.scalars(_ENDED, {"ids": tokens}))
+    return set(await session.scalars(_FIND_ENDED, {"ids": token_ids}))
 
 
-async def count_of(session: AsyncSession, role: Role) -> int:
+async def count_tokens(session: AsyncSession, role: Role) -> int:
     """How many keys of the role stand."""
-    statement = select(func.count()).where(TOKEN.role == role, standing_condition())
+    statement = select(func.count()).where(TOKEN.role == role, make_valid_condition())
     return (await session.scalars(statement)).one()
 
 
-async def expires_at(session: AsyncSession, token_id: UUID) -> datetime | None:
+async def get_expiry(session: AsyncSession, token_id: UUID) -> datetime | None:
     return await session.scalar(select(TOKEN.expires_at).where(TOKEN.id == token_id))
 
 
 # A row that is locked is being rotated, revoked or used to enrol: that says more than this would.
-_USED = text("""
+_RECORD_USES = text("""
 UPDATE tokens t SET last_used_at = least(u.used_at, registry_now())
 FROM (
     SELECT id, used_at FROM tokens
@@ -74,24 +74,24 @@ WHERE t.id = u.id
 """)
 
 
-async def used(session: AsyncSession, instants: Mapping[UUID, datetime]) -> None:
+async def record_uses(session: AsyncSession, uses: Mapping[UUID, datetime]) -> None:
     """Records the last use of each; one that is recorded already as later stays."""
-    values = {"ids": list(instants), "used_at": list(instants.values())}
-    await session.execute(_USED, values)
+    values = {"ids": list(uses), "used_at": list(uses.values())}
+    await session.execute(_RECORD_USES, values)
 
 
-async def listed(
-    session: AsyncSession, *, first: int, after: str | None, with_dead: bool
+async def list_tokens(
+    session: AsyncSession, *, first: int, after: str | None, include_ended: bool
 ) -> Page[Token]:
-    """In the order of TOKENS; `with_dead` also those that do not stand any more."""
-    statement = select(Token) if with_dead else select(Token).where(standing_condition())
-    rows = await session.scalars(TOKENS.select_page(statement, first=first, after=after))
+    """In the order of TOKENS; `include_ended` also those that do not stand any more."""
+    statement = select(Token) if include_ended else select(Token).where(make_valid_condition())
+    rows = await session.scalars(TOKEN_KEYSET.select_page(statement, first=first, after=after))
     return make_page(rows.all(), first)
 
 
-async def find(session: AsyncSession, public_id: str) -> Token:
+async def get_token(session: AsyncSession, public_id: str) -> Token:
     """Raises TokenNotFound for one that does not stand."""
-    statement = select(Token).where(TOKEN.public_id == public_id, standing_condition())
+    statement = select(Token).where(TOKEN.public_id == public_id, make_valid_condition())
     token = (await session.scalars(statement)).one_or_none()
     if token is None:
         raise TokenNotFound(public_id)
@@ -107,6 +107,6 @@ DELETE FROM tokens WHERE id IN (
 """)
 
 
-async def purge(session: AsyncSession, *, keep: timedelta, batch: int) -> int:
+async def purge_tokens(session: AsyncSession, *, keep: timedelta, batch: int) -> int:
     """Deletes at most `batch` of those that have been dead for longer; returns how many."""
     return len((await session.execute(_PURGE, {"keep": keep, "batch": batch})).all())

@@ -57,4 +57,6 @@ async def record(
         same = {name for name in _AT_LENGTH if before[name] == after[name]}
         before = {name: value for name, value in before.items() if name not in same}
         after = {name: value for name, value in after.items() if name not in same}
-    await audit.record(session, by=by, action=action, subject=node_id, before=before, after=after)
+    await audit.record_action(
+        session, caller=by, action=action, subject=node_id, before=before, after=after
+    )

@@ -138,7 +138,7 @@ async def deregister(session: AsyncSession, node_id: str, *, note: str | None, b
     The key that enrolment gave it ends.
     """
     node = await locked(session, node_id)
-    await token_changes.revoke_enrolled(session, node_id)
+    await token_changes.revoke_enrolled_tokens(session, node_id)
     await node_audit.record(
         session,
         by=by,

@@ -194,4 +194,6 @@ async def _record(
     by: Caller,
 ) -> None:
     subject = f"{place.owner}/{place.name}"
-    await audit.record(session, by=by, action=action, subject=subject, before=before, after=after)
+    await audit.record_action(
+        session, caller=by, action=action, subject=subject, before=before, after=after
+    )

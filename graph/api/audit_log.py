@@ -74,7 +74,7 @@ class AuditLogConnection:
 
     @classmethod
     def of(cls, page: Page[tables.AuditEntry], after: str | None) -> Self:
-        cursors = [audit.ENTRIES.encode_cursor(row.recorded_at, row.id) for row in page.rows]
+        cursors = [audit.ENTRY_KEYSET.encode_cursor(row.recorded_at, row.id) for row in page.rows]
         entries = [AuditEntry.of(row) for row in page.rows]
         edges = [AuditEntryEdge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)]
         return cls(edges=edges, nodes=entries, page_info=PageInfo.of(page, cursors, after))

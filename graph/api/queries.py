@@ -215,5 +215,7 @@ class Query(TokenQueries):
     ) -> AuditLogConnection:
         audit_filter = audit.EVERY_ENTRY if filter is None else filter.checked()
         async with info.context.services.database.read() as session:
-            page = await audit.entries(session, audit_filter, first=page_size(first), after=after)
+            page = await audit.list_entries(
+                session, audit_filter, first=page_size(first), after=after
+            )
         return AuditLogConnection.of(page, after)

@@ -7,7 +7,7 @@ import strawberry
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import enrolment, token_changes, tokens
-from db.access.token_changes import MadeToken
+from db.access.token_changes import IssuedToken
 from db.core import tables
 from db.core.errors import Forbidden
 from db.core.identity import Caller
@@ -64,7 +64,7 @@ class CreateTokenPayload:
     token: Token = field("What else there is to know of it.")
 
     @classmethod
-    def of(cls, made: MadeToken) -> Self:
+    def of(cls, made: IssuedToken) -> Self:
         return cls(key=made.text, token=Token.of(made.token))
 
 
@@ -95,7 +95,7 @@ class TokenMutations:
         ]
         lifetime = input.expires_in_seconds
         async with info.context.services.database.write() as session:
-            made = await token_changes.create(
+            made = await token_changes.create_token(
                 session,
                 role=input.role,
                 name=_name(input.name),
@@ -103,7 +103,7 @@ class TokenMutations:
                 lifetime=None
                 if lifetime is None
                 else validation.lifetime("input.expiresInSeconds", lifetime),
-                by=info.context.caller,
+                caller=info.context.caller,
             )
         return CreateTokenPayload.of(made)
 
@@ -120,24 +120,24 @@ class TokenMutations:
         input: Annotated[CreateEnrolmentTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> CreateTokenPayload:
         lasts = validation.lifetime("input.expiresInSeconds", input.expires_in_seconds)
-        key_lifetime = enrolment.KEY_LIFETIME
+        key_lifetime = enrolment.TOKEN_LIFETIME
         if input.key_expires_in_seconds is not None:
             key_lifetime = validation.lifetime(
                 "input.keyExpiresInSeconds", input.key_expires_in_seconds
             )
         async with info.context.services.database.write() as session:
-            made = await enrolment.create(
+            made = await enrolment.create_enrolment_token(
                 session,
                 uses=validation.count("input.uses", input.uses, most=validation.MAX_USES),
-                lasts=lasts,
+                valid_for=lasts,
                 name=_name(input.name),
                 node_role=input.node_role,
                 node_type=input.node_type,
                 labels=None
                 if input.labels is None
                 else validation.labels("input.labels", input.labels),
-                key_lifetime=key_lifetime,
-                by=info.context.caller,
+                token_lifetime=key_lifetime,
+                caller=info.context.caller,
             )
         return CreateTokenPayload.of(made)
 
@@ -153,9 +153,9 @@ class TokenMutations:
         public_id = validation.searched("input.id", input.id)
         overlap = validation.lifetime("input.overlapSeconds", input.overlap_seconds, least=0)
         async with info.context.services.database.write() as session:
-            old = await tokens.find(session, public_id)
-            made = await token_changes.rotate(
-                session, old.id, overlap=overlap, by=info.context.caller
+            old = await tokens.get_token(session, public_id)
+            made = await token_changes.rotate_token(
+                session, old.id, overlap=overlap, caller=info.context.caller
             )
         return CreateTokenPayload.of(made)
 
@@ -169,7 +169,7 @@ class TokenMutations:
     ) -> RevokeTokenPayload:
         named = validation.searched("input.id", input.id)
         async with info.context.services.database.write() as session:
-            ended = await token_changes.revoke(session, named, by=info.context.caller)
+            ended = await token_changes.revoke_tokens(session, named, caller=info.context.caller)
         return RevokeTokenPayload(tokens=[Token.of(token) for token in ended])
 
     @strawberry.mutation(
@@ -186,8 +186,8 @@ class TokenMutations:
             raise Forbidden(f"{caller.name} is not known by an agent's key")
         overlap = timedelta(seconds=info.context.services.settings.node_key_overlap_seconds)
         async with info.context.services.database.write() as session:
-            made = await token_changes.rotate(
-                session, caller.identity.token_id, overlap=overlap, by=caller
+            made = await token_changes.rotate_token(
+                session, caller.identity.token_id, overlap=overlap, caller=caller
             )
         return RotateNodeKeyPayload(key=made.text, key_expires_at=made.token.expires_at)
 
@@ -203,10 +203,10 @@ async def key_for(
         return None, None
     match identity.role:
         case Role.ENROLMENT:
-            made = await enrolment.enrol(session, identity.token_id, node, by=caller)
+            made = await enrolment.enrol_node(session, identity.token_id, node, caller=caller)
             return made.text, made.token.expires_at
         case Role.AGENT:
-            return None, await tokens.expires_at(session, identity.token_id)
+            return None, await tokens.get_expiry(session, identity.token_id)
     return None, None
 
 

@@ -64,7 +64,7 @@ class TokenConnection:
 
     @classmethod
     def of(cls, page: Page[tables.Token], after: str | None) -> Self:
-        cursors = [tokens.TOKENS.encode_cursor(row.created_at, row.id) for row in page.rows]
+        cursors = [tokens.TOKEN_KEYSET.encode_cursor(row.created_at, row.id) for row in page.rows]
         entries = [Token.of(row) for row in page.rows]
         edges = [TokenEdge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)]
         return cls(edges=edges, nodes=entries, page_info=PageInfo.of(page, cursors, after))
@@ -84,7 +84,7 @@ class TokenQueries:
         ] = True,
     ) -> TokenConnection:
         async with info.context.services.database.read() as session:
-            page = await tokens.listed(
-                session, first=page_size(first), after=after, with_dead=not standing
+            page = await tokens.list_tokens(
+                session, first=page_size(first), after=after, include_ended=not standing
             )
         return TokenConnection.of(page, after)

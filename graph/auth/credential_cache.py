@@ -122,7 +122,7 @@ class CredentialCache:
         if not asked:
             return
         async with self._database.read() as session:
-            ended = await tokens.ended(session, list(asked))
+            ended = await tokens.find_ended_tokens(session, list(asked))
         for grant in list(self._granted):
             if grant.identity.token_id in ended:
                 self._end(grant)
@@ -131,7 +131,7 @@ class CredentialCache:
         used, self._used = self._used, {}
         if used:
             async with self._database.write() as session:
-                await tokens.used(session, used)
+                await tokens.record_uses(session, used)
 
     async def _ask(self, shown: str) -> Grant:
         presented = token_format.parse_token(shown)
@@ -140,10 +140,10 @@ class CredentialCache:
         if presented is None:
             raise Unauthenticated("that is no key of this registry")
         async with self._database.read() as session:
-            token = await tokens.known(session, presented)
+            token = await tokens.find_valid_token(session, presented)
         if token is None:
             raise Unauthenticated("the key is not known, was revoked, or its time is over")
-        grant = Grant(tokens.identity_of(token))
+        grant = Grant(tokens.to_identity(token))
         self._granted.add(grant)
         return grant
 

@@ -74,7 +74,7 @@ def _checks(database: Database, settings: Settings) -> dict[str, Check]:
 
 def _keys_for(settings: Settings) -> Check:
     async def check(session: AsyncSession) -> Verdict:
-        count = await tokens.count_of(session, Role.ADMIN)
+        count = await tokens.count_tokens(session, Role.ADMIN)
         if count or not settings.authentication_required:
             return ok(f"{count} of administrators stand")
         if Role.ADMIN in settings.jwt_roles.values():

@@ -10,7 +10,7 @@ import click
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import enrolment, token_changes, tokens
-from db.access.token_changes import MadeToken
+from db.access.token_changes import IssuedToken
 from db.core.enums import NodeRole, NodeType, Role
 from db.core.pagination import MAX_PAGE_SIZE
 from db.core.tables import Token
@@ -66,13 +66,13 @@ def create(
         raise click.UsageError("--node is needed for an agent, and is for agents only")
     _show_made(
         _write(
-            lambda session: token_changes.create(
+            lambda session: token_changes.create_token(
                 session,
                 role=role,
                 name=_name(name),
                 nodes=[validation.identifier("--node", node) for node in dict.fromkeys(nodes)],
                 lifetime=expires,
-                by=operator(),
+                caller=operator(),
             )
         )
     )
@@ -88,7 +88,7 @@ def create(
 @click.option(
     "--key-expires",
     type=Duration(),
-    default=f"{enrolment.KEY_LIFETIME.days}d",
+    default=f"{enrolment.TOKEN_LIFETIME.days}d",
     show_default=True,
     help="The life of each node's own key.",
 )
@@ -105,16 +105,16 @@ def enrol(
     """Make an enrolment key: nodes that register with it get keys of their own."""
     _show_made(
         _write(
-            lambda session: enrolment.create(
+            lambda session: enrolment.create_enrolment_token(
                 session,
                 uses=uses,
-                lasts=expires,
+                valid_for=expires,
                 name=_name(name),
                 node_role=node_role,
                 node_type=node_type,
                 labels=validation.labels("--label", labels) or None,
-                key_lifetime=key_expires,
-                by=operator(),
+                token_lifetime=key_expires,
+                caller=operator(),
             )
         )
     )
@@ -143,9 +143,9 @@ def list_command(*, with_dead: bool) -> None:
 def rotate(*, id: str, overlap: timedelta) -> None:  # noqa: A002  # the argument's name
     """Make a key that takes the place of key ID."""
 
-    async def rotated(session: AsyncSession) -> MadeToken:
-        old = await tokens.find(session, id)
-        return await token_changes.rotate(session, old.id, overlap=overlap, by=operator())
+    async def rotated(session: AsyncSession) -> IssuedToken:
+        old = await tokens.get_token(session, id)
+        return await token_changes.rotate_token(session, old.id, overlap=overlap, caller=operator())
 
     _show_made(_write(rotated))
 
@@ -154,7 +154,7 @@ def rotate(*, id: str, overlap: timedelta) -> None:  # noqa: A002  # the argumen
 @click.argument("id", metavar="ID")
 def revoke(*, id: str) -> None:  # noqa: A002  # the argument's name
     """End key ID at once; a name ends all keys of that name."""
-    ended = _write(lambda session: token_changes.revoke(session, id, by=operator()))
+    ended = _write(lambda session: token_changes.revoke_tokens(session, id, caller=operator()))
     for key in ended:
         click.echo(f"Revoked {_described(key)}.", err=True)
 
@@ -172,20 +172,20 @@ async def _listed(*, with_dead: bool) -> Sequence[Token]:
     after = None
     async with database_in_use(configured()) as database, database.read() as session:
         while True:
-            page = await tokens.listed(
-                session, first=MAX_PAGE_SIZE, after=after, with_dead=with_dead
+            page = await tokens.list_tokens(
+                session, first=MAX_PAGE_SIZE, after=after, include_ended=with_dead
             )
             listed += page.rows
             if not page.has_next:
                 return listed
-            after = tokens.TOKENS.encode_cursor(page.rows[-1].created_at, page.rows[-1].id)
+            after = tokens.TOKEN_KEYSET.encode_cursor(page.rows[-1].created_at, page.rows[-1].id)
 
 
 def _name(name: str | None) -> str | None:
     return None if name is None else validation.key_name("--name", name)
 
 
-def _show_made(made: MadeToken) -> None:
+def _show_made(made: IssuedToken) -> None:
     click.echo(f"Made {_described(made.token)}. It is shown this once.", err=True)
     click.echo(made.text)
 

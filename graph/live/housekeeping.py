@@ -112,13 +112,15 @@ class Housekeeping:
 
     async def purge_keys(self) -> None:
         """Forgets the keys that have been dead for 90 days."""
-        await self._in_batches(partial(tokens.purge, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH))
+        await self._in_batches(
+            partial(tokens.purge_tokens, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH)
+        )
 
     async def trim_audit_log(self) -> int:
         """Drops what is older than the configured age."""
         keep_days = self._settings.audit_retention_days
         dropped = await self._in_batches(
-            partial(audit.trim, keep_days=keep_days, batch=_TRIM_BATCH)
+            partial(audit.trim_entries, keep_days=keep_days, batch=_TRIM_BATCH)
         )
         if dropped:
             log.info("audit_log.trimmed", entries=dropped)

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import audit
-from db.access.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
+from db.access.audit import EVERY_ENTRY, MAX_REFUSALS_PER_MINUTE, AuditFilter
 from db.core.database import Database
 from db.core.enums import ProfileType, Role
 from db.core.errors import BadInput, NodeIdTaken, NodeNotFound
@@ -29,7 +29,7 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 async def trail(database: Database, audit_filter: AuditFilter = EVERY_ENTRY) -> list[AuditEntry]:
     """Oldest first."""
     async with database.read() as session:
-        page = await audit.entries(session, audit_filter, first=1000, after=None)
+        page = await audit.list_entries(session, audit_filter, first=1000, after=None)
     return list(reversed(page.rows))
 
 
@@ -45,7 +45,7 @@ async def refuse(database: Database, by: Caller = OPERATOR, times: int = 1) -> N
     for _ in range(times):
         async with database.write() as session:
             await audit.record_refusal(
-                session, by=by, action="node.deregister", subject="a", code="FORBIDDEN"
+                session, caller=by, action="node.deregister", subject="a", code="FORBIDDEN"
             )
 
 
@@ -201,20 +201,20 @@ async def test_one_who_is_refused_again_and_again_does_not_fill_the_trail(
     database: Database,
 ) -> None:
     other = Caller(Identity("other", Role.VIEWER))
-    await refuse(database, times=REFUSALS_A_MINUTE + 20)
+    await refuse(database, times=MAX_REFUSALS_PER_MINUTE + 20)
     await refuse(database, other)
-    assert len(await trail(database, AuditFilter(actor="op"))) == REFUSALS_A_MINUTE
+    assert len(await trail(database, AuditFilter(actor="op"))) == MAX_REFUSALS_PER_MINUTE
     assert len(await trail(database, AuditFilter(actor="other"))) == 1
     async with database.write() as session:
         await session.execute(
             text("UPDATE audit_log SET recorded_at = recorded_at - interval '1 min'")
         )
     await refuse(database, times=2)
-    assert len(await trail(database, AuditFilter(actor="op"))) == REFUSALS_A_MINUTE + 2
+    assert len(await trail(database, AuditFilter(actor="op"))) == MAX_REFUSALS_PER_MINUTE + 2
 
 
 async def test_what_is_done_counts_for_no_refusal(database: Database) -> None:
-    for _ in range(REFUSALS_A_MINUTE + 1):
+    for _ in range(MAX_REFUSALS_PER_MINUTE + 1):
         await register(database, "a")
     await refuse(database, AGENT)
     assert len(await trail(database, AuditFilter(actor="agent", outcome="FORBIDDEN"))) == 1
@@ -263,13 +263,13 @@ async def test_pages_show_each_entry_that_is_meant_once_and_newest_first(
         )
         after = None
         while True:
-            page = await audit.entries(session, audit_filter, first=first, after=after)
+            page = await audit.list_entries(session, audit_filter, first=first, after=after)
             assert len(page.rows) <= first
             seen += page.rows
             if not page.has_next:
                 break
             last = page.rows[-1]
-            after = audit.ENTRIES.encode_cursor(last.recorded_at, last.id)
+            after = audit.ENTRY_KEYSET.encode_cursor(last.recorded_at, last.id)
     meant = [
         (entry["recorded_at"], id_)
         for entry, id_ in zip(entries, ids, strict=True)
@@ -334,10 +334,10 @@ async def _plan(session: AsyncSession, statement: Any) -> list[dict[str, Any]]:
 async def test_each_filter_reads_no_more_than_its_page(
     many: Database, audit_filter: AuditFilter
 ) -> None:
-    page = audit.ENTRIES.select_page(
-        audit.meant(audit_filter),
+    page = audit.ENTRY_KEYSET.select_page(
+        audit.select_entries(audit_filter),
         first=20,
-        after=audit.ENTRIES.encode_cursor(EPOCH + timedelta(hours=5, minutes=30), 1),
+        after=audit.ENTRY_KEYSET.encode_cursor(EPOCH + timedelta(hours=5, minutes=30), 1),
     )
     async with many.read() as session:
         steps = await _plan(session, page)
@@ -355,7 +355,7 @@ async def test_entries_beyond_the_retention_are_dropped_oldest_first_in_batches(
     """
     async with database.write() as session:
         await session.execute(text(aged))
-        dropped = [await audit.trim(session, keep_days=9.5, batch=5) for _ in range(4)]
+        dropped = [await audit.trim_entries(session, keep_days=9.5, batch=5) for _ in range(4)]
     assert dropped == [5, 5, 1, 0]
     assert [entry.subject for entry in await trail(database)] == [
         f"day {n}" for n in range(9, 0, -1)

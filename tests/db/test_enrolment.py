@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from db.access import tokens
-from db.access.token_changes import MadeToken
+from db.access.token_changes import IssuedToken
 from db.core.database import Database
 from db.core.enums import NodeRole, NodeType, Role
 from db.core.errors import Forbidden, NodeIdTaken
@@ -34,7 +34,7 @@ from tests.support.keyring import (
 )
 
 
-async def uses_left(database: Database, key: MadeToken) -> int:
+async def uses_left(database: Database, key: IssuedToken) -> int:
     [(left,)] = await rows(database, "SELECT uses_left FROM tokens WHERE id = :id", id=key.token.id)
     assert isinstance(left, int)
     return left
@@ -51,7 +51,7 @@ async def test_an_enrolled_node_has_a_key_that_speaks_for_it_alone(database: Dat
     assert node.node_id == "gpu-1"
     found = await known(database, made.text)
     assert found is not None
-    assert tokens.identity_of(found) == Identity(
+    assert tokens.to_identity(found) == Identity(
         "gpu-1", Role.AGENT, frozenset({"gpu-1"}), made.token.id
     )
     assert found.expires_at == found.created_at + 10 * DAY
@@ -83,8 +83,8 @@ async def test_no_more_nodes_are_let_in_than_there_are_uses(database: Database) 
 
 
 async def attempt(
-    database: Database, key: MadeToken, node_id: str, boot_id: str
-) -> MadeToken | None:
+    database: Database, key: IssuedToken, node_id: str, boot_id: str
+) -> IssuedToken | None:
     try:
         return (await enrol(database, key.token, registration_of(node_id, boot_id)))[1]
     except (Forbidden, NodeIdTaken):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from db.access import tokens
-from db.access.token_changes import MadeToken
+from db.access.token_changes import IssuedToken
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.errors import BadInput, Forbidden, TokenNotFound
@@ -34,7 +34,7 @@ from tests.support.keyring import (
 )
 
 
-async def row(database: Database, made: MadeToken) -> Token:
+async def row(database: Database, made: IssuedToken) -> Token:
     async with database.read() as session:
         found = await session.get(Token, made.token.id)
     assert found is not None
@@ -45,12 +45,14 @@ async def test_a_key_is_known_by_its_text_alone(database: Database) -> None:
     made, other = await create(database, name="grafana"), await create(database)
     found = await known(database, made.text)
     assert found is not None
-    assert tokens.identity_of(found) == Identity("grafana", Role.VIEWER, token_id=made.token.id)
+    assert tokens.to_identity(found) == Identity("grafana", Role.VIEWER, token_id=made.token.id)
     forged = PresentedToken(made.token.public_id, presented(other.text).secret_hash)
     async with database.read() as session:
-        assert await tokens.known(session, forged) is None
+        assert await tokens.find_valid_token(session, forged) is None
         assert (
-            await tokens.known(session, PresentedToken("nosuchkey0", other.token.secret_hash))
+            await tokens.find_valid_token(
+                session, PresentedToken("nosuchkey0", other.token.secret_hash)
+            )
             is None
         )
 
@@ -81,7 +83,7 @@ async def test_no_secret_is_shown_when_a_key_is_printed(database: Database) -> N
 
 async def test_an_agents_key_speaks_for_its_nodes(database: Database) -> None:
     made = await create(database, Role.AGENT, nodes=["gpu-1", "gpu-2"], name="rack-1")
-    assert tokens.identity_of(made.token) == Identity(
+    assert tokens.to_identity(made.token) == Identity(
         "rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), made.token.id
     )
 
@@ -128,7 +130,7 @@ async def test_which_keys_have_ended_is_one_statement_however_many_there_are(
     await revoke(database, made[1].token.public_id)
     unknown = [uuid4() for _ in range(40_000)]
     async with database.read() as session:
-        found = await tokens.ended(session, [*(key.token.id for key in made), *unknown])
+        found = await tokens.find_ended_tokens(session, [*(key.token.id for key in made), *unknown])
     assert found == {made[1].token.id, *unknown}
 
 
@@ -154,7 +156,7 @@ async def test_after_a_rotation_both_keys_stand_for_the_overlap(database: Databa
     old = await create(database, Role.AGENT, nodes=["gpu-1"], name="gpu-1", lifetime=10 * DAY)
     new = await rotate(database, old.token)
     assert await standing(database, old, new) == [old, new]
-    assert tokens.identity_of(new.token) == Identity(
+    assert tokens.to_identity(new.token) == Identity(
         "gpu-1", Role.AGENT, frozenset({"gpu-1"}), new.token.id
     )
     assert new.token.replaces == old.token.id
@@ -231,14 +233,14 @@ async def test_the_last_use_never_goes_back(database: Database) -> None:
         (noon + HOUR, noon + HOUR),
     ]:
         async with database.write() as session:
-            await tokens.used(session, {made.token.id: instant, uuid4(): instant})
+            await tokens.record_uses(session, {made.token.id: instant, uuid4(): instant})
         assert (await row(database, made)).last_used_at == recorded
 
 
 async def test_a_use_is_never_recorded_as_later_than_now(database: Database) -> None:
     made = await create(database)
     async with database.write() as session:
-        await tokens.used(session, {made.token.id: datetime(2100, 1, 1, tzinfo=UTC)})
+        await tokens.record_uses(session, {made.token.id: datetime(2100, 1, 1, tzinfo=UTC)})
     [(past,)] = await rows(database, "SELECT last_used_at <= now() FROM tokens")
     assert past
 
@@ -258,7 +260,9 @@ async def test_recording_uses_waits_for_no_key_that_is_being_changed(database: D
 async def test_recording_a_use_touches_no_index(database: Database) -> None:
     made = [await create(database) for _ in range(3)]
     async with database.write() as session:
-        await tokens.used(session, {key.token.id: datetime(2026, 1, 1, tzinfo=UTC) for key in made})
+        await tokens.record_uses(
+            session, {key.token.id: datetime(2026, 1, 1, tzinfo=UTC) for key in made}
+        )
         counted = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables"
         updated = await session.execute(text(f"{counted} WHERE relname = 'tokens'"))
         assert updated.one() == (3, 3)
@@ -276,27 +280,27 @@ async def test_keys_are_listed_newest_first_in_pages(database: Database, with_de
     after = None
     while True:
         async with database.read() as session:
-            page = await tokens.listed(session, first=2, after=after, with_dead=with_dead)
+            page = await tokens.list_tokens(session, first=2, after=after, include_ended=with_dead)
         listed += [token.name for token in page.rows]
         if not page.has_next:
             break
-        after = tokens.TOKENS.encode_cursor(page.rows[-1].created_at, page.rows[-1].id)
+        after = tokens.TOKEN_KEYSET.encode_cursor(page.rows[-1].created_at, page.rows[-1].id)
     assert listed == expected
 
 
 async def test_a_dead_key_is_found_no_more(database: Database) -> None:
     made = await create(database)
     async with database.read() as session:
-        assert (await tokens.find(session, made.token.public_id)).id == made.token.id
+        assert (await tokens.get_token(session, made.token.public_id)).id == made.token.id
     await revoke(database, made.token.public_id)
     async with database.read() as session:
         with pytest.raises(TokenNotFound):
-            await tokens.find(session, made.token.public_id)
+            await tokens.get_token(session, made.token.public_id)
 
 
 async def purge(database: Database, batch: int = 100) -> int:
     async with database.write() as session:
-        return await tokens.purge(session, keep=30 * DAY, batch=batch)
+        return await tokens.purge_tokens(session, keep=30 * DAY, batch=batch)
 
 
 async def test_keys_that_are_long_dead_are_deleted_a_batch_at_a_time(database: Database) -> None:

@@ -126,8 +126,8 @@ async def desk(
         keys = {}
         async with database.write() as session:
             for role in (Role.VIEWER, Role.OPERATOR, Role.ADMIN):
-                made = await token_changes.create(
-                    session, role=role, name=f"the-{role}", lifetime=timedelta(days=1), by=ADMIN
+                made = await token_changes.create_token(
+                    session, role=role, name=f"the-{role}", lifetime=timedelta(days=1), caller=ADMIN
                 )
                 keys[role] = made.text
         address = url.set(drivername="postgresql").render_as_string(hide_password=False)

@@ -28,7 +28,7 @@ async def test_a_new_key_is_all_that_is_on_standard_output(
     assert status == 0
     key = await known(database, output.removesuffix("\n"))
     assert key is not None
-    assert tokens.identity_of(key) == Identity(
+    assert tokens.to_identity(key) == Identity(
         "rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), key.id
     )
     assert key.expires_at == key.created_at + timedelta(days=90)
@@ -97,7 +97,7 @@ async def test_a_key_is_rotated_with_an_overlap_and_revoked(
     assert new.public_id in told
     async with database.read() as session:
         both = {old.token.id, new.id}
-        assert await tokens.ended(session, list(both)) == both
+        assert await tokens.find_ended_tokens(session, list(both)) == both
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from agent.rotation import rotate_token_if_due
 from agent.runner import Runner, build_registration_input
 from agent.settings import load_settings
 from db.access import tokens
-from db.access.token_changes import MadeToken
+from db.access.token_changes import IssuedToken
 from db.core.database import Database
 from db.core.tables import Token
 from tests.support.fleet import rows
@@ -52,7 +52,7 @@ def keys(registry: LiveServer) -> Database:
 
 @asynccontextmanager
 async def running(
-    registry: LiveServer, directory: Path, token: MadeToken | None = None
+    registry: LiveServer, directory: Path, token: IssuedToken | None = None
 ) -> AsyncIterator[Runner]:
     """An agent, from its start to its end."""
     url = registry.graphql_url
@@ -75,7 +75,7 @@ async def key_in(directory: Path, keys: Database) -> Token:
     kept = read_node_token(directory)
     assert kept is not None
     async with keys.read() as session:
-        found = await tokens.known(session, presented(kept.key.get_secret_value()))
+        found = await tokens.find_valid_token(session, presented(kept.key.get_secret_value()))
     assert found is not None, "it stands"
     return found
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from structlog.types import EventDict
 
 from db.access import audit
-from db.access.audit import EVERY_ENTRY, REFUSALS_A_MINUTE, AuditFilter
+from db.access.audit import EVERY_ENTRY, MAX_REFUSALS_PER_MINUTE, AuditFilter
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.errors import Forbidden
@@ -80,7 +80,7 @@ async def code_of(
 
 async def entries(database: Database) -> list[tuple[str, str, str]]:
     async with database.read() as session:
-        page = await audit.entries(session, EVERY_ENTRY, first=1000, after=None)
+        page = await audit.list_entries(session, EVERY_ENTRY, first=1000, after=None)
     return [(entry.action, entry.subject, entry.outcome) for entry in reversed(page.rows)]
 
 
@@ -384,7 +384,9 @@ async def test_what_a_key_may_not_ask_for_is_an_entry_and_what_it_asks_of_heartb
         nobody = await server.http.post("/graphql", json={"query": query})
         assert nobody.status_code == 401
     async with database.read() as session:
-        page = await audit.entries(session, AuditFilter(outcome="FORBIDDEN"), first=9, after=None)
+        page = await audit.list_entries(
+            session, AuditFilter(outcome="FORBIDDEN"), first=9, after=None
+        )
     assert [(e.action, e.subject, e.actor, e.address, e.request_id) for e in page.rows] == [
         ("token.create", "mine", "grafana", "127.0.0.1", "request-1"),
         ("node.deregister", "a", "grafana", "127.0.0.1", "request-1"),
@@ -395,9 +397,9 @@ async def test_one_forbidden_operation_makes_few_entries(server: LiveServer) -> 
     fields = " ".join(
         f'f{n}: deregisterNode(input: {{nodeId: "{n}"}}) {{ nodeId }}' for n in range(50)
     )
-    for _ in range(REFUSALS_A_MINUTE // MAX_ATTEMPTS + 2):
+    for _ in range(MAX_REFUSALS_PER_MINUTE // MAX_ATTEMPTS + 2):
         await forbid(server, f"mutation {{ {fields} }}")
-    assert len(await entries(server.services.database)) == REFUSALS_A_MINUTE
+    assert len(await entries(server.services.database)) == MAX_REFUSALS_PER_MINUTE
 
 
 async def test_the_trail_is_kept_for_as_long_as_is_configured(server: LiveServer) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from structlog.types import EventDict
 
-from db.access.token_changes import MadeToken
+from db.access.token_changes import IssuedToken
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.errors import Unavailable
@@ -28,7 +28,7 @@ async def guarded(start_server: StartServer) -> AsyncIterator[LiveServer]:
         yield live
 
 
-def bearer(key: MadeToken | str) -> dict[str, str]:
+def bearer(key: IssuedToken | str) -> dict[str, str]:
     return {"authorization": f"Bearer {key if isinstance(key, str) else key.text}"}
 
 
@@ -44,7 +44,7 @@ def code_of(response: httpx.Response) -> str:
     return code
 
 
-async def initialised(client: Client, key: MadeToken | None = None) -> None:
+async def initialised(client: Client, key: IssuedToken | None = None) -> None:
     await client.send({"type": "connection_init", "payload": bearer(key) if key else {}})
 
 

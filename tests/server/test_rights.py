@@ -199,13 +199,15 @@ async def keyed(
         keys = {}
         for role in Role:
             if role is Role.ENROLMENT:
-                made = await enrolment.create(session, uses=9, lasts=timedelta(days=1), by=ADMIN)
+                made = await enrolment.create_enrolment_token(
+                    session, uses=9, valid_for=timedelta(days=1), caller=ADMIN
+                )
             else:
-                made = await token_changes.create(
+                made = await token_changes.create_token(
                     session,
                     role=role,
                     lifetime=None,
-                    by=ADMIN,
+                    caller=ADMIN,
                     nodes=["own"] if role is Role.AGENT else [],
                 )
             keys[role] = made.text

@@ -221,7 +221,7 @@ async def test_a_registration_by_an_enrolment_key_brings_the_nodes_own_key(
     registered = await told(guarded, enrolment.text, REGISTER, input=GPU_1)
     key = await known(keys, registered["key"])
     assert key is not None
-    assert tokens.identity_of(key) == Identity("gpu-1", Role.AGENT, frozenset({"gpu-1"}), key.id)
+    assert tokens.to_identity(key) == Identity("gpu-1", Role.AGENT, frozenset({"gpu-1"}), key.id)
     assert key.expires_at is not None
     assert registered["keyExpiresAt"] == key.expires_at.isoformat()
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from db.access import enrolment, token_changes, tokens
-from db.access.token_changes import MadeToken
+from db.access.token_changes import IssuedToken
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.identity import Caller, Identity
@@ -21,36 +21,40 @@ ADMIN = Caller(Identity("root", Role.ADMIN), "192.0.2.1")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
-async def create(database: Database, role: Role = Role.VIEWER, **said: Any) -> MadeToken:
+async def create(database: Database, role: Role = Role.VIEWER, **said: Any) -> IssuedToken:
     async with database.write() as session:
-        return await token_changes.create(
+        return await token_changes.create_token(
             session, **{"role": role, "lifetime": DAY, "by": ADMIN, **said}
         )
 
 
-async def create_enrolment(database: Database, **said: Any) -> MadeToken:
+async def create_enrolment(database: Database, **said: Any) -> IssuedToken:
     async with database.write() as session:
-        return await enrolment.create(session, **{"uses": 3, "lasts": DAY, "by": ADMIN, **said})
+        return await enrolment.create_enrolment_token(
+            session, **{"uses": 3, "lasts": DAY, "by": ADMIN, **said}
+        )
 
 
 async def enrol(
     database: Database, enrolment_key: Token, said: Registration
-) -> tuple[Node, MadeToken]:
+) -> tuple[Node, IssuedToken]:
     """As an agent does that has nothing but an enrolment key."""
-    by = Caller(tokens.identity_of(enrolment_key), "192.0.2.9")
+    by = Caller(tokens.to_identity(enrolment_key), "192.0.2.9")
     async with database.write() as session:
         node, _ = await registration.register(session, said, rules=RULES, by=by)
-        return node, await enrolment.enrol(session, enrolment_key.id, node, by=by)
+        return node, await enrolment.enrol_node(session, enrolment_key.id, node, caller=by)
 
 
-async def rotate(database: Database, token: Token, overlap: timedelta = HOUR) -> MadeToken:
+async def rotate(database: Database, token: Token, overlap: timedelta = HOUR) -> IssuedToken:
     async with database.write() as session:
-        return await token_changes.rotate(session, token.id, overlap=overlap, by=ADMIN)
+        return await token_changes.rotate_token(session, token.id, overlap=overlap, caller=ADMIN)
 
 
 async def revoke(database: Database, named: str) -> set[UUID]:
     async with database.write() as session:
-        return {token.id for token in await token_changes.revoke(session, named, by=ADMIN)}
+        return {
+            token.id for token in await token_changes.revoke_tokens(session, named, caller=ADMIN)
+        }
 
 
 def presented(key: str) -> PresentedToken:
@@ -61,19 +65,19 @@ def presented(key: str) -> PresentedToken:
 
 async def known(database: Database, key: str) -> Token | None:
     async with database.read() as session:
-        return await tokens.known(session, presented(key))
+        return await tokens.find_valid_token(session, presented(key))
 
 
-async def standing(database: Database, *made: MadeToken) -> list[MadeToken]:
+async def standing(database: Database, *made: IssuedToken) -> list[IssuedToken]:
     async with database.read() as session:
-        ended = await tokens.ended(session, [key.token.id for key in made])
+        ended = await tokens.find_ended_tokens(session, [key.token.id for key in made])
     return [key for key in made if key.token.id not in ended]
 
 
-async def use(database: Database, *made: MadeToken) -> None:
+async def use(database: Database, *made: IssuedToken) -> None:
     async with database.write() as session:
         now = (await session.scalars(text("SELECT registry_now()"))).one()
-        await tokens.used(session, {key.token.id: now for key in made})
+        await tokens.record_uses(session, {key.token.id: now for key in made})
 
 
 async def age_keys(database: Database, span: timedelta) -> None:

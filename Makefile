@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
 
-.PHONY: run router test check bench fleet soak format schema documents units lock clean
+.PHONY: run router test test-unit check bench fleet soak format schema documents units lock clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -20,6 +20,10 @@ router: .venv/run
 # modules, which have few tests, do not all come last.
 test: .venv/dev
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+# The tests that need no PostgreSQL: an answer within seconds.
+test-unit: .venv/dev
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest tests/unit --numprocesses 3 --dist worksteal
 
 check: .venv/dev
 	$(BIN)/ruff format --check

@@ -120,7 +120,7 @@ async def remote(*answers: object) -> AsyncIterator[Remote]:
 def new_run(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Runner:
     machine = observe_machine()
     return Runner(
-        HttpTransport(make_http_transport(end.url, "the-token"), timeout_seconds=1.0),
+        HttpTransport(make_http_transport(end.url, "the-token"), timeout_seconds=0.5),
         Credentials(directory, SecretStr("the-token"), time.clock.uniform),
         Schedule(time.clock),
         directory,

@@ -15,8 +15,8 @@ from graph.auth.caller_limits import CallerLimits
 from graph.auth.credential_cache import CredentialCache
 from graph.auth.jwt_verifier import jwt_verifier
 from graph.auth.rate_sync import RateSync
-from graph.core.open_database import current_database
-from graph.core.settings import VITAL_CONNECTIONS, ConfigurationError, Settings
+from graph.core.open_database import open_database
+from graph.core.settings import RESERVED_CONNECTIONS, ConfigurationError, Settings
 from graph.execution import document_cache
 from graph.execution.engine import Engine
 from graph.live.background_tasks import open_background_tasks
@@ -65,9 +65,9 @@ async def open_tracer(settings: Settings) -> AsyncIterator[Tracer]:
 async def open_services(
     settings: Settings, siblings: Siblings | None = None
 ) -> AsyncIterator[Services]:
-    """Raises what `current_database` raises, before it serves."""
+    """Raises what `open_database` raises, before it serves."""
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(current_database(settings))
+        database = await stack.enter_async_context(open_database(settings))
         tracer = await stack.enter_async_context(open_tracer(settings))
         tracer.trace_statements(database)
         metrics = Metrics()
@@ -88,7 +88,7 @@ async def open_services(
         upkeep = Housekeeping(database, settings, metrics)
         await upkeep.make_days()
         # Whatever callers ask, heartbeats are written and nodes are looked after.
-        vital = await stack.enter_async_context(database.open_separate_pool(VITAL_CONNECTIONS))
+        vital = await stack.enter_async_context(database.open_separate_pool(RESERVED_CONNECTIONS))
         tracer.trace_statements(vital)
         pacemaker = Sweeper(vital, settings, metrics)
         heartbeats = HeartbeatWriter(vital, pacemaker, metrics, tracer)

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import get_contextvars
 
 from db.core.database import Database
-from graph.core.version import SERVICE, VERSION
+from graph.core.version import SERVICE_NAME, VERSION
 from graph.telemetry.spans import NO_ATTRIBUTES
 
 _PATH = "/graphql"
@@ -43,7 +43,7 @@ class OTLPTracer:
     def __init__(self, endpoint: str) -> None:
         """`endpoint` is a base URL such as http://127.0.0.1:4318."""
         self._provider = TracerProvider(
-            resource=Resource.create({"service.name": SERVICE, "service.version": VERSION}),
+            resource=Resource.create({"service.name": SERVICE_NAME, "service.version": VERSION}),
             shutdown_on_exit=False,
         )
         self._exporter = OTLPSpanExporter(

@@ -24,7 +24,7 @@ class AuditFilter:
 
     def checked(self) -> audit.AuditFilter:
         said = {
-            name: validation.searched(f"filter.{name}", value)
+            name: validation.check_search_value(f"filter.{name}", value)
             for name in ("actor", "action", "subject", "outcome")
             if (value := getattr(self, name)) is not None
         }

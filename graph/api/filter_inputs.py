@@ -25,9 +25,15 @@ class LabelSelector:
 
     def checked(self, path: str) -> node_filter.LabelSelector:
         return node_filter.LabelSelector(
-            all=None if self.all is None else validation.choices(f"{path}.all", self.all),
-            any=None if self.any is None else validation.choices(f"{path}.any", self.any),
-            none=None if self.none is None else validation.choices(f"{path}.none", self.none),
+            all=None
+            if self.all is None
+            else validation.check_search_values(f"{path}.all", self.all),
+            any=None
+            if self.any is None
+            else validation.check_search_values(f"{path}.any", self.any),
+            none=None
+            if self.none is None
+            else validation.check_search_values(f"{path}.none", self.none),
         )
 
 
@@ -51,20 +57,20 @@ class NodeFilter:
         return node_filter.NodeFilter(
             node_ids=None
             if self.node_ids is None
-            else validation.choices(f"{path}.nodeIds", self.node_ids),
+            else validation.check_search_values(f"{path}.nodeIds", self.node_ids),
             roles=None if self.roles is None else _each_once(self.roles),
             types=None if self.types is None else _each_once(self.types),
             statuses=None if self.statuses is None else _each_once(self.statuses),
             labels=None if self.labels is None else self.labels.checked(f"{path}.labels"),
             capabilities=None
             if self.capabilities is None
-            else _canonical(validation.document(f"{path}.capabilities", self.capabilities)),
+            else _canonical(validation.check_document(f"{path}.capabilities", self.capabilities)),
             profile=None
             if self.profile is None
-            else validation.searched(f"{path}.profile", self.profile),
+            else validation.check_search_value(f"{path}.profile", self.profile),
             search=None
             if self.search is None
-            else validation.searched(f"{path}.search", self.search),
+            else validation.check_search_value(f"{path}.search", self.search),
         )
 
 
@@ -93,18 +99,20 @@ class NodeRequirements:
             capabilities=None
             if self.capabilities is None
             else _canonical(
-                validation.document(
+                validation.check_document(
                     f"{path}.capabilities", self.capabilities, MAX_REQUIREMENT_BYTES
                 )
             ),
-            model=None if self.model is None else validation.searched(f"{path}.model", self.model),
-            min_memory_available_mb=validation.measure(
+            model=None
+            if self.model is None
+            else validation.check_search_value(f"{path}.model", self.model),
+            min_memory_available_mb=validation.check_number(
                 f"{path}.minMemoryAvailableMb", self.min_memory_available_mb
             ),
-            min_gpu_memory_free_mb=validation.measure(
+            min_gpu_memory_free_mb=validation.check_number(
                 f"{path}.minGpuMemoryFreeMb", self.min_gpu_memory_free_mb
             ),
-            max_cpu_percent=validation.measure(f"{path}.maxCpuPercent", self.max_cpu_percent),
+            max_cpu_percent=validation.check_number(f"{path}.maxCpuPercent", self.max_cpu_percent),
             include_degraded=self.include_degraded,
         )
 

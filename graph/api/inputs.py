@@ -27,14 +27,16 @@ class GpuMetricsInput:
 
     def checked(self, path: str) -> dict[str, Any]:
         return {
-            "name": validation.name(f"{path}.name", self.name),
-            "utilization_percent": validation.measure(
+            "name": validation.check_name(f"{path}.name", self.name),
+            "utilization_percent": validation.check_number(
                 f"{path}.utilizationPercent", self.utilization_percent
             ),
-            "memory_total_mb": validation.measure(f"{path}.memoryTotalMb", self.memory_total_mb),
-            "memory_free_mb": validation.measure(f"{path}.memoryFreeMb", self.memory_free_mb),
-            "temperature_celsius": validation.measure(
-                f"{path}.temperatureCelsius", self.temperature_celsius, least=-300
+            "memory_total_mb": validation.check_number(
+                f"{path}.memoryTotalMb", self.memory_total_mb
+            ),
+            "memory_free_mb": validation.check_number(f"{path}.memoryFreeMb", self.memory_free_mb),
+            "temperature_celsius": validation.check_number(
+                f"{path}.temperatureCelsius", self.temperature_celsius, minimum=-300
             ),
         }
 
@@ -55,19 +57,19 @@ class NodeMetricsInput:
         if len(gpus) > MAX_GPUS:
             raise BadInput(f"{path}.gpus", f"must be at most {MAX_GPUS}")
         measured = {
-            "cpu_percent": validation.measure(f"{path}.cpuPercent", self.cpu_percent),
-            "memory_percent": validation.measure(f"{path}.memoryPercent", self.memory_percent),
-            "memory_available_mb": validation.measure(
+            "cpu_percent": validation.check_number(f"{path}.cpuPercent", self.cpu_percent),
+            "memory_percent": validation.check_number(f"{path}.memoryPercent", self.memory_percent),
+            "memory_available_mb": validation.check_number(
                 f"{path}.memoryAvailableMb", self.memory_available_mb
             ),
-            "disk_percent": validation.measure(f"{path}.diskPercent", self.disk_percent),
-            "load_average": validation.measure(f"{path}.loadAverage", self.load_average),
+            "disk_percent": validation.check_number(f"{path}.diskPercent", self.disk_percent),
+            "load_average": validation.check_number(f"{path}.loadAverage", self.load_average),
             "gpus": [gpu.checked(f"{path}.gpus[{i}]") for i, gpu in enumerate(gpus)] or None,
             "extra": None
             if self.extra is None
-            else validation.document(f"{path}.extra", self.extra, MAX_METRICS_BYTES),
+            else validation.check_document(f"{path}.extra", self.extra, MAX_METRICS_BYTES),
         }
-        return validation.document(
+        return validation.check_document(
             path, {k: v for k, v in measured.items() if v is not None}, MAX_METRICS_BYTES
         )
 
@@ -115,25 +117,25 @@ class RegisterNodeInput:
         return Registration(
             role=self.role,
             type=self.type,
-            boot_id=validation.identifier(f"{path}.bootId", self.boot_id),
+            boot_id=validation.check_identifier(f"{path}.bootId", self.boot_id),
             node_id=None
             if self.node_id is None
-            else validation.identifier(f"{path}.nodeId", self.node_id),
-            name=None if self.name is None else validation.name(f"{path}.name", self.name),
+            else validation.check_identifier(f"{path}.nodeId", self.node_id),
+            name=None if self.name is None else validation.check_name(f"{path}.name", self.name),
             labels=None
             if self.labels is None
-            else validation.labels(f"{path}.labels", self.labels),
+            else validation.check_labels(f"{path}.labels", self.labels),
             ip_address=self.ip_address,
             local_ip=self.local_ip,
             hostname=None
             if self.hostname is None
-            else validation.name(f"{path}.hostname", self.hostname),
+            else validation.check_name(f"{path}.hostname", self.hostname),
             capabilities=None
             if self.capabilities is None
-            else validation.document(f"{path}.capabilities", self.capabilities),
+            else validation.check_document(f"{path}.capabilities", self.capabilities),
             metadata=None
             if self.metadata is None
-            else validation.document(f"{path}.metadata", self.metadata),
+            else validation.check_document(f"{path}.metadata", self.metadata),
             profiles=_distinct(
                 f"{path}.profiles",
                 [
@@ -143,7 +145,7 @@ class RegisterNodeInput:
             ),
             replaces_boot_id=None
             if self.replaces_boot_id is None
-            else validation.identifier(f"{path}.replacesBootId", self.replaces_boot_id),
+            else validation.check_identifier(f"{path}.replacesBootId", self.replaces_boot_id),
         )
 
 
@@ -164,8 +166,8 @@ class RecordHeartbeatInput:
         if self.sequence < 0:
             raise BadInput(f"{path}.sequence", "must not be negative")
         return HeartbeatReport(
-            node_id=validation.identifier(f"{path}.nodeId", self.node_id),
-            boot_id=validation.identifier(f"{path}.bootId", self.boot_id),
+            node_id=validation.check_identifier(f"{path}.nodeId", self.node_id),
+            boot_id=validation.check_identifier(f"{path}.bootId", self.boot_id),
             sequence=self.sequence,
             degraded=self.status is ReportedStatus.DEGRADED,
             metrics=None if self.metrics is None else self.metrics.checked(f"{path}.metrics"),
@@ -188,7 +190,7 @@ class DeregisterNodeInput:
 
 
 def checked_note(note: str | None) -> str | None:
-    return None if note is None else validation.note("input.note", note)
+    return None if note is None else validation.check_note("input.note", note)
 
 
 def _distinct(path: str, contents: list[ProfileContent]) -> tuple[ProfileContent, ...]:

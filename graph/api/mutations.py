@@ -154,8 +154,8 @@ class Mutation(ProfileMutations, TokenMutations):
             list[RecordHeartbeatInput], strawberry.argument(description="The heartbeats.")
         ],
     ) -> list[HeartbeatResult]:
-        if len(inputs) > validation.MAX_BATCH:
-            raise BadInput("inputs", f"must be at most {validation.MAX_BATCH}")
+        if len(inputs) > validation.MAX_BATCH_SIZE:
+            raise BadInput("inputs", f"must be at most {validation.MAX_BATCH_SIZE}")
         context = info.context
         context.services.caller_limits.heartbeats(context.caller, len(inputs))
         checked = [
@@ -185,7 +185,7 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[SetMaintenanceInput, INPUT],  # noqa: A002  # the contract's name
     ) -> SetMaintenancePayload:
         context = info.context
-        node_id = validation.searched("input.nodeId", input.node_id)
+        node_id = validation.check_search_value("input.nodeId", input.node_id)
         note = checked_note(input.note)
         if input.until is not None and not input.enabled:
             raise BadInput("input.until", "belongs to maintenance that begins")
@@ -215,7 +215,7 @@ class Mutation(ProfileMutations, TokenMutations):
         info: Info,
         input: Annotated[DeregisterNodeInput, INPUT],  # noqa: A002  # the contract's name
     ) -> DeregisterNodePayload:
-        node_id = validation.searched("input.nodeId", input.node_id)
+        node_id = validation.check_search_value("input.nodeId", input.node_id)
         note = checked_note(input.note)
         async with info.context.services.database.write() as session:
             revision = await nodes.deregister(session, node_id, note=note, by=info.context.caller)

@@ -69,9 +69,9 @@ def checked_content(
     path: str, name: str, profile_type: ProfileType, config: object, *, enabled: bool
 ) -> ProfileContent:
     """Raises BadInput for what is wrong, by its path below `path`."""
-    document = validation.document(f"{path}.config", config)
+    document = validation.check_document(f"{path}.config", config)
     return ProfileContent(
-        name=validation.name(f"{path}.name", name),
+        name=validation.check_name(f"{path}.name", name),
         type=profile_type,
         config=checked_config(f"{path}.config", profile_type, document),
         enabled=enabled,

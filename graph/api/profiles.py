@@ -123,7 +123,7 @@ class ProfileMutations:
         info: Info,
         input: Annotated[SetNodeProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> SetNodeProfilePayload:
-        node_id = validation.searched("input.nodeId", input.node_id)
+        node_id = validation.check_search_value("input.nodeId", input.node_id)
         content = checked_content(
             "input", input.name, input.type, input.config, enabled=input.enabled
         )
@@ -146,8 +146,8 @@ class ProfileMutations:
         info: Info,
         input: Annotated[DeleteNodeProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> DeleteNodeProfilePayload:
-        node_id = validation.searched("input.nodeId", input.node_id)
-        name = validation.searched("input.name", input.name)
+        node_id = validation.check_search_value("input.nodeId", input.node_id)
+        name = validation.check_search_value("input.name", input.name)
         expected = _version(input.expected_version)
         async with info.context.services.database.write() as session:
             await profile_changes.delete_of_node(
@@ -195,7 +195,7 @@ class ProfileMutations:
         info: Info,
         input: Annotated[DeleteRoleProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> DeleteRoleProfilePayload:
-        name = validation.searched("input.name", input.name)
+        name = validation.check_search_value("input.name", input.name)
         expected = _version(input.expected_version)
         async with info.context.services.database.write() as session:
             await profile_changes.delete_of_role(

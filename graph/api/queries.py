@@ -100,7 +100,7 @@ class Query(TokenQueries):
         info: Info,
         node_id: Annotated[str, strawberry.argument(description="The node's id.")],
     ) -> Node | None:
-        searched = validation.searched("nodeId", node_id)
+        searched = validation.check_search_value("nodeId", node_id)
         require_own(info.context.caller, searched)
         async with info.context.services.database.read() as session:
             row = await nodes.find(session, searched)

@@ -88,7 +88,7 @@ class Subscription:
         node_id: Annotated[str, strawberry.argument(description="The node to follow.")],
     ) -> AsyncIterator[Heartbeat]:
         context = info.context
-        searched = validation.searched("nodeId", node_id)
+        searched = validation.check_search_value("nodeId", node_id)
         require_own(context.caller, searched)
         async with context.services.database.read() as session:
             node = await nodes.find(session, searched)

@@ -90,7 +90,7 @@ class TokenMutations:
         input: Annotated[CreateTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> CreateTokenPayload:
         nodes = [
-            validation.identifier(f"input.nodes[{i}]", node)
+            validation.check_identifier(f"input.nodes[{i}]", node)
             for i, node in enumerate(input.nodes or [])
         ]
         lifetime = input.expires_in_seconds
@@ -102,7 +102,7 @@ class TokenMutations:
                 nodes=list(dict.fromkeys(nodes)),
                 lifetime=None
                 if lifetime is None
-                else validation.lifetime("input.expiresInSeconds", lifetime),
+                else validation.check_lifetime("input.expiresInSeconds", lifetime),
                 caller=info.context.caller,
             )
         return CreateTokenPayload.of(made)
@@ -119,23 +119,23 @@ class TokenMutations:
         info: Info,
         input: Annotated[CreateEnrolmentTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> CreateTokenPayload:
-        lasts = validation.lifetime("input.expiresInSeconds", input.expires_in_seconds)
+        lasts = validation.check_lifetime("input.expiresInSeconds", input.expires_in_seconds)
         key_lifetime = enrolment.TOKEN_LIFETIME
         if input.key_expires_in_seconds is not None:
-            key_lifetime = validation.lifetime(
+            key_lifetime = validation.check_lifetime(
                 "input.keyExpiresInSeconds", input.key_expires_in_seconds
             )
         async with info.context.services.database.write() as session:
             made = await enrolment.create_enrolment_token(
                 session,
-                uses=validation.count("input.uses", input.uses, most=validation.MAX_USES),
+                uses=validation.check_count("input.uses", input.uses, maximum=validation.MAX_USES),
                 valid_for=lasts,
                 name=_name(input.name),
                 node_role=input.node_role,
                 node_type=input.node_type,
                 labels=None
                 if input.labels is None
-                else validation.labels("input.labels", input.labels),
+                else validation.check_labels("input.labels", input.labels),
                 token_lifetime=key_lifetime,
                 caller=info.context.caller,
             )
@@ -150,8 +150,10 @@ class TokenMutations:
         info: Info,
         input: Annotated[RotateTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> CreateTokenPayload:
-        public_id = validation.searched("input.id", input.id)
-        overlap = validation.lifetime("input.overlapSeconds", input.overlap_seconds, least=0)
+        public_id = validation.check_search_value("input.id", input.id)
+        overlap = validation.check_lifetime(
+            "input.overlapSeconds", input.overlap_seconds, minimum=0
+        )
         async with info.context.services.database.write() as session:
             old = await tokens.get_token(session, public_id)
             made = await token_changes.rotate_token(
@@ -167,7 +169,7 @@ class TokenMutations:
         info: Info,
         input: Annotated[RevokeTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> RevokeTokenPayload:
-        named = validation.searched("input.id", input.id)
+        named = validation.check_search_value("input.id", input.id)
         async with info.context.services.database.write() as session:
             ended = await token_changes.revoke_tokens(session, named, caller=info.context.caller)
         return RevokeTokenPayload(tokens=[Token.of(token) for token in ended])
@@ -211,4 +213,4 @@ async def key_for(
 
 
 def _name(name: str | None) -> str | None:
-    return None if name is None else validation.key_name("input.name", name)
+    return None if name is None else validation.check_token_name("input.name", name)

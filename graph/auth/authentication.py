@@ -14,7 +14,7 @@ from db.core.identity import ANONYMOUS
 from graph.auth.client_certificate import find_certified_identity
 from graph.auth.credential_cache import CredentialCache, Grant
 from graph.auth.rate_limiter import RateLimiter
-from graph.core.headers import header
+from graph.core.headers import get_header
 from graph.core.settings import Settings, is_loopback
 
 _SCHEME = "bearer"
@@ -24,7 +24,7 @@ class Authentication:
     """`required` says whether nobody in particular is refused."""
 
     def __init__(self, settings: Settings, keyring: CredentialCache) -> None:
-        self.required = settings.authentication_required
+        self.required = settings.is_authentication_required
         self._keyring = keyring
         self._open = Grant(ANONYMOUS)
         self._by_loopback_names = is_loopback(settings.http_host)
@@ -36,7 +36,7 @@ class Authentication:
 
     async def of_handshake(self, scope: Scope) -> Grant | None:
         """None where connection_init has to say more. Raises as `of_request`."""
-        given = header(scope, b"authorization")
+        given = get_header(scope, b"authorization")
         if given is not None:
             return await self._of(given, scope)
         certified = find_certified_identity(scope)
@@ -68,17 +68,17 @@ class Authentication:
         if self.required:
             raise Unauthenticated("credentials are needed: Authorization: Bearer KEY")
         # A page of somebody else's that a browser opened by a name which now leads here.
-        if self._by_loopback_names and not _is_loopback_name(header(scope, b"host") or ""):
+        if self._by_loopback_names and not _is_loopback_name(get_header(scope, b"host") or ""):
             raise Forbidden("without credentials only by a loopback name, as in http://127.0.0.1")
         return self._open
 
 
 def require_same_origin(scope: Scope, settings: Settings) -> None:
     """Raises Forbidden for a page of another origin that opens a websocket: browsers let it."""
-    origin = header(scope, b"origin")
+    origin = get_header(scope, b"origin")
     if origin is None or origin in settings.allowed_origins:
         return
-    if origin.partition("://")[2] != header(scope, b"host"):
+    if origin.partition("://")[2] != get_header(scope, b"host"):
         raise Forbidden(f"pages of {origin} may not ask", origin=origin)
 
 

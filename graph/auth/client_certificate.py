@@ -15,7 +15,7 @@ from starlette.types import Scope
 from db.core.enums import Role
 from db.core.errors import BadInput
 from db.core.identity import CERTIFICATE_PREFIX, Identity
-from graph.core.validation import identifier
+from graph.core.validation import check_identifier
 
 _PEER = "node_registry.tls_peer"
 
@@ -34,7 +34,7 @@ def find_certified_identity(scope: Scope) -> tuple[Identity, datetime] | None:
     ]
     try:
         [name] = names
-        node_id = identifier("commonName", name)
+        node_id = check_identifier("commonName", name)
     except (ValueError, BadInput):
         return None
     expires_at = datetime.fromtimestamp(ssl.cert_time_to_seconds(peer["notAfter"]), UTC)

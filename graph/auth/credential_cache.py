@@ -19,7 +19,7 @@ from db.core.database import Database
 from db.core.errors import Unauthenticated, Unavailable
 from db.core.identity import Identity
 from graph.auth.jwt_verifier import JwtVerifier
-from graph.core.single_flight import Once
+from graph.core.single_flight import SingleFlight
 
 log = structlog.get_logger()
 
@@ -68,13 +68,13 @@ class CredentialCache:
         self._database = database
         self._verifier = verifier
         self._check_seconds = check_seconds
-        self._kept: Once[bytes, Grant] = Once(MAX_KEPT)
+        self._kept: SingleFlight[bytes, Grant] = SingleFlight(MAX_KEPT)
         self._granted: WeakSet[Grant] = WeakSet()  # whoever still holds one, kept or not
         self._used: dict[UUID, datetime] = {}
 
     def known(self, shown: str) -> Grant | None:
         """What was granted for it already, if that still counts."""
-        grant = self._kept.kept(_digest(shown))
+        grant = self._kept.get_stored(_digest(shown))
         if grant is None or grant.ended:
             return None
         self._use(grant)

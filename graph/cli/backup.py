@@ -8,7 +8,7 @@ import click
 from db.ops.backup import Manifest, back_up
 from db.ops.restore import check, restore
 from graph.cli.common import configured
-from graph.core.open_database import url_in_use
+from graph.core.open_database import open_shared_database_url
 from graph.core.settings import Settings
 
 _PATH = click.Path(path_type=Path, dir_okay=False)
@@ -42,12 +42,12 @@ def restore_command(file: Path, *, replace: bool, only_check: bool) -> None:
 
 
 async def _backup(settings: Settings, file: Path) -> Manifest:
-    async with url_in_use(settings) as url:
+    async with open_shared_database_url(settings) as url:
         return await back_up(url, file)
 
 
 async def _restore(settings: Settings, file: Path, *, replace: bool) -> Manifest:
-    async with url_in_use(settings) as url:
+    async with open_shared_database_url(settings) as url:
         return await restore(url, file, replace=replace)
 
 

@@ -4,12 +4,12 @@ import getpass
 
 from db.core.enums import Role
 from db.core.identity import Caller, Identity
-from graph.core.settings import Settings, load
+from graph.core.settings import Settings, load_settings
 from graph.telemetry import logs
 
 
 def configured() -> Settings:
-    settings = load()
+    settings = load_settings()
     logs.configure(settings.env, "warning")
     return settings
 

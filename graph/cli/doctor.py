@@ -16,7 +16,7 @@ from db.ops import schema_checks, server_checks
 from db.ops.check_result import Check, Finding, Severity, Verdict, fault, findings, ok, warning
 from graph.cli.common import configured
 from graph.cli.host_checks import PREMISES
-from graph.core.open_database import url_in_use
+from graph.core.open_database import open_shared_database_url
 from graph.core.settings import Settings
 from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
 
@@ -43,7 +43,7 @@ async def examine(settings: Settings) -> Sequence[Finding]:
         return [*found, Finding("database", *warning(says))]
     try:
         async with AsyncExitStack() as stack:
-            url = await stack.enter_async_context(url_in_use(settings))
+            url = await stack.enter_async_context(open_shared_database_url(settings))
             database = Database(
                 url, statement_timeout_seconds=settings.db_statement_timeout_seconds
             )
@@ -75,7 +75,7 @@ def _checks(database: Database, settings: Settings) -> dict[str, Check]:
 def _keys_for(settings: Settings) -> Check:
     async def check(session: AsyncSession) -> Verdict:
         count = await tokens.count_tokens(session, Role.ADMIN)
-        if count or not settings.authentication_required:
+        if count or not settings.is_authentication_required:
             return ok(f"{count} of administrators stand")
         if Role.ADMIN in settings.jwt_roles.values():
             return ok("administrators come with tokens of an issuer")

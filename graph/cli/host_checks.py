@@ -12,7 +12,7 @@ from cryptography import x509
 
 from db.ops.check_result import Verdict, fault, ok, warning
 from graph.core.settings import ConfigurationError, Settings
-from graph.core.version import SERVICE, VERSION
+from graph.core.version import SERVICE_NAME, VERSION
 from graph.server.listener import listen, require_safe, url_of
 from graph.server.tls_context import context_of
 
@@ -27,7 +27,7 @@ async def access(settings: Settings) -> Verdict:
         require_safe(settings)
     except ConfigurationError as error:
         return fault(str(error))
-    required = settings.authentication_required
+    required = settings.is_authentication_required
     return ok("whoever asks needs a key" if required else "anybody may do anything from here")
 
 
@@ -54,7 +54,7 @@ async def port(settings: Settings) -> Verdict:
         ) as http:
             response = await http.get(f"{url}/health")
         told = response.json()
-        serves = told["service"] == SERVICE
+        serves = told["service"] == SERVICE_NAME
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         serves = False
     if not serves:

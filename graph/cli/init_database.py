@@ -11,7 +11,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from db.ops.provision import Names, provision
-from graph.core.settings import PREFIX, settings_file
+from graph.core.settings import ENV_PREFIX, find_settings_file
 
 _MAX_NAME_BYTES = 63  # PostgreSQL cuts longer ones off
 
@@ -25,13 +25,13 @@ def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | Non
 
 
 class _Access(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore")
 
     administrator_url: str | None = None
 
 
 def _url(_: click.Context, __: click.Parameter, value: str | None) -> URL:
-    value = value or _Access(_env_file=settings_file()).administrator_url
+    value = value or _Access(_env_file=find_settings_file()).administrator_url
     if value is None:
         raise click.MissingParameter
     try:

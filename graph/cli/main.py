@@ -20,9 +20,9 @@ from graph.cli.common import configured, operator
 from graph.cli.doctor import doctor
 from graph.cli.init_database import init_database
 from graph.cli.tokens import token
-from graph.core.open_database import database_in_use, database_url
-from graph.core.settings import Settings, load
-from graph.core.version import SERVICE, VERSION
+from graph.core.open_database import open_database_url, open_shared_database
+from graph.core.settings import Settings, load_settings
+from graph.core.version import SERVICE_NAME, VERSION
 from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
 from graph.server.file_limits import allow_files_for
 from graph.server.listener import require_safe
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.group()
-@click.version_option(VERSION, prog_name=SERVICE)
+@click.version_option(VERSION, prog_name=SERVICE_NAME)
 def commands() -> None:
     """The node registry. It is configured by environment variables, NODE_REGISTRY_..."""
 
@@ -46,7 +46,7 @@ commands.add_command(token)
 @click.option("--workers", type=int, help="Processes that share the address; 1 by default.")
 def serve_command(workers: int | None) -> None:
     """Serve the registry until it is told to stop."""
-    settings = load(workers=workers)
+    settings = load_settings(workers=workers)
     require_safe(settings)
     logs.configure(settings.env, settings.log_level)
     allow_files_for(settings.max_connections)
@@ -61,7 +61,7 @@ def serve_command(workers: int | None) -> None:
 @commands.command("migrate")
 def migrate_command() -> None:
     """Bring the database to the schema that this version needs."""
-    settings = load()
+    settings = load_settings()
     logs.configure(settings.env, settings.log_level)
     asyncio.run(_migrate(settings))
     click.echo("The database is at this version's schema.")
@@ -115,14 +115,14 @@ def schema_command(profile_type: str) -> None:
 async def _export(settings: Settings) -> str:
     from graph.cli.profile_yaml import export_profiles
 
-    async with database_in_use(settings) as database, database.read() as session:
+    async with open_shared_database(settings) as database, database.read() as session:
         return await export_profiles(session)
 
 
 async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) -> "Difference":
     from graph.cli.profile_yaml import import_profiles
 
-    async with database_in_use(settings) as database, database.write() as session:
+    async with open_shared_database(settings) as database, database.write() as session:
         difference = await import_profiles(session, text, prune=prune, by=operator())
         if dry_run:
             await session.rollback()
@@ -130,7 +130,7 @@ async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) 
 
 
 async def _migrate(settings: Settings) -> None:
-    async with database_url(settings) as url:
+    async with open_database_url(settings) as url:
         database = Database(url)
         try:
             await database.ping()
@@ -144,5 +144,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands(arguments)
     except TOLD_IN_ONE_LINE as error:
-        click.echo(f"{SERVICE}: {in_one_line(error)}", err=True)
+        click.echo(f"{SERVICE_NAME}: {in_one_line(error)}", err=True)
         sys.exit(1)

@@ -16,7 +16,7 @@ from db.core.pagination import MAX_PAGE_SIZE
 from db.core.tables import Token
 from graph.cli.common import configured, operator
 from graph.core import validation
-from graph.core.open_database import database_in_use
+from graph.core.open_database import open_shared_database
 
 T = TypeVar("T")
 
@@ -70,7 +70,9 @@ def create(
                 session,
                 role=role,
                 name=_name(name),
-                nodes=[validation.identifier("--node", node) for node in dict.fromkeys(nodes)],
+                nodes=[
+                    validation.check_identifier("--node", node) for node in dict.fromkeys(nodes)
+                ],
                 lifetime=expires,
                 caller=operator(),
             )
@@ -112,7 +114,7 @@ def enrol(
                 name=_name(name),
                 node_role=node_role,
                 node_type=node_type,
-                labels=validation.labels("--label", labels) or None,
+                labels=validation.check_labels("--label", labels) or None,
                 token_lifetime=key_expires,
                 caller=operator(),
             )
@@ -161,7 +163,7 @@ def revoke(*, id: str) -> None:  # noqa: A002  # the argument's name
 
 def _write(change: Callable[[AsyncSession], Awaitable[T]]) -> T:
     async def written() -> T:
-        async with database_in_use(configured()) as database, database.write() as session:
+        async with open_shared_database(configured()) as database, database.write() as session:
             return await change(session)
 
     return asyncio.run(written())
@@ -170,7 +172,7 @@ def _write(change: Callable[[AsyncSession], Awaitable[T]]) -> T:
 async def _listed(*, with_dead: bool) -> Sequence[Token]:
     listed: list[Token] = []
     after = None
-    async with database_in_use(configured()) as database, database.read() as session:
+    async with open_shared_database(configured()) as database, database.read() as session:
         while True:
             page = await tokens.list_tokens(
                 session, first=MAX_PAGE_SIZE, after=after, include_ended=with_dead
@@ -182,7 +184,7 @@ async def _listed(*, with_dead: bool) -> Sequence[Token]:
 
 
 def _name(name: str | None) -> str | None:
-    return None if name is None else validation.key_name("--name", name)
+    return None if name is None else validation.check_token_name("--name", name)
 
 
 def _show_made(made: IssuedToken) -> None:

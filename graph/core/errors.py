@@ -16,7 +16,7 @@ log = structlog.get_logger()
 INTERNAL = "INTERNAL"
 MAX_MESSAGE_LENGTH = 500
 
-TOLD = Counter(
+ERROR_COUNTER = Counter(
     "node_registry_errors", "Errors that clients were told, by code.", ["code"], registry=None
 )
 """Of the process: whoever tells an error knows no app."""
@@ -35,7 +35,7 @@ class RateLimited(RegistryError):
     retryable = True
 
 
-class TookTooLong(RegistryError):
+class OperationTimedOut(RegistryError):
     """Whether it was done is not known."""
 
     code = "UNAVAILABLE"
@@ -45,73 +45,82 @@ class TookTooLong(RegistryError):
         super().__init__(f"given up after {seconds:g} seconds")
 
 
-class RequestRefused(RegistryError):
+class InvalidRequest(RegistryError):
     """The request is not GraphQL over HTTP as the specification has it; nothing was executed."""
 
     code = "BAD_INPUT"
 
 
-def codes() -> set[str]:
+def list_error_codes() -> set[str]:
     """All that a client may be told."""
-    kinds: list[type[RegistryError]] = [RegistryError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    return {INTERNAL} | {kind.code for kind in kinds if hasattr(kind, "code")}
+    classes: list[type[RegistryError]] = [RegistryError]
+    for error_class in classes:
+        classes += error_class.__subclasses__()
+    return {INTERNAL} | {
+        error_class.code for error_class in classes if hasattr(error_class, "code")
+    }
 
 
-def as_response(errors: list[GraphQLError]) -> list[dict[str, Any]]:
+def format_errors(errors: list[GraphQLError]) -> list[dict[str, Any]]:
     """The `errors` of a response, each logged under the id that it shows."""
-    shown = [_shown(error) for error in errors]
+    formatted = [_format_error(error) for error in errors]
     for error in errors:
-        let_go(error)
-    return shown
+        drop_tracebacks(error)
+    return formatted
 
 
-def let_go(error: BaseException) -> None:
+def drop_tracebacks(error: BaseException) -> None:
     """Drops the frames that led to it, once nobody will look at them: they hold the operation and
     its connection, and often the error itself, so that only the collector would find them.
     """
     chain = [error]
-    for each in chain:
-        each.__traceback__ = None
-        led = each.__cause__, each.__context__, getattr(each, "original_error", None)
-        chain += [one for one in led if one is not None and one.__traceback__ is not None]
+    for link in chain:
+        link.__traceback__ = None
+        causes = link.__cause__, link.__context__, getattr(link, "original_error", None)
+        chain += [
+            cause for cause in causes if cause is not None and cause.__traceback__ is not None
+        ]
 
 
-def refusal(error: RegistryError) -> list[dict[str, Any]]:
-    return as_response([GraphQLError(error.message, original_error=error)])
+def format_registry_error(error: RegistryError) -> list[dict[str, Any]]:
+    return format_errors([GraphQLError(error.message, original_error=error)])
 
 
-def _shown(error: GraphQLError) -> dict[str, Any]:
-    cause = _cause(error)
+def _format_error(error: GraphQLError) -> dict[str, Any]:
+    cause = _find_cause(error)
     request_id = structlog.contextvars.get_contextvars().get("request_id")
-    said = cause.message if isinstance(cause, RegistryError) else error.message
-    message = _shortened(redact_tokens(said))
+    text = cause.message if isinstance(cause, RegistryError) else error.message
+    message = _shorten(redact_tokens(text))
     facts: Mapping[str, object]
     if isinstance(cause, RegistryError):
-        code, retryable, facts = cause.code, cause.retryable, _redacted(cause.details)
+        code, retryable, facts = cause.code, cause.retryable, _redact_facts(cause.details)
         log.info("request.refused", code=code, message=message)
-    elif _is_of_the_request(error, cause):
-        code, retryable, facts = "BAD_INPUT", False, _field_of(error)
+    elif _is_client_fault(error, cause):
+        code, retryable, facts = "BAD_INPUT", False, _find_field(error)
         log.info("request.refused", code=code, message=message)
     else:
         code, retryable, facts = INTERNAL, False, {}
         log.error("request.failed", path=error.path, exc_info=cause)
-    TOLD.labels(code).inc()
-    shown: dict[str, Any] = {
+    ERROR_COUNTER.labels(code).inc()
+    formatted: dict[str, Any] = {
         "message": "internal error; the id of the request leads to it in the log"
         if code == INTERNAL
         else message,
     }
     if error.locations:
-        shown["locations"] = [location.formatted for location in error.locations]
+        formatted["locations"] = [location.formatted for location in error.locations]
     if error.path is not None:
-        shown["path"] = error.path
-    shown["extensions"] = {"code": code, "retryable": retryable, **facts, "requestId": request_id}
-    return shown
+        formatted["path"] = error.path
+    formatted["extensions"] = {
+        "code": code,
+        "retryable": retryable,
+        **facts,
+        "requestId": request_id,
+    }
+    return formatted
 
 
-def _redacted(facts: Mapping[str, object]) -> Mapping[str, object]:
+def _redact_facts(facts: Mapping[str, object]) -> Mapping[str, object]:
     """Whoever puts a key in the wrong place may keep what is answered in a log."""
     return {
         name: redact_tokens(value) if isinstance(value, str) else value
@@ -119,14 +128,14 @@ def _redacted(facts: Mapping[str, object]) -> Mapping[str, object]:
     }
 
 
-def _shortened(message: str) -> str:
+def _shorten(message: str) -> str:
     """graphql-core quotes what it was given, however long it is."""
     return (
         message if len(message) <= MAX_MESSAGE_LENGTH else f"{message[: MAX_MESSAGE_LENGTH - 1]}…"
     )
 
 
-def _is_of_the_request(error: GraphQLError, cause: Exception | None) -> bool:
+def _is_client_fault(error: GraphQLError, cause: Exception | None) -> bool:
     """The document, its variables or its arguments are at fault: no resolver of ours failed."""
     if error.path is None:
         return cause is None or bool(error.nodes)
@@ -134,20 +143,20 @@ def _is_of_the_request(error: GraphQLError, cause: Exception | None) -> bool:
     return isinstance(error.original_error, GraphQLError) and error.message.startswith("Argument '")
 
 
-def _cause(error: GraphQLError) -> Exception | None:
+def _find_cause(error: GraphQLError) -> Exception | None:
     cause: Exception | None = error
     while isinstance(cause, GraphQLError):
         cause = cause.original_error
     return cause
 
 
-def _field_of(error: GraphQLError) -> dict[str, str]:
+def _find_field(error: GraphQLError) -> dict[str, str]:
     """The field that graphql-core complains about: it says so only in words."""
-    path = _path_of(error)
+    path = _find_field_path(error)
     return {"field": path} if path else {}
 
 
-def _path_of(error: GraphQLError) -> str | None:
+def _find_field_path(error: GraphQLError) -> str | None:
     if found := _INVALID_VALUE.match(error.message):
         field = _INPUT_FIELD.match(error.message, found.end())
         return found["name"] + (found["path"] or "") + (f".{field[1]}" if field else "")

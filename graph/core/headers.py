@@ -3,7 +3,7 @@
 from starlette.types import Scope
 
 
-def header(scope: Scope, name: bytes) -> str | None:
+def get_header(scope: Scope, name: bytes) -> str | None:
     """Of several with this name, in lower case, one list: RFC 9110, 5.3. None if there is none."""
     values = [value for key, value in scope["headers"] if key == name]
     return b",".join(values).decode("latin-1") if values else None

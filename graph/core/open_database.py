@@ -15,7 +15,7 @@ _OTHER_CONNECTIONS = 10  # psql, `node-registry migrate`, and PostgreSQL's own r
 
 
 @asynccontextmanager
-async def database_url(settings: Settings) -> AsyncIterator[URL]:
+async def open_database_url(settings: Settings) -> AsyncIterator[URL]:
     """The configured PostgreSQL, or one of our own for as long as the block lasts."""
     if (external := settings.external_database) is not None:
         yield external
@@ -27,23 +27,23 @@ async def database_url(settings: Settings) -> AsyncIterator[URL]:
 
 
 @asynccontextmanager
-async def url_in_use(settings: Settings) -> AsyncIterator[URL]:
-    """As `database_url`, beside a registry that may be running on it."""
+async def open_shared_database_url(settings: Settings) -> AsyncIterator[URL]:
+    """As `open_database_url`, beside a registry that may be running on it."""
     async with AsyncExitStack() as stack:
         try:
-            url = await stack.enter_async_context(database_url(settings))
+            url = await stack.enter_async_context(open_database_url(settings))
         except DataFolderInUse:
             url = running_url(settings.data_dir)
         yield url
 
 
 @asynccontextmanager
-async def current_database(settings: Settings) -> AsyncIterator[Database]:
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
     """At this version's schema: the embedded one is brought there, any other has to be.
 
     Raises SchemaMismatch, Unavailable and what the embedded server raises.
     """
-    async with database_url(settings) as url:
+    async with open_database_url(settings) as url:
         database = Database(
             url,
             pool_size=settings.db_pool_size,
@@ -60,11 +60,11 @@ async def current_database(settings: Settings) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def database_in_use(settings: Settings) -> AsyncIterator[Database]:
-    """As `current_database`, beside a registry that may be running on it."""
+async def open_shared_database(settings: Settings) -> AsyncIterator[Database]:
+    """As `open_database`, beside a registry that may be running on it."""
     async with AsyncExitStack() as stack:
         try:
-            database = await stack.enter_async_context(current_database(settings))
+            database = await stack.enter_async_context(open_database(settings))
         except DataFolderInUse:
             database = Database(running_url(settings.data_dir))
             stack.push_async_callback(database.close)

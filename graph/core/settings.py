@@ -19,8 +19,8 @@ from sqlalchemy.exc import ArgumentError
 from db.core.enums import Role
 from db.registry.liveness_rules import Rules
 
-PREFIX = "NODE_REGISTRY_"
-VITAL_CONNECTIONS = 2
+ENV_PREFIX = "NODE_REGISTRY_"
+RESERVED_CONNECTIONS = 2
 """Of each process: one writes heartbeats while the other sweeps."""
 
 MAX_COUNTED_COST = 10**9
@@ -32,7 +32,7 @@ class ConfigurationError(Exception):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True)
 
     http_host: str = "127.0.0.1"
     http_port: int = Field(default=9205, ge=0, le=65535)
@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     shutdown_seconds: int = Field(default=10, ge=0)
 
     @property
-    def authentication_required(self) -> bool:
+    def is_authentication_required(self) -> bool:
         """By default of all but development on a loopback address."""
         if self.auth is not None:
             return self.auth == "required"
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     @property
     def database_connections(self) -> int:
         """Those of all workers, at most; one of each listens."""
-        return self.workers * (self.db_pool_size + VITAL_CONNECTIONS + 1)
+        return self.workers * (self.db_pool_size + RESERVED_CONNECTIONS + 1)
 
     @property
     def external_database(self) -> URL | None:
@@ -148,15 +148,15 @@ class Settings(BaseSettings):
         )
 
     @property
-    def shows_schema(self) -> bool:
+    def is_schema_visible(self) -> bool:
         """By introspection, and by suggestions in errors, which tell the same piece by piece."""
         return self.env == "development" if self.introspection is None else self.introspection
 
     @property
-    def serves_graphiql(self) -> bool:
+    def has_graphiql(self) -> bool:
         return self.env == "development" if self.graphiql is None else self.graphiql
 
-    def rules(self) -> Rules:
+    def to_liveness_rules(self) -> Rules:
         return Rules(
             min_interval=self.heartbeat_min_interval_seconds,
             grace=self.heartbeat_grace_seconds,
@@ -180,28 +180,28 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def load(**given: Any) -> Settings:
+def load_settings(**overrides: Any) -> Settings:
     """What is given and not None goes before the environment.
 
     Raises ConfigurationError for the first value that is wrong.
     """
-    known = {name: value for name, value in given.items() if value is not None}
-    file = settings_file()
+    provided = {name: value for name, value in overrides.items() if value is not None}
+    file = find_settings_file()
     try:
-        return Settings(_env_file=file, **known)
+        return Settings(_env_file=file, **provided)
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         if first["type"] == "extra_forbidden":
             raise ConfigurationError(f"{file}: there is no setting {name}") from error
-        raise ConfigurationError(f"{PREFIX}{name}: {first['msg']}") from error
+        raise ConfigurationError(f"{ENV_PREFIX}{name}: {first['msg']}") from error
 
 
-def settings_file() -> Path | None:
+def find_settings_file() -> Path | None:
     """Raises ConfigurationError for one that is not there."""
-    name = os.environ.get(f"{PREFIX}SETTINGS_FILE")
+    name = os.environ.get(f"{ENV_PREFIX}SETTINGS_FILE")
     if not name:
         return None
     if not Path(name).is_file():
-        raise ConfigurationError(f"{PREFIX}SETTINGS_FILE: there is no file {name}")
+        raise ConfigurationError(f"{ENV_PREFIX}SETTINGS_FILE: there is no file {name}")
     return Path(name)

@@ -7,66 +7,66 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 KeyT = TypeVar("KeyT", bound=Hashable)
-AnswerT = TypeVar("AnswerT")
+ResultT = TypeVar("ResultT")
 
 
-class Once(Generic[KeyT, AnswerT]):
-    """Keeps the answers that were used last, up to `most` in all, as `weigh` weighs each.
+class SingleFlight(Generic[KeyT, ResultT]):
+    """Keeps the answers that were used last, up to `max_weight` in all, as `weigh` weighs each.
 
     What is under way is shared too, and goes on when the one who asked first is cancelled.
     """
 
-    def __init__(self, most: int, weigh: Callable[[AnswerT], int] = lambda _: 1) -> None:
-        self._most = most
+    def __init__(self, max_weight: int, weigh: Callable[[ResultT], int] = lambda _: 1) -> None:
+        self._max_weight = max_weight
         self._weigh = weigh
         self._weight = 0
-        self._running: dict[KeyT, Task[AnswerT]] = {}
-        self._kept: OrderedDict[KeyT, tuple[AnswerT, int]] = OrderedDict()
+        self._running: dict[KeyT, Task[ResultT]] = {}
+        self._stored: OrderedDict[KeyT, tuple[ResultT, int]] = OrderedDict()
 
-    def begin(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> Task[AnswerT]:
+    def start(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> Task[ResultT]:
         """The task of `work`, whoever began it, for what is not kept. Shield it where you wait."""
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(work())
-            task.add_done_callback(lambda done: self._settle(key, done))
+            task.add_done_callback(lambda done: self._finish(key, done))
         return task
 
-    def kept(self, key: KeyT) -> AnswerT | None:
+    def get_stored(self, key: KeyT) -> ResultT | None:
         """What is remembered for it: it was asked for now, so it is forgotten later."""
-        return self._used(key) if key in self._kept else None
+        return self._get_used(key) if key in self._stored else None
 
-    def keep(self, key: KeyT, answer: AnswerT) -> None:
+    def store(self, key: KeyT, result: ResultT) -> None:
         """Remembers what took no waiting."""
         self.forget(key)
-        weight = self._weigh(answer)
-        if weight > self._most:
+        weight = self._weigh(result)
+        if weight > self._max_weight:
             return
-        self._kept[key] = answer, weight
+        self._stored[key] = result, weight
         self._weight += weight
-        while self._weight > self._most:
-            _, (_, lightened) = self._kept.popitem(last=False)
-            self._weight -= lightened
+        while self._weight > self._max_weight:
+            _, (_, evicted_weight) = self._stored.popitem(last=False)
+            self._weight -= evicted_weight
 
-    async def get(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, AnswerT]]) -> AnswerT:
+    async def get(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
         """The answer of `work`, whoever had it done; raises what it raised."""
-        if key in self._kept:
-            return self._used(key)
-        return await asyncio.shield(self.begin(key, work))
+        if key in self._stored:
+            return self._get_used(key)
+        return await asyncio.shield(self.start(key, work))
 
     def forget(self, key: KeyT) -> None:
         """What is under way still answers those who wait for it."""
         self._running.pop(key, None)
-        _, weight = self._kept.pop(key, (None, 0))
+        _, weight = self._stored.pop(key, (None, 0))
         self._weight -= weight
 
-    def _used(self, key: KeyT) -> AnswerT:
-        self._kept.move_to_end(key)
-        return self._kept[key][0]
+    def _get_used(self, key: KeyT) -> ResultT:
+        self._stored.move_to_end(key)
+        return self._stored[key][0]
 
-    def _settle(self, key: KeyT, task: Task[AnswerT]) -> None:
+    def _finish(self, key: KeyT, task: Task[ResultT]) -> None:
         failed = task.cancelled() or task.exception() is not None
         if self._running.get(key) is not task:
             return
         del self._running[key]
         if not failed:
-            self.keep(key, task.result())
+            self.store(key, task.result())

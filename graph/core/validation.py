@@ -17,20 +17,20 @@ MAX_LABELS = 64
 MAX_DOCUMENT_BYTES = 64 * 1024
 MAX_METRICS_BYTES = 16 * 1024
 MAX_REQUIREMENT_BYTES = 4 * 1024
-MAX_BATCH = 1000
-MAX_CHOICES = 1000
+MAX_BATCH_SIZE = 1000
+MAX_SEARCH_VALUES = 1000
 MAX_GPUS = 64
 MAX_PROFILES = 100
 MAX_LIFETIME = timedelta(days=3650)
 MAX_USES = 1_000_000
 
-_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:@-]*[A-Za-z0-9])?")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:@-]*[A-Za-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/=:-]{0,61}[A-Za-z0-9])?")
 
 
-def identifier(field: str, value: str) -> str:
+def check_identifier(field: str, value: str) -> str:
     """Letters, digits and . _ : @ - between them; at most 255."""
-    if len(value) > MAX_NAME_LENGTH or not _ID.fullmatch(value):
+    if len(value) > MAX_NAME_LENGTH or not _IDENTIFIER.fullmatch(value):
         raise BadInput(
             field,
             f"must be 1 to {MAX_NAME_LENGTH} letters, digits or any of . _ : @ -"
@@ -39,7 +39,7 @@ def identifier(field: str, value: str) -> str:
     return value
 
 
-def name(field: str, value: str) -> str:
+def check_name(field: str, value: str) -> str:
     """What people read: no control characters, nothing at the ends that cannot be seen."""
     if not 1 <= len(value) <= MAX_NAME_LENGTH:
         raise BadInput(field, f"must have 1 to {MAX_NAME_LENGTH} characters")
@@ -48,14 +48,14 @@ def name(field: str, value: str) -> str:
     return value
 
 
-def key_name(field: str, value: str) -> str:
-    """As `name`, and not to be taken for somebody whom another vouches for."""
+def check_token_name(field: str, value: str) -> str:
+    """As `check_name`, and not to be taken for somebody whom another vouches for."""
     if value.startswith((JWT_PREFIX, CERTIFICATE_PREFIX)):
         raise BadInput(field, f"must not begin with {JWT_PREFIX} or {CERTIFICATE_PREFIX}")
-    return name(field, value)
+    return check_name(field, value)
 
 
-def note(field: str, value: str) -> str:
+def check_note(field: str, value: str) -> str:
     """Text of several lines, at most 2,000 characters."""
     if len(value) > MAX_NOTE_LENGTH:
         raise BadInput(field, f"must have at most {MAX_NOTE_LENGTH} characters")
@@ -64,7 +64,7 @@ def note(field: str, value: str) -> str:
     return value
 
 
-def labels(field: str, values: Sequence[str]) -> tuple[str, ...]:
+def check_labels(field: str, values: Sequence[str]) -> tuple[str, ...]:
     """At most 64 of 63 characters, as in Kubernetes; doubles are dropped, the order is kept."""
     distinct = tuple(dict.fromkeys(values))
     if len(distinct) > MAX_LABELS:
@@ -79,22 +79,24 @@ def labels(field: str, values: Sequence[str]) -> tuple[str, ...]:
     return distinct
 
 
-def choices(field: str, values: Sequence[str]) -> tuple[str, ...]:
+def check_search_values(field: str, values: Sequence[str]) -> tuple[str, ...]:
     """Values to look for: there may be many, but they need not exist."""
-    if len(values) > MAX_CHOICES:
-        raise BadInput(field, f"must be at most {MAX_CHOICES}")
+    if len(values) > MAX_SEARCH_VALUES:
+        raise BadInput(field, f"must be at most {MAX_SEARCH_VALUES}")
     for i, value in enumerate(values):
-        searched(f"{field}[{i}]", value)
+        check_search_value(f"{field}[{i}]", value)
     return tuple(values)
 
 
-def searched(field: str, value: str) -> str:
+def check_search_value(field: str, value: str) -> str:
     if len(value) > MAX_NAME_LENGTH or "\0" in value:
         raise BadInput(field, f"must have at most {MAX_NAME_LENGTH} characters, none of them NUL")
     return value
 
 
-def document(field: str, value: object, max_bytes: int = MAX_DOCUMENT_BYTES) -> dict[str, Any]:
+def check_document(
+    field: str, value: object, max_bytes: int = MAX_DOCUMENT_BYTES
+) -> dict[str, Any]:
     """A JSON object of bounded size; its depth the scalar has checked already."""
     if not isinstance(value, Mapping):
         raise BadInput(field, "must be a JSON object")
@@ -103,23 +105,23 @@ def document(field: str, value: object, max_bytes: int = MAX_DOCUMENT_BYTES) -> 
     return dict(value)
 
 
-def measure(
-    field: str, value: float | None, *, least: float = 0, most: float = 1e15
+def check_number(
+    field: str, value: float | None, *, minimum: float = 0, maximum: float = 1e15
 ) -> float | None:
-    if value is not None and not (math.isfinite(value) and least <= value <= most):
-        raise BadInput(field, f"must be a number from {least:g} to {most:g}")
+    if value is not None and not (math.isfinite(value) and minimum <= value <= maximum):
+        raise BadInput(field, f"must be a number from {minimum:g} to {maximum:g}")
     return value
 
 
-def lifetime(field: str, seconds: int, *, least: int = 1) -> timedelta:
+def check_lifetime(field: str, seconds: int, *, minimum: int = 1) -> timedelta:
     """At most ten years."""
-    most = MAX_LIFETIME // timedelta(seconds=1)
-    if not least <= seconds <= most:
-        raise BadInput(field, f"must be {least} to {most}")
+    maximum = MAX_LIFETIME // timedelta(seconds=1)
+    if not minimum <= seconds <= maximum:
+        raise BadInput(field, f"must be {minimum} to {maximum}")
     return timedelta(seconds=seconds)
 
 
-def count(field: str, number: int, *, most: int) -> int:
-    if not 1 <= number <= most:
-        raise BadInput(field, f"must be 1 to {most}")
+def check_count(field: str, number: int, *, maximum: int) -> int:
+    if not 1 <= number <= maximum:
+        raise BadInput(field, f"must be 1 to {maximum}")
     return number

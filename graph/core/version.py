@@ -3,6 +3,6 @@
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-SERVICE = "node-registry"
+SERVICE_NAME = "node-registry"
 VERSION = version("dagi-node-registry")
 STARTED_AT = datetime.now(UTC)

@@ -34,7 +34,7 @@ from graphql.utilities import validate_input_literal
 from db.core.enums import Role
 from db.core.errors import BadInput
 from graph.api import root_fields
-from graph.core.errors import RequestRefused
+from graph.core.errors import InvalidRequest
 from graph.execution.compiled_operation import (
     CompiledOperation,
     compile_event_shape,
@@ -126,11 +126,11 @@ class Document:
         if name is not None:
             nodes = [node for node in nodes if node.name and node.name.value == name]
             if not nodes:
-                raise RequestRefused(f"there is no operation {name!r}", field="operationName")
+                raise InvalidRequest(f"there is no operation {name!r}", field="operationName")
         if not nodes:
-            raise RequestRefused("there is no operation in the document", field="query")
+            raise InvalidRequest("there is no operation in the document", field="query")
         if len(nodes) > 1:
-            raise RequestRefused("there are several operations: name one", field="operationName")
+            raise InvalidRequest("there are several operations: name one", field="operationName")
         return nodes[0]
 
 

@@ -24,7 +24,7 @@ from graph.api.schema import Schema
 from graph.auth import permissions
 from graph.core import errors
 from graph.core.event_batches import EventBatches
-from graph.core.single_flight import Once
+from graph.core.single_flight import SingleFlight
 from graph.execution.document_cache import DocumentCache, Operation
 from graph.execution.event_sharing import (
     MAX_SHARED_BYTES,
@@ -87,16 +87,18 @@ class Engine:
         self._schema = schema
         self._services = services
         settings = services.settings
-        self._hides_suggestions = not settings.shows_schema
+        self._hides_suggestions = not settings.is_schema_visible
         self._limits = QueryLimits.from_settings(settings)
         self._documents = DocumentCache(
             schema.graphql,
             trusted,
             max_tokens=settings.max_query_tokens,
-            shows_schema=settings.shows_schema,
+            shows_schema=settings.is_schema_visible,
         )
         self._events = EventEncoder()
-        self._responses: Once[tuple[bytes, int], Response] = Once(MAX_SHARED_BYTES, weigh=weigh)
+        self._responses: SingleFlight[tuple[bytes, int], Response] = SingleFlight(
+            MAX_SHARED_BYTES, weigh=weigh
+        )
 
     async def handle(
         self,
@@ -123,12 +125,12 @@ class Engine:
         try:
             document = self._documents.asked_for(request)
         except GraphQLSyntaxError as error:
-            raise OperationRefused(errors.as_response([error])) from error
+            raise OperationRefused(errors.format_errors([error])) from error
         operation = document.select_operation(request.operation_name)
         if operation.kind not in allowed:
             raise KindNotAllowed(operation.kind)
         if document.errors:
-            raise OperationRefused(errors.as_response(document.errors))
+            raise OperationRefused(errors.format_errors(document.errors))
         try:
             permissions.require_role(caller, operation.forbidden_fields)
         except Forbidden:
@@ -148,14 +150,14 @@ class Engine:
                     response = await self._execute_shared(admitted)
                 outcome = response.outcome
             except asyncio.CancelledError as error:
-                errors.let_go(error)
+                errors.drop_tracebacks(error)
                 raise
             except OperationRefused as error:
                 outcome = error.code
                 raise
             except TimeoutError as error:
-                outcome = errors.TookTooLong.code
-                raise errors.TookTooLong(limit_seconds) from error
+                outcome = errors.OperationTimedOut.code
+                raise errors.OperationTimedOut(limit_seconds) from error
             finally:
                 if outcome not in {OK, CANCELLED}:
                     span.fail(outcome)
@@ -198,7 +200,7 @@ class Engine:
             hide_suggestions=self._hides_suggestions,
         )
         if isinstance(executor, list):
-            raise OperationRefused(errors.as_response(executor))
+            raise OperationRefused(errors.format_errors(executor))
         return executor
 
     async def _subscribe(self, admitted: _Admitted) -> AsyncGenerator[str, None]:
@@ -210,7 +212,7 @@ class Engine:
         ):
             source = await await_maybe(create_source_event_stream(executor))
             if isinstance(source, ExecutionResult):
-                raise OperationRefused(errors.as_response(source.errors or []))
+                raise OperationRefused(errors.format_errors(source.errors or []))
             assert isinstance(source, EventBatches)  # noqa: S101  # as all our resolvers return
             fingerprint = admitted.compute_fingerprint(same_for_all=source.same_for_all)
             view = EventView(fingerprint, source.show, executor, admitted.operation.event_shape)

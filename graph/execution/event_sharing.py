@@ -18,7 +18,7 @@ from graphql import (
 )
 
 from db.core.identity import Identity
-from graph.core.single_flight import Once
+from graph.core.single_flight import SingleFlight
 from graph.execution.compiled_output import Shape
 from graph.execution.document_cache import Operation
 from graph.execution.response import Response, run_executor
@@ -56,22 +56,22 @@ class EventEncoder:
     """Encodes each event once for all subscriptions with the same fingerprint."""
 
     def __init__(self) -> None:
-        self._encoded: Once[tuple[bytes, int], EncodedEvent] = Once(
+        self._encoded: SingleFlight[tuple[bytes, int], EncodedEvent] = SingleFlight(
             MAX_SHARED_BYTES, weigh=lambda encoded: weigh(encoded.response) + _EVENT_BYTES
         )
 
     def encode(self, view: EventView, event: object) -> EncodedEvent | Task[EncodedEvent]:
         """Return the encoded event, or the task that executes it where that takes the database."""
         key = view.fingerprint, id(event)
-        encoded = self._encoded.kept(key)
+        encoded = self._encoded.get_stored(key)
         if encoded is not None:
             return encoded
         if view.shape is not None:
             with suppress(Exception):
                 encoded = EncodedEvent(event, Response.from_data(view.shape(view.show(event))))
-                self._encoded.keep(key, encoded)
+                self._encoded.store(key, encoded)
                 return encoded
-        return self._encoded.begin(key, partial(_execute, view, event))
+        return self._encoded.start(key, partial(_execute, view, event))
 
 
 async def _execute(view: EventView, event: object) -> EncodedEvent:

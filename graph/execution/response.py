@@ -44,7 +44,7 @@ class Response:
         """Encode a result. Raises OperationRefused when execution did not begin: it has no data."""
         if not result.errors:
             return cls.from_data(result.data)
-        formatted = errors.as_response(result.errors)
+        formatted = errors.format_errors(result.errors)
         if result.data is None and not any(error.path for error in result.errors):
             raise OperationRefused(formatted)
         return cls(_encode({"data": result.data, "errors": formatted}), _first_code(formatted))
@@ -76,7 +76,7 @@ def refusing_on_error() -> Iterator[None]:
         raise
     except Exception as error:
         wrapped = GraphQLError(str(error), original_error=error)
-        raise OperationRefused(errors.as_response([wrapped])) from error
+        raise OperationRefused(errors.format_errors([wrapped])) from error
 
 
 def _first_code(formatted: Sequence[Mapping[str, Any]]) -> str:

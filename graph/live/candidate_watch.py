@@ -11,7 +11,7 @@ from db.registry import nodes
 from db.routing.candidates import Offer
 from db.routing.matching import Requirements, divided, unmet
 from graph.core.broadcast import Broadcast
-from graph.core.single_flight import Once
+from graph.core.single_flight import SingleFlight
 from graph.live.stream_events import (
     CandidateEntered,
     CandidateEvent,
@@ -38,7 +38,7 @@ class CandidateWatch:
         self._available = {offer.id for offer in divided(requirements, offers)[0]}
         self._revision = revision
         self._steps: dict[int, Sequence[CandidateEvent]] = {}
-        self._snapshots: Once[int, CandidatesSnapshot] = Once(1)
+        self._snapshots: SingleFlight[int, CandidatesSnapshot] = SingleFlight(1)
         self._moved = Broadcast()
         self.step = 0
         self.followers = 0

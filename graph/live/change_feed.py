@@ -22,7 +22,7 @@ from db.registry.change_listener import NOTHING_ELSE, Hear, listening
 from db.registry.node_filter import EVERY_NODE, NodeFilter
 from db.registry.status_changes import LoggedChange
 from graph.core.broadcast import Broadcast
-from graph.core.single_flight import Once
+from graph.core.single_flight import SingleFlight
 from graph.live.stream_events import Bookmark, StatusChanged
 
 log = structlog.get_logger()
@@ -47,7 +47,9 @@ class Batch:
     database: Database
     revisions: range
     events: list[StatusChanged]
-    _judged: Once[NodeFilter, dict[int, bool]] = field(default_factory=lambda: Once(_MAX_FILTERS))
+    _judged: SingleFlight[NodeFilter, dict[int, bool]] = field(
+        default_factory=lambda: SingleFlight(_MAX_FILTERS)
+    )
 
     async def behind(self, position: int, node_filter: NodeFilter) -> list[StatusChanged]:
         """Those behind the position that the filter means.
@@ -113,7 +115,7 @@ class ChangeFeed:
         self._check_seconds = check_seconds
         self._max_lag = max_lag
         self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
-        self._replays: Once[tuple[int, int], Batch | None] = Once(_MAX_REPLAYS)
+        self._replays: SingleFlight[tuple[int, int], Batch | None] = SingleFlight(_MAX_REPLAYS)
         self._arrived = Broadcast()
         self._reading = database.open_connection
         self._bookmark = Bookmark(0)
@@ -262,7 +264,7 @@ class ChangeFeed:
         log.warning("feed.log_set_back", read=self.revision, revision=revision)
         await self._go_to(revision)
         self.log_resets += 1
-        self._replays = Once(_MAX_REPLAYS)
+        self._replays = SingleFlight(_MAX_REPLAYS)
 
     def _refuse_set_back(self, set_backs: int) -> None:
         if self.log_resets != set_backs:

@@ -23,7 +23,7 @@ from db.routing import node_delta
 from db.routing.candidates import Offer
 from db.routing.matching import Requirements, divided
 from db.routing.scoring import ranked
-from graph.core.single_flight import Once
+from graph.core.single_flight import SingleFlight
 from graph.live.candidate_watch import CandidateWatch
 from graph.live.change_feed import ChangeFeed
 
@@ -53,7 +53,9 @@ class NodeSnapshot:
         self._database = database
         self._feed = feed
         self._offers: dict[UUID, Offer] = {}
-        self._answers: Once[tuple[Requirements, NodeRanking, int], Ranking] = Once(_MAX_ANSWERS)
+        self._answers: SingleFlight[tuple[Requirements, NodeRanking, int], Ranking] = SingleFlight(
+            _MAX_ANSWERS
+        )
         self._watches: dict[Requirements, CandidateWatch] = {}
         self._horizon: int | None = None
         self._looked_at = self._asked_at = float("-inf")
@@ -157,7 +159,7 @@ class NodeSnapshot:
         self._offers.update((offer.id, offer) for offer in seen.changed)
         removed = [self._offers.pop(node) for node in seen.removed if node in self._offers]
         if seen.changed or removed:
-            self._answers = Once(_MAX_ANSWERS)
+            self._answers = SingleFlight(_MAX_ANSWERS)
         for watch in self._watches.values():
             watch.see(seen.revision, seen.changed, removed, rows)
         self._horizon, self._looked_at, self._looks = seen.horizon, began, self._looks + 1

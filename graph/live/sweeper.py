@@ -32,7 +32,7 @@ class Sweeper:
         self._interval_seconds = settings.sweep_interval_seconds
         self._process = uuid4()
         self._spread_until = 0.0
-        self.rules: Rules = settings.rules()
+        self.rules: Rules = settings.to_liveness_rules()
         self.pace = HeartbeatPace(self.rules.interval)
         self.mode = RegistryMode.NORMAL
         self.swept_at = 0.0  # by the system's clock, as Prometheus compares it

@@ -17,7 +17,7 @@ _BACKLOG = 2048
 
 def require_safe(settings: Settings) -> None:
     """Raises ConfigurationError where anybody else could do anything, and nobody has said so."""
-    if settings.authentication_required:
+    if settings.is_authentication_required:
         return
     if settings.env == "production":
         raise ConfigurationError("NODE_REGISTRY_AUTH: production requires authentication")
@@ -56,7 +56,7 @@ def begin_serving(
     scheme = "http" if settings.tls_certificate is None else "https"
     host, port = listening.getsockname()[:2]
     url = url_of(host, port, scheme)
-    if not settings.authentication_required:
+    if not settings.is_authentication_required:
         log.warning("server.open", address=host, authentication="off")
     if settings.dev_agent:
         supervisor.start("dev_agent", keep_dev_agent(url, settings.data_dir))

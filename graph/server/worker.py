@@ -20,7 +20,7 @@ import structlog
 import uvloop
 
 from graph.app import open_services
-from graph.core.settings import Settings, load
+from graph.core.settings import Settings, load_settings
 from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
 from graph.server.signals import stoppable
 from graph.server.uvicorn_server import configured, run_until_stopped
@@ -70,7 +70,7 @@ def _say(line: str) -> None:
 def main(descriptor: str, folder: str, name: str) -> None:
     structlog.contextvars.bind_contextvars(pid=os.getpid())  # the workers' log lines mingle
     try:
-        settings = load()
+        settings = load_settings()
         logs.configure(settings.env, settings.log_level)
         listening = socket.socket(fileno=int(descriptor))
         uvloop.run(serve_inherited(listening, settings, Siblings(Path(folder), name)))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from graph.core.open_database import current_database
+from graph.core.open_database import open_database
 from graph.core.settings import Settings
 from graph.live.background_tasks import open_background_tasks
 from graph.server.exit_errors import WorkerFailed
@@ -44,7 +44,7 @@ def restart_delay_seconds(brief: int) -> float:
 async def serve_by_workers(settings: Settings) -> None:
     """Returns after SIGINT or SIGTERM, when everything is closed; raises WorkerFailed."""
     with stoppable() as stop_by, _shared_port(settings) as sockets:
-        async with current_database(settings) as database, open_background_tasks() as supervisor:
+        async with open_database(settings) as database, open_background_tasks() as supervisor:
             await database.close()  # nothing more is asked of it here
             environment = dict(os.environ)
             if settings.external_database is None:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.types import Processor
 
 from db.core.token_format import redact_tokens
-from graph.core.headers import header
+from graph.core.headers import get_header
 
 # Local variables hold what callers sent and what nobody should read; a large one takes seconds.
 _WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -96,6 +96,6 @@ def new_request_id() -> str:
 
 
 def _given_id(scope: Scope) -> str | None:
-    given = header(scope, _NAME)
+    given = get_header(scope, _NAME)
     harmless = given and _REQUEST_ID.fullmatch(given) and redact_tokens(given) == given
     return given if harmless else None

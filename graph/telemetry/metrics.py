@@ -21,7 +21,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from db.core.errors import RegistryError, Unavailable
-from graph.core.errors import INTERNAL, TOLD, codes
+from graph.core.errors import ERROR_COUNTER, INTERNAL, list_error_codes
 
 OK = "ok"
 """Of an operation; else it is the code of the first error."""
@@ -46,7 +46,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self.registry.register(TOLD)
+        self.registry.register(ERROR_COUNTER)
         histogram = partial(Histogram, registry=self.registry, buckets=_SECONDS)
         self._heartbeats = Counter(
             "node_registry_heartbeats",
@@ -86,8 +86,8 @@ class Metrics:
             registry=self.registry,
         )
         # A count that begins at 1 was never seen to rise.
-        for code in codes():
-            TOLD.labels(code)
+        for code in list_error_codes():
+            ERROR_COUNTER.labels(code)
         for outcome in (ACCEPTED, Unavailable.code, INTERNAL):
             self._heartbeats.labels(outcome)
         # Finding a labelled child takes longer than to count with it.

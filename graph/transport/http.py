@@ -23,8 +23,8 @@ from db.core.identity import Caller
 from graph.auth.authentication import address_of
 from graph.auth.caller_limits import RETRY_AFTER_SECONDS
 from graph.core import errors
-from graph.core.errors import RateLimited, RequestRefused, TookTooLong
-from graph.core.headers import header
+from graph.core.errors import InvalidRequest, OperationTimedOut, RateLimited
+from graph.core.headers import get_header
 from graph.execution.engine import Engine, KindNotAllowed
 from graph.execution.query_limits import QueryTooComplex
 from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
@@ -60,13 +60,13 @@ _STREAMED = {OperationType.SUBSCRIPTION}
 
 _STATUS: dict[type[RegistryError], int] = {
     BadInput: 400,
-    RequestRefused: 400,
+    InvalidRequest: 400,
     Unauthenticated: 401,
     Forbidden: 403,
     QueryTooComplex: 400,
     RateLimited: 429,
     Unavailable: 503,
-    TookTooLong: 503,
+    OperationTimedOut: 503,
 }
 
 
@@ -89,7 +89,7 @@ class GraphQLOverHTTP:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            wants_page = self._settings.serves_graphiql and _wants_page(scope)
+            wants_page = self._settings.has_graphiql and _wants_page(scope)
             response = _GRAPHIQL if wants_page else await self._answer(scope, receive)
         except ClientDisconnect:
             return  # in the middle of its request: nobody waits for an answer
@@ -99,7 +99,7 @@ class GraphQLOverHTTP:
             await too_busy(refused)(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response | EventStream:
-        negotiated = _negotiated(header(scope, b"accept"))
+        negotiated = _negotiated(get_header(scope, b"accept"))
         streams = negotiated == EVENT_STREAM
         media_type = JSON if negotiated is None or streams else negotiated
         try:
@@ -156,7 +156,7 @@ def _wants_page(scope: Scope) -> bool:
     return (
         scope["method"] == "GET"
         and QueryParams(scope["query_string"]).keys().isdisjoint({"query", "documentId"})
-        and "text/html" in (header(scope, b"accept") or "")
+        and "text/html" in (get_header(scope, b"accept") or "")
     )
 
 
@@ -201,7 +201,7 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> GraphQLReques
         parameters = _parsed("body", await _body(scope, receive, max_bytes))
     else:
         raise _Refused(
-            405, RequestRefused(f"{method} is not GraphQL: use GET or POST"), Allow="GET, POST"
+            405, InvalidRequest(f"{method} is not GraphQL: use GET or POST"), Allow="GET, POST"
         )
     try:
         return GraphQLRequest.model_validate(parameters)
@@ -219,7 +219,7 @@ def _from_query_string(query: QueryParams) -> dict[str, Any]:
 
 
 def _require_json(scope: Scope) -> None:
-    given = header(scope, b"content-type") or ""
+    given = get_header(scope, b"content-type") or ""
     if given == JSON:
         return
     content_type, _, parameters = given.partition(";")
@@ -229,7 +229,7 @@ def _require_json(scope: Scope) -> None:
 
 
 async def _body(scope: Scope, receive: Receive, max_bytes: int) -> str:
-    declared = header(scope, b"content-length") or ""
+    declared = get_header(scope, b"content-length") or ""
     size = int(declared) if declared.isdecimal() else 0
     too_large = f"must be at most {max_bytes} bytes"
     _require(size <= max_bytes, 413, "body", too_large)
@@ -268,15 +268,15 @@ def _parsed(field: str, text: str) -> Any:
 
 def _wrong_way(kind: OperationType) -> _Refused:
     if kind is OperationType.MUTATION:
-        return _Refused(405, RequestRefused("mutations are sent by POST"), Allow="POST")
-    refusal = RequestRefused(
+        return _Refused(405, InvalidRequest("mutations are sent by POST"), Allow="POST")
+    refusal = InvalidRequest(
         f"subscriptions are sent over a websocket at this address, or with Accept: {EVENT_STREAM}"
     )
     return _Refused(400, refusal)
 
 
 def _errors(error: RegistryError) -> str:
-    return orjson.dumps({"errors": errors.refusal(error)}).decode()
+    return orjson.dumps({"errors": errors.format_registry_error(error)}).decode()
 
 
 def _response(

@@ -65,7 +65,7 @@ class EventStream:
                 self._grant.watch(telling.cancel)
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if telling.cancelled():
-                shown = errors.refusal(Unauthenticated(GRANT_ENDED))
+                shown = errors.format_registry_error(Unauthenticated(GRANT_ENDED))
                 await _write(send, _next(_encoded(shown)) + _COMPLETE)
                 await send({"type": "http.response.body", "body": b""})
             elif telling.done():

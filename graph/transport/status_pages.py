@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from db.core.errors import RegistryError, Unavailable
-from graph.core.version import SERVICE, STARTED_AT, VERSION
+from graph.core.version import SERVICE_NAME, STARTED_AT, VERSION
 from graph.services import Services
 from graph.transport.http import refused_response
 from graph.transport.prometheus import Scrape
@@ -34,7 +34,7 @@ class Pages:
     async def index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(_INDEX.replace("{version}", VERSION))
-        return _json({"service": SERVICE, "version": VERSION, "links": LINKS})
+        return _json({"service": SERVICE_NAME, "version": VERSION, "links": LINKS})
 
     async def live(self, _: Request) -> Response:
         """200 for as long as the process answers at all."""
@@ -54,7 +54,7 @@ class Pages:
         details = {} if self._services.authentication.required else _place(url)
         body = {
             "status": "healthy" if healthy else "unhealthy",
-            "service": SERVICE,
+            "service": SERVICE_NAME,
             "version": VERSION,
             "environment": self._services.settings.env,
             "uptime_seconds": round((now - STARTED_AT).total_seconds(), 3),

@@ -206,7 +206,7 @@ class _Connection:
         if len(self._running) >= limit:
             refused = RateLimited(f"at most {limit} operations at once on one connection")
             self._count()
-            await self._send_error(message.id, errors.refusal(refused))
+            await self._send_error(message.id, errors.format_registry_error(refused))
             return
         run = self._run(message.id, message.payload, self._caller)
         self._running[message.id] = tasks.create_task(run)
@@ -229,10 +229,10 @@ class _Connection:
             await self._send_error(operation_id, refused.errors)
         except RateLimited as refused:
             self._count()
-            await self._send_error(operation_id, errors.refusal(refused))
+            await self._send_error(operation_id, errors.format_registry_error(refused))
         except Exception as error:  # noqa: BLE001  # a fault of ours ends this operation alone
             broken = GraphQLError(str(error), original_error=error)
-            await self._send_error(operation_id, errors.as_response([broken]))
+            await self._send_error(operation_id, errors.format_errors([broken]))
         finally:
             self._forget(operation_id)
 
@@ -261,7 +261,7 @@ async def _granted(asking: Awaitable[GrantT]) -> GrantT:
     try:
         return await asking
     except RegistryError as refused:
-        errors.TOLD.labels(refused.code).inc()
+        errors.ERROR_COUNTER.labels(refused.code).inc()
         raise _Close(_CODES.get(type(refused), 1013), refused.message) from refused
 
 

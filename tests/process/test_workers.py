@@ -20,7 +20,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.types import EventDict
 
-from graph.core.settings import ConfigurationError, Settings, load
+from graph.core.settings import ConfigurationError, Settings, load_settings
 from graph.server.exit_errors import WorkerFailed
 from graph.server.listener import listen
 from graph.server.worker_pool import Workers, restart_delay_seconds
@@ -258,7 +258,7 @@ async def test_a_worker_that_cannot_start_ends_the_parent_with_one_line(database
 @pytest.mark.parametrize("count", [0, 65])
 def test_a_count_out_of_range_is_refused(count: int) -> None:
     with pytest.raises(ConfigurationError, match="NODE_REGISTRY_WORKERS"):
-        load(workers=count)
+        load_settings(workers=count)
 
 
 Played = Callable[[str], Workers]

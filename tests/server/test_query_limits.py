@@ -138,11 +138,11 @@ async def test_what_has_too_many_values_is_refused_before_they_are_checked(
 
 
 async def test_the_largest_batch_of_full_heartbeats_is_none_too_many(server: LiveServer) -> None:
-    batch = [FULL] * validation.MAX_BATCH
+    batch = [FULL] * validation.MAX_BATCH_SIZE
     assert values(batch) < MAX_VALUES
     response = await ask(server, BATCH, inputs=batch)
     told = response.json()["data"]["recordHeartbeats"]
-    assert told == [{"code": "NODE_NOT_FOUND"}] * validation.MAX_BATCH
+    assert told == [{"code": "NODE_NOT_FOUND"}] * validation.MAX_BATCH_SIZE
 
 
 async def test_development_shows_its_schema_and_graphiql(server: LiveServer) -> None:

@@ -9,7 +9,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from agent import documents as agent
 from agent.trusted_documents import compute_id
-from graph.core.settings import ConfigurationError, load
+from graph.core.settings import ConfigurationError, load_settings
 from tests.support.api import MAINTENANCE, beat, register
 from tests.support.live_server import StartServer
 from tests.support.registry_process import free_port
@@ -125,4 +125,4 @@ async def test_a_missing_extra_stops_the_start_in_one_line(
 @pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://collector:4317", "http://"])
 def test_an_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
     with pytest.raises(ConfigurationError, match="NODE_REGISTRY_OTLP_ENDPOINT"):
-        load(otlp_endpoint=endpoint)
+        load_settings(otlp_endpoint=endpoint)

@@ -26,7 +26,7 @@ from db.core.identity import Identity
 from graph.auth.jwks import MAX_AGE_SECONDS, MAX_BYTES, MIN_INTERVAL_SECONDS, BadKeySet, public_keys
 from graph.auth.jwt_verifier import MAX_TOKEN_LENGTH, JwtVerifier, jwt_verifier
 from graph.core import validation
-from graph.core.settings import ConfigurationError, Settings, load
+from graph.core.settings import ConfigurationError, Settings, load_settings
 from tests.support.issuer import (
     AUDIENCE,
     EC,
@@ -57,7 +57,7 @@ def put_together(header: Mapping[str, Any], payload: object, signature: bytes) -
 
 def settings(where: object, **given: Any) -> Settings:
     said = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_roles": ROLES}
-    return load(**{**said, "jwt_jwks": str(where), **given})
+    return load_settings(**{**said, "jwt_jwks": str(where), **given})
 
 
 async def verifier(where: object, clock: Any = time.monotonic, **given: Any) -> JwtVerifier:
@@ -345,9 +345,9 @@ async def test_an_agent_speaks_for_the_nodes_that_its_claim_names(
 @pytest.mark.parametrize("name", ["jwt/ada", "tls/gpu-1"])
 def test_no_key_can_be_named_as_somebody_with_a_token_or_a_certificate(name: str) -> None:
     with pytest.raises(BadInput):
-        validation.key_name("input.name", name)
+        validation.check_token_name("input.name", name)
     with pytest.raises(BadInput):
-        validation.identifier("input.nodeId", name)
+        validation.check_identifier("input.nodeId", name)
 
 
 async def test_keys_come_from_an_address_and_are_asked_for_seldom() -> None:
@@ -532,7 +532,7 @@ async def test_a_configuration_that_is_not_whole_is_named(
         **given,
     }
     with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{named}"):
-        await jwt_verifier(load(**told))
+        await jwt_verifier(load_settings(**told))
 
 
 async def test_a_file_without_keys_stops_the_start(jwks_file: Path) -> None:
@@ -542,9 +542,9 @@ async def test_a_file_without_keys_stops_the_start(jwks_file: Path) -> None:
 
 
 async def test_without_an_issuer_there_are_no_tokens() -> None:
-    assert await jwt_verifier(load()) is None
+    assert await jwt_verifier(load_settings()) is None
 
 
 def test_a_role_that_is_none_is_named() -> None:
     with pytest.raises(ConfigurationError, match="NODE_REGISTRY_JWT_ROLES"):
-        load(jwt_roles={"people": "king"})
+        load_settings(jwt_roles={"people": "king"})

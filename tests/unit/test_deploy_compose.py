@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from graph.core.settings import PREFIX, Settings
+from graph.core.settings import ENV_PREFIX, Settings
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -86,7 +86,7 @@ def test_what_it_waits_for_and_mounts_is_there(name: str) -> None:
 def test_settings_of_the_registry_are_its_own() -> None:
     for name in ("database", "metrics-key", "registry"):
         for variable in SERVICES[name]["environment"]:
-            assert variable.removeprefix(PREFIX).lower() in {
+            assert variable.removeprefix(ENV_PREFIX).lower() in {
                 *Settings.model_fields,
                 "settings_file",
             }

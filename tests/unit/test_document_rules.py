@@ -7,7 +7,7 @@ import pytest
 from graphql import GraphQLError, GraphQLSyntaxError
 
 from graph.api.schema import schema
-from graph.core.settings import ConfigurationError, Settings, load
+from graph.core.settings import ConfigurationError, Settings, load_settings
 from graph.execution.document_cache import _RULES
 from graph.execution.document_validation import (
     MAX_CHARACTERS,
@@ -150,10 +150,10 @@ def test_production_hides_the_schema_and_graphiql_unless_told_otherwise(
     given: dict[str, object],
     shown: bool,  # noqa: FBT001  # a parameter
 ) -> None:
-    settings = load(**given)
-    assert (settings.shows_schema, settings.serves_graphiql) == (shown, shown)
+    settings = load_settings(**given)
+    assert (settings.is_schema_visible, settings.has_graphiql) == (shown, shown)
 
 
 def test_a_bound_that_is_none_is_a_mistake_in_the_configuration() -> None:
     with pytest.raises(ConfigurationError, match="NODE_REGISTRY_MAX_QUERY_COST"):
-        load(max_query_cost=10**9)
+        load_settings(max_query_cost=10**9)

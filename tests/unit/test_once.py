@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.types import EventDict
 
-from graph.core.single_flight import Once
+from graph.core.single_flight import SingleFlight
 
 KEYS = "abc"
 MOST = 5
@@ -50,9 +50,9 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def once() -> Once[str, int]:
+def once() -> SingleFlight[str, int]:
     """Each answer weighs what it is."""
-    return Once(MOST, weigh=lambda answer: answer)
+    return SingleFlight(MOST, weigh=lambda answer: answer)
 
 
 def instant(answer: int) -> Callable[[], Coroutine[Any, Any, int]]:
@@ -62,7 +62,7 @@ def instant(answer: int) -> Callable[[], Coroutine[Any, Any, int]]:
     return work
 
 
-async def is_kept(kept: Once[str, int], key: str) -> bool:
+async def is_kept(kept: SingleFlight[str, int], key: str) -> bool:
     """Asks for it in vain where it is not: what answers is forgotten again."""
     answer = await kept.get(key, instant(0))
     if answer == 0:
@@ -103,7 +103,7 @@ async def test_a_failure_reaches_all_who_wait_and_is_not_remembered() -> None:
 
 async def test_work_that_was_cancelled_is_not_remembered() -> None:
     kept, work = once(), Work()
-    task = kept.begin("a", work.of("a"))
+    task = kept.start("a", work.of("a"))
     await settled()
     task.cancel()
     await settled()
@@ -141,7 +141,7 @@ async def test_what_is_under_way_is_driven_out_by_nothing() -> None:
 
 async def test_what_was_forgotten_while_under_way_is_not_remembered_and_weighs_nothing() -> None:
     kept, work = once(), Work()
-    forgotten = kept.begin("a", work.of("a"))
+    forgotten = kept.start("a", work.of("a"))
     await settled()
     kept.forget("a")
     work.running["a"].set_result(MOST)
@@ -154,7 +154,7 @@ async def test_what_was_forgotten_while_under_way_is_not_remembered_and_weighs_n
 
 async def test_an_answer_forgotten_the_moment_it_comes_weighs_nothing_afterwards() -> None:
     kept = once()
-    task = kept.begin("a", instant(MOST))
+    task = kept.start("a", instant(MOST))
     # Behind the work's last step, before anybody is told of its end.
     asyncio.get_running_loop().call_soon(kept.forget, "a")
     assert await task == MOST
@@ -166,7 +166,7 @@ async def test_an_answer_forgotten_the_moment_it_comes_weighs_nothing_afterwards
 
 async def test_a_failure_may_be_forgotten_the_moment_it_comes() -> None:
     kept, work = once(), Work()
-    task = kept.begin("a", work.of("a"))
+    task = kept.start("a", work.of("a"))
     await settled()
     work.running["a"].set_exception(ValueError("no"))
     while not task.done():
@@ -179,7 +179,7 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_no_error_of_the_loop(
     logged: list[EventDict],
 ) -> None:
     kept, work = once(), Work()
-    kept.begin("a", work.of("a"))
+    kept.start("a", work.of("a"))
     await settled()
     kept.forget("a")
     await work.ended("a", ValueError("no"))
@@ -191,13 +191,13 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_no_error_of_the_loop(
 
 async def test_what_took_no_waiting_is_kept_as_well_and_as_bounded() -> None:
     kept, work = once(), Work()
-    kept.keep("a", 2)
-    assert kept.kept("a") == await kept.get("a", work.of("a")) == 2
-    kept.keep("a", MOST)
-    kept.keep("b", MOST + 1)
-    assert (kept.kept("a"), kept.kept("b")) == (MOST, None)
-    kept.keep("b", 1)
-    assert (kept.kept("a"), kept.kept("b")) == (None, 1)
+    kept.store("a", 2)
+    assert kept.get_stored("a") == await kept.get("a", work.of("a")) == 2
+    kept.store("a", MOST)
+    kept.store("b", MOST + 1)
+    assert (kept.get_stored("a"), kept.get_stored("b")) == (MOST, None)
+    kept.store("b", 1)
+    assert (kept.get_stored("a"), kept.get_stored("b")) == (None, 1)
     assert not work.begun
 
 
@@ -250,7 +250,7 @@ async def test_whatever_is_begun_ended_and_forgotten_the_newest_that_fit_are_kep
     for action, key, number in steps:
         if action == "begin":
             begun[key] += model.begin(key)
-            _ = kept.kept(key) or kept.begin(key, work.of(key))
+            _ = kept.get_stored(key) or kept.start(key, work.of(key))
         elif action == "forget":
             model.forget(key)
             kept.forget(key)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from graph.core.settings import ConfigurationError, load
+from graph.core.settings import ConfigurationError, load_settings
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_settings_of_the_file_are_those_of_the_environment(file: Path) -> None:
         "NODE_REGISTRY_DB_PASSWORD=a-b_c\n"
         """NODE_REGISTRY_ALLOWED_ORIGINS='["https://dashboard.example"]'\n"""
     )
-    settings = load()
+    settings = load_settings()
     assert (settings.db_name, settings.db_password) == ("registry 1", "a-b_c")
     assert settings.allowed_origins == ["https://dashboard.example"]
 
@@ -29,7 +29,7 @@ def test_settings_of_the_file_are_those_of_the_environment(file: Path) -> None:
 def test_environment_goes_before_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("NODE_REGISTRY_DB_NAME=a\nNODE_REGISTRY_DB_USER=a\n")
     monkeypatch.setenv("NODE_REGISTRY_DB_NAME", "b")
-    settings = load()
+    settings = load_settings()
     assert (settings.db_name, settings.db_user) == ("b", "a")
 
 
@@ -43,9 +43,9 @@ def test_environment_goes_before_the_file(file: Path, monkeypatch: pytest.Monkey
 def test_mistake_in_the_file_is_named(file: Path, text: str, said: str) -> None:
     file.write_text(f"{text}\n")
     with pytest.raises(ConfigurationError, match=said):
-        load()
+        load_settings()
 
 
 def test_file_that_is_not_there_is_no_empty_one(file: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"SETTINGS_FILE: there is no file {file}"):
-        load()
+        load_settings()

@@ -23,7 +23,7 @@ from websockets.exceptions import InvalidMessage
 from db.core.enums import Role
 from db.core.identity import Identity
 from graph.auth.client_certificate import find_certified_identity
-from graph.core.settings import ConfigurationError, Settings, load
+from graph.core.settings import ConfigurationError, Settings, load_settings
 from graph.server.connection_guards import http_protocol, websocket_protocol
 from graph.server.tls_context import RenewedContext, context_of
 from tests.support.authority import BEGUN, DAY, Authority, Pair, settings_for, trusting
@@ -65,7 +65,7 @@ class Who:
 @asynccontextmanager
 async def serving(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[Who]:
     """`who`, by the registry's own protocols."""
-    settings = load(**settings_for(pair, client_ca))
+    settings = load_settings(**settings_for(pair, client_ca))
     context = context_of(settings)
     assert context is not None
     server = uvicorn.Server(
@@ -243,7 +243,7 @@ async def test_the_files_are_looked_at_again_and_again(
     authority: Authority, logged: list[EventDict]
 ) -> None:
     pair = authority.server()
-    context = context_of(load(**settings_for(pair)))
+    context = context_of(load_settings(**settings_for(pair)))
     assert context is not None
     watching = asyncio.create_task(context.keep_renewed(0.01))
     authority.server()

@@ -1,1 +1,1 @@
-"""Measures the registry beside its own limits, in one run on one machine: `make bench`."""
+"""Benches that measure the registry next to its own limits, in one run on one machine."""

@@ -1,10 +1,9 @@
-"""`python -m bench [NAME…] [--json FILE]`: runs benches, prints one table of what they found."""
+"""The command `python -m bench [NAME…] [--json FILE]`, which runs benches and prints one table."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import orjson
 import uvloop
 
 from bench import report
@@ -32,32 +31,37 @@ _MAX_CONNECTIONS = 8000
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(list(BENCHES)))
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the results to this file as JSON.",
+)
 @click.option("--quick", is_flag=True, hidden=True)
 def main(names: Sequence[str], json_file: Path | None, *, quick: bool) -> None:
-    """Measure the registry beside its limits; all benches, or those that are named.
+    """Measure the registry next to its limits.
 
-    A target that is missed is told, and is no failure.
+    Run all benches, or only those named. A missed target is reported and is not a failure.
     """
     logs.configure("development", "error")
     allow_files_for(_MAX_CONNECTIONS)
-    under = report.describe_environment()
-    found = uvloop.run(_run_benches(names or list(BENCHES), quick=quick))
-    click.echo(report.format_text([row for rows in found.values() for row in rows], under))
+    environment = report.describe_environment()
+    results = uvloop.run(_run_benches(names or list(BENCHES), quick=quick))
+    all_results = [result for bench_results in results.values() for result in bench_results]
+    click.echo(report.format_text(all_results, environment))
     if json_file is not None:
-        document = report.build_document(found, under)
-        json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        report.write_json(json_file, report.build_document(results, environment))
 
 
 async def _run_benches(names: Sequence[str], *, quick: bool) -> dict[str, list[Result]]:
-    """By bench."""
-    found: dict[str, list[Result]] = {}
+    """Return the results by the name of their bench."""
+    results: dict[str, list[Result]] = {}
     for name in names:
-        found[name] = []
-        async for row in BENCHES[name](quick=quick):
-            click.echo(f"measured: {row.name}", err=True)
-            found[name].append(row)
-    return found
+        results[name] = []
+        async for result in BENCHES[name](quick=quick):
+            click.echo(f"measured: {result.name}", err=True)
+            results[name].append(result)
+    return results
 
 
 if __name__ == "__main__":

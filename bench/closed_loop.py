@@ -1,11 +1,10 @@
-"""Load on connections of which each sends its next request once the one before was answered."""
+"""Closed-loop load: each connection sends its next request once the last one was answered."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Generic, Protocol, TypeVar
 
 from bench.processes import CpuMeter, CpuUsage, Server
@@ -18,7 +17,10 @@ RequestT = TypeVar("RequestT")
 
 
 class Connection(Protocol):
-    """`answers` counts them, `answer` is the last; `failure` is what came instead of the next."""
+    """A connection that sends requests by itself.
+
+    `failure` is empty, or what arrived instead of an answer.
+    """
 
     answer_count: int
     last_answer: bytes
@@ -31,7 +33,10 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Load(Generic[RequestT]):
-    """So many connections to a server, opened by `dial`, that share the requests."""
+    """A number of connections to one server that share one stream of requests.
+
+    `open_connection` opens each of them, given the server's port and the requests.
+    """
 
     open_connection: Callable[[int, Iterator[RequestT]], Awaitable[Connection]]
     server: Server
@@ -39,48 +44,48 @@ class Load(Generic[RequestT]):
     connections: int = CONNECTIONS
 
     async def run(self, seconds: float) -> "LoadResult":
-        """Takes longer where nothing is answered. Raises TimeoutError where that lasts, and
-        ConnectionError for what is no answer.
+        """Run the load for some seconds, and longer until there is at least one answer.
+
+        Raises: TimeoutError: there is still no answer after another 30 seconds; ConnectionError:
+        something other than an answer arrived.
         """
-        async with self._open_connections() as opened:
+        async with self._open_connections() as connections:
             await asyncio.sleep(min(_SETTLE_SECONDS, seconds))
-            before, began = _count_answers(opened), time.perf_counter()
-            stopwatch = CpuMeter(self.server)
+            count_before, start = _count_answers(connections), time.perf_counter()
+            cpu_meter = CpuMeter(self.server)
             await asyncio.sleep(seconds)
             async with asyncio.timeout(_ANSWER_TIMEOUT_SECONDS):
-                while (answered := _count_answers(opened) - before) == 0:
+                while (count := _count_answers(connections) - count_before) == 0:
                     await asyncio.sleep(seconds)
-            taken, busy = time.perf_counter() - began, stopwatch.read()
-        return LoadResult(answered / taken, _count_answers(opened), opened[0].last_answer, busy)
+            duration, cpu = time.perf_counter() - start, cpu_meter.read()
+        return LoadResult(
+            count / duration, _count_answers(connections), connections[0].last_answer, cpu
+        )
 
     @asynccontextmanager
     async def _open_connections(self) -> AsyncIterator[list[Connection]]:
-        opened: list[Connection] = []
+        connections: list[Connection] = []
         try:
-            while len(opened) < self.connections:
-                opened.append(await self.open_connection(self.server.port, self.requests))
-            yield opened
+            while len(connections) < self.connections:
+                connections.append(await self.open_connection(self.server.port, self.requests))
+            yield connections
         finally:
-            for connection in opened:
+            for connection in connections:
                 connection.stop()
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """Answers a second, all that came, one of them, and how busy everyone was meanwhile."""
+    """What one run of a load measured.
+
+    `rate` is in answers a second and covers the measured time; `answer_count` covers all answers
+    since the connections were opened.
+    """
 
     rate: float
     answer_count: int
     sample_answer: bytes
     cpu: CpuUsage
-
-
-def describe_cpu_usage(runs: Sequence[LoadResult]) -> str:
-    """What was busy, as the median of the runs has it."""
-    server, load, others = (
-        median(getattr(run.cpu, who) for run in runs) for who in ("server", "load", "others")
-    )
-    return f"server {server:.0%} of a core, load {load:.0%}, PostgreSQL and others {others:.0%}"
 
 
 def _count_answers(connections: Sequence[Connection]) -> int:

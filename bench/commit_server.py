@@ -1,10 +1,10 @@
-"""The least that a heartbeat over a websocket takes: it is read, committed and answered.
+"""The least that a heartbeat over a websocket can cost: it is read, committed and answered.
 
-There is no GraphQL here, nothing is checked, nobody is asked for a key, and no failure is told. The
-group commit is the registry's own; the answer has the same two messages.
+There is no GraphQL, no validation, no authentication and no error handling. The group commit is
+the registry's own, and the answer has the same two messages.
 
 `python -m bench.commit_server DESCRIPTOR URL` serves on the listening socket that it inherits, and
-records in the database at that address.
+records heartbeats in the database at that URL.
 """
 
 import asyncio
@@ -35,16 +35,19 @@ class LifespanState(TypedDict):
 
 @asynccontextmanager
 async def open_writer(_: Starlette) -> AsyncIterator[LifespanState]:
+    """Run the registry's heartbeat writer for the lifespan of the app."""
     database, metrics = Database(sys.argv[2]), Metrics()
-    writer = HeartbeatWriter(database, Sweeper(database, Settings(), metrics), metrics, NoTracer())
-    running = asyncio.create_task(writer.run())
+    sweeper = Sweeper(database, Settings(), metrics)
+    writer = HeartbeatWriter(database, sweeper, metrics, NoTracer())
+    task = asyncio.create_task(writer.run())
     yield {"writer": writer}
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
     await database.close()
 
 
 async def record_heartbeats(websocket: WebSocket) -> None:
+    """Acknowledge the connection, then record and answer one heartbeat after another."""
     writer: HeartbeatWriter = websocket.state.writer
     await websocket.accept(PROTOCOL)
     try:
@@ -57,23 +60,27 @@ async def record_heartbeats(websocket: WebSocket) -> None:
 
 
 async def _record_heartbeat(
-    websocket: WebSocket, writer: HeartbeatWriter, asked: dict[str, Any]
+    websocket: WebSocket, writer: HeartbeatWriter, message: dict[str, Any]
 ) -> None:
-    beat = asked["payload"]["variables"]["input"]
+    heartbeat = message["payload"]["variables"]["input"]
     report = HeartbeatReport(
-        beat["nodeId"], beat["bootId"], beat["sequence"], metrics=beat["metrics"]
+        heartbeat["nodeId"],
+        heartbeat["bootId"],
+        heartbeat["sequence"],
+        metrics=heartbeat["metrics"],
     )
     [outcome] = await writer.record([report])
-    assert isinstance(outcome, Recorded), outcome  # noqa: S101  # or the bench would wait for ever
-    told = {
+    # Without an answer the bench would wait forever.
+    assert isinstance(outcome, Recorded), outcome  # noqa: S101
+    data = {
         "nodeId": outcome.node_id,
         "status": outcome.status,
         "receivedAt": outcome.received_at,
         "nextHeartbeatInSeconds": outcome.next_interval,
     }
-    payload = {"data": {"recordHeartbeat": told}}
-    await _send(websocket, {"id": asked["id"], "type": "next", "payload": payload})
-    await _send(websocket, {"id": asked["id"], "type": "complete"})
+    payload = {"data": {"recordHeartbeat": data}}
+    await _send(websocket, {"id": message["id"], "type": "next", "payload": payload})
+    await _send(websocket, {"id": message["id"], "type": "complete"})
 
 
 async def _send(websocket: WebSocket, message: dict[str, Any]) -> None:

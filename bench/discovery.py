@@ -1,4 +1,4 @@
-"""How many questions of routers and dashboards one process answers a second, over HTTP.
+"""How many queries of routers and dashboards one process answers a second, over HTTP.
 
 The limit is a bare Starlette route that reads the same body as JSON and sends it back.
 """
@@ -6,11 +6,9 @@ The limit is a bare Starlette route that reads the same body as JSON and sends i
 from collections.abc import AsyncIterator
 from itertools import cycle
 
-import orjson
-
 from bench import processes
 from bench.closed_loop import CONNECTIONS, Load
-from bench.http_connection import encode_post, open_connection
+from bench.http_connection import encode_operation, encode_post, open_http_connection
 from bench.nodes import insert_nodes
 from bench.results import Result, Target
 
@@ -43,10 +41,10 @@ query Page($first: Int) {
 
 
 async def measure_discovery(*, quick: bool) -> AsyncIterator[Result]:
-    fleet, seconds, runs = (200, 0.05, 1) if quick else (10_000, 1.3, 3)
-    questions = (
+    node_count, seconds, run_count = (200, 0.05, 1) if quick else (10_000, 1.3, 3)
+    cases = (
         (
-            f"availableNodes(limit: 10) of {fleet:,} nodes",
+            f"availableNodes(limit: 10) of {node_count:,} nodes",
             [encode_operation(AVAILABLE_NODES, require=REQUIREMENTS, limit=10)],
             Target("ratio", "at least", 0.25),
         ),
@@ -68,17 +66,19 @@ async def measure_discovery(*, quick: bool) -> AsyncIterator[Result]:
             None,
         ),
     )
-    async with processes.open_database() as database, processes.run_echo_server() as bare:
-        await insert_nodes(database, fleet)
+    async with processes.open_database() as database, processes.run_echo_server() as echo_server:
+        await insert_nodes(database, node_count)
         async with processes.run_registry(database.url) as registry:
-            for name, bodies, target in questions:
-                ask, echo = (
+            for name, bodies, target in cases:
+                queries, echoes = (
                     [encode_post(path, body) for body in bodies] for path in ("/graphql", "/echo")
                 )
                 figures, limits = [], []
-                for _ in range(1 + runs):
-                    figures.append(await Load(open_connection, registry, cycle(ask)).run(seconds))
-                    limits.append(await Load(open_connection, bare, cycle(echo)).run(seconds))
+                for _ in range(1 + run_count):  # the first run is the warm-up
+                    load = Load(open_http_connection, registry, cycle(queries))
+                    baseline = Load(open_http_connection, echo_server, cycle(echoes))
+                    figures.append(await load.run(seconds))
+                    limits.append(await baseline.run(seconds))
                 yield Result(
                     name,
                     "requests/s",
@@ -88,7 +88,3 @@ async def measure_discovery(*, quick: bool) -> AsyncIterator[Result]:
                     target,
                     f"{len(figures[0].sample_answer):,} bytes each, on {CONNECTIONS} connections",
                 )
-
-
-def encode_operation(query: str, **variables: object) -> bytes:
-    return orjson.dumps({"query": query, "variables": variables})

@@ -1,4 +1,4 @@
-"""The limit to measure against: the same server and the same bytes, with nothing in between.
+"""The baseline: a bare Starlette app on the same server as the registry, with the same bytes.
 
 `python -m bench.echo_server DESCRIPTOR` serves on the listening socket that it inherits.
 """
@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 
 async def repeat_messages(websocket: WebSocket) -> None:
-    """Sends each second message it gets as often as the one before it says."""
+    """Read pairs of messages, a count and a text, and send each text that many times."""
     await websocket.accept()
     try:
         while True:
@@ -28,7 +28,7 @@ async def repeat_messages(websocket: WebSocket) -> None:
 
 
 async def echo_messages(websocket: WebSocket) -> None:
-    """Sends each message back."""
+    """Send each message back."""
     await websocket.accept()
     try:
         while True:
@@ -38,11 +38,15 @@ async def echo_messages(websocket: WebSocket) -> None:
 
 
 async def echo_json(request: Request) -> JSONResponse:
+    """Parse the body as JSON and send it back."""
     return JSONResponse(await request.json())
 
 
 def serve(app: Starlette) -> None:
-    """As the registry is served."""
+    """Serve the app with the registry's uvicorn options on the socket named by the first argument.
+
+    The call returns when the process is asked to stop.
+    """
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -52,8 +56,8 @@ def serve(app: Starlette) -> None:
         log_config=None,
         access_log=False,
     )
-    with socket.socket(fileno=int(sys.argv[1])) as listening:
-        uvicorn.Server(config).run(sockets=[listening])
+    with socket.socket(fileno=int(sys.argv[1])) as listener:
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

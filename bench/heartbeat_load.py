@@ -1,4 +1,7 @@
-"""Heartbeats as clients send them: one over HTTP or a websocket, or many by a gateway's call."""
+"""Endless streams of heartbeats, encoded as clients send them.
+
+A heartbeat travels alone, over HTTP or a websocket, or with many others in a gateway's call.
+"""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -14,7 +17,7 @@ from bench.nodes import format_node_id
 
 HEARTBEATS_PER_CALL = 100
 GATEWAY_CONNECTIONS = 8
-"""Connections on which so many come with each call."""
+"""Connections of a load whose calls carry HEARTBEATS_PER_CALL heartbeats each."""
 
 RECORD_HEARTBEATS = """
 mutation RecordHeartbeats($inputs: [RecordHeartbeatInput!]!) {
@@ -26,18 +29,20 @@ mutation RecordHeartbeats($inputs: [RecordHeartbeatInput!]!) {
 """
 
 _METRICS_BYTES = 159
-"""Of the metrics below, without what fills them up, as the log keeps them."""
+"""Size of the metrics below in the heartbeat log, without their padding."""
 
 Heartbeats = Iterator[dict[str, Any]]
-"""Each as RecordHeartbeatInput."""
+"""Heartbeats in the form of RecordHeartbeatInput."""
 
 
-def generate_heartbeats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
-    """Of all nodes in turn, over and over, each time newer, in an order that is not that of their
-    rows; of metrics as the log keeps them there are at least so many bytes.
+def generate_heartbeats(node_count: int, metrics_bytes: int = 0) -> Heartbeats:
+    """Yield heartbeats of all nodes in turn, without end, with a higher sequence in each turn.
+
+    The order of the nodes differs from that of their rows and is the same in every run. The
+    metrics of each heartbeat take at least `metrics_bytes` in the heartbeat log.
     """
-    order = random.Random(1).sample(range(fleet), fleet)  # noqa: S311  # the same each time
-    more = "-" * (metrics_bytes - _METRICS_BYTES)
+    order = random.Random(1).sample(range(node_count), node_count)  # noqa: S311  # reproducible
+    padding = "-" * (metrics_bytes - _METRICS_BYTES)
     sequence = 0
     while True:
         sequence += 1
@@ -53,39 +58,40 @@ def generate_heartbeats(fleet: int, metrics_bytes: int = 0) -> Heartbeats:
                     "diskPercent": 56.78,
                     "loadAverage": 0.52,
                     "gpus": [],
-                    "extra": {"uptimeSeconds": 123456, "more": more},
+                    "extra": {"uptimeSeconds": 123456, "more": padding},
                 },
             }
 
 
-def encode_posts(path: str, beats: Heartbeats) -> Iterator[bytes]:
-    for beat in beats:
-        yield encode_post(path, orjson.dumps(_build_operation(beat)))
+def encode_posts(path: str, heartbeats: Heartbeats) -> Iterator[bytes]:
+    """Yield an HTTP request for each heartbeat."""
+    for heartbeat in heartbeats:
+        yield encode_post(path, orjson.dumps(_build_operation(heartbeat)))
 
 
 def encode_authorized_posts(
-    path: str, beats: Heartbeats, keys: Mapping[str, str]
+    path: str, heartbeats: Heartbeats, tokens: Mapping[str, str]
 ) -> Iterator[bytes]:
-    """Each with the key of its node."""
-    for beat in beats:
-        yield encode_post(path, orjson.dumps(_build_operation(beat)), keys[beat["nodeId"]])
+    """Yield an HTTP request for each heartbeat, with the token of its node (by node id)."""
+    for heartbeat in heartbeats:
+        body = orjson.dumps(_build_operation(heartbeat))
+        yield encode_post(path, body, tokens[heartbeat["nodeId"]])
 
 
-def encode_messages(beats: Heartbeats) -> Iterator[str]:
-    for beat in beats:
-        yield orjson.dumps(
-            {"id": "1", "type": "subscribe", "payload": _build_operation(beat)}
-        ).decode()
+def encode_messages(heartbeats: Heartbeats) -> Iterator[str]:
+    """Yield a `subscribe` message of graphql-transport-ws for each heartbeat."""
+    for heartbeat in heartbeats:
+        message = {"id": "1", "type": "subscribe", "payload": _build_operation(heartbeat)}
+        yield orjson.dumps(message).decode()
 
 
-def encode_batch_posts(beats: Heartbeats) -> Iterator[bytes]:
+def encode_batch_posts(heartbeats: Heartbeats) -> Iterator[bytes]:
+    """Yield HTTP requests to recordHeartbeats, each with HEARTBEATS_PER_CALL heartbeats."""
     while True:
-        asked = {
-            "query": RECORD_HEARTBEATS,
-            "variables": {"inputs": [*islice(beats, HEARTBEATS_PER_CALL)]},
-        }
-        yield encode_post("/graphql", orjson.dumps(asked))
+        inputs = [*islice(heartbeats, HEARTBEATS_PER_CALL)]
+        operation = {"query": RECORD_HEARTBEATS, "variables": {"inputs": inputs}}
+        yield encode_post("/graphql", orjson.dumps(operation))
 
 
-def _build_operation(beat: dict[str, Any]) -> dict[str, Any]:
-    return {"documentId": compute_id(RECORD_HEARTBEAT), "variables": {"input": beat}}
+def _build_operation(heartbeat: dict[str, Any]) -> dict[str, Any]:
+    return {"documentId": compute_id(RECORD_HEARTBEAT), "variables": {"input": heartbeat}}

@@ -1,19 +1,22 @@
-"""An HTTP client that costs next to nothing: requests one after another on a connection kept open.
+"""An HTTP client with as little overhead as possible: one request at a time on a kept connection.
 
-It reads responses that have a Content-Length, as RFC 9112 has them.
+It reads only responses that have a Content-Length (RFC 9112, section 6.3).
 """
 
 import asyncio
 from collections.abc import Iterator
 from typing import cast
 
-_LENGTH = b"content-length: "
+import orjson
+
+_CONTENT_LENGTH = b"content-length: "
 
 
 class HttpConnection(asyncio.Protocol):
-    """Sends the next request as soon as one was answered, until it is told to stop.
+    """A connection that sends its next request as soon as the last one was answered.
 
-    An answer with errors is none, as is any status but 200.
+    It goes on until `stop()`. A response with GraphQL errors, or with a status other than 200, is
+    not an answer: it ends up in `failure`, and no further request is sent.
     """
 
     def __init__(self, requests: Iterator[bytes]) -> None:
@@ -30,13 +33,10 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head, separator, body = self._buffer.partition(b"\r\n\r\n")
-        if not separator:
+        response = split_response(self._buffer)
+        if response is None:
             return
-        at = head.lower().index(_LENGTH) + len(_LENGTH)
-        size = int(head[at:].partition(b"\r\n")[0])
-        if len(body) < size:
-            return
+        head, body = response
         if not head.startswith(b"HTTP/1.1 200") or b'"errors":' in body:
             self.failure = self._buffer.decode()
             return
@@ -47,7 +47,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
-            self.failure = f"the server hung up: {exc}"
+            self.failure = f"the server closed the connection: {exc}"
 
     def stop(self) -> None:
         if self._transport is not None:
@@ -55,16 +55,38 @@ class HttpConnection(asyncio.Protocol):
             transport.abort()
 
 
-async def open_connection(port: int, requests: Iterator[bytes]) -> HttpConnection:
+async def open_http_connection(port: int, requests: Iterator[bytes]) -> HttpConnection:
+    """Connect to a port of the loopback address and send the first request."""
     loop = asyncio.get_running_loop()
-    _, caller = await loop.create_connection(lambda: HttpConnection(requests), "127.0.0.1", port)
-    return caller
+    _, connection = await loop.create_connection(
+        lambda: HttpConnection(requests), "127.0.0.1", port
+    )
+    return connection
 
 
-def encode_post(path: str, body: bytes, key: str | None = None) -> bytes:
-    shown = f"Authorization: Bearer {key}\r\n" if key else ""
+def split_response(buffer: bytes) -> tuple[bytes, bytes] | None:
+    """Return the head and the body of a response, or None while it is incomplete.
+
+    Raises: ValueError: the head has no Content-Length.
+    """
+    head, separator, body = buffer.partition(b"\r\n\r\n")
+    if not separator:
+        return None
+    start = head.lower().index(_CONTENT_LENGTH) + len(_CONTENT_LENGTH)
+    length = int(head[start:].partition(b"\r\n")[0])
+    return (head, body) if len(body) >= length else None
+
+
+def encode_post(path: str, body: bytes, token: str | None = None) -> bytes:
+    """Return an HTTP request with a JSON body and, if given, a bearer token."""
+    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{shown}"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"{authorization}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+def encode_operation(query: str, **variables: object) -> bytes:
+    """Return the JSON body of a GraphQL request."""
+    return orjson.dumps({"query": query, "variables": variables})

@@ -1,8 +1,8 @@
-"""How long after a commit its change is at the sockets of all subscribers.
+"""How long after a commit its change has reached the sockets of all subscribers.
 
 The limit is a bare asyncpg listener that is notified of the same commit. Both arrive in one event
-loop and count from the moment before COMMIT is sent, so the commit itself, with its fsync, is on
-both sides; where it is not durable the way alone is left.
+loop, and both times start just before COMMIT is sent, so each includes the commit with its fsync.
+With synchronous_commit off only the delivery remains.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ _ARRIVAL_TIMEOUT_SECONDS = 10
 
 
 class _Arrivals:
-    """When each revision came: to the bare listener, and to the last of the subscribers."""
+    """When each revision reached the bare listener, and the last of the subscribers."""
 
     def __init__(self) -> None:
         self.at_listener: dict[int, float] = {}
         self.at_sockets: dict[int, float] = {}
 
-    def on_notification(self, *said: object) -> None:
-        self.at_listener[int(str(said[-1]))] = time.perf_counter()
+    def on_notification(self, *arguments: object) -> None:
+        self.at_listener[int(str(arguments[-1]))] = time.perf_counter()
 
     def on_message(self, message: bytes) -> None:
         revision = find_revision(message)
@@ -43,7 +43,7 @@ class _Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class _Delays:
-    """Of the changes of one run, in ms."""
+    """The delays of the changes of one run, in ms."""
 
     at_sockets: list[float]
     at_listener: list[float]
@@ -55,57 +55,54 @@ async def measure_latency(*, quick: bool) -> AsyncIterator[Result]:
         processes.open_database() as database,
         processes.run_registry(database.url) as registry,
     ):
-        written = await ChangeWriter.for_node(database)
-        for subscribers, changes, runs in parts:
+        writer = await ChangeWriter.for_node(database)
+        for subscriber_count, change_count, run_count in parts:
             arrivals = _Arrivals()
             async with _open_listener(database, arrivals):
-                connect = partial(subscribe, registry.port, arrivals.on_message)
-                followers = await repeat_in_batches(subscribers, connect)
-                await wait_for_subscribers(registry.port, subscribers)
-                run = partial(_measure_delays, written, followers, arrivals, changes)
-                await run(durable=True)
-                durable = [await run(durable=True) for _ in range(runs)]
-                fleeting = [await run(durable=False) for _ in range(runs)]
-                for socket in followers:
-                    socket.close()
-            if subscribers == 1:
+                open_subscriber = partial(subscribe, registry.port, arrivals.on_message)
+                subscribers = await repeat_in_batches(subscriber_count, open_subscriber)
+                await wait_for_subscribers(registry.port, subscriber_count)
+                measure = partial(_measure_delays, writer, subscribers, arrivals, change_count)
+                await measure(durable=True)  # the warm-up
+                durable = [await measure(durable=True) for _ in range(run_count)]
+                not_durable = [await measure(durable=False) for _ in range(run_count)]
+                for client in subscribers:
+                    client.close()
+            if subscriber_count == 1:
                 yield _build_result(
                     "commit to socket, p50", durable, median, Target("ratio", "at most", 3)
                 )
                 yield _build_result("commit to socket, p99", durable, _compute_p99)
                 yield _build_result(
-                    "commit to socket, p50, synchronous_commit off", fleeting, median
+                    "commit to socket, p50, synchronous_commit off", not_durable, median
                 )
             else:
-                yield _build_result(
-                    f"commit to the last of {subscribers} sockets, p50", durable, median
-                )
-                yield _build_result(
-                    f"commit to the last of {subscribers} sockets, p99", durable, _compute_p99
-                )
+                name = f"commit to the last of {subscriber_count} sockets"
+                yield _build_result(f"{name}, p50", durable, median)
+                yield _build_result(f"{name}, p99", durable, _compute_p99)
 
 
 async def _measure_delays(
-    written: ChangeWriter,
-    followers: Sequence[WebSocketClient],
+    writer: ChangeWriter,
+    subscribers: Sequence[WebSocketClient],
     arrivals: _Arrivals,
-    changes: int,
+    change_count: int,
     *,
     durable: bool,
 ) -> _Delays:
-    for socket in followers:
-        socket.expect(changes)
-    committed = {}
-    for _ in range(changes):
-        revision, at = await written.commit_change(durable=durable)
-        committed[revision] = at
-        await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311  # no secret
+    for client in subscribers:
+        client.expect(change_count)
+    committed_at = {}
+    for _ in range(change_count):
+        revision, moment = await writer.commit_change(durable=durable)
+        committed_at[revision] = moment
+        await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311  # not a secret
     async with asyncio.timeout(_ARRIVAL_TIMEOUT_SECONDS):
-        for socket in followers:
-            await socket.wait_for_messages()
+        for client in subscribers:
+            await client.wait_for_messages()
     return _Delays(
-        [1000 * (arrivals.at_sockets[revision] - at) for revision, at in committed.items()],
-        [1000 * (arrivals.at_listener[revision] - at) for revision, at in committed.items()],
+        [1000 * (arrivals.at_sockets[r] - moment) for r, moment in committed_at.items()],
+        [1000 * (arrivals.at_listener[r] - moment) for r, moment in committed_at.items()],
     )
 
 
@@ -122,15 +119,15 @@ async def _open_listener(database: Database, arrivals: _Arrivals) -> AsyncIterat
 def _build_result(
     name: str,
     runs: Sequence[_Delays],
-    part: Callable[[list[float]], float],
+    summarize: Callable[[list[float]], float],
     target: Target | None = None,
 ) -> Result:
     return Result(
         name,
         "ms",
-        [part(run.at_sockets) for run in runs],
+        [summarize(run.at_sockets) for run in runs],
         "bare asyncpg LISTEN, same commit",
-        [part(run.at_listener) for run in runs],
+        [summarize(run.at_listener) for run in runs],
         target,
     )
 

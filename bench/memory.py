@@ -1,8 +1,9 @@
-"""What an idle subscriber, and a node, cost the server's process.
+"""How much memory an idle subscriber, and a node, cost the server's process.
 
-Each subscriber has a connection of its own, and its limit is a bare websocket connection. On both
-sides connections of a warm-up stay open, so that what is paid once, or freed and used again, does
-not count; and each has got one message. So it is with nodes: all have been heard and asked for.
+Each subscriber has its own connection, and its limit is a bare websocket connection. On both sides
+the connections of a warm-up stay open, so that memory allocated once, or freed and reused, does not
+count, and each connection has received one message. Likewise each node has sent heartbeats and has
+been queried.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,10 +12,10 @@ from itertools import cycle
 
 from sqlalchemy import text
 
-from bench import http_connection, processes
+from bench import processes
 from bench.closed_loop import Load
-from bench.discovery import encode_operation
 from bench.heartbeat_load import GATEWAY_CONNECTIONS, encode_batch_posts, generate_heartbeats
+from bench.http_connection import encode_operation, encode_post, open_http_connection
 from bench.nodes import insert_nodes
 from bench.processes import Server
 from bench.results import Result, Target
@@ -22,36 +23,29 @@ from bench.status_changes import ChangeWriter, subscribe, wait_for_subscribers
 from bench.websocket_client import WebSocketClient, connect, repeat_in_batches
 from db.core.database import Database
 
-_AVAILABLE_NODES = http_connection.encode_post(
+_AVAILABLE_NODES = encode_post(
     "/graphql", encode_operation("{ availableNodes(limit: 10) { revision } }")
 )
 
 SendMessages = Callable[[list[WebSocketClient]], Awaitable[None]]
+"""Makes the server send one message to each of its clients, and waits for them."""
 
 
 async def measure_memory(*, quick: bool) -> AsyncIterator[Result]:
-    subscribers, warm_up, runs = (5, 2, 1) if quick else (2000, 300, 2)
+    subscriber_count, warm_up_count, run_count = (5, 2, 1) if quick else (2000, 300, 2)
+    measure = partial(_measure_subscriber_memory, warm_up_count, subscriber_count)
     figures, limits = [], []
     async with processes.open_database() as database:
-        written = await ChangeWriter.for_node(database)
-        for _ in range(runs):
+        writer = await ChangeWriter.for_node(database)
+        for _ in range(run_count):
             async with processes.run_registry(database.url) as server:
-                arouse = partial(_publish_change, server, written)
-                open_client = partial(subscribe, server.port)
-                figures.append(
-                    await _measure_subscriber_memory(
-                        server, open_client, arouse, warm_up, subscribers
-                    )
-                )
+                publish = partial(_publish_change, server, writer)
+                figures.append(await measure(server, partial(subscribe, server.port), publish))
             async with processes.run_echo_server() as server:
                 open_client = partial(connect, server.port, "/repeat")
-                limits.append(
-                    await _measure_subscriber_memory(
-                        server, open_client, _request_message, warm_up, subscribers
-                    )
-                )
+                limits.append(await measure(server, open_client, _request_message))
     yield Result(
-        f"memory per idle subscriber, {subscribers:,} of them",
+        f"memory per idle subscriber, {subscriber_count:,} of them",
         "kB",
         figures,
         "bare Starlette websocket",
@@ -62,28 +56,29 @@ async def measure_memory(*, quick: bool) -> AsyncIterator[Result]:
 
 
 async def _measure_node_memory(*, quick: bool) -> Result:
-    """Of a registry that has heard each, and was asked which are available.
+    """Measure a registry that has heard from each node and has answered availableNodes.
 
-    As many came before: by them all that is kept of the change log is full.
+    As many nodes are there before the measurement, and fill the part of the change log that the
+    process keeps in memory.
     """
-    nodes, seconds = (100, 0.1) if quick else (10_000, 1)
+    node_count, seconds = (100, 0.1) if quick else (10_000, 1)
     async with (
         processes.open_database() as database,
         processes.run_registry(database.url, listen_check_seconds=1) as server,
     ):
-        await insert_nodes(database, nodes)
-        await _send_traffic(server, nodes, seconds)
-        before = server.resident_bytes
-        await insert_nodes(database, nodes, first=nodes)
-        await _send_traffic(server, 2 * nodes, seconds)
-        grown = server.resident_bytes - before
-        row = await _measure_row_bytes(database)
+        await insert_nodes(database, node_count)
+        await _send_traffic(server, node_count, seconds)
+        bytes_before = server.resident_bytes
+        await insert_nodes(database, node_count, first=node_count)
+        await _send_traffic(server, 2 * node_count, seconds)
+        growth = server.resident_bytes - bytes_before
+        row_bytes = await _measure_row_bytes(database)
     return Result(
-        f"memory per node, {nodes:,} of them",
+        f"memory per node, {node_count:,} of them",
         "kB",
-        [grown / nodes / 1000],
+        [growth / node_count / 1000],
         "its row in the database",
-        [row / 1000],
+        [row_bytes / 1000],
         Target("figure", "at most", 2),
     )
 
@@ -94,50 +89,46 @@ async def _measure_row_bytes(database: Database) -> float:
 
 
 async def _measure_subscriber_memory(
+    warm_up_count: int,
+    subscriber_count: int,
     server: Server,
     open_client: Callable[[], Awaitable[WebSocketClient]],
-    arouse: SendMessages,
-    warm_up: int,
-    subscribers: int,
+    send_messages: SendMessages,
 ) -> float:
-    """In kB of resident memory."""
-    sockets = await repeat_in_batches(warm_up, open_client)
-    await arouse(sockets)
-    before = server.resident_bytes
-    sockets += await repeat_in_batches(subscribers, open_client)
-    await arouse(sockets)
-    grown = server.resident_bytes - before
-    for socket in sockets:
-        socket.close()
-    return grown / subscribers / 1000
+    """Return the resident memory of the server for each client, in kB."""
+    clients = await repeat_in_batches(warm_up_count, open_client)
+    await send_messages(clients)
+    bytes_before = server.resident_bytes
+    clients += await repeat_in_batches(subscriber_count, open_client)
+    await send_messages(clients)
+    growth = server.resident_bytes - bytes_before
+    for client in clients:
+        client.close()
+    return growth / subscriber_count / 1000
 
 
-async def _send_traffic(server: Server, nodes: int, seconds: float) -> None:
-    """All are heard several times, and asked for."""
-    await Load(
-        http_connection.open_connection,
-        server,
-        encode_batch_posts(generate_heartbeats(nodes)),
-        GATEWAY_CONNECTIONS,
-    ).run(3 * seconds)
-    await Load(http_connection.open_connection, server, cycle([_AVAILABLE_NODES])).run(seconds)
+async def _send_traffic(server: Server, node_count: int, seconds: float) -> None:
+    """Send several heartbeats of each node, then query the available nodes."""
+    batch_posts = encode_batch_posts(generate_heartbeats(node_count))
+    await Load(open_http_connection, server, batch_posts, GATEWAY_CONNECTIONS).run(3 * seconds)
+    await Load(open_http_connection, server, cycle([_AVAILABLE_NODES])).run(seconds)
 
 
 async def _publish_change(
-    server: Server, written: ChangeWriter, sockets: list[WebSocketClient]
+    server: Server, writer: ChangeWriter, clients: list[WebSocketClient]
 ) -> None:
-    await wait_for_subscribers(server.port, len(sockets))
-    for socket in sockets:
-        socket.expect(1)
-    await written.write(1)
-    for socket in sockets:
-        await socket.wait_for_messages()
+    await wait_for_subscribers(server.port, len(clients))
+    for client in clients:
+        client.expect(1)
+    await writer.write(1)
+    for client in clients:
+        await client.wait_for_messages()
 
 
-async def _request_message(sockets: list[WebSocketClient]) -> None:
-    for socket in sockets:
-        socket.expect(1)
-        socket.send("1")
-        socket.send("as good as any")
-    for socket in sockets:
-        await socket.wait_for_messages()
+async def _request_message(clients: list[WebSocketClient]) -> None:
+    for client in clients:
+        client.expect(1)
+        client.send("1")
+        client.send("any text")
+    for client in clients:
+        await client.wait_for_messages()

@@ -1,4 +1,4 @@
-"""A fleet of nodes that differ, the same each time, registered and heard at one stroke."""
+"""A fleet of varied nodes, the same in every run, inserted as registered and with a heartbeat."""
 
 import random
 from datetime import timedelta
@@ -19,7 +19,7 @@ LABELS = ("gpu", "eu", "us", "spot", "edge", "trusted")
 MODELS = ("llama3:8b", "llama3:70b", "qwen2.5:32b", "mistral:7b", "phi4", "gemma2:27b")
 
 _INSERT = text("""
-WITH said AS (
+WITH input AS (
     SELECT * FROM unnest(CAST(:node_ids AS text[]), CAST(:roles AS text[]), CAST(:types AS text[]),
                          CAST(:statuses AS text[]), CAST(:labels AS text[]),
                          CAST(:capabilities AS text[]), CAST(:metrics AS text[]))
@@ -30,12 +30,12 @@ WITH said AS (
                        heartbeat_interval_seconds)
     SELECT node_id, initcap(node_id), role, type, node_id || '.example', status, 'heartbeat',
            string_to_array(labels, ','), CAST(capabilities AS jsonb), 'boot-1', now(), now(), 86400
-    FROM said
+    FROM input
     RETURNING id, node_id, status
-), beat AS (
+), heartbeat AS (
     INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
-    SELECT now(), node.id, node.status, CAST(said.metrics AS jsonb)
-    FROM node JOIN said USING (node_id)
+    SELECT now(), node.id, node.status, CAST(input.metrics AS jsonb)
+    FROM node JOIN input USING (node_id)
     RETURNING id, node_id
 ), change AS (
     INSERT INTO status_changes (revision, node_id, status, reason, actor, changed_at)
@@ -43,11 +43,12 @@ WITH said AS (
     FROM node, registry_state s
     RETURNING revision
 )
-SELECT node_id, id FROM beat
+SELECT node_id, id FROM heartbeat
 """)
 _SET_LAST_HEARTBEAT = text("""
-UPDATE nodes SET last_heartbeat_id = b.beat
-FROM unnest(CAST(:nodes AS uuid[]), CAST(:beats AS bigint[])) AS b (node, beat) WHERE id = b.node
+UPDATE nodes SET last_heartbeat_id = h.heartbeat
+FROM unnest(CAST(:nodes AS uuid[]), CAST(:heartbeats AS bigint[])) AS h (node, heartbeat)
+WHERE id = h.node
 """)
 _SET_REVISION = text(
     "UPDATE registry_state SET revision = (SELECT max(revision) FROM status_changes)"
@@ -64,7 +65,7 @@ FROM unnest(ARRAY['production', 'development', 'backup']) r,
      unnest(ARRAY['router', 'gateway', 'worker']) t
 ON CONFLICT DO NOTHING
 """)
-# As autovacuum does within a minute: a fleet that was written at one stroke fills its pages.
+# Autovacuum would do so within a minute; a fleet inserted by one statement fills its pages.
 _ANALYZE = text("VACUUM ANALYZE")
 
 
@@ -73,15 +74,21 @@ def format_node_id(number: int) -> str:
 
 
 async def insert_nodes(database: Database, count: int, *, first: int = 0) -> None:
-    """So many nodes, each with a heartbeat just now, a profile and one of its role's."""
-    chance = random.Random(1)  # noqa: S311  # the same fleet each time
-    fleet = [_generate_node(chance, number) for number in range(first, first + count)]
+    """Insert `count` nodes, numbered from `first`.
+
+    Each has a heartbeat of this moment, a profile of its own and one of its role.
+    """
+    rng = random.Random(1)  # noqa: S311  # the same fleet in every run
+    fleet = [_generate_node(rng, number) for number in range(first, first + count)]
     columns = {name: [node[name] for node in fleet] for name in fleet[0]}
     async with database.write() as session:
         await make_days(session)
-        beats = (await session.execute(_INSERT, columns)).all()
-        terms = {"nodes": [node for node, _ in beats], "beats": [beat for _, beat in beats]}
-        await session.execute(_SET_LAST_HEARTBEAT, terms)
+        heartbeats = (await session.execute(_INSERT, columns)).all()
+        parameters = {
+            "nodes": [node for node, _ in heartbeats],
+            "heartbeats": [heartbeat for _, heartbeat in heartbeats],
+        }
+        await session.execute(_SET_LAST_HEARTBEAT, parameters)
         for statement in (_SET_REVISION, _PROFILES, _ROLE_PROFILES):
             await session.execute(statement)
     async with database.read() as session:
@@ -89,46 +96,49 @@ async def insert_nodes(database: Database, count: int, *, first: int = 0) -> Non
 
 
 async def create_agent_tokens(database: Database, count: int) -> dict[str, str]:
-    """By the ids of the nodes that `settle` made: each key is for as many as one may be for."""
+    """Create tokens for the first `count` nodes and return their texts by node id.
+
+    Each token is for as many nodes as one token may be for.
+    """
     node_ids = [format_node_id(number) for number in range(count)]
-    keys: dict[str, str] = {}
+    tokens: dict[str, str] = {}
     async with database.write() as session:
         for first in range(0, count, MAX_NODES):
             nodes = node_ids[first : first + MAX_NODES]
-            made = await create_token(
+            created = await create_token(
                 session, role=Role.AGENT, nodes=nodes, lifetime=timedelta(days=1), caller=_CALLER
             )
-            keys |= dict.fromkeys(nodes, made.text)
-    return keys
+            tokens |= dict.fromkeys(nodes, created.text)
+    return tokens
 
 
-def _generate_node(chance: random.Random, number: int) -> dict[str, str]:
-    """As the columns of `_INSERT` have it."""
-    models = chance.sample(MODELS, chance.randint(0, 3))
+def _generate_node(rng: random.Random, number: int) -> dict[str, str]:
+    """Return the parameters of `_INSERT` for one node."""
+    models = rng.sample(MODELS, rng.randint(0, 3))
     gpus = [
         {
             "name": "RTX 4000 Ada",
-            "utilization_percent": chance.uniform(0, 100),
+            "utilization_percent": rng.uniform(0, 100),
             "memory_total_mb": 20475,
-            "memory_free_mb": chance.uniform(0, 20475),
+            "memory_free_mb": rng.uniform(0, 20475),
         }
-        for _ in range(chance.choice((0, 1, 1, 2)))
+        for _ in range(rng.choice((0, 1, 1, 2)))
     ]
-    capabilities: dict[str, Any] = {"models": models, "os": chance.choice(("linux", "macos"))}
+    capabilities: dict[str, Any] = {"models": models, "os": rng.choice(("linux", "macos"))}
     metrics = {
-        "cpu_percent": chance.uniform(0, 100),
-        "memory_percent": chance.uniform(0, 100),
-        "memory_available_mb": chance.uniform(1000, 128000),
-        "disk_percent": chance.uniform(0, 100),
-        "load_average": chance.uniform(0, 16),
+        "cpu_percent": rng.uniform(0, 100),
+        "memory_percent": rng.uniform(0, 100),
+        "memory_available_mb": rng.uniform(1000, 128000),
+        "disk_percent": rng.uniform(0, 100),
+        "load_average": rng.uniform(0, 16),
         "gpus": gpus,
     }
     return {
         "node_ids": format_node_id(number),
-        "roles": chance.choice(("production", "production", "development", "backup")),
-        "types": chance.choice(("worker", "worker", "worker", "gateway", "router")),
-        "statuses": chance.choices(("online", "degraded", "offline"), (90, 5, 5))[0],
-        "labels": ",".join(chance.sample(LABELS, chance.randint(1, 3))),
+        "roles": rng.choice(("production", "production", "development", "backup")),
+        "types": rng.choice(("worker", "worker", "worker", "gateway", "router")),
+        "statuses": rng.choices(("online", "degraded", "offline"), (90, 5, 5))[0],
+        "labels": ",".join(rng.sample(LABELS, rng.randint(1, 3))),
         "capabilities": orjson.dumps(capabilities).decode(),
         "metrics": orjson.dumps(metrics).decode(),
     }

@@ -1,6 +1,7 @@
-"""What is measured and what measures it: each on a core of its own where the machine has two.
+"""The processes of a bench: PostgreSQL, the server under test, and the load, with their CPU use.
 
-The server has the first core, the load the second; PostgreSQL may use any.
+Where the machine has two cores, the server gets the first and the load the second; PostgreSQL may
+use any.
 """
 
 import asyncio
@@ -9,9 +10,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import httpx
 import psutil
@@ -29,7 +31,9 @@ SETTINGS = {
     "heartbeats_per_second": 1_000_000,
     "requests_per_second_per_address": 1_000_000,
 }
-"""Beside the defaults: a message that nobody caused would be counted, and all comes from one
+"""The settings of a measured registry that differ from the defaults.
+
+A bookmark would count as a message that no change caused, and the whole load comes from one
 address.
 """
 
@@ -43,7 +47,7 @@ def _read_cpu_seconds(process: psutil.Process) -> float:
 
 
 def _list_allowed_cores() -> list[int]:
-    """Linux alone lets a process choose among them."""
+    """Return the cores that this process may use; only Linux lets it choose among them."""
     process = psutil.Process()
     if hasattr(process, "cpu_affinity"):
         return process.cpu_affinity() or []
@@ -53,15 +57,15 @@ def _list_allowed_cores() -> list[int]:
 CORES = _list_allowed_cores()
 
 CPU_PLACEMENT = (
-    "one for the server, one for the load; PostgreSQL free"
+    "one for the server, one for the load; PostgreSQL on any"
     if len(CORES) > 1 and hasattr(psutil.Process, "cpu_affinity")
-    else "as the system places them"
+    else "chosen by the operating system"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """The bench itself, or a server of it."""
+    """The bench itself, or a server that it started."""
 
     process: psutil.Process
 
@@ -81,13 +85,13 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Server(Process):
-    """A process that serves on the loopback address."""
+    """A process that serves on a port of the loopback address."""
 
     port: int
 
     @property
     def cpu_seconds(self) -> float:
-        """Its workers' too."""
+        """The CPU time of the process and of its workers, in seconds."""
         return sum(map(_read_cpu_seconds, (self.process, *self.process.children())))
 
 
@@ -96,7 +100,7 @@ LOAD_GENERATOR = Process(psutil.Process())
 
 @dataclass(frozen=True, slots=True)
 class CpuUsage:
-    """Parts of a core; `others` are PostgreSQL and whatever else the machine does."""
+    """CPU use in cores; `others` is PostgreSQL and everything else on the machine."""
 
     server: float
     load: float
@@ -104,50 +108,59 @@ class CpuUsage:
 
 
 class CpuMeter:
-    """How busy everyone has been since it was made."""
+    """Measures CPU use from its creation on."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._began = self._seconds()
+        self._start = self._read_seconds()
 
     def read(self) -> CpuUsage:
-        wall, everyone, server, load = (
-            now - then for now, then in zip(self._seconds(), self._began, strict=True)
+        wall, total, server, load = (
+            now - then for now, then in zip(self._read_seconds(), self._start, strict=True)
         )
-        return CpuUsage(server / wall, load / wall, (everyone - server - load) / wall)
+        return CpuUsage(server / wall, load / wall, (total - server - load) / wall)
 
-    def _seconds(self) -> tuple[float, float, float, float]:
+    def _read_seconds(self) -> tuple[float, float, float, float]:
         times = psutil.cpu_times()
-        everyone = sum(getattr(times, kind, 0.0) for kind in _BUSY_TIMES)
-        return time.perf_counter(), everyone, self._server.cpu_seconds, LOAD_GENERATOR.cpu_seconds
+        total = sum(getattr(times, kind, 0.0) for kind in _BUSY_TIMES)
+        return time.perf_counter(), total, self._server.cpu_seconds, LOAD_GENERATOR.cpu_seconds
+
+
+def describe_cpu_usage(usages: Sequence[CpuUsage]) -> str:
+    """Return a phrase with the median CPU use of several runs."""
+    server, load, others = (
+        median(getattr(usage, name) for usage in usages) for name in ("server", "load", "others")
+    )
+    return f"server {server:.0%} of a core, load {load:.0%}, PostgreSQL and others {others:.0%}"
 
 
 @contextlib.asynccontextmanager
 async def open_database() -> AsyncIterator[Database]:
-    """In a PostgreSQL as users get it, fsync and all."""
-    LOAD_GENERATOR.pin_to(CORES)  # which it inherits
+    """Run an embedded PostgreSQL configured as for users, with fsync, and yield its database."""
+    LOAD_GENERATOR.pin_to(CORES)  # PostgreSQL inherits it
     with tempfile.TemporaryDirectory(prefix="node-registry-bench-") as folder:
         async with embedded_postgres(Path(folder)) as url:
             LOAD_GENERATOR.pin_to(CORES[1:2] or CORES)
-            opened = Database(url)
-            await migrate(opened.engine)
-            yield opened
-            await opened.close()
+            database = Database(url)
+            await migrate(database.engine)
+            yield database
+            await database.close()
 
 
 @contextlib.asynccontextmanager
 async def run_registry(
-    database: URL, *, port: int | None = None, workers: int = 1, **settings: object
+    database_url: URL, *, port: int | None = None, workers: int = 1, **settings: object
 ) -> AsyncIterator[Server]:
-    """`node-registry serve` with SETTINGS, and those that are given; several workers may use all
-    cores.
+    """Run `node-registry serve` with SETTINGS, overridden by `settings`.
+
+    One worker has the first core for itself; several may use all cores.
     """
-    chosen = {**SETTINGS, **settings}
-    given = {f"NODE_REGISTRY_{name.upper()}": str(value) for name, value in chosen.items()}
+    values = {**SETTINGS, **settings}
+    variables = {f"NODE_REGISTRY_{name.upper()}": str(value) for name, value in values.items()}
     port = port or find_free_port()
     environment = {
-        **given,
-        "NODE_REGISTRY_DATABASE_URL": database.render_as_string(hide_password=False),
+        **variables,
+        "NODE_REGISTRY_DATABASE_URL": database_url.render_as_string(hide_password=False),
         "NODE_REGISTRY_HTTP_PORT": str(port),
         "NODE_REGISTRY_DRAIN_SECONDS": "0",
         "NODE_REGISTRY_WORKERS": str(workers),
@@ -158,8 +171,8 @@ async def run_registry(
 
 
 def find_free_port() -> int:
-    with listen(Settings(http_port=0)) as free:
-        port: int = free.getsockname()[1]
+    with listen(Settings(http_port=0)) as listener:
+        port: int = listener.getsockname()[1]
         return port
 
 
@@ -167,15 +180,19 @@ def find_free_port() -> int:
 async def run_echo_server(
     module: str = "bench.echo_server", *arguments: str
 ) -> AsyncIterator[Server]:
-    with listen(Settings(http_port=0)) as listening:
-        program = ("-m", module, str(listening.fileno()), *arguments)
-        port = listening.getsockname()[1]
-        async with _run_process(port, program, {}, CORES[:1], listening.fileno()) as server:
+    """Run the echo server, or another module that serves on a listening socket it inherits."""
+    with listen(Settings(http_port=0)) as listener:
+        program = ("-m", module, str(listener.fileno()), *arguments)
+        port = listener.getsockname()[1]
+        async with _run_process(port, program, {}, CORES[:1], listener.fileno()) as server:
             yield server
 
 
-def run_commit_server(database: URL) -> contextlib.AbstractAsyncContextManager[Server]:
-    return run_echo_server("bench.commit_server", database.render_as_string(hide_password=False))
+def run_commit_server(database_url: URL) -> contextlib.AbstractAsyncContextManager[Server]:
+    """Run the commit server on a database."""
+    return run_echo_server(
+        "bench.commit_server", database_url.render_as_string(hide_password=False)
+    )
 
 
 @contextlib.asynccontextmanager
@@ -184,14 +201,14 @@ async def _run_process(
     program: tuple[str, ...],
     environment: Mapping[str, str],
     cores: list[int],
-    *inherited: int,
+    *inherited_descriptors: int,
 ) -> AsyncIterator[Server]:
-    others = {n: v for n, v in os.environ.items() if not n.startswith("NODE_REGISTRY_")}
+    inherited = {n: v for n, v in os.environ.items() if not n.startswith("NODE_REGISTRY_")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *program,
-        env={**others, **environment},
-        pass_fds=inherited,
+        env={**inherited, **environment},
+        pass_fds=inherited_descriptors,
         stdout=asyncio.subprocess.DEVNULL,
     )
     try:
@@ -212,4 +229,4 @@ async def _wait_until_ready(process: asyncio.subprocess.Process, port: int) -> N
                 await http.get(f"http://127.0.0.1:{port}/health/live")
                 return
             await asyncio.sleep(0.05)
-    raise ChildProcessError(f"a server ended as it started, with {process.returncode}")
+    raise ChildProcessError(f"a server exited during startup with status {process.returncode}")

@@ -1,12 +1,14 @@
-"""One table for people, one document for programs."""
+"""The output of the benches: one table for people and one JSON document for programs."""
 
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 
 from bench.processes import CORES, CPU_PLACEMENT, SETTINGS
@@ -22,7 +24,7 @@ Environment = dict[str, dict[str, Any]]
 
 
 def describe_environment() -> Environment:
-    """The machine, the versions and the settings under which all rows were taken."""
+    """Return the machine, the versions and the settings under which all results are measured."""
     packages = {name: version(name) for name in _PACKAGES + _DATABASE_PACKAGES}
     return {
         "machine": {
@@ -37,45 +39,60 @@ def describe_environment() -> Environment:
     }
 
 
-def build_document(found: Mapping[str, Sequence[Result]], under: Environment) -> dict[str, Any]:
+def build_document(
+    results: Mapping[str, Sequence[Result]], environment: Environment
+) -> dict[str, Any]:
+    """Return the environment and the results, given by the name of their bench, for JSON."""
     return {
-        **under,
+        **environment,
         "rows": [
             {
                 "bench": bench,
-                **asdict(row),
-                "figure": asdict(row.figure),
-                "limit": asdict(row.limit),
-                "ratio": asdict(row.ratio),
-                "met": row.is_met,
+                **asdict(result),
+                "figure": asdict(result.figure),
+                "limit": asdict(result.limit),
+                "ratio": asdict(result.ratio),
+                "met": result.is_met,
             }
-            for bench, rows in found.items()
-            for row in rows
+            for bench, bench_results in results.items()
+            for result in bench_results
         ],
     }
 
 
-def format_text(rows: Sequence[Result], under: Environment) -> str:
+def write_json(file: Path, document: dict[str, Any]) -> None:
+    file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def format_text(results: Sequence[Result], environment: Environment) -> str:
+    """Return the environment, a table of the results, and their notes."""
     lines = [
-        *(", ".join(f"{n} {v}" for n, v in facts.items()) for facts in under.values()),
-        "median (min..max) of the runs; a ratio is that of each run by itself",
+        *format_environment(environment),
+        "median (min..max) of the runs; the ratio is computed for each run",
         "",
-        *_format_table([_HEADINGS, *(_format_cells(row) for row in rows)]),
+        *_format_table([_HEADINGS, *(_format_cells(result) for result in results)]),
         "",
     ]
-    return "\n".join(lines + [f"{row.name}: {row.note}" for row in rows if row.note])
+    return "\n".join(lines + [f"{result.name}: {result.note}" for result in results if result.note])
 
 
-def _format_cells(row: Result) -> tuple[str, ...]:
-    target = "" if row.target is None else f"{row.target.bound} {row.target.value:g}"
-    if row.target is not None and row.target.of == "figure":
-        target += f" {row.unit}"
-    met = {None: "", True: "yes", False: "NO"}[row.is_met]
-    figure, limit = (
-        f"{_format_spread(row.figure)} {row.unit}",
-        f"{_format_spread(row.limit)} {row.unit}",
-    )
-    return row.name, figure, limit, row.limit_name, _format_spread(row.ratio), target, met
+def format_environment(environment: Environment) -> list[str]:
+    """Return one line for each group of facts."""
+    return [
+        ", ".join(f"{name} {value}" for name, value in facts.items())
+        for facts in environment.values()
+    ]
+
+
+def _format_cells(result: Result) -> tuple[str, ...]:
+    target = "" if result.target is None else f"{result.target.bound} {result.target.value:g}"
+    if result.target is not None and result.target.of == "figure":
+        target += f" {result.unit}"
+    is_met = {None: "", True: "yes", False: "NO"}[result.is_met]
+    figure = f"{_format_spread(result.figure)} {result.unit}"
+    limit = f"{_format_spread(result.limit)} {result.unit}"
+    ratio = _format_spread(result.ratio)
+    return result.name, figure, limit, result.limit_name, ratio, target, is_met
 
 
 def _format_spread(spread: Spread) -> str:
@@ -88,7 +105,7 @@ def _format_number(value: float) -> str:
 
 
 def _format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """In Markdown, so that it can be shown as it is."""
+    """Return the lines of a Markdown table, which can be pasted into a page as it is."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
@@ -99,7 +116,7 @@ def _format_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _find_processor_name() -> str:
-    """Linux alone says it in a file."""
+    """Return the model name from /proc/cpuinfo, which only Linux has, or the platform's name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:  # noqa: PTH123
             names = [line.partition(":")[2].strip() for line in cpuinfo if "model name" in line]

@@ -1,4 +1,7 @@
-"""What a bench yields: figures beside their limits, and targets that are told, not enforced."""
+"""What a bench yields: figures next to their limits, and targets that are reported, not enforced.
+
+The names of the fields are keys of the JSON that `make bench JSON=` writes.
+"""
 
 import math
 import operator
@@ -10,7 +13,7 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of several runs."""
+    """Median, minimum and maximum of several runs."""
 
     median: float
     low: float
@@ -23,7 +26,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the ratio to the limit, or the figure itself, is to be."""
+    """A bound on the ratio of figure to limit, or on the figure itself."""
 
     of: Literal["ratio", "figure"]
     bound: Literal["at least", "at most"]
@@ -36,7 +39,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`figures` and `limits` are pairs: those of one run were taken right after each other."""
+    """A row of the table: the figures of several runs and, in the same order, their limits.
+
+    The figure and the limit of one run were measured right after each other.
+    """
 
     name: str
     unit: str
@@ -56,15 +62,16 @@ class Result:
 
     @property
     def ratio(self) -> Spread:
-        """Of each run by itself, so that what slows a whole run down counts on both sides. NaN
-        beside a limit of 0: one that was over before a clock ticked.
+        """The ratio of figure to limit, taken per run so that a slow run affects both sides.
+
+        It is NaN for a limit of 0, which is one that took less than a tick of the clock.
         """
         pairs = zip(self.figures, self.limits, strict=True)
         return Spread.from_values([f / n if n else math.nan for f, n in pairs])
 
     @property
     def is_met(self) -> bool | None:
-        """None without a target."""
+        """Whether the medians meet the target; None without a target."""
         if self.target is None:
             return None
         measured = self.ratio if self.target.of == "ratio" else self.figure
@@ -72,5 +79,7 @@ class Result:
 
 
 class Bench(Protocol):
+    """A function that measures one topic."""
+
     def __call__(self, *, quick: bool) -> AsyncIterator[Result]:
-        """Yields rows; the quick ones, of a few seconds, prove nothing."""
+        """Yield results; a quick run takes a few seconds and its figures mean nothing."""

@@ -1,4 +1,4 @@
-"""`python -m bench.soak`: a registry at full load for minutes, and whether its memory grows."""
+"""The command `python -m bench.soak`: the memory growth of a registry at full load for minutes."""
 
 import asyncio
 from itertools import cycle
@@ -6,11 +6,13 @@ from itertools import cycle
 import click
 import uvloop
 
-from bench import http_connection, processes, websocket_connection
+from bench import processes
 from bench.closed_loop import Load
-from bench.discovery import AVAILABLE_NODES, REQUIREMENTS, encode_operation
+from bench.discovery import AVAILABLE_NODES, REQUIREMENTS
 from bench.heartbeat_load import encode_messages, encode_posts, generate_heartbeats
+from bench.http_connection import encode_operation, encode_post, open_http_connection
 from bench.nodes import insert_nodes
+from bench.websocket_connection import open_graphql_connection
 from graph.telemetry import logs
 
 _WARM_UP_PARTS = 4
@@ -18,47 +20,49 @@ _FEW_CONNECTIONS = 4
 
 
 @click.command()
-@click.option("--nodes", default=10_000, show_default=True)
-@click.option("--parts", default=20, show_default=True, help="After four to warm up.")
-@click.option("--seconds", default=30.0, show_default=True, help="Of each part.")
+@click.option("--nodes", default=10_000, show_default=True, help="Number of nodes.")
+@click.option(
+    "--parts",
+    default=20,
+    show_default=True,
+    help="Number of measured parts, after four for warm-up.",
+)
+@click.option("--seconds", default=30.0, show_default=True, help="Duration of each part.")
 def main(nodes: int, parts: int, seconds: float) -> None:
-    """Heartbeats over HTTP and websockets, and questions, each as soon as the last was answered.
+    """Keep a registry at full load and report the growth of its memory.
 
-    For each part all connections are made anew.
+    The load is heartbeats over HTTP and over websockets, and queries for available nodes; each
+    connection sends its next request once the last one was answered. Each part opens new
+    connections.
     """
     logs.configure("development", "critical")
     uvloop.run(_run_soak(nodes, parts, seconds))
 
 
-async def _run_soak(nodes: int, parts: int, seconds: float) -> None:
+async def _run_soak(node_count: int, part_count: int, seconds: float) -> None:
     async with processes.open_database() as database:
-        await insert_nodes(database, nodes)
+        await insert_nodes(database, node_count)
         async with processes.run_registry(database.url) as registry:
-            sent = generate_heartbeats(nodes)
-            question = http_connection.encode_post(
+            heartbeats = generate_heartbeats(node_count)
+            posts, messages = encode_posts("/graphql", heartbeats), encode_messages(heartbeats)
+            query = encode_post(
                 "/graphql", encode_operation(AVAILABLE_NODES, require=REQUIREMENTS, limit=10)
             )
             loads = (
-                Load(http_connection.open_connection, registry, encode_posts("/graphql", sent)),
-                Load(
-                    websocket_connection.open_graphql_connection,
-                    registry,
-                    encode_messages(sent),
-                    _FEW_CONNECTIONS,
-                ),
-                Load(
-                    http_connection.open_connection, registry, cycle([question]), _FEW_CONNECTIONS
-                ),
+                Load(open_http_connection, registry, posts),
+                Load(open_graphql_connection, registry, messages, _FEW_CONNECTIONS),
+                Load(open_http_connection, registry, cycle([query]), _FEW_CONNECTIONS),
             )
-            resident = []
-            for part in range(_WARM_UP_PARTS + parts):
+            resident_mb = []
+            for part in range(_WARM_UP_PARTS + part_count):
                 runs = await asyncio.gather(*(load.run(seconds) for load in loads))
-                resident.append(registry.resident_bytes / 1e6)
-                when = "warm-up" if part < _WARM_UP_PARTS else "measured"
+                resident_mb.append(registry.resident_bytes / 1e6)
+                phase = "warm-up" if part < _WARM_UP_PARTS else "measured"
                 rates = " and ".join(f"{run.rate:,.0f}" for run in runs)
-                click.echo(f"{when}: {resident[-1]:.1f} MB, {rates} answers/s")
-    warm = resident[_WARM_UP_PARTS - 1 :]
-    click.echo(f"{warm[0]:.1f} MB when warm, {warm[-1]:.1f} MB {parts * seconds:g} s later")
+                click.echo(f"{phase}: {resident_mb[-1]:.1f} MB, {rates} answers/s")
+    warm_mb, last_mb = resident_mb[_WARM_UP_PARTS - 1], resident_mb[-1]
+    duration = part_count * seconds
+    click.echo(f"{warm_mb:.1f} MB when warm, {last_mb:.1f} MB {duration:g} s later")
 
 
 if __name__ == "__main__":

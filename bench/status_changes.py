@@ -1,4 +1,4 @@
-"""Status changes, written as the registry itself does, and those who follow them."""
+"""Status changes written as the registry itself writes them, and their subscribers."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from uuid import UUID
 import httpx
 from sqlalchemy import event, text
 
-from bench.websocket_client import WebSocketClient, connect
+from bench.websocket_client import WebSocketClient, connect_graphql
 from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
 from db.registry import nodes, status_changes
@@ -34,32 +34,39 @@ _REVISION = b'"revision":"'
 async def subscribe(
     port: int, on_message: Callable[[bytes], None] | None = None
 ) -> WebSocketClient:
-    """A subscriber; the first message that it gets is the acknowledgement of the protocol."""
-    socket = await connect(port, "/graphql", on_message)
-    socket.expect(1)
-    socket.send('{"type":"connection_init"}')
-    await socket.wait_for_messages()
-    socket.send(_SUBSCRIBE)
-    return socket
+    """Open a websocket and ask for all status changes.
+
+    The first message that `on_message` gets is the connection_ack of the protocol.
+    """
+    client = await connect_graphql(port, on_message)
+    client.send(_SUBSCRIBE)
+    return client
 
 
-async def wait_for_subscribers(port: int, subscribers: int) -> None:
-    """Until the registry counts so many: nothing tells a client that its subscription began."""
-    wanted = re.compile(
-        rf'^node_registry_subscribers{{stream="status_changes"}} {subscribers}(\.0)?$', re.MULTILINE
+async def wait_for_subscribers(port: int, count: int) -> None:
+    """Wait until the registry counts `count` subscribers.
+
+    The protocol does not tell a client that its subscription has begun, so ask /metrics.
+    """
+    pattern = re.compile(
+        rf'^node_registry_subscribers{{stream="status_changes"}} {count}(\.0)?$', re.MULTILINE
     )
     async with asyncio.timeout(_BEGIN_TIMEOUT_SECONDS), httpx.AsyncClient() as http:
-        while not wanted.search((await http.get(f"http://127.0.0.1:{port}/metrics")).text):
+        while not pattern.search((await http.get(f"http://127.0.0.1:{port}/metrics")).text):
             await asyncio.sleep(0.05)
 
 
 def find_revision(message: bytes) -> int | None:
-    _, found, rest = message.partition(_REVISION)
-    return int(rest[: rest.index(b'"')]) if found else None
+    """Return the first revision in a message, or None."""
+    _, separator, rest = message.partition(_REVISION)
+    return int(rest[: rest.index(b'"')]) if separator else None
 
 
 class ChangeWriter:
-    """Of one node that never leaves its status, for what is measured is the way, not the cause."""
+    """Writes status changes of one node that never leaves its status.
+
+    What is measured is the way of a change, not its cause.
+    """
 
     def __init__(self, database: Database, node: UUID) -> None:
         self._database = database
@@ -73,21 +80,29 @@ class ChangeWriter:
     async def for_node(
         cls, database: Database, node_id: str = "node-1-hetzner-gex44"
     ) -> "ChangeWriter":
+        """Return a writer for a node.
+
+        Raises: LookupError: there is no such node.
+        """
         async with database.read() as session:
             node = await nodes.find(session, node_id)
         if node is None:
             raise LookupError(node_id)
         return cls(database, node.id)
 
-    async def write(self, count: int, at_once: int = 100) -> None:
-        """In transactions of `at_once`."""
+    async def write(self, count: int, batch_size: int = 100) -> None:
+        """Write `count` changes in transactions of `batch_size`."""
         while count > 0:
             async with self._database.write() as session:
-                await status_changes.apply(session, [self._transition] * min(count, at_once))
-            count -= at_once
+                await status_changes.apply(session, [self._transition] * min(count, batch_size))
+            count -= batch_size
 
     async def commit_change(self, *, durable: bool) -> tuple[int, float]:
-        """The revision, and the moment before COMMIT was sent, as `time.perf_counter` has it."""
+        """Write one change.
+
+        Return its revision, and the time before COMMIT was sent (`time.perf_counter`). Unless
+        `durable`, the commit does not wait for the disk.
+        """
         async with self._database.write() as session:
             if not durable:
                 await session.execute(text("SET LOCAL synchronous_commit = off"))

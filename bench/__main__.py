@@ -43,7 +43,7 @@ def main(names: Sequence[str], json_file: Path | None, *, quick: bool) -> None:
 
     Run all benches, or only those named. A missed target is reported and is not a failure.
     """
-    logs.configure("development", "error")
+    logs.configure_logging("development", "error")
     allow_files_for(_MAX_CONNECTIONS)
     environment = report.describe_environment()
     results = uvloop.run(_run_benches(names or list(BENCHES), quick=quick))

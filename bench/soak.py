@@ -35,7 +35,7 @@ def main(nodes: int, parts: int, seconds: float) -> None:
     connection sends its next request once the last one was answered. Each part opens new
     connections.
     """
-    logs.configure("development", "critical")
+    logs.configure_logging("development", "critical")
     uvloop.run(_run_soak(nodes, parts, seconds))
 
 

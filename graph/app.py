@@ -28,9 +28,9 @@ from graph.live.node_snapshot import NodeSnapshot
 from graph.live.rejection_log import RejectionLog
 from graph.live.sweeper import Sweeper
 from graph.services import Services
-from graph.telemetry.logs import RequestIds
+from graph.telemetry.logs import RequestIdMiddleware
 from graph.telemetry.metrics import Metrics
-from graph.telemetry.peer_metrics import Siblings
+from graph.telemetry.peer_metrics import PeerMetrics
 from graph.telemetry.spans import NoTracer, Tracer
 from graph.transport.dashboard import STATIC, Assets, dashboard
 from graph.transport.http import GraphQLOverHTTP
@@ -63,7 +63,7 @@ async def open_tracer(settings: Settings) -> AsyncIterator[Tracer]:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, siblings: Siblings | None = None
+    settings: Settings, peer_metrics: PeerMetrics | None = None
 ) -> AsyncIterator[Services]:
     """Raises what `open_database` raises, before it serves."""
     async with AsyncExitStack() as stack:
@@ -119,7 +119,7 @@ async def open_services(
             rejections,
             supervisor,
             tracer,
-            siblings,
+            peer_metrics,
         )
 
 
@@ -171,4 +171,4 @@ def build_app(services: Services) -> ASGIApp:
         "websocket": GraphQLOverWebSocket(engine, services),
     }
     first = _GraphQLFirst("/graphql", ways, app)
-    return RequestIds(_cross_origin(first, services.settings))
+    return RequestIdMiddleware(_cross_origin(first, services.settings))

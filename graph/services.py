@@ -14,7 +14,7 @@ from graph.live.node_snapshot import NodeSnapshot
 from graph.live.rejection_log import RejectionLog
 from graph.live.sweeper import Sweeper
 from graph.telemetry.metrics import Metrics
-from graph.telemetry.peer_metrics import Siblings
+from graph.telemetry.peer_metrics import PeerMetrics
 from graph.telemetry.spans import Tracer
 
 
@@ -35,4 +35,4 @@ class Services:
     rejections: RejectionLog
     background_tasks: BackgroundTasks
     tracer: Tracer
-    siblings: Siblings | None = None
+    peer_metrics: PeerMetrics | None = None

@@ -28,7 +28,7 @@ from graph.telemetry import logs
 def main(json_file: Path | None, **given: Any) -> None:
     """Simulate a fleet of agents. A target that is missed is told, and is no failure."""
     terms = Scenario(**given)
-    logs.configure("development", "critical")
+    logs.configure_logging("development", "critical")
     allow_files_for(terms.nodes)
     under = report.describe_environment()
     story = uvloop.run(run_scenario(terms))

@@ -10,7 +10,7 @@ from graph.telemetry import logs
 
 def configured() -> Settings:
     settings = load_settings()
-    logs.configure(settings.env, "warning")
+    logs.configure_logging(settings.env, "warning")
     return settings
 
 

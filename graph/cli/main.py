@@ -48,7 +48,7 @@ def serve_command(workers: int | None) -> None:
     """Serve the registry until it is told to stop."""
     settings = load_settings(workers=workers)
     require_safe(settings)
-    logs.configure(settings.env, settings.log_level)
+    logs.configure_logging(settings.env, settings.log_level)
     allow_files_for(settings.max_connections)
     if settings.workers == 1:
         from graph.server.uvicorn_server import serve
@@ -62,7 +62,7 @@ def serve_command(workers: int | None) -> None:
 def migrate_command() -> None:
     """Bring the database to the schema that this version needs."""
     settings = load_settings()
-    logs.configure(settings.env, settings.log_level)
+    logs.configure_logging(settings.env, settings.log_level)
     asyncio.run(_migrate(settings))
     click.echo("The database is at this version's schema.")
 

@@ -37,22 +37,22 @@ class Housekeeping:
         self._days_end = self._done_at = (
             time.time()
         )  # or begun: what is never done is missed in time
-        metrics.watch(
+        metrics.add_gauge(
             "node_registry_misplaced_heartbeats",
             "Heartbeats in the default partition, because that of their day was missing.",
             lambda: self._misplaced,
         )
-        metrics.watch(
+        metrics.add_gauge(
             "node_registry_roll_up_lag_seconds",
             "Of hours that are over, but not yet in the metrics history.",
             lambda: self._hours_due * _HOUR.total_seconds(),
         )
-        metrics.watch(
+        metrics.add_gauge(
             "node_registry_heartbeat_log_end_timestamp_seconds",
             "The end of the last day that the heartbeat log has a partition for.",
             lambda: self._days_end,
         )
-        metrics.watch(
+        metrics.add_gauge(
             "node_registry_last_upkeep_timestamp_seconds",
             "When the housekeeping was last done, all of it; until then, when the process began.",
             lambda: self._done_at,
@@ -81,7 +81,7 @@ class Housekeeping:
             except Unavailable as error:
                 whole = False
                 log.warning("upkeep.unavailable", work=work.__name__, cause=repr(error.__cause__))
-        self._metrics.upkeep_seconds.observe(time.perf_counter() - began)
+        self._metrics.housekeeping_seconds.observe(time.perf_counter() - began)
         if whole:
             self._done_at = time.time()
 

@@ -93,7 +93,7 @@ def configured(services: Services) -> Server:
     tls = context_of(settings)
     if tls is not None:
         services.background_tasks.start("tls", tls.keep_renewed())
-        services.metrics.watch(
+        services.metrics.add_gauge(
             "node_registry_tls_certificate_expiry_timestamp_seconds",
             "When the certificate ends that new connections are shown.",
             lambda: tls.expires_at.timestamp(),  # noqa: PLW0108  # another one once it is renewed

@@ -26,18 +26,20 @@ from graph.server.signals import stoppable
 from graph.server.uvicorn_server import configured, run_until_stopped
 from graph.server.worker_pool import READY
 from graph.telemetry import logs
-from graph.telemetry.peer_metrics import Siblings
+from graph.telemetry.peer_metrics import PeerMetrics
 
 _STDIN, _STDOUT = 0, 1
 
 
-async def serve_inherited(listening: socket.socket, settings: Settings, siblings: Siblings) -> None:
+async def serve_inherited(
+    listening: socket.socket, settings: Settings, peer_metrics: PeerMetrics
+) -> None:
     """Returns after SIGTERM or the end of the parent, when everything is closed.
 
     Raises BackgroundTaskDied.
     """
     with stoppable() as stop_by, _ended_by_parent(), listening:
-        async with open_services(settings, siblings) as services:
+        async with open_services(settings, peer_metrics) as services:
             server = configured(services)
             stop_by(server.drain)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.stop)
@@ -71,9 +73,9 @@ def main(descriptor: str, folder: str, name: str) -> None:
     structlog.contextvars.bind_contextvars(pid=os.getpid())  # the workers' log lines mingle
     try:
         settings = load_settings()
-        logs.configure(settings.env, settings.log_level)
+        logs.configure_logging(settings.env, settings.log_level)
         listening = socket.socket(fileno=int(descriptor))
-        uvloop.run(serve_inherited(listening, settings, Siblings(Path(folder), name)))
+        uvloop.run(serve_inherited(listening, settings, PeerMetrics(Path(folder), name)))
     except TOLD_IN_ONE_LINE as error:
         _say(in_one_line(error))
         sys.exit(1)

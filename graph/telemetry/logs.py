@@ -14,12 +14,12 @@ from db.core.token_format import redact_tokens
 from graph.core.headers import get_header
 
 # Local variables hold what callers sent and what nobody should read; a large one takes seconds.
-_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-_NAME = b"x-request-id"
+_FORMAT_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+_HEADER = b"x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-def configure(environment: Literal["development", "production"], level: str) -> None:
+def configure_logging(environment: Literal["development", "production"], level: str) -> None:
     """Sends our events and those of the libraries through one pipeline."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -28,7 +28,7 @@ def configure(environment: Literal["development", "production"], level: str) -> 
     ]
     render: list[Processor] = (
         [
-            structlog.processors.ExceptionRenderer(_WITHOUT_LOCALS),
+            structlog.processors.ExceptionRenderer(_FORMAT_WITHOUT_LOCALS),
             structlog.processors.JSONRenderer(),
         ]
         if environment == "production"
@@ -40,15 +40,15 @@ def configure(environment: Literal["development", "production"], level: str) -> 
     )
     handler = logging.StreamHandler()
     handler.setFormatter(
-        _WithoutKeys(
+        _RedactingFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Some of them would write down what is sent, keys included.
-    for chatty in ("uvicorn", "alembic", "asyncio", "httpx", "httpcore", "websockets"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("uvicorn", "alembic", "asyncio", "httpx", "httpcore", "websockets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
@@ -57,14 +57,14 @@ def configure(environment: Literal["development", "production"], level: str) -> 
     )
 
 
-class _WithoutKeys(structlog.stdlib.ProcessorFormatter):
+class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
     """Callers put them where they do not belong, and errors quote what they were given."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact_tokens(super().format(record))
 
 
-class RequestIds:
+class RequestIdMiddleware:
     """Gives each request and each websocket an id: in its log lines, its errors and its response.
 
     A caller's own X-Request-ID is kept where it is harmless.
@@ -77,12 +77,12 @@ class RequestIds:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        request_id = _given_id(scope) or new_request_id()
-        own = (_NAME, request_id.encode())
+        request_id = _find_client_id(scope) or make_request_id()
+        id_header = (_HEADER, request_id.encode())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], own]
+                message["headers"] = [*message["headers"], id_header]
             await send(message)
 
         # The server runs each in a task of its own, whose context ends with it.
@@ -90,12 +90,14 @@ class RequestIds:
         await self._app(scope, receive, send_with_id if scope["type"] == "http" else send)
 
 
-def new_request_id() -> str:
+def make_request_id() -> str:
     """No secret, and the system's source of those would cost each request a call of it."""
     return f"{random.getrandbits(128):032x}"
 
 
-def _given_id(scope: Scope) -> str | None:
-    given = get_header(scope, _NAME)
-    harmless = given and _REQUEST_ID.fullmatch(given) and redact_tokens(given) == given
-    return given if harmless else None
+def _find_client_id(scope: Scope) -> str | None:
+    request_id = get_header(scope, _HEADER)
+    is_safe = (
+        request_id and _REQUEST_ID.fullmatch(request_id) and redact_tokens(request_id) == request_id
+    )
+    return request_id if is_safe else None

@@ -77,7 +77,7 @@ class Metrics:
             "Sweeps that could not be done.",
             registry=self.registry,
         )
-        self.upkeep_seconds = histogram(
+        self.housekeeping_seconds = histogram(
             "node_registry_upkeep_duration_seconds", "Rounds of the housekeeping."
         )
         self.connections = Gauge(
@@ -106,11 +106,11 @@ class Metrics:
         """Of heartbeats that were written together, refusals among them."""
         self._batch_size.observe(len(outcomes))
         self._write_seconds.observe(seconds)
-        refusals = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]
-        if accepted := len(outcomes) - len(refusals):
+        rejections = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]
+        if accepted := len(outcomes) - len(rejections):
             self.count_heartbeats(ACCEPTED, accepted)
-        for refusal in refusals:
-            self.count_heartbeats(refusal.code)
+        for rejection in rejections:
+            self.count_heartbeats(rejection.code)
 
     def count_heartbeats(self, outcome: str, count: int = 1) -> None:
         counter = self._counters.get(outcome)
@@ -118,16 +118,16 @@ class Metrics:
             counter = self._counters[outcome] = self._heartbeats.labels(outcome)
         counter.inc(count)
 
-    def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
+    def add_gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
         """A gauge that is read when it is scraped."""
         Gauge(name, description, registry=self.registry).set_function(read)
 
-    def watch_total(self, name: str, description: str, read: Callable[[], float]) -> None:
+    def add_counter(self, name: str, description: str, read: Callable[[], float]) -> None:
         """A count that somebody else keeps, and never lowers."""
-        self.registry.register(_Total(name, description, read))
+        self.registry.register(_CallbackCounter(name, description, read))
 
 
-class _Total(Collector):
+class _CallbackCounter(Collector):
     def __init__(self, name: str, description: str, read: Callable[[], float]) -> None:
         self._name, self._description, self._read = name, description, read
 

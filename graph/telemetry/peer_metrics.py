@@ -13,21 +13,21 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-_SECONDS = 5
+_ANSWER_SECONDS = 5
 
 
-class Siblings:
+class PeerMetrics:
     def __init__(self, folder: Path, name: str) -> None:
         """`name` is this process's own, and that of the one which takes its place."""
         self._folder = folder
         self._name = name
 
-    async def answer(self, own: Callable[[], Awaitable[bytes]]) -> None:
-        """Tells who asks what `own` says, for ever."""
+    async def serve(self, generate: Callable[[], Awaitable[bytes]]) -> None:
+        """Tells who asks what `generate` says, for ever."""
 
-        async def tell(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                writer.write(await own())
+                writer.write(await generate())
                 await writer.drain()
             except ConnectionError:
                 pass  # who asked has given up
@@ -38,25 +38,25 @@ class Siblings:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path.unlink(missing_ok=True)  # of one that was killed
         try:
-            async with await asyncio.start_unix_server(tell, path) as server:
+            async with await asyncio.start_unix_server(respond, path) as server:
                 await server.serve_forever()
         finally:
             path.unlink(missing_ok=True)
             with suppress(OSError):  # the last one clears up, where the parent was killed
                 self._folder.rmdir()
 
-    async def text(self) -> bytes:
+    async def collect(self) -> bytes:
         """Of all that answer within seconds, this process among them."""
         paths = sorted(self._folder.iterdir())
-        texts = await asyncio.gather(*map(_ask, paths))
-        said = {path.name: text for path, text in zip(paths, texts, strict=True) if text}
-        return generate_latest(_Together(said))
+        texts = await asyncio.gather(*map(_read_peer, paths))
+        text_by_worker = {path.name: text for path, text in zip(paths, texts, strict=True) if text}
+        return generate_latest(_MergedMetrics(text_by_worker))
 
 
-async def _ask(path: Path) -> str:
+async def _read_peer(path: Path) -> str:
     """Nothing of one that is gone, or just being replaced."""
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(_ANSWER_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
                 return (await reader.read()).decode()
@@ -66,14 +66,14 @@ async def _ask(path: Path) -> str:
         return ""
 
 
-class _Together(Collector):
-    def __init__(self, texts: Mapping[str, str]) -> None:
-        self._texts = texts
+class _MergedMetrics(Collector):
+    def __init__(self, text_by_worker: Mapping[str, str]) -> None:
+        self._text_by_worker = text_by_worker
 
     def collect(self) -> Iterable[Metric]:
         """Each metric once, with the samples of all."""
         metrics: dict[str, Metric] = {}
-        for name, text in self._texts.items():
+        for name, text in self._text_by_worker.items():
             for family in text_string_to_metric_families(text):
                 metric = metrics.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)

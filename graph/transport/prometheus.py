@@ -38,13 +38,13 @@ class Scrape:
         self._size = Gauge(
             "node_registry_database_size_bytes", "Disk that the database takes.", registry=registry
         )
-        if services.siblings is not None:
-            services.background_tasks.start("siblings", services.siblings.answer(self._own))
+        if services.peer_metrics is not None:
+            services.background_tasks.start("siblings", services.peer_metrics.serve(self._own))
 
     async def text(self) -> bytes:
         """In Prometheus's text format, of all processes that share the address."""
-        siblings = self._services.siblings
-        return await (self._own() if siblings is None else siblings.text())
+        peer_metrics = self._services.peer_metrics
+        return await (self._own() if peer_metrics is None else peer_metrics.collect())
 
     async def _own(self) -> bytes:
         try:
@@ -79,22 +79,22 @@ def _watch_registry(services: Services) -> None:
         ["version", "environment"],
         registry=metrics.registry,
     ).labels(VERSION, settings.env).set(1)
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_protected",
         "1 while the registry holds expiry back, else 0.",
         lambda: pacemaker.mode is RegistryMode.PROTECTED,
     )
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_last_sweep_timestamp_seconds",
         "When a sweep was last done.",
         lambda: pacemaker.swept_at,
     )
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_heartbeat_interval_seconds",
         "The pace that agents are told.",
         lambda: pacemaker.rules.interval,
     )
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_heartbeats_waiting",
         "Heartbeats that wait to be written.",
         lambda: heartbeats.waiting,
@@ -115,22 +115,22 @@ def _watch_subscriptions(services: Services) -> None:
     subscribers.labels("heartbeats").set_function(lambda: heartbeat_feed.subscribers)
     subscribers.labels("available_nodes").set_function(lambda: fleet.subscribers)
     subscribers.labels("pace").set_function(lambda: pace.followers)
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_max_connections",
         "Websockets and event streams that are let in.",
         lambda: services.settings.max_connections,
     )
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_revision",
         "Newest revision handed to subscribers.",
         lambda: feed.revision,
     )
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_feed_connected",
         "1 while the connection that listens for changes is held, else 0.",
         lambda: feed.is_connected,
     )
-    metrics.watch_total(
+    metrics.add_counter(
         "node_registry_feed_set_backs",
         "How often the change log was found to be another than the one read so far.",
         lambda: feed.log_resets,
@@ -139,17 +139,17 @@ def _watch_subscriptions(services: Services) -> None:
 
 def _watch_pool(services: Services) -> None:
     metrics, database = services.metrics, services.database
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_pool_connections",
         "Database connections in use for what callers ask.",
         database.count_connections_in_use,
     )
-    metrics.watch(
+    metrics.add_gauge(
         "node_registry_pool_max_connections",
         "Database connections that may be in use for what callers ask.",
         lambda: database.pool_size,
     )
-    metrics.watch_total(
+    metrics.add_counter(
         "node_registry_database_failures",
         "Units of work that the database could not do: away, too busy, or too slow.",
         lambda: database.failure_count,

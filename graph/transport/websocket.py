@@ -27,7 +27,7 @@ from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
 from graph.execution.response import OperationRefused
 from graph.services import Services
-from graph.telemetry.logs import new_request_id
+from graph.telemetry.logs import make_request_id
 from graph.transport.http import refused_response, too_busy
 
 log = structlog.get_logger()
@@ -212,7 +212,7 @@ class _Connection:
         self._running[message.id] = tasks.create_task(run)
 
     async def _run(self, operation_id: str, request: GraphQLRequest, caller: Caller) -> None:
-        structlog.contextvars.bind_contextvars(request_id=new_request_id(), operation=operation_id)
+        structlog.contextvars.bind_contextvars(request_id=make_request_id(), operation=operation_id)
         try:
             result = await self._engine.handle(request, caller)
             if isinstance(result, str):

@@ -9,7 +9,7 @@ FAULT = """
 import structlog
 from graph.telemetry import logs
 
-logs.configure("{environment}", "info")
+logs.configure_logging("{environment}", "info")
 
 
 def fail() -> None:

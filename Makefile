@@ -1,6 +1,7 @@
 # `make run` starts the registry, `make test` passes the tests; both need Python 3.11 or newer and nothing else.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+NPM := $(shell command -v npm)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
@@ -25,11 +26,13 @@ test: .venv/dev
 test-unit: .venv/dev
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest tests/unit --numprocesses 3 --dist worksteal
 
-check: .venv/dev
+# Lints, types and architecture; the types of the dashboard's JavaScript where npm is installed.
+check: .venv/dev $(if $(NPM),node_modules/.package-lock.json)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(if $(NPM),node_modules/.bin/tsc,@echo "npm is not installed: skipped the types of the dashboard's JavaScript.")
 
 # make bench JSON=out.json also writes what it found.
 bench: .venv/dev
@@ -59,13 +62,14 @@ lock: .venv/dev
 	$(LOCK) --upgrade --extra embedded --extra otel --group dev --output-file requirements/dev.lock
 	$(LOCK) --constraint requirements/dev.lock --extra embedded --group build --output-file requirements/run.lock
 	$(LOCK) --constraint requirements/dev.lock --extra otel --output-file requirements/server.lock
+	$(if $(NPM),$(NPM) install --loglevel=error --package-lock-only --save-dev --save-exact typescript@latest)
 
 # What deploy/ has of what node-agent install writes.
 units: .venv/dev
 	$(BIN)/python -m agent.units deploy
 
 clean:
-	rm -rf .venv
+	rm -rf .venv node_modules
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed." >&2; exit 1; }
@@ -80,4 +84,10 @@ clean:
 
 .venv/dev: requirements/dev.lock .venv/run
 	$(PIP) --require-hashes --requirement requirements/dev.lock
+	@touch $@
+
+# npm writes this file itself; its time says when it last installed what the lock file names.
+node_modules/.package-lock.json: package-lock.json
+	$(NPM) ci --loglevel=error
+	@node_modules/.bin/tsc --version > /dev/null  # npm ignores that it could not install the compiler for this platform
 	@touch $@

@@ -1,7 +1,7 @@
 /** Builds the dashboard: one client, one fleet, and the page that the address names. */
 
 import { Api } from "./api.js";
-import { setText } from "./elements.js";
+import { getElement, setText } from "./elements.js";
 import { Fleet } from "./fleet.js";
 import { FleetPage } from "./fleet_page.js";
 import { showFreshness } from "./freshness.js";
@@ -10,17 +10,24 @@ import { createSignInDialog } from "./sign_in.js";
 import { Socket } from "./socket.js";
 import { toTitle, toWords } from "./status.js";
 
+/** @import { StatusChange } from "../../dashboard" */
+/** @import { RegistryError } from "./api.js" */
+
 const ANNOUNCE_MS = 2000;
 
-const graphql = new URL("/graphql", location.href);
-const websocket = new URL(graphql);
-websocket.protocol = graphql.protocol.replace("http", "ws");
+const graphqlUrl = new URL("/graphql", location.href);
+const websocketUrl = new URL(graphqlUrl);
+websocketUrl.protocol = graphqlUrl.protocol.replace("http", "ws");
 
-const api = new Api(graphql);
-const socket = new Socket(websocket, () => api.token);
+const api = new Api(graphqlUrl);
+const socket = new Socket(websocketUrl, () => api.token);
 const fleet = new Fleet(api, socket);
-const main = document.getElementById("page");
-const signInButton = document.getElementById("sign-in");
+const main = getElement("page", HTMLElement);
+const announcements = getElement("announcements", HTMLElement);
+const signInButton = getElement("sign-in", HTMLElement);
+const fleetPage = new FleetPage(fleet, navigate);
+/** @type {FleetPage | NodePage | null} */
+let page = null;
 
 const openSignIn = createSignInDialog((token) => {
   useToken(token);
@@ -31,28 +38,28 @@ const openSignIn = createSignInDialog((token) => {
 
 signInButton.addEventListener("click", () => {
   if (api.token === null) openSignIn();
-  else location.reload(); // what was read goes with the token
+  else location.reload(); // forgets what was read with the token
 });
 
-for (const source of [fleet, socket]) {
-  source.addEventListener("rejected", ({ detail: error }) => {
-    useToken(null);
-    openSignIn(error);
-  });
+/** @param {CustomEvent<RegistryError>} event */
+function handleRejection({ detail: error }) {
+  useToken(null);
+  openSignIn(error);
 }
 
-/** Shows the registry this key from now on. */
+fleet.addEventListener("rejected", handleRejection);
+socket.addEventListener("rejected", handleRejection);
+
+/**
+ * Send this token with requests from now on, or none for null.
+ * @param {string | null} token
+ */
 function useToken(token) {
   api.token = token;
   setText(signInButton, token === null ? "Sign in" : "Sign out");
 }
 
-showFreshness(fleet);
-
-const fleetPage = new FleetPage(fleet, navigate);
-let page = null;
-
-/** Shows what the address names. */
+/** Show the page that the address names. */
 function showPage() {
   const nodeId = new URLSearchParams(location.search).get("node");
   page?.close();
@@ -62,9 +69,12 @@ function showPage() {
   document.title = `${page.title} · node registry`;
 }
 
-/** Goes to an address of this page. */
+/**
+ * Go to an address of the dashboard.
+ * @param {string} address
+ */
 function navigate(address) {
-  page.saveAddress();
+  page?.saveAddress();
   history.pushState(null, "", address);
   showPage();
   main.focus({ preventScroll: true });
@@ -72,21 +82,25 @@ function navigate(address) {
 
 addEventListener("popstate", showPage);
 document.addEventListener("click", (event) => {
-  const link = event.target.closest("a[href^='/dashboard']");
+  const target = /** @type {Element} */ (event.target);
+  /** @type {HTMLAnchorElement | null} */
+  const link = target.closest("a[href^='/dashboard']");
   if (!link || event.defaultPrevented || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
   navigate(link.href);
 });
 
+/** @type {StatusChange[]} */
 let unannounced = [];
 fleet.addEventListener("change", ({ detail: change }) => unannounced.push(change));
 setInterval(() => {
-  if (unannounced.length === 0) return;
-  const { nodeId, status, reason } = unannounced.at(-1);
+  const change = unannounced.at(-1);
+  if (change === undefined) return;
   const others = unannounced.length > 1 ? `, and ${unannounced.length - 1} other changes` : "";
-  setText(document.getElementById("announcements"), `${nodeId} is ${toTitle(status)}: ${toWords(reason)}${others}`);
+  setText(announcements, `${change.nodeId} is ${toTitle(change.status)}: ${toWords(change.reason)}${others}`);
   unannounced = [];
 }, ANNOUNCE_MS);
 
+showFreshness(fleet);
 showPage();
 fleet.load();

@@ -1,23 +1,39 @@
-/** How available a node was over a day, a week and a month, and which statuses that came from. */
+/** A node's availability over the last day, week and month, and the statuses that it comes from. */
 
-import { renderCard, h } from "./elements.js";
-import { toTitle } from "./status.js";
-import { DAY, formatDateTime, now, formatAxisTime } from "./time.js";
+import { h, renderCard } from "./elements.js";
+import { toLowerCase, toTitle } from "./status.js";
+import { DAY, formatAxisTime, formatDateTime, now } from "./time.js";
 
-const PERIODS = [["day", "Day", DAY], ["week", "Week", 7 * DAY], ["month", "Month", 30 * DAY]];
+/** @import { NodeDetails, NodeStatus, StatusChange } from "../../dashboard" */
 
-/** The variables of a query for all three. */
+/**
+ * The time from one status change to the next, in milliseconds since 1970.
+ * @typedef {{ status: NodeStatus, from: number, to: number }} StatusSpan
+ */
+
+/** @type {{ name: "day" | "week" | "month", label: string, length: number }[]} */
+const PERIODS = [
+  { name: "day", label: "Day", length: DAY },
+  { name: "week", label: "Week", length: 7 * DAY },
+  { name: "month", label: "Month", length: 30 * DAY },
+];
+
+/** Return the beginnings of the periods, as variables of the query for a node. */
 export function buildPeriodVariables() {
-  return Object.fromEntries(PERIODS.map(([name, , length]) => [name, new Date(now() - length).toISOString()]));
+  const [day, week, month] = PERIODS.map(({ length }) => new Date(now() - length).toISOString());
+  return { day, week, month };
 }
 
-/** `node` has a share for each period, and its changes newest first. */
+/**
+ * Return the card of a node's availability.
+ * @param {NodeDetails} node with its status changes newest first
+ */
 export function renderAvailability(node) {
   const to = now();
   const spans = toSpans(node.statusChanges.nodes, to);
-  const rows = PERIODS.map(([name, label, length]) => {
+  const rows = PERIODS.map(({ name, label, length }) => {
     const from = to - length;
-    // The registry counts the time before a node was registered as missed; nobody asks for that.
+    // The registry counts the time before the node's registration as missed, which says nothing of the node.
     const start = Math.min(to, Math.max(from, Date.parse(node.registeredAt)));
     const share = start < to ? Math.min(1, (node[name] * length) / (to - start)) : 1;
     return h("tr", {},
@@ -28,29 +44,42 @@ export function renderAvailability(node) {
   return renderCard("Availability", h("table", { class: "availability" }, h("tbody", {}, rows)));
 }
 
+/**
+ * Return a share of 0 to 1 as a percentage, rounded down: 100 % only if nothing is missing.
+ * @param {number} share
+ */
 function formatPercentage(share) {
-  // Never 100 % where anything is missing.
   return `${(Math.floor(share * 100_000) / 1000).toFixed(share === 1 ? 0 : 2)} %`;
 }
 
+/**
+ * @param {StatusChange[]} changes newest first
+ * @param {number} to the end of the newest span
+ * @returns {StatusSpan[]} newest first
+ */
 function toSpans(changes, to) {
-  let until = to;
+  let end = to;
   return changes.map(({ status, changedAt }) => {
-    const span = { status, from: Date.parse(changedAt), to: until };
-    until = span.from;
+    const span = { status, from: Date.parse(changedAt), to: end };
+    end = span.from;
     return span;
   });
 }
 
+/**
+ * @param {StatusSpan[]} spans newest first
+ * @param {number} from
+ * @param {number} to
+ */
 function renderStrip(spans, from, to) {
   const inside = spans.filter((span) => span.to > from).toReversed();
   const beginning = inside[0]?.from ?? to;
-  const pieces = inside.map(({ status, from: since, to: until }) => {
-    const piece = h("i", { class: status.toLowerCase(), title: `${toTitle(status)} from ${formatDateTime(since)}` });
-    piece.style.flexGrow = (until - Math.max(since, from)) / (to - from);
+  const pieces = inside.map(({ status, from: start, to: end }) => {
+    const piece = h("i", { class: toLowerCase(status), title: `${toTitle(status)} from ${formatDateTime(start)}` });
+    piece.style.flexGrow = String((end - Math.max(start, from)) / (to - from));
     return piece;
   });
   const unknown = h("i", { class: "unknown" });
-  unknown.style.flexGrow = Math.max(0, beginning - from) / (to - from);
+  unknown.style.flexGrow = String(Math.max(0, beginning - from) / (to - from));
   return h("div", { class: "strip", "aria-hidden": "true" }, unknown, pieces);
 }

@@ -1,45 +1,68 @@
-/** The fleet at a glance: how many, which, and what happened last. */
+/** The page of the fleet: the counts, the table of nodes with its filters, and the latest changes. */
 
 import { h, setText } from "./elements.js";
 import * as filters from "./filters.js";
-import { renderBadge, setBadge, renderShape, STATUSES, toTitle, toWords } from "./status.js";
+import { renderBadge, renderShape, setBadge, STATUSES, toLowerCase, toTitle, toWords } from "./status.js";
 import { Table } from "./table.js";
-import { everySecond, formatDateTime, formatTime, now, formatDuration } from "./time.js";
+import { formatDateTime, formatDuration, formatTime, now, runEverySecond } from "./time.js";
 
-const FRESH_MS = 4000;
-const ADDRESS_MS = 200;
+/** @import { NodeCounts, NodeStatus, StatusChange } from "../../dashboard" */
+/** @import { Filters, SortKey } from "./filters.js" */
+/** @import { Fleet, FleetNode } from "./fleet.js" */
+/** @import { Column } from "./table.js" */
 
+/** @typedef {{ tile: HTMLElement, count: HTMLElement }} Tile */
+
+const HIGHLIGHT_MS = 4000;
+const SAVE_ADDRESS_MS = 200;
+const MAX_SUGGESTIONS = 200;
+const CONTROL_NAMES = /** @type {const} */ (["search", "role", "type", "sort", "label"]);
+
+/** @type {Column<FleetNode, SortKey>[]} */
 const COLUMNS = [
-  { name: "status", label: "Status", sorts: true, create: () => renderBadge("ONLINE"), fill: (cell, node) => setBadge(cell, node.status) },
-  { name: "node", label: "Node", sorts: true, create: () => h("a", { tabindex: -1 }, h("b"), h("small")), fill: fillNode },
-  { name: "role", label: "Role", sorts: true, create: createText, fill: (cell, node) => setText(cell, toWords(node.role)) },
-  { name: "type", label: "Type", sorts: true, create: createText, fill: (cell, node) => setText(cell, toWords(node.type)) },
-  { name: "labels", label: "Labels", sorts: true, create: createText, fill: fillLabels },
-  { name: "reason", label: "Reason", sorts: true, create: createText, fill: (cell, node) => setText(cell, toWords(node.statusReason)) },
-  { name: "since", label: "Since", sorts: true, create: createText, fill: fillSince },
+  { name: "status", label: "Status", create: () => renderBadge("ONLINE"), fill: (content, node) => setBadge(content, node.status) },
+  { name: "node", label: "Node", create: () => h("a", { tabindex: -1 }, h("b"), h("small")), fill: fillNode },
+  { name: "role", label: "Role", create: createText, fill: (content, node) => setText(content, toWords(node.role)) },
+  { name: "type", label: "Type", create: createText, fill: (content, node) => setText(content, toWords(node.type)) },
+  { name: "labels", label: "Labels", create: createText, fill: fillLabels },
+  { name: "reason", label: "Reason", create: createText, fill: (content, node) => setText(content, toWords(node.statusReason)) },
+  { name: "since", label: "Since", create: createText, fill: fillSince },
 ];
+const SINCE_COLUMN = COLUMNS.findIndex(({ name }) => name === "since");
 
+/** The page of the fleet, live while it is open. */
 export class FleetPage {
   title = "Fleet";
+  /** @type {HTMLElement} */
   element;
 
+  /** @type {Fleet} */
   #fleet;
   #filters = filters.parse(new URLSearchParams());
+  /** @type {Table<FleetNode, SortKey>} */
   #table;
+  /** @type {Map<NodeStatus, Tile>} */
   #tiles = new Map();
-  #bar = h("div", { class: "bar", "aria-hidden": "true" });
+  #total = h("b", {}, "–");
+  #barParts = new Map(STATUSES.toReversed().map((status) => [status, h("i", { class: toLowerCase(status) })]));
   #shown = h("p", { class: "quiet shown", role: "status" });
   #clear = h("button", { type: "button", onclick: () => this.#changeFilters(filters.parse(new URLSearchParams())) }, "Clear filters");
   #latest = h("ol", { class: "latest" });
-  #controls;
+  #controls = this.#createControls();
   #labels = h("datalist", { id: "labels" });
-  #scheduled = false;
-  #saveTimer = null;
-  #open = false;
+  #isScheduled = false;
+  /** @type {number | undefined} */
+  #saveTimer;
+  #isOpen = false;
+  /** When each node last changed, by this machine's clock in milliseconds. @type {Map<string, number>} */
   #changedAt = new Map();
+  /** The newest change that the list of changes shows. @type {StatusChange | null} */
   #drawnNewest = null;
 
-  /** `navigate` is called with an address of the dashboard. */
+  /**
+   * @param {Fleet} fleet
+   * @param {(address: string) => void} navigate goes to an address of the dashboard
+   */
   constructor(fleet, navigate) {
     this.#fleet = fleet;
     this.#table = new Table({
@@ -49,208 +72,244 @@ export class FleetPage {
       onOpen: (node) => navigate(buildNodeAddress(node)),
       onSort: (name) => this.#sortBy(name),
     });
-    this.#controls = this.#createControls();
     this.element = this.#build();
-    for (const what of ["nodes", "registry"]) fleet.addEventListener(what, () => this.#schedule());
-    fleet.addEventListener("change", ({ detail }) => this.#changedAt.set(detail.nodeId, Date.now()));
-    everySecond(() => this.#updateAges());
+    fleet.addEventListener("nodes", () => this.#schedule());
+    fleet.addEventListener("registry", () => this.#schedule());
+    fleet.addEventListener("change", ({ detail: change }) => this.#changedAt.set(change.nodeId, Date.now()));
+    runEverySecond(() => this.#updateAges());
     document.addEventListener("keydown", (event) => this.#handleKey(event));
   }
 
-  /** Where it is shown again as it was left. */
+  /** The address that shows this page with its present filters. */
   get address() {
-    return `/dashboard${buildQuery(this.#filters)}`;
+    const parameters = String(filters.toParameters(this.#filters));
+    return parameters === "" ? "/dashboard" : `/dashboard?${parameters}`;
   }
 
-  /** Shows what the address says. */
+  /** Show the page with the filters that the address names. */
   open() {
-    this.#open = true;
+    this.#isOpen = true;
     this.#applyFilters(filters.parse(new URLSearchParams(location.search)));
   }
 
   close() {
-    this.#open = false;
+    this.#isOpen = false;
     clearTimeout(this.#saveTimer);
   }
 
-  /** Writes what is shown into the address: browsers refuse what would do so at each key. */
+  /** Write the filters into the address. Browsers reject this if it is done at every keystroke. */
   saveAddress() {
     clearTimeout(this.#saveTimer);
     history.replaceState(null, "", this.address);
   }
 
   #build() {
-    const tiles = ["ONLINE", "DEGRADED", "OFFLINE", "MAINTENANCE"].map((status) => {
-      const count = h("b", {}, "–");
-      const tile = h("button", { type: "button", class: "tile", "aria-pressed": "false", onclick: () => this.#toggleStatus(status) },
-        count, h("span", {}, renderShape(status), toTitle(status)));
-      this.#tiles.set(status, { tile, count });
-      return tile;
-    });
-    const total = h("b", {}, "–");
-    this.#tiles.set("TOTAL", { count: total });
     return h("div", { class: "fleet" },
       h("h1", { class: "unseen" }, "Fleet"),
       h("section", { class: "glance", "aria-label": "Nodes by status" },
-        h("div", { class: "tile total" }, total, h("span", {}, "Nodes")), tiles, this.#bar),
+        h("div", { class: "tile total" }, this.#total, h("span", {}, "Nodes")), this.#createTiles(),
+        h("div", { class: "bar", "aria-hidden": "true" }, [...this.#barParts.values()])),
       h("div", { class: "filters", role: "search" }, Object.values(this.#controls), this.#labels, this.#clear, this.#shown),
       h("div", { class: "columns" }, this.#table.element,
         h("section", { class: "card recent", "aria-labelledby": "latest-title" },
           h("h2", { id: "latest-title" }, "Latest changes"), this.#latest)));
   }
 
+  #createTiles() {
+    /** @type {NodeStatus[]} */
+    const statuses = ["ONLINE", "DEGRADED", "OFFLINE", "MAINTENANCE"];
+    return statuses.map((status) => {
+      const count = h("b", {}, "–");
+      const tile = h("button", { type: "button", class: "tile", "aria-pressed": "false", onclick: () => this.#toggleStatus(status) },
+        count, h("span", {}, renderShape(status), toTitle(status)));
+      this.#tiles.set(status, { tile, count });
+      return tile;
+    });
+  }
+
   #createControls() {
     const oninput = () => this.#readControls();
-    const select = (name, all, values) => h("select", { "aria-label": name, oninput },
+    /** @type {(name: string, all: string, values: string[]) => HTMLSelectElement} */
+    const createSelect = (name, all, values) => h("select", { "aria-label": name, oninput },
       h("option", { value: "" }, all), values.map((value) => h("option", { value }, toTitle(value))));
     return {
       search: h("input", { type: "search", placeholder: "Search nodes", "aria-label": "Search by node id, name or hostname", "aria-keyshortcuts": "/", oninput }),
-      role: select("Role", "All roles", filters.ROLES),
-      type: select("Type", "All types", filters.TYPES),
+      role: createSelect("Role", "All roles", filters.ROLES),
+      type: createSelect("Type", "All types", filters.TYPES),
       sort: h("select", { "aria-label": "Order", class: "order", oninput },
         Object.keys(filters.SORT_KEYS).map((value) => h("option", { value }, `By ${value}`))),
       label: h("input", { type: "search", placeholder: "Label", "aria-label": "Label", list: "labels", class: "label", oninput, onfocus: () => this.#suggestLabels() }),
     };
   }
 
-  #applyFilters(given) {
-    this.#filters = given;
-    for (const [name, control] of Object.entries(this.#controls)) {
-      if (control.value !== given[name]) control.value = given[name];
+  /** @param {Filters} newFilters */
+  #applyFilters(newFilters) {
+    this.#filters = newFilters;
+    for (const name of CONTROL_NAMES) {
+      if (this.#controls[name].value !== newFilters[name]) this.#controls[name].value = newFilters[name];
     }
-    this.#table.showOrder(given.sort, given.descending);
+    this.#table.showOrder(newFilters.sort, newFilters.descending);
     this.#schedule();
   }
 
-  #changeFilters(changed) {
-    this.#applyFilters({ ...this.#filters, ...changed });
+  /** @param {Partial<Filters>} changes */
+  #changeFilters(changes) {
+    this.#applyFilters({ ...this.#filters, ...changes });
     this.#table.scrollToTop();
     clearTimeout(this.#saveTimer);
-    this.#saveTimer = setTimeout(() => this.saveAddress(), ADDRESS_MS);
+    this.#saveTimer = setTimeout(() => this.saveAddress(), SAVE_ADDRESS_MS);
   }
 
   #readControls() {
-    const read = Object.entries(this.#controls).map(([name, control]) => [name, control.value]);
-    this.#changeFilters(Object.fromEntries(read));
+    const { search, role, type, sort, label } = this.#controls;
+    this.#changeFilters({
+      search: search.value,
+      role: filters.parseChoice(filters.ROLES, role.value),
+      type: filters.parseChoice(filters.TYPES, type.value),
+      sort: filters.parseSortKey(sort.value),
+      label: label.value,
+    });
   }
 
+  /** @param {NodeStatus} status */
   #toggleStatus(status) {
     const statuses = new Set(this.#filters.statuses);
     if (!statuses.delete(status)) statuses.add(status);
     this.#changeFilters({ statuses });
   }
 
+  /**
+   * Sort by a column, or reverse the order of the column that the table is sorted by.
+   * @param {SortKey} name
+   */
   #sortBy(name) {
     const { sort, descending } = this.#filters;
     this.#changeFilters({ sort: name, descending: sort === name && !descending });
   }
 
   #suggestLabels() {
-    const labels = new Set();
-    for (const node of this.#fleet.nodes.values()) node.labels.forEach((label) => labels.add(label));
-    this.#labels.replaceChildren(...[...labels].sort().slice(0, 200).map((value) => h("option", { value })));
+    const labels = new Set([...this.#fleet.nodes.values()].flatMap((node) => node.labels));
+    this.#labels.replaceChildren(...[...labels].sort().slice(0, MAX_SUGGESTIONS).map((value) => h("option", { value })));
   }
 
   #schedule() {
-    if (this.#scheduled || !this.#open) return;
-    this.#scheduled = true;
+    if (this.#isScheduled || !this.#isOpen) return;
+    this.#isScheduled = true;
     requestAnimationFrame(() => {
-      this.#scheduled = false;
+      this.#isScheduled = false;
       this.#draw();
     });
   }
 
   #draw() {
-    const { nodes, counts, isRefused } = this.#fleet;
-    const complete = this.#fleet.isComplete || isRefused;
+    const { nodes, counts, latestChanges } = this.#fleet;
     const rows = filters.selectNodes(nodes.values(), this.#filters);
     this.#table.show(rows);
-    const all = filters.isEmpty(this.#filters);
-    this.#clear.hidden = all;
-    const of = counts?.total ?? nodes.size;
-    setText(this.#shown, !complete && counts === null ? "Loading nodes" : !complete ? `Loading: ${formatCount(nodes.size)} of ${formatCount(of)}`
-      : all ? `${formatCount(of)} nodes` : `${formatCount(rows.length)} of ${formatCount(of)} nodes`);
-    this.#drawCounts(counts);
-    this.#drawLatest();
+    this.#clear.hidden = filters.isEmpty(this.#filters);
+    setText(this.#shown, this.#describeShown(rows.length));
+    if (counts !== null) this.#drawCounts(counts);
+    this.#drawLatest(latestChanges);
     requestAnimationFrame(() => this.#updateAges());
   }
 
-  #drawCounts(counts) {
-    if (counts === null) return;
-    for (const [status, { tile, count: element }] of this.#tiles) {
-      setText(element, formatCount(counts[status.toLowerCase()]));
-      tile?.setAttribute("aria-pressed", this.#filters.statuses.has(status));
+  /** @param {number} shown the number of nodes that pass the filters */
+  #describeShown(shown) {
+    const { nodes, counts, isComplete, isRejected } = this.#fleet;
+    const total = counts?.total ?? nodes.size;
+    if (!isComplete && !isRejected) {
+      return counts === null ? "Loading nodes" : `Loading: ${formatCount(nodes.size)} of ${formatCount(total)}`;
     }
-    const parts = STATUSES.toReversed().map((status) => [status.toLowerCase(), counts[status.toLowerCase()]]);
-    if (this.#bar.childElementCount === 0) this.#bar.append(...parts.map(([name]) => h("i", { class: name })));
-    parts.forEach(([, number], index) => (this.#bar.children[index].style.flexGrow = number));
+    if (filters.isEmpty(this.#filters)) return `${formatCount(total)} nodes`;
+    return `${formatCount(shown)} of ${formatCount(total)} nodes`;
   }
 
-  #drawLatest() {
-    const newest = this.#fleet.latestChanges[0] ?? null;
+  /** @param {NodeCounts} counts */
+  #drawCounts(counts) {
+    setText(this.#total, formatCount(counts.total));
+    for (const [status, { tile, count }] of this.#tiles) {
+      setText(count, formatCount(counts[toLowerCase(status)]));
+      tile.setAttribute("aria-pressed", String(this.#filters.statuses.has(status)));
+    }
+    for (const [status, part] of this.#barParts) part.style.flexGrow = String(counts[toLowerCase(status)]);
+  }
+
+  /** @param {StatusChange[]} changes newest first */
+  #drawLatest(changes) {
+    const newest = changes[0] ?? null;
     if (newest === this.#drawnNewest) return;
     this.#drawnNewest = newest;
-    this.#latest.replaceChildren(...this.#fleet.latestChanges.map((change) =>
+    this.#latest.replaceChildren(...changes.map((change) =>
       h("li", {},
         h("a", { href: buildNodeAddress(change) }, renderShape(change.status), h("b", {}, change.nodeId)),
         h("time", { datetime: change.changedAt, title: formatDateTime(change.changedAt) }, formatTime(change.changedAt)),
         h("span", {}, `${toTitle(change.status)}: ${toWords(change.reason)}${change.note ? `, “${change.note}”` : ""}`))));
   }
 
+  /** Update the durations in the rows, and which rows are highlighted as recently changed. */
   #updateAges() {
-    if (!this.#open) return;
-    const since = COLUMNS.findIndex((column) => column.name === "since");
-    this.#table.forEachDrawn((node, cells, element) => {
-      fillSince(cells[since].firstChild, node);
-      element.classList.toggle("fresh", Date.now() - (this.#changedAt.get(node.nodeId) ?? 0) < FRESH_MS);
+    if (!this.#isOpen) return;
+    this.#table.forEachDrawn((node, contents, element) => {
+      fillSince(contents[SINCE_COLUMN], node);
+      element.classList.toggle("fresh", Date.now() - (this.#changedAt.get(node.nodeId) ?? 0) < HIGHLIGHT_MS);
     });
-    for (const [id, at] of this.#changedAt) if (Date.now() - at > FRESH_MS) this.#changedAt.delete(id);
+    for (const [id, at] of this.#changedAt) if (Date.now() - at > HIGHLIGHT_MS) this.#changedAt.delete(id);
   }
 
+  /** @param {KeyboardEvent} event */
   #handleKey(event) {
-    if (!this.#open || event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = event.target.closest("input, select, dialog");
-    if (event.key === "/" && !typing) {
+    if (!this.#isOpen || event.ctrlKey || event.metaKey || event.altKey) return;
+    const target = /** @type {Element} */ (event.target);
+    if (event.key === "/" && !target.closest("input, select, dialog")) {
       event.preventDefault();
       this.#controls.search.focus();
-    } else if (event.key === "Escape" && event.target === this.#controls.search) {
+    } else if (event.key === "Escape" && target === this.#controls.search) {
       this.#table.element.focus();
     }
   }
 }
 
+/** @param {{ nodeId: string }} node */
 function buildNodeAddress({ nodeId }) {
   return `/dashboard?${new URLSearchParams({ node: nodeId })}`;
-}
-
-function buildQuery(given) {
-  const parameters = String(filters.toParameters(given));
-  return parameters === "" ? "" : `?${parameters}`;
 }
 
 function createText() {
   return h("span");
 }
 
-function fillNode(cell, node) {
-  cell.setAttribute("href", buildNodeAddress(node));
-  setText(cell.firstChild, node.nodeId);
-  setText(cell.lastChild, [node.name, node.hostname].find((name) => name && name !== node.nodeId) ?? "");
+/**
+ * @param {HTMLElement} content
+ * @param {FleetNode} node
+ */
+function fillNode(content, node) {
+  const [id, alias] = content.children;
+  content.setAttribute("href", buildNodeAddress(node));
+  setText(id, node.nodeId);
+  setText(alias, [node.name, node.hostname].find((name) => name && name !== node.nodeId) ?? "");
 }
 
-function fillLabels(cell, node) {
-  // As a row that scrolls in has about as many as the one before, its chips are used again.
-  while (cell.childElementCount < node.labels.length) cell.append(h("span", { class: "chip" }));
-  [...cell.children].forEach((chip, index) => {
-    chip.hidden = index >= node.labels.length;
-    if (!chip.hidden) setText(chip, node.labels[index]);
+/**
+ * @param {HTMLElement} content
+ * @param {FleetNode} node
+ */
+function fillLabels(content, { labels }) {
+  // Rows have about as many labels as one another, so the chips of the row before are reused.
+  while (content.childElementCount < labels.length) content.append(h("span", { class: "chip" }));
+  [...content.children].forEach((chip, index) => {
+    chip.toggleAttribute("hidden", index >= labels.length);
+    if (index < labels.length) setText(chip, labels[index]);
   });
 }
 
-function fillSince(cell, node) {
-  setText(cell, formatDuration(now() - Date.parse(node.statusSince)));
+/**
+ * @param {HTMLElement} content
+ * @param {FleetNode} node
+ */
+function fillSince(content, node) {
+  setText(content, formatDuration(now() - Date.parse(node.statusSince)));
 }
 
+/** @param {number} number */
 function formatCount(number) {
   return number.toLocaleString("en");
 }

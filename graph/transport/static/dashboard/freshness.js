@@ -1,26 +1,32 @@
-/** What the page says of itself at its top: whether it is live, and if not, how old it is. */
+/** The top of the page: whether what it shows is live, and if not, how old it is. */
 
-import { setText } from "./elements.js";
+import { getElement, setText } from "./elements.js";
 import { toTitle } from "./status.js";
-import { everySecond, formatTime, now, formatDuration } from "./time.js";
+import { formatDuration, formatTime, now, runEverySecond } from "./time.js";
+
+/** @import { Fleet } from "./fleet.js" */
+
+/** @typedef {{ kind: "live" | "waiting" | "stale", text: string }} Freshness */
 
 const FRESH_MS = 10_000;
 
-/** Keeps the top of the page true to the fleet. */
+/**
+ * Keep the top of the page up to date with the fleet.
+ * @param {Fleet} fleet
+ */
 export function showFreshness(fleet) {
-  const [environment, mode, freshness, revision, alarm] =
-    ["environment", "mode", "freshness", "revision", "alarm"].map((id) => document.getElementById(id));
-  const announcements = document.getElementById("announcements");
+  const [environment, mode, freshness, revision, alarm, announcements] =
+    ["environment", "mode", "freshness", "revision", "alarm", "announcements"].map((id) => getElement(id, HTMLElement));
   let announcedKind = "waiting";
 
   function update() {
-    const state = describeFreshness(fleet);
-    freshness.className = `freshness ${state.kind}`;
-    setText(freshness, state.text);
-    // What ticks is not read out; that it began is.
-    if (state.kind !== announcedKind) setText(announcements, state.text);
-    announcedKind = state.kind;
-    document.body.classList.toggle("stale", state.kind === "stale");
+    const { kind, text } = describeFreshness(fleet);
+    freshness.className = `freshness ${kind}`;
+    setText(freshness, text);
+    // A screen reader hears that the kind changed, not the seconds that count up.
+    if (kind !== announcedKind) setText(announcements, text);
+    announcedKind = kind;
+    document.body.classList.toggle("stale", kind === "stale");
     if (fleet.confirmedAt !== null) setText(revision, `revision ${fleet.revision}`);
     const registry = fleet.registry;
     if (registry === null) return;
@@ -39,15 +45,19 @@ export function showFreshness(fleet) {
   fleet.addEventListener("registry", update);
   fleet.addEventListener("nodes", update);
   fleet.addEventListener("rejected", update);
-  everySecond(update);
+  runEverySecond(update);
 }
 
-function describeFreshness({ isAnswering, confirmedAt, isLive, isRefused }) {
-  const age = confirmedAt === null ? null : now() - confirmedAt;
-  const cause = isRefused ? "Signed out" : !isAnswering ? "Cut off" : age > FRESH_MS ? "Behind" : null;
+/**
+ * @param {Fleet} fleet
+ * @returns {Freshness}
+ */
+function describeFreshness({ isAnswering, confirmedAt, isLive, isRejected }) {
+  const age = confirmedAt === null ? 0 : now() - confirmedAt;
+  const cause = isRejected ? "Signed out" : !isAnswering ? "Cut off" : age > FRESH_MS ? "Behind" : null;
   if (cause !== null) {
-    return { kind: "stale", text: age === null ? cause : `${cause}: as of ${formatTime(confirmedAt)}, ${formatDuration(age)} ago` };
+    return { kind: "stale", text: confirmedAt === null ? cause : `${cause}: as of ${formatTime(confirmedAt)}, ${formatDuration(age)} ago` };
   }
-  if (age === null) return { kind: "waiting", text: "Loading" };
+  if (confirmedAt === null) return { kind: "waiting", text: "Loading" };
   return isLive ? { kind: "live", text: "Live" } : { kind: "waiting", text: "Connecting" };
 }

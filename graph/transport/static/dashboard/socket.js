@@ -1,10 +1,28 @@
 /**
- * Subscriptions over one websocket that comes back: graphql-transport-ws.
+ * Subscriptions over one websocket that reconnects by itself, by the protocol graphql-transport-ws.
  *
  * https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
  */
 
 import { RegistryError } from "./api.js";
+
+/** @import { GraphQLError, GraphQLResponse, JsonObject, Operation, TypedEventTarget } from "../../dashboard" */
+
+/**
+ * @typedef {{
+ *   query: string, variables: () => JsonObject,
+ *   next: (data: unknown) => void, error: (error: RegistryError) => void, complete: () => void,
+ * }} Subscription
+ * @typedef {{ ready: Event, lost: Event, rejected: CustomEvent<RegistryError> }} SocketEvents
+ */
+
+/**
+ * A message from the server.
+ * @typedef {{ type: "connection_ack" } | { type: "ping" } | { type: "pong" }
+ *   | { type: "next", id: string, payload: GraphQLResponse }
+ *   | { type: "error", id: string, payload: GraphQLError[] }
+ *   | { type: "complete", id: string }} Message
+ */
 
 const PROTOCOL = "graphql-transport-ws";
 const PING_MS = 10_000;
@@ -12,21 +30,34 @@ const FIRST_RETRY_MS = 250;
 const LONGEST_RETRY_MS = 15_000;
 const REJECTED_CODES = new Set([4401, 4403]);
 
-/** Tells `ready` when it is connected, `lost` when it no longer is, `refused` with the reason. */
-export class Socket extends EventTarget {
+/**
+ * A websocket for subscriptions. Dispatches `ready` when it is connected, `lost` when it no longer is,
+ * and `rejected` with the error when the registry does not accept its token.
+ */
+export class Socket extends /** @type {new () => TypedEventTarget<SocketEvents>} */ (EventTarget) {
   isReady = false;
 
+  /** @type {URL} */
   #url;
+  /** @type {() => string | null} */
   #getToken;
+  /** @type {WebSocket | null} */
   #socket = null;
+  /** @type {Map<string, Subscription>} */
   #subscriptions = new Map();
   #lastId = 0;
   #retryDelay = FIRST_RETRY_MS;
+  /** @type {number | null} */
   #retryTimer = null;
-  #pingTimer = null;
+  /** @type {number | undefined} */
+  #pingTimer;
+  /** Whether a message has arrived since the last ping, or no ping was sent yet. */
   #isHeard = false;
 
-  /** `token` is called at each connection: what to show, or null. */
+  /**
+   * @param {URL} url
+   * @param {() => string | null} getToken called at each connection for the token that it sends
+   */
   constructor(url, getToken) {
     super();
     this.#url = url;
@@ -35,22 +66,33 @@ export class Socket extends EventTarget {
   }
 
   /**
-   * Follows until the function that it returns is called; connects if need be.
+   * Subscribe, connecting if necessary, and return the function that ends the subscription.
    *
-   * After each interruption it subscribes again with what `variables` returns then. `error` gets
-   * what trying again cannot mend, and `complete` is called when the stream ends: both are the end.
+   * After each interruption it subscribes again, with what `variables` returns then. `error` is called
+   * for an error that a retry cannot resolve, `complete` when the stream ends; both end the
+   * subscription.
+   * @template Data
+   * @template {JsonObject} Variables
+   * @param {Operation<Data, Variables>} query
+   * @param {() => Variables} variables
+   * @param {object} callbacks
+   * @param {(data: Data) => void} callbacks.next
+   * @param {(error: RegistryError) => void} [callbacks.error]
+   * @param {() => void} [callbacks.complete]
+   * @returns {() => void}
    */
   subscribe(query, variables, { next, error = () => {}, complete = () => {} }) {
     const id = String(++this.#lastId);
-    this.#subscriptions.set(id, { query, variables, next, error, complete });
-    if (this.isReady) this.#startSubscription(id);
+    const subscription = { query, variables, next: (/** @type {unknown} */ data) => next(/** @type {Data} */ (data)), error, complete };
+    this.#subscriptions.set(id, subscription);
+    if (this.isReady) this.#startSubscription(id, subscription);
     else this.#connect();
     return () => {
       if (this.#subscriptions.delete(id) && this.isReady) this.#send({ type: "complete", id });
     };
   }
 
-  /** Connects at once, if it was waiting to. */
+  /** Connect at once if a retry is scheduled. */
   reconnectNow() {
     if (this.#retryTimer === null) return;
     clearTimeout(this.#retryTimer);
@@ -58,7 +100,7 @@ export class Socket extends EventTarget {
     this.#connect();
   }
 
-  /** Leaves this connection for a new one, e.g. for another token. */
+  /** Replace the connection by a new one, e.g. to send another token. */
   restart() {
     this.#retryDelay = FIRST_RETRY_MS;
     if (this.#socket === null) this.reconnectNow();
@@ -80,10 +122,13 @@ export class Socket extends EventTarget {
     socket.onclose = ({ code, reason }) => this.#dropConnection(socket, code, reason);
   }
 
+  /**
+   * @param {WebSocket} socket
+   * @param {Message} message
+   */
   #handleMessage(socket, message) {
     if (socket !== this.#socket) return;
     this.#isHeard = true;
-    const subscription = this.#subscriptions.get(message.id);
     switch (message.type) {
       case "connection_ack":
         this.#handleAck();
@@ -92,49 +137,70 @@ export class Socket extends EventTarget {
         this.#send({ type: "pong" });
         break;
       case "next":
-        if (message.payload.errors) this.#endSubscription(message.id, RegistryError.fromErrors(message.payload.errors));
-        else subscription?.next(message.payload.data);
+        if (message.payload.errors) this.#handleError(message.id, RegistryError.fromErrors(message.payload.errors));
+        else this.#subscriptions.get(message.id)?.next(message.payload.data);
         break;
       case "error":
-        this.#endSubscription(message.id, RegistryError.fromErrors(message.payload));
+        this.#handleError(message.id, RegistryError.fromErrors(message.payload));
         break;
-      case "complete":
-        if (this.#subscriptions.delete(message.id)) subscription.complete();
+      case "complete": {
+        const subscription = this.#subscriptions.get(message.id);
+        this.#subscriptions.delete(message.id);
+        subscription?.complete();
         break;
+      }
     }
   }
 
   #handleAck() {
     this.isReady = true;
     this.#retryDelay = FIRST_RETRY_MS;
-    for (const id of this.#subscriptions.keys()) this.#startSubscription(id);
+    for (const [id, subscription] of this.#subscriptions) this.#startSubscription(id, subscription);
     this.dispatchEvent(new Event("ready"));
   }
 
-  /** A connection on which nothing came since the last ping, nor since it was begun, is none. */
+  /**
+   * Send a ping, or drop a connection on which nothing arrived since the last one.
+   * @param {WebSocket} socket
+   */
   #checkConnection(socket) {
-    if (!this.#isHeard) return this.#dropConnection(socket, 0);
+    if (!this.#isHeard) {
+      this.#dropConnection(socket, 0);
+      return;
+    }
     this.#isHeard = false;
     this.#send({ type: "ping" });
   }
 
-  #startSubscription(id) {
-    const { query, variables } = this.#subscriptions.get(id);
+  /**
+   * @param {string} id
+   * @param {Subscription} subscription
+   */
+  #startSubscription(id, { query, variables }) {
     this.#send({ type: "subscribe", id, payload: { query, variables: variables() } });
   }
 
-  /** What may be tried again is, over a new connection, so that the wait grows in one place. */
-  #endSubscription(id, error) {
+  /**
+   * End a subscription with an error. A retryable error drops the connection instead: everything is
+   * tried again over a new one, so that the delay grows in a single place.
+   * @param {string} id
+   * @param {RegistryError} error
+   */
+  #handleError(id, error) {
     const subscription = this.#subscriptions.get(id);
     if (subscription === undefined) return;
     if (error.retryable) {
-      this.#dropConnection(this.#socket, 0);
+      if (this.#socket !== null) this.#dropConnection(this.#socket, 0);
     } else {
       this.#subscriptions.delete(id);
       subscription.error(error);
     }
   }
 
+  /**
+   * @param {WebSocket} socket
+   * @param {number} code the close code, or 0 when this page drops the connection
+   */
   #dropConnection(socket, code, reason = "") {
     if (socket !== this.#socket) return;
     clearInterval(this.#pingTimer);
@@ -147,13 +213,14 @@ export class Socket extends EventTarget {
       const error = new RegistryError(reason, { code: code === 4401 ? "UNAUTHENTICATED" : "FORBIDDEN" });
       this.dispatchEvent(new CustomEvent("rejected", { detail: error }));
     } else if (this.#subscriptions.size > 0) {
-      // With jitter, so that all pages of a registry that was restarted do not come back in step.
+      // The jitter keeps the pages of a restarted registry from reconnecting all at the same moment.
       this.#retryTimer = setTimeout(() => this.reconnectNow(), this.#retryDelay * (0.5 + Math.random()));
       this.#retryDelay = Math.min(2 * this.#retryDelay, LONGEST_RETRY_MS);
     }
     this.dispatchEvent(new Event("lost"));
   }
 
+  /** @param {object} message */
   #send(message) {
     if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }

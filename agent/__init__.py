@@ -3,7 +3,7 @@
 The agent itself, which registers a node and sends its heartbeats, is the command `node-agent`.
 """
 
-from agent.client import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
+from agent.errors import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
 from agent.follow import follow_available_nodes, follow_status_changes
 from agent.replies import (
     AvailableNodes,

@@ -10,13 +10,6 @@ from typing import Any, TypeVar
 import click
 
 from agent import documents, identity
-from agent.client import (
-    HttpTransport,
-    RegistryTransport,
-    RegistryUnavailableError,
-    RequestRejectedError,
-    make_http_transport,
-)
 from agent.console import (
     add_connection_options,
     add_node_options,
@@ -26,6 +19,8 @@ from agent.console import (
 )
 from agent.credentials import AuthenticatedTransport, Credentials, read_node_token
 from agent.discovery import Discovery
+from agent.errors import RegistryUnavailableError, RequestRejectedError
+from agent.http_transport import HttpTransport
 from agent.identity import StateError
 from agent.install import install, uninstall
 from agent.logs import configure_logs
@@ -37,7 +32,7 @@ from agent.runner import Runner
 from agent.settings import PREFIX, AgentSettings, BadSettingError
 from agent.signals import run_until_stopped
 from agent.tls import TlsConfig, UnusableFileError
-from agent.transport import FallbackTransport
+from agent.transport import FallbackTransport, RegistryTransport
 
 BOOTSTRAP_RETRY_SECONDS = 60.0
 
@@ -151,8 +146,7 @@ async def fetch_node(
         node_key = None  # the agent's, who is another user
     shown = node_key.key if node_key else settings.token
     bearer = shown.get_secret_value() if shown else None
-    transport = make_http_transport(settings.registry_url, bearer, trust=load_tls(settings))
-    async with HttpTransport(transport) as connection:
+    async with HttpTransport(settings.registry_url, bearer, load_tls(settings)) as connection:
         data = await connection.execute(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
     return data.node
 
@@ -167,7 +161,7 @@ async def open_runner(settings: AgentSettings, directory: Path) -> AsyncIterator
 
     def connect(bearer: str | None) -> RegistryTransport:
         if settings.transport == "http":
-            return HttpTransport(make_http_transport(url, bearer, trust=trust))
+            return HttpTransport(url, bearer, tls=trust)
         return FallbackTransport(url, bearer, trust, clock=clock, hear_pace=schedule.apply_pace)
 
     machine = observe_machine()

@@ -15,9 +15,10 @@ from gql import GraphQLRequest
 from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
-from agent.client import RegistryTransport, ReplyT
 from agent.identity import StateError, read_text, write_atomically
+from agent.replies import ReplyT
 from agent.settings import Token
+from agent.transport import RegistryTransport
 
 CREDENTIAL_FILE = "node_key.json"
 # The part of its life after which a key is rotated. It may fail for the rest; and the keys of those

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import structlog
 
 from agent import documents
-from agent.client import TIMEOUT_SECONDS, RegistryUnavailableError, RequestRejectedError, is_final
+from agent.errors import RegistryUnavailableError, RequestRejectedError, is_final
+from agent.http_transport import TIMEOUT_SECONDS
 from agent.pace import Clock, draw_retry_delay
 from agent.replies import (
     AvailableNodesChangesData,

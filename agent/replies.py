@@ -1,10 +1,18 @@
-"""What the agent reads in the registry's answers, checked before it is acted upon."""
+"""The registry's replies as the agent reads them, validated before it acts on them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 from pydantic.alias_generators import to_camel
 
+from agent.errors import RegistryUnavailableError
 from agent.identity import is_node_id
 from agent.settings import Token
 
@@ -15,6 +23,22 @@ Interval = Annotated[
     float, Field(ge=MIN_INTERVAL_SECONDS, le=MAX_INTERVAL_SECONDS, allow_inf_nan=False)
 ]
 Revision = Annotated[int, Field(ge=0)]
+ReplyT = TypeVar("ReplyT", bound=BaseModel)
+
+
+def parse_reply(data: object, reply_type: type[ReplyT]) -> ReplyT:
+    """Return the `data` of a GraphQL response as `reply_type`.
+
+    Raises: RegistryUnavailableError: the data does not match the schema.
+    """
+    try:
+        return reply_type.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise RegistryUnavailableError(
+            f"the answer is not of the schema: {field}: {first['msg']}"
+        ) from None
 
 
 def _check_node_id(node_id: str) -> str:

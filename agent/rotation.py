@@ -6,10 +6,11 @@ from datetime import datetime
 import structlog
 
 from agent import documents
-from agent.client import RegistryTransport, RegistryUnavailableError, RequestRejectedError
 from agent.credentials import Credentials
+from agent.errors import RegistryUnavailableError, RequestRejectedError
 from agent.identity import StateError
 from agent.replies import RotateNodeKeyData
+from agent.transport import RegistryTransport
 
 # The next heartbeat must not come late.
 ROTATION_TIMEOUT_SECONDS = 3.0

@@ -16,15 +16,9 @@ from gql import GraphQLRequest
 
 from agent import documents
 from agent.breaker import CircuitBreaker
-from agent.client import (
-    HttpTransport,
-    RegistryUnavailableError,
-    ReplyT,
-    RequestRejectedError,
-    is_final,
-    make_http_transport,
-)
+from agent.errors import RegistryUnavailableError, RequestRejectedError, is_final
 from agent.follow import follow_status_changes
+from agent.http_transport import HttpTransport
 from agent.pace import Clock
 from agent.replies import (
     AvailableNodes,
@@ -32,6 +26,7 @@ from agent.replies import (
     NodeData,
     NodesData,
     NodeWithCapabilities,
+    ReplyT,
     StatusEvent,
 )
 from agent.settings import parse_graphql_url
@@ -90,9 +85,8 @@ class RegistryClient:
         self._clock = clock or Clock()
         self._circuit_breaker = CircuitBreaker(self._clock)
         self._transports: asyncio.LifoQueue[HttpTransport] = asyncio.LifoQueue()
-        transport = make_http_transport(self._url, token, timeout_seconds, self._tls)
         for _ in range(MAX_CONNECTIONS):
-            connection = HttpTransport(transport, timeout_seconds=timeout_seconds)
+            connection = HttpTransport(self._url, token, self._tls, timeout_seconds=timeout_seconds)
             self._transports.put_nowait(connection)
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._replies: OrderedDict[str, tuple[float, Any]] = OrderedDict()

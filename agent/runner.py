@@ -8,15 +8,14 @@ from typing import Any, NoReturn, TypeVar
 import structlog
 
 from agent import documents, identity
-from agent.client import (
+from agent.credentials import Credentials
+from agent.errors import (
     FORBIDDEN,
     UNAUTHENTICATED,
     RegistryRestartingError,
-    RegistryTransport,
     RegistryUnavailableError,
     RequestRejectedError,
 )
-from agent.credentials import Credentials
 from agent.machine import Machine, observe_machine
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule, draw_retry_delay
@@ -28,6 +27,7 @@ from agent.replies import (
 )
 from agent.rotation import rotate_token_if_due
 from agent.settings import AgentSettings
+from agent.transport import RegistryTransport
 
 BAD_INPUT, NODE_ID_TAKEN, NODE_NOT_FOUND, STALE_BOOT = (
     "BAD_INPUT",

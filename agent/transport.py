@@ -3,23 +3,16 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack, aclosing
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from gql import GraphQLRequest
 
 from agent import documents
-from agent.client import (
-    TIMEOUT_SECONDS,
-    HttpTransport,
-    RegistryRestartingError,
-    RegistryUnavailableError,
-    ReplyT,
-    RequestRejectedError,
-    make_http_transport,
-)
+from agent.errors import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
+from agent.http_transport import TIMEOUT_SECONDS, HttpTransport
 from agent.pace import Clock
-from agent.replies import HeartbeatPaceData
+from agent.replies import HeartbeatPaceData, ReplyT
 from agent.tls import TlsConfig
 from agent.websocket import (
     PING_SECONDS,
@@ -39,6 +32,22 @@ HTTP_SECONDS = 600.0
 RESTART_SECONDS = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+
+class RegistryTransport(Protocol):
+    """What carries requests to the registry, one at a time. It retries nothing."""
+
+    async def execute(
+        self, document: GraphQLRequest, variables: dict[str, Any], reply_type: type[ReplyT]
+    ) -> ReplyT:
+        """Send the document and return its data as `reply_type`.
+
+        Raises: RequestRejectedError: the registry answered with an error.
+        RegistryUnavailableError: no usable answer came in time.
+        """
+
+    async def aclose(self) -> None:
+        """Close what is open. The transport may be used again."""
 
 
 class FallbackTransport:
@@ -65,9 +74,7 @@ class FallbackTransport:
         self._clock = clock
         self._on_pace = hear_pace
         self._timeout_seconds = timeout_seconds
-        self._http = HttpTransport(
-            make_http_transport(url, token, trust=trust), timeout_seconds=timeout_seconds
-        )
+        self._http = HttpTransport(url, token, tls=trust, timeout_seconds=timeout_seconds)
         self._http_until: float | None = None
         """None while websockets are not known to fail."""
         self._restart_deadline = clock.now()

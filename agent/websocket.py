@@ -1,4 +1,4 @@
-"""One websocket to the registry: bounded memory, and two ways to fail, as in `agent.client`."""
+"""One websocket to the registry: bounded memory, and two ways to fail, as in `agent.errors`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -12,20 +12,18 @@ from graphql import ExecutionResult
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close, CloseCode
 
-from agent.client import (
+from agent.errors import (
     FORBIDDEN,
-    TIMEOUT_SECONDS,
     UNAUTHENTICATED,
     RegistryRestartingError,
     RegistryUnavailableError,
-    ReplyT,
     RequestRejectedError,
-    build_headers,
-    parse_data,
     parse_errors,
     parse_http_error,
     shorten,
 )
+from agent.http_transport import TIMEOUT_SECONDS, build_headers
+from agent.replies import ReplyT, parse_reply
 from agent.settings import is_loopback
 from agent.tls import TlsConfig
 
@@ -132,14 +130,14 @@ def parse_result(result: ExecutionResult, reply: type[ReplyT]) -> ReplyT:
     """Raises RefusedError for errors, RegistryAwayError for what is not of the schema."""
     if result.errors:
         raise parse_errors(result.errors)
-    return parse_data(result.data, reply)
+    return parse_reply(result.data, reply)
 
 
 @contextmanager
 def translated_errors(
     seconds: float | None = None, away: type[RegistryUnavailableError] = RegistryUnavailableError
 ) -> Iterator[None]:
-    """What gql, websockets and time limits raise, as one of the errors of `agent.client`.
+    """What gql, websockets and time limits raise, as one of the errors of `agent.errors`.
 
     `away` is for what the registry itself has not said, where a connection was made at all.
     """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from agent.client import RegistryUnavailableError, RequestRejectedError
+from agent.errors import RegistryUnavailableError, RequestRejectedError
 from bench.processes import CpuUsage
 
 Failure = RegistryUnavailableError | RequestRejectedError

@@ -10,11 +10,12 @@ from uuid import uuid4
 
 from gql import GraphQLRequest
 
-from agent.client import RegistryUnavailableError, ReplyT, RequestRejectedError, parse_data
 from agent.credentials import Credentials
+from agent.errors import RegistryUnavailableError, RequestRejectedError
 from agent.machine import Machine
 from agent.metrics import Meter
 from agent.pace import Clock, Schedule
+from agent.replies import ReplyT, parse_reply
 from agent.runner import Runner
 from agent.settings import load_settings
 from bench.fleet.agent_statistics import AgentStatistics
@@ -138,7 +139,7 @@ class _RecordingClient:
             raise
         if naps == member.sleep_count and not asleep:
             member.statistics.record_answer(member.node_id, time.perf_counter() - began)
-        return parse_data(data, reply)
+        return parse_reply(data, reply)
 
     async def aclose(self) -> None:
         self._member.transport.close()

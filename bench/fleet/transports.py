@@ -13,7 +13,8 @@ from gql import GraphQLRequest
 from graphql import print_ast
 
 from agent import documents
-from agent.client import TIMEOUT_SECONDS, RegistryUnavailableError, parse_errors
+from agent.errors import RegistryUnavailableError, parse_errors
+from agent.http_transport import TIMEOUT_SECONDS
 from agent.websocket import PING_SECONDS
 from bench.http_connection import encode_post
 from bench.websocket_client import WebSocketClient

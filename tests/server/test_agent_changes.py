@@ -4,7 +4,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-from agent.client import HttpTransport, make_http_transport
+from agent.http_transport import HttpTransport
 from agent.machine import Machine
 from agent.runner import REPORT_SECONDS
 from agent.settings import load_settings
@@ -31,7 +31,7 @@ async def test_registry_has_the_change_and_makes_no_event_of_it(
     time = Time()
     async with remote() as unused:
         run = new_run(unused, tmp_path, time)
-    run.transport = HttpTransport(make_http_transport(server.graphql_url, None))
+    run.transport = HttpTransport(server.graphql_url, None)
     run.settings = load_settings({"registry_url": server.graphql_url})
     run.observe_machine = lambda: MACHINE
     async with aclosing(run.transport):

@@ -13,7 +13,6 @@ import pytest
 from pydantic import SecretStr
 
 from agent import documents, identity
-from agent.client import UNAUTHENTICATED, HttpTransport, RequestRejectedError, make_http_transport
 from agent.credentials import (
     CREDENTIAL_FILE,
     AuthenticatedTransport,
@@ -21,6 +20,8 @@ from agent.credentials import (
     read_node_token,
     save_node_token,
 )
+from agent.errors import UNAUTHENTICATED, RequestRejectedError
+from agent.http_transport import HttpTransport
 from agent.machine import observe_machine
 from agent.pace import Clock, Schedule
 from agent.replies import RegisterNodeData, RotateNodeKeyData
@@ -60,9 +61,7 @@ async def running(
     machine = observe_machine()
     boot_id = identity.prepare_boot_id(directory, machine.hostname, machine.local_ip)
     async with aclosing(
-        AuthenticatedTransport(
-            shown, lambda bearer: HttpTransport(make_http_transport(url, bearer))
-        )
+        AuthenticatedTransport(shown, lambda bearer: HttpTransport(url, bearer))
     ) as connection:
         settings = load_settings({"registry_url": url})
         schedule = Schedule(Clock())
@@ -114,8 +113,7 @@ async def test_an_agent_that_died_before_it_could_keep_its_key_gets_another(
     machine = observe_machine()
     boot_id = identity.prepare_boot_id(tmp_path, machine.hostname, machine.local_ip)
     said = build_registration_input(load_settings({}), machine, boot_id)
-    transport = make_http_transport(registry.graphql_url, enrolment.text)
-    async with HttpTransport(transport) as connection:
+    async with HttpTransport(registry.graphql_url, enrolment.text) as connection:
         await connection.execute(documents.REGISTER_NODE, {"input": said}, RegisterNodeData)
     async with running(registry, tmp_path, enrolment) as run:
         await run.register()

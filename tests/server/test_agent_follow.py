@@ -10,7 +10,7 @@ from sqlalchemy import text
 from structlog.testing import capture_logs
 
 from agent import websocket
-from agent.client import RequestRejectedError
+from agent.errors import RequestRejectedError
 from agent.follow import follow_available_nodes, follow_status_changes
 from agent.replies import (
     AvailableNodesSnapshot,

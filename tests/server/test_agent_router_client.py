@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.breaker import MAX_FAILURES
-from agent.client import RegistryUnavailableError, RequestRejectedError
+from agent.errors import RegistryUnavailableError, RequestRejectedError
 from agent.replies import Bookmark
 from agent.router_client import RegistryClient
 from tests.support.api import DEREGISTER, register

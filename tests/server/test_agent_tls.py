@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.client import RegistryUnavailableError
+from agent.errors import RegistryUnavailableError
 from agent.follow import follow_available_nodes
 from agent.replies import Bookmark
 from agent.router_client import RegistryClient

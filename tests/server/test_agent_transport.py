@@ -15,8 +15,8 @@ from websockets.typing import Subprotocol
 
 from agent import documents, transport, websocket
 from agent.cli import open_runner
-from agent.client import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
 from agent.credentials import Credentials
+from agent.errors import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
 from agent.pace import Clock, Schedule
 from agent.replies import RecordHeartbeatData, RecordHeartbeatPayload
 from agent.runner import Runner

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from agent import identity
-from agent.client import HttpTransport, make_http_transport
 from agent.credentials import Credentials
+from agent.http_transport import HttpTransport
 from agent.machine import observe_machine
 from agent.pace import Schedule
 from agent.runner import Runner
@@ -120,7 +120,7 @@ async def remote(*answers: object) -> AsyncIterator[Remote]:
 def new_run(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Runner:
     machine = observe_machine()
     return Runner(
-        HttpTransport(make_http_transport(end.url, "the-token"), timeout_seconds=0.5),
+        HttpTransport(end.url, "the-token", timeout_seconds=0.5),
         Credentials(directory, SecretStr("the-token"), time.clock.uniform),
         Schedule(time.clock),
         directory,

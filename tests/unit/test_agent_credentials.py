@@ -11,7 +11,6 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from agent.client import RegistryUnavailableError
 from agent.credentials import (
     CREDENTIAL_FILE,
     MAX_RETRY_SECONDS,
@@ -20,6 +19,7 @@ from agent.credentials import (
     Credentials,
     read_node_token,
 )
+from agent.errors import RegistryUnavailableError
 from agent.identity import StateError
 from tests.support.fake_time import Time
 from tests.support.keyring import DAY

@@ -15,7 +15,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from agent import follow, websocket
-from agent.client import RequestRejectedError
+from agent.errors import RequestRejectedError
 from agent.follow import follow_status_changes
 from agent.replies import (
     Bookmark,

@@ -28,12 +28,12 @@ from graph.live.node_snapshot import NodeSnapshot
 from graph.live.rejection_log import RejectionLog
 from graph.live.sweeper import Sweeper
 from graph.services import Services
-from graph.telemetry.logs import RequestIdMiddleware
 from graph.telemetry.metrics import Metrics
 from graph.telemetry.peer_metrics import PeerMetrics
 from graph.telemetry.spans import NoTracer, Tracer
 from graph.transport.dashboard import STATIC, Assets, dashboard
 from graph.transport.http import GraphQLOverHTTP
+from graph.transport.request_id import RequestIdMiddleware
 from graph.transport.status_pages import Pages
 from graph.transport.websocket import GraphQLOverWebSocket
 

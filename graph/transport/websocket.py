@@ -27,8 +27,8 @@ from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
 from graph.execution.response import OperationRefused
 from graph.services import Services
-from graph.telemetry.logs import make_request_id
 from graph.transport.http import refused_response, too_busy
+from graph.transport.request_id import make_request_id
 
 log = structlog.get_logger()
 

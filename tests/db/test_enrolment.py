@@ -46,7 +46,7 @@ async def deregister(database: Database, node_id: str) -> None:
 
 
 async def test_an_enrolled_node_has_a_key_that_speaks_for_it_alone(database: Database) -> None:
-    key = await create_enrolment(database, key_lifetime=10 * DAY)
+    key = await create_enrolment(database, token_lifetime=10 * DAY)
     node, made = await enrol(database, key.token, registration_of("gpu-1"))
     assert node.node_id == "gpu-1"
     found = await known(database, made.text)
@@ -67,7 +67,7 @@ async def test_a_node_without_an_id_is_given_a_key_for_the_one_that_is_made_for_
 
 
 async def test_a_key_lasts_90_days_unless_told_otherwise(database: Database) -> None:
-    key = await create_enrolment(database, lasts=HOUR)
+    key = await create_enrolment(database, valid_for=HOUR)
     assert key.token.expires_at == key.token.created_at + HOUR
     _, made = await enrol(database, key.token, registration_of("gpu-1"))
     assert made.token.expires_at == made.token.created_at + 90 * DAY
@@ -247,7 +247,7 @@ async def test_but_not_by_another_run_or_another_enrolment_key(database: Databas
 
 @pytest.mark.parametrize("ended", ["revoked", "expired"])
 async def test_a_node_whose_key_ended_enrols_anew(database: Database, ended: str) -> None:
-    key = await create_enrolment(database, lasts=10 * DAY, key_lifetime=HOUR)
+    key = await create_enrolment(database, valid_for=10 * DAY, token_lifetime=HOUR)
     _, first = await enrol(database, key.token, registration_of("gpu-1"))
     await use(database, first)
     if ended == "revoked":

@@ -24,14 +24,14 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 async def create(database: Database, role: Role = Role.VIEWER, **said: Any) -> IssuedToken:
     async with database.write() as session:
         return await token_changes.create_token(
-            session, **{"role": role, "lifetime": DAY, "by": ADMIN, **said}
+            session, **{"role": role, "lifetime": DAY, "caller": ADMIN, **said}
         )
 
 
 async def create_enrolment(database: Database, **said: Any) -> IssuedToken:
     async with database.write() as session:
         return await enrolment.create_enrolment_token(
-            session, **{"uses": 3, "lasts": DAY, "by": ADMIN, **said}
+            session, **{"uses": 3, "valid_for": DAY, "caller": ADMIN, **said}
         )
 
 

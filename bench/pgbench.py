@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from db.core.database import Database
-from db.embedded.server import programs
+from db.embedded.server import find_programs_dir
 
 STATEMENT_SIZE = 1000
 """Heartbeats written by one statement of `measure_statements`."""
@@ -70,7 +70,7 @@ async def _measure_transactions(
         file.write(script)
         file.flush()
         process = await asyncio.create_subprocess_exec(
-            str(programs() / "pgbench"),
+            str(find_programs_dir() / "pgbench"),
             *("--no-vacuum", "--protocol=prepared", f"--client={connections}"),
             # pgbench takes whole seconds only.
             f"--time={round(seconds)}" if seconds >= 1 else "--transactions=10",

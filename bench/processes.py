@@ -21,7 +21,7 @@ from sqlalchemy import URL
 
 from db.core.database import Database
 from db.core.migrate import migrate
-from db.embedded.server import embedded_postgres
+from db.embedded.server import run_embedded_postgres
 from graph.core.settings import Settings
 from graph.server.listener import listen
 
@@ -139,7 +139,7 @@ async def open_database() -> AsyncIterator[Database]:
     """Run an embedded PostgreSQL configured as for users, with fsync, and yield its database."""
     LOAD_GENERATOR.pin_to(CORES)  # PostgreSQL inherits it
     with tempfile.TemporaryDirectory(prefix="node-registry-bench-") as folder:
-        async with embedded_postgres(Path(folder)) as url:
+        async with run_embedded_postgres(Path(folder)) as url:
             LOAD_GENERATOR.pin_to(CORES[1:2] or CORES)
             database = Database(url)
             await migrate(database.engine)

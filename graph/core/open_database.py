@@ -7,8 +7,8 @@ from sqlalchemy import URL
 
 from db.core.database import Database
 from db.core.migrate import migrate, require_current_schema
-from db.embedded.data_dir_lock import DataFolderInUse
-from db.embedded.server import embedded_postgres, running_url
+from db.embedded.data_dir_lock import DataDirInUse
+from db.embedded.server import get_running_url, run_embedded_postgres
 from graph.core.settings import Settings
 
 _OTHER_CONNECTIONS = 10  # psql, `node-registry migrate`, and PostgreSQL's own reserve
@@ -22,7 +22,7 @@ async def open_database_url(settings: Settings) -> AsyncIterator[URL]:
         return
     connections = settings.database_connections + _OTHER_CONNECTIONS
     options = {"max_connections": str(max(100, connections))}
-    async with embedded_postgres(settings.data_dir, options=options) as url:
+    async with run_embedded_postgres(settings.data_dir, options=options) as url:
         yield url
 
 
@@ -32,8 +32,8 @@ async def open_shared_database_url(settings: Settings) -> AsyncIterator[URL]:
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(open_database_url(settings))
-        except DataFolderInUse:
-            url = running_url(settings.data_dir)
+        except DataDirInUse:
+            url = get_running_url(settings.data_dir)
         yield url
 
 
@@ -65,8 +65,8 @@ async def open_shared_database(settings: Settings) -> AsyncIterator[Database]:
     async with AsyncExitStack() as stack:
         try:
             database = await stack.enter_async_context(open_database(settings))
-        except DataFolderInUse:
-            database = Database(running_url(settings.data_dir))
+        except DataDirInUse:
+            database = Database(get_running_url(settings.data_dir))
             stack.push_async_callback(database.close)
             await require_current_schema(database.engine)
         yield database

@@ -4,7 +4,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.core.errors import EmbeddedServerFailed, RegistryError
 from db.core.migrate import SchemaMismatch
-from db.embedded.data_dir_lock import DataFolderInUse
+from db.embedded.data_dir_lock import DataDirInUse
 from db.ops.backup import BackupRefused
 from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
 from db.ops.provision import ProvisioningRefused
@@ -27,7 +27,7 @@ TOLD_IN_ONE_LINE = (
     BackupRefused,
     ProgramMissing,
     ProgramFailed,
-    DataFolderInUse,
+    DataDirInUse,
     EmbeddedServerFailed,
     WorkerFailed,
     BackgroundTaskDied,

@@ -28,7 +28,7 @@ from agent.replies import NodeStatusChanged, ResyncRequired
 from db.core.database import Database
 from db.core.errors import Unavailable
 from db.core.migrate import migrate
-from db.embedded.server import embedded_postgres
+from db.embedded.server import run_embedded_postgres
 from db.retention import partitions
 from tests.support.api import CHANGES
 from tests.support.clusters import temporary_folder
@@ -98,9 +98,9 @@ class Postgres:
 
 @asynccontextmanager
 async def durable_postgres(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Postgres]:
-    monkeypatch.setattr("db.embedded.server._WATCH_SECONDS", 0.02)
+    monkeypatch.setattr("db.embedded.server._SUPERVISE_SECONDS", 0.02)
     with temporary_folder() as folder:
-        async with embedded_postgres(folder) as url:
+        async with run_embedded_postgres(folder) as url:
             database = Database(url)
             await migrate(database.engine)
             async with database.write() as session:

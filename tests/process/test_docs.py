@@ -18,7 +18,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from db.embedded.server import running_url
+from db.embedded.server import get_running_url
 from graph.core.settings import Settings
 from tests.support.commands import environment_for
 from tests.support.paths import ROOT
@@ -61,7 +61,7 @@ async def place() -> AsyncIterator[Place]:
     with tempfile.TemporaryDirectory(prefix="node-registry-test-") as name:
         data_dir = Path(name) / "data"
         async with registry(data_dir, NODE_REGISTRY_SWEEP_INTERVAL_SECONDS="5") as (_, graphql):
-            url = running_url(data_dir)
+            url = get_running_url(data_dir)
             yield Place(
                 Path(name),
                 data_dir,
@@ -106,7 +106,7 @@ async def test_every_command_does_what_it_should(place: Place) -> None:
 @PAGES
 @ASYNC
 async def test_every_statement_can_be_asked(place: Place, page: Path) -> None:
-    async with administering(running_url(place.data_dir)) as ask:
+    async with administering(get_running_url(place.data_dir)) as ask:
         for statement in blocks(page, "sql"):
             await ask(statement)
 

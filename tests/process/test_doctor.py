@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from db.core.errors import EmbeddedServerFailed
-from db.embedded.server import running_url
+from db.embedded.server import get_running_url
 from db.ops.check_result import Finding, Severity
 from graph.cli.doctor import examine
 from graph.core.settings import Settings
@@ -42,13 +42,13 @@ class Patient:
 
     async def sql(self, *statements: str) -> None:
         """Each by itself, as the superuser."""
-        async with administering(running_url(self.data_dir)) as execute:
+        async with administering(get_running_url(self.data_dir)) as execute:
             for statement in statements:
                 await execute(statement)
 
     def settings(self, **given: Any) -> Settings:
         """As the role `patient`: what it is set to have does not trouble the registry."""
-        url = running_url(self.data_dir).set(username="patient")
+        url = get_running_url(self.data_dir).set(username="patient")
         return Settings(
             **{
                 "http_port": 0,
@@ -218,7 +218,7 @@ async def test_it_finds_a_role_that_may_not_do_its_work(patient: Patient) -> Non
         "GRANT ALL ON ALL TABLES IN SCHEMA public TO clerk",
         "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO clerk",
     )
-    url = running_url(patient.data_dir).set(username="clerk")
+    url = get_running_url(patient.data_dir).set(username="clerk")
     settings = patient.settings(database_url=url.render_as_string())
     for right in ("INSERT on status_changes", "EXECUTE on make_heartbeat_day(date)"):
         await patient.sql(f"REVOKE {right.replace(' on make', ' ON FUNCTION make')} FROM clerk")
@@ -232,7 +232,7 @@ async def test_it_finds_a_database_that_is_not_there(patient: Patient) -> None:
     nowhere = f"postgresql://127.0.0.1:{free_port()}/node_registry"
     says = ("cannot be reached", "NODE_REGISTRY_DATABASE_URL")
     shows(await ill(patient.settings(database_url=nowhere)), "database", Severity.FAULT, *says)
-    nothing = running_url(patient.data_dir).set(database="nothing").render_as_string()
+    nothing = get_running_url(patient.data_dir).set(database="nothing").render_as_string()
     says = ('"nothing" does not exist', "NODE_REGISTRY_DATABASE_URL")
     shows(await ill(patient.settings(database_url=nothing)), "database", Severity.FAULT, *says)
 
@@ -326,6 +326,6 @@ async def test_it_looks_at_a_database_whose_registry_is_stopped(patient: Patient
     settings = Settings(data_dir=patient.data_dir, http_port=0)
     assert await ill(settings) == []
     with pytest.raises(EmbeddedServerFailed):
-        running_url(patient.data_dir)
+        get_running_url(patient.data_dir)
     (patient.data_dir / "postgres" / "PG_VERSION").write_text("17\n")
     shows(await ill(settings), "database", Severity.FAULT, "is of PostgreSQL 17", "postgres.log")

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.testing import capture_logs
 
 from db.core.errors import EmbeddedServerFailed
-from db.embedded.data_dir_lock import DataFolderInUse
-from db.embedded.server import embedded_postgres
+from db.embedded.data_dir_lock import DataDirInUse
+from db.embedded.server import run_embedded_postgres
 from tests.support.clusters import processes_in, temporary_folder
 
 OPTIONS = {"fsync": "off"}
@@ -44,7 +44,7 @@ def made_folder() -> Iterator[Path]:
     """One data folder for all tests that are not about making it, which is what takes time."""
 
     async def start(folder: Path) -> None:
-        async with embedded_postgres(folder, options=OPTIONS):
+        async with run_embedded_postgres(folder, options=OPTIONS):
             pass
 
     with temporary_folder() as folder:
@@ -117,7 +117,7 @@ async def query(url: URL, *statements: str) -> object:
 
 
 async def test_the_server_has_our_database_alike_on_every_machine(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT current_database()") == "node_registry"
         assert await query(url, "SHOW server_encoding") == "UTF8"
         assert await query(url, "SHOW data_checksums") == "on"
@@ -128,14 +128,14 @@ async def test_the_server_has_our_database_alike_on_every_machine(folder: Path) 
 
 
 async def test_data_is_there_at_the_next_start(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         await query(url, "CREATE TABLE kept AS SELECT 7 AS value", "SELECT 1")
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT value FROM kept") == 7
 
 
 async def test_no_process_is_left_after_the_end(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS):
+    async with run_embedded_postgres(folder, options=OPTIONS):
         server = postmaster(folder)
         family = [server, *server.children()]
     assert len(family) > 3
@@ -146,7 +146,7 @@ async def test_no_process_is_left_after_a_cancellation(folder: Path) -> None:
     started = asyncio.Event()
 
     async def hold() -> None:
-        async with embedded_postgres(folder, options=OPTIONS):
+        async with run_embedded_postgres(folder, options=OPTIONS):
             started.set()
             await asyncio.Event().wait()
 
@@ -166,21 +166,21 @@ async def test_a_start_that_is_cancelled_leaves_no_process_and_hinders_no_other(
 ) -> None:
     for _ in range(2):
         with suppress(TimeoutError):
-            async with asyncio.timeout(0.1), embedded_postgres(new_folder, options=OPTIONS):
+            async with asyncio.timeout(0.1), run_embedded_postgres(new_folder, options=OPTIONS):
                 await asyncio.Event().wait()
         assert not processes_in(new_folder)
-    async with embedded_postgres(new_folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(new_folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
 
 
 async def test_the_server_listens_on_no_network(folder: Path) -> None:
-    async with embedded_postgres(folder, options={**OPTIONS, "listen_addresses": "*"}) as url:
+    async with run_embedded_postgres(folder, options={**OPTIONS, "listen_addresses": "*"}) as url:
         assert await query(url, "SHOW listen_addresses") == ""
         assert not postmaster(folder).net_connections("inet")
 
 
 async def test_only_its_owner_can_enter_the_folder_of_the_socket(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert stat.S_IMODE(socket_dir(url).stat().st_mode) == 0o700
 
 
@@ -191,7 +191,7 @@ def socket_dir(url: URL) -> Path:
 
 
 async def test_the_ctrl_c_of_a_terminal_does_not_reach_the_server(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS):
+    async with run_embedded_postgres(folder, options=OPTIONS):
         server = postmaster(folder).pid
         assert os.getsid(server) == os.getpgid(server) == server
 
@@ -201,16 +201,16 @@ async def test_the_callers_environment_does_not_reach_the_server(
 ) -> None:
     for name in ("PGDATA", "PGPORT", "PGHOST", "PGUSER", "PGDATABASE", "PGOPTIONS", "LC_ALL", "TZ"):
         monkeypatch.setenv(name, "nonsense")
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SHOW data_directory") == str(folder / "postgres")
 
 
 async def test_a_folder_that_is_held_is_refused_and_the_holder_named(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS) as url:
-        with pytest.raises(DataFolderInUse) as refusal:
-            async with embedded_postgres(folder, options=OPTIONS):
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
+        with pytest.raises(DataDirInUse) as refusal:
+            async with run_embedded_postgres(folder, options=OPTIONS):
                 pass
-        assert refusal.value.folder == folder
+        assert refusal.value.data_dir == folder
         assert refusal.value.holder_pid == os.getpid()
         assert await query(url, "SELECT 1") == 1
 
@@ -220,13 +220,13 @@ async def test_the_server_of_a_killed_holder_is_adopted_and_stopped_at_the_end(
 ) -> None:
     with holder(folder) as process:
         wait_until_started(process)
-        with pytest.raises(DataFolderInUse) as refusal:
-            async with embedded_postgres(folder, options=OPTIONS):
+        with pytest.raises(DataDirInUse) as refusal:
+            async with run_embedded_postgres(folder, options=OPTIONS):
                 pass
         assert refusal.value.holder_pid == process.pid
         orphan = postmaster(folder)
     assert orphan.is_running()
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert postmaster(folder) == orphan
         assert await query(url, "SELECT 1") == 1
     assert not orphan.is_running()
@@ -236,22 +236,22 @@ async def test_the_server_of_a_killed_holder_is_restarted_for_other_options(fold
     with holder(folder) as process:
         wait_until_started(process)
         orphan = postmaster(folder)
-    async with embedded_postgres(folder, options={**OPTIONS, "work_mem": "5MB"}) as url:
+    async with run_embedded_postgres(folder, options={**OPTIONS, "work_mem": "5MB"}) as url:
         assert not orphan.is_running()
         assert await query(url, "SHOW work_mem") == "5MB"
 
 
 async def test_a_killed_server_recovers_what_was_committed(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         await query(url, "CREATE TABLE committed AS SELECT 7 AS value", "SELECT 1")
         postmaster(folder).kill()
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT value FROM committed") == 7
     assert "automatic recovery in progress" in log_of(folder)
 
 
 async def test_a_server_that_is_killed_meanwhile_is_started_again(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         killed = postmaster(folder)
         killed.kill()
         async with asyncio.timeout(10):
@@ -273,7 +273,7 @@ WHERE state = 'active' AND query LIKE '%generate_series%' AND pid <> pg_backend_
 
 
 async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         busy = await asyncpg.connect(
             host=str(socket_dir(url)), port=5432, user="postgres", database="node_registry"
         )
@@ -286,7 +286,7 @@ async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -
             while not await query(url, BUSY):
                 await asyncio.sleep(0.01)
         postmaster(folder).kill()
-    async with embedded_postgres(folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
     with suppress(asyncpg.PostgresError, OSError):
         await work
@@ -295,10 +295,10 @@ async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -
 
 
 async def test_a_recorded_pid_that_is_now_another_programs_hinders_no_start(folder: Path) -> None:
-    async with embedded_postgres(folder, options=OPTIONS):
+    async with run_embedded_postgres(folder, options=OPTIONS):
         postmaster(folder).kill()
     with bystander(folder) as other:
-        async with embedded_postgres(folder, options=OPTIONS) as url:
+        async with run_embedded_postgres(folder, options=OPTIONS) as url:
             assert await query(url, "SELECT 1") == 1
         assert other.poll() is None
 
@@ -322,12 +322,12 @@ async def test_a_cluster_whose_making_was_killed_is_made_anew(new_folder: Path) 
     with holder(new_folder):
         eventually(lambda: any(new_folder.glob("postgres.new-*/PG_VERSION")))
     assert not (new_folder / "postgres").exists()
-    async with embedded_postgres(new_folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(new_folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
 
 
 async def test_a_path_too_long_for_a_socket_gets_its_socket_elsewhere(deep_folder: Path) -> None:
-    async with embedded_postgres(deep_folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(deep_folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
         elsewhere = socket_dir(url)
         assert elsewhere.parent == Path(tempfile.gettempdir())
@@ -339,7 +339,7 @@ async def test_an_orphan_with_its_socket_elsewhere_is_adopted_too(deep_folder: P
     with holder(deep_folder) as process:
         wait_until_started(process)
         orphan = postmaster(deep_folder)
-    async with embedded_postgres(deep_folder, options=OPTIONS) as url:
+    async with run_embedded_postgres(deep_folder, options=OPTIONS) as url:
         assert postmaster(deep_folder) == orphan
         assert await query(url, "SELECT 1") == 1
     assert not socket_dir(url).exists()
@@ -350,7 +350,7 @@ async def test_the_data_of_another_major_version_is_refused_in_one_line(new_fold
     pgdata.mkdir(parents=True)
     (pgdata / "PG_VERSION").write_text("15\n")
     with pytest.raises(EmbeddedServerFailed, match=r"is of PostgreSQL 15; 18 cannot") as failure:
-        async with embedded_postgres(new_folder, options=OPTIONS):
+        async with run_embedded_postgres(new_folder, options=OPTIONS):
             pass
     assert "\n" not in str(failure.value)
     assert list(pgdata.iterdir()) == [pgdata / "PG_VERSION"]
@@ -358,14 +358,14 @@ async def test_the_data_of_another_major_version_is_refused_in_one_line(new_fold
 
 async def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
     with pytest.raises(EmbeddedServerFailed) as failure:
-        async with embedded_postgres(folder, options={"no_such_setting": "1"}):
+        async with run_embedded_postgres(folder, options={"no_such_setting": "1"}):
             pass
     assert any("no_such_setting" in line for line in failure.value.log_lines)
 
 
 async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process(folder: Path) -> None:
     with pytest.raises(EmbeddedServerFailed, match=r"within 0.001 s"):
-        async with embedded_postgres(folder, options=OPTIONS, start_timeout_seconds=0.001):
+        async with run_embedded_postgres(folder, options=OPTIONS, start_timeout_seconds=0.001):
             pass
     assert not processes_in(folder)
 
@@ -373,7 +373,7 @@ async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process(fol
 async def test_a_folder_that_cannot_be_made_is_a_failure_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedServerFailed, match="file/data"):
-        async with embedded_postgres(tmp_path / "file" / "data"):
+        async with run_embedded_postgres(tmp_path / "file" / "data"):
             pass
 
 
@@ -381,7 +381,7 @@ async def test_a_folder_that_cannot_be_made_is_a_failure_that_names_it(tmp_path:
 async def test_root_lets_its_user_search_folders_and_not_list_them(folder: Path) -> None:
     folder.parent.chmod(0o700)
     with capture_logs() as events:
-        async with embedded_postgres(folder, options=OPTIONS):
+        async with run_embedded_postgres(folder, options=OPTIONS):
             assert postmaster(folder).username() == "embedded_postgres"
     told = {event["folder"] for event in events if event["event"].endswith("_granted")}
     assert told == {str(folder.parent)}

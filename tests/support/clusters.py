@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from db.core.database import Database
 from db.core.migrate import migrate
-from db.embedded.server import embedded_postgres
+from db.embedded.server import run_embedded_postgres
 
 # A database that is thrown away need not survive a crash of the machine.
 FAST = {
@@ -54,7 +54,7 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 async def made_cluster() -> AsyncIterator[Path]:
     """A data folder as a registry leaves it that was started and stopped once."""
     with temporary_folder() as folder:
-        async with embedded_postgres(folder, options=FAST) as url:
+        async with run_embedded_postgres(folder, options=FAST) as url:
             database = Database(url)
             await migrate(database.engine)
             await database.close()

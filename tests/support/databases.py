@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from db.core.database import Database
 from db.core.migrate import migrate
-from db.embedded.server import embedded_postgres
+from db.embedded.server import run_embedded_postgres
 from db.retention import partitions
 from tests.support.clusters import FAST, temporary_folder
 
@@ -25,7 +25,7 @@ async def postgres() -> AsyncIterator[URL]:
         yield make_url(given).set(drivername="postgresql+asyncpg")
         return
     with temporary_folder() as folder:
-        async with embedded_postgres(folder, options=FAST) as url:
+        async with run_embedded_postgres(folder, options=FAST) as url:
             yield url
 
 

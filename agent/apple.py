@@ -36,12 +36,12 @@ class AppleGpuReader:
 def run_tool(command: tuple[str, ...]) -> bytes:
     """Empty when it is not there, fails or takes too long."""
     try:
-        ended = subprocess.run(  # noqa: S603  # the commands above
+        process = subprocess.run(  # noqa: S603  # the commands above
             command, capture_output=True, timeout=TOOL_TIMEOUT_SECONDS, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return b""
-    return ended.stdout
+    return process.stdout
 
 
 def parse_profile(profile: bytes) -> list[Gpu]:
@@ -52,8 +52,8 @@ def parse_profile(profile: bytes) -> list[Gpu]:
         return []
     if not isinstance(entries, list):
         return []
-    found = [_parse_entry(entry) for entry in entries if isinstance(entry, dict)]
-    return [gpu for gpu in found if gpu is not None][:MAX_GPUS]
+    gpus = [_parse_entry(entry) for entry in entries if isinstance(entry, dict)]
+    return [gpu for gpu in gpus if gpu is not None][:MAX_GPUS]
 
 
 def _parse_entry(entry: dict[str, Any]) -> Gpu | None:
@@ -64,12 +64,12 @@ def _parse_entry(entry: dict[str, Any]) -> Gpu | None:
     return Gpu(name, cores=int(cores) if cores.isdecimal() else None)
 
 
-def add_figures(gpu: Gpu, registry: bytes, *, total: int, free: int) -> Gpu:
+def add_figures(gpu: Gpu, ioreg_output: bytes, *, total: int, free: int) -> Gpu:
     """By ioreg's property list, and the machine's memory in bytes, which the GPU shares.
 
     macOS lets the GPU have three quarters of it, or two thirds below 36 GB.
     """
-    figures = _find_figures(registry)
+    figures = _find_figures(ioreg_output)
     share = total * 3 / 4 if total >= 36 * GIB else total * 2 / 3
     used = figures.get("In use system memory", 0)
     return Gpu(
@@ -81,10 +81,10 @@ def add_figures(gpu: Gpu, registry: bytes, *, total: int, free: int) -> Gpu:
     )
 
 
-def _find_figures(registry: bytes) -> dict[str, float]:
+def _find_figures(ioreg_output: bytes) -> dict[str, float]:
     """Those of the first accelerator that has any."""
     try:
-        entries = plistlib.loads(registry)
+        entries = plistlib.loads(ioreg_output)
     except (plistlib.InvalidFileException, ExpatError, ValueError):
         return {}
     for entry in entries if isinstance(entries, list) else []:

@@ -107,47 +107,49 @@ def status(*, as_json: bool, **options: str | None) -> None:
     sys.exit(0 if node.status == "ONLINE" else 1)
 
 
-def check_node_id(wanted: str | None, directory: Path) -> None:
-    if wanted is None:
+def check_node_id(node_id: str | None, directory: Path) -> None:
+    if node_id is None:
         return
-    if not identity.is_node_id(wanted):
-        raise BadSettingError("--node-id", f"not an id: {wanted!r}")
-    held = identity.read_node_id(directory)
-    if held not in {None, wanted}:
-        raise BadSettingError("--node-id", f"{directory / identity.NODE_ID} already holds {held!r}")
+    if not identity.is_node_id(node_id):
+        raise BadSettingError("--node-id", f"not an id: {node_id!r}")
+    current_node_id = identity.read_node_id(directory)
+    if current_node_id not in {None, node_id}:
+        raise BadSettingError(
+            "--node-id", f"{directory / identity.NODE_ID} already holds {current_node_id!r}"
+        )
 
 
 async def register_and_send_heartbeat(
     settings: AgentSettings, directory: Path, node_id: str | None
 ) -> Node:
     """The node as it was registered, with what its first heartbeat has made of it."""
-    async with open_runner(settings, directory) as run:
-        run.node_id = node_id
-        run.max_retry_seconds = BOOTSTRAP_RETRY_SECONDS
-        registered = await run.register()
-        recorded = await run.send_heartbeat()
-    news = {"status": recorded.status, "last_heartbeat": recorded.received_at}
-    return registered.node.model_copy(update=news)
+    async with open_runner(settings, directory) as runner:
+        runner.node_id = node_id
+        runner.max_retry_seconds = BOOTSTRAP_RETRY_SECONDS
+        registration = await runner.register()
+        heartbeat = await runner.send_heartbeat()
+    update = {"status": heartbeat.status, "last_heartbeat": heartbeat.received_at}
+    return registration.node.model_copy(update=update)
 
 
 async def run_agent(settings: AgentSettings, directory: Path) -> None:
-    async with open_runner(settings, directory) as run:
-        await run.run()
+    async with open_runner(settings, directory) as runner:
+        await runner.run()
 
 
 async def fetch_node(
     settings: AgentSettings, directory: Path, node_id: str
 ) -> NodeWithReason | None:
     try:
-        node_key = read_node_token(directory)
+        node_token = read_node_token(directory)
     except StateError:
         if settings.token is None:
             raise
-        node_key = None  # the agent's, who is another user
-    shown = node_key.key if node_key else settings.token
-    bearer = shown.get_secret_value() if shown else None
-    async with HttpTransport(settings.registry_url, bearer, load_tls(settings)) as connection:
-        data = await connection.execute(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
+        node_token = None  # the agent's, who is another user
+    token = node_token.token if node_token else settings.token
+    bearer = token.get_secret_value() if token else None
+    async with HttpTransport(settings.registry_url, bearer, load_tls(settings)) as transport:
+        data = await transport.execute(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
     return data.node
 
 
@@ -157,48 +159,48 @@ async def open_runner(settings: AgentSettings, directory: Path) -> AsyncIterator
     clock = Clock()
     schedule = Schedule(clock)
     credentials = Credentials(directory, settings.token, clock.uniform)
-    url, trust = settings.registry_url, load_tls(settings)
+    url, tls = settings.registry_url, load_tls(settings)
 
     def connect(bearer: str | None) -> RegistryTransport:
         if settings.transport == "http":
-            return HttpTransport(url, bearer, tls=trust)
-        return FallbackTransport(url, bearer, trust, clock=clock, hear_pace=schedule.apply_pace)
+            return HttpTransport(url, bearer, tls=tls)
+        return FallbackTransport(url, bearer, tls, clock=clock, on_pace=schedule.apply_pace)
 
     machine = observe_machine()
     boot_id = identity.prepare_boot_id(directory, machine.hostname, machine.local_ip)
-    around = Discovery(settings.services, clock=clock)
+    discovery = Discovery(settings.services, clock=clock)
     async with (
-        aclosing(AuthenticatedTransport(credentials, connect)) as connection,
-        around.watch(),
+        aclosing(AuthenticatedTransport(credentials, connect)) as transport,
+        discovery.watch(),
     ):
         yield Runner(
-            connection,
+            transport,
             credentials,
             schedule,
             directory,
             settings,
             boot_id,
             clock=clock,
-            meter=Meter(gpus=lambda: around.gpus.current_gpus),
-            observe_machine=lambda: observe_machine(around.collect_capabilities()),
+            meter=Meter(gpus=lambda: discovery.gpus.current_gpus),
+            observe_machine=lambda: observe_machine(discovery.collect_capabilities()),
         )
 
 
 def load_tls(settings: AgentSettings) -> TlsConfig:
     """Raises BadSettingError for a file that cannot be used."""
     files = settings.tls_files()
-    trust = TlsConfig(**files)
+    tls = TlsConfig(**files)
     try:
-        trust.load_context(settings.registry_url)
+        tls.load_context(settings.registry_url)
     except UnusableFileError as error:
         [name, *_] = (name for name, path in files.items() if path == error.path)
         raise BadSettingError(f"{PREFIX}{name.upper()}", str(error)) from None
-    return trust
+    return tls
 
 
-def run_request(settings: AgentSettings, work: Coroutine[Any, Any, T]) -> T:
+def run_request(settings: AgentSettings, coroutine: Coroutine[Any, Any, T]) -> T:
     try:
-        return asyncio.run(work)
+        return asyncio.run(coroutine)
     except RegistryUnavailableError as error:
         fail(f"no usable answer from the registry at {settings.registry_url}: {error}")
     except RequestRejectedError as error:

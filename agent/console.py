@@ -58,8 +58,8 @@ def load_configuration(
 ) -> tuple[AgentSettings, Path]:
     """The settings, and the directory in which lies what bootstrap was told."""
     directory = load_settings(options).state_dir or identity.find_state_dir(writing=writing)
-    told = identity.read_bootstrap_settings(directory)
-    return load_settings(options, told, told_in=str(directory / identity.BOOTSTRAP)), directory
+    saved = identity.read_bootstrap_settings(directory)
+    return load_settings(options, saved, source=str(directory / identity.BOOTSTRAP)), directory
 
 
 @contextmanager

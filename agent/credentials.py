@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gql import GraphQLRequest
-from pydantic import AwareDatetime, BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.alias_generators import to_camel
 
 from agent.identity import StateError, read_text, write_atomically
@@ -35,7 +35,7 @@ class NodeToken(BaseModel):
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
-    key: Token
+    token: Token = Field(alias="key")
     obtained_at: AwareDatetime | None
     expires_at: AwareDatetime | None
 
@@ -52,10 +52,10 @@ def read_node_token(directory: Path) -> NodeToken | None:
         raise StateError(directory / CREDENTIAL_FILE, problem) from None
 
 
-def save_node_token(directory: Path, node_key: NodeToken) -> None:
-    said = node_key.model_dump(mode="json", by_alias=True)
-    said["key"] = node_key.key.get_secret_value()
-    write_atomically(directory / CREDENTIAL_FILE, json.dumps(said) + "\n", mode=0o600)
+def save_node_token(directory: Path, node_token: NodeToken) -> None:
+    document = node_token.model_dump(mode="json", by_alias=True)
+    document["key"] = node_token.token.get_secret_value()
+    write_atomically(directory / CREDENTIAL_FILE, json.dumps(document) + "\n", mode=0o600)
 
 
 class Credentials:
@@ -78,12 +78,10 @@ class Credentials:
 
     @property
     def bearer(self) -> str | None:
-        shown = (
-            self._node_token.key
-            if self._node_token and self._uses_node_token
-            else self._configured_token
-        )
-        return shown.get_secret_value() if shown else None
+        token = self._configured_token
+        if self._node_token and self._uses_node_token:
+            token = self._node_token.token
+        return token.get_secret_value() if token else None
 
     @property
     def has_fallback(self) -> bool:
@@ -100,12 +98,12 @@ class Credentials:
         return True
 
     def save_node_token(
-        self, key: SecretStr, expires_at: datetime | None, obtained_at: datetime | None = None
+        self, token: SecretStr, expires_at: datetime | None, obtained_at: datetime | None = None
     ) -> None:
         """It is on disk before it is shown; until then the former one is. Raises StateError."""
-        own = NodeToken(key=key, obtained_at=obtained_at, expires_at=expires_at)
-        save_node_token(self._directory, own)
-        self._node_token, self._uses_node_token = own, True
+        node_token = NodeToken(token=token, obtained_at=obtained_at, expires_at=expires_at)
+        save_node_token(self._directory, node_token)
+        self._node_token, self._uses_node_token = node_token, True
         self._failures, self._not_before = 0, None
 
     def update_expiry(self, expires_at: datetime | None) -> None:
@@ -115,15 +113,18 @@ class Credentials:
 
     def is_rotation_due(self, now: datetime) -> bool:
         """`now` by the registry's clock, as a heartbeat's answer has it."""
-        own = self._node_token
-        if own is None or not self._uses_node_token or own.expires_at is None:
+        node_token = self._node_token
+        if node_token is None or not self._uses_node_token or node_token.expires_at is None:
             return False  # who was told a token rotates it: others may have been told the same
-        if own.obtained_at is None:
-            self._node_token = own.model_copy(update={"obtained_at": now})
+        if node_token.obtained_at is None:
+            self._node_token = node_token.model_copy(update={"obtained_at": now})
             with suppress(StateError):  # else the next start begins to count anew
                 save_node_token(self._directory, self._node_token)
-        began = own.obtained_at or now
-        return now >= (self._not_before or began + self._rotation_share * (own.expires_at - began))
+        obtained_at = node_token.obtained_at or now
+        return now >= (
+            self._not_before
+            or obtained_at + self._rotation_share * (node_token.expires_at - obtained_at)
+        )
 
     def postpone_rotation(self, now: datetime, at_least_seconds: float) -> float:
         """After one that failed. For ever longer, at most an hour, or a tenth of the time left."""
@@ -149,13 +150,13 @@ class AuthenticatedTransport:
         self._transport = connect(self._bearer)
 
     async def execute(
-        self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+        self, document: GraphQLRequest, variables: dict[str, Any], reply_type: type[ReplyT]
     ) -> ReplyT:
         """Raises RegistryAwayError and RefusedError."""
-        if self._bearer != (shown := self._credentials.bearer):
+        if self._bearer != (bearer := self._credentials.bearer):
             await self._transport.aclose()
-            self._transport, self._bearer = self._connect(shown), shown
-        return await self._transport.execute(document, variables, reply)
+            self._transport, self._bearer = self._connect(bearer), bearer
+        return await self._transport.execute(document, variables, reply_type)
 
     async def aclose(self) -> None:
         await self._transport.aclose()

@@ -37,33 +37,34 @@ class Discovery:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[None]:
         """Begins when it has looked once, which takes some seconds at most."""
-        async with asyncio.TaskGroup() as first:
-            first.create_task(self.gpus.start())
-            first.create_task(self.refresh())
-        watching = asyncio.create_task(self._refresh_forever())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.gpus.start())
+            tasks.create_task(self.refresh())
+        refreshing = asyncio.create_task(self._refresh_forever())
         try:
             yield
         finally:
             self.gpus.stop()
-            watching.cancel()
+            refreshing.cancel()
             with suppress(asyncio.CancelledError):
-                await watching
+                await refreshing
 
     async def refresh(self) -> None:
-        local = find_outgoing_address()
-        asked = [self._query(address, str(local) if local else None) for address in self._addresses]
-        answers = zip(self._addresses, await asyncio.gather(*asked), strict=True)
-        served = {address: answer for address, answer in answers if answer is not None}
-        if served != self._services:
-            names = [found.service["name"] for found in served.values()]
-            count = sum(len(found.models) for found in served.values())
-            log.info("services.changed", services=names, models=count)
-        self._services = served
+        outgoing = find_outgoing_address()
+        local_ip = str(outgoing) if outgoing else None
+        queries = [self._query(address, local_ip) for address in self._addresses]
+        answers = zip(self._addresses, await asyncio.gather(*queries), strict=True)
+        services = {address: answer for address, answer in answers if answer is not None}
+        if services != self._services:
+            names = [found.service["name"] for found in services.values()]
+            model_count = sum(len(found.models) for found in services.values())
+            log.info("services.changed", services=names, models=model_count)
+        self._services = services
 
     async def _query(self, address: str, local_ip: str | None) -> DiscoveredService | None:
         now = self._clock.now()
         try:
-            found = await find_service(address, local_ip)
+            service = await find_service(address, local_ip)
         except UnreadableAnswerError as error:
             log.debug("service.unclear", address=address, reason=str(error))
             is_believed = now - self._answered_at.get(address, now) < MAX_SILENCE_SECONDS
@@ -72,7 +73,7 @@ class Discovery:
             log.warning("service.unreadable", address=address, reason=repr(error))
             return None
         self._answered_at[address] = now
-        return found
+        return service
 
     async def _refresh_forever(self) -> None:
         while True:
@@ -84,12 +85,12 @@ class Discovery:
 
     def collect_capabilities(self) -> dict[str, Any]:
         """models, services and devices; the last models are left out of what is too much."""
-        served = list(self._services.values())
+        services = list(self._services.values())
         # Of those that serve the same model the first is named.
-        models = {model["name"]: model for found in served[::-1] for model in found.models}
+        models = {model["name"]: model for found in services[::-1] for model in found.models}
         document = {
             "models": [models[name] for name in sorted(models)],
-            "services": [found.service for found in served],
+            "services": [found.service for found in services],
             "devices": [gpu.to_device() for gpu in self.gpus.last_gpus],
         }
         while document["models"] and len(json.dumps(document)) > MAX_BYTES:

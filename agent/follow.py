@@ -41,7 +41,7 @@ async def follow_status_changes(
     url: str,
     *,
     token: str | None = None,
-    trust: TlsConfig | None = None,
+    tls: TlsConfig | None = None,
     node_filter: Mapping[str, Any] | None = None,
     after: int | None = None,
     clock: Clock | None = None,
@@ -57,12 +57,12 @@ async def follow_status_changes(
     `aclose()`, or what it holds stays open.
     """
     position = after
-    trusted = trust or TlsConfig()
+    trusted = tls or TlsConfig()
 
-    def told_once(url: str) -> AsyncGenerator[StatusEvent, None]:
+    def open_stream(url: str) -> AsyncGenerator[StatusEvent, None]:
         return _stream_status_changes(url, token, trusted, node_filter, position)
 
-    async with aclosing(_follow_with_reconnects(url, told_once, clock or Clock())) as events:
+    async with aclosing(_follow_with_reconnects(url, open_stream, clock or Clock())) as events:
         async for event in events:
             if _is_new(event, position or 0):
                 yield event
@@ -75,7 +75,7 @@ async def follow_available_nodes(
     url: str,
     *,
     token: str | None = None,
-    trust: TlsConfig | None = None,
+    tls: TlsConfig | None = None,
     requirements: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
 ) -> AsyncGenerator[AvailableNodesEvent, None]:
@@ -84,29 +84,29 @@ async def follow_available_nodes(
     The whole set comes first, and again after each interruption. Connects again for ever, and
     raises and is closed as `follow_status_changes`.
     """
-    trusted = trust or TlsConfig()
+    trusted = tls or TlsConfig()
 
-    def told_once(url: str) -> AsyncGenerator[AvailableNodesEvent, None]:
+    def open_stream(url: str) -> AsyncGenerator[AvailableNodesEvent, None]:
         return _stream_available_nodes(url, token, trusted, requirements)
 
-    async with aclosing(_follow_with_reconnects(url, told_once, clock or Clock())) as events:
+    async with aclosing(_follow_with_reconnects(url, open_stream, clock or Clock())) as events:
         async for event in events:
             yield event
 
 
 async def _follow_with_reconnects(
-    url: str, told_once: Callable[[str], AsyncGenerator[EventT, None]], clock: Clock
+    url: str, open_stream: Callable[[str], AsyncGenerator[EventT, None]], clock: Clock
 ) -> AsyncGenerator[EventT, None]:
     """What one connection after another tells."""
     url = parse_graphql_url(url)
-    failures, reported = 0, None
+    failures, logged = 0, None
     while True:
         try:
-            async with aclosing(told_once(url)) as events:
+            async with aclosing(open_stream(url)) as events:
                 async for event in events:
                     if failures:
                         log.info("registry.recovered", registry_url=url, failures=failures)
-                    failures, reported = 0, None
+                    failures, logged = 0, None
                     yield event
         except (RegistryUnavailableError, RequestRejectedError) as error:
             if isinstance(error, RequestRejectedError) and is_final(error):
@@ -119,19 +119,19 @@ async def _follow_with_reconnects(
                 uniform=clock.uniform,
                 cap_seconds=MAX_BACKOFF_SECONDS,
             )
-            reported = _log_failure(error, reported, url, failures, delay)
+            logged = _log_failure(error, logged, url, failures, delay)
             await clock.wait(delay)
 
 
 async def _stream_status_changes(
     url: str,
     token: str | None,
-    trust: TlsConfig,
+    tls: TlsConfig,
     node_filter: Mapping[str, Any] | None,
     after: int | None,
 ) -> AsyncGenerator[StatusEvent, None]:
     """Ends behind ResyncRequired, else with an error."""
-    async with open_websocket(url, token, trust) as transport:
+    async with open_websocket(url, token, tls) as transport:
         if after is None:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 result = await transport.execute(documents.REVISION)
@@ -147,9 +147,9 @@ async def _stream_status_changes(
 
 
 async def _stream_available_nodes(
-    url: str, token: str | None, trust: TlsConfig, requirements: Mapping[str, Any] | None
+    url: str, token: str | None, tls: TlsConfig, requirements: Mapping[str, Any] | None
 ) -> AsyncGenerator[AvailableNodesEvent, None]:
-    async with open_websocket(url, token, trust) as transport:
+    async with open_websocket(url, token, tls) as transport:
         variables = {"require": requirements}
         results = subscribe(transport, documents.AVAILABILITY, variables, AvailableNodesChangesData)
         async with aclosing(results) as replies:
@@ -169,14 +169,14 @@ def _is_new(event: StatusEvent, after: int) -> bool:
 
 def _log_failure(
     error: RegistryUnavailableError | RequestRejectedError,
-    reported: str | None,
+    logged: str | None,
     url: str,
     failures: int,
     delay: float,
 ) -> str:
     """Logs what is new; returns what has been logged now, for the next call."""
     kind = error.code if isinstance(error, RequestRejectedError) else "away"
-    (log.debug if kind == reported else log.warning)(
+    (log.debug if kind == logged else log.warning)(
         "registry.refused" if isinstance(error, RequestRejectedError) else "registry.away",
         registry_url=url,
         reason=str(error),

@@ -22,13 +22,13 @@ class Gpu:
     def to_device(self) -> dict[str, Any]:
         """An entry of `capabilities.devices`."""
         memory = self.memory_total_mb
-        said = {
+        device = {
             "kind": "gpu",
             "name": _clean_name(self.name),
             "memoryMb": None if memory is None else round(memory),
             "cores": self.cores,
         }
-        return {name: value for name, value in said.items() if value is not None}
+        return {name: value for name, value in device.items() if value is not None}
 
     def to_metrics(self) -> dict[str, Any]:
         """GpuMetricsInput. What the registry would refuse is left out."""

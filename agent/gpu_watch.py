@@ -49,25 +49,25 @@ class GpuWatch:
     @property
     def current_gpus(self) -> list[Gpu]:
         """Empty when the last reading is too old."""
-        moment, gpus = self._reading
-        return gpus if self._now() - moment < STALE_SECONDS else []
+        read_at, gpus = self._reading
+        return gpus if self._now() - read_at < STALE_SECONDS else []
 
-    async def start(self, patience_seconds: float = FIRST_TIMEOUT_SECONDS) -> None:
+    async def start(self, timeout_seconds: float = FIRST_TIMEOUT_SECONDS) -> None:
         """Returns with the first reading, or when that takes too long."""
         threading.Thread(target=self._watch, name="gpus", daemon=True).start()
-        await asyncio.to_thread(self._has_read.wait, patience_seconds)
+        await asyncio.to_thread(self._has_read.wait, timeout_seconds)
 
     def stop(self) -> None:
         self._stopped.set()
 
     def _watch(self) -> None:
-        fails = False
+        is_failing = False
         while not self._stopped.is_set():
             try:
                 self._reading = (self._now(), self._read())
-                fails = False
+                is_failing = False
             except Exception as error:  # noqa: BLE001  # a surprise here must not cost the next reading
-                (log.debug if fails else log.warning)("gpus.unreadable", reason=repr(error))
-                fails = True
+                (log.debug if is_failing else log.warning)("gpus.unreadable", reason=repr(error))
+                is_failing = True
             self._has_read.set()
             self._stopped.wait(READ_SECONDS)

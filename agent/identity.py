@@ -41,9 +41,9 @@ def find_state_dir(candidates: tuple[Path, ...] | None = None, *, writing: bool)
     if candidates is None:
         candidates = (SYSTEM_DIR, _find_user_dir())
     writable = [path for path in candidates if _can_write(path)]
-    holding = [path for path in candidates if os.access(path / NODE_ID, os.R_OK)]
-    choices = [path for path in writable if path in holding]
-    choices += writable if writing else [*holding, *writable, candidates[0]]
+    with_node_id = [path for path in candidates if os.access(path / NODE_ID, os.R_OK)]
+    choices = [path for path in writable if path in with_node_id]
+    choices += writable if writing else [*with_node_id, *writable, candidates[0]]
     if not choices:
         raise StateError(candidates[-1], "cannot be written; name another with --state-dir")
     return choices[0]
@@ -141,8 +141,8 @@ def prepare_boot_id(directory: Path, hostname: str, address: str | None) -> str:
     except (StateError, ValueError, TypeError, KeyError):
         pass  # damaged: a new one replaces it
     boot_id = str(uuid4())
-    facts = {"bootId": boot_id, "hostname": hostname, "address": address}
-    write_atomically(directory / PENDING, json.dumps(facts), mode=0o600)
+    document = {"bootId": boot_id, "hostname": hostname, "address": address}
+    write_atomically(directory / PENDING, json.dumps(document), mode=0o600)
     return boot_id
 
 
@@ -162,8 +162,8 @@ def save_accepted_boot(directory: Path, node_id: str, boot_id: str) -> None:
         raise StateError(directory / PENDING, _describe_error(error)) from error
 
 
-def save_bootstrap_settings(directory: Path, told: Mapping[str, object]) -> None:
-    write_atomically(directory / BOOTSTRAP, json.dumps(told, indent=2) + "\n", mode=0o644)
+def save_bootstrap_settings(directory: Path, settings: Mapping[str, object]) -> None:
+    write_atomically(directory / BOOTSTRAP, json.dumps(settings, indent=2) + "\n", mode=0o644)
 
 
 def read_bootstrap_settings(directory: Path) -> dict[str, Any]:
@@ -173,14 +173,14 @@ def read_bootstrap_settings(directory: Path) -> dict[str, Any]:
     """
     text = read_text(directory / BOOTSTRAP)
     try:
-        told = {} if text is None else json.loads(text)
+        settings = {} if text is None else json.loads(text)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
+        settings = None
+    if not isinstance(settings, dict):
         raise StateError(
             directory / BOOTSTRAP, "is damaged; delete it and run node-agent bootstrap"
         )
-    return told
+    return settings
 
 
 def write_atomically(path: Path, text: str, *, mode: int) -> None:

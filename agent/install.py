@@ -62,17 +62,17 @@ def install(
     NODE_AGENT_TOKEN is kept in a file that nobody else may read.
     """
     with one_line_errors():
-        place = choose_layout(manager, scope, run_as, root)
-        told = {
-            **read_bootstrap_settings(place.resolve(place.state_dir)),
-            **place.read_installed_settings(),
+        layout = choose_layout(manager, scope, run_as, root)
+        saved = {
+            **read_bootstrap_settings(layout.resolve(layout.state_dir)),
+            **layout.read_installed_settings(),
         }
-        settings = load_settings(options, told, told_in=str(place.resolve(place.settings_path)))
-        if settings.state_dir not in {None, place.state_dir}:
-            raise BadSettingError("--state-dir", f"this service keeps its id in {place.state_dir}")
-        if place.is_system and place.manager == "systemd" and root == Path("/"):
+        settings = load_settings(options, saved, source=str(layout.resolve(layout.settings_path)))
+        if settings.state_dir not in {None, layout.state_dir}:
+            raise BadSettingError("--state-dir", f"this service keeps its id in {layout.state_dir}")
+        if layout.is_system and layout.manager == "systemd" and root == Path("/"):
             check_visibility(settings)
-        changed = [file for file in place.build_files(settings) if not file.is_current]
+        changed = [file for file in layout.build_files(settings) if not file.is_current]
         for file in changed:
             if dry_run:
                 click.echo(f"--- {file.path} ({file.mode:04o})\n{_mask_token(file.text, settings)}")
@@ -81,8 +81,8 @@ def install(
                 write_atomically(file.path, file.text, mode=file.mode)
                 click.echo(f"{file.path} was written.")
         if not changed:
-            click.echo(f"{place.resolve(place.unit_path)} is as it should be.")
-        print_commands("Run then:", place.list_start_commands())
+            click.echo(f"{layout.resolve(layout.unit_path)} is as it should be.")
+        print_commands("Run then:", layout.list_start_commands())
 
 
 @click.command()
@@ -97,21 +97,21 @@ def uninstall(
 ) -> None:
     """Remove what install has written. The node id and the node's key stay."""
     with one_line_errors():
-        place = choose_layout(manager, scope, run_as, root)
-        written = {place.unit_path, place.enabled_link, place.settings_path, place.sysusers_path}
-        paths = map(place.resolve, sorted(filter(None, written)))
-        there = [path for path in paths if os.path.lexists(path)]
-        for path in there:
+        layout = choose_layout(manager, scope, run_as, root)
+        files = {layout.unit_path, layout.enabled_link, layout.settings_path, layout.sysusers_path}
+        paths = map(layout.resolve, sorted(filter(None, files)))
+        existing = [path for path in paths if os.path.lexists(path)]
+        for path in existing:
             if not dry_run:
                 path.unlink()
             click.echo(f"{path} {'would be' if dry_run else 'was'} removed.")
-        if not there:
-            click.echo(f"{place.resolve(place.unit_path)} is not there.")
-        print_commands("Run then:", place.list_stop_commands())
+        if not existing:
+            click.echo(f"{layout.resolve(layout.unit_path)} is not there.")
+        print_commands("Run then:", layout.list_stop_commands())
 
 
-def print_commands(what: str, commands: list[str]) -> None:
-    click.echo("\n  ".join([what, *commands]))
+def print_commands(heading: str, commands: list[str]) -> None:
+    click.echo("\n  ".join([heading, *commands]))
 
 
 def check_visibility(settings: AgentSettings) -> None:

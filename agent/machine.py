@@ -30,7 +30,7 @@ class Machine:
     metadata: dict[str, Any]
 
 
-def observe_machine(found: Mapping[str, Any] | None = None) -> Machine:
+def observe_machine(discovered: Mapping[str, Any] | None = None) -> Machine:
     """`found` are further capabilities: models, services and devices."""
     local_ip, ip_address = choose_addresses(find_outgoing_address(), list_interface_addresses())
     return Machine(
@@ -42,7 +42,7 @@ def observe_machine(found: Mapping[str, Any] | None = None) -> Machine:
             "arch": platform.machine().lower(),
             "cpuCount": os.cpu_count(),
             "memoryTotalMb": psutil.virtual_memory().total // MIB,
-            **({"models": [], "services": [], "devices": []} if found is None else found),
+            **({"models": [], "services": [], "devices": []} if discovered is None else discovered),
         },
         metadata={
             "agentVersion": version("dagi-node-registry"),
@@ -92,9 +92,9 @@ def choose_addresses(
     Without a route outside the local one is the first private IPv4, else any. Of several public
     ones that of the outgoing interface is taken, then IPv4.
     """
-    found = sorted(interfaces, key=lambda address: (address.version, not address.is_private))
-    local = outgoing or next(iter(found), None)
-    candidates = [outgoing, *found] if outgoing else found
+    addresses = sorted(interfaces, key=lambda address: (address.version, not address.is_private))
+    local = outgoing or next(iter(addresses), None)
+    candidates = [outgoing, *addresses] if outgoing else addresses
     public = next((address for address in candidates if address.is_global), None)
     return (str(local) if local else None, str(public) if public else None)
 

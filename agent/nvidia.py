@@ -28,8 +28,8 @@ class NvidiaGpuReader:
         except pynvml.NVMLError:
             self.close()  # a driver that was replaced has to be opened anew
             return []
-        found = [_read_optional(partial(_read_gpu, index)) for index in range(count)]
-        return [gpu for gpu in found if gpu is not None]
+        gpus = [_read_optional(partial(_read_gpu, index)) for index in range(count)]
+        return [gpu for gpu in gpus if gpu is not None]
 
     def close(self) -> None:
         if self._is_open:

@@ -19,7 +19,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 async def rotate_token_if_due(
-    connection: RegistryTransport, credentials: Credentials, now: datetime
+    transport: RegistryTransport, credentials: Credentials, now: datetime
 ) -> None:
     """`now` is by the registry's clock. One that fails, or takes too long, is tried again later.
 
@@ -30,11 +30,11 @@ async def rotate_token_if_due(
     at_least_seconds = 0.0
     try:
         async with asyncio.timeout(ROTATION_TIMEOUT_SECONDS):
-            data = await connection.execute(documents.ROTATE_NODE_KEY, {}, RotateNodeKeyData)
+            data = await transport.execute(documents.ROTATE_NODE_KEY, {}, RotateNodeKeyData)
         rotated = data.rotate_node_key
         credentials.save_node_token(rotated.key, rotated.key_expires_at, obtained_at=now)
     except TimeoutError:
-        await connection.aclose()
+        await transport.aclose()
         reason = f"no answer within {ROTATION_TIMEOUT_SECONDS:g} s"
     except (RegistryUnavailableError, RequestRejectedError) as error:
         reason, at_least_seconds = str(error), error.retry_after_seconds

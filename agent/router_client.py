@@ -71,7 +71,7 @@ class RegistryClient:
         url: str,
         *,
         token: str | None = None,
-        trust: TlsConfig | None = None,
+        tls: TlsConfig | None = None,
         timeout_seconds: float = 2.0,
         stale_seconds: float = 300.0,
         clock: Clock | None = None,
@@ -79,22 +79,22 @@ class RegistryClient:
         """Raises ValueError for a bad address, or files of `trust` that cannot be used."""
         self._url = parse_graphql_url(url)
         self._token = token
-        self._tls = trust or TlsConfig()
+        self._tls = tls or TlsConfig()
         self._timeout_seconds = timeout_seconds
         self._stale_seconds = stale_seconds
         self._clock = clock or Clock()
         self._circuit_breaker = CircuitBreaker(self._clock)
         self._transports: asyncio.LifoQueue[HttpTransport] = asyncio.LifoQueue()
         for _ in range(MAX_CONNECTIONS):
-            connection = HttpTransport(self._url, token, self._tls, timeout_seconds=timeout_seconds)
-            self._transports.put_nowait(connection)
+            transport = HttpTransport(self._url, token, self._tls, timeout_seconds=timeout_seconds)
+            self._transports.put_nowait(transport)
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._replies: OrderedDict[str, tuple[float, Any]] = OrderedDict()
 
     async def get_nodes(self, **node_filter: Any) -> Answer[list[NodeWithCapabilities]]:
         """All nodes that the NodeFilter means, e.g. `roles=["PRODUCTION"]`, by node id."""
-        given = node_filter or None
-        return await self._get_answer("nodes", given, lambda: self._list_nodes(given))
+        filter_input = node_filter or None
+        return await self._get_answer("nodes", filter_input, lambda: self._list_nodes(filter_input))
 
     async def get_nodes_by_role(self, role: str) -> Answer[list[NodeWithCapabilities]]:
         return await self.get_nodes(roles=[role.upper()])
@@ -102,10 +102,10 @@ class RegistryClient:
     async def get_node(self, node_id: str) -> Answer[NodeWithCapabilities | None]:
         """None when no such node is registered."""
 
-        async def ask() -> NodeWithCapabilities | None:
+        async def fetch() -> NodeWithCapabilities | None:
             return (await self._execute(documents.NODE, {"nodeId": node_id}, NodeData)).node
 
-        return await self._get_answer("node", node_id, ask)
+        return await self._get_answer("node", node_id, fetch)
 
     async def get_available_nodes(
         self,
@@ -115,18 +115,18 @@ class RegistryClient:
         limit: int = 10,
     ) -> Answer[AvailableNodes]:
         """The nodes that meet NodeRequirements now, best first, and why others do not."""
-        asked = {"require": requirements, "rank": rank, "limit": limit}
+        variables = {"require": requirements, "rank": rank, "limit": limit}
 
-        async def ask() -> AvailableNodes:
-            reply = await self._execute(documents.AVAILABLE_NODES, asked, AvailableNodesData)
+        async def fetch() -> AvailableNodes:
+            reply = await self._execute(documents.AVAILABLE_NODES, variables, AvailableNodesData)
             return reply.available_nodes
 
-        return await self._get_answer("available", asked, ask)
+        return await self._get_answer("available", variables, fetch)
 
-    def follow_status_changes(self, **given: Any) -> AsyncGenerator[StatusEvent, None]:
+    def follow_status_changes(self, **options: Any) -> AsyncGenerator[StatusEvent, None]:
         """As `agent.follow.follow_status_changes`, of this registry."""
         return follow_status_changes(
-            self._url, token=self._token, trust=self._tls, clock=self._clock, **given
+            self._url, token=self._token, tls=self._tls, clock=self._clock, **options
         )
 
     async def aclose(self) -> None:
@@ -148,45 +148,45 @@ class RegistryClient:
         await self.aclose()
 
     async def _get_answer(
-        self, kind: str, asked: object, ask: Callable[[], Awaitable[ValueT]]
+        self, kind: str, arguments: object, fetch: Callable[[], Awaitable[ValueT]]
     ) -> Answer[ValueT]:
-        question = json.dumps([kind, asked], sort_keys=True)
-        if question not in self._tasks:
+        key = json.dumps([kind, arguments], sort_keys=True)
+        if key not in self._tasks:
             if not self._circuit_breaker.admit():
                 return self._answer_from_cache(
-                    question, RegistryUnavailableError("it did not answer lately")
+                    key, RegistryUnavailableError("it did not answer lately")
                 )
-            task = asyncio.create_task(self._fetch(question, ask))
-            self._tasks[question] = task
-            task.add_done_callback(lambda _: self._tasks.pop(question))
-        answer: Answer[ValueT] = await asyncio.shield(self._tasks[question])
+            task = asyncio.create_task(self._fetch(key, fetch))
+            self._tasks[key] = task
+            task.add_done_callback(lambda _: self._tasks.pop(key))
+        answer: Answer[ValueT] = await asyncio.shield(self._tasks[key])
         return answer
 
-    async def _fetch(self, question: str, ask: Callable[[], Awaitable[ValueT]]) -> Answer[ValueT]:
+    async def _fetch(self, key: str, fetch: Callable[[], Awaitable[ValueT]]) -> Answer[ValueT]:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                value = await self._try_repeatedly(ask)
+                value = await self._try_repeatedly(fetch)
         except RequestRejectedError as refusal:
             if is_final(refusal):
                 self._record_success()  # it is there, and says no
                 raise
-            return self._record_failure(question, refusal)
+            return self._record_failure(key, refusal)
         except RegistryUnavailableError as error:
-            return self._record_failure(question, error)
+            return self._record_failure(key, error)
         except TimeoutError:
             away = RegistryUnavailableError(f"no answer within {self._timeout_seconds:g} s")
-            return self._record_failure(question, away)
+            return self._record_failure(key, away)
         self._record_success()
-        self._replies[question] = self._clock.now(), value
-        self._replies.move_to_end(question)
+        self._replies[key] = self._clock.now(), value
+        self._replies.move_to_end(key)
         if len(self._replies) > MAX_QUESTIONS:
             self._replies.popitem(last=False)
         return Answer(value)
 
-    async def _try_repeatedly(self, ask: Callable[[], Awaitable[ValueT]]) -> ValueT:
+    async def _try_repeatedly(self, fetch: Callable[[], Awaitable[ValueT]]) -> ValueT:
         for attempt in range(1, ATTEMPTS):
             try:
-                return await ask()
+                return await fetch()
             except (RegistryUnavailableError, RequestRejectedError) as error:
                 if self._circuit_breaker.is_open or (
                     isinstance(error, RequestRejectedError) and is_final(error)
@@ -196,7 +196,7 @@ class RegistryClient:
                 await self._clock.wait(
                     error.retry_after_seconds + self._clock.uniform(0.0, ceiling)
                 )
-        return await ask()
+        return await fetch()
 
     def _record_success(self) -> None:
         if self._circuit_breaker.is_open:
@@ -204,19 +204,19 @@ class RegistryClient:
         self._circuit_breaker.record_success()
 
     def _record_failure(
-        self, question: str, error: RegistryUnavailableError | RequestRejectedError
+        self, key: str, error: RegistryUnavailableError | RequestRejectedError
     ) -> Answer[Any]:
         was_open = self._circuit_breaker.is_open
         self._circuit_breaker.record_failure()
         if self._circuit_breaker.is_open and not was_open:
             log.warning("registry.away", registry_url=self._url, reason=str(error))
-        return self._answer_from_cache(question, error)
+        return self._answer_from_cache(key, error)
 
     def _answer_from_cache(
-        self, question: str, error: RegistryUnavailableError | RequestRejectedError
+        self, key: str, error: RegistryUnavailableError | RequestRejectedError
     ) -> Answer[Any]:
-        said_at, value = self._replies.get(question, (float("-inf"), None))
-        age_seconds = self._clock.now() - said_at
+        fetched_at, value = self._replies.get(key, (float("-inf"), None))
+        age_seconds = self._clock.now() - fetched_at
         if age_seconds > self._stale_seconds:
             raise error
         return Answer(value, age_seconds, str(error))
@@ -224,22 +224,22 @@ class RegistryClient:
     async def _list_nodes(
         self, node_filter: Mapping[str, Any] | None
     ) -> list[NodeWithCapabilities]:
-        found: list[NodeWithCapabilities] = []
+        nodes: list[NodeWithCapabilities] = []
         after = None
         for _ in range(MAX_PAGES):
-            asked = {"filter": node_filter, "first": PAGE_SIZE, "after": after}
-            page = (await self._execute(documents.NODES, asked, NodesData)).nodes
-            found += page.nodes
+            variables = {"filter": node_filter, "first": PAGE_SIZE, "after": after}
+            page = (await self._execute(documents.NODES, variables, NodesData)).nodes
+            nodes += page.nodes
             after = page.page_info.end_cursor
             if not page.page_info.has_next_page:
                 break
-        return found
+        return nodes
 
     async def _execute(
-        self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+        self, document: GraphQLRequest, variables: dict[str, Any], reply_type: type[ReplyT]
     ) -> ReplyT:
-        connection = await self._transports.get()
+        transport = await self._transports.get()
         try:
-            return cast("ReplyT", await connection.execute(document, variables, reply))
+            return cast("ReplyT", await transport.execute(document, variables, reply_type))
         finally:
-            self._transports.put_nowait(connection)
+            self._transports.put_nowait(transport)

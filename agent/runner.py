@@ -130,26 +130,26 @@ class Runner:
 
     async def _try_to_register(self) -> RegisterNodePayload:
         node_id = identity.read_node_id(self.directory) or self.node_id
-        former = identity.read_boot_id(self.directory)
-        said = self._build_registration()
-        registration = dict(said)
+        former_boot_id = identity.read_boot_id(self.directory)
+        registration = self._build_registration()
+        variables = dict(registration)
         if node_id:
-            registration["nodeId"] = node_id
-        if former and former != self.boot_id:
-            registration["replacesBootId"] = former
-        registered = await self._send_registration(registration)
-        if node_id not in {None, registered.node.node_id}:
-            raise RegistryUnavailableError(f"asked for {node_id}, got {registered.node.node_id}")
+            variables["nodeId"] = node_id
+        if former_boot_id and former_boot_id != self.boot_id:
+            variables["replacesBootId"] = former_boot_id
+        reply = await self._send_registration(variables)
+        if node_id not in {None, reply.node.node_id}:
+            raise RegistryUnavailableError(f"asked for {node_id}, got {reply.node.node_id}")
         # The key goes first: only while the bootId is pending the registry would give it again.
-        if registered.key is not None:
-            self.credentials.save_node_token(registered.key, registered.key_expires_at)
+        if reply.key is not None:
+            self.credentials.save_node_token(reply.key, reply.key_expires_at)
         else:
-            self.credentials.update_expiry(registered.key_expires_at)
-        identity.save_accepted_boot(self.directory, registered.node.node_id, self.boot_id)
-        self.node_id = registered.node.node_id
-        self.schedule.set_interval(registered.next_heartbeat_in_seconds)
-        self._reported, self._reported_at = said, self.clock.now()
-        return registered
+            self.credentials.update_expiry(reply.key_expires_at)
+        identity.save_accepted_boot(self.directory, reply.node.node_id, self.boot_id)
+        self.node_id = reply.node.node_id
+        self.schedule.set_interval(reply.next_heartbeat_in_seconds)
+        self._reported, self._reported_at = registration, self.clock.now()
+        return reply
 
     async def _send_registration(self, registration: dict[str, Any]) -> RegisterNodePayload:
         """By the node's own key, and by the token when that is not good any more."""
@@ -186,16 +186,16 @@ class Runner:
         return recorded
 
     def _set_interval(self, seconds: float) -> None:
-        was = self.schedule.interval_seconds
-        if max(seconds / was, was / seconds) > PACE_CHANGE:
+        previous = self.schedule.interval_seconds
+        if max(seconds / previous, previous / seconds) > PACE_CHANGE:
             log.info("heartbeat.paced", next_heartbeat_in_seconds=seconds)
         self.schedule.set_interval(seconds)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]], *, ends_at: set[str]) -> T:
         """Tries until it succeeds, or a refusal is final, or patience ends."""
-        began = self.clock.now()
+        started_at = self.clock.now()
         failures = 0
-        reported: str | None = None
+        logged: str | None = None
         while True:
             try:
                 result = await attempt()
@@ -205,14 +205,14 @@ class Runner:
                     raise
                 delay = self._draw_delay(failures, error)
                 if self.max_retry_seconds is not None:
-                    left = self.max_retry_seconds - (self.clock.now() - began)
-                    if left <= error.retry_after_seconds:
+                    remaining = self.max_retry_seconds - (self.clock.now() - started_at)
+                    if remaining <= error.retry_after_seconds:
                         raise
-                    delay = min(delay, left)
-                reported = self._log_failure(error, reported, failures, delay)
+                    delay = min(delay, remaining)
+                logged = self._log_failure(error, logged, failures, delay)
             else:
                 if failures:
-                    seconds = round(self.clock.now() - began, 1)
+                    seconds = round(self.clock.now() - started_at, 1)
                     log.info("registry.recovered", failures=failures, seconds=seconds)
                 return result
             await self.clock.wait(delay)
@@ -237,28 +237,28 @@ class Runner:
     def _log_failure(
         self,
         error: RegistryUnavailableError | RequestRejectedError,
-        reported: str | None,
+        logged: str | None,
         failures: int,
         delay: float,
     ) -> str:
         """Logs what is new; returns what has been logged now, for the next call."""
-        tell = log.warning
+        write = log.warning
         if isinstance(error, RegistryUnavailableError):
             event, kind = "registry.away", "away"
-            said: dict[str, object] = {"reason": error.reason}
+            facts: dict[str, object] = {"reason": error.reason}
             if isinstance(error, RegistryRestartingError):
-                event, kind, tell = "registry.restarting", "restarting", log.info
+                event, kind, write = "registry.restarting", "restarting", log.info
         else:
             event, kind = "registry.refused", error.code
-            said = {"code": error.code, "message": error.message, "facts": dict(error.facts)}
+            facts = {"code": error.code, "message": error.message, "facts": dict(error.facts)}
         # The wait for a holder is one that a person may want to end, so it is said each time.
-        news = kind != reported or kind == NODE_ID_TAKEN
-        (tell if news else log.debug)(
+        is_new = kind != logged or kind == NODE_ID_TAKEN
+        (write if is_new else log.debug)(
             event,
             registry_url=self.settings.registry_url,
             failures=failures,
             retry_in_seconds=round(delay, 1),
-            **said,
+            **facts,
         )
         return kind
 
@@ -267,7 +267,7 @@ def build_registration_input(
     settings: AgentSettings, machine: Machine, boot_id: str
 ) -> dict[str, Any]:
     """RegisterNodeInput. What is not known is left out, and stays as the registry has it."""
-    said = {
+    fields = {
         "name": settings.name,
         "role": settings.node_role.value,
         "type": settings.node_type.value,
@@ -279,4 +279,4 @@ def build_registration_input(
         "metadata": machine.metadata,
         "bootId": boot_id,
     }
-    return {name: value for name, value in said.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}

@@ -124,7 +124,7 @@ class ServiceLayout:
         )
         if self.sysusers_path:
             yield ServiceFile(self.resolve(self.sysusers_path), units.SYSUSERS)
-        unit = units.render_systemd_unit(command, self.settings_path, of_system=self.is_system)
+        unit = units.render_systemd_unit(command, self.settings_path, is_system=self.is_system)
         yield ServiceFile(self.resolve(self.unit_path), unit)
 
     def list_start_commands(self) -> list[str]:
@@ -134,12 +134,12 @@ class ServiceLayout:
                 f"launchctl bootout {domain}/{units.LABEL}   # if it runs already",
                 f"launchctl bootstrap {domain} {shlex.quote(str(self.unit_path))}",
             ]
-        control = "systemctl" if self.is_system else "systemctl --user"
+        systemctl = "systemctl" if self.is_system else "systemctl --user"
         return [
             *(["systemd-sysusers"] if self.is_system else []),
-            f"{control} daemon-reload",
-            f"{control} enable {units.SERVICE}",
-            f"{control} restart {units.SERVICE}",
+            f"{systemctl} daemon-reload",
+            f"{systemctl} enable {units.SERVICE}",
+            f"{systemctl} restart {units.SERVICE}",
             *([] if self.is_system else ["loginctl enable-linger   # to run without a login"]),
         ]
 
@@ -147,8 +147,8 @@ class ServiceLayout:
         if self.manager == "launchd":
             domain = "system" if self.is_system else f"gui/{self.account.pw_uid}"
             return [f"launchctl bootout {domain}/{units.LABEL}"]
-        control = "systemctl" if self.is_system else "systemctl --user"
-        return [f"{control} stop {units.SERVICE}", f"{control} daemon-reload"]
+        systemctl = "systemctl" if self.is_system else "systemctl --user"
+        return [f"{systemctl} stop {units.SERVICE}", f"{systemctl} daemon-reload"]
 
 
 def choose_layout(
@@ -157,10 +157,10 @@ def choose_layout(
     run_as: str | None,
     root: Path,
 ) -> ServiceLayout:
-    chosen = manager or ("launchd" if sys.platform == "darwin" else "systemd")
-    of_system = os.geteuid() == 0 if scope is None else scope == "system"
+    chosen_manager = manager or ("launchd" if sys.platform == "darwin" else "systemd")
+    is_system = os.geteuid() == 0 if scope is None else scope == "system"
     account = pwd.getpwuid(os.geteuid())
-    if chosen == "launchd" and of_system:
+    if chosen_manager == "launchd" and is_system:
         name = run_as or os.environ.get("SUDO_USER")
         if not name:
             raise BadSettingError("--run-as", "say whose rights a daemon of the system has")
@@ -170,7 +170,7 @@ def choose_layout(
             raise BadSettingError("--run-as", f"there is no user {name!r}") from None
     elif run_as is not None:
         raise BadSettingError("--run-as", "is for daemons of launchd")
-    return ServiceLayout(chosen, of_system, account, root)
+    return ServiceLayout(chosen_manager, is_system, account, root)
 
 
 def find_agent_command() -> tuple[str, ...]:
@@ -179,13 +179,13 @@ def find_agent_command() -> tuple[str, ...]:
 
 
 def build_environment(settings: AgentSettings, state_dir: Path) -> Mapping[str, str]:
-    told = settings.to_bootstrap_settings()
-    labels = told.pop("labels")
-    said = {
-        **told,
+    saved = settings.to_bootstrap_settings()
+    labels = saved.pop("labels")
+    values = {
+        **saved,
         "labels": None if labels is None else ",".join(labels),
-        "services": None if settings.services == DEFAULT_SERVICES else told["services"],
+        "services": None if settings.services == DEFAULT_SERVICES else saved["services"],
         "state_dir": str(state_dir),
         "token": settings.token.get_secret_value() if settings.token else None,
     }
-    return {f"{PREFIX}{name.upper()}": str(value) for name, value in said.items() if value}
+    return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items() if value}

@@ -56,10 +56,10 @@ async def find_service(address: str, local_ip: str | None) -> DiscoveredService 
 async def _find_models(address: str, local_ip: str | None) -> DiscoveredService | None:
     base = address.rstrip("/")
     for path in ("/api/tags", "/v1/models"):
-        found = parse_models(await _fetch_json(None, base + path))
-        if found is not None:
+        service = parse_models(await _fetch_json(None, base + path))
+        if service is not None:
             endpoint = await _find_endpoint(base, local_ip)
-            return found if endpoint is None else add_endpoint(found, endpoint)
+            return service if endpoint is None else add_endpoint(service, endpoint)
     return None
 
 
@@ -120,20 +120,20 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def parse_docker(said: object) -> DiscoveredService | None:
+def parse_docker(body: object) -> DiscoveredService | None:
     """Of GET /version."""
-    match said:
+    match body:
         case {"ApiVersion": str(_), "Version": str(version)} if _is_valid_name(version):
             return DiscoveredService({"name": "docker", "version": version})
     return None
 
 
-def parse_models(said: object) -> DiscoveredService | None:
+def parse_models(body: object) -> DiscoveredService | None:
     """Of Ollama's GET /api/tags, and of GET /v1/models. None for anything else.
 
     llama.cpp answers the first with both, and is none of Ollama's.
     """
-    match said:
+    match body:
         case {"data": list(entries)}:
             owners = [entry.get("owned_by") for entry in entries if isinstance(entry, dict)]
             name = "vllm" if "vllm" in owners else "openai"
@@ -146,13 +146,13 @@ def parse_models(said: object) -> DiscoveredService | None:
 def _parse_ollama_model(entry: object) -> dict[str, Any] | None:
     match entry:
         case {"name": str(name), **rest}:
-            known = rest.get("details")
-            details = known if isinstance(known, dict) else {}
-            told = {
+            value = rest.get("details")
+            details = value if isinstance(value, dict) else {}
+            facts = {
                 "parameters": details.get("parameter_size"),
                 "quantization": details.get("quantization_level"),
             }
-            return {"name": name, **{k: v for k, v in told.items() if _is_valid_name(v)}}
+            return {"name": name, **{k: v for k, v in facts.items() if _is_valid_name(v)}}
     return None
 
 
@@ -165,12 +165,14 @@ def _parse_openai_model(entry: object) -> dict[str, Any] | None:
     return None
 
 
-def _build_service(service: str, entries: Sequence[dict[str, Any] | None]) -> DiscoveredService:
+def _build_service(
+    service_name: str, entries: Sequence[dict[str, Any] | None]
+) -> DiscoveredService:
     """By name: some servers put those first that were used last, which is no change."""
-    named = {entry["name"]: entry for entry in entries if entry and _is_valid_name(entry["name"])}
-    first = sorted(named.values(), key=lambda entry: str(entry["name"]))[:MAX_MODELS]
+    models = {entry["name"]: entry for entry in entries if entry and _is_valid_name(entry["name"])}
+    first = sorted(models.values(), key=lambda entry: str(entry["name"]))[:MAX_MODELS]
     return DiscoveredService(
-        {"name": service}, tuple({**entry, "service": service} for entry in first)
+        {"name": service_name}, tuple({**entry, "service": service_name} for entry in first)
     )
 
 
@@ -178,5 +180,5 @@ def _is_valid_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable()
 
 
-def add_endpoint(served: DiscoveredService, endpoint: str) -> DiscoveredService:
-    return DiscoveredService({**served.service, "endpoint": endpoint}, served.models)
+def add_endpoint(service: DiscoveredService, endpoint: str) -> DiscoveredService:
+    return DiscoveredService({**service.service, "endpoint": endpoint}, service.models)

@@ -44,14 +44,14 @@ def parse_graphql_url(text: str) -> str:
     Raises ValueError with a sentence. A password in the address is refused, because addresses
     are logged.
     """
-    wanted = "write an address such as http://127.0.0.1:9205 or https://registry.example/graphql"
+    expected = "write an address such as http://127.0.0.1:9205 or https://registry.example/graphql"
     try:
         url = urlsplit(text.strip())
         usable = url.scheme in {"http", "https"} and url.hostname and url.port != 0
     except ValueError:
         usable = False
     if not usable or url.fragment or re.search(r"\s", text.strip()):
-        raise ValueError(wanted)
+        raise ValueError(expected)
     if url.username is not None:
         raise ValueError("put no password in the address; NODE_AGENT_TOKEN holds the token")
     return url._replace(path="/graphql").geturl() if url.path in {"", "/"} else url.geturl()
@@ -72,7 +72,7 @@ def _normalize_role(text: str) -> str:
 def _split_list(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return tuple(dict.fromkeys(found for part in value.split(",") if (found := part.strip())))
+    return tuple(dict.fromkeys(word for part in value.split(",") if (word := part.strip())))
 
 
 def _check_services(addresses: tuple[str, ...]) -> tuple[str, ...]:
@@ -94,11 +94,11 @@ def _is_service_address(address: str) -> bool:
         url = urlsplit(address)
         if url.scheme == "unix":
             return not url.netloc and url.path.startswith("/")
-        known = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+        is_http = url.scheme in {"http", "https"} and url.hostname and url.port != 0
     except ValueError:
         return False
-    plain = url.username is None and not url.query and not url.fragment
-    return bool(known) and plain and not re.search(r"\s", address)
+    is_plain = url.username is None and not url.query and not url.fragment
+    return bool(is_http) and is_plain and not re.search(r"\s", address)
 
 
 def _make_absolute(path: Path) -> Path:
@@ -172,17 +172,17 @@ class AgentSettings(BaseSettings):
 
 def load_settings(
     options: Mapping[str, object],
-    remembered: Mapping[str, object] | None = None,
+    saved: Mapping[str, object] | None = None,
     *,
-    told_in: str = "",
+    source: str = "",
 ) -> AgentSettings:
     """`options` are those of the command line, None where one was not given.
 
     `remembered` has been read from the file `told_in`. Raises BadSettingError.
     """
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    if "role" in given and "type" not in given and (named := _find_type(given["role"])):
-        given["type"] = named  # `--role production-router` must win over NODE_AGENT_TYPE
+    values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if "role" in values and "type" not in values and (node_type := _find_type(values["role"])):
+        values["type"] = node_type  # `--role production-router` must win over NODE_AGENT_TYPE
 
     class Settings(AgentSettings):
         @classmethod
@@ -194,11 +194,11 @@ def load_settings(
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            memory = InitSettingsSource(settings_cls, init_kwargs=dict(remembered or {}))
-            return init_settings, env_settings, memory
+            saved_source = InitSettingsSource(settings_cls, init_kwargs=dict(saved or {}))
+            return init_settings, env_settings, saved_source
 
     try:
-        return Settings(**given)
+        return Settings(**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = str(first["loc"][0])
@@ -207,7 +207,7 @@ def load_settings(
         elif environ.get(variable := f"{PREFIX}{field.upper()}"):
             name = variable
         else:
-            name = f"{told_in}: {field}"
+            name = f"{source}: {field}"
         cause = first.get("ctx", {}).get("error")
         problem = str(cause or first["msg"])
         if field != "token" and "@" not in str(first["input"]):

@@ -25,16 +25,16 @@ async def run_until_stopped(work: Awaitable[object], *, with_parent: bool = Fals
     task = asyncio.ensure_future(work)
     stopped = False
 
-    def stop(why: str) -> None:
+    def stop(reason: str) -> None:
         nonlocal stopped
         if not stopped:
             stopped = True
             loop.call_later(STOP_SECONDS, os._exit, 0)
             task.cancel()
-            log.info("agent.stopping", why=why)
+            log.info("agent.stopping", reason=reason)
 
     try:
-        with _signal_handlers(loop, stop), _stdin_watch(loop, stop, watched=with_parent):
+        with _signal_handlers(loop, stop), _stdin_watch(loop, stop, enabled=with_parent):
             await task
     except asyncio.CancelledError:
         if not stopped:
@@ -58,9 +58,9 @@ def _signal_handlers(
 
 @contextmanager
 def _stdin_watch(
-    loop: asyncio.AbstractEventLoop, stop: Callable[[str], None], *, watched: bool
+    loop: asyncio.AbstractEventLoop, stop: Callable[[str], None], *, enabled: bool
 ) -> Iterator[None]:
-    if not watched:
+    if not enabled:
         yield
         return
     if not sys.stdin:

@@ -34,8 +34,10 @@ class TlsConfig:
 
         Raises UnusableFileError, but not once it was read: then the former goes on.
         """
-        seen = [_fingerprint_file(path) for path in (self._ca_file, self._certificate, self._key)]
-        if self._context is None or seen != self._fingerprints:
+        fingerprints = [
+            _fingerprint_file(path) for path in (self._ca_file, self._certificate, self._key)
+        ]
+        if self._context is None or fingerprints != self._fingerprints:
             try:
                 # As for proxies, the environment says nothing of one's own machine.
                 self._context = self._read(trust_env=not is_loopback(url))
@@ -43,7 +45,7 @@ class TlsConfig:
                 if self._context is None:
                     raise
                 log.warning("trust.unusable", reason=str(error))
-            self._fingerprints = seen
+            self._fingerprints = fingerprints
         return self._context
 
     def _read(self, *, trust_env: bool) -> ssl.SSLContext:

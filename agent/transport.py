@@ -62,19 +62,19 @@ class FallbackTransport:
         self,
         url: str,
         token: str | None,
-        trust: TlsConfig,
+        tls: TlsConfig,
         *,
         clock: Clock,
-        hear_pace: Callable[[float], None],
+        on_pace: Callable[[float], None],
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._url = url
         self._token = token
-        self._trust = trust
+        self._tls = tls
         self._clock = clock
-        self._on_pace = hear_pace
+        self._on_pace = on_pace
         self._timeout_seconds = timeout_seconds
-        self._http = HttpTransport(url, token, tls=trust, timeout_seconds=timeout_seconds)
+        self._http = HttpTransport(url, token, tls=tls, timeout_seconds=timeout_seconds)
         self._http_until: float | None = None
         """None while websockets are not known to fail."""
         self._restart_deadline = clock.now()
@@ -83,15 +83,15 @@ class FallbackTransport:
         self._closing = AsyncExitStack()
 
     async def execute(
-        self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+        self, document: GraphQLRequest, variables: dict[str, Any], reply_type: type[ReplyT]
     ) -> ReplyT:
         """Raises as `Connection.ask`, and RestartingError for a while after a goodbye."""
         if self._http_until is not None and self._clock.now() < self._http_until:
-            return await self._http.execute(document, variables, reply)
+            return await self._http.execute(document, variables, reply_type)
         try:
-            return await self._execute_over_websocket(document, variables, reply)
+            return await self._execute_over_websocket(document, variables, reply_type)
         except WebSocketOpenError as error:
-            return await self._execute_over_http(error, document, variables, reply)
+            return await self._execute_over_http(error, document, variables, reply_type)
         except RegistryRestartingError:
             await self._close_websocket()
             self._restart_deadline = self._clock.now() + RESTART_SECONDS
@@ -107,37 +107,37 @@ class FallbackTransport:
         await self._http.aclose()
 
     async def _execute_over_websocket(
-        self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
+        self, document: GraphQLRequest, variables: dict[str, Any], reply_type: type[ReplyT]
     ) -> ReplyT:
         request = GraphQLRequest(document, variable_values=variables)
-        transport = await self._open_websocket()
+        websocket = await self._open_websocket()
         with translated_errors(self._timeout_seconds):
             async with asyncio.timeout(self._timeout_seconds):
-                result = await transport.execute(request)
-        return parse_result(result, reply)
+                result = await websocket.execute(request)
+        return parse_result(result, reply_type)
 
     async def _execute_over_http(
         self,
-        broken: WebSocketOpenError,
+        cause: WebSocketOpenError,
         document: GraphQLRequest,
         variables: dict[str, Any],
-        reply: type[ReplyT],
+        reply_type: type[ReplyT],
     ) -> ReplyT:
         """What is answered here, though no websocket opens, tells where the fault is."""
         try:
-            answer = await self._http.execute(document, variables, reply)
+            answer = await self._http.execute(document, variables, reply_type)
         except RequestRejectedError:
-            self._use_http(broken)
+            self._use_http(cause)
             raise
-        self._use_http(broken)
+        self._use_http(cause)
         return answer
 
-    def _use_http(self, broken: WebSocketOpenError) -> None:
+    def _use_http(self, cause: WebSocketOpenError) -> None:
         seconds = self._clock.uniform(HTTP_SECONDS / 2, HTTP_SECONDS * 3 / 2)
         (log.warning if self._http_until is None else log.debug)(
             "websocket.broken",
             registry_url=self._url,
-            reason=broken.reason,
+            reason=cause.reason,
             instead="http",
             retry_in_seconds=round(seconds),
         )
@@ -150,29 +150,29 @@ class FallbackTransport:
             if self._websocket.is_alive and slept_seconds < PING_SECONDS:
                 return self._websocket
             await self._close_websocket()
-        transport = await self._closing.enter_async_context(
-            open_websocket(self._url, self._token, self._trust, open_seconds=OPEN_TIMEOUT_SECONDS)
+        websocket = await self._closing.enter_async_context(
+            open_websocket(self._url, self._token, self._tls, open_seconds=OPEN_TIMEOUT_SECONDS)
         )
-        self._websocket, self._slept_before = transport, self._measure_sleep()
-        following = asyncio.create_task(self._follow_pace(transport))
-        self._closing.callback(following.cancel)
+        self._websocket, self._slept_before = websocket, self._measure_sleep()
+        pace_task = asyncio.create_task(self._follow_pace(websocket))
+        self._closing.callback(pace_task.cancel)
         if self._http_until is not None:
             self._http_until = None
             log.info("websocket.works", registry_url=self._url)
             await self._http.aclose()
-        return transport
+        return websocket
 
     def _measure_sleep(self) -> float:
         """Since some moment: the loop's own clock stands still while the machine sleeps."""
         return self._clock.now() - asyncio.get_running_loop().time()
 
-    async def _follow_pace(self, transport: BoundedWebsocketsTransport) -> None:
+    async def _follow_pace(self, websocket: BoundedWebsocketsTransport) -> None:
         """An older registry, or one that is busy, tells none: replies tell it, too."""
         try:
             with translated_errors():
-                paces = subscribe(transport, documents.HEARTBEAT_PACE, {}, HeartbeatPaceData)
-                async with aclosing(paces) as told:
-                    async for pace in told:
+                results = subscribe(websocket, documents.HEARTBEAT_PACE, {}, HeartbeatPaceData)
+                async with aclosing(results) as events:
+                    async for pace in events:
                         self._on_pace(pace.heartbeat_pace.interval_seconds)
         except RegistryRestartingError:
             self._restart_deadline = self._clock.now() + RESTART_SECONDS

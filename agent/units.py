@@ -76,12 +76,12 @@ DeviceAllow=char-nvidia* rw
 """
 
 
-def render_systemd_unit(command: Sequence[str], environment_file: Path, *, of_system: bool) -> str:
+def render_systemd_unit(command: Sequence[str], environment_file: Path, *, is_system: bool) -> str:
     return _UNIT.format(
         command=" ".join(map(_quote_word, command)),
         environment_file=environment_file,
-        account=_ACCOUNT if of_system else "",
-        target="multi-user.target" if of_system else "default.target",
+        account=_ACCOUNT if is_system else "",
+        target="multi-user.target" if is_system else "default.target",
     )
 
 
@@ -128,7 +128,7 @@ def render_default_units() -> dict[str, str]:
     """By their places below deploy/."""
     return {
         f"systemd/{SERVICE}": render_systemd_unit(
-            DEFAULT_COMMAND, SYSTEM_ENVIRONMENT_FILE, of_system=True
+            DEFAULT_COMMAND, SYSTEM_ENVIRONMENT_FILE, is_system=True
         ),
         f"systemd/{ACCOUNT}.sysusers.conf": SYSUSERS,
         f"launchd/{LABEL}.plist": render_launchd_plist(

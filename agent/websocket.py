@@ -67,14 +67,14 @@ class BoundedWebsocketsTransport(WebsocketsTransport):
 
 @asynccontextmanager
 async def open_websocket(
-    url: str, token: str | None, trust: TlsConfig, *, open_seconds: float | None = None
+    url: str, token: str | None, tls: TlsConfig, *, open_seconds: float | None = None
 ) -> AsyncIterator[BoundedWebsocketsTransport]:
     """`url` is the http(s) address of the endpoint.
 
     Whatever fails of the connection while it is used is raised as RegistryAwayError, or as
     RefusedError when the registry said no; UnopenedError where HTTP may do better.
     """
-    transport = _create_transport(url, token, trust)
+    transport = _create_transport(url, token, tls)
     open_seconds = open_seconds or TIMEOUT_SECONDS
     try:
         with translated_errors(open_seconds, WebSocketOpenError):
@@ -88,13 +88,13 @@ async def open_websocket(
         await transport.close()
 
 
-def _create_transport(url: str, token: str | None, trust: TlsConfig) -> BoundedWebsocketsTransport:
+def _create_transport(url: str, token: str | None, tls: TlsConfig) -> BoundedWebsocketsTransport:
     # A proxy for the outside world must not stand before one's own machine.
-    outside = not is_loopback(url)
+    is_remote = not is_loopback(url)
     return BoundedWebsocketsTransport(
         url.replace("http", "ws", 1),
         headers=build_headers(token),
-        ssl=trust.load_context(url) if url.startswith("https:") else False,
+        ssl=tls.load_context(url) if url.startswith("https:") else False,
         subprotocols=[PROTOCOL],
         connect_timeout=None,
         ack_timeout=None,
@@ -106,7 +106,7 @@ def _create_transport(url: str, token: str | None, trust: TlsConfig) -> BoundedW
             "close_timeout": 0,
             # Inflated, what one read of the socket brings would have no bound.
             "compression": None,
-            "proxy": True if outside else None,
+            "proxy": True if is_remote else None,
         },
     )
 
@@ -115,27 +115,28 @@ async def subscribe(
     transport: BoundedWebsocketsTransport,
     document: GraphQLRequest,
     variables: dict[str, Any],
-    reply: type[ReplyT],
+    reply_type: type[ReplyT],
 ) -> AsyncGenerator[ReplyT, None]:
     """Ends with an error, for a subscription to the registry has no end."""
     request = GraphQLRequest(document, variable_values=variables)
     # No goodbye: where the socket is dead, gql would raise its failure instead of the end.
     async with aclosing(transport.subscribe(request, send_stop=False)) as results:
         async for result in results:
-            yield parse_result(result, reply)
+            yield parse_result(result, reply_type)
     raise RegistryUnavailableError("the stream has ended")
 
 
-def parse_result(result: ExecutionResult, reply: type[ReplyT]) -> ReplyT:
+def parse_result(result: ExecutionResult, reply_type: type[ReplyT]) -> ReplyT:
     """Raises RefusedError for errors, RegistryAwayError for what is not of the schema."""
     if result.errors:
         raise parse_errors(result.errors)
-    return parse_reply(result.data, reply)
+    return parse_reply(result.data, reply_type)
 
 
 @contextmanager
 def translated_errors(
-    seconds: float | None = None, away: type[RegistryUnavailableError] = RegistryUnavailableError
+    timeout_seconds: float | None = None,
+    default: type[RegistryUnavailableError] = RegistryUnavailableError,
 ) -> Iterator[None]:
     """What gql, websockets and time limits raise, as one of the errors of `agent.errors`.
 
@@ -144,11 +145,11 @@ def translated_errors(
     try:
         yield
     except (TransportError, TimeoutError) as error:
-        raise _translate_error(error, seconds or TIMEOUT_SECONDS, away) from None
+        raise _translate_error(error, timeout_seconds or TIMEOUT_SECONDS, default) from None
 
 
 def _translate_error(
-    error: Exception, seconds: float, away: type[RegistryUnavailableError]
+    error: Exception, timeout_seconds: float, default: type[RegistryUnavailableError]
 ) -> RegistryUnavailableError | RequestRejectedError:
     if isinstance(error, TransportQueryError):
         return parse_errors(error.errors)
@@ -165,11 +166,11 @@ def _translate_error(
         case InvalidStatus(response=response):
             failure = parse_http_error(response.status_code, response.headers, reason)
             if isinstance(failure, RegistryUnavailableError):
-                failure = away(reason, failure.retry_after_seconds)
+                failure = default(reason, failure.retry_after_seconds)
         case TimeoutError():
-            failure = away(f"no answer within {seconds:g} s")
+            failure = default(f"no answer within {timeout_seconds:g} s")
         case OSError():
             failure = RegistryUnavailableError(reason)
         case _:
-            failure = away(reason)
+            failure = default(reason)
     return failure

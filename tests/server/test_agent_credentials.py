@@ -74,7 +74,7 @@ async def key_in(directory: Path, keys: Database) -> Token:
     kept = read_node_token(directory)
     assert kept is not None
     async with keys.read() as session:
-        found = await tokens.find_valid_token(session, presented(kept.key.get_secret_value()))
+        found = await tokens.find_valid_token(session, presented(kept.token.get_secret_value()))
     assert found is not None, "it stands"
     return found
 
@@ -238,7 +238,7 @@ async def _key_other_than(former: str | None, directory: Path) -> str:
     async with asyncio.timeout(20):
         while True:
             if kept := read_node_token(directory):
-                public_id = presented(kept.key.get_secret_value()).public_id
+                public_id = presented(kept.token.get_secret_value()).public_id
                 if public_id != former:
                     return public_id
             await asyncio.sleep(0.02)

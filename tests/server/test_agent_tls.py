@@ -27,17 +27,17 @@ async def secure(start_server: StartServer, authority: Authority) -> AsyncIterat
 
 async def test_a_router_asks_and_follows_over_tls(secure: LiveServer, authority: Authority) -> None:
     trust = TlsConfig(authority.certificate)
-    async with RegistryClient(secure.url, trust=trust) as client:
+    async with RegistryClient(secure.url, tls=trust) as client:
         assert len((await client.get_nodes()).value) == 2
         async with aclosing(client.follow_status_changes()) as events:
             assert await anext(events) == Bookmark(revision=2)
-    async with aclosing(follow_available_nodes(secure.url, trust=trust)) as told:
+    async with aclosing(follow_available_nodes(secure.url, tls=trust)) as told:
         assert (await anext(told)).revision == 2
 
 
 async def test_a_registry_that_is_not_trusted_is_away(secure: LiveServer, tmp_path: Path) -> None:
     trust = TlsConfig(Authority(tmp_path, "authority-of-another").certificate)
-    async with RegistryClient(secure.url, trust=trust) as client:
+    async with RegistryClient(secure.url, tls=trust) as client:
         with pytest.raises(RegistryUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
             await client.get_nodes()
 
@@ -47,7 +47,7 @@ async def test_a_registry_that_does_not_trust_the_agent_is_away(
 ) -> None:
     shown = Authority(tmp_path, "authority-of-another").client("router-1")
     trust = TlsConfig(authority.certificate, shown.certificate, shown.key)
-    async with RegistryClient(secure.url, trust=trust) as client:
+    async with RegistryClient(secure.url, tls=trust) as client:
         with pytest.raises(RegistryUnavailableError):
             await client.get_nodes()
 

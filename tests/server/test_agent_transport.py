@@ -71,7 +71,7 @@ async def beating(
         token,
         TlsConfig(),
         clock=clock,
-        hear_pace=paces.append,
+        on_pace=paces.append,
         timeout_seconds=timeout_seconds,
     )
     async with aclosing(over):
@@ -254,7 +254,7 @@ async def test_a_restart_is_no_news_that_anyone_would_take_for_a_failure(
             port = int(server.url.rpartition(":")[2])
             schedule = Schedule(clock)
             over = FallbackTransport(
-                server.graphql_url, None, TlsConfig(), clock=clock, hear_pace=schedule.apply_pace
+                server.graphql_url, None, TlsConfig(), clock=clock, on_pace=schedule.apply_pace
             )
             shown = Credentials(tmp_path, None, clock.uniform)
             run = Runner(over, shown, schedule, tmp_path, load_settings({}), "boot-1", clock=clock)

@@ -52,7 +52,7 @@ def test_the_key_is_kept_for_its_owners_eyes_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [CREDENTIAL_FILE]
     kept = read_node_token(tmp_path)
     assert kept is not None
-    assert (kept.key.get_secret_value(), kept.expires_at) == ("the-key", NOON)
+    assert (kept.token.get_secret_value(), kept.expires_at) == ("the-key", NOON)
 
 
 def test_the_key_is_not_shown_when_it_is_printed(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ async def test_start_does_not_wait_for_a_driver_that_hangs() -> None:
 
     watch = GpuWatch(read)
     began = time.monotonic()
-    await watch.start(patience_seconds=0.05)
+    await watch.start(timeout_seconds=0.05)
     assert time.monotonic() - began < 5
     assert watch.current_gpus == watch.last_gpus == []
     watch.stop()

@@ -118,7 +118,7 @@ def test_bad_value_is_named_by_the_place_it_came_from(monkeypatch: pytest.Monkey
     with pytest.raises(BadSettingError, match=r"^--type: .* not 'x'$"):
         load_settings({"type": "x"})
     with pytest.raises(BadSettingError, match=r"^/state/bootstrap.json: role: "):
-        load_settings({}, {"role": "x"}, told_in="/state/bootstrap.json")
+        load_settings({}, {"role": "x"}, source="/state/bootstrap.json")
     monkeypatch.setenv("NODE_AGENT_REGISTRY_URL", "nowhere")
     with pytest.raises(BadSettingError, match=r"^NODE_AGENT_REGISTRY_URL: .* not 'nowhere'$"):
         load_settings({})

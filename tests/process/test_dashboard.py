@@ -112,7 +112,7 @@ class Desk:
 
 
 async def sign_in(page: Page, key: str) -> None:
-    await page.get_by_label("Key or token").fill(key)
+    await page.get_by_label("API key or token").fill(key)
     await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
 
 

@@ -105,7 +105,7 @@ export class FleetPage {
 
   #build() {
     return h("div", { class: "fleet" },
-      h("h1", { class: "unseen" }, "Fleet"),
+      h("h1", { class: "visually-hidden" }, "Fleet"),
       h("section", { class: "glance", "aria-label": "Nodes by status" },
         h("div", { class: "tile total" }, this.#total, h("span", {}, "Nodes")), this.#createTiles(),
         h("div", { class: "bar", "aria-hidden": "true" }, [...this.#barParts.values()])),

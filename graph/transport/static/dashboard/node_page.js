@@ -45,7 +45,7 @@ export class NodePage {
   #since = h("span", { class: "quiet" });
   #problem = h("div");
   #facts = h("div");
-  #story = h("div", { class: "story" });
+  #historyCards = h("div", { class: "history-cards" });
   #profiles = h("div");
   #name = h("span", { class: "quiet" });
   #isOpen = false;
@@ -77,7 +77,7 @@ export class NodePage {
       h("div", { class: "title" }, h("h1", {}, nodeId), this.#name, this.#badge, this.#since, this.#heartbeatAge),
       this.#problem,
       h("div", { class: "parts" },
-        h("div", { class: "wide" }, this.#loadPanel.element, this.#story),
+        h("div", { class: "wide" }, this.#loadPanel.element, this.#historyCards),
         h("div", { class: "side" }, this.#facts, this.#maintenanceForm.element, this.#profiles)));
   }
 
@@ -136,7 +136,7 @@ export class NodePage {
     if (node.lastHeartbeat !== null) this.#recordHeartbeat(node.lastHeartbeat);
     this.#facts.replaceChildren(renderFacts(node));
     this.#profiles.replaceChildren(renderProfiles(node));
-    this.#story.replaceChildren(renderAvailability(node), renderTimeline(node.statusChanges.nodes, node.statusChanges.pageInfo.hasNextPage));
+    this.#historyCards.replaceChildren(renderAvailability(node), renderTimeline(node.statusChanges.nodes, node.statusChanges.pageInfo.hasNextPage));
     this.#updateAges();
   }
 

@@ -28,10 +28,10 @@ OPTIONS = {"fsync": "off"}
 
 HOLDER = f"""
 import asyncio, pathlib, sys
-from db.embedded.server import embedded_postgres
+from db.embedded.server import run_embedded_postgres
 
 async def hold():
-    async with embedded_postgres(pathlib.Path(sys.argv[1]), options={OPTIONS!r}):
+    async with run_embedded_postgres(pathlib.Path(sys.argv[1]), options={OPTIONS!r}):
         print("started", flush=True)
         await asyncio.Event().wait()
 

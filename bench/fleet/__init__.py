@@ -1,1 +1,1 @@
-"""A fleet of simulated agents, and what a registry makes of it."""
+"""A fleet of simulated agents, and how a registry copes with it."""

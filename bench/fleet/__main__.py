@@ -1,11 +1,10 @@
-"""`python -m bench.fleet`: a fleet of simulated agents on a registry, and what it makes of them."""
+"""The command `python -m bench.fleet`, which runs a fleet of simulated agents on a registry."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-import orjson
 import uvloop
 
 from bench import report
@@ -16,34 +15,43 @@ from graph.telemetry import logs
 
 
 @click.command()
-@click.option("--nodes", default=10_000, show_default=True)
+@click.option("--nodes", default=10_000, show_default=True, help="Number of agents.")
 @click.option("--interval", default=15.0, show_default=True, help="Seconds between heartbeats.")
-@click.option("--seconds", default=60.0, show_default=True, help="For how long it is measured.")
+@click.option("--seconds", default=60.0, show_default=True, help="Duration of the measurement.")
 @click.option("--transport", type=click.Choice(["websocket", "http"]), default="websocket")
-@click.option("--connections", default=0, help="Websockets that they share; each its own: 0.")
+@click.option(
+    "--connections",
+    default=0,
+    help="Number of connections that the agents share; 0 gives each its own.",
+)
 @click.option("--fail", default=0.5, show_default=True, help="Percent of the nodes a minute.")
 @click.option("--sleep", default=0.5, show_default=True, help="Percent of the nodes a minute.")
-@click.option("--restart", is_flag=True, help="Then kill the server with -9 and start it anew.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
-def main(json_file: Path | None, **given: Any) -> None:
-    """Simulate a fleet of agents. A target that is missed is told, and is no failure."""
-    terms = Scenario(**given)
+@click.option("--restart", is_flag=True, help="Afterwards kill the server with -9 and restart it.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the results to this file as JSON.",
+)
+def main(json_file: Path | None, **options: Any) -> None:
+    """Simulate a fleet of agents. A missed target is reported and is not a failure."""
+    scenario = Scenario(**options)
     logs.configure_logging("development", "critical")
-    allow_files_for(terms.nodes)
-    under = report.describe_environment()
-    story = uvloop.run(run_scenario(terms))
-    found = compute_findings(terms, story)
-    click.echo(format_text(terms, story, found, under))
+    allow_files_for(scenario.nodes)
+    environment = report.describe_environment()
+    result = uvloop.run(run_scenario(scenario))
+    findings = compute_findings(scenario, result)
+    click.echo(format_text(scenario, result, findings, environment))
     if json_file is not None:
         document = {
-            **under,
-            "terms": asdict(terms),
-            "findings": [asdict(finding) | {"met": finding.is_met} for finding in found],
-            "statuses": story.statuses,
-            "transitions": story.transitions,
-            "resident": story.memory_samples,
+            **environment,
+            "terms": asdict(scenario),
+            "findings": [asdict(finding) | {"met": finding.is_met} for finding in findings],
+            "statuses": result.statuses,
+            "transitions": result.transitions,
+            "resident": result.memory_samples,
         }
-        json_file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        report.write_json(json_file, document)
 
 
 if __name__ == "__main__":

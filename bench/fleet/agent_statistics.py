@@ -1,4 +1,4 @@
-"""What the agents of a fleet have met, by phases of the story."""
+"""Latencies and errors of the agents of a fleet, by phases of the scenario."""
 
 import asyncio
 from array import array
@@ -15,20 +15,24 @@ Failure = RegistryUnavailableError | RequestRejectedError
 
 @dataclass
 class Phase:
-    """`errors` are those after which the agents tried again by themselves."""
+    """What was counted in one phase of the scenario.
+
+    Latencies and lags are in seconds. After `errors` the agents retried by themselves; a fatal
+    error ended its agent.
+    """
 
     name: str
     latencies: "array[float]" = field(default_factory=lambda: array("d"))
     errors: Counter[str] = field(default_factory=Counter)
     fatal_errors: Counter[str] = field(default_factory=Counter)
     lags: "array[float]" = field(default_factory=lambda: array("d"))
-    """By how much the load itself was late, as it looked now and then."""
+    """Samples of how late the load's own event loop was."""
     seconds: float = 0.0
-    cpu: CpuUsage = CpuUsage(0.0, 0.0, 0.0)  # noqa: RUF009  # it cannot be altered
+    cpu: CpuUsage = CpuUsage(0.0, 0.0, 0.0)  # noqa: RUF009  # it is frozen
 
 
 def compute_percentile(seconds: Sequence[float], percent: float) -> float:
-    """In milliseconds; 0 where there is nothing."""
+    """Return a percentile in milliseconds, or 0 without values."""
     if not seconds:
         return 0.0
     ordered = sorted(seconds)
@@ -36,7 +40,10 @@ def compute_percentile(seconds: Sequence[float], percent: float) -> float:
 
 
 class AgentStatistics:
-    """Counts in the phase that has begun last."""
+    """Counts answers and errors in the current phase, and knows which nodes still lack an answer.
+
+    A node is expected from `expect_answers` until it is answered or stops.
+    """
 
     def __init__(self) -> None:
         self.phase = Phase("")
@@ -52,33 +59,34 @@ class AgentStatistics:
         self.stop_expecting(node_id)
 
     def record_failure(self, failure: Failure) -> None:
+        """Count a failure after which the agent retries."""
         self.phase.errors[_format_failure(failure)] += 1
 
-    def record_refusal(self, failure: Failure) -> None:
-        """The same failure was counted before as one that is tried again."""
+    def record_fatal_failure(self, failure: Failure) -> None:
+        """Count a failure as fatal that `record_failure` counted before."""
         self.phase.errors[_format_failure(failure)] -= 1
         self.phase.fatal_errors[_format_failure(failure)] += 1
 
     def record_crash(self, error: Exception) -> None:
-        """Of what no agent should die of."""
-        self.phase.fatal_errors[f"died: {error!r}"] += 1
+        """Count an exception that no agent should raise."""
+        self.phase.fatal_errors[f"crashed: {error!r}"] += 1
 
     def expect_answers(self, node_ids: set[str]) -> None:
-        """Until each of them was answered."""
+        """Expect an answer to each of these nodes, and to no others."""
         self._expected = set(node_ids)
         self._all_answered.clear()
 
     def stop_expecting(self, node_id: str) -> None:
-        """It is missed no more: it was answered, or it is not there to ask."""
+        """Note that the node was answered, or is not running and sends no requests."""
         if node_id in self._expected:
             self._expected.remove(node_id)
             if not self._expected:
                 self._all_answered.set()
 
-    async def wait_for_answers(self, within_seconds: float) -> int:
-        """How many are still missed then."""
+    async def wait_for_answers(self, timeout_seconds: float) -> int:
+        """Wait for all expected answers and return how many are missing after the timeout."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(within_seconds):
+            async with asyncio.timeout(timeout_seconds):
                 await self._all_answered.wait()
         return len(self._expected)
 
@@ -86,4 +94,4 @@ class AgentStatistics:
 def _format_failure(failure: Failure) -> str:
     if isinstance(failure, RequestRejectedError):
         return failure.code or failure.message
-    return f"away: {failure.reason}"
+    return f"unavailable: {failure.reason}"

@@ -1,4 +1,4 @@
-"""What a story comes to, beside its targets."""
+"""The findings of a scenario, next to their targets."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from bench.fleet.agent_statistics import compute_percentile
 from bench.fleet.scenario import Scenario, ScenarioResult
-from bench.report import Environment
+from bench.report import Environment, format_environment
 
 _FEW_CONNECTIONS = 100
-"""Connections, at most, beside which the memory is the nodes' own."""
+"""With at most so many connections, the server's memory counts as that of the nodes alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`at_most` is the target, where there is one."""
+    """A measured value; `at_most` is its target, if it has one."""
 
     name: str
     value: float
@@ -23,15 +23,17 @@ class Finding:
 
     @property
     def is_met(self) -> bool | None:
+        """Whether the value meets its target; None without a target."""
         return None if self.at_most is None else self.value <= self.at_most
 
 
-def compute_findings(terms: Scenario, story: ScenarioResult) -> list[Finding]:
-    steady = next(phase for phase in story.phases if phase.name == "steady")
-    given_up = sum(phase.fatal_errors.total() for phase in story.phases)
+def compute_findings(scenario: Scenario, result: ScenarioResult) -> list[Finding]:
+    steady = next(phase for phase in result.phases if phase.name == "steady")
+    fatal_count = sum(phase.fatal_errors.total() for phase in result.phases)
     p50, p99 = compute_percentile(steady.latencies, 50), compute_percentile(steady.latencies, 99)
-    few = 0 < terms.connections <= _FEW_CONNECTIONS
-    found = [
+    has_few_connections = 0 < scenario.connections <= _FEW_CONNECTIONS
+    memory_growth = result.memory_samples[0][1] - result.baseline_bytes
+    findings = [
         Finding("heartbeats", len(steady.latencies) / steady.seconds, "/s"),
         Finding("server", steady.cpu.server, "of a core", 0.6),
         Finding("answer p50", p50, "ms"),
@@ -39,61 +41,63 @@ def compute_findings(terms: Scenario, story: ScenarioResult) -> list[Finding]:
         Finding("the load", steady.cpu.load, "of a core"),
         Finding("the load's own lag, p99", compute_percentile(steady.lags, 99), "ms"),
         Finding("errors while steady", steady.errors.total(), "", 0),
-        Finding("errors that no agent retries", given_up, "", 0),
+        Finding("errors that no agent retries", fatal_count, "", 0),
         Finding(
-            "memory per node" if few else "memory per node and its connection",
-            (story.memory_samples[0][1] - story.baseline_bytes) / story.nodes_after_baseline / 1000,
+            "memory per node" if has_few_connections else "memory per node and its connection",
+            memory_growth / result.nodes_after_baseline / 1000,
             "kB",
-            2 if few else None,
+            2 if has_few_connections else None,
         ),
-        Finding("growth while steady", _compute_growth_bytes(story) / 1e6, "MB"),
+        Finding("growth while steady", _compute_growth_bytes(result) / 1e6, "MB"),
     ]
-    if story.seconds_until_all_back is not None and story.seconds_until_served is not None:
-        found += [
-            Finding("killed until served again", story.seconds_until_served, "s"),
+    if result.seconds_until_all_back is not None and result.seconds_until_served is not None:
+        seconds_until_all_back = result.seconds_until_all_back
+        findings += [
+            Finding("killed until served again", result.seconds_until_served, "s"),
             Finding(
-                "killed until all are back", story.seconds_until_all_back, "s", 2 * terms.interval
+                "killed until all are back", seconds_until_all_back, "s", 2 * scenario.interval
             ),
-            Finding("not back by then", story.missing_nodes, "nodes", 0),
+            Finding("not back by then", result.missing_nodes, "nodes", 0),
         ]
-    return found
+    return findings
 
 
-def _compute_growth_bytes(story: ScenarioResult) -> int:
-    return story.memory_samples[-1][1] - story.memory_samples[0][1]
+def _compute_growth_bytes(result: ScenarioResult) -> int:
+    return result.memory_samples[-1][1] - result.memory_samples[0][1]
 
 
 def format_text(
-    terms: Scenario, story: ScenarioResult, found: Sequence[Finding], under: Environment
+    scenario: Scenario,
+    result: ScenarioResult,
+    findings: Sequence[Finding],
+    environment: Environment,
 ) -> str:
-    fleet = f"{terms.nodes} nodes at {terms.interval:g} s over {_describe_connections(terms)}"
+    """Return the environment, the findings, what the registry recorded, and the errors."""
+    fleet = f"{scenario.nodes} nodes at {scenario.interval:g} s over"
+    fleet += f" {scenario.connections or scenario.nodes} {scenario.transport} connections"
     lines = [
-        *(", ".join(f"{n} {v}" for n, v in facts.items()) for facts in under.values()),
-        f"{fleet}; {story.failure_count} failed, {story.sleep_count} slept, and came back",
+        *format_environment(environment),
+        f"{fleet}; {result.failure_count} failed, {result.sleep_count} slept, and came back",
         "",
-        *map(_format_finding, found),
+        *map(_format_finding, findings),
         "",
-        "the registry saw: " + _format_counts(story.statuses),
-        *(f"  {count:7} {what}" for what, count in story.transitions.items()),
+        "the registry recorded: " + _format_counts(result.statuses),
+        *(f"  {count:7} {transition}" for transition, count in result.transitions.items()),
     ]
-    for phase in story.phases:
+    for phase in result.phases:
         if phase.errors or phase.fatal_errors:
             lines.append(f"errors, {phase.name}: " + _format_counts(+phase.errors))
             lines.append("  not retried: " + _format_counts(phase.fatal_errors))
     return "\n".join(lines)
 
 
-def _describe_connections(terms: Scenario) -> str:
-    return f"{terms.connections or terms.nodes} {terms.transport} connections"
-
-
 def _format_finding(finding: Finding) -> str:
     target = ""
     if finding.at_most is not None:
-        met = "yes" if finding.is_met else "NO"
-        target = f"at most {finding.at_most:.4g}: {met}"
+        is_met = "yes" if finding.is_met else "NO"
+        target = f"at most {finding.at_most:.4g}: {is_met}"
     return f"{finding.name:38} {finding.value:10.3f} {finding.unit:10} {target}".rstrip()
 
 
 def _format_counts(counts: dict[str, int] | Counter[str]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in counts.items()) or "none"
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"

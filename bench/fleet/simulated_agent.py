@@ -1,4 +1,4 @@
-"""The simulated agents: runs of the agent itself, on machines that now and then fail or sleep."""
+"""Simulated agents: runs of the real agent on simulated machines, and faults of those machines."""
 
 import asyncio
 import random
@@ -31,19 +31,19 @@ _CAPABILITIES: dict[str, Any] = {
     "services": [],
     "devices": [{"kind": "gpu", "name": "RTX 4000 Ada", "memoryMb": 20475}],
 }
-# An outage lasts so many intervals: some are hardly noticed, others lead to OFFLINE.
+# Bounds of an outage, in intervals: the shortest are hardly noticed, the longest lead to OFFLINE.
 _OUTAGE_INTERVALS = (0.5, 6.0)
 
 
 class SimulatedAgent:
-    """One node: its files, its connection, and the run of the agent that goes on there."""
+    """One node: its files, its connection, and the run of the agent on it."""
 
     def __init__(
-        self, node_id: str, wire: Transport, tally: AgentStatistics, directory: Path
+        self, node_id: str, transport: Transport, statistics: AgentStatistics, directory: Path
     ) -> None:
         self.node_id = node_id
-        self.transport = wire
-        self.statistics = tally
+        self.transport = transport
+        self.statistics = statistics
         self.sleep_count = 0
         self._directory = directory
         self._awake = asyncio.Event()
@@ -60,18 +60,21 @@ class SimulatedAgent:
         return self._task is not None and not self._task.done() and self.is_awake
 
     def start(self) -> None:
-        """A run with a bootId of its own, as each start of an agent has one."""
+        """Start a run, with its own bootId as each start of a real agent has."""
         self._directory.mkdir(exist_ok=True)
         self._task = asyncio.create_task(self._run_agent())
 
     async def fail(self, seconds: float) -> None:
-        """The agent is killed, and started again so much later."""
+        """Kill the agent and start it again after some seconds."""
         self.stop()
         await asyncio.sleep(seconds)
         self.start()
 
     async def sleep(self, seconds: float) -> None:
-        """The machine stands still; its connection is not trusted afterwards, as by the agent."""
+        """Suspend the machine for some seconds.
+
+        Afterwards the agent does not trust its connection, like the real one.
+        """
         self.statistics.stop_expecting(self.node_id)
         self.sleep_count += 1
         self._awake.clear()
@@ -91,8 +94,8 @@ class SimulatedAgent:
     async def _run_agent(self) -> None:
         schedule = Schedule(self._clock)
         self.transport.pace_listeners[self.node_id] = schedule.apply_pace
-        run = Runner(
-            _RecordingClient(self),
+        runner = Runner(
+            _RecordingTransport(self),
             Credentials(self._directory, None, self._clock.uniform),
             schedule,
             self._directory,
@@ -100,71 +103,77 @@ class SimulatedAgent:
             str(uuid4()),
             clock=self._clock,
             meter=_SimulatedMeter(),
-            observe_machine=self._observe,
+            observe_machine=self._observe_machine,
             node_id=self.node_id,
         )
         try:
-            await run.run()
-        except RequestRejectedError as refusal:
-            self.statistics.record_refusal(refusal)
-        except Exception as error:  # noqa: BLE001  # an agent would have died of it
+            await runner.run()
+        except RequestRejectedError as rejection:
+            self.statistics.record_fatal_failure(rejection)
+        except Exception as error:  # noqa: BLE001  # a real agent would crash
             self.statistics.record_crash(error)
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         await self._awake.wait()
 
-    def _observe(self) -> Machine:
+    def _observe_machine(self) -> Machine:
         return Machine(f"{self.node_id}.example", "10.0.0.7", None, _CAPABILITIES, {})
 
 
-class _RecordingClient:
-    """The registry as one member knows it; counts what comes of it."""
+class _RecordingTransport:
+    """The agent's way to the registry, which records answers and failures.
 
-    def __init__(self, member: SimulatedAgent) -> None:
-        self._member = member
+    What the machine slept through is not recorded: the sleep delayed the answer or broke the
+    connection.
+    """
+
+    def __init__(self, agent: SimulatedAgent) -> None:
+        self._agent = agent
 
     async def execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply: type[ReplyT]
     ) -> ReplyT:
-        member = self._member
-        naps, asleep, began = member.sleep_count, not member.is_awake, time.perf_counter()
+        agent = self._agent
+        sleep_count, was_awake, start = agent.sleep_count, agent.is_awake, time.perf_counter()
+
+        def has_slept() -> bool:
+            return agent.sleep_count != sleep_count or not was_awake
+
         try:
-            data = await member.transport.ask(document, variables)
+            data = await agent.transport.execute(document, variables)
         except (RegistryUnavailableError, RequestRejectedError) as failure:
-            if (
-                naps == member.sleep_count and not asleep
-            ):  # else it is the sleep that broke the connection
-                member.statistics.record_failure(failure)
+            if not has_slept():
+                agent.statistics.record_failure(failure)
             raise
-        if naps == member.sleep_count and not asleep:
-            member.statistics.record_answer(member.node_id, time.perf_counter() - began)
+        if not has_slept():
+            agent.statistics.record_answer(agent.node_id, time.perf_counter() - start)
         return parse_reply(data, reply)
 
     async def aclose(self) -> None:
-        self._member.transport.close()
+        self._agent.transport.close()
 
 
 class _SimulatedMeter(Meter):
-    """Figures of a machine that is busy; some 400 bytes."""
+    """Random metrics of a busy machine; some 400 bytes a heartbeat."""
 
     def __init__(self) -> None:
         pass
 
     def read(self) -> dict[str, Any]:
-        some = random.uniform
+        uniform = random.uniform
         return {
-            "cpuPercent": some(0, 100),
-            "memoryPercent": some(0, 100),
-            "memoryAvailableMb": some(1000, 64000),
-            "diskPercent": some(0, 100),
-            "loadAverage": some(0, 16),
+            "cpuPercent": uniform(0, 100),
+            "memoryPercent": uniform(0, 100),
+            "memoryAvailableMb": uniform(1000, 64000),
+            "diskPercent": uniform(0, 100),
+            "loadAverage": uniform(0, 16),
             "gpus": [
                 {
                     "name": "RTX 4000 Ada",
-                    "utilizationPercent": some(0, 100),
+                    "utilizationPercent": uniform(0, 100),
                     "memoryTotalMb": 20475,
-                    "memoryFreeMb": some(0, 20475),
+                    "memoryFreeMb": uniform(0, 20475),
                 }
             ],
             "extra": {"uptimeSeconds": 86400},
@@ -172,30 +181,30 @@ class _SimulatedMeter(Meter):
 
 
 class FaultInjector:
-    """Lets members fail and sleep."""
+    """Makes random agents fail and their machines sleep."""
 
-    def __init__(self, members: Sequence[SimulatedAgent], interval_seconds: float) -> None:
-        self._agents = members
+    def __init__(self, agents: Sequence[SimulatedAgent], interval_seconds: float) -> None:
+        self._agents = agents
         self._interval_seconds = interval_seconds
         self.failure_count = self.sleep_count = 0
 
     async def inject_faults(self, fail_percent: float, sleep_percent: float) -> None:
-        """For ever, so many percent of the members a minute."""
+        """Inject faults until cancelled; both rates are in percent of the agents a minute."""
         async with asyncio.TaskGroup() as outages:
             while True:
                 await asyncio.sleep(1)
-                for member in self._choose_agents(fail_percent):
-                    outages.create_task(member.fail(self._choose_outage_seconds()))
+                for agent in self._choose_agents(fail_percent):
+                    outages.create_task(agent.fail(self._choose_outage_seconds()))
                     self.failure_count += 1
-                for member in self._choose_agents(sleep_percent):
-                    outages.create_task(member.sleep(self._choose_outage_seconds()))
+                for agent in self._choose_agents(sleep_percent):
+                    outages.create_task(agent.sleep(self._choose_outage_seconds()))
                     self.sleep_count += 1
 
-    def _choose_agents(self, percent: float) -> list[SimulatedAgent]:
-        """For one second."""
-        expected = len(self._agents) * percent / 100 / 60
-        count = int(expected) + (random.random() < expected % 1)  # noqa: S311  # no secret
-        return [member for member in random.sample(self._agents, count) if member.is_running]
+    def _choose_agents(self, percent_per_minute: float) -> list[SimulatedAgent]:
+        """Choose running agents for the faults of one second."""
+        expected = len(self._agents) * percent_per_minute / 100 / 60
+        count = int(expected) + (random.random() < expected % 1)  # noqa: S311  # not a secret
+        return [agent for agent in random.sample(self._agents, count) if agent.is_running]
 
     def _choose_outage_seconds(self) -> float:
         return self._interval_seconds * random.uniform(*_OUTAGE_INTERVALS)  # noqa: S311  # as above

@@ -1,7 +1,7 @@
-"""How simulated agents reach the registry: connections that cost next to nothing.
+"""How simulated agents reach the registry, with as little overhead as possible.
 
-Each is opened for the first request, and anew for the first one after it was lost, as the agent's
-own are; what fails is raised as the agent's own errors.
+A transport opens its connection for the first request, and again for the first request after a
+loss, like the real agent's; failures are raised as the real agent's errors.
 """
 
 import asyncio
@@ -16,11 +16,13 @@ from agent import documents
 from agent.errors import RegistryUnavailableError, parse_errors
 from agent.http_transport import TIMEOUT_SECONDS
 from agent.websocket import PING_SECONDS
-from bench.http_connection import encode_post
-from bench.websocket_client import WebSocketClient
+from bench.http_connection import encode_post, split_response
+from bench.websocket_client import CONNECTION_INIT, WebSocketClient
 
 PATH = "/graphql"
 _PACE_ID = "pace"
+_ACKNOWLEDGEMENT = ""
+"""The key under which an opening websocket waits for its connection_ack."""
 _PING = 9
 _DOCUMENT_TEXTS = {
     id(document.document): print_ast(document.document)
@@ -30,23 +32,29 @@ _DOCUMENT_TEXTS = {
 
 
 class Transport(Protocol):
-    pace_listeners: dict[str, Callable[[float], None]]
-    """By node id: who is told the registry's pace."""
+    """A connection to the registry for one agent, or shared by several."""
 
-    async def ask(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
-        """The data of the answer. Raises RegistryAwayError and RefusedError."""
+    pace_listeners: dict[str, Callable[[float], None]]
+    """By node id: what to call with each new heartbeat pace, an interval in seconds."""
+
+    async def execute(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
+        """Return the data of the response.
+
+        Raises: RegistryUnavailableError: no usable answer came; RequestRejectedError: the registry
+        answered with errors.
+        """
 
     def close(self) -> None: ...
 
     def suspend(self) -> None:
-        """Neither reads nor answers pings, as a machine that sleeps; unless others share it."""
+        """Stop reading and answering pings, as a sleeping machine does, unless it is shared."""
 
     def wake(self) -> None:
-        """What was open before is not trusted any more."""
+        """Close a connection from before the sleep, unless it is shared."""
 
 
 class WebSocketTransport:
-    """Any number of agents may share it."""
+    """A websocket that any number of agents may share."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -56,21 +64,21 @@ class WebSocketTransport:
         self._pending: dict[str, asyncio.Future[Any]] = {}
         self.pace_listeners: dict[str, Callable[[float], None]] = {}
 
-    async def ask(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
+    async def execute(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
         self._request_count += 1
-        number = str(self._request_count)
+        operation_id = str(self._request_count)
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 async with self._opening:
                     socket = self._socket or await self._open()
-                answer = self._pending[number] = asyncio.get_running_loop().create_future()
-                socket.send(_encode_subscribe(number, _encode_request(document, variables)))
+                answer = self._pending[operation_id] = asyncio.get_running_loop().create_future()
+                socket.send(_encode_subscribe(operation_id, _encode_request(document, variables)))
                 return _extract_data(await answer)
         except TimeoutError:
             self.close()
             raise RegistryUnavailableError(f"no answer within {TIMEOUT_SECONDS:g} s") from None
         finally:
-            self._pending.pop(number, None)
+            self._pending.pop(operation_id, None)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -86,73 +94,81 @@ class WebSocketTransport:
             self.close()
 
     async def _open(self) -> "_AgentWebSocket":
-        acknowledged = self._pending[""] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        acknowledgement = self._pending[_ACKNOWLEDGEMENT] = loop.create_future()
         try:
-            _, socket = await asyncio.get_running_loop().create_connection(
+            _, socket = await loop.create_connection(
                 lambda: _AgentWebSocket(self._receive, self._handle_loss), "127.0.0.1", self._port
             )
         except OSError as error:
             raise RegistryUnavailableError(str(error)) from None
         self._socket = socket
-        await acknowledged
+        await acknowledgement
         socket.send(_encode_subscribe(_PACE_ID, _encode_request(documents.HEARTBEAT_PACE, {})))
         return socket
 
     def _receive(self, message: bytes) -> None:
-        said = orjson.loads(message)
-        match said["type"], said.get("id"):
+        event = orjson.loads(message)
+        match event["type"], event.get("id"):
             case "next", "pace":
-                seconds = said["payload"]["data"]["heartbeatPace"]["intervalSeconds"]
-                for hear in self.pace_listeners.values():
-                    hear(seconds)
+                seconds = event["payload"]["data"]["heartbeatPace"]["intervalSeconds"]
+                for apply_pace in self.pace_listeners.values():
+                    apply_pace(seconds)
             case "connection_ack", _:
-                self._resolve("", None)
-            case "next", number:
-                self._resolve(number, said["payload"])
-            case "error", number:
-                self._resolve(number, {"errors": said["payload"]})
+                self._resolve(_ACKNOWLEDGEMENT, None)
+            case "next", operation_id:
+                self._resolve(operation_id, event["payload"])
+            case "error", operation_id:
+                self._resolve(operation_id, {"errors": event["payload"]})
 
-    def _resolve(self, number: str, answer: object) -> None:
-        waiting = self._pending.pop(number, None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(answer)
+    def _resolve(self, operation_id: str, answer: object) -> None:
+        future = self._pending.pop(operation_id, None)
+        if future is not None and not future.done():
+            future.set_result(answer)
 
     def _handle_loss(self, socket: "_AgentWebSocket") -> None:
         if socket is not self._socket:
-            return  # long replaced
+            return  # another socket has replaced it
         self._socket = None
-        lost, self._pending = self._pending, {}
-        for waiting in lost.values():
-            if not waiting.done():
-                waiting.set_exception(RegistryUnavailableError("the websocket was lost"))
+        pending, self._pending = self._pending, {}
+        for future in pending.values():
+            if not future.done():
+                future.set_exception(RegistryUnavailableError("the websocket was lost"))
 
 
 class _AgentWebSocket(WebSocketClient):
+    """A websocket that opens graphql-transport-ws by itself, pings, and reports its loss."""
+
     def __init__(
-        self, hear: Callable[[bytes], None], lose: Callable[["_AgentWebSocket"], None]
+        self,
+        on_message: Callable[[bytes], None],
+        on_loss: Callable[["_AgentWebSocket"], None],
     ) -> None:
-        super().__init__(PATH, hear)
-        self._handle_loss = lose
-        self._pinging: asyncio.TimerHandle | None = None
+        super().__init__(PATH, on_message)
+        self._on_loss = on_loss
+        self._ping_timer: asyncio.TimerHandle | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._pinging is not None:
-            self._pinging.cancel()
-        self._handle_loss(self)
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+        self._on_loss(self)
 
     def data_received(self, data: bytes) -> None:
         try:
             super().data_received(data)
-        except ConnectionError:  # refused
+        except ConnectionError:  # the server rejected the handshake
             self.close()
-        if self.opened.is_set() and self._pinging is None:
-            self._pinging = asyncio.get_running_loop().call_later(PING_SECONDS, self._ping)
-            self.send('{"type":"connection_init"}')
+        if self.opened.is_set() and self._ping_timer is None:
+            self._schedule_ping()
+            self.send(CONNECTION_INIT)
+
+    def _schedule_ping(self) -> None:
+        self._ping_timer = asyncio.get_running_loop().call_later(PING_SECONDS, self._ping)
 
     def _ping(self) -> None:
         self._write(_PING, b"")
-        self._pinging = asyncio.get_running_loop().call_later(PING_SECONDS, self._ping)
+        self._schedule_ping()
 
     def suspend(self) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -160,7 +176,7 @@ class _AgentWebSocket(WebSocketClient):
 
 
 class HttpTransport(asyncio.Protocol):
-    """For one agent; it hears of no pace."""
+    """A kept HTTP connection of one agent; it does not receive the heartbeat pace."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -169,7 +185,7 @@ class HttpTransport(asyncio.Protocol):
         self._answer: asyncio.Future[Any] | None = None
         self.pace_listeners: dict[str, Callable[[float], None]] = {}
 
-    async def ask(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
+    async def execute(self, document: GraphQLRequest, variables: dict[str, Any]) -> Any:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -199,21 +215,20 @@ class HttpTransport(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._buffer = b""
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._transport = None
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(RegistryUnavailableError("the connection was lost"))
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head, separator, body = self._buffer.partition(b"\r\n\r\n")
-        if not separator:
+        response = split_response(self._buffer)
+        if response is None:
             return
-        _, _, size = head.lower().partition(b"content-length: ")
-        if len(body) >= int(size.partition(b"\r\n")[0]):
-            self._buffer = b""
-            if self._answer is not None and not self._answer.done():
-                self._answer.set_result(body)
+        _, body = response
+        self._buffer = b""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(body)
 
     def _write(self, request: bytes) -> None:
         if self._transport is None:
@@ -225,11 +240,11 @@ def _encode_request(document: GraphQLRequest, variables: dict[str, Any]) -> byte
     return orjson.dumps({"query": _DOCUMENT_TEXTS[id(document.document)], "variables": variables})
 
 
-def _encode_subscribe(number: str, request: bytes) -> str:
-    return f'{{"id":"{number}","type":"subscribe","payload":{request.decode()}}}'
+def _encode_subscribe(operation_id: str, request: bytes) -> str:
+    return f'{{"id":"{operation_id}","type":"subscribe","payload":{request.decode()}}}'
 
 
-def _extract_data(answer: Any) -> Any:
-    if errors := answer.get("errors"):
+def _extract_data(response: Any) -> Any:
+    if errors := response.get("errors"):
         raise parse_errors(errors)
-    return answer["data"]
+    return response["data"]

@@ -14,7 +14,7 @@ from bench.latency import measure_latency
 from bench.memory import measure_memory
 from bench.results import Bench, Result
 from bench.storage import measure_storage
-from graph.server.file_limits import allow_files_for
+from graph.server.file_limits import raise_open_file_limit
 from graph.telemetry import logs
 
 BENCHES: dict[str, Bench] = {
@@ -44,7 +44,7 @@ def main(names: Sequence[str], json_file: Path | None, *, quick: bool) -> None:
     Run all benches, or only those named. A missed target is reported and is not a failure.
     """
     logs.configure_logging("development", "error")
-    allow_files_for(_MAX_CONNECTIONS)
+    raise_open_file_limit(_MAX_CONNECTIONS)
     environment = report.describe_environment()
     results = uvloop.run(_run_benches(names or list(BENCHES), quick=quick))
     all_results = [result for bench_results in results.values() for result in bench_results]

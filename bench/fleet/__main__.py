@@ -10,7 +10,7 @@ import uvloop
 from bench import report
 from bench.fleet.report import compute_findings, format_text
 from bench.fleet.scenario import Scenario, run_scenario
-from graph.server.file_limits import allow_files_for
+from graph.server.file_limits import raise_open_file_limit
 from graph.telemetry import logs
 
 
@@ -37,7 +37,7 @@ def main(json_file: Path | None, **options: Any) -> None:
     """Simulate a fleet of agents. A missed target is reported and is not a failure."""
     scenario = Scenario(**options)
     logs.configure_logging("development", "critical")
-    allow_files_for(scenario.nodes)
+    raise_open_file_limit(scenario.nodes)
     environment = report.describe_environment()
     result = uvloop.run(run_scenario(scenario))
     findings = compute_findings(scenario, result)

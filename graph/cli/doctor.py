@@ -18,7 +18,7 @@ from graph.cli.common import configured
 from graph.cli.host_checks import PREMISES
 from graph.core.open_database import open_shared_database_url
 from graph.core.settings import Settings
-from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
+from graph.server.exit_errors import EXIT_ERRORS, format_exit_error
 
 
 @click.command()
@@ -51,7 +51,7 @@ async def examine(settings: Settings) -> Sequence[Finding]:
             await database.ping()
             found.append(Finding("database", *ok("answers")))
             found += [each async for each in findings(database, _checks(database, settings))]
-    except TOLD_IN_ONE_LINE as error:
+    except EXIT_ERRORS as error:
         found.append(Finding("database", *fault(_unreachable(error, settings))))
     return found
 
@@ -95,5 +95,5 @@ def _unreachable(error: Exception, settings: Settings) -> str:
         case Unavailable():
             why = f"cannot be reached, {str(error.__cause__ or error) or 'no answer in time'}"
         case _:
-            why = in_one_line(error)
+            why = format_exit_error(error)
     return f"{why}: see that PostgreSQL runs, and what NODE_REGISTRY_DATABASE_URL or _DB_… say"

@@ -13,8 +13,8 @@ from cryptography import x509
 from db.ops.check_result import Verdict, fault, ok, warning
 from graph.core.settings import ConfigurationError, Settings
 from graph.core.version import SERVICE_NAME, VERSION
-from graph.server.listener import listen, require_safe, url_of
-from graph.server.tls_context import context_of
+from graph.server.listener import build_url, listen, require_safe_access
+from graph.server.tls_context import create_tls_context
 
 _ANSWER_SECONDS = 5
 _RENEW_BEFORE = timedelta(days=14)
@@ -24,7 +24,7 @@ _LEAST_FREE_SHARE = 0.1
 
 async def access(settings: Settings) -> Verdict:
     try:
-        require_safe(settings)
+        require_safe_access(settings)
     except ConfigurationError as error:
         return fault(str(error))
     required = settings.is_authentication_required
@@ -34,7 +34,7 @@ async def access(settings: Settings) -> Verdict:
 async def port(settings: Settings) -> Verdict:
     """Whether a registry answers there, or one could listen."""
     scheme = "http" if settings.tls_certificate is None else "https"
-    url = url_of(settings.http_host, settings.http_port, scheme)
+    url = build_url(settings.http_host, settings.http_port, scheme)
     if await _is_silent(url):
         try:
             listen(settings).close()
@@ -79,7 +79,7 @@ async def _is_silent(url: str) -> bool:
 
 async def certificate(settings: Settings) -> Verdict:
     try:
-        context_of(settings)
+        create_tls_context(settings)
     except ConfigurationError as error:
         return fault(str(error))
     files = [path for path in (settings.tls_certificate, settings.tls_client_ca) if path]

@@ -23,10 +23,10 @@ from graph.cli.tokens import token
 from graph.core.open_database import open_database_url, open_shared_database
 from graph.core.settings import Settings, load_settings
 from graph.core.version import SERVICE_NAME, VERSION
-from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
-from graph.server.file_limits import allow_files_for
-from graph.server.listener import require_safe
-from graph.server.worker_pool import serve_by_workers
+from graph.server.exit_errors import EXIT_ERRORS, format_exit_error
+from graph.server.file_limits import raise_open_file_limit
+from graph.server.listener import require_safe_access
+from graph.server.worker_pool import serve_with_workers
 from graph.telemetry import logs
 
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ commands.add_command(token)
 def serve_command(workers: int | None) -> None:
     """Serve the registry until it is told to stop."""
     settings = load_settings(workers=workers)
-    require_safe(settings)
+    require_safe_access(settings)
     logs.configure_logging(settings.env, settings.log_level)
-    allow_files_for(settings.max_connections)
+    raise_open_file_limit(settings.max_connections)
     if settings.workers == 1:
         from graph.server.uvicorn_server import serve
 
         uvloop.run(serve(settings))
     else:
-        uvloop.run(serve_by_workers(settings))
+        uvloop.run(serve_with_workers(settings))
 
 
 @commands.command("migrate")
@@ -143,6 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """What an operator can mend ends in one line and exit status 1."""
     try:
         commands(arguments)
-    except TOLD_IN_ONE_LINE as error:
-        click.echo(f"{SERVICE_NAME}: {in_one_line(error)}", err=True)
+    except EXIT_ERRORS as error:
+        click.echo(f"{SERVICE_NAME}: {format_exit_error(error)}", err=True)
         sys.exit(1)

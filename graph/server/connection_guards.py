@@ -36,48 +36,48 @@ class _SendDeadline(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._expect_less_than(self.transport.get_write_buffer_size())
+        self._start_deadline(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._forget_deadline()
+        self._cancel_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_deadline()
+        self._cancel_deadline()
         super().connection_lost(exc)
 
-    def _expect_less_than(self, unsent: int) -> None:
-        self._deadline = self.loop.call_later(self.stalled_seconds, self._judge, unsent)
+    def _start_deadline(self, unsent: int) -> None:
+        self._deadline = self.loop.call_later(self.stalled_seconds, self._check_progress, unsent)
 
-    def _judge(self, unsent_before: int) -> None:
+    def _check_progress(self, unsent_before: int) -> None:
         unsent = self.transport.get_write_buffer_size()
         if unsent < unsent_before:
-            self._expect_less_than(unsent)
+            self._start_deadline(unsent)
         else:
-            _cut(self.transport)
+            _reset(self.transport)
 
-    def _forget_deadline(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
 
-def _cut(transport: asyncio.Transport) -> None:
+def _reset(transport: asyncio.Transport) -> None:
     """With a reset: the system, too, forgets what was not sent."""
     plain: socket.socket = transport.get_extra_info("socket")
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()
 
 
-def stays_open(
+def is_long_lived(
     connection: object,
 ) -> TypeGuard[HttpToolsProtocol | WebSocketsSansIOProtocol]:
     """Whether its client has to be told to go, and comes back."""
     websocket = isinstance(connection, WebSocketsSansIOProtocol)
-    return websocket or (isinstance(connection, HttpToolsProtocol) and _streams(connection))
+    return websocket or (isinstance(connection, HttpToolsProtocol) and _is_streaming(connection))
 
 
-def _streams(connection: HttpToolsProtocol) -> bool:
+def _is_streaming(connection: HttpToolsProtocol) -> bool:
     cycle: RequestResponseCycle | None = connection.cycle
     return cycle is not None and not cycle.response_complete and IS_STREAM in cycle.scope
 
@@ -90,38 +90,38 @@ class _RequestDeadline(HttpToolsProtocol):
     first_request_seconds: float
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
-    _idle: asyncio.TimerHandle | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._expect_request(self.first_request_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_idle()
+        self._cancel_idle_timer()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self) -> None:
-        self._forget_idle()
+        self._cancel_idle_timer()
         super().handle_websocket_upgrade()
         # Its part is over: each holds the other, and only the collector would find them.
         self.parser = None  # type: ignore[assignment]  # as uvicorn does when a connection ends
 
     def _expect_request(self, seconds: float) -> None:
-        self._idle = self.loop.call_later(seconds, self._judge_idle, self.cycle)
+        self._idle_timer = self.loop.call_later(seconds, self._check_idle, self.cycle)
 
-    def _judge_idle(self, request_before: RequestResponseCycle | None) -> None:
+    def _check_idle(self, request_before: RequestResponseCycle | None) -> None:
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is request_before and (cycle is None or cycle.response_complete):
             self.transport.close()
         else:
             self._expect_request(self.timeout_keep_alive)
 
-    def _forget_idle(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
+    def _cancel_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
 
 
-def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
+def make_http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
     class Http(_SendDeadline, _RequestDeadline):
         stalled_seconds = settings.stalled_reader_seconds
         first_request_seconds = settings.first_request_seconds
@@ -131,7 +131,7 @@ def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
             store_peer_certificate(self.transport, self.scope["state"])
 
         def shutdown(self) -> None:
-            if _streams(self):
+            if _is_streaming(self):
                 self.transport.close()  # without a last event: the client comes back elsewhere
             else:
                 super().shutdown()
@@ -142,30 +142,30 @@ def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
 class _FrameLimit(WebSocketsSansIOProtocol):
     """Bounds pings, pongs and parts of messages, of which no message tells."""
 
-    frame_quota: RateLimiter
+    frame_limiter: RateLimiter
 
     def handle_ping(self) -> None:
-        if self._bears_another():
+        if self._admit_frame():
             super().handle_ping()
 
     def handle_pong(self, event: Frame) -> None:
-        if self._bears_another():
+        if self._admit_frame():
             super().handle_pong(event)
 
     def handle_cont(self, event: Frame) -> None:
-        if self._bears_another():
+        if self._admit_frame():
             super().handle_cont(event)
 
-    def _bears_another(self) -> bool:
+    def _admit_frame(self) -> bool:
         if not self.transport.is_closing():
             try:
-                self.frame_quota.take(str(self.client))
+                self.frame_limiter.take(str(self.client))
             except RateLimited:
-                _cut(self.transport)
+                _reset(self.transport)
         return not self.transport.is_closing()
 
 
-def websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
+def make_websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
     class WebSocket(_SendDeadline, _FrameLimit):
         stalled_seconds = settings.stalled_reader_seconds
         frame_quota = RateLimiter(
@@ -177,7 +177,7 @@ def websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
             await super().run_asgi()
 
         def keepalive_timeout(self) -> None:
-            _cut(self.transport)
+            _reset(self.transport)
 
         def shutdown(self) -> None:
             # The goodbye to one that has said its own raises, and would end the shutdown.

@@ -14,7 +14,7 @@ _RESTART_SECONDS = 5
 _STOP_SECONDS = 5
 
 
-async def keep_dev_agent(registry_url: str, data_dir: Path) -> None:
+async def run_dev_agent(registry_url: str, data_dir: Path) -> None:
     """Starts it again when it ends; it keeps its id in the data folder.
 
     Its standard input is a pipe that ends with this process, however this process ends.

@@ -20,7 +20,7 @@ class WorkerFailed(Exception):
         self.reason = reason
 
 
-TOLD_IN_ONE_LINE = (
+EXIT_ERRORS = (
     ConfigurationError,
     SchemaMismatch,
     ProvisioningRefused,
@@ -37,7 +37,7 @@ TOLD_IN_ONE_LINE = (
 )
 
 
-def in_one_line(error: Exception) -> str:
+def format_exit_error(error: Exception) -> str:
     if isinstance(error, DBAPIError):
         return f"the database refuses: {str(error.orig).splitlines()[0]}"
     return str(error)

@@ -8,14 +8,14 @@ import structlog
 from graph.core.settings import ConfigurationError, Settings, is_loopback
 from graph.core.version import VERSION
 from graph.live.background_tasks import BackgroundTasks
-from graph.server.dev_agent import keep_dev_agent
+from graph.server.dev_agent import run_dev_agent
 
 log = structlog.get_logger()
 
 _BACKLOG = 2048
 
 
-def require_safe(settings: Settings) -> None:
+def require_safe_access(settings: Settings) -> None:
     """Raises ConfigurationError where anybody else could do anything, and nobody has said so."""
     if settings.is_authentication_required:
         return
@@ -32,12 +32,10 @@ def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
     """Raises OSError when the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
     address = (settings.http_host, settings.http_port)
-    listening = socket.create_server(
-        address, family=family, backlog=_BACKLOG, reuse_port=reuse_port
-    )
+    listener = socket.create_server(address, family=family, backlog=_BACKLOG, reuse_port=reuse_port)
     # What is accepted inherits it: asyncio itself misses such sockets, and every answer to a
     # connection that is kept waits 40 ms for an acknowledgement.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # A machine that vanished acknowledges nothing; an event stream would tell it for long.
         seconds = 2 * settings.keepalive_seconds
@@ -45,31 +43,31 @@ def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
             # What a reader does not take waits behind TLS, where
             # `graph.server.connection_guards` does not see it.
             seconds = min(seconds, settings.stalled_reader_seconds)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * seconds))
-    return listening
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * seconds))
+    return listener
 
 
-def begin_serving(
-    listening: socket.socket, settings: Settings, supervisor: BackgroundTasks
+def finish_startup(
+    listener: socket.socket, settings: Settings, background_tasks: BackgroundTasks
 ) -> None:
     """What is done once for an address, however many processes answer on it."""
     scheme = "http" if settings.tls_certificate is None else "https"
-    host, port = listening.getsockname()[:2]
-    url = url_of(host, port, scheme)
+    host, port = listener.getsockname()[:2]
+    url = build_url(host, port, scheme)
     if not settings.is_authentication_required:
         log.warning("server.open", address=host, authentication="off")
     if settings.dev_agent:
-        supervisor.start("dev_agent", keep_dev_agent(url, settings.data_dir))
-    _announce(url, settings)
+        background_tasks.start("dev_agent", run_dev_agent(url, settings.data_dir))
+    _print_addresses(url, settings)
 
 
-def url_of(host: str, port: int, scheme: str) -> str:
+def build_url(host: str, port: int, scheme: str) -> str:
     """Where this machine itself reaches what listens there."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
     return f"{scheme}://[{reachable}]:{port}" if ":" in host else f"{scheme}://{reachable}:{port}"
 
 
-def _announce(url: str, settings: Settings) -> None:
+def _print_addresses(url: str, settings: Settings) -> None:
     click.echo(
         f"Node registry {VERSION}, {settings.env}\n"
         f"  Dashboard {url}/dashboard\n"

@@ -12,7 +12,7 @@ log = structlog.get_logger()
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[Callable[[Callable[[], None]], None]]:
+def handle_stop_signals() -> Iterator[Callable[[Callable[[], None]], None]]:
     """SIGINT and SIGTERM cancel the block, until it names what they call instead.
 
     SIGHUP does so where a terminal was closed. Elsewhere it is for what reads its files again, and
@@ -20,19 +20,19 @@ def stoppable() -> Iterator[Callable[[Callable[[], None]], None]]:
     """
     main = asyncio.current_task()
     assert main is not None  # noqa: S101  # a loop that runs, runs a task
-    ways: list[Callable[[], object]] = [main.cancel]
+    handlers: list[Callable[[], object]] = [main.cancel]
 
     def stop() -> None:
-        ways[-1]()
+        handlers[-1]()
 
     loop = asyncio.get_running_loop()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # `nohup` ignores it already
-        loop.add_signal_handler(signal.SIGHUP, stop if os.isatty(0) else _overhear)
+        loop.add_signal_handler(signal.SIGHUP, stop if os.isatty(0) else _ignore_hangup)
     with contextlib.suppress(asyncio.CancelledError):
-        yield ways.append
+        yield handlers.append
 
 
-def _overhear() -> None:
+def _ignore_hangup() -> None:
     log.info("server.hangup", ignored=True)

@@ -25,7 +25,7 @@ class UnusableCertificate(Exception):
         self.setting = setting
 
 
-class RenewedContext(ssl.SSLContext):
+class ReloadingContext(ssl.SSLContext):
     """Each new connection has the certificates that were read last; `expires_at` is their end."""
 
     _current: ssl.SSLContext
@@ -38,40 +38,40 @@ class RenewedContext(ssl.SSLContext):
         """Raises UnusableCertificate."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen = self._look()
-        self._current = self._read()
+        self._current = self._load()
 
-    def wrap_bio(self, *given: Any, **named: Any) -> ssl.SSLObject:
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
         """What event loops begin each connection with."""
-        return self._current.wrap_bio(*given, **named)
+        return self._current.wrap_bio(*arguments, **options)
 
-    def renew(self) -> None:
+    def reload_if_changed(self) -> None:
         """Reads what has changed. What cannot be used is logged, and what was before goes on."""
         seen = self._look()
         if seen == self._seen:
             return
         self._seen = seen
         try:
-            self._current = self._read()
+            self._current = self._load()
         except UnusableCertificate as error:
             log.error("tls.unusable", setting=error.setting, reason=str(error))  # noqa: TRY400  # no fault of ours
         else:
             log.info("tls.renewed", certificate=str(self._certificate))
 
-    async def keep_renewed(self, every_seconds: float = CHECK_SECONDS) -> None:
+    async def watch_files(self, interval_seconds: float = CHECK_SECONDS) -> None:
         while True:
-            await asyncio.sleep(every_seconds)
-            self.renew()
+            await asyncio.sleep(interval_seconds)
+            self.reload_if_changed()
 
     def _look(self) -> Sequence[object]:
         return [_state(path) for path in (self._certificate, self._key, self._client_ca)]
 
-    def _read(self) -> ssl.SSLContext:
+    def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             # Without a password it would ask for one at the terminal.
             context.load_cert_chain(self._certificate, self._key, password="")
-            own = x509.load_pem_x509_certificate(self._certificate.read_bytes())
+            certificate = x509.load_pem_x509_certificate(self._certificate.read_bytes())
         except (OSError, ValueError) as error:
             raise UnusableCertificate("tls_certificate", error) from error
         if self._client_ca is not None:
@@ -80,11 +80,11 @@ class RenewedContext(ssl.SSLContext):
             except OSError as error:
                 raise UnusableCertificate("tls_client_ca", error) from error
             context.verify_mode = ssl.CERT_OPTIONAL  # others show a key, or a token
-        self.expires_at = own.not_valid_after_utc
+        self.expires_at = certificate.not_valid_after_utc
         return context
 
 
-def context_of(settings: Settings) -> RenewedContext | None:
+def create_tls_context(settings: Settings) -> ReloadingContext | None:
     """None for plain HTTP. Raises ConfigurationError."""
     if settings.tls_certificate is None:
         for name in ("tls_key", "tls_client_ca"):
@@ -94,7 +94,7 @@ def context_of(settings: Settings) -> RenewedContext | None:
                 )
         return None
     try:
-        return RenewedContext(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        return ReloadingContext(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     except UnusableCertificate as error:
         raise ConfigurationError(f"NODE_REGISTRY_{error.setting.upper()}: {error}") from error
 

@@ -14,10 +14,14 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from graph.app import build_app, open_services
 from graph.core.settings import Settings
 from graph.live.background_tasks import BackgroundTasks
-from graph.server.connection_guards import http_protocol, stays_open, websocket_protocol
-from graph.server.listener import begin_serving, listen
-from graph.server.signals import stoppable
-from graph.server.tls_context import context_of
+from graph.server.connection_guards import (
+    is_long_lived,
+    make_http_protocol,
+    make_websocket_protocol,
+)
+from graph.server.listener import finish_startup, listen
+from graph.server.signals import handle_stop_signals
+from graph.server.tls_context import create_tls_context
 from graph.services import Services
 
 _KEEP_ALIVE_SECONDS = 75
@@ -32,7 +36,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._drain_seconds = drain_seconds
         self._draining = asyncio.Event()
-        self._hurried = asyncio.Event()
+        self._hurrying = asyncio.Event()
 
     def drain(self) -> None:
         """Lets clients go, and ends; that it is called once more changes nothing."""
@@ -43,7 +47,7 @@ class Server(uvicorn.Server):
         """Drains; called once more, ends without waiting for anyone."""
         if self.should_exit:
             self.force_exit = True
-            self._hurried.set()
+            self._hurrying.set()
         self.drain()
 
     @contextlib.contextmanager
@@ -67,10 +71,10 @@ class Server(uvicorn.Server):
         """
         for server in self.servers:
             server.close()
-        staying = [
-            connection for connection in self.server_state.connections if stays_open(connection)
+        long_lived = [
+            connection for connection in self.server_state.connections if is_long_lived(connection)
         ]
-        await asyncio.gather(*(self._let_go(connection) for connection in staying))
+        await asyncio.gather(*(self._shut_down_later(connection) for connection in long_lived))
         if self.server_state.connections or self.server_state.tasks:
             await super().shutdown(sockets)
             return
@@ -78,21 +82,23 @@ class Server(uvicorn.Server):
         for server in self.servers:
             await server.wait_closed()
 
-    async def _let_go(self, connection: HttpToolsProtocol | WebSocketsSansIOProtocol) -> None:
+    async def _shut_down_later(
+        self, connection: HttpToolsProtocol | WebSocketsSansIOProtocol
+    ) -> None:
         delay = random.uniform(0, self._drain_seconds)  # noqa: S311  # no secret
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
-                await self._hurried.wait()
+                await self._hurrying.wait()
         if connection in self.server_state.connections:
             connection.shutdown()
 
 
-def configured(services: Services) -> Server:
+def create_server(services: Services) -> Server:
     """Raises ConfigurationError for certificates that cannot be used."""
     settings = services.settings
-    tls = context_of(settings)
+    tls = create_tls_context(settings)
     if tls is not None:
-        services.background_tasks.start("tls", tls.keep_renewed())
+        services.background_tasks.start("tls", tls.watch_files())
         services.metrics.add_gauge(
             "node_registry_tls_certificate_expiry_timestamp_seconds",
             "When the certificate ends that new connections are shown.",
@@ -102,8 +108,8 @@ def configured(services: Services) -> Server:
         uvicorn.Config(
             build_app(services),
             ssl_context_factory=None if tls is None else lambda *_: tls,
-            http=http_protocol(settings),
-            ws=websocket_protocol(settings),
+            http=make_http_protocol(settings),
+            ws=make_websocket_protocol(settings),
             # Compression costs each connection more memory than its subscription.
             ws_per_message_deflate=False,
             lifespan="off",
@@ -121,7 +127,7 @@ def configured(services: Services) -> Server:
     )
 
 
-def _spare_the_collector() -> None:
+def _freeze_heap() -> None:
     """Once all is built: what is there now stays, and need not be looked through ever again.
 
     What ends leaves no cycle, so all that the collector goes through is alive: of ten thousand
@@ -139,23 +145,23 @@ async def serve(settings: Settings) -> None:
 
     Raises BackgroundTaskDied, as `run_until_stopped`.
     """
-    with stoppable() as stop_by, listen(settings) as listening:
+    with handle_stop_signals() as set_stop_handler, listen(settings) as listener:
         async with open_services(settings) as services:
-            server = configured(services)
-            begin_serving(listening, settings, services.background_tasks)
-            stop_by(server.stop)
-            await run_until_stopped(server, listening, services.background_tasks)
+            server = create_server(services)
+            finish_startup(listener, settings, services.background_tasks)
+            set_stop_handler(server.stop)
+            await run_until_stopped(server, listener, services.background_tasks)
 
 
 async def run_until_stopped(
-    server: Server, listening: socket.socket, supervisor: BackgroundTasks
+    server: Server, listener: socket.socket, background_tasks: BackgroundTasks
 ) -> None:
     """Raises BackgroundTaskDied, after it has drained, when one did: half a registry misleads its
     users, and whoever keeps the process alive starts it whole.
     """
-    supervisor.when_failed = server.drain
-    if supervisor.failed:
+    background_tasks.when_failed = server.drain
+    if background_tasks.failed:
         server.drain()
-    _spare_the_collector()
-    await server.serve(sockets=[listening])
-    supervisor.require_all()
+    _freeze_heap()
+    await server.serve(sockets=[listener])
+    background_tasks.require_all()

@@ -21,9 +21,9 @@ import uvloop
 
 from graph.app import open_services
 from graph.core.settings import Settings, load_settings
-from graph.server.exit_errors import TOLD_IN_ONE_LINE, in_one_line
-from graph.server.signals import stoppable
-from graph.server.uvicorn_server import configured, run_until_stopped
+from graph.server.exit_errors import EXIT_ERRORS, format_exit_error
+from graph.server.signals import handle_stop_signals
+from graph.server.uvicorn_server import create_server, run_until_stopped
 from graph.server.worker_pool import READY
 from graph.telemetry import logs
 from graph.telemetry.peer_metrics import PeerMetrics
@@ -31,24 +31,24 @@ from graph.telemetry.peer_metrics import PeerMetrics
 _STDIN, _STDOUT = 0, 1
 
 
-async def serve_inherited(
-    listening: socket.socket, settings: Settings, peer_metrics: PeerMetrics
+async def serve_socket(
+    listener: socket.socket, settings: Settings, peer_metrics: PeerMetrics
 ) -> None:
     """Returns after SIGTERM or the end of the parent, when everything is closed.
 
     Raises BackgroundTaskDied.
     """
-    with stoppable() as stop_by, _ended_by_parent(), listening:
+    with handle_stop_signals() as set_stop_handler, _follow_parent(), listener:
         async with open_services(settings, peer_metrics) as services:
-            server = configured(services)
-            stop_by(server.drain)
+            server = create_server(services)
+            set_stop_handler(server.drain)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.stop)
-            _say(READY)
-            await run_until_stopped(server, listening, services.background_tasks)
+            _tell_parent(READY)
+            await run_until_stopped(server, listener, services.background_tasks)
 
 
 @contextlib.contextmanager
-def _ended_by_parent() -> Iterator[None]:
+def _follow_parent() -> Iterator[None]:
     """The end of standard input counts as SIGTERM: nobody else is left to send one."""
     loop = asyncio.get_running_loop()
 
@@ -64,7 +64,7 @@ def _ended_by_parent() -> Iterator[None]:
         loop.remove_reader(_STDIN)
 
 
-def _say(line: str) -> None:
+def _tell_parent(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # a parent that is gone does not listen
         os.write(_STDOUT, f"{line}\n".encode())
 
@@ -74,10 +74,10 @@ def main(descriptor: str, folder: str, name: str) -> None:
     try:
         settings = load_settings()
         logs.configure_logging(settings.env, settings.log_level)
-        listening = socket.socket(fileno=int(descriptor))
-        uvloop.run(serve_inherited(listening, settings, PeerMetrics(Path(folder), name)))
-    except TOLD_IN_ONE_LINE as error:
-        _say(in_one_line(error))
+        listener = socket.socket(fileno=int(descriptor))
+        uvloop.run(serve_socket(listener, settings, PeerMetrics(Path(folder), name)))
+    except EXIT_ERRORS as error:
+        _tell_parent(format_exit_error(error))
         sys.exit(1)
 
 

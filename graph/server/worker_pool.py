@@ -18,8 +18,8 @@ from graph.core.open_database import open_database
 from graph.core.settings import Settings
 from graph.live.background_tasks import open_background_tasks
 from graph.server.exit_errors import WorkerFailed
-from graph.server.listener import begin_serving, listen
-from graph.server.signals import stoppable
+from graph.server.listener import finish_startup, listen
+from graph.server.signals import handle_stop_signals
 
 log = structlog.get_logger()
 
@@ -36,32 +36,32 @@ _GIVE_UP_AFTER = 8  # lives, in more than 16 s: a database may just be starting 
 _CLOSE_SECONDS = 5  # what a worker may take for its services, once its clients are gone
 
 
-def restart_delay_seconds(brief: int) -> float:
+def compute_restart_delay(short_runs: int) -> float:
     """After so many lives in a row that were brief; there may be any number of them."""
-    return min(_LONGEST_DELAY_SECONDS, _SHORTEST_DELAY_SECONDS * 2.0 ** min(brief, 10))
+    return min(_LONGEST_DELAY_SECONDS, _SHORTEST_DELAY_SECONDS * 2.0 ** min(short_runs, 10))
 
 
-async def serve_by_workers(settings: Settings) -> None:
+async def serve_with_workers(settings: Settings) -> None:
     """Returns after SIGINT or SIGTERM, when everything is closed; raises WorkerFailed."""
-    with stoppable() as stop_by, _shared_port(settings) as sockets:
-        async with open_database(settings) as database, open_background_tasks() as supervisor:
+    with handle_stop_signals() as set_stop_handler, _open_listeners(settings) as sockets:
+        async with open_database(settings) as database, open_background_tasks() as background_tasks:
             await database.close()  # nothing more is asked of it here
             environment = dict(os.environ)
             if settings.external_database is None:
                 url = database.url.render_as_string(hide_password=False)
                 environment["NODE_REGISTRY_DATABASE_URL"] = url
-            workers = Workers(
+            pool = WorkerPool(
                 sockets,
                 environment,
                 stop_seconds=settings.drain_seconds + settings.shutdown_seconds + _CLOSE_SECONDS,
-                when_serving=lambda: begin_serving(sockets[0], settings, supervisor),
+                on_serving=lambda: finish_startup(sockets[0], settings, background_tasks),
             )
-            stop_by(workers.stop)
-            await workers.run()
+            set_stop_handler(pool.stop)
+            await pool.run()
 
 
 @contextlib.contextmanager
-def _shared_port(settings: Settings) -> Iterator[list[socket.socket]]:
+def _open_listeners(settings: Settings) -> Iterator[list[socket.socket]]:
     """A socket for each worker: the kernel spreads connections over them evenly.
 
     From one socket the worker that wakes first takes most, and keeps them as long as they live.
@@ -70,13 +70,13 @@ def _shared_port(settings: Settings) -> Iterator[list[socket.socket]]:
         # Bound alone, so that an address in use is refused, and shared only then.
         first = stack.enter_context(listen(settings))
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        same = settings.model_copy(update={"http_port": first.getsockname()[1]})
-        others = (listen(same, reuse_port=True) for _ in range(settings.workers - 1))
-        yield [first, *map(stack.enter_context, others)]
+        resolved = settings.model_copy(update={"http_port": first.getsockname()[1]})
+        more = (listen(resolved, reuse_port=True) for _ in range(settings.workers - 1))
+        yield [first, *map(stack.enter_context, more)]
 
 
 @dataclass(frozen=True)
-class _Life:
+class _WorkerRun:
     """From the start of a worker to its end; `served_seconds` is None if it never served."""
 
     pid: int | None
@@ -84,7 +84,7 @@ class _Life:
     end: str
 
 
-class Workers:
+class WorkerPool:
     """Keeps a process on each socket until it is told to stop.
 
     The sockets stay open here as well: what connects while a worker is replaced waits for the next.
@@ -96,25 +96,25 @@ class Workers:
         environment: Mapping[str, str],
         *,
         stop_seconds: float,
-        when_serving: Callable[[], None],
+        on_serving: Callable[[], None],
     ) -> None:
         self._sockets = sockets
         self._environment = environment
         self._stop_seconds = stop_seconds
-        self._when_serving = when_serving
-        self._yet_to_serve = set(sockets)
+        self._on_serving = on_serving
+        self._pending = set(sockets)
         self._processes: set[Process] = set()
         self._stopping = asyncio.Event()
         self._failure: WorkerFailed | None = None
 
     async def run(self) -> None:
-        """Calls `when_serving` once all serve; returns when all have ended.
+        """Calls `on_serving` once all serve; returns when all have ended.
 
         Raises WorkerFailed, after the others have ended, if one never starts or starts no more.
         """
         with tempfile.TemporaryDirectory(prefix="node-registry-") as folder:
-            places = ((folder, str(number)) for number in range(len(self._sockets)))
-            await asyncio.gather(*map(self._keep, self._sockets, places))
+            peer_addresses = ((folder, str(number)) for number in range(len(self._sockets)))
+            await asyncio.gather(*map(self._keep_running, self._sockets, peer_addresses))
         if self._failure is not None:
             raise self._failure
 
@@ -124,8 +124,8 @@ class Workers:
             self._signal(signal.SIGINT)
             return
         self._stopping.set()
-        for listening in self._sockets:
-            listening.close()  # else clients would go on connecting to nobody
+        for listener in self._sockets:
+            listener.close()  # else clients would go on connecting to nobody
         asyncio.get_running_loop().call_later(self._stop_seconds, self._kill)
         self._signal(signal.SIGTERM)
 
@@ -139,55 +139,55 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    async def _keep(self, listening: socket.socket, place: tuple[str, str]) -> None:
-        """`place` is where its siblings find the worker: a folder, and its name there."""
-        brief = 0  # lives in a row that ended before they were steady
+    async def _keep_running(self, listener: socket.socket, peer_address: tuple[str, str]) -> None:
+        """`peer_address` is where its siblings find the worker: a folder, and its name there."""
+        short_runs = 0  # lives in a row that ended before they were steady
         while not self._stopping.is_set():
-            life = await self._live(listening, place)
+            run = await self._run_once(listener, peer_address)
             if self._stopping.is_set():
                 break
-            brief = 0 if (life.served_seconds or 0) > _STEADY_SECONDS else brief + 1
-            first = listening in self._yet_to_serve
-            if life.served_seconds is None and (first or brief >= _GIVE_UP_AFTER):
-                self._failure = WorkerFailed(life.end)
+            short_runs = 0 if (run.served_seconds or 0) > _STEADY_SECONDS else short_runs + 1
+            first = listener in self._pending
+            if run.served_seconds is None and (first or short_runs >= _GIVE_UP_AFTER):
+                self._failure = WorkerFailed(run.end)
                 self.stop()
                 break
-            delay = restart_delay_seconds(brief)
-            log.error("worker.ended", pid=life.pid, end=life.end, restart_in_seconds=delay)
+            delay = compute_restart_delay(short_runs)
+            log.error("worker.ended", pid=run.pid, end=run.end, restart_in_seconds=delay)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._stopping.wait()
 
-    async def _live(self, listening: socket.socket, place: tuple[str, str]) -> _Life:
+    async def _run_once(self, listener: socket.socket, peer_address: tuple[str, str]) -> _WorkerRun:
         try:
             process = await asyncio.create_subprocess_exec(
-                *(*_COMMAND, str(listening.fileno()), *place),
+                *(*_COMMAND, str(listener.fileno()), *peer_address),
                 env=self._environment,
                 stdin=PIPE,
                 stdout=PIPE,
-                pass_fds=[listening.fileno()],
+                pass_fds=[listener.fileno()],
                 # Ctrl-C in a terminal reaches every process of the group: this one stops them.
                 start_new_session=True,
             )
         except OSError as error:
-            return _Life(None, None, str(error))
+            return _WorkerRun(None, None, str(error))
         assert process.stdout is not None  # noqa: S101  # asked for above
         self._processes.add(process)
         if self._stopping.is_set():
             process.terminate()
-        said = (await process.stdout.readline()).decode().strip()
-        began = time.monotonic() if said == READY else None
-        if began is not None:
-            self._serves(listening, process)
-            said = (await process.stdout.read()).decode().strip()
+        line = (await process.stdout.readline()).decode().strip()
+        serving_since = time.monotonic() if line == READY else None
+        if serving_since is not None:
+            self._note_serving(listener, process)
+            line = (await process.stdout.read()).decode().strip()
         status = await process.wait()
         self._processes.discard(process)
-        served_seconds = None if began is None else time.monotonic() - began
-        return _Life(process.pid, served_seconds, said or f"it ended with status {status}")
+        served_seconds = None if serving_since is None else time.monotonic() - serving_since
+        return _WorkerRun(process.pid, served_seconds, line or f"it ended with status {status}")
 
-    def _serves(self, listening: socket.socket, process: Process) -> None:
+    def _note_serving(self, listener: socket.socket, process: Process) -> None:
         log.info("worker.serves", pid=process.pid)
-        if listening in self._yet_to_serve:
-            self._yet_to_serve.remove(listening)
-            if not self._yet_to_serve and not self._stopping.is_set():
-                self._when_serving()
+        if listener in self._pending:
+            self._pending.remove(listener)
+            if not self._pending and not self._stopping.is_set():
+                self._on_serving()

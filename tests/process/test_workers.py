@@ -23,7 +23,7 @@ from structlog.types import EventDict
 from graph.core.settings import ConfigurationError, Settings, load_settings
 from graph.server.exit_errors import WorkerFailed
 from graph.server.listener import listen
-from graph.server.worker_pool import Workers, restart_delay_seconds
+from graph.server.worker_pool import WorkerPool, compute_restart_delay
 from tests.support.api import CHANGES, REGISTER
 from tests.support.clusters import processes_in
 from tests.support.live_server import NO_TLS
@@ -261,7 +261,7 @@ def test_a_count_out_of_range_is_refused(count: int) -> None:
         load_settings(workers=count)
 
 
-Played = Callable[[str], Workers]
+Played = Callable[[str], WorkerPool]
 
 
 @pytest.fixture
@@ -271,11 +271,11 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Played]:
     monkeypatch.chdir(tmp_path)
     with listen(Settings(http_port=0)) as listening:
 
-        def play(script: str) -> Workers:
+        def play(script: str) -> WorkerPool:
             monkeypatch.setattr(
                 "graph.server.worker_pool._COMMAND", (sys.executable, "-S", "-c", script)
             )
-            return Workers([listening], {}, stop_seconds=0.1, when_serving=lambda: None)
+            return WorkerPool([listening], {}, stop_seconds=0.1, on_serving=lambda: None)
 
         yield play
 
@@ -308,7 +308,7 @@ print("ready" if pathlib.Path("lives").read_text() == "x" else "no memory")
 def test_a_worker_that_goes_on_dying_young_is_awaited_for_seconds_at_most(
     brief: int, seconds: float
 ) -> None:
-    assert restart_delay_seconds(brief) == pytest.approx(seconds)
+    assert compute_restart_delay(brief) == pytest.approx(seconds)
 
 
 async def test_a_worker_that_does_not_end_in_time_is_killed(

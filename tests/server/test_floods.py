@@ -9,7 +9,7 @@ import pytest
 
 from db.core.database import Database
 from db.core.enums import Role
-from graph.server.file_limits import allow_files_for
+from graph.server.file_limits import raise_open_file_limit
 from tests.support.api import beat, register
 from tests.support.keyring import create
 from tests.support.live_server import LiveServer, StartServer
@@ -63,7 +63,7 @@ async def test_sockets_that_never_say_who_they_are_delay_no_heartbeat_and_are_cl
     start_server: StartServer, database: Database, *, thorough: bool
 ) -> None:
     count, seconds = (5000, 30) if thorough else (200, 1)
-    allow_files_for(4 * count)
+    raise_open_file_limit(4 * count)
     key = await create(database, Role.ADMIN)
     async with start_server(
         auth="required", connection_init_seconds=seconds, first_request_seconds=seconds

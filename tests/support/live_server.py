@@ -17,7 +17,7 @@ from sqlalchemy import URL
 from graph.app import open_services
 from graph.core.settings import Settings
 from graph.server.listener import listen
-from graph.server.uvicorn_server import configured
+from graph.server.uvicorn_server import create_server
 from graph.services import Services
 
 
@@ -71,7 +71,7 @@ async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIte
     )
     async with open_services(settings) as services:
         with listen(settings) as listening:
-            server = configured(services)
+            server = create_server(services)
             task = asyncio.create_task(server.serve(sockets=[listening]))
             while not server.started:  # uvicorn has no event for it
                 await asyncio.sleep(0.005)

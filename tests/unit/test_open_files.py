@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from graph.server.file_limits import allow_files_for
+from graph.server.file_limits import raise_open_file_limit
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def most() -> Iterator[int]:
 
 def test_a_low_limit_of_open_files_is_raised(most: int) -> None:
     with capture_logs() as logs:
-        allow_files_for(2000)
+        raise_open_file_limit(2000)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (3000, most)
     assert logs == []
 
 
 def test_a_limit_that_is_high_enough_stays(most: int) -> None:
-    allow_files_for(10)
+    raise_open_file_limit(10)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1024, most)
 
 
@@ -34,6 +34,6 @@ def test_more_than_the_system_gives_is_told(most: int) -> None:
     if most == resource.RLIM_INFINITY:
         pytest.skip("this system gives any number")
     with capture_logs() as logs:
-        allow_files_for(most + 1)
+        raise_open_file_limit(most + 1)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
     assert [entry["event"] for entry in logs] == ["limits.few_open_files"]

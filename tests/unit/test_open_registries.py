@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from graph.core.settings import ConfigurationError, load_settings
-from graph.server.listener import require_safe
+from graph.server.listener import require_safe_access
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_authentication_is_required_of_all_but_development_on_loopback(
 )
 def test_what_would_be_open_to_all_does_not_start(given: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
-        require_safe(load_settings(**given))
+        require_safe_access(load_settings(**given))
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_what_would_be_open_to_all_does_not_start(given: dict[str, Any], problem
     ],
 )
 def test_what_is_safe_or_said_to_be_starts(given: dict[str, Any]) -> None:
-    require_safe(load_settings(**given))
+    require_safe_access(load_settings(**given))

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from graph.server.signals import stoppable
+from graph.server.signals import handle_stop_signals
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "daemon"])
@@ -15,7 +15,7 @@ async def test_a_hangup_ends_what_runs_at_a_terminal_and_nothing_else(
 ) -> None:
     monkeypatch.setattr(os, "isatty", lambda _: terminal)
     goes_on = False
-    with stoppable():
+    with handle_stop_signals():
         signal.raise_signal(signal.SIGHUP)
         await asyncio.sleep(0.05)
         goes_on = True

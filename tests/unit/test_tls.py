@@ -24,8 +24,8 @@ from db.core.enums import Role
 from db.core.identity import Identity
 from graph.auth.client_certificate import find_certified_identity
 from graph.core.settings import ConfigurationError, Settings, load_settings
-from graph.server.connection_guards import http_protocol, websocket_protocol
-from graph.server.tls_context import RenewedContext, context_of
+from graph.server.connection_guards import make_http_protocol, make_websocket_protocol
+from graph.server.tls_context import ReloadingContext, create_tls_context
 from tests.support.authority import BEGUN, DAY, Authority, Pair, settings_for, trusting
 
 SECONDS = 10
@@ -49,7 +49,7 @@ async def who(scope: Scope, receive: Receive, send: Send) -> None:
 
 @dataclass
 class Who:
-    context: RenewedContext
+    context: ReloadingContext
     port: int
 
     async def asked(self, by: ssl.SSLContext) -> str:
@@ -66,13 +66,13 @@ class Who:
 async def serving(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[Who]:
     """`who`, by the registry's own protocols."""
     settings = load_settings(**settings_for(pair, client_ca))
-    context = context_of(settings)
+    context = create_tls_context(settings)
     assert context is not None
     server = uvicorn.Server(
         uvicorn.Config(
             who,
-            http=http_protocol(settings),
-            ws=websocket_protocol(settings),
+            http=make_http_protocol(settings),
+            ws=make_websocket_protocol(settings),
             lifespan="off",
             log_config=None,
             ssl_context_factory=lambda *_: context,
@@ -168,10 +168,10 @@ def test_new_connections_get_a_renewed_certificate_and_old_ones_stay(
             )
             before = await certificate_of(live)
             assert (await kept.get(url)).text == "nobody"
-            live.context.renew()
+            live.context.reload_if_changed()
             assert await certificate_of(live) == before
             authority.server()
-            live.context.renew()
+            live.context.reload_if_changed()
             assert await certificate_of(live) != before
             connection = kept._transport._pool.connections[0]  # type: ignore[attr-defined]  # noqa: SLF001
             assert (await kept.get(url)).text == "nobody"
@@ -204,7 +204,7 @@ def test_another_authority_for_clients_counts_from_then_on(
         async with serving(authority.server(), trusted) as live:
             assert await live.asked(ours) == "tls/gpu-1"
             trusted.write_bytes(other.certificate.read_bytes())
-            live.context.renew()
+            live.context.reload_if_changed()
             assert await live.asked(theirs) == "tls/gpu-2"
             with pytest.raises((httpx.TransportError, ssl.SSLError)):
                 await live.asked(ours)
@@ -228,14 +228,14 @@ async def test_files_that_are_no_good_leave_the_old_certificate_in_use(
     async with serving(pair, authority.certificate) as live:
         spoil(pair)
         for _ in range(3):
-            live.context.renew()
+            live.context.reload_if_changed()
         assert await live.asked(trusting(authority)) == "nobody"
         [told] = [event for event in logged if event["event"].startswith("tls")]
         assert told["event"] == "tls.unusable"
         assert told["setting"] == "tls_certificate"
         logged.remove(told)
         authority.server()
-        live.context.renew()
+        live.context.reload_if_changed()
         assert await live.asked(trusting(authority)) == "nobody"
 
 
@@ -243,9 +243,9 @@ async def test_the_files_are_looked_at_again_and_again(
     authority: Authority, logged: list[EventDict]
 ) -> None:
     pair = authority.server()
-    context = context_of(load_settings(**settings_for(pair)))
+    context = create_tls_context(load_settings(**settings_for(pair)))
     assert context is not None
-    watching = asyncio.create_task(context.keep_renewed(0.01))
+    watching = asyncio.create_task(context.watch_files(0.01))
     authority.server()
     async with asyncio.timeout(SECONDS):
         while not logged:
@@ -282,4 +282,4 @@ def test_a_file_that_cannot_be_used_stops_the_start(
         name: files.get(value, value) for name, value in change.items()
     }
     with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{named}"):
-        context_of(Settings(**said))
+        create_tls_context(Settings(**said))

@@ -7,7 +7,7 @@ import click
 
 from db.ops.backup import Manifest, back_up
 from db.ops.restore import check, restore
-from graph.cli.common import configured
+from graph.cli.common import load_command_settings
 from graph.core.open_database import open_shared_database_url
 from graph.core.settings import Settings
 
@@ -22,7 +22,7 @@ def backup_command(file: Path) -> None:
     FILE is replaced when all of the new one is there. It is for nobody but its owner: who has it
     has the hashes of all keys. `pg_restore` reads it too.
     """
-    _show(asyncio.run(_backup(configured(), file)), f"{file} has")
+    _print_summary(asyncio.run(_backup(load_command_settings(), file)), f"{file} has")
 
 
 @click.command("restore")
@@ -36,9 +36,12 @@ def restore_command(file: Path, *, replace: bool, only_check: bool) -> None:
     and not used yet, unless --replace is given; restore as its owner, as you migrate.
     """
     if only_check:
-        _show(asyncio.run(check(file)), f"{file} is whole, and has")
+        _print_summary(asyncio.run(check(file)), f"{file} is whole, and has")
     else:
-        _show(asyncio.run(_restore(configured(), file, replace=replace)), "The database has")
+        _print_summary(
+            asyncio.run(_restore(load_command_settings(), file, replace=replace)),
+            "The database has",
+        )
 
 
 async def _backup(settings: Settings, file: Path) -> Manifest:
@@ -51,9 +54,9 @@ async def _restore(settings: Settings, file: Path, *, replace: bool) -> Manifest
         return await restore(url, file, replace=replace)
 
 
-def _show(manifest: Manifest, what: str) -> None:
+def _print_summary(manifest: Manifest, subject: str) -> None:
     click.echo(
-        f"{what} {manifest.rows['nodes']:,} nodes and {manifest.rows['heartbeat_log']:,} heartbeats"
-        f" at revision {manifest.revision}, schema {manifest.schema_version}, as of"
+        f"{subject} {manifest.rows['nodes']:,} nodes and {manifest.rows['heartbeat_log']:,} "
+        f"heartbeats at revision {manifest.revision}, schema {manifest.schema_version}, as of"
         f" {manifest.taken_at:%Y-%m-%d %H:%M:%S} UTC."
     )

@@ -8,12 +8,12 @@ from graph.core.settings import Settings, load_settings
 from graph.telemetry import logs
 
 
-def configured() -> Settings:
+def load_command_settings() -> Settings:
     settings = load_settings()
     logs.configure_logging(settings.env, "warning")
     return settings
 
 
-def operator() -> Caller:
+def identify_operator() -> Caller:
     """Who can reach the database may do everything."""
     return Caller(Identity(f"{getpass.getuser()} at the command line", Role.ADMIN))

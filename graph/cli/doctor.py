@@ -14,8 +14,8 @@ from db.core.enums import Role
 from db.core.errors import EmbeddedServerFailed, Unavailable
 from db.ops import schema_checks, server_checks
 from db.ops.check_result import Check, Finding, Severity, Verdict, fault, findings, ok, warning
-from graph.cli.common import configured
-from graph.cli.host_checks import PREMISES
+from graph.cli.common import load_command_settings
+from graph.cli.host_checks import HOST_CHECKS
 from graph.core.open_database import open_shared_database_url
 from graph.core.settings import Settings
 from graph.server.exit_errors import EXIT_ERRORS, format_exit_error
@@ -28,19 +28,19 @@ def doctor() -> None:
     Ends with status 1 if there is a fault; a warning is none. It may run beside the registry or
     without it, and changes nothing.
     """
-    found = asyncio.run(examine(configured()))
-    for finding in found:
+    results = asyncio.run(examine(load_command_settings()))
+    for finding in results:
         click.echo(f"{finding.severity:<8} {finding.subject:<12} {finding.says}")
-    if any(finding.severity is Severity.FAULT for finding in found):
+    if any(finding.severity is Severity.FAULT for finding in results):
         sys.exit(1)
 
 
 async def examine(settings: Settings) -> Sequence[Finding]:
     """Without a database that can be reached, nothing that needs one is looked at."""
-    found = [Finding(subject, *await look(settings)) for subject, look in PREMISES.items()]
-    if settings.external_database is None and not _cluster_is_made(settings):
-        says = f"there is none in {settings.data_dir} yet: `node-registry serve` makes it"
-        return [*found, Finding("database", *warning(says))]
+    results = [Finding(subject, *await check(settings)) for subject, check in HOST_CHECKS.items()]
+    if settings.external_database is None and not _has_cluster(settings):
+        summary = f"there is none in {settings.data_dir} yet: `node-registry serve` makes it"
+        return [*results, Finding("database", *warning(summary))]
     try:
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(open_shared_database_url(settings))
@@ -49,18 +49,20 @@ async def examine(settings: Settings) -> Sequence[Finding]:
             )
             stack.push_async_callback(database.close)
             await database.ping()
-            found.append(Finding("database", *ok("answers")))
-            found += [each async for each in findings(database, _checks(database, settings))]
+            results.append(Finding("database", *ok("answers")))
+            results += [
+                finding async for finding in findings(database, _list_checks(database, settings))
+            ]
     except EXIT_ERRORS as error:
-        found.append(Finding("database", *fault(_unreachable(error, settings))))
-    return found
+        results.append(Finding("database", *fault(_describe_outage(error, settings))))
+    return results
 
 
-def _cluster_is_made(settings: Settings) -> bool:
+def _has_cluster(settings: Settings) -> bool:
     return (settings.data_dir / "postgres").exists()
 
 
-def _checks(database: Database, settings: Settings) -> dict[str, Check]:
+def _list_checks(database: Database, settings: Settings) -> dict[str, Check]:
     return {
         "version": server_checks.version,
         "writing": server_checks.writing,
@@ -68,11 +70,11 @@ def _checks(database: Database, settings: Settings) -> dict[str, Check]:
         "replication": server_checks.replication,
         "schema": schema_checks.schema(database),
         **schema_checks.CHECKS,
-        "keys": _keys_for(settings),
+        "keys": _make_token_check(settings),
     }
 
 
-def _keys_for(settings: Settings) -> Check:
+def _make_token_check(settings: Settings) -> Check:
     async def check(session: AsyncSession) -> Verdict:
         count = await tokens.count_tokens(session, Role.ADMIN)
         if count or not settings.is_authentication_required:
@@ -87,7 +89,7 @@ def _keys_for(settings: Settings) -> Check:
     return check
 
 
-def _unreachable(error: Exception, settings: Settings) -> str:
+def _describe_outage(error: Exception, settings: Settings) -> str:
     match error:
         case EmbeddedServerFailed():
             why = " ".join([error.problem, *error.log_lines[-1:]])

@@ -22,7 +22,7 @@ _LEAST_FREE_BYTES = 1 << 30
 _LEAST_FREE_SHARE = 0.1
 
 
-async def access(settings: Settings) -> Verdict:
+async def check_access(settings: Settings) -> Verdict:
     try:
         require_safe_access(settings)
     except ConfigurationError as error:
@@ -31,7 +31,7 @@ async def access(settings: Settings) -> Verdict:
     return ok("whoever asks needs a key" if required else "anybody may do anything from here")
 
 
-async def port(settings: Settings) -> Verdict:
+async def check_port(settings: Settings) -> Verdict:
     """Whether a registry answers there, or one could listen."""
     scheme = "http" if settings.tls_certificate is None else "https"
     url = build_url(settings.http_host, settings.http_port, scheme)
@@ -53,31 +53,31 @@ async def port(settings: Settings) -> Verdict:
             timeout=_ANSWER_SECONDS,
         ) as http:
             response = await http.get(f"{url}/health")
-        told = response.json()
-        serves = told["service"] == SERVICE_NAME
+        health = response.json()
+        serves = health["service"] == SERVICE_NAME
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         serves = False
     if not serves:
         return fault(f"{url} is taken by something else: end it, or choose another port")
     if response.status_code != httpx.codes.OK:
-        failed = ", ".join(told["failed_tasks"]) or "its database is out of reach"
+        failed = ", ".join(health["failed_tasks"]) or "its database is out of reach"
         return fault(f"{url}: the registry is not healthy, {failed}: see its log")
-    if told["version"] != VERSION:
-        return warning(f"{url}: registry {told['version']} serves, this is {VERSION}: restart it")
+    if health["version"] != VERSION:
+        return warning(f"{url}: registry {health['version']} serves, this is {VERSION}: restart it")
     return ok(f"{url}: a registry serves, and is healthy")
 
 
 async def _is_silent(url: str) -> bool:
-    where = httpx.URL(url)
+    address = httpx.URL(url)
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(_ANSWER_SECONDS):
-            _, writer = await asyncio.open_connection(where.host, where.port)
+            _, writer = await asyncio.open_connection(address.host, address.port)
         writer.close()
         return False
     return True
 
 
-async def certificate(settings: Settings) -> Verdict:
+async def check_certificate(settings: Settings) -> Verdict:
     try:
         create_tls_context(settings)
     except ConfigurationError as error:
@@ -85,39 +85,39 @@ async def certificate(settings: Settings) -> Verdict:
     files = [path for path in (settings.tls_certificate, settings.tls_client_ca) if path]
     if not files:
         return ok("none, plain HTTP")
-    ends, path = min((_ends(path), path) for path in files)
-    says = f"{path} ends on {ends:%Y-%m-%d %H:%M} UTC"
-    left = ends - datetime.now(UTC)
+    expiry, path = min((_find_expiry(path), path) for path in files)
+    summary = f"{path} ends on {expiry:%Y-%m-%d %H:%M} UTC"
+    left = expiry - datetime.now(UTC)
     if left < timedelta():
-        return fault(f"{says}: renew it; the registry reads it again by itself")
+        return fault(f"{summary}: renew it; the registry reads it again by itself")
     if left < _RENEW_BEFORE:
-        return warning(f"{says}: renew it; the registry reads it again by itself")
-    return ok(says)
+        return warning(f"{summary}: renew it; the registry reads it again by itself")
+    return ok(summary)
 
 
-def _ends(path: Path) -> datetime:
+def _find_expiry(path: Path) -> datetime:
     """Of the first to end, of those that the file has."""
     chain = x509.load_pem_x509_certificates(path.read_bytes())
-    return min(each.not_valid_after_utc for each in chain)
+    return min(certificate.not_valid_after_utc for certificate in chain)
 
 
-async def disk(settings: Settings) -> Verdict:
+async def check_disk(settings: Settings) -> Verdict:
     if settings.external_database is not None:
         return ok("the database's is not this machine's business")
     folder = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
     usage = shutil.disk_usage(folder)
-    says = f"{usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free in {folder}"
-    mend = "make room, or lower NODE_REGISTRY_HEARTBEAT_LOG_MAX_AGE_SECONDS"
+    summary = f"{usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free in {folder}"
+    advice = "make room, or lower NODE_REGISTRY_HEARTBEAT_LOG_MAX_AGE_SECONDS"
     if usage.free < _LEAST_FREE_BYTES:
-        return fault(f"{says}: {mend}")
+        return fault(f"{summary}: {advice}")
     if usage.free < _LEAST_FREE_SHARE * usage.total:
-        return warning(f"{says}: {mend}")
-    return ok(says)
+        return warning(f"{summary}: {advice}")
+    return ok(summary)
 
 
-PREMISES: dict[str, Callable[[Settings], Awaitable[Verdict]]] = {
-    "access": access,
-    "port": port,
-    "certificate": certificate,
-    "disk": disk,
+HOST_CHECKS: dict[str, Callable[[Settings], Awaitable[Verdict]]] = {
+    "access": check_access,
+    "port": check_port,
+    "certificate": check_certificate,
+    "disk": check_disk,
 }

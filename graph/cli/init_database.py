@@ -16,7 +16,7 @@ from graph.core.settings import ENV_PREFIX, find_settings_file
 _MAX_NAME_BYTES = 63  # PostgreSQL cuts longer ones off
 
 
-def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+def _check_name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     if value is not None and not (
         value.isprintable() and 1 <= len(value.encode()) <= _MAX_NAME_BYTES
     ):
@@ -24,14 +24,14 @@ def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | Non
     return value
 
 
-class _Access(BaseSettings):
+class _AdministratorSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore")
 
     administrator_url: str | None = None
 
 
-def _url(_: click.Context, __: click.Parameter, value: str | None) -> URL:
-    value = value or _Access(_env_file=find_settings_file()).administrator_url
+def _parse_url(_: click.Context, __: click.Parameter, value: str | None) -> URL:
+    value = value or _AdministratorSettings(_env_file=find_settings_file()).administrator_url
     if value is None:
         raise click.MissingParameter
     try:
@@ -41,10 +41,10 @@ def _url(_: click.Context, __: click.Parameter, value: str | None) -> URL:
 
 
 @click.command()
-@click.argument("administrator", callback=_url, required=False)
-@click.option("--database", default="node_registry", show_default=True, callback=_name)
-@click.option("--owner", help="By default the database's name and _owner.", callback=_name)
-@click.option("--service", help="By default the database's name.", callback=_name)
+@click.argument("administrator", callback=_parse_url, required=False)
+@click.option("--database", default="node_registry", show_default=True, callback=_check_name)
+@click.option("--owner", help="By default the database's name and _owner.", callback=_check_name)
+@click.option("--service", help="By default the database's name.", callback=_check_name)
 @click.option("--new-passwords", is_flag=True, help="Renew those of both roles.")
 @click.option("--service-only", is_flag=True, help="Keep no access of the owner's.")
 @click.option(
@@ -73,7 +73,7 @@ def init_database(
     """
     names = Names(database, owner or f"{database}_owner", service or database)
 
-    def keep(passwords: Mapping[str, str]) -> None:
+    def save_passwords(passwords: Mapping[str, str]) -> None:
         files = {}
         for name, role, purpose in (
             ("service.env", names.service, "node-registry serve"),
@@ -82,21 +82,23 @@ def init_database(
             if service_only and role == names.owner:
                 continue
             if role in passwords:
-                access = _environment(administrator, names, role, passwords[role])
-                files[name] = f"# For {purpose}\n{access}"
+                connection = _format_environment(administrator, names, role, passwords[role])
+                files[name] = f"# For {purpose}\n{connection}"
             else:
                 click.echo(f"The role {role} is there already, and keeps its password.")
-        _show(files, folder, replace=new_passwords)
+        _write_files(files, folder, replace=new_passwords)
 
-    made = asyncio.run(provision(administrator, names, new_passwords=new_passwords, keep=keep))
+    was_created = asyncio.run(
+        provision(administrator, names, new_passwords=new_passwords, keep=save_passwords)
+    )
     click.echo(
-        f"The database {database} {'was made' if made else 'is there already'}, at this version's"
-        " schema."
+        f"The database {database} {'was made' if was_created else 'is there already'}, "
+        "at this version's schema."
     )
 
 
-def _environment(administrator: URL, names: Names, role: str, password: str) -> str:
-    access = {
+def _format_environment(administrator: URL, names: Names, role: str, password: str) -> str:
+    connection = {
         "HOST": administrator.host or administrator.query.get("host") or "localhost",
         "PORT": administrator.port or administrator.query.get("port") or 5432,
         "NAME": names.database,
@@ -104,11 +106,11 @@ def _environment(administrator: URL, names: Names, role: str, password: str) -> 
         "PASSWORD": password,
     }
     return "".join(
-        f"NODE_REGISTRY_DB_{name}={shlex.quote(str(value))}\n" for name, value in access.items()
+        f"NODE_REGISTRY_DB_{name}={shlex.quote(str(value))}\n" for name, value in connection.items()
     )
 
 
-def _show(files: Mapping[str, str], folder: Path | None, *, replace: bool) -> None:
+def _write_files(files: Mapping[str, str], folder: Path | None, *, replace: bool) -> None:
     """In the folder for nobody but whoever runs the command, else on standard output.
 
     Raises FileExistsError, and writes nothing, where a file is there that is not to be replaced.
@@ -118,9 +120,11 @@ def _show(files: Mapping[str, str], folder: Path | None, *, replace: bool) -> No
             click.echo(text)
         return
     paths = {folder / name: text for name, text in files.items()}
-    taken = [path for path in paths if path.exists()]
-    if taken and not replace:
-        raise FileExistsError(f"{taken[0]} is there already: it is replaced with --new-passwords")
+    existing = [path for path in paths if path.exists()]
+    if existing and not replace:
+        raise FileExistsError(
+            f"{existing[0]} is there already: it is replaced with --new-passwords"
+        )
     for path, text in paths.items():
         new = path.with_name(f"{path.name}.new")
         new.touch(0o600, exist_ok=False)

@@ -16,7 +16,7 @@ from db.core.enums import ProfileType
 from db.core.migrate import migrate
 from graph.api.profile_schema import CONFIGS
 from graph.cli.backup import backup_command, restore_command
-from graph.cli.common import configured, operator
+from graph.cli.common import identify_operator, load_command_settings
 from graph.cli.doctor import doctor
 from graph.cli.init_database import init_database
 from graph.cli.tokens import token
@@ -89,7 +89,7 @@ def profile() -> None:
 @profile.command("export")
 def export_command() -> None:
     """Print all role profiles."""
-    click.echo(asyncio.run(_export(configured())), nl=False)
+    click.echo(asyncio.run(_export_profiles(load_command_settings())), nl=False)
 
 
 @profile.command("import")
@@ -98,7 +98,9 @@ def export_command() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
 def import_command(file: TextIO, *, prune: bool, dry_run: bool) -> None:
     """Make the role profiles of FILE; - is standard input."""
-    difference = asyncio.run(_import(configured(), file.read(), prune=prune, dry_run=dry_run))
+    difference = asyncio.run(
+        _import_profiles(load_command_settings(), file.read(), prune=prune, dry_run=dry_run)
+    )
     click.echo(difference.diff, nl=False)
     done = "would be" if dry_run else "were"
     click.echo(f"{difference.written} {done} written, {difference.deleted} {done} deleted.")
@@ -112,18 +114,20 @@ def schema_command(profile_type: str) -> None:
     click.echo(json.dumps(config.model_json_schema(), indent=2))
 
 
-async def _export(settings: Settings) -> str:
+async def _export_profiles(settings: Settings) -> str:
     from graph.cli.profile_yaml import export_profiles
 
     async with open_shared_database(settings) as database, database.read() as session:
         return await export_profiles(session)
 
 
-async def _import(settings: Settings, text: str, *, prune: bool, dry_run: bool) -> "Difference":
+async def _import_profiles(
+    settings: Settings, text: str, *, prune: bool, dry_run: bool
+) -> "Difference":
     from graph.cli.profile_yaml import import_profiles
 
     async with open_shared_database(settings) as database, database.write() as session:
-        difference = await import_profiles(session, text, prune=prune, by=operator())
+        difference = await import_profiles(session, text, prune=prune, by=identify_operator())
         if dry_run:
             await session.rollback()
         return difference

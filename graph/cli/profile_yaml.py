@@ -25,30 +25,30 @@ from db.registry.profiles import ProfileContent
 from graph.api.profile_schema import checked_content
 from graph.api.scalars import stored_json
 
-Key = tuple[NodeRole, NodeType, str]
+ProfileKey = tuple[NodeRole, NodeType, str]
 
 
-def _lower(value: object) -> object:
+def _lower_text(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
-class _Entry(BaseModel):
+class _ProfileEntry(BaseModel):
     """With the names of the API; enums in upper case as there, or in lower."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    role: Annotated[NodeRole, BeforeValidator(_lower)]
-    type: Annotated[NodeType, BeforeValidator(_lower)]
+    role: Annotated[NodeRole, BeforeValidator(_lower_text)]
+    type: Annotated[NodeType, BeforeValidator(_lower_text)]
     name: str
-    profile_type: Annotated[ProfileType, BeforeValidator(_lower), Field(alias="profileType")]
+    profile_type: Annotated[ProfileType, BeforeValidator(_lower_text), Field(alias="profileType")]
     enabled: bool = True
     config: dict[str, JsonValue]
 
 
-class _File(BaseModel):
+class _ProfileDocument(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    profiles: list[_Entry]
+    profiles: list[_ProfileEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Difference:
 
 
 async def export_profiles(session: AsyncSession) -> str:
-    return _document(await _held(session))
+    return _format_document(await _load_stored(session))
 
 
 async def import_profiles(
@@ -71,13 +71,13 @@ async def import_profiles(
 
     Raises BadInput, and changes nothing, for a document that is not as `export_profiles` writes it.
     """
-    wanted = _read(text)
-    held = await _held(session)
-    kept = {} if prune else {key: held[key] for key in held if key not in wanted}
-    written = [key for key in wanted if held.get(key) != wanted[key]]
-    deleted = [key for key in held if prune and key not in wanted]
+    imported = _parse_document(text)
+    stored = await _load_stored(session)
+    kept = {} if prune else {key: stored[key] for key in stored if key not in imported}
+    written = [key for key in imported if stored.get(key) != imported[key]]
+    deleted = [key for key in stored if prune and key not in imported]
     for role, node_type, name in written:
-        content = wanted[role, node_type, name]
+        content = imported[role, node_type, name]
         await profile_changes.set_of_role(
             session, role, node_type, content, expected_version=None, by=by
         )
@@ -85,14 +85,14 @@ async def import_profiles(
         await profile_changes.delete_of_role(
             session, role, node_type, name, expected_version=None, by=by
         )
-    before, after = _document(held), _document(kept | wanted)
+    before, after = _format_document(stored), _format_document(kept | imported)
     lines = difflib.unified_diff(
         before.splitlines(keepends=True), after.splitlines(keepends=True), "registry", "file"
     )
     return Difference(len(written), len(deleted), "".join(lines))
 
 
-async def _held(session: AsyncSession) -> dict[Key, ProfileContent]:
+async def _load_stored(session: AsyncSession) -> dict[ProfileKey, ProfileContent]:
     return {
         (profile.node_role, profile.node_type, profile.profile_name): ProfileContent(
             profile.profile_name, profile.profile_type, profile.config, profile.enabled
@@ -101,7 +101,7 @@ async def _held(session: AsyncSession) -> dict[Key, ProfileContent]:
     }
 
 
-def _document(held: Mapping[Key, ProfileContent]) -> str:
+def _format_document(stored: Mapping[ProfileKey, ProfileContent]) -> str:
     entries = [
         {
             "role": role.name,
@@ -111,22 +111,22 @@ def _document(held: Mapping[Key, ProfileContent]) -> str:
             "enabled": content.enabled,
             "config": orjson.loads(orjson.dumps(content.config, option=orjson.OPT_SORT_KEYS)),
         }
-        for (role, node_type, name), content in sorted(held.items())
+        for (role, node_type, name), content in sorted(stored.items())
     ]
     document: str = yaml.safe_dump({"profiles": entries}, sort_keys=False, allow_unicode=True)
     return document
 
 
-def _read(text: str) -> dict[Key, ProfileContent]:
+def _parse_document(text: str) -> dict[ProfileKey, ProfileContent]:
     try:
-        entries = _File.model_validate(yaml.safe_load(text)).profiles
+        entries = _ProfileDocument.model_validate(yaml.safe_load(text)).profiles
     except yaml.YAMLError as error:
         raise BadInput("file", f"is not YAML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         path = ".".join(map(str, first["loc"])) or "file"
         raise BadInput(path, first["msg"]) from error
-    read: dict[Key, ProfileContent] = {}
+    parsed: dict[ProfileKey, ProfileContent] = {}
     for number, entry in enumerate(entries):
         path = f"profiles.{number}"
         try:
@@ -137,7 +137,7 @@ def _read(text: str) -> dict[Key, ProfileContent]:
             path, entry.name, entry.profile_type, config, enabled=entry.enabled
         )
         key = entry.role, entry.type, entry.name
-        if key in read:
+        if key in parsed:
             raise BadInput(path, "is there twice")
-        read[key] = content
-    return read
+        parsed[key] = content
+    return parsed

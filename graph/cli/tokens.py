@@ -14,7 +14,7 @@ from db.access.token_changes import IssuedToken
 from db.core.enums import NodeRole, NodeType, Role
 from db.core.pagination import MAX_PAGE_SIZE
 from db.core.tables import Token
-from graph.cli.common import configured, operator
+from graph.cli.common import identify_operator, load_command_settings
 from graph.core import validation
 from graph.core.open_database import open_shared_database
 
@@ -25,20 +25,20 @@ _DURATION = re.compile(rf"([0-9]{{1,6}})([{''.join(_UNITS)}])", re.ASCII)
 
 
 class Duration(click.ParamType[timedelta]):
-    """From `least` to ten years."""
+    """From `minimum` to ten years."""
 
     name = "duration"
 
-    def __init__(self, least: timedelta = timedelta(seconds=1)) -> None:
-        self._least = least
+    def __init__(self, minimum: timedelta = timedelta(seconds=1)) -> None:
+        self._minimum = minimum
 
     def convert(
         self, value: str, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
-        if not (said := _DURATION.fullmatch(value)):
+        if not (match := _DURATION.fullmatch(value)):
             self.fail(f"{value!r} is not a duration such as 90d, 12h or 30m", param, ctx)
-        duration = timedelta(**{_UNITS[said[2]]: int(said[1])})
-        if not self._least <= duration <= validation.MAX_LIFETIME:
+        duration = timedelta(**{_UNITS[match[2]]: int(match[1])})
+        if not self._minimum <= duration <= validation.MAX_LIFETIME:
             self.fail(f"must be at most {validation.MAX_LIFETIME.days}d, and not zero", param, ctx)
         return duration
 
@@ -64,17 +64,17 @@ def create(
     """Make an API key."""
     if (role is Role.AGENT) != bool(nodes):
         raise click.UsageError("--node is needed for an agent, and is for agents only")
-    _show_made(
-        _write(
+    _print_new_token(
+        _run_change(
             lambda session: token_changes.create_token(
                 session,
                 role=role,
-                name=_name(name),
+                name=_check_name(name),
                 nodes=[
                     validation.check_identifier("--node", node) for node in dict.fromkeys(nodes)
                 ],
                 lifetime=expires,
-                caller=operator(),
+                caller=identify_operator(),
             )
         )
     )
@@ -105,18 +105,18 @@ def enrol(
     key_expires: timedelta,
 ) -> None:
     """Make an enrolment key: nodes that register with it get keys of their own."""
-    _show_made(
-        _write(
+    _print_new_token(
+        _run_change(
             lambda session: enrolment.create_enrolment_token(
                 session,
                 uses=uses,
                 valid_for=expires,
-                name=_name(name),
+                name=_check_name(name),
                 node_role=node_role,
                 node_type=node_type,
                 labels=validation.check_labels("--label", labels) or None,
                 token_lifetime=key_expires,
-                caller=operator(),
+                caller=identify_operator(),
             )
         )
     )
@@ -126,7 +126,7 @@ def enrol(
 @click.option("--all", "with_dead", is_flag=True, help="Those too that do not stand any more.")
 def list_command(*, with_dead: bool) -> None:
     """List the keys that stand, newest first."""
-    rows = [_HEADINGS, *map(_shown, asyncio.run(_listed(with_dead=with_dead)))]
+    rows = [_HEADINGS, *map(_format_row, asyncio.run(_list_all(with_dead=with_dead)))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -137,7 +137,7 @@ def list_command(*, with_dead: bool) -> None:
 @click.argument("id", metavar="ID")
 @click.option(
     "--overlap",
-    type=Duration(least=timedelta(0)),
+    type=Duration(minimum=timedelta(0)),
     default="1h",
     show_default=True,
     help="How long the old key stands beside the new one.",
@@ -145,81 +145,91 @@ def list_command(*, with_dead: bool) -> None:
 def rotate(*, id: str, overlap: timedelta) -> None:  # noqa: A002  # the argument's name
     """Make a key that takes the place of key ID."""
 
-    async def rotated(session: AsyncSession) -> IssuedToken:
+    async def rotate_token(session: AsyncSession) -> IssuedToken:
         old = await tokens.get_token(session, id)
-        return await token_changes.rotate_token(session, old.id, overlap=overlap, caller=operator())
+        return await token_changes.rotate_token(
+            session, old.id, overlap=overlap, caller=identify_operator()
+        )
 
-    _show_made(_write(rotated))
+    _print_new_token(_run_change(rotate_token))
 
 
 @token.command()
 @click.argument("id", metavar="ID")
 def revoke(*, id: str) -> None:  # noqa: A002  # the argument's name
     """End key ID at once; a name ends all keys of that name."""
-    ended = _write(lambda session: token_changes.revoke_tokens(session, id, caller=operator()))
-    for key in ended:
-        click.echo(f"Revoked {_described(key)}.", err=True)
+    revoked = _run_change(
+        lambda session: token_changes.revoke_tokens(session, id, caller=identify_operator())
+    )
+    for token_row in revoked:
+        click.echo(f"Revoked {_describe(token_row)}.", err=True)
 
 
-def _write(change: Callable[[AsyncSession], Awaitable[T]]) -> T:
-    async def written() -> T:
-        async with open_shared_database(configured()) as database, database.write() as session:
+def _run_change(change: Callable[[AsyncSession], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with (
+            open_shared_database(load_command_settings()) as database,
+            database.write() as session,
+        ):
             return await change(session)
 
-    return asyncio.run(written())
+    return asyncio.run(run())
 
 
-async def _listed(*, with_dead: bool) -> Sequence[Token]:
-    listed: list[Token] = []
+async def _list_all(*, with_dead: bool) -> Sequence[Token]:
+    rows: list[Token] = []
     after = None
-    async with open_shared_database(configured()) as database, database.read() as session:
+    async with (
+        open_shared_database(load_command_settings()) as database,
+        database.read() as session,
+    ):
         while True:
             page = await tokens.list_tokens(
                 session, first=MAX_PAGE_SIZE, after=after, include_ended=with_dead
             )
-            listed += page.rows
+            rows += page.rows
             if not page.has_next:
-                return listed
+                return rows
             after = tokens.TOKEN_KEYSET.encode_cursor(page.rows[-1].created_at, page.rows[-1].id)
 
 
-def _name(name: str | None) -> str | None:
+def _check_name(name: str | None) -> str | None:
     return None if name is None else validation.check_token_name("--name", name)
 
 
-def _show_made(made: IssuedToken) -> None:
-    click.echo(f"Made {_described(made.token)}. It is shown this once.", err=True)
-    click.echo(made.text)
+def _print_new_token(issued: IssuedToken) -> None:
+    click.echo(f"Made {_describe(issued.token)}. It is shown this once.", err=True)
+    click.echo(issued.text)
 
 
-def _described(key: Token) -> str:
-    ends = f"until {_instant(key.expires_at)}" if key.expires_at else "for ever"
-    return f"key {key.public_id}, {key.name!r}, role {key.role}, {ends}"
+def _describe(token_row: Token) -> str:
+    lifetime = f"until {_format_time(token_row.expires_at)}" if token_row.expires_at else "for ever"
+    return f"key {token_row.public_id}, {token_row.name!r}, role {token_row.role}, {lifetime}"
 
 
 _HEADINGS = ("ID", "NAME", "ROLE", "FOR", "MADE", "EXPIRES", "LAST USED", "REVOKED")
 
 
-def _shown(key: Token) -> tuple[str, ...]:
+def _format_row(token_row: Token) -> tuple[str, ...]:
     return (
-        key.public_id,
-        key.name,
-        key.role,
-        " ".join(_scope(key)),
-        _instant(key.created_at),
-        _instant(key.expires_at),
-        _instant(key.last_used_at),
-        _instant(key.revoked_at),
+        token_row.public_id,
+        token_row.name,
+        token_row.role,
+        " ".join(_list_scope(token_row)),
+        _format_time(token_row.created_at),
+        _format_time(token_row.expires_at),
+        _format_time(token_row.last_used_at),
+        _format_time(token_row.revoked_at),
     )
 
 
-def _scope(key: Token) -> Iterator[str]:
-    yield from key.nodes
-    if key.role is Role.ENROLMENT:
-        yield f"{key.uses_left} more:"
-        yield from (part for part in (key.node_role, key.node_type) if part)
-        yield from key.labels or ()
+def _list_scope(token_row: Token) -> Iterator[str]:
+    yield from token_row.nodes
+    if token_row.role is Role.ENROLMENT:
+        yield f"{token_row.uses_left} more:"
+        yield from (part for part in (token_row.node_role, token_row.node_type) if part)
+        yield from token_row.labels or ()
 
 
-def _instant(instant: datetime | None) -> str:
-    return instant.strftime("%Y-%m-%d %H:%M") if instant else "-"
+def _format_time(time: datetime | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M") if time else "-"

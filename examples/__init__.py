@@ -1,1 +1,1 @@
-"""How the registry is used."""
+"""Example programs that use the registry."""

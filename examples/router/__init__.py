@@ -1,1 +1,1 @@
-"""A router that keeps the nodes it may use by subscription: `python -m examples.router`."""
+"""A router that subscribes to the nodes it may use: `python -m examples.router`."""

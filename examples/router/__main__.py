@@ -1,4 +1,4 @@
-"""`python -m examples.router [REGISTRY_URL]` serves the router on http://127.0.0.1:9206."""
+"""The command `python -m examples.router [REGISTRY_URL]`: a router on http://127.0.0.1:9206."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
-"""A small router on the registry: whom it may use it is told, whom to prefer it asks.
+"""A small router: it subscribes to the nodes it may use, and queries which of them to prefer.
 
-It goes on while the registry is away: with the nodes that it knew last, and says since when.
+While the registry is unavailable it goes on with the nodes it knew last, and reports their age.
 """
 
 import asyncio
@@ -29,23 +29,24 @@ from agent import (
     follow_available_nodes,
 )
 
-FORWARD_SECONDS = 30.0
+FORWARD_TIMEOUT_SECONDS = 30.0
 
 
-class Available:
-    """The nodes that may be used, as the subscription tells them."""
+class AvailableNodes:
+    """The nodes that may be used, kept current by a subscription."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, NodeWithReason] = {}
-        self._told = asyncio.Event()
-        self.told_at = 0.0
+        self._received = asyncio.Event()
+        self.changed_at = 0.0
 
     async def follow(self, registry_url: str) -> None:
+        """Apply the events of the registry until cancelled."""
         async with aclosing(follow_available_nodes(registry_url)) as events:
             async for event in events:
-                self._learn(event)
+                self._apply(event)
 
-    def _learn(self, event: AvailableNodesEvent) -> None:
+    def _apply(self, event: AvailableNodesEvent) -> None:
         match event:
             case AvailableNodesSnapshot(nodes=nodes):
                 self._nodes = {node.node_id: node for node in nodes}
@@ -53,87 +54,96 @@ class Available:
                 self._nodes[node.node_id] = node
             case NodeBecameUnavailable(node_id=node_id):
                 self._nodes.pop(node_id, None)
-        self.told_at = time.monotonic()
-        self._told.set()
+        self.changed_at = time.monotonic()
+        self._received.set()
 
-    async def of_role(self, role: str | None, wait_seconds: float) -> list[NodeWithReason]:
-        """By node id. Raises TimeoutError when nothing was ever told."""
-        async with asyncio.timeout(wait_seconds):
-            await self._told.wait()
-        wanted = None if role is None else role.upper()
-        return [
-            self._nodes[n] for n in sorted(self._nodes) if wanted in {None, self._nodes[n].role}
-        ]
+    async def list_nodes(self, role: str | None, timeout_seconds: float) -> list[NodeWithReason]:
+        """Return the nodes of a role, or of all roles, in the order of their ids.
+
+        Raises: TimeoutError: the registry has not sent its first event in time.
+        """
+        async with asyncio.timeout(timeout_seconds):
+            await self._received.wait()
+        nodes = [node for _, node in sorted(self._nodes.items())]
+        return [node for node in nodes if role is None or node.role == role.upper()]
 
 
 class Router:
-    def __init__(self, registry_url: str, *, patience_seconds: float) -> None:
+    """The routes of the app, and the connections to the registry that they use."""
+
+    def __init__(self, registry_url: str, *, timeout_seconds: float) -> None:
         self._registry_url = registry_url
-        self._patience_seconds = patience_seconds
-        self._available = Available()
-        self._client = RegistryClient(registry_url, timeout_seconds=patience_seconds)
-        self._http = httpx.AsyncClient(timeout=FORWARD_SECONDS)
+        self._timeout_seconds = timeout_seconds
+        self._available = AvailableNodes()
+        self._client = RegistryClient(registry_url, timeout_seconds=timeout_seconds)
+        self._http = httpx.AsyncClient(timeout=FORWARD_TIMEOUT_SECONDS)
 
     @asynccontextmanager
-    async def running(self, _: Starlette) -> AsyncIterator[None]:
-        following = asyncio.create_task(self._available.follow(self._registry_url))
+    async def run(self, _: Starlette) -> AsyncIterator[None]:
+        """Follow the available nodes for the lifespan of the app."""
+        task = asyncio.create_task(self._available.follow(self._registry_url))
         async with self._client, self._http:
             yield
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
-    async def nodes(self, request: Request) -> Response:
-        """GET /nodes?role=production"""
+    async def list_nodes(self, request: Request) -> Response:
+        """Serve GET /nodes?role=production: the nodes that may be used."""
         role = request.query_params.get("role")
         try:
-            found = await self._available.of_role(role, self._patience_seconds)
+            nodes = await self._available.list_nodes(role, self._timeout_seconds)
         except TimeoutError:
-            return JSONResponse({"error": "the registry has told nothing yet"}, 503)
+            return JSONResponse({"error": "the registry has not answered yet"}, 503)
         body = {
-            "nodes": [node.model_dump(mode="json") for node in found],
-            "count": len(found),
-            "last_change_seconds_ago": round(time.monotonic() - self._available.told_at, 3),
+            "nodes": [node.model_dump(mode="json") for node in nodes],
+            "count": len(nodes),
+            "last_change_seconds_ago": round(time.monotonic() - self._available.changed_at, 3),
         }
         return JSONResponse(body)
 
     async def route(self, request: Request) -> Response:
-        """POST /route {"model": …, …}: to the best node that serves the model."""
+        """Serve POST /route {"model": …, …}: forward it to the best node that serves the model."""
         try:
-            asked: dict[str, Any] = orjson.loads(await request.body())
-            answer = await self._client.get_available_nodes({"model": asked["model"]}, limit=3)
+            payload: dict[str, Any] = orjson.loads(await request.body())
+            answer = await self._client.get_available_nodes({"model": payload["model"]}, limit=3)
         except (ValueError, KeyError, TypeError):
             return JSONResponse({"error": 'send {"model": …}'}, 400)
-        except RequestRejectedError as refusal:
-            return JSONResponse({"error": refusal.message}, 400)
-        except RegistryUnavailableError as away:
-            return JSONResponse({"error": f"the registry is away: {away.reason}"}, 503)
+        except RequestRejectedError as rejection:
+            return JSONResponse({"error": rejection.message}, 400)
+        except RegistryUnavailableError as error:
+            return JSONResponse({"error": f"the registry is unavailable: {error.reason}"}, 503)
         age = {"stale": answer.is_stale, "age_seconds": round(answer.age_seconds, 3)}
         for candidate in answer.value.candidates:
-            with suppress(httpx.HTTPError, ValueError):  # the next best, then
-                reply = await self._forwarded(candidate.node, asked)
+            # A node that fails is skipped: the next candidate is the next best.
+            with suppress(httpx.HTTPError, ValueError):
+                reply = await self._forward(candidate.node, payload)
                 return JSONResponse({"node": candidate.node.node_id, "reply": reply, **age})
-        why = {left.node_id: left.reasons for left in answer.value.excluded}
-        return JSONResponse({"error": "no node can do it", "excluded": why, **age}, 503)
+        reasons = {node.node_id: node.reasons for node in answer.value.excluded}
+        return JSONResponse({"error": "no node can serve it", "excluded": reasons, **age}, 503)
 
-    async def _forwarded(self, node: NodeWithCapabilities, asked: dict[str, Any]) -> Any:
-        """None from a node that names no service: the demo ends there."""
-        endpoint = endpoint_of(node)
+    async def _forward(self, node: NodeWithCapabilities, payload: dict[str, Any]) -> Any:
+        """Return the node's reply, or None for a node that names no service, as in the demo."""
+        endpoint = find_endpoint(node)
         if endpoint is None:
             return None
-        reply = await self._http.post(endpoint, json=asked)
+        reply = await self._http.post(endpoint, json=payload)
         return reply.raise_for_status().json()
 
 
-def build_app(registry_url: str, *, patience_seconds: float = 2.0) -> Starlette:
-    router = Router(registry_url, patience_seconds=patience_seconds)
+def build_app(registry_url: str, *, timeout_seconds: float = 2.0) -> Starlette:
+    """Return the app; `timeout_seconds` is how long a request waits for the registry."""
+    router = Router(registry_url, timeout_seconds=timeout_seconds)
     return Starlette(
-        routes=[Route("/nodes", router.nodes), Route("/route", router.route, methods=["POST"])],
-        lifespan=router.running,
+        routes=[
+            Route("/nodes", router.list_nodes),
+            Route("/route", router.route, methods=["POST"]),
+        ],
+        lifespan=router.run,
     )
 
 
-def endpoint_of(node: NodeWithCapabilities) -> str | None:
-    """Of the first service that the node says it has."""
+def find_endpoint(node: NodeWithCapabilities) -> str | None:
+    """Return the endpoint of the first service that the node reports, or None."""
     match node.capabilities.get("services"):
         case [{"endpoint": str(endpoint)}, *_]:
             return endpoint

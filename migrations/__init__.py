@@ -1,1 +1,1 @@
-"""Alembic's environment and the revisions of the schema."""
+"""The revisions of the database schema, and Alembic's environment that runs them."""

@@ -1,4 +1,4 @@
-"""Alembic's entry point: runs the revisions on the connection that db.core.migrate hands over."""
+"""Alembic's entry point: it runs the revisions on the connection that db.core.migrate passes."""
 
 from alembic import context
 

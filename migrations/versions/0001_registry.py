@@ -1,4 +1,4 @@
-"""Nodes, profiles, heartbeats, the change log, and the two nodes known from the start."""
+"""Create nodes, profiles, the heartbeat log, the change log, and the two seeded nodes."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""The registry's own pulse, the floor of all leases, and how long a node has been steady."""
+"""Add the process heartbeats, the lease floor, and since when a node has been steady."""
 
 from alembic import op
 
@@ -8,7 +8,7 @@ branch_labels = None
 depends_on = None
 
 UPGRADE = (
-    # Whatever depends on time asks this: a simulation sets node_registry.now for its own session.
+    # The time for every rule; a simulation sets node_registry.now for its own session.
     """
     CREATE FUNCTION registry_now() RETURNS timestamptz LANGUAGE sql STABLE
     RETURN coalesce(nullif(current_setting('node_registry.now', true), '')::timestamptz, now())

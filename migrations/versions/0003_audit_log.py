@@ -1,4 +1,4 @@
-"""The audit trail: who changed what, and how it was before."""
+"""Create the audit log: who changed what, with the values before and after."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""API keys and enrolment keys: their hashes, and what they are good for."""
+"""Create the tokens, enrolment tokens included: their hashes and what they permit."""
 
 from alembic import op
 

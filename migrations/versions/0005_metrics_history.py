@@ -1,4 +1,4 @@
-"""Metrics by the hour, the heartbeat log in the order of time, and the narrow update of a node."""
+"""Add hourly metrics, order the heartbeat log by time, and shrink the update of a node."""
 
 from alembic import op
 
@@ -37,10 +37,11 @@ UPGRADE = (
         heartbeats bigint NOT NULL
     )
     """,
-    # An hour of the log is found by its key.
+    # With the timestamp first, the primary key finds the entries of an hour.
     "ALTER TABLE heartbeat_log DROP CONSTRAINT heartbeat_log_pkey",
     "ALTER TABLE heartbeat_log ADD CONSTRAINT heartbeat_log_pkey PRIMARY KEY (timestamp, id)",
-    # It was before the wide columns, and the WAL of a heartbeat held all of those.
+    # The column stood before the wide ones, so the WAL of each heartbeat included all of those;
+    # dropping and adding it moves it behind them.
     "ALTER TABLE nodes RENAME COLUMN last_heartbeat TO last_heartbeat_before",
     "ALTER TABLE nodes ADD COLUMN last_heartbeat timestamptz",
     "UPDATE nodes SET last_heartbeat = last_heartbeat_before",

@@ -1,4 +1,4 @@
-"""The audit trail says more, and a service that owns no table can do its work all the same."""
+"""Extend the audit log, and let a service that owns no table maintain partitions and the log."""
 
 from alembic import op
 
@@ -41,8 +41,8 @@ UPGRADE = (
     """,
 )
 
-# What a service that owns nothing must have done all the same, by the owner and within limits.
-# Their search path is fixed, or whoever calls them could slip them tables of their own.
+# The maintenance that needs the owner's rights, within limits, for a service that owns nothing.
+# The search path is fixed, or a caller could substitute tables of its own.
 FUNCTIONS = (
     "SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)",
     """
@@ -65,8 +65,8 @@ FUNCTIONS = (
     END
     $$
     """,
-    # Heartbeats of a day that was not there went to the default partition: they move along.
-    # PostgreSQL refuses to make the day while the default partition holds one of them.
+    # Heartbeats of a day without a partition went to the default one. They move to the new one,
+    # because PostgreSQL rejects the new partition while the default one holds rows of that day.
     """
     CREATE FUNCTION make_heartbeat_day(day date) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
@@ -125,8 +125,8 @@ FUNCTIONS = (
     END
     $$
     """,
-    # PostgreSQL detaches nothing concurrently from a table that has a default partition. So this
-    # locks the whole table, and waits no longer for that than the heartbeats behind it may.
+    # PostgreSQL cannot detach concurrently from a table with a default partition, so this locks the
+    # whole table. Heartbeats queue behind the lock, so it waits no longer than they may.
     r"""
     CREATE FUNCTION drop_partition(part regclass) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT SET lock_timeout = '100ms'

@@ -26,6 +26,7 @@ from graph.live.change_stream import follow_changes
 from graph.live.stream_events import Bookmark, ResyncRequired, StatusChanged, StatusEvent
 from tests.support.fleet import examples, rows
 from tests.support.statements import statements
+from tests.support.waiting import wait_until
 
 OUT, IN = "node-1-hetzner-gex44", "node-2-macbook-m4max"  # as seeded, by revisions 1 and 2
 ONLY_IN = NodeFilter(node_ids=(IN,))
@@ -124,9 +125,7 @@ async def next_revisions(events: Events, count: int) -> list[int]:
 
 
 async def until_at(feed: ChangeFeed, revision: int) -> None:
-    async with asyncio.timeout(SECONDS):
-        while feed.revision != revision:
-            await asyncio.sleep(0.002)
+    await wait_until(lambda: feed.revision == revision)
 
 
 async def cut_listeners(database: Database) -> None:
@@ -134,9 +133,7 @@ async def cut_listeners(database: Database) -> None:
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name = 'node-registry-listen' AND datname = current_database()
     """
-    async with asyncio.timeout(SECONDS):
-        while not await rows(database, cut):
-            await asyncio.sleep(0.002)
+    await wait_until(lambda: rows(database, cut))
 
 
 @dataclass
@@ -435,9 +432,7 @@ async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
         with monkeypatch.context() as outage:
             outage.setattr(feed_module, "listening", away)
             await cut_listeners(database)
-            async with asyncio.timeout(SECONDS):
-                while feed.is_connected:
-                    await asyncio.sleep(0.002)
+            await wait_until(lambda: not feed.is_connected)
             waiting = asyncio.create_task(next_events(events))
             await asyncio.wait([waiting], timeout=0.05)
             assert not waiting.done()
@@ -492,9 +487,8 @@ async def test_false_news_do_no_harm(database: Database) -> None:
     feed = await a_feed(database)
     events = await following(feed, database, 2)
     async with running(feed):
-        async with asyncio.timeout(SECONDS):
-            while not feed.is_connected or not await rows(database, _LISTENERS):
-                await asyncio.sleep(0.002)
+        await wait_until(lambda: feed.is_connected)
+        await wait_until(lambda: rows(database, _LISTENERS))
         with statements(database) as sent:
             for payload in ("999999", "0"):
                 async with database.write() as session:

@@ -42,8 +42,10 @@ from tests.support.fleet import (
     rows,
     run_sweep,
     stand,
+    waits_for_a_lock,
 )
 from tests.support.tcp_proxy import proxy
+from tests.support.waiting import wait_until
 
 FLEET = ["node-1", "node-2", "node-3"]
 ACTIONS = ["register", "beat", "degrade", "silence", "sweep", "maintain", "end", "deregister"]
@@ -164,9 +166,7 @@ async def hearing(database: Database) -> AsyncIterator[list[int]]:
 
 
 async def arrived(heard: list[int], revisions: list[int]) -> None:
-    async with asyncio.timeout(5):
-        while len(heard) < len(revisions):
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: len(heard) >= len(revisions))
     assert heard == revisions
 
 
@@ -221,7 +221,7 @@ async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
     async with database.write() as session:
         await registration.register(session, registration_of("node-3"), rules=RULES, by=AGENT)
         second = asyncio.create_task(register(database, "node-4"))
-        await asyncio.sleep(0.05)
+        await waits_for_a_lock(database)
         assert not second.done()
         assert len(await changes_of(database)) == 2
     node, _ = await second

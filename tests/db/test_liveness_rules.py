@@ -21,7 +21,7 @@ from db.registry.heartbeats import HeartbeatReport, Recorded
 from db.registry.liveness_rules import Rules
 from db.registry.status_changes import LoggedChange
 from db.registry.sweep import Swept
-from tests.support.fleet import AGENT, OPERATOR, registration_of
+from tests.support.fleet import AGENT, OPERATOR, registration_of, waits_for_a_lock
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
 RULES = Rules(jitter=0)
@@ -245,7 +245,7 @@ async def test_a_heartbeat_that_races_with_the_removal_brings_nothing_back(
     async with registry.at_now() as removing:
         await nodes.deregister(removing, "node-3", note=None, by=OPERATOR)
         racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
-        await asyncio.sleep(0.1)
+        await waits_for_a_lock(registry.database)
         assert not racing.done()
     [late] = await racing
     assert isinstance(late, NodeNotFound)
@@ -264,7 +264,7 @@ async def test_a_heartbeat_that_races_with_a_sweep_wins_or_returns(registry: Reg
     async with registry.at_now() as sweeping:
         await sweep.sweep(sweeping, registry.process, RULES)
         racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
-        await asyncio.sleep(0.1)
+        await waits_for_a_lock(registry.database)
     [outcome] = await racing
     assert isinstance(outcome, Recorded)
     assert outcome.status is ONLINE

@@ -17,6 +17,7 @@ from db.core.migrate import SchemaMismatch, migrate, require_current_schema
 from db.core.tables import Table
 from db.registry.profiles import ProfileContent
 from tests.support.fleet import beat, register, rows
+from tests.support.waiting import wait_until
 
 OURS = """
 CREATE TEMPORARY VIEW ours AS
@@ -131,9 +132,11 @@ async def test_migrations_at_once_all_succeed_and_apply_once(empty_database_url:
 
 async def test_a_migration_leaves_no_lock_behind(empty: AsyncEngine) -> None:
     await migrate(empty)
-    async with asyncio.timeout(5):
-        while await scalar(empty, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"):
-            await asyncio.sleep(0.01)
+
+    async def is_unlocked() -> bool:
+        return not await scalar(empty, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+
+    await wait_until(is_unlocked)
 
 
 async def test_a_database_without_a_schema_is_refused_in_one_line(empty: AsyncEngine) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import URL
 
 from agent.router_client import Answer, RegistryClient
 from tests.support.registry_process import Server, free_port
+from tests.support.waiting import wait_until
 
 
 async def test_a_router_goes_on_while_the_registry_is_killed_and_comes_back(
@@ -44,18 +45,17 @@ async def test_a_router_goes_on_while_the_registry_is_killed_and_comes_back(
             await client.get_available_nodes({"includeDegraded": True})
             router = asyncio.create_task(route(client))
             async with asyncio.timeout(30):
-                while len(answers) < 100:
-                    await asyncio.sleep(0.01)
+                await wait_until(lambda: len(answers) >= 100, seconds=30)
                 assert not any(answer.is_stale for answer in answers)
                 await server.kill()
-                while len([answer for answer in answers if answer.is_stale]) < 200:
-                    await asyncio.sleep(0.01)
+                await wait_until(
+                    lambda: sum(answer.is_stale for answer in answers) >= 200, seconds=30
+                )
                 ages = [answer.age_seconds for answer in answers if answer.is_stale]
                 assert ages[-1] > ages[0]
                 await server.start()
                 await server.answers()
-                while answers[-1].is_stale:
-                    await asyncio.sleep(0.01)
+                await wait_until(lambda: not answers[-1].is_stale, seconds=30)
             router.cancel()
             await asyncio.gather(router, return_exceptions=True)
     finally:

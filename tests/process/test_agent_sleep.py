@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.live_server import LiveServer, StartServer
+from tests.support.waiting import wait_until
 
 INTERVAL_SECONDS = 0.4
 FAST: dict[str, Any] = {
@@ -56,9 +57,7 @@ async def test_sleep_is_one_offline_and_one_online_and_nothing_is_made_up_for(
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            async with asyncio.timeout(30):
-                while not (tmp_path / "agent" / "boot_id").exists():
-                    await asyncio.sleep(0.02)
+            await wait_until((tmp_path / "agent" / "boot_id").exists, seconds=30)
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
             await until(server, node_id, "ONLINE", beats=2)
             agent.send_signal(signal.SIGSTOP)

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,7 @@ from tests.support.live_server import NO_TLS
 from tests.support.registry_process import Server, free_port
 from tests.support.tcp_proxy import Proxy, proxy
 from tests.support.transport_ws import connect
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -61,12 +62,6 @@ FROM status_changes c JOIN nodes n ON n.id = c.node_id ORDER BY revision
 """
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 @dataclass
 class Postgres:
     """Started again as soon as it has ended, by what embeds it."""
@@ -85,7 +80,7 @@ class Postgres:
         """SIGINT ends it fast, SIGQUIT at once: it then recovers from its log."""
         ended = self.pid
         os.kill(ended, how)
-        await until(lambda: self.pid not in {0, ended})
+        await wait_until(lambda: self.pid not in {0, ended}, seconds=SECONDS)
         database = Database(self.url)
         async with asyncio.timeout(SECONDS):
             while True:
@@ -141,7 +136,7 @@ class KeptServer(Server):
         assert self.process is not None
         with suppress(ProcessLookupError):  # it has just ended, for it found no database
             self.process.kill()
-        await until(lambda: self.starts > starts)
+        await wait_until(lambda: self.starts > starts, seconds=SECONDS)
 
 
 @dataclass
@@ -250,11 +245,12 @@ class Havoc:
     async def cut(self) -> None:
         """A reader's socket, once it was told something since the last time."""
         reader = self.chance.choice(self.readers)
-        await until(
+        await wait_until(
             lambda: (
                 len(reader.told) > reader.told_at_cut
                 and any(between.carried for between in reader.wires)
-            )
+            ),
+            seconds=SECONDS,
         )
         reader.told_at_cut = len(reader.told)
         for between in reader.wires:
@@ -328,8 +324,10 @@ async def test_every_reader_is_told_each_change_once_and_in_order_through_all_di
             await asyncio.gather(*writing)
             logged.extend(await rows(database, IN_THE_LOG))
             newest, newest_gpu = logged[-1][0], max(row[0] for row in logged if row[1])
-            await until(lambda: min(readers[0].after, readers[2].after) >= newest)
-            await until(lambda: readers[1].after >= newest_gpu)
+            await wait_until(
+                lambda: min(readers[0].after, readers[2].after) >= newest, seconds=SECONDS
+            )
+            await wait_until(lambda: readers[1].after >= newest_gpu, seconds=SECONDS)
             for server in servers:
                 assert (await server.health())["failed_tasks"] == []
 

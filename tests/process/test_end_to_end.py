@@ -16,6 +16,7 @@ from tests.support.clusters import processes_in
 from tests.support.live_server import NO_TLS
 from tests.support.processes import BIN, FAST, SECONDS, ask, registry, running
 from tests.support.transport_ws import connect
+from tests.support.waiting import wait_until
 
 
 def agents_of(data_dir: Path) -> list[psutil.Process]:
@@ -134,9 +135,7 @@ async def test_every_heartbeat_that_was_acknowledged_survives_a_kill(data_dir: P
             node = {"nodeId": node_id, "role": "BACKUP", "type": "WORKER", "bootId": "b"}
             await ask(url, REGISTER, input=node)
         beating = [asyncio.create_task(beat_for_ever(http, url, node_id)) for node_id in nodes]
-        async with asyncio.timeout(SECONDS):
-            while len(acknowledged) < 200:
-                await asyncio.sleep(0.01)
+        await wait_until(lambda: len(acknowledged) >= 200, seconds=SECONDS)
         process.process.kill()
         ends = await asyncio.gather(*beating, return_exceptions=True)
         assert all(isinstance(end, httpx.TransportError) for end in ends)
@@ -179,8 +178,7 @@ async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_n
             while (await ask(url, query))["nodes"]["totalCount"] == 0:
                 pass
             process.process.kill()
-            while agents_of(data_dir):
-                await asyncio.sleep(0.02)
+            await wait_until(lambda: not agents_of(data_dir), seconds=SECONDS, interval=0.02)
     async with registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
         async with asyncio.timeout(SECONDS):
             while (await ask(url, query))["nodes"]["totalCount"] == 0:

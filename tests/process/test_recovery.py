@@ -25,6 +25,7 @@ from tests.support.live_server import StartServer, serving
 from tests.support.paths import read_files
 from tests.support.provisioning import Provisioning, administering
 from tests.support.transport_ws import connect
+from tests.support.waiting import wait_until
 
 SEEDED = 2
 """Nodes that are there from the first migration on, each with a change."""
@@ -45,8 +46,7 @@ async def test_every_heartbeat_acknowledged_before_a_backup_began_is_in_what_is_
                 await asyncio.sleep(0.05)
 
         nodes = [asyncio.create_task(keep_beating(f"gpu-{n}")) for n in range(10)]
-        while len(acknowledged) < 5 * len(nodes):
-            await asyncio.sleep(0.01)
+        await wait_until(lambda: len(acknowledged) >= 5 * len(nodes), seconds=60)
         before = set(acknowledged)
         status, output, errors = await run("backup", str(backup), **environment_for(database_url))
         assert status == 0, errors

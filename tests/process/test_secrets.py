@@ -25,6 +25,7 @@ from tests.support.keyring import create
 from tests.support.registry_process import Server, free_port
 from tests.support.trace_receiver import Receiver
 from tests.support.transport_ws import dial
+from tests.support.waiting import wait_until
 
 TOKENS = """
 mutation Create($input: CreateTokenInput!) { createToken(input: $input) { key } }
@@ -138,10 +139,8 @@ def key_in(path: Path) -> str:
 
 
 async def kept(path: Path, *, other_than: str = "") -> str:
-    async with asyncio.timeout(SECONDS):
-        while (key := key_in(path)) == other_than:
-            await asyncio.sleep(0.05)
-    return key
+    await wait_until(lambda: key_in(path) != other_than, seconds=SECONDS, interval=0.05)
+    return key_in(path)
 
 
 async def by_websocket(

@@ -29,6 +29,7 @@ from tests.support.clusters import processes_in
 from tests.support.live_server import NO_TLS
 from tests.support.processes import BIN, FAST, SECONDS, Process, ask, running
 from tests.support.transport_ws import Client, connect
+from tests.support.waiting import wait_until
 
 SERVE = (BIN / "node-registry", "serve", "--workers", "2")
 NODE = {"role": "BACKUP", "type": "WORKER", "bootId": "b"}
@@ -112,12 +113,6 @@ async def reason_of_change(client: Client) -> str:
     return reason
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 def refused(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
@@ -170,7 +165,7 @@ async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_u
                     answers["cut"] += 1  # those that the killed worker was at
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
-        await until(lambda: answers["200"] > 20)
+        await wait_until(lambda: answers["200"] > 20, seconds=SECONDS)
         killed.kill()
         died = await live.parent.line(r"worker\.ended.* pid=(\d+)")
         served = await live.parent.line(r"worker\.serves.* pid=(\d+)")
@@ -189,7 +184,7 @@ async def test_a_signal_to_all_still_drains_and_a_second_one_hurries(database_ur
         async with client_on_each_worker(live) as clients:
             for process in (*workers, psutil.Process(live.parent.process.pid)):
                 process.terminate()
-            await until(lambda: refused(live.port))
+            await wait_until(lambda: refused(live.port), seconds=SECONDS)
             for client in clients.values():
                 await client.send({"type": "ping"})
                 assert (await client.receive())["type"] == "pong"
@@ -204,8 +199,8 @@ async def test_a_killed_parent_takes_its_workers_along_and_they_free_the_port_at
         workers = live.workers()
         async with client_on_each_worker(live):
             live.parent.process.kill()
-            await until(lambda: refused(live.port))
-            await until(lambda: not any(map(runs, workers)))
+            await wait_until(lambda: refused(live.port), seconds=SECONDS)
+            await wait_until(lambda: not any(map(runs, workers)), seconds=SECONDS)
 
 
 async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_nothing_running(
@@ -315,15 +310,17 @@ async def test_a_worker_that_does_not_end_in_time_is_killed(
     played: Played, logged: list[EventDict]
 ) -> None:
     deaf = """
-import signal, time
+import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
-time.sleep(3600)
+signal.pause()
 """
     workers = played(deaf)
     async with asyncio.timeout(SECONDS):
         running_workers = asyncio.create_task(workers.run())
-        await until(lambda: any(each["event"] == "worker.serves" for each in logged))
+        await wait_until(
+            lambda: any(each["event"] == "worker.serves" for each in logged), seconds=SECONDS
+        )
         workers.stop()
         await running_workers
     assert len(taken(logged, "worker.stop_overdue")) == 1

@@ -35,6 +35,7 @@ from db.core.tables import Token
 from tests.support.fleet import rows
 from tests.support.keyring import DAY, HOUR, age_keys, create_enrolment, presented, revoke
 from tests.support.live_server import LiveServer, StartServer
+from tests.support.waiting import wait_until
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -201,9 +202,11 @@ async def heard(keys: Database) -> int:
 
 async def heard_more(keys: Database) -> None:
     before = await heard(keys)
-    async with asyncio.timeout(20):
-        while await heard(keys) == before:
-            await asyncio.sleep(0.02)
+
+    async def is_heard_again() -> bool:
+        return await heard(keys) != before
+
+    await wait_until(is_heard_again, seconds=20)
 
 
 async def test_an_agent_that_runs_for_long_outlives_its_key(

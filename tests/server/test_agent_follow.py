@@ -24,6 +24,7 @@ from tests.support.api import DEREGISTER, beat, register
 from tests.support.followers import HASTY, SECONDS, following, next_changes, next_event
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.tcp_proxy import proxy
+from tests.support.waiting import wait_until
 
 
 async def make_changes(server: LiveServer, sequences: Iterable[int]) -> None:
@@ -173,9 +174,10 @@ async def test_aclose_closes_the_socket_and_leaves_no_task(server: LiveServer) -
             await next_changes(events, 1)
             assert tasks_of_readers()
         assert not tasks_of_readers()
-        async with asyncio.timeout(SECONDS):
-            while between.carried or server.services.change_feed.subscribers:
-                await asyncio.sleep(0.005)
+        await wait_until(
+            lambda: not (between.carried or server.services.change_feed.subscribers),
+            seconds=SECONDS,
+        )
 
 
 async def test_aclose_waits_neither_for_a_dead_peer_nor_for_what_was_never_taken(

@@ -27,6 +27,7 @@ from tests.support.api import CHANGES, DEREGISTER, in_touch, register
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.tcp_proxy import Proxy, proxy
 from tests.support.transport_ws import connect
+from tests.support.waiting import wait_until
 
 SECONDS = 10
 
@@ -80,9 +81,9 @@ async def beating(
 
 async def lost() -> None:
     """Until the agent knows that its websocket is gone."""
-    async with asyncio.timeout(SECONDS):
-        while any("_receive_data_loop" in repr(t.get_coro()) for t in asyncio.all_tasks()):
-            await asyncio.sleep(0.005)
+    await wait_until(
+        lambda: not any("_receive_data_loop" in repr(t.get_coro()) for t in asyncio.all_tasks())
+    )
 
 
 @dataclass
@@ -164,9 +165,7 @@ async def test_a_faster_pace_is_heard_between_two_heartbeats(start_server: Start
             for node_id in ("b", "c", "d"):
                 await server.execute(DEREGISTER, input={"nodeId": node_id})
             await server.services.sweeper.sweep()
-            async with asyncio.timeout(SECONDS):
-                while node.paces != [20, 5]:
-                    await asyncio.sleep(0.005)
+            await wait_until(lambda: node.paces == [20, 5])
 
 
 async def test_a_websocket_that_was_cut_is_opened_anew_for_the_next_heartbeat(
@@ -260,9 +259,7 @@ async def test_a_restart_is_no_news_that_anyone_would_take_for_a_failure(
             run = Runner(over, shown, schedule, tmp_path, load_settings({}), "boot-1", clock=clock)
             task = asyncio.create_task(run.run())
             await beats(run, 3)
-        async with asyncio.timeout(SECONDS):
-            while not any(entry["event"] == "registry.restarting" for entry in logs):
-                await asyncio.sleep(0.005)
+        await wait_until(lambda: any(entry["event"] == "registry.restarting" for entry in logs))
         async with start_server(http_port=port, **fast):
             await beats(run, run.sequence + 3)
             task.cancel()
@@ -277,9 +274,7 @@ async def test_a_restart_is_no_news_that_anyone_would_take_for_a_failure(
 
 
 async def beats(run: Runner, sequence: int) -> None:
-    async with asyncio.timeout(SECONDS):
-        while run.sequence < sequence:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: run.sequence >= sequence)
 
 
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
@@ -419,7 +414,5 @@ async def test_closing_leaves_neither_a_socket_nor_a_task(server: LiveServer) ->
     async with beating(server.graphql_url) as node:
         await node.beat()
     await lost()
-    async with asyncio.timeout(SECONDS):
-        while server.services.sweeper.pace.followers:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: not server.services.sweeper.pace.followers)
     assert not [t for t in asyncio.all_tasks() if "_follow_pace" in repr(t.get_coro())]

@@ -27,6 +27,7 @@ from tests.support.api import DEREGISTER, MAINTENANCE, REGISTER, beat, register
 from tests.support.keyring import create
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
+from tests.support.waiting import wait_until
 
 TRAIL = """
 query Trail($filter: AuditFilter, $first: Int, $after: String) {
@@ -308,8 +309,7 @@ async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
             async with connect(server.websocket_url, headers=headers) as client:
                 await client.subscribe("1", DEREGISTER, input={"nodeId": "x"})
                 await waiting(database)
-            while gauge(server, "node_registry_connections"):
-                await asyncio.sleep(0.005)
+            await wait_until(lambda: not gauge(server, "node_registry_connections"))
             await waiting(database)
             await stack.aclose()
         code = "NODE_NOT_FOUND" if role is Role.ADMIN else "FORBIDDEN"

@@ -18,6 +18,7 @@ from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, beat, register
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
 from tests.support.transport_ws import Client, connect
+from tests.support.waiting import wait_until
 
 AVAILABLE = """
 query Available($require: NodeRequirements, $rank: NodeRanking! = LEAST_LOADED, $limit: Int) {
@@ -307,9 +308,7 @@ async def test_a_watch_ends_with_its_last_follower(server: LiveServer) -> None:
         assert server.services.node_snapshot.subscribers == 2
         for operation in ("1", "2"):
             await client.send({"id": operation, "type": "complete"})
-        async with asyncio.timeout(10):
-            while server.services.node_snapshot.subscribers:
-                await asyncio.sleep(0.005)
+        await wait_until(lambda: not server.services.node_snapshot.subscribers)
 
 
 async def test_one_that_falls_behind_is_told_the_set_anew(server: LiveServer) -> None:

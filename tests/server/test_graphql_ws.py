@@ -1,6 +1,5 @@
 """The registry's websocket as graphql-ws meets it: the protocol's reference client, from npm."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from tests.support import npm
 from tests.support.api import register
 from tests.support.live_server import LiveServer
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,7 @@ async def test_a_subscription_is_followed_and_completed(client: Path, server: Li
     seen = await npm.play(client, "subscribe", server.websocket_url)
     revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
     assert revisions == ["1", "2"]
-    async with asyncio.timeout(10):
-        while server.services.change_feed.subscribers:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: not server.services.change_feed.subscribers)
 
 
 async def test_a_document_that_is_not_valid_is_refused(client: Path, server: LiveServer) -> None:

@@ -9,6 +9,7 @@ from tests.support.api import beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
 from tests.support.transport_ws import Client, connect
+from tests.support.waiting import wait_until
 
 HEARTBEATS = """
 subscription Beats($nodeId: String!) {
@@ -25,9 +26,7 @@ async def next_heartbeat(client: Client) -> dict[str, Any]:
 
 
 async def followed(server: LiveServer, subscribers: int = 1) -> None:
-    async with asyncio.timeout(10):
-        while server.services.heartbeat_tail.subscribers < subscribers:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: server.services.heartbeat_tail.subscribers >= subscribers)
 
 
 async def test_heartbeats_arrive_in_order_and_from_now_on(start_server: StartServer) -> None:
@@ -69,9 +68,9 @@ async def test_a_slow_reader_misses_the_oldest(server: LiveServer) -> None:
         running = asyncio.create_task(feed.run())
         for sequence in range(MAX_WAITING + 5):
             await beat(server, "a", sequence, metrics={"cpuPercent": sequence})
-        async with asyncio.timeout(10):
-            while not subscriber.waiting or subscriber.waiting[-1].metrics["cpu_percent"] != 104:
-                await asyncio.sleep(0.01)
+        await wait_until(
+            lambda: subscriber.waiting and subscriber.waiting[-1].metrics["cpu_percent"] == 104
+        )
         running.cancel()
         assert [h.metrics["cpu_percent"] for h in subscriber.waiting] == list(range(5, 105))
 
@@ -95,13 +94,9 @@ async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartS
         await client.subscribe("1", HEARTBEATS, nodeId="a")
         await followed(server)
         with statements(server.services.database) as sent:
-            async with asyncio.timeout(10):
-                while not sent:
-                    await asyncio.sleep(0.005)
+            await wait_until(lambda: sent)
         await client.send({"id": "1", "type": "complete"})
-        async with asyncio.timeout(10):
-            while server.services.heartbeat_tail.subscribers:
-                await asyncio.sleep(0.005)
+        await wait_until(lambda: not server.services.heartbeat_tail.subscribers)
         await asyncio.sleep(0.1)
         with statements(server.services.database) as sent:
             await asyncio.sleep(0.1)

@@ -1,10 +1,9 @@
 """The pace of heartbeats, told between two of them to all who follow it."""
 
-import asyncio
-
 from tests.support.api import DEREGISTER, register
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import Client, connect
+from tests.support.waiting import wait_until
 
 PACE = "subscription { heartbeatPace { intervalSeconds } }"
 
@@ -37,9 +36,7 @@ async def test_agents_are_told_the_pace_and_then_that_it_has_changed(
                 assert await told(client) == 10
             metrics = (await server.http.get("/metrics")).text
             assert 'node_registry_subscribers{stream="pace"} 2.0' in metrics
-        async with asyncio.timeout(10):
-            while server.services.sweeper.pace.followers:
-                await asyncio.sleep(0.005)
+        await wait_until(lambda: not server.services.sweeper.pace.followers)
 
 
 async def test_the_pace_is_known_before_anyone_asks(server: LiveServer) -> None:

@@ -1,6 +1,5 @@
 """What the registry answers beside GraphQL."""
 
-import asyncio
 import re
 
 from sqlalchemy import URL, text
@@ -10,6 +9,7 @@ from agent import documents as agent
 from agent.trusted_documents import get_text
 from tests.support.api import beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
+from tests.support.waiting import wait_until
 
 
 async def test_the_index_names_the_service_and_its_parts(server: LiveServer) -> None:
@@ -83,9 +83,7 @@ async def test_a_background_task_that_dies_takes_health_down(server: LiveServer)
         raise RuntimeError("as a test")
 
     server.services.background_tasks.start("doomed", dies())
-    async with asyncio.timeout(5):
-        while not server.services.background_tasks.failed:
-            await asyncio.sleep(0)
+    await wait_until(lambda: server.services.background_tasks.failed)
     response = await server.http.get("/health")
     assert response.status_code == 503
     assert response.json()["failed_tasks"] == ["doomed"]

@@ -27,6 +27,7 @@ from tests.support.api import CHANGES, MAINTENANCE, register, settled
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import statements
 from tests.support.transport_ws import connect
+from tests.support.waiting import wait_until
 
 
 @dataclass(eq=False)
@@ -201,9 +202,7 @@ async def test_what_failed_is_executed_anew_for_who_comes_later(engine: Engine) 
 async def test_one_that_leaves_in_the_middle_disturbs_nobody(engine: Engine) -> None:
     STAGE.may_go_on.clear()
     leaves, stays = [asyncio.create_task(told(engine, request())) for _ in range(2)]
-    async with asyncio.timeout(10):
-        while not STAGE.executed:
-            await asyncio.sleep(0)
+    await wait_until(lambda: STAGE.executed)
     leaves.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaves
@@ -240,9 +239,7 @@ async def test_a_filter_and_nested_fields_are_asked_of_the_database_once_for_all
     async with connect(server.websocket_url) as client:
         for number in range(10):
             await client.subscribe(str(number), CHANGES, filter=mine, after="7")
-        async with asyncio.timeout(10):
-            while server.services.change_feed.subscribers < 10:
-                await asyncio.sleep(0.005)
+        await wait_until(lambda: server.services.change_feed.subscribers >= 10)
         with statements(server.services.database) as sent:
             await server.execute(MAINTENANCE, input={"nodeId": "n0", "enabled": True})
             for _ in range(10):

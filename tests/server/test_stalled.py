@@ -11,6 +11,7 @@ from tests.support.api import register
 from tests.support.big_responses import much, request
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("logged")
 
@@ -35,9 +36,7 @@ async def plain_socket(server: LiveServer, sent: bytes = b"") -> AsyncIterator[s
 
 async def until_cut(plain: socket.socket) -> None:
     """Until the server has reset the connection, without a read."""
-    async with asyncio.timeout(SECONDS):
-        while plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0)
 
 
 async def test_who_does_not_read_a_big_response_is_cut_and_delays_nobody(

@@ -14,6 +14,7 @@ from graph.live.stream_events import ResyncRequired, StatusChanged, StatusEvent
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, settled
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import Client, connect
+from tests.support.waiting import wait_until
 
 
 async def next_event(client: Client) -> dict[str, Any]:
@@ -40,9 +41,7 @@ def revision_of(event: StatusEvent) -> int:
 
 async def following(feed: ChangeFeed, subscribers: int = 1) -> None:
     """Until so many subscriptions are under way."""
-    async with asyncio.timeout(10):
-        while feed.subscribers < subscribers:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: feed.subscribers >= subscribers)
 
 
 async def make_changes(server: LiveServer, node_id: str, count: int, *, begin: int = 0) -> None:
@@ -250,9 +249,7 @@ async def test_subscribers_hold_no_database_connection(start_server: StartServer
         for number in range(60):
             await client.subscribe(str(number), CHANGES)
         await following(server.services.change_feed, 60)
-        async with asyncio.timeout(10):
-            while server.services.database.count_connections_in_use():
-                await asyncio.sleep(0.005)
+        await wait_until(lambda: not server.services.database.count_connections_in_use())
         await server.execute(MAINTENANCE, input={"nodeId": "node-2-macbook-m4max", "enabled": True})
         ids = {(await client.receive())["id"] for _ in range(60)}
     assert len(ids) == 60

@@ -20,6 +20,7 @@ from tests.support.big_responses import much, request
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.processes import BIN, FAST, running
 from tests.support.transport_ws import connect
+from tests.support.waiting import wait_until
 
 SECONDS = 10
 
@@ -152,8 +153,7 @@ async def test_a_reader_that_stalls_is_cut_and_a_slow_one_is_not(
             assert loop.time() - begun > 0.8
             assert len(received) > 12_000_000
             assert held_by_server(slowly)
-            while held_by_server(stalled):
-                await asyncio.sleep(0.02)
+            await wait_until(lambda: not held_by_server(stalled), seconds=60, interval=0.02)
 
 
 async def test_an_agent_with_a_certificate_speaks_for_its_node_alone(

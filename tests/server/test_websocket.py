@@ -19,6 +19,7 @@ from tests.support.api import CHANGES, DEREGISTER, in_touch, register
 from tests.support.fleet import waits_for_a_lock
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import SECONDS, Client, connect, dial
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
 
@@ -26,12 +27,6 @@ TYPENAME = "{ __typename }"
 FOLLOW = "subscription { nodeStatusChanges { __typename } }"
 ANSWER = {"data": {"__typename": "Query"}}
 INTERNALS = re.compile(r"pydantic|codec|Error|Traceback|object at 0x|_Subscribe|GraphQLRequest")
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def lives(client: Client) -> None:
@@ -55,7 +50,7 @@ async def following(client: Client, server: LiveServer, operation_id: str) -> No
     """Subscribes, and waits until the server has begun to follow the change log."""
     before = server.services.change_feed.subscribers
     await client.subscribe(operation_id, CHANGES)
-    await until(lambda: server.services.change_feed.subscribers > before)
+    await wait_until(lambda: server.services.change_feed.subscribers > before)
 
 
 async def test_a_query_is_answered_and_completed(shared_server: LiveServer) -> None:
@@ -298,7 +293,7 @@ async def is_left(client: Client, server: LiveServer) -> None:
         await client.subscribe("left", DEREGISTER, input={"nodeId": "unknown"})
         await waits_for_a_lock(database)
         client.socket.transport.abort()
-        await until(lambda: metrics.get_sample_value("node_registry_connections") == 0)
+        await wait_until(lambda: metrics.get_sample_value("node_registry_connections") == 0)
 
 
 @pytest.mark.parametrize("kind", [HttpToolsProtocol, WebSocketsSansIOProtocol, Executor])
@@ -320,7 +315,7 @@ async def test_what_has_done_its_work_needs_no_collector(
         before = held()
         async with connect(shared_server.websocket_url) as client:
             await operation(client, shared_server)
-        await until(lambda: held() <= before)
+        await wait_until(lambda: held() <= before)
     finally:
         gc.enable()
 
@@ -362,7 +357,7 @@ async def test_an_id_that_is_in_use_closes(shared_server: LiveServer) -> None:
         await following(client, shared_server, "same")
         await client.subscribe("same", TYPENAME)
         assert await client.closed() == (4409, "Subscriber for same already exists")
-    await until(lambda: shared_server.services.change_feed.subscribers == 0)
+    await wait_until(lambda: shared_server.services.change_feed.subscribers == 0)
 
 
 async def test_the_reason_of_a_close_is_never_too_long(shared_server: LiveServer) -> None:
@@ -385,7 +380,7 @@ async def test_an_id_may_be_used_again_once_it_is_completed(shared_server: LiveS
         for _ in range(3):
             await following(client, shared_server, "1")
             await client.send({"type": "complete", "id": "1"})
-            await until(lambda: shared_server.services.change_feed.subscribers == 0)
+            await wait_until(lambda: shared_server.services.change_feed.subscribers == 0)
         await lives(client)
 
 
@@ -407,7 +402,7 @@ async def test_two_subscriptions_share_a_socket_and_one_is_completed(server: Liv
             event = message["payload"]["data"]["nodeStatusChanges"]
             assert event["change"]["nodeId"] == "a"
         await client.send({"type": "complete", "id": "first"})
-        await until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscribers == 1)
         await register(server, "b")
         message = await client.receive()
         assert message["id"] == "second"
@@ -420,7 +415,7 @@ async def test_a_socket_that_is_cut_ends_its_subscriptions(shared_server: LiveSe
         for i in range(3):
             await following(client, shared_server, str(i))
         client.socket.transport.abort()
-        await until(lambda: shared_server.services.change_feed.subscribers == 0)
+        await wait_until(lambda: shared_server.services.change_feed.subscribers == 0)
         with pytest.raises(ConnectionClosed):
             await client.receive()
     assert await shared_server.execute(TYPENAME)
@@ -429,7 +424,7 @@ async def test_a_socket_that_is_cut_ends_its_subscriptions(shared_server: LiveSe
 async def test_a_socket_that_is_closed_ends_its_subscriptions(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await following(client, shared_server, "1")
-    await until(lambda: shared_server.services.change_feed.subscribers == 0)
+    await wait_until(lambda: shared_server.services.change_feed.subscribers == 0)
 
 
 @pytest.mark.asyncio(loop_scope="function")
@@ -447,7 +442,7 @@ async def test_operations_beyond_the_limit_are_refused_and_the_others_go_on(
         assert error["extensions"]["code"] == "RATE_LIMITED"
         assert error["extensions"]["retryable"] is True
         await client.send({"type": "complete", "id": "1"})
-        await until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscribers == 1)
         await lives(client)
 
 
@@ -500,8 +495,7 @@ async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: Start
         await register(server, "a", metadata={"much": "x" * 60_000})
         await stalled.subscribe("live", CHANGES)
         async with asyncio.timeout(SECONDS):
-            while server.services.change_feed.subscribers == 0:
-                await asyncio.sleep(0.005)
+            await wait_until(lambda: server.services.change_feed.subscribers != 0)
             stalled.socket.transport.pause_reading()
             for number in range(10):
                 await stalled.subscribe(str(number), f"{{ {megabytes} }}")
@@ -520,9 +514,9 @@ async def test_a_peer_that_answers_no_ping_is_cut(start_server: StartServer) -> 
     ):
         for client in (lives, dead):
             await client.subscribe("1", CHANGES)
-        await until(lambda: server.services.change_feed.subscribers == 2)
+        await wait_until(lambda: server.services.change_feed.subscribers == 2)
         dead.socket.transport.pause_reading()
-        await until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscribers == 1)
         await register(server, "a")
         assert (await lives.receive())["type"] == "next"
         dead.socket.transport.abort()
@@ -559,7 +553,7 @@ async def test_subscriptions_of_one_caller_are_limited_over_all_connections(
         assert (await refusal(two, "2"))["extensions"]["code"] == "RATE_LIMITED"
         await lives(two)
         await one.send({"id": "1", "type": "complete"})
-        await until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscribers == 1)
         await following(two, server, "2")
 
 

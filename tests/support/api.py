@@ -1,10 +1,10 @@
 """The operations that several tests send."""
 
-import asyncio
 import secrets
 from typing import Any
 
 from tests.support.live_server import LiveServer
+from tests.support.waiting import wait_until
 
 REGISTER = """
 mutation Register($input: RegisterNodeInput!) {
@@ -75,13 +75,9 @@ async def beat(
 
 async def in_touch(server: LiveServer) -> None:
     """Until the server listens for changes."""
-    async with asyncio.timeout(10):
-        while not server.services.change_feed.is_connected:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: server.services.change_feed.is_connected)
 
 
 async def settled(server: LiveServer, revision: int) -> None:
     """Until the server has read the change log so far."""
-    async with asyncio.timeout(10):
-        while server.services.change_feed.revision < revision:
-            await asyncio.sleep(0.005)
+    await wait_until(lambda: server.services.change_feed.revision >= revision)

@@ -1,6 +1,5 @@
 """Nodes for the tests of `db`: registered, heard, aged; time moves by ageing rows."""
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,6 +18,7 @@ from db.registry.heartbeats import HeartbeatReport, Recorded
 from db.registry.liveness_rules import Rules
 from db.registry.registration import Registration
 from db.registry.status_changes import LoggedChange
+from tests.support.waiting import wait_until
 
 RULES = Rules(protect_min_nodes=1_000_000)
 """PROTECTED mode has tests of its own."""
@@ -151,9 +151,11 @@ async def waits_for_a_lock(database: Database) -> None:
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    async with asyncio.timeout(5):
-        while await rows(database, waiting) == [(0,)]:
-            await asyncio.sleep(0.005)
+
+    async def is_waited_for() -> bool:
+        return await rows(database, waiting) != [(0,)]
+
+    await wait_until(is_waited_for)
 
 
 async def clear(session: AsyncSession) -> None:

@@ -19,6 +19,7 @@ from graph.core.settings import Settings
 from graph.server.listener import listen
 from graph.server.uvicorn_server import create_server
 from graph.services import Services
+from tests.support.waiting import wait_until
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,7 @@ async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIte
         with listen(settings) as listening:
             server = create_server(services)
             task = asyncio.create_task(server.serve(sockets=[listening]))
-            while not server.started:  # uvicorn has no event for it
-                await asyncio.sleep(0.005)
+            await wait_until(lambda: server.started, seconds=60)  # uvicorn has no event for it
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             try:
                 async with httpx.AsyncClient(base_url=url, timeout=30, verify=NO_TLS) as http:

@@ -1,6 +1,5 @@
 """GPUs by the tools of their makers; what those say was recorded or is of their own types."""
 
-import asyncio
 import json
 import math
 import plistlib
@@ -20,6 +19,7 @@ from agent.machine import MIB
 from agent.metrics import Meter
 from agent.nvidia import NvidiaGpuReader
 from agent.pace import Clock
+from tests.support.waiting import wait_until
 
 # Of a MacBook Pro with macOS 15; the display is one of two.
 PROFILE = b"""{
@@ -222,9 +222,7 @@ async def test_surprise_in_a_reading_is_said_once_and_read_over(
     with capture_logs() as logs:
         watch = GpuWatch(read)
         await watch.start()
-        async with asyncio.timeout(5):
-            while not watch.last_gpus:
-                await asyncio.sleep(0.001)
+        await wait_until(lambda: watch.last_gpus)
     watch.stop()
     assert [entry["log_level"] for entry in logs] == ["warning", "debug"]
 

@@ -112,11 +112,11 @@ def test_second_agent_on_one_directory_is_told_who_holds_it(tmp_path: Path) -> N
 
 def test_directory_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> None:
     holder = (
-        "import sys, pathlib, time\n"
+        "import sys, pathlib, signal\n"
         "from agent import identity\n"
         "with identity.lock_directory(pathlib.Path(sys.argv[1])):\n"
         "    print('held', flush=True)\n"
-        "    time.sleep(60)\n"
+        "    signal.pause()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE

@@ -27,6 +27,7 @@ from graph.core.settings import ConfigurationError, Settings, load_settings
 from graph.server.connection_guards import make_http_protocol, make_websocket_protocol
 from graph.server.tls_context import ReloadingContext, create_tls_context
 from tests.support.authority import BEGUN, DAY, Authority, Pair, settings_for, trusting
+from tests.support.waiting import wait_until
 
 SECONDS = 10
 LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -81,8 +82,7 @@ async def serving(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[Wh
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         task = asyncio.create_task(server._serve([listening]))  # noqa: SLF001  # without its signals
-        while not server.started:
-            await asyncio.sleep(0.005)
+        await wait_until(lambda: server.started)
         try:
             yield Who(context, listening.getsockname()[1])
         finally:
@@ -247,9 +247,7 @@ async def test_the_files_are_looked_at_again_and_again(
     assert context is not None
     watching = asyncio.create_task(context.watch_files(0.01))
     authority.server()
-    async with asyncio.timeout(SECONDS):
-        while not logged:
-            await asyncio.sleep(0.01)
+    await wait_until(lambda: logged)
     watching.cancel()
     assert [event["event"] for event in logged] == ["tls.renewed"]
 

@@ -22,13 +22,13 @@ class AuditFilter:
     since: datetime | None = optional("From this instant on.")
     until: datetime | None = optional("Before this instant.")
 
-    def checked(self) -> audit.AuditFilter:
-        said = {
+    def to_filter(self) -> audit.AuditFilter:
+        texts = {
             name: validation.check_search_value(f"filter.{name}", value)
             for name in ("actor", "action", "subject", "outcome")
             if (value := getattr(self, name)) is not None
         }
-        return audit.AuditFilter(**said, since=self.since, until=self.until)
+        return audit.AuditFilter(**texts, since=self.since, until=self.until)
 
 
 @strawberry.type(description="What somebody did, or tried to do; never changed once it is written.")
@@ -45,7 +45,7 @@ class AuditEntry:
     after: JSON | None = field("How it is since; null where it is gone, or was refused.")
 
     @classmethod
-    def of(cls, row: tables.AuditEntry) -> Self:
+    def from_row(cls, row: tables.AuditEntry) -> Self:
         return cls(
             id=strawberry.ID(str(row.id)),
             recorded_at=row.recorded_at,
@@ -73,8 +73,8 @@ class AuditLogConnection:
     page_info: PageInfo = field("Where the page lies.")
 
     @classmethod
-    def of(cls, page: Page[tables.AuditEntry], after: str | None) -> Self:
+    def from_page(cls, page: Page[tables.AuditEntry], after: str | None) -> Self:
         cursors = [audit.ENTRY_KEYSET.encode_cursor(row.recorded_at, row.id) for row in page.rows]
-        entries = [AuditEntry.of(row) for row in page.rows]
+        entries = [AuditEntry.from_row(row) for row in page.rows]
         edges = [AuditEntryEdge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)]
-        return cls(edges=edges, nodes=entries, page_info=PageInfo.of(page, cursors, after))
+        return cls(edges=edges, nodes=entries, page_info=PageInfo.from_page(page, cursors, after))

@@ -34,8 +34,8 @@ class NodeExclusion:
     " does not that has not measured what is required."
 )
 class AvailableNodes:
-    required: strawberry.Private[Requirements]
-    answer: strawberry.Private[Ranking]
+    requirements: strawberry.Private[Requirements]
+    ranked: strawberry.Private[Ranking]
 
     candidates: list[NodeCandidate] = field("The best of them, the best first.")
     revision: Revision = field("The change log had come so far when the fleet was looked at.")
@@ -53,25 +53,26 @@ class AvailableNodes:
         count = DEFAULT_EXCLUDED if first is None else first
         require_page_size(count)
         return [
-            NodeExclusion(node_id=offer.node_id, reasons=unmet(self.required, offer))
-            for offer in self.answer.excluded[:count]
+            NodeExclusion(node_id=candidate.node_id, reasons=unmet(self.requirements, candidate))
+            for candidate in self.ranked.excluded[:count]
         ]
 
     @classmethod
-    async def of(
+    async def from_snapshot(
         cls,
-        fleet: NodeSnapshot,
-        required: Requirements,
+        snapshot: NodeSnapshot,
+        requirements: Requirements,
         ranking: NodeRanking,
         limit: int,
     ) -> Self:
-        answer = await fleet.answer(required, ranking, limit)
-        revision, observed_at = fleet.revision, fleet.observed_at
+        ranked = await snapshot.answer(requirements, ranking, limit)
+        revision, observed_at = snapshot.revision, snapshot.observed_at
         return cls(
-            required=required,
-            answer=answer,
+            requirements=requirements,
+            ranked=ranked,
             candidates=[
-                NodeCandidate(node=Node.of(row), score=score) for row, score in answer.candidates
+                NodeCandidate(node=Node.from_row(row), score=score)
+                for row, score in ranked.candidates
             ],
             revision=Revision(revision),
             observed_at=observed_at,

@@ -19,17 +19,17 @@ from db.core.enums import (
 )
 from db.registry.nodes import NodeOrder
 
-E = TypeVar("E", bound=type[Enum])
+EnumT = TypeVar("EnumT", bound=type[Enum])
 
 
-def _described(
-    enum: E, description: str, values: Mapping[str, str], *, name: str | None = None
-) -> E:
-    decorated = strawberry.enum(enum, name=name, description=description)
-    definition: StrawberryEnumDefinition = decorated.__strawberry_definition__  # type: ignore[attr-defined]  # set by the line above
+def _describe_enum(
+    enum: EnumT, description: str, values: Mapping[str, str], *, name: str | None = None
+) -> EnumT:
+    enum_type = strawberry.enum(enum, name=name, description=description)
+    definition: StrawberryEnumDefinition = enum_type.__strawberry_definition__  # type: ignore[attr-defined]  # set by the line above
     for value in definition.values:
         value.description = values[value.name]
-    return decorated
+    return enum_type
 
 
 class ReportedStatus(Enum):
@@ -42,7 +42,7 @@ class OrderDirection(Enum):
     DESC = "desc"
 
 
-_described(
+_describe_enum(
     NodeRole,
     "What a node is for.",
     {
@@ -51,7 +51,7 @@ _described(
         "BACKUP": "Stands by to take over.",
     },
 )
-_described(
+_describe_enum(
     NodeType,
     "What a node does in the network.",
     {
@@ -60,7 +60,7 @@ _described(
         "WORKER": "Does the work.",
     },
 )
-_described(
+_describe_enum(
     NodeStatus,
     "What the registry says of a node.",
     {
@@ -70,12 +70,12 @@ _described(
         "MAINTENANCE": "An operator has taken it out of use.",
     },
 )
-_described(
+_describe_enum(
     ReportedStatus,
     "What a node may say of itself in a heartbeat.",
     {"ONLINE": "All is well.", "DEGRADED": "It works, but not as it should."},
 )
-_described(
+_describe_enum(
     StatusReason,
     "Why a node has the status it has.",
     {
@@ -90,7 +90,7 @@ _described(
         "SEEDED": "The registry knew it before any agent registered it.",
     },
 )
-_described(
+_describe_enum(
     Role,
     "What a caller may do; each field of Query, Mutation and Subscription says whose it is.",
     {
@@ -102,7 +102,7 @@ _described(
         "ENROLMENT": "Makes nodes known, each of which gets a key of its own.",
     },
 )
-_described(
+_describe_enum(
     ProfileType,
     "What a profile sets up.",
     {
@@ -111,7 +111,7 @@ _described(
         "CAPABILITY": "Anything else that a node can do.",
     },
 )
-_described(
+_describe_enum(
     RegistryMode,
     "Whether the registry trusts what it hears."
     " PROTECTED: so many nodes fell silent at once that the registry doubts itself and holds"
@@ -121,7 +121,7 @@ _described(
         "PROTECTED": "Silent nodes are not marked offline for now.",
     },
 )
-_described(
+_describe_enum(
     NodeRanking,
     "Which node a router should try first. Each score is of the node alone, 0 to 1; what it has not"
     " measured scores 0, and a DEGRADED node scores half.",
@@ -132,7 +132,7 @@ _described(
         "MOST_FREE_GPU_MEMORY": "free / (free + 16 GiB) of the GPU that has most free.",
     },
 )
-_described(
+_describe_enum(
     NodeOrder,
     "What a list of nodes is sorted by.",
     {
@@ -143,7 +143,7 @@ _described(
     },
     name="NodeOrderField",
 )
-_described(
+_describe_enum(
     OrderDirection,
     "Which end of a list comes first.",
     {"ASC": "The smallest or the oldest.", "DESC": "The largest or the newest."},

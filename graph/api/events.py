@@ -88,7 +88,8 @@ def show_status_event(
     match event:
         case stream_events.StatusChanged(change=change, node=node):
             return NodeStatusChanged(
-                change=StatusChange.of(change), node=None if node is None else Node.of(node)
+                change=StatusChange.from_change(change),
+                node=None if node is None else Node.from_row(node),
             )
         case stream_events.Bookmark(revision=revision):
             return Bookmark(revision=Revision(revision))
@@ -104,10 +105,10 @@ def show_candidate_event(
     match event:
         case stream_events.CandidatesSnapshot(nodes=nodes):
             return AvailableNodesSnapshot(
-                revision=revision, nodes=[Node.of(node) for node in nodes]
+                revision=revision, nodes=[Node.from_row(node) for node in nodes]
             )
         case stream_events.CandidateEntered(node=node):
-            return NodeBecameAvailable(revision=revision, node=Node.of(node))
+            return NodeBecameAvailable(revision=revision, node=Node.from_row(node))
         case stream_events.CandidateLeft(node_id=node_id, reasons=reasons):
             return NodeBecameUnavailable(revision=revision, node_id=node_id, reasons=list(reasons))
 

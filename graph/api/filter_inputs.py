@@ -14,7 +14,7 @@ from graph.api.types import optional
 from graph.core import validation
 from graph.core.validation import MAX_REQUIREMENT_BYTES
 
-T = TypeVar("T")
+ValueT = TypeVar("ValueT")
 
 
 @strawberry.input(description="Which labels a node must, may or must not have.")
@@ -23,7 +23,7 @@ class LabelSelector:
     any: list[str] | None = optional("It has at least one of these.")
     none: list[str] | None = optional("It has none of these.")
 
-    def checked(self, path: str) -> node_filter.LabelSelector:
+    def to_selector(self, path: str) -> node_filter.LabelSelector:
         return node_filter.LabelSelector(
             all=None
             if self.all is None
@@ -52,19 +52,21 @@ class NodeFilter:
     profile: str | None = optional("An enabled profile of this name, its own or its role's.")
     search: str | None = optional("Part of the node id, name or hostname, in any case.")
 
-    def checked(self) -> node_filter.NodeFilter:
+    def to_filter(self) -> node_filter.NodeFilter:
         path = "filter"
         return node_filter.NodeFilter(
             node_ids=None
             if self.node_ids is None
             else validation.check_search_values(f"{path}.nodeIds", self.node_ids),
-            roles=None if self.roles is None else _each_once(self.roles),
-            types=None if self.types is None else _each_once(self.types),
-            statuses=None if self.statuses is None else _each_once(self.statuses),
-            labels=None if self.labels is None else self.labels.checked(f"{path}.labels"),
+            roles=None if self.roles is None else _remove_duplicates(self.roles),
+            types=None if self.types is None else _remove_duplicates(self.types),
+            statuses=None if self.statuses is None else _remove_duplicates(self.statuses),
+            labels=None if self.labels is None else self.labels.to_selector(f"{path}.labels"),
             capabilities=None
             if self.capabilities is None
-            else _canonical(validation.check_document(f"{path}.capabilities", self.capabilities)),
+            else _encode_canonical_json(
+                validation.check_document(f"{path}.capabilities", self.capabilities)
+            ),
             profile=None
             if self.profile is None
             else validation.check_search_value(f"{path}.profile", self.profile),
@@ -90,15 +92,15 @@ class NodeRequirements:
         description="Whether nodes that are DEGRADED will do.", default=False
     )
 
-    def checked(self) -> matching.Requirements:
+    def to_requirements(self) -> matching.Requirements:
         path = "require"
         return matching.Requirements(
-            roles=None if self.roles is None else _each_once(self.roles),
-            types=None if self.types is None else _each_once(self.types),
-            labels=None if self.labels is None else self.labels.checked(f"{path}.labels"),
+            roles=None if self.roles is None else _remove_duplicates(self.roles),
+            types=None if self.types is None else _remove_duplicates(self.types),
+            labels=None if self.labels is None else self.labels.to_selector(f"{path}.labels"),
             capabilities=None
             if self.capabilities is None
-            else _canonical(
+            else _encode_canonical_json(
                 validation.check_document(
                     f"{path}.capabilities", self.capabilities, MAX_REQUIREMENT_BYTES
                 )
@@ -125,10 +127,10 @@ class NodeOrderInput:
     )
 
 
-def _each_once(values: Iterable[T]) -> tuple[T, ...]:
+def _remove_duplicates(values: Iterable[ValueT]) -> tuple[ValueT, ...]:
     """A value of an enum that is repeated 40,000 times is one parameter of a statement."""
     return tuple(dict.fromkeys(values))
 
 
-def _canonical(value: dict[str, Any]) -> str:
+def _encode_canonical_json(value: dict[str, Any]) -> str:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()

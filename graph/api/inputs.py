@@ -10,7 +10,7 @@ from db.registry.heartbeats import HeartbeatReport
 from db.registry.profiles import ProfileContent
 from db.registry.registration import Registration
 from graph.api.enums import NodeRole, NodeType, ProfileType, ReportedStatus
-from graph.api.profile_schema import checked_content
+from graph.api.profile_schema import parse_content
 from graph.api.scalars import JSON, IPAddress
 from graph.api.types import field, optional
 from graph.core import validation
@@ -25,7 +25,7 @@ class GpuMetricsInput:
     memory_free_mb: float | None = optional("Its free memory, in MB.")
     temperature_celsius: float | None = optional("Its temperature.")
 
-    def checked(self, path: str) -> dict[str, Any]:
+    def to_document(self, path: str) -> dict[str, Any]:
         return {
             "name": validation.check_name(f"{path}.name", self.name),
             "utilization_percent": validation.check_number(
@@ -51,12 +51,12 @@ class NodeMetricsInput:
     gpus: list[GpuMetricsInput] | None = optional("The GPUs of the node, at most 64.")
     extra: JSON | None = optional("A JSON object with whatever else there is to say.")
 
-    def checked(self, path: str) -> dict[str, Any]:
+    def to_document(self, path: str) -> dict[str, Any]:
         """The document that the log keeps; what was not measured is left out."""
         gpus = self.gpus or []
         if len(gpus) > MAX_GPUS:
             raise BadInput(f"{path}.gpus", f"must be at most {MAX_GPUS}")
-        measured = {
+        document = {
             "cpu_percent": validation.check_number(f"{path}.cpuPercent", self.cpu_percent),
             "memory_percent": validation.check_number(f"{path}.memoryPercent", self.memory_percent),
             "memory_available_mb": validation.check_number(
@@ -64,13 +64,13 @@ class NodeMetricsInput:
             ),
             "disk_percent": validation.check_number(f"{path}.diskPercent", self.disk_percent),
             "load_average": validation.check_number(f"{path}.loadAverage", self.load_average),
-            "gpus": [gpu.checked(f"{path}.gpus[{i}]") for i, gpu in enumerate(gpus)] or None,
+            "gpus": [gpu.to_document(f"{path}.gpus[{i}]") for i, gpu in enumerate(gpus)] or None,
             "extra": None
             if self.extra is None
             else validation.check_document(f"{path}.extra", self.extra, MAX_METRICS_BYTES),
         }
         return validation.check_document(
-            path, {k: v for k, v in measured.items() if v is not None}, MAX_METRICS_BYTES
+            path, {k: v for k, v in document.items() if v is not None}, MAX_METRICS_BYTES
         )
 
 
@@ -81,8 +81,8 @@ class ProfileInput:
     config: JSON = field("Its settings: a JSON object of at most 64 KiB.")
     enabled: bool = strawberry.field(description="Whether it is in use.", default=True)
 
-    def checked(self, path: str) -> ProfileContent:
-        return checked_content(path, self.name, self.type, self.config, enabled=self.enabled)
+    def to_content(self, path: str) -> ProfileContent:
+        return parse_content(path, self.name, self.type, self.config, enabled=self.enabled)
 
 
 @strawberry.input(
@@ -112,7 +112,7 @@ class RegisterNodeInput:
         " proves a restart, which need not wait until the former run has fallen silent."
     )
 
-    def checked(self) -> Registration:
+    def to_registration(self) -> Registration:
         path = "input"
         return Registration(
             role=self.role,
@@ -136,10 +136,10 @@ class RegisterNodeInput:
             metadata=None
             if self.metadata is None
             else validation.check_document(f"{path}.metadata", self.metadata),
-            profiles=_distinct(
+            profiles=_require_distinct_names(
                 f"{path}.profiles",
                 [
-                    profile.checked(f"{path}.profiles[{i}]")
+                    profile.to_content(f"{path}.profiles[{i}]")
                     for i, profile in enumerate(self.profiles or [])
                 ],
             ),
@@ -162,7 +162,7 @@ class RecordHeartbeatInput:
     )
     metrics: NodeMetricsInput | None = optional("What was measured.")
 
-    def checked(self, path: str, actor: str) -> HeartbeatReport:
+    def to_report(self, path: str, actor: str) -> HeartbeatReport:
         if self.sequence < 0:
             raise BadInput(f"{path}.sequence", "must not be negative")
         return HeartbeatReport(
@@ -170,7 +170,7 @@ class RecordHeartbeatInput:
             boot_id=validation.check_identifier(f"{path}.bootId", self.boot_id),
             sequence=self.sequence,
             degraded=self.status is ReportedStatus.DEGRADED,
-            metrics=None if self.metrics is None else self.metrics.checked(f"{path}.metrics"),
+            metrics=None if self.metrics is None else self.metrics.to_document(f"{path}.metrics"),
             actor=actor,
         )
 
@@ -189,11 +189,13 @@ class DeregisterNodeInput:
     note: str | None = optional("Why; it stands in the change log.")
 
 
-def checked_note(note: str | None) -> str | None:
+def check_optional_note(note: str | None) -> str | None:
     return None if note is None else validation.check_note("input.note", note)
 
 
-def _distinct(path: str, contents: list[ProfileContent]) -> tuple[ProfileContent, ...]:
+def _require_distinct_names(
+    path: str, contents: list[ProfileContent]
+) -> tuple[ProfileContent, ...]:
     if len(contents) > validation.MAX_PROFILES:
         raise BadInput(path, f"must be at most {validation.MAX_PROFILES}")
     if len({content.name for content in contents}) < len(contents):

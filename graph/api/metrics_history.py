@@ -19,8 +19,10 @@ class MetricRange:
     max: float = field("The most.")
 
     @classmethod
-    def of(cls, row: Row[Any], measure: str) -> Self | None:
-        least, mean, most = (getattr(row, f"{measure}_{what}") for what in ("min", "avg", "max"))
+    def from_row(cls, row: Row[Any], measure: str) -> Self | None:
+        least, mean, most = (
+            getattr(row, f"{measure}_{statistic}") for statistic in ("min", "avg", "max")
+        )
         return None if least is None else cls(min=least, avg=mean, max=most)
 
 
@@ -46,11 +48,11 @@ class MetricsHour:
     )
 
     @classmethod
-    def of(cls, row: Row[Any]) -> Self:
+    def from_row(cls, row: Row[Any]) -> Self:
         return cls(
             starts_at=row.hour,
             heartbeats=row.heartbeats,
-            **{measure: MetricRange.of(row, measure) for measure in MEASURES},
+            **{measure: MetricRange.from_row(row, measure) for measure in MEASURES},
         )
 
 
@@ -67,8 +69,8 @@ class MetricsHourConnection:
     page_info: PageInfo = field("Where the page lies.")
 
     @classmethod
-    def of(cls, page: Page[Row[Any]], after: str | None) -> Self:
+    def from_page(cls, page: Page[Row[Any]], after: str | None) -> Self:
         cursors = [history.METRICS.encode_cursor(row.hour) for row in page.rows]
-        hours = [MetricsHour.of(row) for row in page.rows]
+        hours = [MetricsHour.from_row(row) for row in page.rows]
         edges = [MetricsHourEdge(cursor=c, node=h) for c, h in zip(cursors, hours, strict=True)]
-        return cls(edges=edges, nodes=hours, page_info=PageInfo.of(page, cursors, after))
+        return cls(edges=edges, nodes=hours, page_info=PageInfo.from_page(page, cursors, after))

@@ -18,13 +18,13 @@ from graph.api.inputs import (
     RecordHeartbeatInput,
     RegisterNodeInput,
     SetMaintenanceInput,
-    checked_note,
+    check_optional_note,
 )
 from graph.api.node import Node
 from graph.api.profiles import ProfileMutations
 from graph.api.root_fields import declare
 from graph.api.scalars import Revision
-from graph.api.token_mutations import TokenMutations, key_for
+from graph.api.token_mutations import TokenMutations, issue_node_token
 from graph.api.types import INPUT, field, optional
 from graph.auth.permissions import OPERATORS, OWN_AGENT, REGISTERING, require_own, resolve_node_id
 from graph.core import validation
@@ -55,7 +55,7 @@ class RecordHeartbeatPayload:
     )
 
     @classmethod
-    def of(cls, recorded: Recorded) -> "RecordHeartbeatPayload":
+    def from_recorded(cls, recorded: Recorded) -> "RecordHeartbeatPayload":
         return cls(
             node_id=recorded.node_id,
             status=recorded.status,
@@ -105,15 +105,15 @@ class Mutation(ProfileMutations, TokenMutations):
     ) -> RegisterNodePayload:
         context = info.context
         context.services.caller_limits.registration(context.caller)
-        checked = input.checked()
-        checked = replace(checked, node_id=resolve_node_id(context.caller, checked.node_id))
+        content = input.to_registration()
+        content = replace(content, node_id=resolve_node_id(context.caller, content.node_id))
         async with context.services.database.write() as session:
             node, created = await registration.register(
-                session, checked, rules=context.services.sweeper.rules, by=context.caller
+                session, content, rules=context.services.sweeper.rules, by=context.caller
             )
-            key, key_expires_at = await key_for(session, node, context.caller)
+            key, key_expires_at = await issue_node_token(session, node, context.caller)
         return RegisterNodePayload(
-            node=Node.of(node),
+            node=Node.from_row(node),
             created=created,
             next_heartbeat_in_seconds=node.heartbeat_interval_seconds,
             key=key,
@@ -134,11 +134,11 @@ class Mutation(ProfileMutations, TokenMutations):
     ) -> RecordHeartbeatPayload:
         context = info.context
         context.services.caller_limits.heartbeats(context.caller, 1)
-        report = _checked("input", input, context.caller)
+        report = _parse_report("input", input, context.caller)
         [outcome] = await context.services.heartbeat_writer.record([report])
         if isinstance(outcome, RegistryError):
             raise outcome
-        return RecordHeartbeatPayload.of(outcome)
+        return RecordHeartbeatPayload.from_recorded(outcome)
 
     @strawberry.mutation(
         **declare(
@@ -158,18 +158,20 @@ class Mutation(ProfileMutations, TokenMutations):
             raise BadInput("inputs", f"must be at most {validation.MAX_BATCH_SIZE}")
         context = info.context
         context.services.caller_limits.heartbeats(context.caller, len(inputs))
-        checked = [
-            _checked_or_refused(f"inputs[{i}]", beat, context.caller)
-            for i, beat in enumerate(inputs)
+        reports = [
+            _parse_report_or_error(f"inputs[{i}]", heartbeat, context.caller)
+            for i, heartbeat in enumerate(inputs)
         ]
         outcomes = iter(
             await context.services.heartbeat_writer.record(
-                [beat for beat in checked if isinstance(beat, HeartbeatReport)]
+                [report for report in reports if isinstance(report, HeartbeatReport)]
             )
         )
         return [
-            _result(beat.node_id, report if isinstance(report, RegistryError) else next(outcomes))
-            for beat, report in zip(inputs, checked, strict=True)
+            _show_outcome(
+                heartbeat.node_id, report if isinstance(report, RegistryError) else next(outcomes)
+            )
+            for heartbeat, report in zip(inputs, reports, strict=True)
         ]
 
     @strawberry.mutation(
@@ -186,7 +188,7 @@ class Mutation(ProfileMutations, TokenMutations):
     ) -> SetMaintenancePayload:
         context = info.context
         node_id = validation.check_search_value("input.nodeId", input.node_id)
-        note = checked_note(input.note)
+        note = check_optional_note(input.note)
         if input.until is not None and not input.enabled:
             raise BadInput("input.until", "belongs to maintenance that begins")
         async with context.services.database.write() as session:
@@ -202,7 +204,7 @@ class Mutation(ProfileMutations, TokenMutations):
                     note=note,
                     by=context.caller,
                 )
-        return SetMaintenancePayload(node=Node.of(node))
+        return SetMaintenancePayload(node=Node.from_row(node))
 
     @strawberry.mutation(
         **declare(
@@ -216,30 +218,30 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[DeregisterNodeInput, INPUT],  # noqa: A002  # the contract's name
     ) -> DeregisterNodePayload:
         node_id = validation.check_search_value("input.nodeId", input.node_id)
-        note = checked_note(input.note)
+        note = check_optional_note(input.note)
         async with info.context.services.database.write() as session:
             revision = await nodes.deregister(session, node_id, note=note, by=info.context.caller)
         return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))
 
 
-def _checked(path: str, beat: RecordHeartbeatInput, caller: Caller) -> HeartbeatReport:
-    report = beat.checked(path, caller.name)
+def _parse_report(path: str, heartbeat: RecordHeartbeatInput, caller: Caller) -> HeartbeatReport:
+    report = heartbeat.to_report(path, caller.name)
     require_own(caller, report.node_id)
     return report
 
 
-def _checked_or_refused(
-    path: str, beat: RecordHeartbeatInput, caller: Caller
+def _parse_report_or_error(
+    path: str, heartbeat: RecordHeartbeatInput, caller: Caller
 ) -> HeartbeatReport | RegistryError:
     try:
-        return _checked(path, beat, caller)
-    except RegistryError as refused:
-        return refused
+        return _parse_report(path, heartbeat, caller)
+    except RegistryError as error:
+        return error
 
 
-def _result(
+def _show_outcome(
     node_id: str, outcome: Recorded | RegistryError
 ) -> RecordHeartbeatPayload | HeartbeatRejected:
     if isinstance(outcome, RegistryError):
         return HeartbeatRejected(node_id=node_id, code=outcome.code, message=outcome.message)
-    return RecordHeartbeatPayload.of(outcome)
+    return RecordHeartbeatPayload.from_recorded(outcome)

@@ -26,7 +26,7 @@ from graph.api.types import (
     PageInfo,
     StatusChangeConnection,
     field,
-    page_size,
+    resolve_page_size,
 )
 
 
@@ -56,7 +56,7 @@ class Node:
     metadata: JSON = field("What else the node says of itself.")
 
     @classmethod
-    def of(cls, row: tables.Node | Row[Any]) -> Self:
+    def from_row(cls, row: tables.Node | Row[Any]) -> Self:
         return cls(
             uuid=row.id,
             last_heartbeat_id=row.last_heartbeat_id,
@@ -86,8 +86,8 @@ class Node:
     async def metrics(self, info: Info) -> NodeMetrics | None:
         if self.last_heartbeat_id is None:
             return None
-        measured = await info.context.loader.ask(history.latest_metrics, self.uuid)
-        return None if measured is None else NodeMetrics.of(measured)
+        document = await info.context.loader.load(history.latest_metrics, self.uuid)
+        return None if document is None else NodeMetrics.from_document(document)
 
     @strawberry.field(description="Its own profiles, by name.")
     async def profiles(
@@ -100,17 +100,17 @@ class Node:
             bool | None, strawberry.argument(description="Only those that are, or are not, in use.")
         ] = None,
     ) -> list[NodeProfile]:
-        own = await info.context.loader.ask(profiles.of_nodes, self.uuid) or []
+        rows = await info.context.loader.load(profiles.of_nodes, self.uuid) or []
         return [
-            NodeProfile.of(profile)
-            for profile in own
-            if type in {None, profile.profile_type} and enabled in {None, profile.enabled}
+            NodeProfile.from_row(row)
+            for row in rows
+            if type in {None, row.profile_type} and enabled in {None, row.enabled}
         ]
 
     @strawberry.field(description="What its role's and its own enabled profiles come to, by name.")
     async def effective_profiles(self, info: Info) -> list[EffectiveProfile]:
-        merged = await info.context.loader.ask(profiles.effective, self.uuid) or []
-        return [EffectiveProfile.of(profile) for profile in merged]
+        merged = await info.context.loader.load(profiles.effective, self.uuid) or []
+        return [EffectiveProfile.from_merged(profile) for profile in merged]
 
     @strawberry.field(description="Its heartbeats, newest first.")
     async def heartbeats(
@@ -125,15 +125,15 @@ class Node:
             datetime | None, strawberry.argument(description="Received before then.")
         ] = None,
     ) -> HeartbeatConnection:
-        page = await info.context.loader.ask(
+        page = await info.context.loader.load(
             history.heartbeats,
             self.uuid,
-            first=page_size(first),
+            first=resolve_page_size(first),
             after=after,
             since=since,
             until=until,
         )
-        return HeartbeatConnection.of(page or Page([], has_next=False), self.node_id, after)
+        return HeartbeatConnection.from_page(page or Page([], has_next=False), self.node_id, after)
 
     @strawberry.field(
         description="What its heartbeats measured, by the hour, newest first: hours that are over."
@@ -151,24 +151,27 @@ class Node:
             datetime | None, strawberry.argument(description="Hours that began before then.")
         ] = None,
     ) -> MetricsHourConnection:
-        page = await info.context.loader.ask(
+        page = await info.context.loader.load(
             history.metrics_by_hour,
             self.uuid,
-            first=page_size(first),
+            first=resolve_page_size(first),
             after=after,
             since=since,
             until=until,
         )
-        return MetricsHourConnection.of(page or Page([], has_next=False), after)
+        return MetricsHourConnection.from_page(page or Page([], has_next=False), after)
 
     @strawberry.field(description="Its entries in the change log, newest first.")
     async def status_changes(
         self, info: Info, first: First = DEFAULT_PAGE_SIZE, after: After = None
     ) -> StatusChangeConnection:
-        page = await info.context.loader.ask(
-            history.list_status_changes_by_node, self.uuid, first=page_size(first), after=after
+        page = await info.context.loader.load(
+            history.list_status_changes_by_node,
+            self.uuid,
+            first=resolve_page_size(first),
+            after=after,
         )
-        return StatusChangeConnection.of(page or Page([], has_next=False), after)
+        return StatusChangeConnection.from_page(page or Page([], has_next=False), after)
 
     @strawberry.field(
         description="The part of that time, 0 to 1, in which the node was ONLINE or DEGRADED."
@@ -182,10 +185,10 @@ class Node:
             strawberry.argument(description="Where it ends: now, unless it is earlier."),
         ] = None,
     ) -> float:
-        part = await info.context.loader.ask(
+        fraction = await info.context.loader.load(
             history.availability, self.uuid, since=since, until=until
         )
-        return part or 0.0
+        return fraction or 0.0
 
 
 @strawberry.type(description="A node in a page.")
@@ -206,7 +209,7 @@ class NodeConnection:
     )
 
     @classmethod
-    def of(
+    def from_page(
         cls,
         page: Page[tables.Node],
         order: NodeOrder,
@@ -218,12 +221,12 @@ class NodeConnection:
     ) -> Self:
         keyset = order.keyset(descending=descending)
         cursors = [keyset.encode_cursor(*order.key(row)) for row in page.rows]
-        entries = [Node.of(row) for row in page.rows]
+        entries = [Node.from_row(row) for row in page.rows]
         return cls(
             filter=node_filter,
             edges=[NodeEdge(cursor=c, node=n) for c, n in zip(cursors, entries, strict=True)],
             nodes=entries,
-            page_info=PageInfo.of(page, cursors, after),
+            page_info=PageInfo.from_page(page, cursors, after),
             revision=Revision(revision),
         )
 

@@ -11,54 +11,54 @@ from strawberry.dataloader import DataLoader
 from db.core.database import Database
 from db.core.errors import RegistryError
 
-T = TypeVar("T")
-Question = Callable[..., Awaitable[Mapping[UUID, Any]]]
-_Key = tuple[Question, tuple[tuple[str, Any], ...], UUID]
+ResultT = TypeVar("ResultT")
+NodesQuery = Callable[..., Awaitable[Mapping[UUID, Any]]]
+_LoadKey = tuple[NodesQuery, tuple[tuple[str, Any], ...], UUID]
 
 
 class NodeLoader:
-    """Gathers the same question about several nodes into one statement.
+    """Gathers the same query about several nodes into one statement.
 
-    Nothing is remembered: an answer is as fresh as the event or request that asks.
+    Nothing is remembered: an result is as fresh as the event or request that asks.
     """
 
     def __init__(self, database: Database) -> None:
         # It must not hold this loader: a cycle for each request is work for the collector.
-        load = partial(_load, database)
-        self._loader: DataLoader[_Key, Any] = DataLoader(load, cache=False)
+        load = partial(_load_all, database)
+        self._loader: DataLoader[_LoadKey, Any] = DataLoader(load, cache=False)
 
-    async def ask(
+    async def load(
         self,
-        question: Callable[..., Awaitable[Mapping[UUID, T]]],
-        node: UUID,
+        query: Callable[..., Awaitable[Mapping[UUID, ResultT]]],
+        node_id: UUID,
         **arguments: Any,
-    ) -> T | None:
-        """`question(session, nodes, **arguments)` for this node; None where it has no answer."""
-        answer: T | None = await self._loader.load((question, tuple(arguments.items()), node))
-        return answer
+    ) -> ResultT | None:
+        """`query(session, nodes, **arguments)` for this node; None where it has no result."""
+        result: ResultT | None = await self._loader.load((query, tuple(arguments.items()), node_id))
+        return result
 
 
-async def _load(database: Database, keys: list[_Key]) -> list[Any]:
-    nodes: dict[tuple[Question, tuple[tuple[str, Any], ...]], set[UUID]] = defaultdict(set)
-    for question, arguments, node in keys:
-        nodes[question, arguments].add(node)
-    answers = {
-        (question, arguments): await _answer(database, question, asked, dict(arguments))
-        for (question, arguments), asked in nodes.items()
+async def _load_all(database: Database, keys: list[_LoadKey]) -> list[Any]:
+    node_ids: dict[tuple[NodesQuery, tuple[tuple[str, Any], ...]], set[UUID]] = defaultdict(set)
+    for query, arguments, node_id in keys:
+        node_ids[query, arguments].add(node_id)
+    results = {
+        (query, arguments): await _run_query(database, query, ids, dict(arguments))
+        for (query, arguments), ids in node_ids.items()
     }
     return [
-        answer
-        if isinstance(answer := answers[question, arguments], Exception)
-        else answer.get(node)
-        for question, arguments, node in keys
+        result
+        if isinstance(result := results[query, arguments], Exception)
+        else result.get(node_id)
+        for query, arguments, node_id in keys
     ]
 
 
-async def _answer(
-    database: Database, question: Question, nodes: set[UUID], arguments: dict[str, Any]
+async def _run_query(
+    database: Database, query: NodesQuery, node_ids: set[UUID], arguments: dict[str, Any]
 ) -> Mapping[UUID, Any] | RegistryError:
     try:
         async with database.read() as session:
-            return await question(session, list(nodes), **arguments)
+            return await query(session, list(node_ids), **arguments)
     except RegistryError as error:
         return error

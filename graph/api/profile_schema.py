@@ -58,14 +58,14 @@ class CapabilityConfig(_Config):
     limits: dict[str, float | None] | None = Field(None, description="By name, e.g. max_jobs.")
 
 
-CONFIGS: Mapping[ProfileType, type[BaseModel]] = {
+CONFIG_MODELS: Mapping[ProfileType, type[BaseModel]] = {
     ProfileType.LLM: LlmConfig,
     ProfileType.SERVICE: ServiceConfig,
     ProfileType.CAPABILITY: CapabilityConfig,
 }
 
 
-def checked_content(
+def parse_content(
     path: str, name: str, profile_type: ProfileType, config: object, *, enabled: bool
 ) -> ProfileContent:
     """Raises BadInput for what is wrong, by its path below `path`."""
@@ -73,17 +73,17 @@ def checked_content(
     return ProfileContent(
         name=validation.check_name(f"{path}.name", name),
         type=profile_type,
-        config=checked_config(f"{path}.config", profile_type, document),
+        config=check_config(f"{path}.config", profile_type, document),
         enabled=enabled,
     )
 
 
-def checked_config(
+def check_config(
     field: str, profile_type: ProfileType, config: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """The config as it is. Raises BadInput with the path of the first value that is wrong."""
     try:
-        CONFIGS[profile_type].model_validate(config)
+        CONFIG_MODELS[profile_type].model_validate(config)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         path = "".join(

@@ -11,7 +11,7 @@ from db.registry import profile_changes
 from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, ProfileType
-from graph.api.profile_schema import checked_content
+from graph.api.profile_schema import parse_content
 from graph.api.root_fields import declare
 from graph.api.scalars import JSON
 from graph.api.types import INPUT, NodeProfile, field, optional
@@ -37,7 +37,7 @@ class RoleProfile:
     updated_at: datetime = field("When it was last written.")
 
     @classmethod
-    def of(cls, row: tables.RoleProfile) -> Self:
+    def from_row(cls, row: tables.RoleProfile) -> Self:
         return cls(
             id=strawberry.ID(str(row.id)),
             role=row.node_role,
@@ -124,15 +124,15 @@ class ProfileMutations:
         input: Annotated[SetNodeProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> SetNodeProfilePayload:
         node_id = validation.check_search_value("input.nodeId", input.node_id)
-        content = checked_content(
+        content = parse_content(
             "input", input.name, input.type, input.config, enabled=input.enabled
         )
-        expected = _version(input.expected_version)
+        expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
             profile = await profile_changes.set_of_node(
-                session, node_id, content, expected_version=expected, by=info.context.caller
+                session, node_id, content, expected_version=expected_version, by=info.context.caller
             )
-        return SetNodeProfilePayload(profile=NodeProfile.of(profile))
+        return SetNodeProfilePayload(profile=NodeProfile.from_row(profile))
 
     @strawberry.mutation(
         **declare(
@@ -148,10 +148,10 @@ class ProfileMutations:
     ) -> DeleteNodeProfilePayload:
         node_id = validation.check_search_value("input.nodeId", input.node_id)
         name = validation.check_search_value("input.name", input.name)
-        expected = _version(input.expected_version)
+        expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
             await profile_changes.delete_of_node(
-                session, node_id, name, expected_version=expected, by=info.context.caller
+                session, node_id, name, expected_version=expected_version, by=info.context.caller
             )
         return DeleteNodeProfilePayload(name=name)
 
@@ -168,20 +168,20 @@ class ProfileMutations:
         info: Info,
         input: Annotated[SetRoleProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> SetRoleProfilePayload:
-        content = checked_content(
+        content = parse_content(
             "input", input.name, input.profile_type, input.config, enabled=input.enabled
         )
-        expected = _version(input.expected_version)
+        expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
             profile = await profile_changes.set_of_role(
                 session,
                 input.role,
                 input.type,
                 content,
-                expected_version=expected,
+                expected_version=expected_version,
                 by=info.context.caller,
             )
-        return SetRoleProfilePayload(profile=RoleProfile.of(profile))
+        return SetRoleProfilePayload(profile=RoleProfile.from_row(profile))
 
     @strawberry.mutation(
         **declare(
@@ -196,20 +196,20 @@ class ProfileMutations:
         input: Annotated[DeleteRoleProfileInput, INPUT],  # noqa: A002  # the contract's name
     ) -> DeleteRoleProfilePayload:
         name = validation.check_search_value("input.name", input.name)
-        expected = _version(input.expected_version)
+        expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
             await profile_changes.delete_of_role(
                 session,
                 input.role,
                 input.type,
                 name,
-                expected_version=expected,
+                expected_version=expected_version,
                 by=info.context.caller,
             )
         return DeleteRoleProfilePayload(name=name)
 
 
-def _version(expected: int | None) -> int | None:
-    if expected is not None and expected < 0:
+def _check_expected_version(expected_version: int | None) -> int | None:
+    if expected_version is not None and expected_version < 0:
         raise BadInput("input.expectedVersion", "must not be negative")
-    return expected
+    return expected_version

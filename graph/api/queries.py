@@ -27,17 +27,17 @@ from graph.api.types import (
     First,
     StatusChangeConnection,
     field,
-    page_size,
+    resolve_page_size,
 )
 from graph.auth.permissions import ADMINS, EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own
 from graph.core import validation
 from graph.core.version import STARTED_AT, VERSION
 
-Filter = Annotated[
+FilterArgument = Annotated[
     NodeFilter | None, strawberry.argument(description="Which nodes are meant. Absent: all.")
 ]
 
-Require = Annotated[
+RequireArgument = Annotated[
     NodeRequirements | None,
     strawberry.argument(description="What a node must meet. Absent: that it may be used at all."),
 ]
@@ -100,17 +100,17 @@ class Query(TokenQueries):
         info: Info,
         node_id: Annotated[str, strawberry.argument(description="The node's id.")],
     ) -> Node | None:
-        searched = validation.check_search_value("nodeId", node_id)
-        require_own(info.context.caller, searched)
+        checked_id = validation.check_search_value("nodeId", node_id)
+        require_own(info.context.caller, checked_id)
         async with info.context.services.database.read() as session:
-            row = await nodes.find(session, searched)
-        return None if row is None else Node.of(row)
+            row = await nodes.find(session, checked_id)
+        return None if row is None else Node.from_row(row)
 
     @strawberry.field(**declare(READERS, "The nodes that fit, page by page."))
     async def nodes(
         self,
         info: Info,
-        filter: Filter = None,  # noqa: A002  # the contract's name
+        filter: FilterArgument = None,  # noqa: A002  # the contract's name
         order_by: Annotated[
             NodeOrderInput | None,
             strawberry.argument(description="How to sort them. Absent: by node id."),
@@ -118,7 +118,7 @@ class Query(TokenQueries):
         first: First = DEFAULT_PAGE_SIZE,
         after: After = None,
     ) -> NodeConnection:
-        node_filter = EVERY_NODE if filter is None else filter.checked()
+        node_filter = EVERY_NODE if filter is None else filter.to_filter()
         order = NodeOrder.NODE_ID if order_by is None else order_by.field
         descending = order_by is not None and order_by.direction is OrderDirection.DESC
         async with info.context.services.database.read() as session:
@@ -128,10 +128,10 @@ class Query(TokenQueries):
                 session,
                 node_filter,
                 order.keyset(descending=descending),
-                first=page_size(first),
+                first=resolve_page_size(first),
                 after=after,
             )
-        return NodeConnection.of(
+        return NodeConnection.from_page(
             page,
             order,
             descending=descending,
@@ -150,7 +150,7 @@ class Query(TokenQueries):
     async def available_nodes(
         self,
         info: Info,
-        require: Require = None,
+        require: RequireArgument = None,
         rank: Annotated[
             NodeRanking, strawberry.argument(description="Which of them come first.")
         ] = NodeRanking.LEAST_LOADED,
@@ -158,10 +158,12 @@ class Query(TokenQueries):
             int | None, strawberry.argument(description="How many candidates at most, 0 to 1,000.")
         ] = DEFAULT_LIMIT,
     ) -> AvailableNodes:
-        count = DEFAULT_LIMIT if limit is None else limit
-        require_page_size(count, "limit")
-        required = NO_REQUIREMENTS if require is None else require.checked()
-        return await AvailableNodes.of(info.context.services.node_snapshot, required, rank, count)
+        size = DEFAULT_LIMIT if limit is None else limit
+        require_page_size(size, "limit")
+        requirements = NO_REQUIREMENTS if require is None else require.to_requirements()
+        return await AvailableNodes.from_snapshot(
+            info.context.services.node_snapshot, requirements, rank, size
+        )
 
     @strawberry.field(**declare(READERS, "The profiles of roles, by role, type and name."))
     async def role_profiles(
@@ -175,8 +177,8 @@ class Query(TokenQueries):
         ] = None,
     ) -> list[RoleProfile]:
         async with info.context.services.database.read() as session:
-            found = await profiles.of_roles(session, role, type)
-        return [RoleProfile.of(profile) for profile in found]
+            rows = await profiles.of_roles(session, role, type)
+        return [RoleProfile.from_row(row) for row in rows]
 
     @strawberry.field(
         **declare(
@@ -186,16 +188,16 @@ class Query(TokenQueries):
     async def status_changes(
         self,
         info: Info,
-        filter: Filter = None,  # noqa: A002  # the contract's name
+        filter: FilterArgument = None,  # noqa: A002  # the contract's name
         first: First = DEFAULT_PAGE_SIZE,
         after: After = None,
     ) -> StatusChangeConnection:
-        node_filter = EVERY_NODE if filter is None else filter.checked()
+        node_filter = EVERY_NODE if filter is None else filter.to_filter()
         async with info.context.services.database.read() as session:
             page = await history.list_status_changes(
-                session, node_filter, first=page_size(first), after=after
+                session, node_filter, first=resolve_page_size(first), after=after
             )
-        return StatusChangeConnection.of(page, after)
+        return StatusChangeConnection.from_page(page, after)
 
     @strawberry.field(
         **declare(
@@ -213,9 +215,9 @@ class Query(TokenQueries):
         first: First = DEFAULT_PAGE_SIZE,
         after: After = None,
     ) -> AuditLogConnection:
-        audit_filter = audit.EVERY_ENTRY if filter is None else filter.checked()
+        audit_filter = audit.EVERY_ENTRY if filter is None else filter.to_filter()
         async with info.context.services.database.read() as session:
             page = await audit.list_entries(
-                session, audit_filter, first=page_size(first), after=after
+                session, audit_filter, first=resolve_page_size(first), after=after
             )
-        return AuditLogConnection.of(page, after)
+        return AuditLogConnection.from_page(page, after)

@@ -25,7 +25,7 @@ def _parse_datetime(value: object) -> datetime:
         raise ValueError("must be a string")  # noqa: TRY004  # graphql-core reports ValueError
     try:
         # Python 3.11 reads no further than to a NUL.
-        instant = datetime.fromisoformat(_text(value))
+        instant = datetime.fromisoformat(_check_text(value))
     except ValueError as error:
         raise ValueError("must be an instant as ISO 8601 has it") from error
     if instant.tzinfo is None:
@@ -56,72 +56,75 @@ def _parse_revision(value: object) -> int:
     return number
 
 
-def stored_json(value: object) -> object:
+def parse_json(value: object) -> object:
     """Any JSON that PostgreSQL stores: no NUL, whole numbers of 64 bits, at most 32 levels.
 
     A variable inside a literal that was given no value leaves out its key, or is null in a list.
     """
-    return _bounded(value, MAX_JSON_DEPTH)
+    return _parse_json_value(value, MAX_JSON_DEPTH)
 
 
-def _bounded(value: object, levels: int) -> object:
+def _parse_json_value(value: object, levels: int) -> object:
     match value:
         case str():
-            return _text(value)
+            return _check_text(value)
         case int() if value not in _INT64:
             raise ValueError("a whole number must fit 64 bits")
         case float() if not math.isfinite(value):
             raise ValueError("a number must be finite")
         case Mapping():
             return {
-                _text(key): _bounded(item, _below(levels))
+                _check_text(key): _parse_json_value(item, _enter_level(levels))
                 for key, item in value.items()
                 if item is not Undefined
             }
         case list():
-            return [None if item is Undefined else _bounded(item, _below(levels)) for item in value]
+            return [
+                None if item is Undefined else _parse_json_value(item, _enter_level(levels))
+                for item in value
+            ]
     return value
 
 
-def _below(levels: int) -> int:
+def _enter_level(levels: int) -> int:
     if levels == 0:
         raise ValueError(f"must have at most {MAX_JSON_DEPTH} levels")
     return levels - 1
 
 
-def _text(text: str) -> str:
+def _check_text(text: str) -> str:
     if "\0" in text:
         raise ValueError("text must not contain the character NUL")
     return text
 
 
-def _scalar(name: str, description: str, **options: Any) -> ScalarDefinition:
+def _define_scalar(name: str, description: str, **options: Any) -> ScalarDefinition:
     definition: ScalarDefinition = strawberry.scalar(name=name, description=description, **options)
     return definition
 
 
 SCALARS: Mapping[object, ScalarDefinition] = {
-    datetime: _scalar(
+    datetime: _define_scalar(
         "DateTime",
         "An instant, ISO 8601 in UTC with an offset, e.g. 2025-01-17T14:30:00+00:00.",
         specified_by_url="https://scalars.graphql.org/andimarek/date-time",
         serialize=lambda value: value.astimezone(UTC).isoformat(),
         parse_value=_parse_datetime,
     ),
-    JSON: _scalar(
+    JSON: _define_scalar(
         "JSON",
         "Any JSON value.",
         specified_by_url="https://ecma-international.org/publications-and-standards/standards/ecma-404/",
         serialize=lambda value: value,
-        parse_value=stored_json,
+        parse_value=parse_json,
     ),
-    IPAddress: _scalar(
+    IPAddress: _define_scalar(
         "IPAddress",
         "An IPv4 or IPv6 address without a prefix length.",
         serialize=str,
         parse_value=_parse_ip_address,
     ),
-    Revision: _scalar(
+    Revision: _define_scalar(
         "Revision",
         "A position in the registry's change log: a whole number, sent as a decimal string."
         " It starts at 1, has no gaps and never goes backwards.",

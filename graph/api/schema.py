@@ -17,11 +17,11 @@ from graph.api.subscriptions import Subscription
 
 
 class Schema(strawberry.Schema):
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        for kind in self.graphql.type_map.values():
-            if isinstance(kind, GraphQLInputObjectType):
-                _make_at_once(kind)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for input_type in self.graphql.type_map.values():
+            if isinstance(input_type, GraphQLInputObjectType):
+                _construct_during_coercion(input_type)
 
     @property
     def graphql(self) -> GraphQLSchema:
@@ -34,29 +34,29 @@ class Schema(strawberry.Schema):
         """Strawberry would log them whole, as errors; `graph.core.errors` logs what it shows."""
 
 
-def _make_at_once(kind: GraphQLInputObjectType) -> None:
+def _construct_during_coercion(input_type: GraphQLInputObjectType) -> None:
     """Has graphql-core make the objects of an input type as it checks what was sent.
 
     Strawberry would walk it all once more and look up the types of each field anew, which takes
     four times as long as all else about the arguments.
     """
-    definition: StrawberryObjectDefinition = kind.extensions["strawberry-definition"]
-    for field in kind.fields.values():
+    definition: StrawberryObjectDefinition = input_type.extensions["strawberry-definition"]
+    for field in input_type.fields.values():
         field.out_name = field.extensions["strawberry-definition"].python_name
-    absent = {
+    defaults = {
         field.python_name: None
         for field in definition.fields
         if field.default_value is MISSING and field.default_factory is MISSING
     }
-    kind.out_type = partial(_made, definition.origin, absent)  # type: ignore[method-assign]  # the way that graphql-core has for it
-    definition.from_input = _as_it_is
+    input_type.out_type = partial(_construct, definition.origin, defaults)  # type: ignore[method-assign]  # the way that graphql-core has for it
+    definition.from_input = _return_value
 
 
-def _made(origin: type, absent: dict[str, None], given: dict[str, Any]) -> Any:
-    return origin(**(absent | given))
+def _construct(origin: type, defaults: dict[str, None], values: dict[str, Any]) -> Any:
+    return origin(**(defaults | values))
 
 
-def _as_it_is(_: type, value: Any, __: object) -> Any:
+def _return_value(_: type, value: Any, __: object) -> Any:
     return value
 
 

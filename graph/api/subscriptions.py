@@ -19,7 +19,7 @@ from graph.api.events import (
     show_pace,
     show_status_event,
 )
-from graph.api.queries import Filter, Require
+from graph.api.queries import FilterArgument, RequireArgument
 from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.types import Heartbeat
@@ -39,14 +39,14 @@ class Subscription:
     async def node_status_changes(
         self,
         info: Info,
-        filter: Filter = None,  # noqa: A002  # the contract's name
+        filter: FilterArgument = None,  # noqa: A002  # the contract's name
         after: Annotated[
             Revision | None,
             strawberry.argument(description="Resume behind that revision. Absent: from now on."),
         ] = None,
     ) -> AsyncIterator[NodeStatusEvent]:
         context = info.context
-        node_filter = EVERY_NODE if filter is None else filter.checked()
+        node_filter = EVERY_NODE if filter is None else filter.to_filter()
         return EventBatches(
             await follow_changes(
                 context.services.change_feed,
@@ -67,11 +67,11 @@ class Subscription:
         )
     )
     async def available_nodes_changes(
-        self, info: Info, require: Require = None
+        self, info: Info, require: RequireArgument = None
     ) -> AsyncIterator[AvailableNodesEvent]:
-        required = NO_REQUIREMENTS if require is None else require.checked()
+        requirements = NO_REQUIREMENTS if require is None else require.to_requirements()
         return EventBatches(
-            follow_candidates(info.context.services.node_snapshot.watching(required)),
+            follow_candidates(info.context.services.node_snapshot.watching(requirements)),
             show_candidate_event,
         )
 
@@ -88,15 +88,15 @@ class Subscription:
         node_id: Annotated[str, strawberry.argument(description="The node to follow.")],
     ) -> AsyncIterator[Heartbeat]:
         context = info.context
-        searched = validation.check_search_value("nodeId", node_id)
-        require_own(context.caller, searched)
+        checked_id = validation.check_search_value("nodeId", node_id)
+        require_own(context.caller, checked_id)
         async with context.services.database.read() as session:
-            node = await nodes.find(session, searched)
+            node = await nodes.find(session, checked_id)
         if node is None:
             raise NodeNotFound(node_id)
         return EventBatches(
-            _arriving(context.services.heartbeat_tail, node),
-            lambda heartbeat: Heartbeat.of(heartbeat, node.node_id),
+            _follow_heartbeats(context.services.heartbeat_tail, node),
+            lambda heartbeat: Heartbeat.from_row(heartbeat, node.node_id),
         )
 
     @strawberry.subscription(
@@ -112,9 +112,9 @@ class Subscription:
         )
 
 
-async def _arriving(
-    feed: HeartbeatTail, node: tables.Node
+async def _follow_heartbeats(
+    tail: HeartbeatTail, node: tables.Node
 ) -> AsyncGenerator[Sequence[tables.Heartbeat], None]:
-    with feed.subscribe(node.id, node.last_heartbeat_id or 0) as subscriber:
-        async for heartbeats in subscriber.heartbeats():
-            yield heartbeats
+    with tail.subscribe(node.id, node.last_heartbeat_id or 0) as subscriber:
+        async for batch in subscriber.heartbeats():
+            yield batch

@@ -20,8 +20,8 @@ from graph.api.types import INPUT, field, optional
 from graph.auth.permissions import ADMINS, AGENTS
 from graph.core import validation
 
-_KEY = "The key itself. It is shown this once."
-_LIFE = "How long it stands, at most ten years."
+_KEY_DESCRIPTION = "The key itself. It is shown this once."
+_LIFETIME_DESCRIPTION = "How long it stands, at most ten years."
 
 
 @strawberry.input(description="An API key to make.")
@@ -29,13 +29,15 @@ class CreateTokenInput:
     role: Role = field("What it may do.")
     name: str | None = optional("What the logs call who uses it. Absent: its role and id.")
     nodes: list[str] | None = optional("The ids that it speaks for: of an agent, and only then.")
-    expires_in_seconds: int | None = optional(f"{_LIFE} Absent: until it is revoked.")
+    expires_in_seconds: int | None = optional(
+        f"{_LIFETIME_DESCRIPTION} Absent: until it is revoked."
+    )
 
 
 @strawberry.input(description="An enrolment key to make.")
 class CreateEnrolmentTokenInput:
     uses: int = field("How many nodes it lets in.")
-    expires_in_seconds: int = field(_LIFE)
+    expires_in_seconds: int = field(_LIFETIME_DESCRIPTION)
     name: str | None = optional("What the logs call who uses it. Absent: its role and id.")
     node_role: NodeRole | None = optional("That the nodes must have. Absent: any.")
     node_type: NodeType | None = optional("That the nodes must have. Absent: any.")
@@ -60,12 +62,12 @@ class RevokeTokenInput:
 
 @strawberry.type(description="A key that was made.")
 class CreateTokenPayload:
-    key: str = field(_KEY)
+    key: str = field(_KEY_DESCRIPTION)
     token: Token = field("What else there is to know of it.")
 
     @classmethod
-    def of(cls, made: IssuedToken) -> Self:
-        return cls(key=made.text, token=Token.of(made.token))
+    def from_issued(cls, issued: IssuedToken) -> Self:
+        return cls(key=issued.text, token=Token.from_row(issued.token))
 
 
 @strawberry.type(description="Keys that have ended.")
@@ -75,7 +77,7 @@ class RevokeTokenPayload:
 
 @strawberry.type(description="The new key of an agent's node.")
 class RotateNodeKeyPayload:
-    key: str = field(_KEY)
+    key: str = field(_KEY_DESCRIPTION)
     key_expires_at: datetime | None = field("When it ends.")
 
 
@@ -95,17 +97,17 @@ class TokenMutations:
         ]
         lifetime = input.expires_in_seconds
         async with info.context.services.database.write() as session:
-            made = await token_changes.create_token(
+            issued = await token_changes.create_token(
                 session,
                 role=input.role,
-                name=_name(input.name),
+                name=_check_optional_name(input.name),
                 nodes=list(dict.fromkeys(nodes)),
                 lifetime=None
                 if lifetime is None
                 else validation.check_lifetime("input.expiresInSeconds", lifetime),
                 caller=info.context.caller,
             )
-        return CreateTokenPayload.of(made)
+        return CreateTokenPayload.from_issued(issued)
 
     @strawberry.mutation(
         **declare(
@@ -119,27 +121,27 @@ class TokenMutations:
         info: Info,
         input: Annotated[CreateEnrolmentTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> CreateTokenPayload:
-        lasts = validation.check_lifetime("input.expiresInSeconds", input.expires_in_seconds)
-        key_lifetime = enrolment.TOKEN_LIFETIME
+        lifetime = validation.check_lifetime("input.expiresInSeconds", input.expires_in_seconds)
+        node_token_lifetime = enrolment.TOKEN_LIFETIME
         if input.key_expires_in_seconds is not None:
-            key_lifetime = validation.check_lifetime(
+            node_token_lifetime = validation.check_lifetime(
                 "input.keyExpiresInSeconds", input.key_expires_in_seconds
             )
         async with info.context.services.database.write() as session:
-            made = await enrolment.create_enrolment_token(
+            issued = await enrolment.create_enrolment_token(
                 session,
                 uses=validation.check_count("input.uses", input.uses, maximum=validation.MAX_USES),
-                valid_for=lasts,
-                name=_name(input.name),
+                valid_for=lifetime,
+                name=_check_optional_name(input.name),
                 node_role=input.node_role,
                 node_type=input.node_type,
                 labels=None
                 if input.labels is None
                 else validation.check_labels("input.labels", input.labels),
-                token_lifetime=key_lifetime,
+                token_lifetime=node_token_lifetime,
                 caller=info.context.caller,
             )
-        return CreateTokenPayload.of(made)
+        return CreateTokenPayload.from_issued(issued)
 
     @strawberry.mutation(
         **declare(ADMINS, "Makes a key that takes the place of another, with an overlap."),
@@ -156,10 +158,10 @@ class TokenMutations:
         )
         async with info.context.services.database.write() as session:
             old = await tokens.get_token(session, public_id)
-            made = await token_changes.rotate_token(
+            issued = await token_changes.rotate_token(
                 session, old.id, overlap=overlap, caller=info.context.caller
             )
-        return CreateTokenPayload.of(made)
+        return CreateTokenPayload.from_issued(issued)
 
     @strawberry.mutation(
         **declare(ADMINS, "Ends keys at once."), extensions=[AuditedField("token.revoke", "id")]
@@ -169,10 +171,12 @@ class TokenMutations:
         info: Info,
         input: Annotated[RevokeTokenInput, INPUT],  # noqa: A002  # as everywhere in the API
     ) -> RevokeTokenPayload:
-        named = validation.check_search_value("input.id", input.id)
+        id_or_name = validation.check_search_value("input.id", input.id)
         async with info.context.services.database.write() as session:
-            ended = await token_changes.revoke_tokens(session, named, caller=info.context.caller)
-        return RevokeTokenPayload(tokens=[Token.of(token) for token in ended])
+            revoked = await token_changes.revoke_tokens(
+                session, id_or_name, caller=info.context.caller
+            )
+        return RevokeTokenPayload(tokens=[Token.from_row(token) for token in revoked])
 
     @strawberry.mutation(
         **declare(
@@ -188,13 +192,13 @@ class TokenMutations:
             raise Forbidden(f"{caller.name} is not known by an agent's key")
         overlap = timedelta(seconds=info.context.services.settings.node_key_overlap_seconds)
         async with info.context.services.database.write() as session:
-            made = await token_changes.rotate_token(
+            issued = await token_changes.rotate_token(
                 session, caller.identity.token_id, overlap=overlap, caller=caller
             )
-        return RotateNodeKeyPayload(key=made.text, key_expires_at=made.token.expires_at)
+        return RotateNodeKeyPayload(key=issued.text, key_expires_at=issued.token.expires_at)
 
 
-async def key_for(
+async def issue_node_token(
     session: AsyncSession, node: tables.Node, caller: Caller
 ) -> tuple[str | None, datetime | None]:
     """The key that a registration by an enrolment key brings; and when that, or the key that an
@@ -205,12 +209,12 @@ async def key_for(
         return None, None
     match identity.role:
         case Role.ENROLMENT:
-            made = await enrolment.enrol_node(session, identity.token_id, node, caller=caller)
-            return made.text, made.token.expires_at
+            issued = await enrolment.enrol_node(session, identity.token_id, node, caller=caller)
+            return issued.text, issued.token.expires_at
         case Role.AGENT:
             return None, await tokens.get_expiry(session, identity.token_id)
     return None, None
 
 
-def _name(name: str | None) -> str | None:
+def _check_optional_name(name: str | None) -> str | None:
     return None if name is None else validation.check_token_name("input.name", name)

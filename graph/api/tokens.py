@@ -11,7 +11,7 @@ from db.core.pagination import Page
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, Role
 from graph.api.root_fields import declare
-from graph.api.types import After, First, PageInfo, field, page_size
+from graph.api.types import After, First, PageInfo, field, resolve_page_size
 from graph.auth.permissions import ADMINS
 
 
@@ -32,7 +32,7 @@ class Token:
     labels: list[str] | None = field("That they may have; null: any.")
 
     @classmethod
-    def of(cls, token: tables.Token) -> Self:
+    def from_row(cls, token: tables.Token) -> Self:
         return cls(
             id=strawberry.ID(token.public_id),
             name=token.name,
@@ -63,11 +63,11 @@ class TokenConnection:
     page_info: PageInfo = field("Where the page lies.")
 
     @classmethod
-    def of(cls, page: Page[tables.Token], after: str | None) -> Self:
+    def from_page(cls, page: Page[tables.Token], after: str | None) -> Self:
         cursors = [tokens.TOKEN_KEYSET.encode_cursor(row.created_at, row.id) for row in page.rows]
-        entries = [Token.of(row) for row in page.rows]
+        entries = [Token.from_row(row) for row in page.rows]
         edges = [TokenEdge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)]
-        return cls(edges=edges, nodes=entries, page_info=PageInfo.of(page, cursors, after))
+        return cls(edges=edges, nodes=entries, page_info=PageInfo.from_page(page, cursors, after))
 
 
 @strawberry.type
@@ -85,6 +85,6 @@ class TokenQueries:
     ) -> TokenConnection:
         async with info.context.services.database.read() as session:
             page = await tokens.list_tokens(
-                session, first=page_size(first), after=after, include_ended=not standing
+                session, first=resolve_page_size(first), after=after, include_ended=not standing
             )
-        return TokenConnection.of(page, after)
+        return TokenConnection.from_page(page, after)

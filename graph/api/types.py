@@ -21,7 +21,7 @@ INPUT = strawberry.argument(description="What to do it with.")
 DEFAULT_PAGE_SIZE = 50
 
 
-def page_size(first: int | None) -> int:
+def resolve_page_size(first: int | None) -> int:
     """An explicit null asks for no size of its own."""
     return DEFAULT_PAGE_SIZE if first is None else first
 
@@ -54,7 +54,7 @@ class NodeMetrics:
     extra: JSON = field("Whatever else the agent sent.")
 
     @classmethod
-    def of(cls, metrics: Mapping[str, Any]) -> Self:
+    def from_document(cls, metrics: Mapping[str, Any]) -> Self:
         return cls(
             cpu_percent=metrics.get("cpu_percent"),
             memory_percent=metrics.get("memory_percent"),
@@ -87,7 +87,7 @@ class NodeProfile:
     updated_at: datetime = field("When it was last written.")
 
     @classmethod
-    def of(cls, row: tables.NodeProfile) -> Self:
+    def from_row(cls, row: tables.NodeProfile) -> Self:
         return cls(
             id=strawberry.ID(str(row.id)),
             name=row.profile_name,
@@ -112,7 +112,7 @@ class EffectiveProfile:
     from_node: bool = field("Whether the node itself has such a profile.")
 
     @classmethod
-    def of(cls, merged: profiles.EffectiveProfile) -> Self:
+    def from_merged(cls, merged: profiles.EffectiveProfile) -> Self:
         return cls(
             name=merged.name,
             type=merged.type,
@@ -131,13 +131,13 @@ class Heartbeat:
     metrics: NodeMetrics = field("What it carried.")
 
     @classmethod
-    def of(cls, row: tables.Heartbeat, node_id: str) -> Self:
+    def from_row(cls, row: tables.Heartbeat, node_id: str) -> Self:
         return cls(
             id=strawberry.ID(str(row.id)),
             node_id=node_id,
             received_at=row.timestamp,
             status=row.status,
-            metrics=NodeMetrics.of(row.metrics),
+            metrics=NodeMetrics.from_document(row.metrics),
         )
 
 
@@ -153,7 +153,7 @@ class StatusChange:
     changed_at: datetime = field("When it changed, by the database's clock.")
 
     @classmethod
-    def of(cls, change: LoggedChange) -> Self:
+    def from_change(cls, change: LoggedChange) -> Self:
         return cls(
             revision=Revision(change.revision),
             node_id=change.node_id,
@@ -174,7 +174,7 @@ class PageInfo:
     end_cursor: str | None = field("The cursor of the last entry, for `after`.")
 
     @classmethod
-    def of(cls, page: Page[Any], cursors: list[str], after: str | None) -> Self:
+    def from_page(cls, page: Page[Any], cursors: list[str], after: str | None) -> Self:
         return cls(
             has_next_page=page.has_next,
             has_previous_page=after is not None,
@@ -196,11 +196,11 @@ class HeartbeatConnection:
     page_info: PageInfo = field("Where the page lies.")
 
     @classmethod
-    def of(cls, page: Page[tables.Heartbeat], node_id: str, after: str | None) -> Self:
+    def from_page(cls, page: Page[tables.Heartbeat], node_id: str, after: str | None) -> Self:
         cursors = [history.HEARTBEATS.encode_cursor(row.timestamp, row.id) for row in page.rows]
-        beats = [Heartbeat.of(row, node_id) for row in page.rows]
+        beats = [Heartbeat.from_row(row, node_id) for row in page.rows]
         edges = [HeartbeatEdge(cursor=c, node=b) for c, b in zip(cursors, beats, strict=True)]
-        return cls(edges=edges, nodes=beats, page_info=PageInfo.of(page, cursors, after))
+        return cls(edges=edges, nodes=beats, page_info=PageInfo.from_page(page, cursors, after))
 
 
 @strawberry.type(description="A status change in a page.")
@@ -216,8 +216,8 @@ class StatusChangeConnection:
     page_info: PageInfo = field("Where the page lies.")
 
     @classmethod
-    def of(cls, page: Page[LoggedChange], after: str | None) -> Self:
+    def from_page(cls, page: Page[LoggedChange], after: str | None) -> Self:
         cursors = [history.STATUS_CHANGES.encode_cursor(row.revision) for row in page.rows]
-        entries = [StatusChange.of(row) for row in page.rows]
+        entries = [StatusChange.from_change(row) for row in page.rows]
         edges = [StatusChangeEdge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)]
-        return cls(edges=edges, nodes=entries, page_info=PageInfo.of(page, cursors, after))
+        return cls(edges=edges, nodes=entries, page_info=PageInfo.from_page(page, cursors, after))

@@ -14,7 +14,7 @@ import uvloop
 from db.core.database import Database
 from db.core.enums import ProfileType
 from db.core.migrate import migrate
-from graph.api.profile_schema import CONFIGS
+from graph.api.profile_schema import CONFIG_MODELS
 from graph.cli.backup import backup_command, restore_command
 from graph.cli.common import identify_operator, load_command_settings
 from graph.cli.doctor import doctor
@@ -110,7 +110,7 @@ def import_command(file: TextIO, *, prune: bool, dry_run: bool) -> None:
 @click.argument("profile_type", type=click.Choice([kind.name for kind in ProfileType]))
 def schema_command(profile_type: str) -> None:
     """Print the JSON Schema of a profile's config."""
-    config = CONFIGS[ProfileType[profile_type]]
+    config = CONFIG_MODELS[ProfileType[profile_type]]
     click.echo(json.dumps(config.model_json_schema(), indent=2))
 
 

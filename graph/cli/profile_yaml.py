@@ -22,8 +22,8 @@ from db.core.errors import BadInput
 from db.core.identity import Caller
 from db.registry import profile_changes, profiles
 from db.registry.profiles import ProfileContent
-from graph.api.profile_schema import checked_content
-from graph.api.scalars import stored_json
+from graph.api.profile_schema import parse_content
+from graph.api.scalars import parse_json
 
 ProfileKey = tuple[NodeRole, NodeType, str]
 
@@ -130,12 +130,10 @@ def _parse_document(text: str) -> dict[ProfileKey, ProfileContent]:
     for number, entry in enumerate(entries):
         path = f"profiles.{number}"
         try:
-            config = stored_json(entry.config)
+            config = parse_json(entry.config)
         except ValueError as error:
             raise BadInput(f"{path}.config", str(error)) from error
-        content = checked_content(
-            path, entry.name, entry.profile_type, config, enabled=entry.enabled
-        )
+        content = parse_content(path, entry.name, entry.profile_type, config, enabled=entry.enabled)
         key = entry.role, entry.type, entry.name
         if key in parsed:
             raise BadInput(path, "is there twice")

@@ -19,7 +19,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.core.database import Database
-from db.ops.pg_client_tools import running
+from db.ops.pg_client_tools import run_program
 
 _MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
@@ -46,23 +46,23 @@ class Manifest(BaseModel):
     sha256: str = ""
 
 
-async def back_up(url: URL, path: Path) -> Manifest:
+async def create_backup(url: URL, path: Path) -> Manifest:
     """One moment of the database, while it goes on; `path` is replaced once all is there.
 
     Raises BackupRefused, Unavailable, OSError and DBAPIError; then `path` is as it was.
     """
     database = Database(url)
     try:
-        with _new_file(path) as new:
+        with _open_replacement(path) as new:
             async with database.engine.connect() as connection:
-                snapshot, manifest = await _moment(connection)
-                await _dump(url, new, snapshot, manifest.postgres)
-            return await asyncio.to_thread(_seal, new, manifest)
+                snapshot, manifest = await _export_snapshot(connection)
+                await _run_pg_dump(url, new, snapshot, manifest.postgres)
+            return await asyncio.to_thread(_append_manifest, new, manifest)
     finally:
         await database.close()
 
 
-def manifest_of(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     """Raises BackupRefused unless the file is whole, and OSError."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -72,13 +72,16 @@ def manifest_of(path: Path) -> Manifest:
             manifest = Manifest.model_validate_json(line)
         except ValidationError as error:
             raise BackupRefused(f"{path} is no backup of a registry, or not all of one") from error
-        if manifest.size + len(line) + 2 != size or _digest(file, manifest.size) != manifest.sha256:
+        if (
+            manifest.size + len(line) + 2 != size
+            or _compute_digest(file, manifest.size) != manifest.sha256
+        ):
             raise BackupRefused(f"{path} is damaged: it is not as it was written")
     return manifest
 
 
 @contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
+def _open_replacement(path: Path) -> Iterator[Path]:
     """For nobody but its owner; at the end of the block it takes the place of `path`."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(descriptor)
@@ -93,7 +96,7 @@ def _new_file(path: Path) -> Iterator[Path]:
     os.close(folder)
 
 
-_TABLES = text("""
+_LIST_TABLES = text("""
 SELECT relname FROM pg_class
 WHERE relnamespace = CAST(current_schema() AS regnamespace) AND relkind IN ('r', 'p')
   AND NOT relispartition AND relname ~ '^[a-z_]+$'
@@ -101,22 +104,22 @@ ORDER BY relname
 """)
 
 
-async def _moment(connection: AsyncConnection) -> tuple[str, Manifest]:
+async def _export_snapshot(connection: AsyncConnection) -> tuple[str, Manifest]:
     """What a snapshot has in it, and its name, which is good while the transaction lasts."""
     await connection.execution_options(isolation_level="REPEATABLE READ")
     await connection.execute(text("SET LOCAL statement_timeout = 0"))
     await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
     snapshot = await connection.scalar(text("SELECT pg_export_snapshot()"))
-    tables = (await connection.scalars(_TABLES)).all()
+    tables = (await connection.scalars(_LIST_TABLES)).all()
     if "alembic_version" not in tables or "registry_state" not in tables:
         raise BackupRefused("the database has no registry in it")
-    about = await connection.execute(
+    row = await connection.execute(
         text(
             "SELECT now(), CAST(current_setting('server_version_num') AS int) / 10000,"
             " version_num, revision FROM alembic_version, registry_state"
         )
     )
-    taken_at, postgres, schema_version, revision = about.one()
+    taken_at, postgres, schema_version, revision = row.one()
     rows = {
         table: await connection.scalar(text(f"SELECT count(*) FROM {table}"))  # noqa: S608
         for table in tables
@@ -130,24 +133,24 @@ async def _moment(connection: AsyncConnection) -> tuple[str, Manifest]:
     )
 
 
-async def _dump(url: URL, path: Path, snapshot: str, server: int) -> None:
+async def _run_pg_dump(url: URL, path: Path, snapshot: str, server_version: int) -> None:
     arguments = ("--format=custom", "--no-password", f"--snapshot={snapshot}", f"--file={path}")
-    async with running("pg_dump", *arguments, least=server, url=url) as dump:
+    async with run_program("pg_dump", *arguments, min_version=server_version, url=url) as dump:
         await dump.finish()
 
 
-def _seal(path: Path, manifest: Manifest) -> Manifest:
+def _append_manifest(path: Path, manifest: Manifest) -> Manifest:
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
-        sealed = manifest.model_copy(update={"size": size, "sha256": _digest(file, size)})
+        complete = manifest.model_copy(update={"size": size, "sha256": _compute_digest(file, size)})
         file.seek(size)
-        file.write(b"\n%s\n" % sealed.model_dump_json().encode())
+        file.write(b"\n%s\n" % complete.model_dump_json().encode())
         file.flush()
         os.fsync(file.fileno())
-    return sealed
+    return complete
 
 
-def _digest(file: BinaryIO, size: int) -> str:
+def _compute_digest(file: BinaryIO, size: int) -> str:
     """Of so many bytes from the file's beginning."""
     file.seek(0)
     digest = hashlib.sha256()

@@ -19,46 +19,48 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """`says` is one line; of what is not well it ends in how to mend it."""
 
     subject: str
     severity: Severity
-    says: str
+    message: str
 
 
 Verdict = tuple[Severity, str]
 Check = Callable[[AsyncSession], Awaitable[Verdict]]
 
 
-def ok(says: str) -> Verdict:
-    return Severity.OK, says
+def report_ok(message: str) -> Verdict:
+    return Severity.OK, message
 
 
-def warning(says: str) -> Verdict:
-    return Severity.WARNING, says
+def report_warning(message: str) -> Verdict:
+    return Severity.WARNING, message
 
 
-def fault(says: str) -> Verdict:
-    return Severity.FAULT, says
+def report_fault(message: str) -> Verdict:
+    return Severity.FAULT, message
 
 
-async def findings(database: Database, checks: Mapping[str, Check]) -> AsyncIterator[Finding]:
+async def run_checks(database: Database, checks: Mapping[str, Check]) -> AsyncIterator[CheckResult]:
     """In order; what cannot be looked at is a fault of its own.
 
     Raises Unavailable when the database is lost in the middle.
     """
     for subject, check in checks.items():
         async with database.read() as session:
-            verdict = await _verdict(session, check)
-        yield Finding(subject, *verdict)
+            verdict = await _run_check(session, check)
+        yield CheckResult(subject, *verdict)
 
 
-async def _verdict(session: AsyncSession, check: Check) -> Verdict:
+async def _run_check(session: AsyncSession, check: Check) -> Verdict:
     try:
         return await check(session)
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        why = str(error.orig).splitlines()[0].rpartition("'>: ")[2]
-        return fault(f"cannot be looked at, {why}: mend what is said above, and try again")
+        reason = str(error.orig).splitlines()[0].rpartition("'>: ")[2]
+        return report_fault(
+            f"cannot be looked at, {reason}: mend what is said above, and try again"
+        )

@@ -21,10 +21,10 @@ _CHUNK_BYTES = 1 << 16
 class ProgramMissing(Exception):
     """`name` is not there, or too old for the server; the message says what to install."""
 
-    def __init__(self, name: str, least: int, found: str) -> None:
+    def __init__(self, name: str, min_version: int, found: str) -> None:
         super().__init__(
-            f"{name} of PostgreSQL {least} or newer is needed, {found}: install the package"
-            f" postgresql-client-{least}, or dagi-node-registry[embedded], which brings it"
+            f"{name} of PostgreSQL {min_version} or newer is needed, {found}: install the package"
+            f" postgresql-client-{min_version}, or dagi-node-registry[embedded], which brings it"
         )
         self.name = name
 
@@ -51,33 +51,33 @@ class Program:
             self._process.stdin.close()
         if await self._process.wait():
             self._errors.seek(0)
-            said = self._errors.read(_CHUNK_BYTES).decode(errors="replace").splitlines()
-            first = next((line for line in said if "error" in line.lower()), *said[:1])
+            lines = self._errors.read(_CHUNK_BYTES).decode(errors="replace").splitlines()
+            first = next((line for line in lines if "error" in line.lower()), *lines[:1])
             raise ProgramFailed(self._name, first)
 
-    async def tell(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
         """Raises ConnectionError once it has ended."""
         assert self._process.stdin is not None  # noqa: S101  # it was started to be told
         self._process.stdin.write(data)
         await self._process.stdin.drain()
 
-    async def lines(self) -> AsyncIterator[bytes]:
+    async def read_lines(self) -> AsyncIterator[bytes]:
         """Of short ones; what follows the last that was taken stays for `chunks`."""
         assert self._process.stdout is not None  # noqa: S101  # it was started to be read
         async for line in self._process.stdout:
             yield line
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def read_chunks(self) -> AsyncIterator[bytes]:
         assert self._process.stdout is not None  # noqa: S101  # it was started to be read
         while chunk := await self._process.stdout.read(_CHUNK_BYTES):
             yield chunk
 
 
 @asynccontextmanager
-async def running(
+async def run_program(
     name: str,
     *arguments: str,
-    least: int,
+    min_version: int,
     url: URL | None = None,
     stdin: int = DEVNULL,
     stdout: int = DEVNULL,
@@ -85,12 +85,12 @@ async def running(
     """That of the wheel, else the one on PATH, of at least this major version; killed at the end of
     the block if it has not ended. Raises ProgramMissing.
     """
-    path = await _found(name, least)
+    path = await _find_program(name, min_version)
     with tempfile.TemporaryFile() as errors:
         process = await asyncio.create_subprocess_exec(
             path,
             *arguments,
-            env=None if url is None else _environment(url),
+            env=None if url is None else _build_environment(url),
             stdin=stdin,
             stdout=stdout,
             stderr=errors,
@@ -105,28 +105,30 @@ async def running(
             await process.wait()
 
 
-async def _found(name: str, least: int) -> str:
-    path = _path(name)
+async def _find_program(name: str, min_version: int) -> str:
+    path = _find_path(name)
     if path is None:
-        raise ProgramMissing(name, least, "and there is none")
+        raise ProgramMissing(name, min_version, "and there is none")
     process = await asyncio.create_subprocess_exec(path, "--version", stdout=PIPE)
     output, _ = await process.communicate()
     version = re.search(rb"\) (\d+)", output)
-    if version is None or int(version[1]) < least:
-        raise ProgramMissing(name, least, f"{path} is {output.decode(errors='replace').strip()}")
+    if version is None or int(version[1]) < min_version:
+        raise ProgramMissing(
+            name, min_version, f"{path} is {output.decode(errors='replace').strip()}"
+        )
     return path
 
 
-def _path(name: str) -> str | None:
+def _find_path(name: str) -> str | None:
     try:
         return str(find_programs_dir() / name)
     except EmbeddedServerFailed:
         return shutil.which(name)
 
 
-def _environment(url: URL) -> Mapping[str, str]:
+def _build_environment(url: URL) -> Mapping[str, str]:
     """A password on the command line others could see."""
-    said = {
+    variables = {
         "PGHOST": url.host or url.query.get("host"),
         "PGPORT": url.port or url.query.get("port"),
         "PGDATABASE": url.database,
@@ -134,4 +136,4 @@ def _environment(url: URL) -> Mapping[str, str]:
         "PGPASSWORD": url.password,
         "PGSSLMODE": url.query.get("ssl") or url.query.get("sslmode"),
     }
-    return os.environ | {name: str(value) for name, value in said.items() if value}
+    return os.environ | {name: str(value) for name, value in variables.items() if value}

@@ -26,7 +26,7 @@ class ProvisioningRefused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class ProvisionedNames:
     """`owner` is the role that migrates, `service` the one that serves."""
 
     database: str
@@ -36,72 +36,82 @@ class Names:
 
 async def provision(
     administrator: URL,
-    names: Names,
+    names: ProvisionedNames,
     *,
     new_passwords: bool,
-    keep: Callable[[Mapping[str, str]], None],
+    store_passwords: Callable[[Mapping[str, str]], None],
 ) -> bool:
     """Makes what is missing, the schema too, as its owner; says whether the database is new.
 
-    `keep` gets the password of each role that is made, of both with `new_passwords`, before they
-    count; if it raises, nothing was done. The administrator needs CREATEROLE and CREATEDB, and
-    becomes a member of the owner. Raises ProvisioningRefused, and DBAPIError for what PostgreSQL
-    refuses.
+    `store_passwords` gets the password of each role that is made, of both with `new_passwords`,
+    before they count; if it raises, nothing was done. The administrator needs CREATEROLE and
+    CREATEDB, and becomes a member of the owner. Raises ProvisioningRefused, and DBAPIError for what
+    PostgreSQL refuses.
     """
-    async with _connected(administrator) as connection, connection.begin():
-        keep(await _make_roles(connection, names, renew=new_passwords))
-    async with _connected(administrator, isolation_level="AUTOCOMMIT") as connection:
-        made = await _make_database(connection, names)
-    inside = administrator.set(database=names.database)
-    async with _connected(inside) as connection, connection.begin():
-        await _run(connection, names, *_RIGHTS_TO_COME)
-    owner = _engine(inside, connect_args={"server_settings": {"role": names.owner}})
+    async with _open_connection(administrator) as connection, connection.begin():
+        store_passwords(await _make_roles(connection, names, renew=new_passwords))
+    async with _open_connection(administrator, isolation_level="AUTOCOMMIT") as connection:
+        is_new = await _make_database(connection, names)
+    target = administrator.set(database=names.database)
+    async with _open_connection(target) as connection, connection.begin():
+        await _run_statements(connection, names, *_GRANT_FUTURE_PRIVILEGES)
+    owner = _create_engine(target, connect_args={"server_settings": {"role": names.owner}})
     await migrate(owner)
     async with owner.begin() as connection:
-        await _run(connection, names, *_RIGHTS)
-        if await _ask(connection, _STILL_MIGHTY, service=names.service):
+        await _run_statements(connection, names, *_GRANT_PRIVILEGES)
+        if await _query_scalar(connection, _HAS_EXCESS_PRIVILEGES, service=names.service):
             raise ProvisioningRefused(
                 f"the role {names.service!r} has rights from elsewhere: it could make tables, or"
                 " change the audit trail"
             )
-    return made
+    return is_new
 
 
-async def _make_roles(connection: AsyncConnection, names: Names, *, renew: bool) -> dict[str, str]:
+async def _make_roles(
+    connection: AsyncConnection, names: ProvisionedNames, *, renew: bool
+) -> dict[str, str]:
     passwords = {}
     for role in ("owner", "service"):
         name = asdict(names)[role]
-        known = await _ask(connection, "SELECT true FROM pg_roles WHERE rolname = :name", name=name)
-        if renew or not known:
+        exists = await _query_scalar(
+            connection, "SELECT true FROM pg_roles WHERE rolname = :name", name=name
+        )
+        if renew or not exists:
             passwords[name] = secrets.token_urlsafe(32)
-            statement = f"{'ALTER' if known else 'CREATE'} ROLE {{{role}}} LOGIN PASSWORD "
-            await _run(connection, names, f"{statement} '{_verifier(passwords[name])}'")
+            statement = f"{'ALTER' if exists else 'CREATE'} ROLE {{{role}}} LOGIN PASSWORD "
+            await _run_statements(
+                connection, names, f"{statement} '{_make_scram_verifier(passwords[name])}'"
+            )
     # A superuser may do as any role does.
-    if not await _ask(connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
-        await _run(connection, names, "GRANT {owner} TO CURRENT_USER")
-    if await _ask(connection, _MIGHTY, owner=names.owner, service=names.service):
+    if not await _query_scalar(
+        connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
+    ):
+        await _run_statements(connection, names, "GRANT {owner} TO CURRENT_USER")
+    if await _query_scalar(
+        connection, _HAS_EXCESS_ATTRIBUTES, owner=names.owner, service=names.service
+    ):
         raise ProvisioningRefused(
             f"the role {names.service!r} may do more than a service should: name another one"
         )
     return passwords
 
 
-_MIGHTY = """
+_HAS_EXCESS_ATTRIBUTES = """
 SELECT rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls
        OR pg_has_role(rolname, :owner, 'MEMBER')
 FROM pg_roles WHERE rolname = :service
 """
 
 
-async def _make_database(connection: AsyncConnection, names: Names) -> bool:
-    owner = await _ask(
+async def _make_database(connection: AsyncConnection, names: ProvisionedNames) -> bool:
+    owner = await _query_scalar(
         connection,
         "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = :database",
         database=names.database,
     )
     if owner is None:
         statement = "CREATE DATABASE {database} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'"
-        await _run(connection, names, statement)
+        await _run_statements(connection, names, statement)
     elif owner != names.owner:
         raise ProvisioningRefused(
             f"the database {names.database!r} belongs to the role {owner!r}: name it as the owner"
@@ -110,7 +120,7 @@ async def _make_database(connection: AsyncConnection, names: Names) -> bool:
 
 
 # Of what migrations make, now and later.
-_RIGHTS_TO_COME = (
+_GRANT_FUTURE_PRIVILEGES = (
     "REVOKE ALL ON DATABASE {database} FROM PUBLIC",
     "GRANT CONNECT ON DATABASE {database} TO {service}",
     "REVOKE ALL ON SCHEMA public FROM PUBLIC",
@@ -128,7 +138,7 @@ _RIGHTS_TO_COME = (
 )
 
 # Of what is there: the database may be older than its roles.
-_RIGHTS = (
+_GRANT_PRIVILEGES = (
     "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC",
     "REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC",
     "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {service}",
@@ -138,7 +148,7 @@ _RIGHTS = (
     "REVOKE UPDATE, DELETE ON audit_log FROM {service}",
 )
 
-_STILL_MIGHTY = """
+_HAS_EXCESS_PRIVILEGES = """
 SELECT has_schema_privilege(:service, 'public', 'CREATE')
        OR has_database_privilege(:service, current_database(), 'CREATE, TEMPORARY')
        OR has_table_privilege(:service, 'audit_log', 'UPDATE, DELETE, TRUNCATE, TRIGGER')
@@ -147,22 +157,24 @@ SELECT has_schema_privilege(:service, 'public', 'CREATE')
 
 
 @asynccontextmanager
-async def _connected(url: URL, **options: Any) -> AsyncIterator[AsyncConnection]:
-    async with _engine(url, **options).connect() as connection:
+async def _open_connection(url: URL, **options: Any) -> AsyncIterator[AsyncConnection]:
+    async with _create_engine(url, **options).connect() as connection:
         yield connection
 
 
-def _engine(url: URL, **options: Any) -> AsyncEngine:
+def _create_engine(url: URL, **options: Any) -> AsyncEngine:
     return create_async_engine(
         url.set(drivername="postgresql+asyncpg"), poolclass=NullPool, **options
     )
 
 
-async def _ask(connection: AsyncConnection, question: str, **values: str) -> Any:
-    return (await connection.execute(text(question), values)).scalar()
+async def _query_scalar(connection: AsyncConnection, query: str, **values: str) -> Any:
+    return (await connection.execute(text(query), values)).scalar()
 
 
-async def _run(connection: AsyncConnection, names: Names, *statements: str) -> None:
+async def _run_statements(
+    connection: AsyncConnection, names: ProvisionedNames, *statements: str
+) -> None:
     """With the names filled in, quoted."""
     quote = connection.dialect.identifier_preparer.quote_identifier
     quoted = {role: quote(name) for role, name in asdict(names).items()}
@@ -170,11 +182,11 @@ async def _run(connection: AsyncConnection, names: Names, *statements: str) -> N
         await connection.exec_driver_sql(statement.format(**quoted))
 
 
-def _verifier(password: str) -> str:
+def _make_scram_verifier(password: str) -> str:
     """What PostgreSQL keeps of it: RFC 5803's format, as in its documentation of pg_authid."""
     salt = secrets.token_bytes(16)
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _SCRAM_ITERATIONS)
-    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
-    server = hmac.digest(salted, b"Server Key", "sha256")
-    kept = [base64.b64encode(part).decode() for part in (salt, stored, server)]
-    return f"SCRAM-SHA-256${_SCRAM_ITERATIONS}:{kept[0]}${kept[1]}:{kept[2]}"
+    salted_password = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _SCRAM_ITERATIONS)
+    stored_key = hashlib.sha256(hmac.digest(salted_password, b"Client Key", "sha256")).digest()
+    server_key = hmac.digest(salted_password, b"Server Key", "sha256")
+    encoded = [base64.b64encode(part).decode() for part in (salt, stored_key, server_key)]
+    return f"SCRAM-SHA-256${_SCRAM_ITERATIONS}:{encoded[0]}${encoded[1]}:{encoded[2]}"

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.core.database import Database
 from db.core.migrate import list_known_schemas, migrate
-from db.ops.backup import BackupRefused, Manifest, manifest_of
-from db.ops.pg_client_tools import Program, running
+from db.ops.backup import BackupRefused, Manifest, read_manifest
+from db.ops.pg_client_tools import Program, run_program
 
 REVISIONS_SKIPPED = 1_000_000_000
 """By which the change log goes on after what was restored.
@@ -25,42 +25,44 @@ _TRANSACTION_TIMEOUT = b"SET transaction_timeout = 0;\n"
 _SINCE_POSTGRES = 17
 
 
-async def check(path: Path) -> Manifest:
+async def check_backup(path: Path) -> Manifest:
     """Reads all of it, and touches no database. Raises BackupRefused and ProgramMissing."""
-    manifest = await asyncio.to_thread(manifest_of, path)
+    manifest = await asyncio.to_thread(read_manifest, path)
     if manifest.schema_version not in list_known_schemas():
         raise BackupRefused(
             f"{path} is of schema {manifest.schema_version}, which this version does not know:"
             " restore it with the version that made it, or a newer one"
         )
-    async with running("pg_restore", "--list", str(path), least=manifest.postgres) as reader:
+    async with run_program(
+        "pg_restore", "--list", str(path), min_version=manifest.postgres
+    ) as reader:
         await reader.finish()
     return manifest
 
 
-async def restore(url: URL, path: Path, *, replace: bool) -> Manifest:
+async def restore_backup(url: URL, path: Path, *, replace: bool) -> Manifest:
     """In one transaction; a backup of an older schema is then brought to this version's.
 
     The rights of other roles are those that the database itself has for new tables. Raises
     BackupRefused, ProgramMissing, Unavailable and DBAPIError.
     """
-    manifest = await check(path)
+    manifest = await check_backup(path)
     database = Database(url)
     try:
         async with database.engine.connect() as connection:
-            server = await _server_of(connection, manifest)
-            if not replace and await _holds_something(connection):
+            server_version = await _check_target(connection, manifest)
+            if not replace and await _has_content(connection):
                 raise BackupRefused(
                     f"the database {url.database} is not empty: --replace gives up all that it has"
                 )
-        await _load(url, path, manifest, server)
+        await _load_archive(url, path, manifest, server_version)
         await migrate(database.engine)
     finally:
         await database.close()
     return manifest
 
 
-_PLACE = text("""
+_TARGET_STATE = text("""
 SELECT CAST(current_setting('server_version_num') AS int) / 10000,
        (SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -70,38 +72,38 @@ SELECT CAST(current_setting('server_version_num') AS int) / 10000,
 """)
 
 
-async def _server_of(connection: AsyncConnection, manifest: Manifest) -> int:
+async def _check_target(connection: AsyncConnection, manifest: Manifest) -> int:
     """Its major version. Raises BackupRefused where the backup does not belong."""
-    postgres, registries, owner, user = (await connection.execute(_PLACE)).one()
+    postgres, registry_count, owner, user = (await connection.execute(_TARGET_STATE)).one()
     if postgres < manifest.postgres:
         raise BackupRefused(
             f"the backup is of PostgreSQL {manifest.postgres}, and this is {postgres}: restore it"
             f" to {manifest.postgres} or newer"
         )
-    if registries:
+    if registry_count:
         raise BackupRefused("a registry is at work on the database: stop it first")
     if owner not in {None, user}:
         raise BackupRefused(f"the tables are {owner}'s, not {user}'s: restore as their owner")
     return int(postgres)
 
 
-_OURS = text("""
+_HAS_TABLES = text("""
 SELECT count(*) > 0, coalesce(bool_or(oid = to_regclass('tokens')), false) FROM pg_class
 WHERE relnamespace = CAST(current_schema() AS regnamespace)
 """)
-_USED = text("""
+_HAS_ROWS = text("""
 SELECT EXISTS (SELECT FROM status_changes WHERE reason <> 'seeded')
        OR EXISTS (SELECT FROM heartbeat_log) OR EXISTS (SELECT FROM tokens)
 """)
 
 
-async def _holds_something(connection: AsyncConnection) -> bool:
+async def _has_content(connection: AsyncConnection) -> bool:
     """More than migrations make."""
-    anything, ours = (await connection.execute(_OURS)).one()
-    return anything and (not ours or bool(await connection.scalar(_USED)))
+    has_tables, has_registry = (await connection.execute(_HAS_TABLES)).one()
+    return has_tables and (not has_registry or bool(await connection.scalar(_HAS_ROWS)))
 
 
-_BEGIN = """
+_DROP_EVERYTHING = """
 BEGIN;
 DO $$ DECLARE
     statement text;
@@ -124,7 +126,7 @@ END $$;
 """
 
 # What was made anew has the rights that the database gives by default: too many for some of it.
-_END = """
+_REVOKE_DEFAULT_PRIVILEGES = """
 RESET search_path;
 DO $$ DECLARE
     taken record;
@@ -147,48 +149,49 @@ END $$;
 """
 
 
-def _end(manifest: Manifest) -> bytes:
-    counted = "".join(
+def _make_closing_statements(manifest: Manifest) -> bytes:
+    row_checks = "".join(
         f"IF (SELECT count(*) FROM {table}) <> {count} THEN RAISE EXCEPTION"  # noqa: S608  # letters
         f" '{table} has not the {count} rows of the backup'; END IF;\n"
         for table, count in manifest.rows.items()
     )
-    skipped = f"UPDATE registry_state SET revision = revision + {REVISIONS_SKIPPED};\n"  # noqa: S608  # ours
-    return f"{_END}DO $$ BEGIN\n{counted}END $$;\n{skipped}COMMIT;\n".encode()
+    revision_skip = f"UPDATE registry_state SET revision = revision + {REVISIONS_SKIPPED};\n"  # noqa: S608  # ours
+    closing = f"DO $$ BEGIN\n{row_checks}END $$;\n{revision_skip}COMMIT;\n"
+    return f"{_REVOKE_DEFAULT_PRIVILEGES}{closing}".encode()
 
 
-async def _load(url: URL, path: Path, manifest: Manifest, server: int) -> None:
+async def _load_archive(url: URL, path: Path, manifest: Manifest, server_version: int) -> None:
     """Through psql, which commits nothing unless it was told all of it."""
-    reading = running(
+    reading = run_program(
         "pg_restore",
         *("--file=-", "--schema=public", "--no-owner", "--no-privileges", "--no-tablespaces"),
         *("--no-comments", "--no-security-labels", str(path)),
-        least=manifest.postgres,
+        min_version=manifest.postgres,
         stdout=PIPE,
     )
-    writing = running(
+    writing = run_program(
         "psql",
         *("--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1"),
-        least=manifest.postgres,
+        min_version=manifest.postgres,
         url=url,
         stdin=PIPE,
     )
     async with reading as reader, writing as writer:
         with suppress(ConnectionError):  # psql has ended, and says why
-            await writer.tell(_BEGIN.encode())
-            async for chunk in _statements(reader, server):
-                await writer.tell(chunk)
+            await writer.write(_DROP_EVERYTHING.encode())
+            async for chunk in _read_statements(reader, server_version):
+                await writer.write(chunk)
             await reader.finish()
-            await writer.tell(_end(manifest))
+            await writer.write(_make_closing_statements(manifest))
         await writer.finish()
 
 
-async def _statements(reader: Program, server: int) -> AsyncIterator[bytes]:
+async def _read_statements(reader: Program, server_version: int) -> AsyncIterator[bytes]:
     """What pg_restore prints, without what an older server does not know."""
-    async for line in reader.lines():
-        if line != _TRANSACTION_TIMEOUT or server >= _SINCE_POSTGRES:
+    async for line in reader.read_lines():
+        if line != _TRANSACTION_TIMEOUT or server_version >= _SINCE_POSTGRES:
             yield line
         if line.startswith(b"SELECT pg_catalog.set_config('search_path'"):
             break  # behind the settings; a line of data may be long
-    async for chunk in reader.chunks():
+    async for chunk in reader.read_chunks():
         yield chunk

@@ -3,49 +3,53 @@
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.ops.check_result import Check, Verdict, fault, ok, warning
+from db.ops.check_result import Check, Verdict, report_fault, report_ok, report_warning
 
-SUPPORTED = range(15, 19)
+SUPPORTED_VERSIONS = range(15, 19)
 """Major versions of PostgreSQL."""
 
-_NEARLY_ALL = 0.9
-_LAG_SECONDS = 30
-_LAG_BYTES = 1 << 30
+_MAX_USED_SHARE = 0.9
+_MAX_LAG_SECONDS = 30
+_MAX_LAG_BYTES = 1 << 30
 
 
-async def version(session: AsyncSession) -> Verdict:
+async def check_version(session: AsyncSession) -> Verdict:
     number = await session.scalar(text("SELECT current_setting('server_version')"))
     major = int(str(number).partition(".")[0])
-    if major in SUPPORTED:
-        return ok(f"PostgreSQL {number}")
-    tried = f"{SUPPORTED[0]} to {SUPPORTED[-1]} are what the registry is tested on"
-    if major > SUPPORTED[-1]:
-        return warning(f"PostgreSQL {number}; {tried}")
-    return fault(f"PostgreSQL {number}; {tried}: move to one of them")
+    if major in SUPPORTED_VERSIONS:
+        return report_ok(f"PostgreSQL {number}")
+    supported = (
+        f"{SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]} are what the registry is tested on"
+    )
+    if major > SUPPORTED_VERSIONS[-1]:
+        return report_warning(f"PostgreSQL {number}; {supported}")
+    return report_fault(f"PostgreSQL {number}; {supported}: move to one of them")
 
 
-_STATE = text("""
+_WRITE_STATE = text("""
 SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
        array(SELECT name FROM unnest(ARRAY['fsync', 'full_page_writes', 'synchronous_commit']) name
              WHERE current_setting(name) = 'off')
 """)
 
 
-async def writing(session: AsyncSession) -> Verdict:
-    standby, read_only, off = (await session.execute(_STATE)).one()
+async def check_writable(session: AsyncSession) -> Verdict:
+    standby, read_only, disabled = (await session.execute(_WRITE_STATE)).one()
     if standby:
-        return fault("is a standby, which takes no writes: name the primary, or promote this one")
+        return report_fault(
+            "is a standby, which takes no writes: name the primary, or promote this one"
+        )
     if read_only:
-        return fault(
+        return report_fault(
             "takes no writes: set default_transaction_read_only to off, for the role and the"
             " database too"
         )
-    if off:
-        return fault(
-            f"{', '.join(off)} off: what was acknowledged may be lost when the machine fails;"
-            " set it to on"
+    if disabled:
+        return report_fault(
+            f"{', '.join(disabled)} off: what was acknowledged may be lost when the machine"
+            " fails; set it to on"
         )
-    return ok("takes writes, and keeps what it acknowledged")
+    return report_ok("takes writes, and keeps what it acknowledged")
 
 
 _CONNECTIONS = text("""
@@ -55,31 +59,33 @@ SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backe
 """)
 
 
-def connections(wanted: int) -> Check:
-    """`wanted` is what the registry's processes on this machine may open."""
+def make_connections_check(needed: int) -> Check:
+    """`needed` is what the registry's processes on this machine may open."""
 
     async def check(session: AsyncSession) -> Verdict:
         used, allowed = (await session.execute(_CONNECTIONS)).one()
-        says = f"{used} of {allowed} in use, {wanted} are the most that a registry here opens"
-        if wanted > allowed:
-            return fault(
-                f"{says}: raise max_connections, or lower NODE_REGISTRY_WORKERS or _DB_POOL_SIZE"
+        summary = f"{used} of {allowed} in use, {needed} are the most that a registry here opens"
+        if needed > allowed:
+            return report_fault(
+                f"{summary}: raise max_connections, or lower NODE_REGISTRY_WORKERS or _DB_POOL_SIZE"
             )
-        if used > _NEARLY_ALL * allowed:
-            return warning(f"{says}: raise max_connections, or see in pg_stat_activity whose")
-        return ok(says)
+        if used > _MAX_USED_SHARE * allowed:
+            return report_warning(
+                f"{summary}: raise max_connections, or see in pg_stat_activity whose"
+            )
+        return report_ok(summary)
 
     return check
 
 
-_SLOTS = text("""
+_LIST_BROKEN_SLOTS = text("""
 SELECT slot_name, coalesce(wal_status, 'unknown'),
        CAST(coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0) AS float)
 FROM pg_replication_slots
 WHERE NOT active OR wal_status IN ('unreserved', 'lost')
 ORDER BY slot_name
 """)
-_STANDBYS = text("""
+_LIST_STANDBYS = text("""
 SELECT application_name,
        CAST(coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn), 0) AS float),
        CAST(coalesce(extract(epoch FROM replay_lag), 0) AS float), sync_state IN ('sync', 'quorum')
@@ -89,31 +95,38 @@ ORDER BY application_name
 """)
 
 
-async def replication(session: AsyncSession) -> Verdict:
+async def check_replication(session: AsyncSession) -> Verdict:
     """How far standbys are behind a role without pg_monitor does not see; then it is no fault."""
-    slots = (await session.execute(_SLOTS)).all()
+    slots = (await session.execute(_LIST_BROKEN_SLOTS)).all()
     for name, status, _ in slots:
         if status in {"unreserved", "lost"}:
-            return fault(f"slot {name}: the WAL that its standby needs is {status}: build it anew")
-    standbys = (await session.execute(_STANDBYS)).all()
-    awaited = await session.scalar(text("SELECT current_setting('synchronous_standby_names')"))
-    if awaited and not any(synchronous for *_, synchronous in standbys):
-        return fault(
-            f"every write waits for a standby out of {awaited!r}, and none is there: start one, or"
-            " empty synchronous_standby_names"
+            return report_fault(
+                f"slot {name}: the WAL that its standby needs is {status}: build it anew"
+            )
+    standbys = (await session.execute(_LIST_STANDBYS)).all()
+    synchronous_names = await session.scalar(
+        text("SELECT current_setting('synchronous_standby_names')")
+    )
+    if synchronous_names and not any(synchronous for *_, synchronous in standbys):
+        return report_fault(
+            f"every write waits for a standby out of {synchronous_names!r}, and none is there:"
+            " start one, or empty synchronous_standby_names"
         )
     for name, _, retained in slots:
-        return warning(
-            f"slot {name} is not used and keeps {_megabytes(retained)} of WAL: start its standby,"
-            " or drop it with pg_drop_replication_slot"
+        return report_warning(
+            f"slot {name} is not used and keeps {_format_megabytes(retained)} of WAL: start its"
+            " standby, or drop it with pg_drop_replication_slot"
         )
     for name, behind, seconds, _ in standbys:
-        if behind > _LAG_BYTES or seconds > _LAG_SECONDS:
-            return warning(
-                f"standby {name} is {_megabytes(behind)} and {seconds:.0f} s behind: see its log"
+        if behind > _MAX_LAG_BYTES or seconds > _MAX_LAG_SECONDS:
+            return report_warning(
+                f"standby {name} is {_format_megabytes(behind)} and {seconds:.0f} s behind:"
+                " see its log"
             )
-    return ok(f"{len(standbys)} standbys, none far behind" if standbys else "no standby, no slot")
+    return report_ok(
+        f"{len(standbys)} standbys, none far behind" if standbys else "no standby, no slot"
+    )
 
 
-def _megabytes(count: float) -> str:
+def _format_megabytes(count: float) -> str:
     return f"{count / 1e6:,.0f} MB"

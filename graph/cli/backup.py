@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from db.ops.backup import Manifest, back_up
-from db.ops.restore import check, restore
+from db.ops.backup import Manifest, create_backup
+from db.ops.restore import check_backup, restore_backup
 from graph.cli.common import load_command_settings
 from graph.core.open_database import open_shared_database_url
 from graph.core.settings import Settings
@@ -36,7 +36,7 @@ def restore_command(file: Path, *, replace: bool, only_check: bool) -> None:
     and not used yet, unless --replace is given; restore as its owner, as you migrate.
     """
     if only_check:
-        _print_summary(asyncio.run(check(file)), f"{file} is whole, and has")
+        _print_summary(asyncio.run(check_backup(file)), f"{file} is whole, and has")
     else:
         _print_summary(
             asyncio.run(_restore(load_command_settings(), file, replace=replace)),
@@ -46,12 +46,12 @@ def restore_command(file: Path, *, replace: bool, only_check: bool) -> None:
 
 async def _backup(settings: Settings, file: Path) -> Manifest:
     async with open_shared_database_url(settings) as url:
-        return await back_up(url, file)
+        return await create_backup(url, file)
 
 
 async def _restore(settings: Settings, file: Path, *, replace: bool) -> Manifest:
     async with open_shared_database_url(settings) as url:
-        return await restore(url, file, replace=replace)
+        return await restore_backup(url, file, replace=replace)
 
 
 def _print_summary(manifest: Manifest, subject: str) -> None:

@@ -13,7 +13,16 @@ from db.core.database import Database
 from db.core.enums import Role
 from db.core.errors import EmbeddedServerFailed, Unavailable
 from db.ops import schema_checks, server_checks
-from db.ops.check_result import Check, Finding, Severity, Verdict, fault, findings, ok, warning
+from db.ops.check_result import (
+    Check,
+    CheckResult,
+    Severity,
+    Verdict,
+    report_fault,
+    report_ok,
+    report_warning,
+    run_checks,
+)
 from graph.cli.common import load_command_settings
 from graph.cli.host_checks import HOST_CHECKS
 from graph.core.open_database import open_shared_database_url
@@ -30,17 +39,19 @@ def doctor() -> None:
     """
     results = asyncio.run(examine(load_command_settings()))
     for finding in results:
-        click.echo(f"{finding.severity:<8} {finding.subject:<12} {finding.says}")
+        click.echo(f"{finding.severity:<8} {finding.subject:<12} {finding.message}")
     if any(finding.severity is Severity.FAULT for finding in results):
         sys.exit(1)
 
 
-async def examine(settings: Settings) -> Sequence[Finding]:
+async def examine(settings: Settings) -> Sequence[CheckResult]:
     """Without a database that can be reached, nothing that needs one is looked at."""
-    results = [Finding(subject, *await check(settings)) for subject, check in HOST_CHECKS.items()]
+    results = [
+        CheckResult(subject, *await check(settings)) for subject, check in HOST_CHECKS.items()
+    ]
     if settings.external_database is None and not _has_cluster(settings):
         summary = f"there is none in {settings.data_dir} yet: `node-registry serve` makes it"
-        return [*results, Finding("database", *warning(summary))]
+        return [*results, CheckResult("database", *report_warning(summary))]
     try:
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(open_shared_database_url(settings))
@@ -49,12 +60,12 @@ async def examine(settings: Settings) -> Sequence[Finding]:
             )
             stack.push_async_callback(database.close)
             await database.ping()
-            results.append(Finding("database", *ok("answers")))
+            results.append(CheckResult("database", *report_ok("answers")))
             results += [
-                finding async for finding in findings(database, _list_checks(database, settings))
+                finding async for finding in run_checks(database, _list_checks(database, settings))
             ]
     except EXIT_ERRORS as error:
-        results.append(Finding("database", *fault(_describe_outage(error, settings))))
+        results.append(CheckResult("database", *report_fault(_describe_outage(error, settings))))
     return results
 
 
@@ -64,11 +75,11 @@ def _has_cluster(settings: Settings) -> bool:
 
 def _list_checks(database: Database, settings: Settings) -> dict[str, Check]:
     return {
-        "version": server_checks.version,
-        "writing": server_checks.writing,
-        "connections": server_checks.connections(settings.database_connections),
-        "replication": server_checks.replication,
-        "schema": schema_checks.schema(database),
+        "version": server_checks.check_version,
+        "writing": server_checks.check_writable,
+        "connections": server_checks.make_connections_check(settings.database_connections),
+        "replication": server_checks.check_replication,
+        "schema": schema_checks.make_schema_check(database),
         **schema_checks.CHECKS,
         "keys": _make_token_check(settings),
     }
@@ -78,10 +89,10 @@ def _make_token_check(settings: Settings) -> Check:
     async def check(session: AsyncSession) -> Verdict:
         count = await tokens.count_tokens(session, Role.ADMIN)
         if count or not settings.is_authentication_required:
-            return ok(f"{count} of administrators stand")
+            return report_ok(f"{count} of administrators stand")
         if Role.ADMIN in settings.jwt_roles.values():
-            return ok("administrators come with tokens of an issuer")
-        return warning(
+            return report_ok("administrators come with tokens of an issuer")
+        return report_warning(
             "no administrator could log in: make a key with"
             " `node-registry token create --role admin`"
         )

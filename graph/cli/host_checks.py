@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 from cryptography import x509
 
-from db.ops.check_result import Verdict, fault, ok, warning
+from db.ops.check_result import Verdict, report_fault, report_ok, report_warning
 from graph.core.settings import ConfigurationError, Settings
 from graph.core.version import SERVICE_NAME, VERSION
 from graph.server.listener import build_url, listen, require_safe_access
@@ -26,9 +26,11 @@ async def check_access(settings: Settings) -> Verdict:
     try:
         require_safe_access(settings)
     except ConfigurationError as error:
-        return fault(str(error))
+        return report_fault(str(error))
     required = settings.is_authentication_required
-    return ok("whoever asks needs a key" if required else "anybody may do anything from here")
+    return report_ok(
+        "whoever asks needs a key" if required else "anybody may do anything from here"
+    )
 
 
 async def check_port(settings: Settings) -> Verdict:
@@ -39,11 +41,11 @@ async def check_port(settings: Settings) -> Verdict:
         try:
             listen(settings).close()
         except OSError as error:
-            return fault(
+            return report_fault(
                 f"{url}: {error.strerror or error}: choose others as NODE_REGISTRY_HTTP_HOST and"
                 " _HTTP_PORT"
             )
-        return ok(f"{url} is free, no registry runs here")
+        return report_ok(f"{url} is free, no registry runs here")
     try:
         # The certificate is looked at elsewhere; it need not be for the name that is asked here.
         # Proxies of the environment are for what is outside.
@@ -58,13 +60,15 @@ async def check_port(settings: Settings) -> Verdict:
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         serves = False
     if not serves:
-        return fault(f"{url} is taken by something else: end it, or choose another port")
+        return report_fault(f"{url} is taken by something else: end it, or choose another port")
     if response.status_code != httpx.codes.OK:
         failed = ", ".join(health["failed_tasks"]) or "its database is out of reach"
-        return fault(f"{url}: the registry is not healthy, {failed}: see its log")
+        return report_fault(f"{url}: the registry is not healthy, {failed}: see its log")
     if health["version"] != VERSION:
-        return warning(f"{url}: registry {health['version']} serves, this is {VERSION}: restart it")
-    return ok(f"{url}: a registry serves, and is healthy")
+        return report_warning(
+            f"{url}: registry {health['version']} serves, this is {VERSION}: restart it"
+        )
+    return report_ok(f"{url}: a registry serves, and is healthy")
 
 
 async def _is_silent(url: str) -> bool:
@@ -81,18 +85,18 @@ async def check_certificate(settings: Settings) -> Verdict:
     try:
         create_tls_context(settings)
     except ConfigurationError as error:
-        return fault(str(error))
+        return report_fault(str(error))
     files = [path for path in (settings.tls_certificate, settings.tls_client_ca) if path]
     if not files:
-        return ok("none, plain HTTP")
+        return report_ok("none, plain HTTP")
     expiry, path = min((_find_expiry(path), path) for path in files)
     summary = f"{path} ends on {expiry:%Y-%m-%d %H:%M} UTC"
     left = expiry - datetime.now(UTC)
     if left < timedelta():
-        return fault(f"{summary}: renew it; the registry reads it again by itself")
+        return report_fault(f"{summary}: renew it; the registry reads it again by itself")
     if left < _RENEW_BEFORE:
-        return warning(f"{summary}: renew it; the registry reads it again by itself")
-    return ok(summary)
+        return report_warning(f"{summary}: renew it; the registry reads it again by itself")
+    return report_ok(summary)
 
 
 def _find_expiry(path: Path) -> datetime:
@@ -103,16 +107,16 @@ def _find_expiry(path: Path) -> datetime:
 
 async def check_disk(settings: Settings) -> Verdict:
     if settings.external_database is not None:
-        return ok("the database's is not this machine's business")
+        return report_ok("the database's is not this machine's business")
     folder = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
     usage = shutil.disk_usage(folder)
     summary = f"{usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free in {folder}"
     advice = "make room, or lower NODE_REGISTRY_HEARTBEAT_LOG_MAX_AGE_SECONDS"
     if usage.free < _LEAST_FREE_BYTES:
-        return fault(f"{summary}: {advice}")
+        return report_fault(f"{summary}: {advice}")
     if usage.free < _LEAST_FREE_SHARE * usage.total:
-        return warning(f"{summary}: {advice}")
-    return ok(summary)
+        return report_warning(f"{summary}: {advice}")
+    return report_ok(summary)
 
 
 HOST_CHECKS: dict[str, Callable[[Settings], Awaitable[Verdict]]] = {

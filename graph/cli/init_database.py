@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from db.ops.provision import Names, provision
+from db.ops.provision import ProvisionedNames, provision
 from graph.core.settings import ENV_PREFIX, find_settings_file
 
 _MAX_NAME_BYTES = 63  # PostgreSQL cuts longer ones off
@@ -71,7 +71,7 @@ def init_database(
     see. Repeated, it makes only what is missing, and brings an older schema to this version's: who
     runs it for each version does without the owner's access.
     """
-    names = Names(database, owner or f"{database}_owner", service or database)
+    names = ProvisionedNames(database, owner or f"{database}_owner", service or database)
 
     def save_passwords(passwords: Mapping[str, str]) -> None:
         files = {}
@@ -89,7 +89,7 @@ def init_database(
         _write_files(files, folder, replace=new_passwords)
 
     was_created = asyncio.run(
-        provision(administrator, names, new_passwords=new_passwords, keep=save_passwords)
+        provision(administrator, names, new_passwords=new_passwords, store_passwords=save_passwords)
     )
     click.echo(
         f"The database {database} {'was made' if was_created else 'is there already'}, "
@@ -97,7 +97,9 @@ def init_database(
     )
 
 
-def _format_environment(administrator: URL, names: Names, role: str, password: str) -> str:
+def _format_environment(
+    administrator: URL, names: ProvisionedNames, role: str, password: str
+) -> str:
     connection = {
         "HOST": administrator.host or administrator.query.get("host") or "localhost",
         "PORT": administrator.port or administrator.query.get("port") or 5432,

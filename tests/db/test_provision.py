@@ -330,7 +330,10 @@ async def test_what_cannot_be_kept_is_not_made(provisioning: Provisioning) -> No
 
     with pytest.raises(FileExistsError):
         await provision(
-            provisioning.administrator, provisioning.names, new_passwords=False, keep=refuse
+            provisioning.administrator,
+            provisioning.names,
+            new_passwords=False,
+            store_passwords=refuse,
         )
     async with administering(provisioning.administrator) as run:
         assert (

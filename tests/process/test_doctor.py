@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from db.core.errors import EmbeddedServerFailed
 from db.embedded.server import get_running_url
-from db.ops.check_result import Finding, Severity
+from db.ops.check_result import CheckResult, Severity
 from graph.cli.doctor import examine
 from graph.core.settings import Settings
 from tests.support.authority import BEGUN, Authority
@@ -72,7 +72,7 @@ async def patient() -> AsyncIterator[Patient]:
                 await process.stop(signal.SIGTERM)
 
 
-async def ill(settings: Settings) -> list[Finding]:
+async def ill(settings: Settings) -> list[CheckResult]:
     """What is not well."""
     return [
         finding
@@ -81,13 +81,13 @@ async def ill(settings: Settings) -> list[Finding]:
     ]
 
 
-def shows(findings: list[Finding], subject: str, severity: Severity, *says: str) -> None:
+def shows(findings: list[CheckResult], subject: str, severity: Severity, *says: str) -> None:
     """The one thing that is not well."""
     [finding] = findings
     assert (finding.subject, finding.severity) == (subject, severity), finding
-    assert "\n" not in finding.says
+    assert "\n" not in finding.message
     for part in says:
-        assert part in finding.says
+        assert part in finding.message
 
 
 async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(

@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from db.core.database import Database
 from db.core.migrate import migrate, require_current_schema
 from db.ops import pg_client_tools
-from db.ops.backup import BackupRefused, Manifest, back_up
+from db.ops.backup import BackupRefused, Manifest, create_backup
 from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
-from db.ops.restore import REVISIONS_SKIPPED, check, restore
+from db.ops.restore import REVISIONS_SKIPPED, check_backup, restore_backup
 from db.registry import status_changes
 from tests.support.api import CHANGES, beat, register
 from tests.support.commands import environment_for, run
@@ -88,8 +88,8 @@ def names_in(folder: Path) -> list[str]:
 
 async def backed_up(url: URL, path: Path) -> Manifest:
     """And checked, so that it would be restored."""
-    manifest = await back_up(url, path)
-    assert await check(path) == manifest
+    manifest = await create_backup(url, path)
+    assert await check_backup(path) == manifest
     return manifest
 
 
@@ -117,7 +117,7 @@ async def test_a_file_that_is_not_as_it_was_written_is_not_restored(
     for alteration in ALTERATIONS.values():
         altered.write_bytes(alteration(backup.read_bytes()))
         with pytest.raises(BackupRefused):
-            await restore(empty_database_url, altered, replace=True)
+            await restore_backup(empty_database_url, altered, replace=True)
     assert await relations(empty_database_url) == 0
 
 
@@ -134,10 +134,10 @@ async def test_what_is_newer_than_this_version_is_not_restored(
     await backed_up(database_url, backup)
     claim(backup, schema_version="9999")
     with pytest.raises(BackupRefused, match="is of schema 9999, which this version does not know"):
-        await restore(empty_database_url, backup, replace=False)
+        await restore_backup(empty_database_url, backup, replace=False)
     claim(backup, schema_version="0001", postgres=99)
     with pytest.raises(ProgramMissing, match="pg_restore of PostgreSQL 99 or newer is needed"):
-        await restore(empty_database_url, backup, replace=False)
+        await restore_backup(empty_database_url, backup, replace=False)
     assert await relations(empty_database_url) == 0
 
 
@@ -149,14 +149,16 @@ async def test_a_database_that_is_in_use_is_replaced_only_if_told(
     fresh = Database(empty_database_url)
     await migrate(fresh.engine)
     await fresh.close()
-    await restore(empty_database_url, backup, replace=False)  # what migrations make is no loss
+    await restore_backup(
+        empty_database_url, backup, replace=False
+    )  # what migrations make is no loss
     async with administering(empty_database_url) as execute:
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
         await execute("UPDATE status_changes SET reason = 'registered' WHERE revision = 1")
         await execute("CREATE TABLE of_somebody ()")
     with pytest.raises(BackupRefused, match="is not empty: --replace"):
-        await restore(empty_database_url, backup, replace=False)
-    manifest = await restore(empty_database_url, backup, replace=True)
+        await restore_backup(empty_database_url, backup, replace=False)
+    manifest = await restore_backup(empty_database_url, backup, replace=True)
     restored = Database(empty_database_url)
     assert await rows(restored, "SELECT count(*) FROM rolled_up_hours") == [(0,)]
     assert await rows(restored, "SELECT to_regclass('of_somebody')") == [(None,)]
@@ -174,12 +176,12 @@ async def test_a_restore_that_fails_leaves_what_was_there(
 ) -> None:
     backup = tmp_path / "backup"
     manifest = await backed_up(database_url, backup)
-    await restore(empty_database_url, backup, replace=False)
+    await restore_backup(empty_database_url, backup, replace=False)
     async with administering(empty_database_url) as execute:
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
     claim(backup, rows=manifest.rows | {"nodes": 3})
     with pytest.raises(ProgramFailed, match="nodes has not the 3 rows of the backup"):
-        await restore(empty_database_url, backup, replace=True)
+        await restore_backup(empty_database_url, backup, replace=True)
     async with administering(empty_database_url) as ask:
         assert await ask("SELECT count(*) FROM rolled_up_hours") == [(1,)]
 
@@ -191,7 +193,7 @@ async def test_no_registry_may_be_at_work_on_what_is_restored(
     async with start_server():
         await backed_up(database_url, backup)
         with pytest.raises(BackupRefused, match="a registry is at work"):
-            await restore(database_url, backup, replace=True)
+            await restore_backup(database_url, backup, replace=True)
 
 
 async def test_a_backup_of_an_older_schema_is_brought_to_this_one(
@@ -203,7 +205,7 @@ async def test_a_backup_of_an_older_schema_is_brought_to_this_one(
     assert manifest.schema_version == "0003"
     await migrate(database.engine)
     await database.close()
-    await restore(empty_database_url, tmp_path / "backup", replace=False)
+    await restore_backup(empty_database_url, tmp_path / "backup", replace=False)
     await require_current_schema(database.engine)
     assert await rows(database, "SELECT count(*) FROM nodes") == [(SEEDED,)]
     await database.close()
@@ -219,8 +221,10 @@ async def test_a_service_that_owns_nothing_serves_what_its_owner_has_restored(
     )
     await backed_up(database_url, backup)
     with pytest.raises(BackupRefused, match="restore as their owner"):
-        await restore(provisioning.administrator.set(database=owner.database), backup, replace=True)
-    await restore(owner, backup, replace=False)
+        await restore_backup(
+            provisioning.administrator.set(database=owner.database), backup, replace=True
+        )
+    await restore_backup(owner, backup, replace=False)
     async with serving(service, tmp_path) as server:
         await register(server, "gpu-1")
         await beat(server, "gpu-1", 1)
@@ -244,18 +248,18 @@ async def test_a_backup_that_fails_leaves_the_one_that_was_there(
     await provisioning.run()
     service = provisioning.url(provisioning.names.service)
     with pytest.raises(ProgramFailed, match="SELECT privilege"):
-        await back_up(service, backup)
+        await create_backup(service, backup)
     with pytest.raises(BackupRefused, match="has no registry in it"):
-        await back_up(database_url.set(database="template1"), backup)
+        await create_backup(database_url.set(database="template1"), backup)
     assert read_files(tmp_path) == {"backup": "an older one"}
 
 
 async def test_what_is_missing_to_make_a_backup_is_named(
     database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pg_client_tools, "programs", lambda: tmp_path)
+    monkeypatch.setattr(pg_client_tools, "find_programs_dir", lambda: tmp_path)
     (tmp_path / "pg_dump").write_text("#!/bin/sh\necho 'pg_dump (PostgreSQL) 14.2'\n")
     (tmp_path / "pg_dump").chmod(0o700)
     needed = r"pg_dump of PostgreSQL \d+ or newer is needed, .* 14.2: install .*postgresql-client"
     with pytest.raises(ProgramMissing, match=needed):
-        await back_up(database_url, tmp_path / "backup")
+        await create_backup(database_url, tmp_path / "backup")

@@ -11,7 +11,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from db.core.database import Database
-from db.ops.provision import Names, provision
+from db.ops.provision import ProvisionedNames, provision
 
 
 @asynccontextmanager
@@ -41,7 +41,7 @@ class Provisioning:
     """Names of the test's own, and what was said of passwords."""
 
     administrator: URL
-    names: Names
+    names: ProvisionedNames
     passwords: dict[str, str] = field(default_factory=dict)
 
     async def run(self, *, new_passwords: bool = False) -> bool:
@@ -50,7 +50,7 @@ class Provisioning:
             self.administrator,
             self.names,
             new_passwords=new_passwords,
-            keep=self.passwords.update,
+            store_passwords=self.passwords.update,
         )
 
     def url(self, role: str) -> URL:
@@ -69,7 +69,7 @@ class Provisioning:
 async def provisioned_names(postgres: URL) -> AsyncIterator[Provisioning]:
     """Names that are nothing without their quotes, so that each test tries these too."""
     odd = f"""O'Dagi "{secrets.token_hex(4)}" %s $1 {{}}"""
-    names = Names(database=f"{odd} d", owner=f"{odd} o", service=f"{odd} s")
+    names = ProvisionedNames(database=f"{odd} d", owner=f"{odd} o", service=f"{odd} s")
     try:
         yield Provisioning(postgres, names)
     finally:

@@ -43,7 +43,7 @@ async def run(*arguments: str, given: str = "", **environment: str) -> tuple[int
 
     def run_here() -> tuple[int, str, str]:
         with (
-            patch.object(logs, "configure"),
+            patch.object(logs, "configure_logging"),
             CliRunner().isolation(given, environment) as (output, errors, _),
         ):
             try:

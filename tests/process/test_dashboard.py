@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, WebSocketRoute, expect
 from sqlalchemy import URL, text
 
 from db.access import token_changes
@@ -194,6 +194,47 @@ async def test_a_node_appears_degrades_goes_offline_and_comes_back_without_a_rel
             await expect(shown).to_contain_text("Online")
         await desk.ask('mutation { deregisterNode(input: {nodeId: "life"}) { nodeId } }')
         await expect(shown).to_have_count(0)
+
+
+async def test_a_change_that_the_query_and_the_stream_both_return_is_listed_once(
+    desk: Desk,
+) -> None:
+    is_listed = asyncio.Event()
+
+    async def hold_stream(browser: WebSocketRoute) -> None:
+        """Deliver the server's messages only once the query has returned the change."""
+        server = browser.connect_to_server()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def deliver(message: str | bytes) -> None:
+            if "NodeStatusChanged" in str(message):
+                await is_listed.wait()
+            browser.send(message)
+
+        server.on_message(lambda message: tasks.append(asyncio.create_task(deliver(message))))
+
+    async def register_first(route: Route) -> None:
+        """Make the change after the page has subscribed, and before the query for the newest."""
+        if "LatestChanges" in str(route.request.post_data):
+            await desk.register("twice")
+        await route.continue_()
+
+    async with desk.page() as page:
+        await page.route_web_socket("**/graphql", hold_stream)
+        await page.route("**/graphql", register_first)
+        await page.reload()
+        await sign_in(page, desk.keys[Role.VIEWER])
+        await page.evaluate("window.neverReloaded = true")
+        listed = (
+            page.locator(".latest li")
+            .filter(has_text="Online: registered")
+            .filter(has_text="twice")
+        )
+        await expect(listed).to_have_count(1)
+        is_listed.set()
+        await desk.register("thereafter")  # the stream is in order: all before it has arrived
+        await expect(row(page, "thereafter")).to_be_visible()
+        await expect(listed).to_have_count(1)
 
 
 @pytest.mark.parametrize("log", ["whole", "trimmed"])

@@ -138,10 +138,14 @@ export class Fleet extends /** @type {new () => TypedEventTarget<FleetEvents>} *
   async #loadLatestChanges(loadNumber) {
     const data = await this.#executeUntilAnswered(loadNumber, LATEST_CHANGES, { first: LATEST_SIZE });
     if (data === null) return;
-    const changes = [...data.statusChanges.nodes, ...this.latestChanges];
-    const byRevision = new Map(changes.map((change) => [change.revision, change]));
-    this.latestChanges = [...byRevision.values()].sort(compareNewestFirst).slice(0, LATEST_SIZE);
+    this.#addLatestChanges(data.statusChanges.nodes);
     this.#notify("registry");
+  }
+
+  /** @param {StatusChange[]} changes which may be listed already: the query and the stream overlap */
+  #addLatestChanges(changes) {
+    const byRevision = new Map([...this.latestChanges, ...changes].map((change) => [change.revision, change]));
+    this.latestChanges = [...byRevision.values()].sort(compareNewestFirst).slice(0, LATEST_SIZE);
   }
 
   /**
@@ -203,7 +207,7 @@ export class Fleet extends /** @type {new () => TypedEventTarget<FleetEvents>} *
     const { change, node } = event;
     this.#advanceTo(BigInt(change.revision));
     this.#putNode(change.nodeId, node, this.revision);
-    this.latestChanges = [change, ...this.latestChanges].slice(0, LATEST_SIZE);
+    this.#addLatestChanges([change]);
     this.dispatchEvent(new CustomEvent("change", { detail: change }));
     this.#notify("nodes");
   }

@@ -2,7 +2,7 @@
 FROM python:3.11-slim AS build
 WORKDIR /src
 RUN python -m venv /build && python -m venv /opt/node-registry
-# The dependencies first: they change seldom, and this layer is kept as long as they do not.
+# The dependencies come first: they change rarely, so this layer stays in the build cache.
 COPY requirements/ requirements/
 RUN /build/bin/pip install --no-cache-dir --require-hashes --requirement requirements/run.lock \
  && /opt/node-registry/bin/pip install --no-cache-dir --require-hashes --requirement requirements/server.lock
@@ -16,7 +16,7 @@ RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-d
  && /opt/node-registry/bin/pip uninstall --yes pip setuptools
 
 FROM python:3.11-slim
-# Volumes that are mounted there begin as these: with what it may know of the database, and its keys.
+# A new volume mounted here starts with this owner and mode: database access, and tokens.
 RUN useradd --system --user-group --no-create-home --shell /usr/sbin/nologin noderegistry \
  && install --directory --owner=noderegistry --mode=0700 /var/lib/node-registry \
  && install --directory --owner=noderegistry --mode=0755 /keys

@@ -1,4 +1,4 @@
-# `make run` starts the registry, `make test` passes the tests; both need Python 3.11 or newer and nothing else.
+# `make run` starts the registry, `make test` runs the tests; both need only Python 3.11 or newer.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 NPM := $(shell command -v npm)
@@ -12,17 +12,18 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 run: .venv/run
 	@NODE_REGISTRY_DEV_AGENT=$${NODE_REGISTRY_DEV_AGENT:-true} exec $(BIN)/node-registry serve
 
-# The example of a router, beside `make run`, on http://127.0.0.1:9206.
+# The example router on http://127.0.0.1:9206, for a registry started by `make run`.
 router: .venv/run
 	@exec $(BIN)/python -m examples.router
 
-# Some machines forbid Python to keep what it compiles; the tests start it a hundred times. They wait for
-# a third of their time: three at once keep two cores busy. In the order of their names the longest
-# modules, which have few tests, do not all come last.
+# The tests start Python a hundred times, so unset the variable by which some machines turn off its
+# bytecode cache. Tests wait for a third of their time, so three processes keep two cores busy. Without
+# reordering, the modules run in the order of their names, and the longest, which have few tests, are not
+# all last.
 test: .venv/dev
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# The tests that need no PostgreSQL: an answer within seconds.
+# The tests that need no PostgreSQL, which take seconds.
 test-unit: .venv/dev
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest tests/unit --numprocesses 3 --dist worksteal
 
@@ -34,7 +35,7 @@ check: .venv/dev $(if $(NPM),node_modules/.package-lock.json)
 	$(BIN)/lint-imports
 	$(if $(NPM),node_modules/.bin/tsc,@echo "npm is not installed: skipped the types of the dashboard's JavaScript.")
 
-# make bench JSON=out.json also writes what it found.
+# make bench JSON=out.json also writes the results as JSON.
 bench: .venv/dev
 	$(BIN)/python -m bench $(if $(JSON),--json $(JSON))
 
@@ -42,7 +43,7 @@ bench: .venv/dev
 fleet: .venv/dev
 	$(BIN)/python -m bench.fleet $(if $(NODES),--nodes $(NODES)) $(if $(SECONDS),--seconds $(SECONDS)) $(OPTIONS)
 
-# Ten minutes at full load, for the memory's sake.
+# Ten minutes at full load, to see whether the memory grows.
 soak: .venv/dev
 	$(BIN)/python -m bench.soak
 
@@ -53,7 +54,7 @@ format: .venv/dev
 schema: .venv/dev
 	$(BIN)/node-registry export-schema > schema.graphql
 
-# What the agent and the client may ask for by its id.
+# The documents that the agent and the client may send by id.
 documents: .venv/dev
 	$(BIN)/python -m agent.trusted_documents > graph/execution/trusted_documents.json
 
@@ -64,7 +65,7 @@ lock: .venv/dev
 	$(LOCK) --constraint requirements/dev.lock --extra otel --output-file requirements/server.lock
 	$(if $(NPM),$(NPM) install --loglevel=error --package-lock-only --save-dev --save-exact typescript@latest)
 
-# What deploy/ has of what node-agent install writes.
+# The units in deploy/ that `node-agent install` would write.
 units: .venv/dev
 	$(BIN)/python -m agent.units deploy
 
@@ -86,8 +87,8 @@ clean:
 	$(PIP) --require-hashes --requirement requirements/dev.lock
 	@touch $@
 
-# npm writes this file itself; its time says when it last installed what the lock file names.
+# npm writes this file when it has installed what the lock file names.
 node_modules/.package-lock.json: package-lock.json
 	$(NPM) ci --loglevel=error
-	@node_modules/.bin/tsc --version > /dev/null  # npm ignores that it could not install the compiler for this platform
+	@node_modules/.bin/tsc --version > /dev/null  # npm reports no error when the compiler has no build for this platform
 	@touch $@

@@ -538,7 +538,7 @@ async def test_a_log_that_has_passed_what_it_lost_is_known_by_what_it_says_there
         events = await following(feed, database, 2)
         assert await next_revisions(events, 2) == [3, 4]
         with monkeypatch.context() as outage:
-            outage.setattr(database, "listening", _no_connection)
+            outage.setattr(database, "connect_to_listen", _no_connection)
             await cut_listeners(database)
             await restore(database, 3)
             await append(database, OUT, OUT, OUT)
@@ -617,7 +617,7 @@ async def test_a_server_that_does_not_answer_when_it_is_told_to_listen_is_left(
     async def hang(*_: object) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("db.registry.change_listener.ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr("db.registry.change_listener.LISTEN_TIMEOUT_SECONDS", 0.01)
     monkeypatch.setattr(asyncpg.Connection, "add_listener", hang)
     async with asyncio.timeout(SECONDS):
         with pytest.raises(Unavailable):

@@ -58,7 +58,7 @@ async def test_a_feed_that_reads_nothing_lags_by_the_age_of_what_it_misses(
     async def nothing(*_: object) -> bool:
         return False
 
-    monkeypatch.setattr(ChangeFeed, "read_on", nothing)
+    monkeypatch.setattr(ChangeFeed, "read_up_to", nothing)
     await register(quiet_server, "a")
     await register(quiet_server, "b")
     lines = dict(

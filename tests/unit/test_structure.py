@@ -43,6 +43,25 @@ def test_no_module_is_longer_than_a_reader_takes_in(package: str) -> None:
     assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_import_leads_back_to_where_it_began(package: str) -> None:
+    """Holds for what is imported under TYPE_CHECKING or within a function, too."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
+               for path in list_modules(package)}  # fmt: skip
+    imports = {
+        module: {
+            found
+            for name in find_imports(path)
+            for found in (name, name.rpartition(".")[0])
+            if found in modules and found != module
+        }
+        for module, path in modules.items()
+    }
+    while leaves := {module for module, needed in imports.items() if not needed & imports.keys()}:
+        imports = {module: needed for module, needed in imports.items() if module not in leaves}
+    assert imports == {}, "each of these is in a circle, or leads to one"
+
+
 def test_no_test_module_imports_another() -> None:
     imports = {
         path.relative_to(ROOT): [

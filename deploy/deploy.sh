@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Brings the registry of this checkout to a host, with PostgreSQL, Prometheus and Grafana, and keeps
-# everybody but its LAN and its containers away from it. May be repeated: it does what is missing,
-# brings a later version, and says what it did.
+# Deploys the registry of this checkout to a host, with PostgreSQL, Prometheus and Grafana, and closes
+# its port to all but the host's LAN and containers. Run it again to complete or upgrade a deployment:
+# each step does only what is missing and prints what it did.
 set -euo pipefail
 
 readonly PORT=9205 SERVICES=(db registry prometheus grafana)
@@ -12,17 +12,18 @@ usage() {
   cat <<'END'
 deploy.sh [OPTION]... HOST
 
-HOST is whatever ssh takes: a name of its config, or user@address. There, this user is root or may
-use sudo without a password, and there are docker with compose, and ufw.
+HOST is a destination of ssh: a name from its configuration, or user@address. The user must be root
+or have sudo without a password, and the host needs docker with compose, and ufw.
 
-  --dry-run          say what would be done, and do nothing
-  --address ADDRESS  where the registry listens, an address of the host's [the one that ssh reached,
-                     if it is private, else 127.0.0.1]
-  --lan NETWORK      who may come in beside the host's containers, e.g. 10.1.0.0/16; repeatable
-                     [the network of that address]
-  --directory PATH   where all of it lies on the host [/opt/node-registry-compose]
+  --dry-run          print what would be done, and change nothing
+  --address ADDRESS  address of the host on which the registry listens [the one that ssh reached, if
+                     it is private, else 127.0.0.1]
+  --lan NETWORK      network that may connect, besides the host's containers, e.g. 10.1.0.0/16;
+                     repeatable [the network of that address]
+  --directory PATH   directory of the deployment on the host [/opt/node-registry-compose]
 
-DEPLOY_SSH             instead of `ssh`, e.g. "ssh -p 2222"
+Environment variables:
+  DEPLOY_SSH         command to run instead of `ssh`, e.g. "ssh -p 2222"
 END
 }
 
@@ -31,21 +32,22 @@ fail() {
   exit 1
 }
 
-# What runs on the host; `declare -f` carries it there. Each step says what it did, or left as it was.
+# The functions down to apply_release run on the host, where `declare -f` brings them. Each step prints
+# what it did, or that it kept what was there.
 
-step() { printf '%-8s %s\n' "$1" "$2"; }
+log_step() { printf '%-8s %s\n' "$1" "$2"; }
 
 quietly() { "$@" >/dev/null; }
 
-# step_to DONE WHAT COMMAND...: in a dry run it only says so.
-step_to() {
+# run_step DONE WHAT COMMAND...: runs the command and logs the step; a dry run only logs it.
+run_step() {
   local done=$1 what=$2
   shift 2
   if [[ $DRY_RUN == yes ]]; then
-    step "would" "$what"
+    log_step "would" "$what"
   else
     "$@"
-    step "$done" "$what"
+    log_step "$done" "$what"
   fi
 }
 
@@ -57,12 +59,12 @@ is_private() {
   [[ $1 =~ ^(10\.|192\.168\.|172\.(1[6-9]|2[0-9]|3[01])\.|100\.(6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7])\.) ]]
 }
 
-host_check() {
+check_host() {
   local tool reached lans
   for tool in docker ufw ip; do
-    command -v "$tool" >/dev/null || fail "there is no $tool on the host"
+    command -v "$tool" >/dev/null || fail "the host has no $tool"
   done
-  docker compose version >/dev/null 2>&1 || fail "docker on the host has no compose: install its plugin"
+  docker compose version >/dev/null 2>&1 || fail "docker on the host has no compose: install the compose plugin"
   docker info >/dev/null 2>&1 || fail "docker on the host is not running"
   if [[ -z $ADDRESS ]]; then
     reached=$(cut -d' ' -f3 <<<"${SSH_CONNECTION:-}")
@@ -81,17 +83,17 @@ host_check() {
   if [[ -f $DIRECTORY/release.sha256 ]]; then printf 'release %s\n' "$(<"$DIRECTORY/release.sha256")"; fi
 }
 
-host_unpack() {
+unpack_release() {
   rm -rf "$DIRECTORY/release.new"
   mkdir -p "$DIRECTORY/release.new"
-  # Not whose they were: that number may be anybody's here, and root runs what they say.
+  # Do not keep the owners: on the host their ids may belong to other users, and root runs these files.
   tar --no-same-owner -xzf - -C "$DIRECTORY/release.new"
 }
 
-password() { head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
+generate_password() { head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n'; }
 
-# A secret is readable in its container, whoever runs there; on the host its folder is root's alone.
-keep_secret() {
+# A secret must be readable by any user of its container; on the host only root can enter its folder.
+write_secret() {
   local file=$DIRECTORY/secrets/$1
   shift
   (umask 077 && "$@" >"$file.new")
@@ -99,7 +101,7 @@ keep_secret() {
   mv "$file.new" "$file"
 }
 
-administrator() {
+print_administrator_url() {
   printf 'NODE_REGISTRY_ADMINISTRATOR_URL=postgresql://postgres:%s@db/postgres\n' \
     "$(<"$DIRECTORY/secrets/postgres_password")"
 }
@@ -108,7 +110,7 @@ make_secrets() {
   local name
   if [[ ! -s $DIRECTORY/secrets/postgres_password ]] &&
     docker volume inspect node-registry_db >/dev/null 2>&1; then
-    fail "the database is there, but $DIRECTORY/secrets/postgres_password is not: put it back"
+    fail "the database exists, but $DIRECTORY/secrets/postgres_password does not: restore the file"
   fi
   if [[ $DRY_RUN == no ]]; then
     mkdir -p "$DIRECTORY/secrets"
@@ -116,28 +118,28 @@ make_secrets() {
   fi
   for name in postgres_password grafana_password administrator.env; do
     if [[ -s $DIRECTORY/secrets/$name ]]; then
-      step "kept" "secret $name"
+      log_step "kept" "secret $name"
     elif [[ $name == administrator.env ]]; then
-      step_to "made" "secret $name" keep_secret "$name" administrator
+      run_step "made" "secret $name" write_secret "$name" print_administrator_url
     else
-      step_to "made" "secret $name" keep_secret "$name" password
+      run_step "made" "secret $name" write_secret "$name" generate_password
     fi
   done
 }
 
 set_address() {
-  local wanted="NODE_REGISTRY_ADDRESS=$ADDRESS"
-  if [[ -f $DIRECTORY/compose.env && $(<"$DIRECTORY/compose.env") == "$wanted" ]]; then
-    step "kept" "address $ADDRESS:$PORT"
+  local setting="NODE_REGISTRY_ADDRESS=$ADDRESS"
+  if [[ -f $DIRECTORY/compose.env && $(<"$DIRECTORY/compose.env") == "$setting" ]]; then
+    log_step "kept" "address $ADDRESS:$PORT"
   else
     CHANGED=yes
-    step_to "set" "address $ADDRESS:$PORT" write "$wanted" "$DIRECTORY/compose.env"
+    run_step "set" "address $ADDRESS:$PORT" write_file "$setting" "$DIRECTORY/compose.env"
   fi
 }
 
-write() { printf '%s\n' "$1" >"$2.new" && mv "$2.new" "$2"; }
+write_file() { printf '%s\n' "$1" >"$2.new" && mv "$2.new" "$2"; }
 
-put_release() {
+install_release() {
   rm -rf "$DIRECTORY/release.old"
   if [[ -d $DIRECTORY/release ]]; then mv "$DIRECTORY/release" "$DIRECTORY/release.old"; fi
   mv "$DIRECTORY/release.new" "$DIRECTORY/release"
@@ -145,32 +147,32 @@ put_release() {
   rm -rf "$DIRECTORY/release.old"
 }
 
-build() {
+build_images() {
   if [[ -f $DIRECTORY/release.sha256 && $(<"$DIRECTORY/release.sha256") == "$RELEASE" ]]; then
-    step "kept" "release ${RELEASE:0:12}"
+    log_step "kept" "release ${RELEASE:0:12}"
   else
     CHANGED=yes
-    if [[ $DRY_RUN == no ]]; then put_release; fi
-    step_to "built" "release ${RELEASE:0:12}" quietly compose build --quiet --pull
+    if [[ $DRY_RUN == no ]]; then install_release; fi
+    run_step "built" "release ${RELEASE:0:12}" quietly compose build --quiet --pull
   fi
   if [[ $CHANGED == yes ]] || ! are_healthy; then
     CHANGED=yes
-    # Their networks have to be there before the firewall can let them in.
-    step_to "made" "containers and networks" quietly compose up --no-start --remove-orphans
+    # The networks must exist before the firewall can allow them.
+    run_step "made" "containers and networks" quietly compose up --no-start --remove-orphans
   fi
 }
 
-start() {
+start_services() {
   if [[ $CHANGED == no ]]; then
-    step "kept" "${SERVICES[*]} running"
+    log_step "kept" "${SERVICES[*]} running"
     return
   fi
-  step_to "started" "${SERVICES[*]}" quietly compose up --detach --remove-orphans
+  run_step "started" "${SERVICES[*]}" quietly compose up --detach --remove-orphans
   [[ $DRY_RUN == no ]] || return 0
   if [[ ! -f $DIRECTORY/release.sha256 || $(<"$DIRECTORY/release.sha256") != "$RELEASE" ]]; then
-    # They read their configuration from files that are new ones now.
+    # Their configuration files were replaced.
     quietly compose restart prometheus grafana
-    write "$RELEASE" "$DIRECTORY/release.sha256"
+    write_file "$RELEASE" "$DIRECTORY/release.sha256"
   fi
 }
 
@@ -182,23 +184,23 @@ are_healthy() {
   [[ $states == healthy ]]
 }
 
-allow() {
+add_firewall_rule() {
   local rule=$1
   shift
   if [[ $'\n'$(ufw show added)$'\n' == *$'\n'"ufw $rule"$'\n'* ]]; then
-    step "kept" "ufw $rule"
+    log_step "kept" "ufw $rule"
   else
-    step_to "added" "ufw $rule" quietly ufw "$@"
+    run_step "added" "ufw $rule" quietly ufw "$@"
   fi
 }
 
-container_networks() {
+list_container_networks() {
   docker network ls --quiet | xargs docker network inspect \
     --format '{{range .IPAM.Config}}{{println .Subnet}}{{end}}' | grep -E '^[0-9.]+/' | sort -u
 }
 
-# What docker publishes never reaches ufw's own rules: its chain DOCKER-USER comes before them.
-docker_rules() {
+# A port that docker publishes bypasses ufw's own rules; only docker's chain DOCKER-USER filters it.
+print_docker_rules() {
   local network match="-A DOCKER-USER -p tcp -m conntrack --ctorigdstport $PORT --ctdir ORIGINAL"
   printf '%s\n' "# BEGIN node-registry" "*filter" ":DOCKER-USER - [0:0]"
   for network in "$@"; do printf '%s\n' "$match -s $network -j RETURN"; done
@@ -211,65 +213,65 @@ write_docker_rules() {
   mv "$UFW_AFTER_RULES.new" "$UFW_AFTER_RULES"
 }
 
-is_active() { [[ $(ufw status) == *"Status: active"* ]]; }
+is_firewall_active() { [[ $(ufw status) == *"Status: active"* ]]; }
 
 set_firewall() {
-  local network networks lans rules others ours ssh_port
+  local network networks lans rules foreign_rules own_rules ssh_port
   read -ra lans <<<"$LANS"
-  readarray -t networks < <({ printf '%s\n' "${lans[@]}" && container_networks; } | grep . | sort -u)
-  if ! is_active; then
+  readarray -t networks < <({ printf '%s\n' "${lans[@]}" && list_container_networks; } | grep . | sort -u)
+  if ! is_firewall_active; then
     ssh_port=$(cut -d' ' -f4 <<<"${SSH_CONNECTION:-0 0 0 22}")
-    allow "allow $ssh_port/tcp" allow "$ssh_port/tcp" # or this would have been the last visit
+    add_firewall_rule "allow $ssh_port/tcp" allow "$ssh_port/tcp" # otherwise enabling ufw would lock ssh out
   fi
   for network in "${networks[@]}"; do
-    allow "allow from $network to any port $PORT proto tcp" \
+    add_firewall_rule "allow from $network to any port $PORT proto tcp" \
       prepend allow proto tcp from "$network" to any port "$PORT"
   done
-  allow "deny $PORT/tcp" deny "$PORT/tcp"
-  rules=$(docker_rules "${networks[@]}")
-  others=$(sed '/^# BEGIN node-registry$/,/^# END node-registry$/d' "$UFW_AFTER_RULES" 2>/dev/null || true)
-  ours=$(sed -n '/^# BEGIN node-registry$/,/^# END node-registry$/p' "$UFW_AFTER_RULES" 2>/dev/null || true)
-  if [[ $others == *DOCKER-USER* ]]; then
-    step "left" "$UFW_AFTER_RULES: it has rules for DOCKER-USER that are not ours. Add these to them:"
+  add_firewall_rule "deny $PORT/tcp" deny "$PORT/tcp"
+  rules=$(print_docker_rules "${networks[@]}")
+  foreign_rules=$(sed '/^# BEGIN node-registry$/,/^# END node-registry$/d' "$UFW_AFTER_RULES" 2>/dev/null || true)
+  own_rules=$(sed -n '/^# BEGIN node-registry$/,/^# END node-registry$/p' "$UFW_AFTER_RULES" 2>/dev/null || true)
+  if [[ $foreign_rules == *DOCKER-USER* ]]; then
+    log_step "left" "$UFW_AFTER_RULES: it has other rules for DOCKER-USER. Add these to them:"
     grep '^-A' <<<"$rules"
-  elif [[ $ours == "$rules" ]]; then
-    step "kept" "rules for what docker publishes"
+  elif [[ $own_rules == "$rules" ]]; then
+    log_step "kept" "rules for published ports"
   else
-    step_to "set" "rules for what docker publishes" write_docker_rules "$rules" "$others"
-    if [[ $DRY_RUN == no ]] && is_active; then quietly ufw reload; fi
+    run_step "set" "rules for published ports" write_docker_rules "$rules" "$foreign_rules"
+    if [[ $DRY_RUN == no ]] && is_firewall_active; then quietly ufw reload; fi
   fi
-  if is_active; then
-    step "kept" "ufw enabled"
+  if is_firewall_active; then
+    log_step "kept" "ufw enabled"
   else
-    step_to "enabled" "ufw" quietly ufw --force enable
+    run_step "enabled" "ufw" quietly ufw --force enable
   fi
 }
 
-verify() {
+verify_services() {
   local tries
   [[ $DRY_RUN == no ]] || return 0
   for ((tries = 0; tries < 100; tries++)); do
     if are_healthy; then break; fi
     sleep 3
   done
-  are_healthy || fail "not all of ${SERVICES[*]} are healthy: see docker compose --project-name node-registry logs"
+  are_healthy || fail "some of ${SERVICES[*]} are not healthy: see docker compose --project-name node-registry logs"
   [[ $(compose port registry "$PORT") == "$ADDRESS:$PORT" ]] || fail "the registry is not published on $ADDRESS"
-  is_active || fail "ufw is not active"
-  step "verified" "${SERVICES[*]} are healthy, the registry on $ADDRESS:$PORT"
+  is_firewall_active || fail "ufw is not active"
+  log_step "verified" "${SERVICES[*]} are healthy, the registry on $ADDRESS:$PORT"
 }
 
-host_work() {
+apply_release() {
   CHANGED=no
   make_secrets
   set_address
-  build
+  build_images
   set_firewall
-  start
-  verify
+  start_services
+  verify_services
 }
 
-# on_host FUNCTION: runs it there as root, with what it needs to know, and our standard input.
-on_host() {
+# run_on_host FUNCTION: runs it on the host as root, with its variables and this standard input.
+run_on_host() {
   local script
   script="set -euo pipefail
 $(printf '%s=%q\n' PORT "$PORT" DRY_RUN "$DRY_RUN" DIRECTORY "$DIRECTORY" ADDRESS "$ADDRESS" LANS "${LANS[*]-}" RELEASE "$RELEASE")
@@ -277,15 +279,15 @@ SERVICES=(${SERVICES[*]})
 UFW_AFTER_RULES=\${UFW_AFTER_RULES:-/etc/ufw/after.rules}
 $(declare -f)
 $1"
-  # In quotes that every shell knows, whatever this user's is on the host.
-  # shellcheck disable=SC2001 # ${script//…} reads its quotes differently in the bash of a Mac
+  # The user's login shell on the host is unknown, so use quotes that every shell reads.
+  # shellcheck disable=SC2001 # bash on macOS reads the quotes in ${script//…} differently
   script="'$(sed "s/'/'\\\\''/g" <<<"$script")'"
   "${SSH[@]}" -o BatchMode=yes -o ConnectTimeout=10 "$HOST" "
     if [ \"\$(id -u)\" = 0 ]; then exec bash -c $script; fi
     exec sudo -n env SSH_CONNECTION=\"\$SSH_CONNECTION\" bash -c $script"
 }
 
-hash_of_release() {
+hash_release() {
   local sum=(sha256sum)
   command -v sha256sum >/dev/null || sum=(shasum -a 256)
   find "${SHIPPED[@]}" -type f ! -path '*/__pycache__/*' ! -path '*/secrets/*' -print0 |
@@ -307,41 +309,41 @@ main() {
       shift
       ;;
     -h | --help) usage && exit ;;
-    -*) fail "there is no option $1; see --help" ;;
+    -*) fail "unknown option $1; see --help" ;;
     *)
-      [[ -z $HOST ]] || fail "one host at a time"
+      [[ -z $HOST ]] || fail "more than one host given"
       HOST=$1
       ;;
     esac
     shift
   done
   [[ -n $HOST ]] || { usage >&2 && exit 2; }
-  [[ $DIRECTORY =~ ^/[A-Za-z0-9._/-]+$ ]] || fail "--directory: $DIRECTORY is no plain absolute path"
-  [[ $ADDRESS =~ ^[0-9.]*$ ]] || fail "--address: $ADDRESS is no IPv4 address"
-  local lan facts there
+  [[ $DIRECTORY =~ ^/[A-Za-z0-9._/-]+$ ]] || fail "--directory: $DIRECTORY is not a plain absolute path"
+  [[ $ADDRESS =~ ^[0-9.]*$ ]] || fail "--address: $ADDRESS is not an IPv4 address"
+  local lan facts installed_release
   for lan in ${LANS[@]+"${LANS[@]}"}; do
-    [[ $lan =~ ^[0-9.]+/[0-9]+$ ]] || fail "--lan: $lan is no network such as 10.1.0.0/16"
+    [[ $lan =~ ^[0-9.]+/[0-9]+$ ]] || fail "--lan: $lan is not a network such as 10.1.0.0/16"
   done
   read -ra SSH <<<"${DEPLOY_SSH:-ssh}"
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  RELEASE=$(hash_of_release)
+  RELEASE=$(hash_release)
 
-  facts=$(on_host host_check) || fail "$HOST cannot be used"
+  facts=$(run_on_host check_host) || fail "$HOST cannot be used"
   ADDRESS=$(awk '$1 == "address" { print $2 }' <<<"$facts")
-  there=$(awk '$1 == "release" { print $2 }' <<<"$facts")
+  installed_release=$(awk '$1 == "release" { print $2 }' <<<"$facts")
   LANS=()
   while read -r lan; do LANS+=("$lan"); done < <(awk '$1 == "lan" && $2 { print $2 }' <<<"$facts")
-  step "reached" "$HOST"
-  if [[ $there != "$RELEASE" && $DRY_RUN == no ]]; then
-    # bsdtar on a Mac would add files of its own.
+  log_step "reached" "$HOST"
+  if [[ $installed_release != "$RELEASE" && $DRY_RUN == no ]]; then
+    # bsdtar on macOS would otherwise add files of its own.
     COPYFILE_DISABLE=1 tar -czf - --exclude __pycache__ --exclude secrets "${SHIPPED[@]}" |
-      on_host host_unpack
-    step "sent" "release ${RELEASE:0:12}"
+      run_on_host unpack_release
+    log_step "sent" "release ${RELEASE:0:12}"
   fi
-  on_host host_work
+  run_on_host apply_release
   if [[ $DRY_RUN == no ]]; then
     cat <<END
-The first key: ssh $HOST docker compose --project-name node-registry exec registry node-registry token create --role admin --name NAME
+The command that creates the first API key: ssh $HOST docker compose --project-name node-registry exec registry node-registry token create --role admin --name NAME
 END
   fi
 }

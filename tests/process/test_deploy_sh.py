@@ -337,7 +337,7 @@ async def test_database_whose_password_was_lost_gets_no_other(host: Host) -> Non
     (host.state / "made").touch()
     status, _, errors = await host.deploy()
     assert status == 1
-    assert errors.endswith("secrets/postgres_password is not: put it back\n")
+    assert errors.endswith("secrets/postgres_password does not: restore the file\n")
     assert host.changes() == []
     assert not (host.directory / "secrets").exists()
 
@@ -353,11 +353,11 @@ async def test_host_that_cannot_do_it_is_left_as_it_is(host: Host) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--address", "::1"], "is no IPv4 address"),
-        (["--lan", "everyone"], "is no network such as"),
-        (["--directory", "/a b"], "is no plain absolute path"),
-        (["--no-such"], "there is no option --no-such"),
-        (["another"], "one host at a time"),
+        (["--address", "::1"], "is not an IPv4 address"),
+        (["--lan", "everyone"], "is not a network such as"),
+        (["--directory", "/a b"], "is not a plain absolute path"),
+        (["--no-such"], "unknown option --no-such"),
+        (["another"], "more than one host given"),
         ([], "127.0.0.1 cannot be used"),
     ],
 )

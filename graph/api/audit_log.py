@@ -7,9 +7,9 @@ import strawberry
 
 from db.access import audit
 from db.core import tables
-from db.core.pagination import Page
+from graph.api.connection import Connection
+from graph.api.fields import field, optional
 from graph.api.scalars import JSON
-from graph.api.types import PageInfo, field, optional
 from graph.core import validation
 
 
@@ -60,21 +60,6 @@ class AuditEntry:
         )
 
 
-@strawberry.type(description="An entry in a page.")
-class AuditEntryEdge:
-    cursor: str = field("Its place in the list.")
-    node: AuditEntry = field("The entry.")
-
-
-@strawberry.type(description="A page of the audit trail, newest first.")
-class AuditLogConnection:
-    edges: list[AuditEntryEdge] = field("The entries with their cursors.")
-    nodes: list[AuditEntry] = field("The entries alone.")
-    page_info: PageInfo = field("Where the page lies.")
-
-    @classmethod
-    def from_page(cls, page: Page[tables.AuditEntry], after: str | None) -> Self:
-        cursors = [audit.ENTRY_KEYSET.encode_cursor(row.recorded_at, row.id) for row in page.rows]
-        entries = [AuditEntry.from_row(row) for row in page.rows]
-        edges = [AuditEntryEdge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)]
-        return cls(edges=edges, nodes=entries, page_info=PageInfo.from_page(page, cursors, after))
+@strawberry.type(name="AuditLogConnection", description="A page of the audit trail, newest first.")
+class AuditLogConnection(Connection[AuditEntry]):
+    """A page of audit entries, whose name in the schema is not that of its entries."""

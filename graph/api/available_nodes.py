@@ -8,9 +8,9 @@ import strawberry
 from db.core.enums import NodeRanking
 from db.core.pagination import require_page_size
 from db.routing.matching import Requirements, unmet
+from graph.api.fields import field
 from graph.api.node import Node
 from graph.api.scalars import Revision
-from graph.api.types import field
 from graph.live.node_snapshot import NodeSnapshot, Ranking
 
 DEFAULT_EXCLUDED = 20

@@ -4,9 +4,10 @@ from typing import Annotated
 
 import strawberry
 
+from graph.api.fields import field
 from graph.api.node import Node
 from graph.api.scalars import Revision
-from graph.api.types import StatusChange, field
+from graph.api.types import StatusChange
 from graph.live import stream_events
 
 

@@ -9,8 +9,8 @@ import strawberry
 from db.registry import node_filter
 from db.routing import matching
 from graph.api.enums import NodeOrder, NodeRole, NodeStatus, NodeType, OrderDirection
+from graph.api.fields import optional
 from graph.api.scalars import JSON
-from graph.api.types import optional
 from graph.core import validation
 from graph.core.validation import MAX_REQUIREMENT_BYTES
 

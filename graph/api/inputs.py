@@ -10,9 +10,9 @@ from db.registry.heartbeats import HeartbeatReport
 from db.registry.profiles import ProfileContent
 from db.registry.registration import Registration
 from graph.api.enums import NodeRole, NodeType, ProfileType, ReportedStatus
+from graph.api.fields import field, optional
 from graph.api.profile_schema import parse_content
 from graph.api.scalars import JSON, IPAddress
-from graph.api.types import field, optional
 from graph.core import validation
 from graph.core.validation import MAX_GPUS, MAX_METRICS_BYTES
 

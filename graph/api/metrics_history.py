@@ -6,10 +6,8 @@ from typing import Any, Self
 import strawberry
 from sqlalchemy import Row
 
-from db.core.pagination import Page
 from db.core.tables import MEASURES
-from db.registry import history
-from graph.api.types import PageInfo, field
+from graph.api.fields import field
 
 
 @strawberry.type(description="What the heartbeats of an hour said of one measure.")
@@ -54,23 +52,3 @@ class MetricsHour:
             heartbeats=row.heartbeats,
             **{measure: MetricRange.from_row(row, measure) for measure in MEASURES},
         )
-
-
-@strawberry.type(description="An hour in a page.")
-class MetricsHourEdge:
-    cursor: str = field("Its place in the list.")
-    node: MetricsHour = field("The hour.")
-
-
-@strawberry.type(description="A page of hours, newest first.")
-class MetricsHourConnection:
-    edges: list[MetricsHourEdge] = field("The entries with their cursors.")
-    nodes: list[MetricsHour] = field("The entries alone.")
-    page_info: PageInfo = field("Where the page lies.")
-
-    @classmethod
-    def from_page(cls, page: Page[Row[Any]], after: str | None) -> Self:
-        cursors = [history.METRICS.encode_cursor(row.hour) for row in page.rows]
-        hours = [MetricsHour.from_row(row) for row in page.rows]
-        edges = [MetricsHourEdge(cursor=c, node=h) for c, h in zip(cursors, hours, strict=True)]
-        return cls(edges=edges, nodes=hours, page_info=PageInfo.from_page(page, cursors, after))

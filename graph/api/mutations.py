@@ -13,6 +13,7 @@ from db.registry.heartbeats import HeartbeatReport, Recorded
 from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeStatus
+from graph.api.fields import INPUT, field, optional
 from graph.api.inputs import (
     DeregisterNodeInput,
     RecordHeartbeatInput,
@@ -24,8 +25,7 @@ from graph.api.node import Node
 from graph.api.profiles import ProfileMutations
 from graph.api.root_fields import declare
 from graph.api.scalars import Revision
-from graph.api.token_mutations import TokenMutations, issue_node_token
-from graph.api.types import INPUT, field, optional
+from graph.api.tokens import TokenMutations, issue_node_token
 from graph.auth.permissions import OPERATORS, OWN_AGENT, REGISTERING, require_own, resolve_node_id
 from graph.core import validation
 
@@ -101,7 +101,7 @@ class Mutation(ProfileMutations, TokenMutations):
     async def register_node(
         self,
         info: Info,
-        input: Annotated[RegisterNodeInput, INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[RegisterNodeInput, INPUT],
     ) -> RegisterNodePayload:
         context = info.context
         context.services.caller_limits.registration(context.caller)
@@ -130,7 +130,7 @@ class Mutation(ProfileMutations, TokenMutations):
     async def record_heartbeat(
         self,
         info: Info,
-        input: Annotated[RecordHeartbeatInput, INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[RecordHeartbeatInput, INPUT],
     ) -> RecordHeartbeatPayload:
         context = info.context
         context.services.caller_limits.heartbeats(context.caller, 1)
@@ -184,7 +184,7 @@ class Mutation(ProfileMutations, TokenMutations):
     async def set_maintenance(
         self,
         info: Info,
-        input: Annotated[SetMaintenanceInput, INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[SetMaintenanceInput, INPUT],
     ) -> SetMaintenancePayload:
         context = info.context
         node_id = validation.check_search_value("input.nodeId", input.node_id)
@@ -215,7 +215,7 @@ class Mutation(ProfileMutations, TokenMutations):
     async def deregister_node(
         self,
         info: Info,
-        input: Annotated[DeregisterNodeInput, INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[DeregisterNodeInput, INPUT],
     ) -> DeregisterNodePayload:
         node_id = validation.check_search_value("input.nodeId", input.node_id)
         note = check_optional_note(input.note)

@@ -8,25 +8,27 @@ import strawberry
 from sqlalchemy import Row
 
 from db.core import tables
-from db.core.pagination import Page
 from db.registry import history, nodes, profiles
 from db.registry.node_filter import NodeFilter
-from graph.api.context import Info
-from graph.api.enums import NodeOrder, NodeRole, NodeStatus, NodeType, ProfileType, StatusReason
-from graph.api.metrics_history import MetricsHourConnection
-from graph.api.scalars import JSON, IPAddress, Revision
-from graph.api.types import (
+from graph.api.connection import (
     DEFAULT_PAGE_SIZE,
     After,
-    EffectiveProfile,
+    Connection,
     First,
-    HeartbeatConnection,
+    resolve_page_size,
+)
+from graph.api.context import Info
+from graph.api.enums import NodeRole, NodeStatus, NodeType, ProfileType, StatusReason
+from graph.api.fields import field
+from graph.api.metrics_history import MetricsHour
+from graph.api.scalars import JSON, IPAddress, Revision
+from graph.api.types import (
+    EffectiveProfile,
+    Heartbeat,
     NodeMetrics,
     NodeProfile,
-    PageInfo,
-    StatusChangeConnection,
-    field,
-    resolve_page_size,
+    StatusChange,
+    show_status_changes,
 )
 
 
@@ -93,7 +95,7 @@ class Node:
     async def profiles(
         self,
         info: Info,
-        type: Annotated[  # noqa: A002  # the contract's name
+        type: Annotated[
             ProfileType | None, strawberry.argument(description="Only those of this type.")
         ] = None,
         enabled: Annotated[
@@ -124,7 +126,7 @@ class Node:
         until: Annotated[
             datetime | None, strawberry.argument(description="Received before then.")
         ] = None,
-    ) -> HeartbeatConnection:
+    ) -> Connection[Heartbeat]:
         page = await info.context.loader.load(
             history.heartbeats,
             self.uuid,
@@ -133,7 +135,12 @@ class Node:
             since=since,
             until=until,
         )
-        return HeartbeatConnection.from_page(page or Page([], has_next=False), self.node_id, after)
+        return Connection.from_page(
+            page,
+            after,
+            lambda row: Heartbeat.from_row(row, self.node_id),
+            lambda row: history.HEARTBEATS.encode_cursor(row.timestamp, row.id),
+        )
 
     @strawberry.field(
         description="What its heartbeats measured, by the hour, newest first: hours that are over."
@@ -150,7 +157,7 @@ class Node:
         until: Annotated[
             datetime | None, strawberry.argument(description="Hours that began before then.")
         ] = None,
-    ) -> MetricsHourConnection:
+    ) -> Connection[MetricsHour]:
         page = await info.context.loader.load(
             history.metrics_by_hour,
             self.uuid,
@@ -159,19 +166,21 @@ class Node:
             since=since,
             until=until,
         )
-        return MetricsHourConnection.from_page(page or Page([], has_next=False), after)
+        return Connection.from_page(
+            page, after, MetricsHour.from_row, lambda row: history.METRICS.encode_cursor(row.hour)
+        )
 
     @strawberry.field(description="Its entries in the change log, newest first.")
     async def status_changes(
         self, info: Info, first: First = DEFAULT_PAGE_SIZE, after: After = None
-    ) -> StatusChangeConnection:
+    ) -> Connection[StatusChange]:
         page = await info.context.loader.load(
             history.list_status_changes_by_node,
             self.uuid,
             first=resolve_page_size(first),
             after=after,
         )
-        return StatusChangeConnection.from_page(page or Page([], has_next=False), after)
+        return show_status_changes(page, after)
 
     @strawberry.field(
         description="The part of that time, 0 to 1, in which the node was ONLINE or DEGRADED."
@@ -191,44 +200,13 @@ class Node:
         return fraction or 0.0
 
 
-@strawberry.type(description="A node in a page.")
-class NodeEdge:
-    cursor: str = field("Its place in the list.")
-    node: Node = field("The node.")
-
-
 @strawberry.type(description="A page of nodes.")
-class NodeConnection:
+class NodeConnection(Connection[Node]):
     filter: strawberry.Private[NodeFilter]
 
-    edges: list[NodeEdge] = field("The entries with their cursors.")
-    nodes: list[Node] = field("The entries alone.")
-    page_info: PageInfo = field("Where the page lies.")
     revision: Revision = field(
         "The change log had come at least so far: follow nodeStatusChanges from here."
     )
-
-    @classmethod
-    def from_page(
-        cls,
-        page: Page[tables.Node],
-        order: NodeOrder,
-        *,
-        descending: bool,
-        after: str | None,
-        node_filter: NodeFilter,
-        revision: int,
-    ) -> Self:
-        keyset = order.keyset(descending=descending)
-        cursors = [keyset.encode_cursor(*order.key(row)) for row in page.rows]
-        entries = [Node.from_row(row) for row in page.rows]
-        return cls(
-            filter=node_filter,
-            edges=[NodeEdge(cursor=c, node=n) for c, n in zip(cursors, entries, strict=True)],
-            nodes=entries,
-            page_info=PageInfo.from_page(page, cursors, after),
-            revision=Revision(revision),
-        )
 
     @strawberry.field(description="How many nodes the filter means, on all pages.")
     async def total_count(self, info: Info) -> int:

@@ -11,10 +11,11 @@ from db.registry import profile_changes
 from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, ProfileType
+from graph.api.fields import INPUT, field, optional
 from graph.api.profile_schema import parse_content
 from graph.api.root_fields import declare
 from graph.api.scalars import JSON
-from graph.api.types import INPUT, NodeProfile, field, optional
+from graph.api.types import NodeProfile
 from graph.auth.permissions import OPERATORS
 from graph.core import validation
 
@@ -121,7 +122,7 @@ class ProfileMutations:
     async def set_node_profile(
         self,
         info: Info,
-        input: Annotated[SetNodeProfileInput, INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[SetNodeProfileInput, INPUT],
     ) -> SetNodeProfilePayload:
         node_id = validation.check_search_value("input.nodeId", input.node_id)
         content = parse_content(
@@ -144,7 +145,7 @@ class ProfileMutations:
     async def delete_node_profile(
         self,
         info: Info,
-        input: Annotated[DeleteNodeProfileInput, INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[DeleteNodeProfileInput, INPUT],
     ) -> DeleteNodeProfilePayload:
         node_id = validation.check_search_value("input.nodeId", input.node_id)
         name = validation.check_search_value("input.name", input.name)
@@ -166,7 +167,7 @@ class ProfileMutations:
     async def set_role_profile(
         self,
         info: Info,
-        input: Annotated[SetRoleProfileInput, INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[SetRoleProfileInput, INPUT],
     ) -> SetRoleProfilePayload:
         content = parse_content(
             "input", input.name, input.profile_type, input.config, enabled=input.enabled
@@ -193,7 +194,7 @@ class ProfileMutations:
     async def delete_role_profile(
         self,
         info: Info,
-        input: Annotated[DeleteRoleProfileInput, INPUT],  # noqa: A002  # the contract's name
+        input: Annotated[DeleteRoleProfileInput, INPUT],
     ) -> DeleteRoleProfilePayload:
         name = validation.check_search_value("input.name", input.name)
         expected_version = _check_expected_version(input.expected_version)

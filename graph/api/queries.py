@@ -11,24 +11,19 @@ from db.core.pagination import require_page_size
 from db.registry import history, nodes, profiles, status_changes
 from db.registry.node_filter import EVERY_NODE
 from db.routing.matching import NO_REQUIREMENTS
-from graph.api.audit_log import AuditFilter, AuditLogConnection
+from graph.api.audit_log import AuditEntry, AuditFilter, AuditLogConnection
 from graph.api.available_nodes import AvailableNodes
+from graph.api.connection import DEFAULT_PAGE_SIZE, After, Connection, First, resolve_page_size
 from graph.api.context import Info
 from graph.api.enums import NodeOrder, NodeRanking, NodeRole, NodeType, OrderDirection, RegistryMode
+from graph.api.fields import field
 from graph.api.filter_inputs import NodeFilter, NodeOrderInput, NodeRequirements
 from graph.api.node import Node, NodeConnection
 from graph.api.profiles import RoleProfile
 from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.tokens import TokenQueries
-from graph.api.types import (
-    DEFAULT_PAGE_SIZE,
-    After,
-    First,
-    StatusChangeConnection,
-    field,
-    resolve_page_size,
-)
+from graph.api.types import StatusChange, show_status_changes
 from graph.auth.permissions import ADMINS, EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own
 from graph.core import validation
 from graph.core.version import STARTED_AT, VERSION
@@ -110,7 +105,7 @@ class Query(TokenQueries):
     async def nodes(
         self,
         info: Info,
-        filter: FilterArgument = None,  # noqa: A002  # the contract's name
+        filter: FilterArgument = None,
         order_by: Annotated[
             NodeOrderInput | None,
             strawberry.argument(description="How to sort them. Absent: by node id."),
@@ -121,23 +116,24 @@ class Query(TokenQueries):
         node_filter = EVERY_NODE if filter is None else filter.to_filter()
         order = NodeOrder.NODE_ID if order_by is None else order_by.field
         descending = order_by is not None and order_by.direction is OrderDirection.DESC
+        keyset = order.keyset(descending=descending)
         async with info.context.services.database.read() as session:
             # Before the page: what changes in between is told twice rather than never.
             revision = await status_changes.current_revision(session)
             page = await nodes.listed(
                 session,
                 node_filter,
-                order.keyset(descending=descending),
+                keyset,
                 first=resolve_page_size(first),
                 after=after,
             )
         return NodeConnection.from_page(
             page,
-            order,
-            descending=descending,
-            after=after,
-            node_filter=node_filter,
-            revision=revision,
+            after,
+            Node.from_row,
+            lambda row: keyset.encode_cursor(*order.key(row)),
+            filter=node_filter,
+            revision=Revision(revision),
         )
 
     @strawberry.field(
@@ -172,7 +168,7 @@ class Query(TokenQueries):
         role: Annotated[
             NodeRole | None, strawberry.argument(description="Only those of this role.")
         ] = None,
-        type: Annotated[  # noqa: A002  # the contract's name
+        type: Annotated[
             NodeType | None, strawberry.argument(description="Only those of this type.")
         ] = None,
     ) -> list[RoleProfile]:
@@ -188,16 +184,16 @@ class Query(TokenQueries):
     async def status_changes(
         self,
         info: Info,
-        filter: FilterArgument = None,  # noqa: A002  # the contract's name
+        filter: FilterArgument = None,
         first: First = DEFAULT_PAGE_SIZE,
         after: After = None,
-    ) -> StatusChangeConnection:
+    ) -> Connection[StatusChange]:
         node_filter = EVERY_NODE if filter is None else filter.to_filter()
         async with info.context.services.database.read() as session:
             page = await history.list_status_changes(
                 session, node_filter, first=resolve_page_size(first), after=after
             )
-        return StatusChangeConnection.from_page(page, after)
+        return show_status_changes(page, after)
 
     @strawberry.field(
         **declare(
@@ -208,7 +204,7 @@ class Query(TokenQueries):
     async def audit_log(
         self,
         info: Info,
-        filter: Annotated[  # noqa: A002  # as the other lists have it
+        filter: Annotated[
             AuditFilter | None,
             strawberry.argument(description="Which entries are meant. Absent: all."),
         ] = None,
@@ -220,4 +216,9 @@ class Query(TokenQueries):
             page = await audit.list_entries(
                 session, audit_filter, first=resolve_page_size(first), after=after
             )
-        return AuditLogConnection.from_page(page, after)
+        return AuditLogConnection.from_page(
+            page,
+            after,
+            AuditEntry.from_row,
+            lambda row: audit.ENTRY_KEYSET.encode_cursor(row.recorded_at, row.id),
+        )

@@ -39,7 +39,7 @@ class Subscription:
     async def node_status_changes(
         self,
         info: Info,
-        filter: FilterArgument = None,  # noqa: A002  # the contract's name
+        filter: FilterArgument = None,
         after: Annotated[
             Revision | None,
             strawberry.argument(description="Resume behind that revision. Absent: from now on."),

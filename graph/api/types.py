@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import strawberry
 
@@ -10,28 +10,10 @@ from db.core import tables
 from db.core.pagination import Page
 from db.registry import history, profiles
 from db.registry.status_changes import LoggedChange
+from graph.api.connection import Connection
 from graph.api.enums import NodeStatus, ProfileType, StatusReason
+from graph.api.fields import field
 from graph.api.scalars import JSON, Revision
-
-First = Annotated[int | None, strawberry.argument(description="How many at most, 0 to 1,000.")]
-After = Annotated[
-    str | None, strawberry.argument(description="The cursor behind which the page begins.")
-]
-INPUT = strawberry.argument(description="What to do it with.")
-DEFAULT_PAGE_SIZE = 50
-
-
-def resolve_page_size(first: int | None) -> int:
-    """An explicit null asks for no size of its own."""
-    return DEFAULT_PAGE_SIZE if first is None else first
-
-
-def field(description: str) -> Any:
-    return strawberry.field(description=description)
-
-
-def optional(description: str) -> Any:
-    return strawberry.field(description=description, default=None)
 
 
 @strawberry.type(description="The load and memory of one GPU at the last heartbeat.")
@@ -166,58 +148,13 @@ class StatusChange:
         )
 
 
-@strawberry.type(description="Where a page lies in its list.")
-class PageInfo:
-    has_next_page: bool = field("Whether more follows.")
-    has_previous_page: bool = field("Whether the page was asked for behind a cursor.")
-    start_cursor: str | None = field("The cursor of the first entry; null on an empty page.")
-    end_cursor: str | None = field("The cursor of the last entry, for `after`.")
-
-    @classmethod
-    def from_page(cls, page: Page[Any], cursors: list[str], after: str | None) -> Self:
-        return cls(
-            has_next_page=page.has_next,
-            has_previous_page=after is not None,
-            start_cursor=cursors[0] if cursors else None,
-            end_cursor=cursors[-1] if cursors else None,
-        )
-
-
-@strawberry.type(description="A heartbeat in a page.")
-class HeartbeatEdge:
-    cursor: str = field("Its place in the list.")
-    node: Heartbeat = field("The heartbeat.")
-
-
-@strawberry.type(description="A page of heartbeats, newest first.")
-class HeartbeatConnection:
-    edges: list[HeartbeatEdge] = field("The entries with their cursors.")
-    nodes: list[Heartbeat] = field("The entries alone.")
-    page_info: PageInfo = field("Where the page lies.")
-
-    @classmethod
-    def from_page(cls, page: Page[tables.Heartbeat], node_id: str, after: str | None) -> Self:
-        cursors = [history.HEARTBEATS.encode_cursor(row.timestamp, row.id) for row in page.rows]
-        beats = [Heartbeat.from_row(row, node_id) for row in page.rows]
-        edges = [HeartbeatEdge(cursor=c, node=b) for c, b in zip(cursors, beats, strict=True)]
-        return cls(edges=edges, nodes=beats, page_info=PageInfo.from_page(page, cursors, after))
-
-
-@strawberry.type(description="A status change in a page.")
-class StatusChangeEdge:
-    cursor: str = field("Its place in the list.")
-    node: StatusChange = field("The change.")
-
-
-@strawberry.type(description="A page of the change log, newest first.")
-class StatusChangeConnection:
-    edges: list[StatusChangeEdge] = field("The entries with their cursors.")
-    nodes: list[StatusChange] = field("The entries alone.")
-    page_info: PageInfo = field("Where the page lies.")
-
-    @classmethod
-    def from_page(cls, page: Page[LoggedChange], after: str | None) -> Self:
-        cursors = [history.STATUS_CHANGES.encode_cursor(row.revision) for row in page.rows]
-        entries = [StatusChange.from_change(row) for row in page.rows]
-        edges = [StatusChangeEdge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)]
-        return cls(edges=edges, nodes=entries, page_info=PageInfo.from_page(page, cursors, after))
+def show_status_changes(
+    page: Page[LoggedChange] | None, after: str | None
+) -> Connection[StatusChange]:
+    """Return a page of the change log, which was read behind the cursor `after`."""
+    return Connection.from_page(
+        page,
+        after,
+        StatusChange.from_change,
+        lambda change: history.STATUS_CHANGES.encode_cursor(change.revision),
+    )

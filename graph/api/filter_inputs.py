@@ -1,7 +1,7 @@
 """The input types that say which nodes are meant; `checked` turns each into what `db` takes."""
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import orjson
 import strawberry
@@ -12,7 +12,7 @@ from graph.api.enums import NodeOrder, NodeRole, NodeStatus, NodeType, OrderDire
 from graph.api.fields import optional
 from graph.api.scalars import JSON
 from graph.core import validation
-from graph.core.validation import MAX_REQUIREMENT_BYTES
+from graph.core.validation import MAX_DOCUMENT_BYTES, MAX_REQUIREMENT_BYTES
 
 ValueT = TypeVar("ValueT")
 
@@ -25,15 +25,11 @@ class LabelSelector:
 
     def to_selector(self, path: str) -> node_filter.LabelSelector:
         return node_filter.LabelSelector(
-            all=None
-            if self.all is None
-            else validation.check_search_values(f"{path}.all", self.all),
-            any=None
-            if self.any is None
-            else validation.check_search_values(f"{path}.any", self.any),
-            none=None
-            if self.none is None
-            else validation.check_search_values(f"{path}.none", self.none),
+            all=validation.check_optional(validation.check_search_values, f"{path}.all", self.all),
+            any=validation.check_optional(validation.check_search_values, f"{path}.any", self.any),
+            none=validation.check_optional(
+                validation.check_search_values, f"{path}.none", self.none
+            ),
         )
 
 
@@ -55,24 +51,22 @@ class NodeFilter:
     def to_filter(self) -> node_filter.NodeFilter:
         path = "filter"
         return node_filter.NodeFilter(
-            node_ids=None
-            if self.node_ids is None
-            else validation.check_search_values(f"{path}.nodeIds", self.node_ids),
-            roles=None if self.roles is None else _remove_duplicates(self.roles),
-            types=None if self.types is None else _remove_duplicates(self.types),
-            statuses=None if self.statuses is None else _remove_duplicates(self.statuses),
-            labels=None if self.labels is None else self.labels.to_selector(f"{path}.labels"),
-            capabilities=None
-            if self.capabilities is None
-            else _encode_canonical_json(
-                validation.check_document(f"{path}.capabilities", self.capabilities)
+            node_ids=validation.check_optional(
+                validation.check_search_values, f"{path}.nodeIds", self.node_ids
             ),
-            profile=None
-            if self.profile is None
-            else validation.check_search_value(f"{path}.profile", self.profile),
-            search=None
-            if self.search is None
-            else validation.check_search_value(f"{path}.search", self.search),
+            roles=_remove_duplicates(self.roles),
+            types=_remove_duplicates(self.types),
+            statuses=_remove_duplicates(self.statuses),
+            labels=None if self.labels is None else self.labels.to_selector(f"{path}.labels"),
+            capabilities=validation.check_optional(
+                _encode_document, f"{path}.capabilities", self.capabilities
+            ),
+            profile=validation.check_optional(
+                validation.check_search_value, f"{path}.profile", self.profile
+            ),
+            search=validation.check_optional(
+                validation.check_search_value, f"{path}.search", self.search
+            ),
         )
 
 
@@ -95,19 +89,15 @@ class NodeRequirements:
     def to_requirements(self) -> matching.Requirements:
         path = "require"
         return matching.Requirements(
-            roles=None if self.roles is None else _remove_duplicates(self.roles),
-            types=None if self.types is None else _remove_duplicates(self.types),
+            roles=_remove_duplicates(self.roles),
+            types=_remove_duplicates(self.types),
             labels=None if self.labels is None else self.labels.to_selector(f"{path}.labels"),
-            capabilities=None
-            if self.capabilities is None
-            else _encode_canonical_json(
-                validation.check_document(
-                    f"{path}.capabilities", self.capabilities, MAX_REQUIREMENT_BYTES
-                )
+            capabilities=validation.check_optional(
+                _encode_document, f"{path}.capabilities", self.capabilities, MAX_REQUIREMENT_BYTES
             ),
-            model=None
-            if self.model is None
-            else validation.check_search_value(f"{path}.model", self.model),
+            model=validation.check_optional(
+                validation.check_search_value, f"{path}.model", self.model
+            ),
             min_memory_available_mb=validation.check_number(
                 f"{path}.minMemoryAvailableMb", self.min_memory_available_mb
             ),
@@ -127,10 +117,12 @@ class NodeOrderInput:
     )
 
 
-def _remove_duplicates(values: Iterable[ValueT]) -> tuple[ValueT, ...]:
+def _remove_duplicates(values: Iterable[ValueT] | None) -> tuple[ValueT, ...] | None:
     """A value of an enum that is repeated 40,000 times is one parameter of a statement."""
-    return tuple(dict.fromkeys(values))
+    return None if values is None else tuple(dict.fromkeys(values))
 
 
-def _encode_canonical_json(value: dict[str, Any]) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+def _encode_document(path: str, value: object, max_bytes: int = MAX_DOCUMENT_BYTES) -> str:
+    """Return the canonical JSON of a document. Raises BadInput as `check_document` does."""
+    document = validation.check_document(path, value, max_bytes)
+    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS).decode()

@@ -65,9 +65,9 @@ class NodeMetricsInput:
             "disk_percent": validation.check_number(f"{path}.diskPercent", self.disk_percent),
             "load_average": validation.check_number(f"{path}.loadAverage", self.load_average),
             "gpus": [gpu.to_document(f"{path}.gpus[{i}]") for i, gpu in enumerate(gpus)] or None,
-            "extra": None
-            if self.extra is None
-            else validation.check_document(f"{path}.extra", self.extra, MAX_METRICS_BYTES),
+            "extra": validation.check_optional(
+                validation.check_document, f"{path}.extra", self.extra, MAX_METRICS_BYTES
+            ),
         }
         return validation.check_document(
             path, {k: v for k, v in document.items() if v is not None}, MAX_METRICS_BYTES
@@ -118,24 +118,24 @@ class RegisterNodeInput:
             role=self.role,
             type=self.type,
             boot_id=validation.check_identifier(f"{path}.bootId", self.boot_id),
-            node_id=None
-            if self.node_id is None
-            else validation.check_identifier(f"{path}.nodeId", self.node_id),
-            name=None if self.name is None else validation.check_name(f"{path}.name", self.name),
-            labels=None
-            if self.labels is None
-            else validation.check_labels(f"{path}.labels", self.labels),
+            node_id=validation.check_optional(
+                validation.check_identifier, f"{path}.nodeId", self.node_id
+            ),
+            name=validation.check_optional(validation.check_name, f"{path}.name", self.name),
+            labels=validation.check_optional(
+                validation.check_labels, f"{path}.labels", self.labels
+            ),
             ip_address=self.ip_address,
             local_ip=self.local_ip,
-            hostname=None
-            if self.hostname is None
-            else validation.check_name(f"{path}.hostname", self.hostname),
-            capabilities=None
-            if self.capabilities is None
-            else validation.check_document(f"{path}.capabilities", self.capabilities),
-            metadata=None
-            if self.metadata is None
-            else validation.check_document(f"{path}.metadata", self.metadata),
+            hostname=validation.check_optional(
+                validation.check_name, f"{path}.hostname", self.hostname
+            ),
+            capabilities=validation.check_optional(
+                validation.check_document, f"{path}.capabilities", self.capabilities
+            ),
+            metadata=validation.check_optional(
+                validation.check_document, f"{path}.metadata", self.metadata
+            ),
             profiles=_require_distinct_names(
                 f"{path}.profiles",
                 [
@@ -143,9 +143,9 @@ class RegisterNodeInput:
                     for i, profile in enumerate(self.profiles or [])
                 ],
             ),
-            replaces_boot_id=None
-            if self.replaces_boot_id is None
-            else validation.check_identifier(f"{path}.replacesBootId", self.replaces_boot_id),
+            replaces_boot_id=validation.check_optional(
+                validation.check_identifier, f"{path}.replacesBootId", self.replaces_boot_id
+            ),
         )
 
 
@@ -187,10 +187,6 @@ class SetMaintenanceInput:
 class DeregisterNodeInput:
     node_id: str = field("The node.")
     note: str | None = optional("Why; it stands in the change log.")
-
-
-def check_optional_note(note: str | None) -> str | None:
-    return None if note is None else validation.check_note("input.note", note)
 
 
 def _require_distinct_names(

@@ -19,7 +19,6 @@ from graph.api.inputs import (
     RecordHeartbeatInput,
     RegisterNodeInput,
     SetMaintenanceInput,
-    check_optional_note,
 )
 from graph.api.node import Node
 from graph.api.profiles import ProfileMutations
@@ -188,7 +187,7 @@ class Mutation(ProfileMutations, TokenMutations):
     ) -> SetMaintenancePayload:
         context = info.context
         node_id = validation.check_search_value("input.nodeId", input.node_id)
-        note = check_optional_note(input.note)
+        note = validation.check_optional(validation.check_note, "input.note", input.note)
         if input.until is not None and not input.enabled:
             raise BadInput("input.until", "belongs to maintenance that begins")
         async with context.services.database.write() as session:
@@ -218,7 +217,7 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[DeregisterNodeInput, INPUT],
     ) -> DeregisterNodePayload:
         node_id = validation.check_search_value("input.nodeId", input.node_id)
-        note = check_optional_note(input.note)
+        note = validation.check_optional(validation.check_note, "input.note", input.note)
         async with info.context.services.database.write() as session:
             revision = await nodes.deregister(session, node_id, note=note, by=info.context.caller)
         return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))

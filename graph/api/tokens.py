@@ -160,11 +160,13 @@ class TokenMutations:
             issued = await token_changes.create_token(
                 session,
                 role=input.role,
-                name=_check_optional_name(input.name),
+                name=validation.check_optional(
+                    validation.check_token_name, "input.name", input.name
+                ),
                 nodes=list(dict.fromkeys(nodes)),
-                lifetime=None
-                if lifetime is None
-                else validation.check_lifetime("input.expiresInSeconds", lifetime),
+                lifetime=validation.check_optional(
+                    validation.check_lifetime, "input.expiresInSeconds", lifetime
+                ),
                 caller=info.context.caller,
             )
         return CreateTokenPayload.from_issued(issued)
@@ -182,23 +184,23 @@ class TokenMutations:
         input: Annotated[CreateEnrolmentTokenInput, INPUT],
     ) -> CreateTokenPayload:
         lifetime = validation.check_lifetime("input.expiresInSeconds", input.expires_in_seconds)
-        node_token_lifetime = enrolment.TOKEN_LIFETIME
-        if input.key_expires_in_seconds is not None:
-            node_token_lifetime = validation.check_lifetime(
-                "input.keyExpiresInSeconds", input.key_expires_in_seconds
-            )
+        node_token_lifetime = validation.check_optional(
+            validation.check_lifetime, "input.keyExpiresInSeconds", input.key_expires_in_seconds
+        )
         async with info.context.services.database.write() as session:
             issued = await enrolment.create_enrolment_token(
                 session,
                 uses=validation.check_count("input.uses", input.uses, maximum=validation.MAX_USES),
                 valid_for=lifetime,
-                name=_check_optional_name(input.name),
+                name=validation.check_optional(
+                    validation.check_token_name, "input.name", input.name
+                ),
                 node_role=input.node_role,
                 node_type=input.node_type,
-                labels=None
-                if input.labels is None
-                else validation.check_labels("input.labels", input.labels),
-                token_lifetime=node_token_lifetime,
+                labels=validation.check_optional(
+                    validation.check_labels, "input.labels", input.labels
+                ),
+                token_lifetime=node_token_lifetime or enrolment.TOKEN_LIFETIME,
                 caller=info.context.caller,
             )
         return CreateTokenPayload.from_issued(issued)
@@ -274,7 +276,3 @@ async def issue_node_token(
         case Role.AGENT:
             return None, await tokens.get_expiry(session, identity.token_id)
     return None, None
-
-
-def _check_optional_name(name: str | None) -> str | None:
-    return None if name is None else validation.check_token_name("input.name", name)

@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
@@ -24,8 +24,23 @@ MAX_PROFILES = 100
 MAX_LIFETIME = timedelta(days=3650)
 MAX_USES = 1_000_000
 
+P = ParamSpec("P")
+ValueT = TypeVar("ValueT")
+ResultT = TypeVar("ResultT")
+
 _IDENTIFIER = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._:@-]*[A-Za-z0-9])?")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/=:-]{0,61}[A-Za-z0-9])?")
+
+
+def check_optional(
+    check: Callable[Concatenate[str, ValueT, P], ResultT],
+    field: str,
+    value: ValueT | None,
+    *arguments: P.args,
+    **options: P.kwargs,
+) -> ResultT | None:
+    """Return what `check` returns for a value, or None for an absent one."""
+    return None if value is None else check(field, value, *arguments, **options)
 
 
 def check_identifier(field: str, value: str) -> str:

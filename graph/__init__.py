@@ -1,1 +1,1 @@
-"""The GraphQL API: schema, resolvers, the ASGI app, and the background work that the app owns."""
+"""The registry: its GraphQL API, the server and its background tasks, and the command line."""

@@ -1,4 +1,4 @@
-"""How errors reach a client: a documented code, facts, the request's id, and nothing internal."""
+"""Errors as clients receive them: a documented code, details, the request's id, no internals."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ INTERNAL = "INTERNAL"
 MAX_MESSAGE_LENGTH = 500
 
 ERROR_COUNTER = Counter(
-    "node_registry_errors", "Errors that clients were told, by code.", ["code"], registry=None
+    "node_registry_errors", "Errors returned to clients, by code.", ["code"], registry=None
 )
-"""Of the process: whoever tells an error knows no app."""
+"""One counter for the process, because code that formats an error cannot reach an app."""
 
 _INVALID_VALUE = re.compile(
     r"(?:Variable|Argument) '\$?(?P<name>\w+)' has invalid value(?: at (?P<path>[\w.\[\]]+))?: "
@@ -36,23 +36,23 @@ class RateLimited(RegistryError):
 
 
 class OperationTimedOut(RegistryError):
-    """Whether it was done is not known."""
+    """The operation took too long; whether it took effect is unknown."""
 
     code = "UNAVAILABLE"
     retryable = True
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"given up after {seconds:g} seconds")
+        super().__init__(f"no result within {seconds:g} seconds")
 
 
 class InvalidRequest(RegistryError):
-    """The request is not GraphQL over HTTP as the specification has it; nothing was executed."""
+    """The request breaks the GraphQL over HTTP specification; nothing was executed."""
 
     code = "BAD_INPUT"
 
 
 def list_error_codes() -> set[str]:
-    """All that a client may be told."""
+    """Return every error code that a client may receive."""
     classes: list[type[RegistryError]] = [RegistryError]
     for error_class in classes:
         classes += error_class.__subclasses__()
@@ -62,7 +62,10 @@ def list_error_codes() -> set[str]:
 
 
 def format_errors(errors: list[GraphQLError]) -> list[dict[str, Any]]:
-    """The `errors` of a response, each logged under the id that it shows."""
+    """Return the `errors` of a response, and log each under the request id that it carries.
+
+    The errors lose their tracebacks, as `drop_tracebacks` says.
+    """
     formatted = [_format_error(error) for error in errors]
     for error in errors:
         drop_tracebacks(error)
@@ -70,8 +73,10 @@ def format_errors(errors: list[GraphQLError]) -> list[dict[str, Any]]:
 
 
 def drop_tracebacks(error: BaseException) -> None:
-    """Drops the frames that led to it, once nobody will look at them: they hold the operation and
-    its connection, and often the error itself, so that only the collector would find them.
+    """Remove the tracebacks of an error and its causes once nothing reads them any more.
+
+    Their frames hold the operation, its connection and often the error itself, a cycle that only
+    the garbage collector would free.
     """
     chain = [error]
     for link in chain:
@@ -83,6 +88,7 @@ def drop_tracebacks(error: BaseException) -> None:
 
 
 def format_registry_error(error: RegistryError) -> list[dict[str, Any]]:
+    """Return the `errors` of a response to a request that failed before its execution."""
     return format_errors([GraphQLError(error.message, original_error=error)])
 
 
@@ -103,7 +109,7 @@ def _format_error(error: GraphQLError) -> dict[str, Any]:
         log.error("request.failed", path=error.path, exc_info=cause)
     ERROR_COUNTER.labels(code).inc()
     formatted: dict[str, Any] = {
-        "message": "internal error; the id of the request leads to it in the log"
+        "message": "internal error: the registry's log has the details under this requestId"
         if code == INTERNAL
         else message,
     }
@@ -121,7 +127,7 @@ def _format_error(error: GraphQLError) -> dict[str, Any]:
 
 
 def _redact_facts(facts: Mapping[str, object]) -> Mapping[str, object]:
-    """Whoever puts a key in the wrong place may keep what is answered in a log."""
+    """Redact tokens, because a caller that sends one in a wrong field may log the response."""
     return {
         name: redact_tokens(value) if isinstance(value, str) else value
         for name, value in facts.items()
@@ -129,17 +135,17 @@ def _redact_facts(facts: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def _shorten(message: str) -> str:
-    """graphql-core quotes what it was given, however long it is."""
+    """Shorten a message, because graphql-core quotes its input at any length."""
     return (
         message if len(message) <= MAX_MESSAGE_LENGTH else f"{message[: MAX_MESSAGE_LENGTH - 1]}…"
     )
 
 
 def _is_client_fault(error: GraphQLError, cause: Exception | None) -> bool:
-    """The document, its variables or its arguments are at fault: no resolver of ours failed."""
+    """Return whether the document, its variables or its arguments are at fault, not a resolver."""
     if error.path is None:
         return cause is None or bool(error.nodes)
-    # Else it is a value of ours that the schema cannot show.
+    # Any other error with a path is a value that a resolver returned and the schema cannot show.
     return isinstance(error.original_error, GraphQLError) and error.message.startswith("Argument '")
 
 
@@ -151,7 +157,7 @@ def _find_cause(error: GraphQLError) -> Exception | None:
 
 
 def _find_field(error: GraphQLError) -> dict[str, str]:
-    """The field that graphql-core complains about: it says so only in words."""
+    """Return the field that graphql-core reports, which it names only in its message."""
     path = _find_field_path(error)
     return {"field": path} if path else {}
 

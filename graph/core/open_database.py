@@ -1,4 +1,4 @@
-"""The configured database, for as long as somebody uses it."""
+"""The configured database, opened for as long as a block runs."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,12 +11,15 @@ from db.embedded.data_dir_lock import DataDirInUse
 from db.embedded.server import get_running_url, run_embedded_postgres
 from graph.core.settings import Settings
 
-_OTHER_CONNECTIONS = 10  # psql, `node-registry migrate`, and PostgreSQL's own reserve
+_OTHER_CONNECTIONS = 10  # for psql, `node-registry migrate` and PostgreSQL's own reserve
 
 
 @asynccontextmanager
 async def open_database_url(settings: Settings) -> AsyncIterator[URL]:
-    """The configured PostgreSQL, or one of our own for as long as the block lasts."""
+    """Yield the URL of the configured PostgreSQL, or run an embedded server while the block lasts.
+
+    Raises: DataFolderInUse, EmbeddedServerFailed.
+    """
     if (external := settings.external_database) is not None:
         yield external
         return
@@ -28,7 +31,10 @@ async def open_database_url(settings: Settings) -> AsyncIterator[URL]:
 
 @asynccontextmanager
 async def open_shared_database_url(settings: Settings) -> AsyncIterator[URL]:
-    """As `open_database_url`, beside a registry that may be running on it."""
+    """Yield the URL of the configured database, which a running registry may be using.
+
+    If a registry runs the embedded server, its URL is used; otherwise this starts the server.
+    """
     async with AsyncExitStack() as stack:
         try:
             url = await stack.enter_async_context(open_database_url(settings))
@@ -39,9 +45,11 @@ async def open_shared_database_url(settings: Settings) -> AsyncIterator[URL]:
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """At this version's schema: the embedded one is brought there, any other has to be.
+    """Yield the configured database at the schema of this version.
 
-    Raises SchemaMismatch, Unavailable and what the embedded server raises.
+    An embedded database is migrated; an external one must have been migrated already.
+
+    Raises: SchemaMismatch, Unavailable, DataFolderInUse, EmbeddedServerFailed.
     """
     async with open_database_url(settings) as url:
         database = Database(
@@ -61,7 +69,10 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def open_shared_database(settings: Settings) -> AsyncIterator[Database]:
-    """As `open_database`, beside a registry that may be running on it."""
+    """Yield the configured database as `open_database` does, even if a registry is using it.
+
+    Raises: SchemaMismatch, Unavailable, EmbeddedServerFailed.
+    """
     async with AsyncExitStack() as stack:
         try:
             database = await stack.enter_async_context(open_database(settings))

@@ -1,7 +1,7 @@
 """The registry's configuration, read from environment variables that begin with NODE_REGISTRY_.
 
-NODE_REGISTRY_SETTINGS_FILE names a file with more of them, which nobody else can read in a list of
-processes or containers. What is in the environment goes before it.
+NODE_REGISTRY_SETTINGS_FILE names a file with further settings, which a list of processes or
+containers does not reveal. Environment variables override the file.
 """
 
 import ipaddress
@@ -21,14 +21,14 @@ from db.registry.liveness_rules import Rules
 
 ENV_PREFIX = "NODE_REGISTRY_"
 RESERVED_CONNECTIONS = 2
-"""Of each process: one writes heartbeats while the other sweeps."""
+"""Database connections kept for vital work per process: one for heartbeats, one for sweeps."""
 
 MAX_COUNTED_COST = 10**9
-"""The cost of a query is counted no further: nested fragments can multiply it without end."""
+"""Counting of a query's cost stops here, because nested fragments can multiply it without end."""
 
 
 class ConfigurationError(Exception):
-    """A setting is missing or wrong; the message is one line that names it."""
+    """A setting is missing or invalid; the message is one line that names it."""
 
 
 class Settings(BaseSettings):
@@ -118,19 +118,19 @@ class Settings(BaseSettings):
 
     @property
     def is_authentication_required(self) -> bool:
-        """By default of all but development on a loopback address."""
+        """By default True, except in development on a loopback address."""
         if self.auth is not None:
             return self.auth == "required"
         return self.env != "development" or not is_loopback(self.http_host)
 
     @property
     def database_connections(self) -> int:
-        """Those of all workers, at most; one of each listens."""
+        """The most connections that all workers open together; one of each worker's listens."""
         return self.workers * (self.db_pool_size + RESERVED_CONNECTIONS + 1)
 
     @property
     def external_database(self) -> URL | None:
-        """The PostgreSQL to use; None means the embedded one."""
+        """The URL of the PostgreSQL to use, or None for the embedded server."""
         if self.database_url is not None:
             try:
                 return make_url(self.database_url)
@@ -149,7 +149,7 @@ class Settings(BaseSettings):
 
     @property
     def is_schema_visible(self) -> bool:
-        """By introspection, and by suggestions in errors, which tell the same piece by piece."""
+        """Whether introspection works and errors suggest names, which reveals it piece by piece."""
         return self.env == "development" if self.introspection is None else self.introspection
 
     @property
@@ -181,9 +181,9 @@ def is_loopback(host: str) -> bool:
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """What is given and not None goes before the environment.
+    """Return the settings; an override that is not None wins over environment and settings file.
 
-    Raises ConfigurationError for the first value that is wrong.
+    Raises: ConfigurationError: a value is invalid (the message names the first).
     """
     provided = {name: value for name, value in overrides.items() if value is not None}
     file = find_settings_file()
@@ -198,7 +198,10 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def find_settings_file() -> Path | None:
-    """Raises ConfigurationError for one that is not there."""
+    """Return the path that NODE_REGISTRY_SETTINGS_FILE names, or None if it is unset.
+
+    Raises: ConfigurationError: there is no such file.
+    """
     name = os.environ.get(f"{ENV_PREFIX}SETTINGS_FILE")
     if not name:
         return None

@@ -1,4 +1,4 @@
-"""Work that many ask for at once, done once: a bounded memory of answers, and of no failure."""
+"""Single-flight: concurrent callers share one run of the same work, whose result is cached."""
 
 import asyncio
 from asyncio import Task
@@ -11,9 +11,10 @@ ResultT = TypeVar("ResultT")
 
 
 class SingleFlight(Generic[KeyT, ResultT]):
-    """Keeps the answers that were used last, up to `max_weight` in all, as `weigh` weighs each.
+    """A least-recently-used cache of results, up to `max_weight` in total as `weigh` measures them.
 
-    What is under way is shared too, and goes on when the one who asked first is cancelled.
+    Callers share work in progress; it continues when the caller that started it is cancelled.
+    Failures are not cached.
     """
 
     def __init__(self, max_weight: int, weigh: Callable[[ResultT], int] = lambda _: 1) -> None:
@@ -24,7 +25,10 @@ class SingleFlight(Generic[KeyT, ResultT]):
         self._stored: OrderedDict[KeyT, tuple[ResultT, int]] = OrderedDict()
 
     def start(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> Task[ResultT]:
-        """The task of `work`, whoever began it, for what is not kept. Shield it where you wait."""
+        """Return the running task for `key`, or start `work` as one; the cache is not consulted.
+
+        A caller must shield the task where it awaits it, because other callers share it.
+        """
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(work())
@@ -32,11 +36,11 @@ class SingleFlight(Generic[KeyT, ResultT]):
         return task
 
     def get_stored(self, key: KeyT) -> ResultT | None:
-        """What is remembered for it: it was asked for now, so it is forgotten later."""
+        """Return the cached result or None, and mark the result as used."""
         return self._get_used(key) if key in self._stored else None
 
     def store(self, key: KeyT, result: ResultT) -> None:
-        """Remembers what took no waiting."""
+        """Cache a result that needed no task."""
         self.forget(key)
         weight = self._weigh(result)
         if weight > self._max_weight:
@@ -48,13 +52,16 @@ class SingleFlight(Generic[KeyT, ResultT]):
             self._weight -= evicted_weight
 
     async def get(self, key: KeyT, work: Callable[[], Coroutine[Any, Any, ResultT]]) -> ResultT:
-        """The answer of `work`, whoever had it done; raises what it raised."""
+        """Return the cached result, or that of `work`, shared by concurrent callers.
+
+        Raises: whatever `work` raises.
+        """
         if key in self._stored:
             return self._get_used(key)
         return await asyncio.shield(self.start(key, work))
 
     def forget(self, key: KeyT) -> None:
-        """What is under way still answers those who wait for it."""
+        """Drop the cached result; a running task still serves those who already wait for it."""
         self._running.pop(key, None)
         _, weight = self._stored.pop(key, (None, 0))
         self._weight -= weight

@@ -1,4 +1,7 @@
-"""The bounds of what callers may send; each breach is a BadInput that names the field."""
+"""Bounds on what callers may send.
+
+Each function returns the valid value, or raises BadInput, which names the field.
+"""
 
 import math
 import re
@@ -44,7 +47,7 @@ def check_optional(
 
 
 def check_identifier(field: str, value: str) -> str:
-    """Letters, digits and . _ : @ - between them; at most 255."""
+    """Check an id: at most 255 letters, digits and, except at the ends, any of . _ : @ -"""
     if len(value) > MAX_NAME_LENGTH or not _IDENTIFIER.fullmatch(value):
         raise BadInput(
             field,
@@ -55,7 +58,7 @@ def check_identifier(field: str, value: str) -> str:
 
 
 def check_name(field: str, value: str) -> str:
-    """What people read: no control characters, nothing at the ends that cannot be seen."""
+    """Check a name that people read: printable, with no white space at the ends."""
     if not 1 <= len(value) <= MAX_NAME_LENGTH:
         raise BadInput(field, f"must have 1 to {MAX_NAME_LENGTH} characters")
     if not value.isprintable() or value != value.strip():
@@ -64,14 +67,14 @@ def check_name(field: str, value: str) -> str:
 
 
 def check_token_name(field: str, value: str) -> str:
-    """As `check_name`, and not to be taken for somebody whom another vouches for."""
+    """Check the name of a token, which must not pass for one from a JWT or a client certificate."""
     if value.startswith((JWT_PREFIX, CERTIFICATE_PREFIX)):
         raise BadInput(field, f"must not begin with {JWT_PREFIX} or {CERTIFICATE_PREFIX}")
     return check_name(field, value)
 
 
 def check_note(field: str, value: str) -> str:
-    """Text of several lines, at most 2,000 characters."""
+    """Check a text of several lines and at most 2,000 characters."""
     if len(value) > MAX_NOTE_LENGTH:
         raise BadInput(field, f"must have at most {MAX_NOTE_LENGTH} characters")
     if not value.replace("\n", "").replace("\t", "").isprintable() and value:
@@ -80,7 +83,10 @@ def check_note(field: str, value: str) -> str:
 
 
 def check_labels(field: str, values: Sequence[str]) -> tuple[str, ...]:
-    """At most 64 of 63 characters, as in Kubernetes; doubles are dropped, the order is kept."""
+    """Check labels as Kubernetes does: at most 64 of at most 63 characters.
+
+    Return them in their order without duplicates.
+    """
     distinct = tuple(dict.fromkeys(values))
     if len(distinct) > MAX_LABELS:
         raise BadInput(field, f"must be at most {MAX_LABELS}")
@@ -95,7 +101,7 @@ def check_labels(field: str, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_search_values(field: str, values: Sequence[str]) -> tuple[str, ...]:
-    """Values to look for: there may be many, but they need not exist."""
+    """Check values to search for: up to 1,000, which need not exist."""
     if len(values) > MAX_SEARCH_VALUES:
         raise BadInput(field, f"must be at most {MAX_SEARCH_VALUES}")
     for i, value in enumerate(values):
@@ -112,7 +118,7 @@ def check_search_value(field: str, value: str) -> str:
 def check_document(
     field: str, value: object, max_bytes: int = MAX_DOCUMENT_BYTES
 ) -> dict[str, Any]:
-    """A JSON object of bounded size; its depth the scalar has checked already."""
+    """Check a JSON object of bounded size, whose depth the JSON scalar has checked already."""
     if not isinstance(value, Mapping):
         raise BadInput(field, "must be a JSON object")
     if len(orjson.dumps(value)) > max_bytes:
@@ -129,7 +135,7 @@ def check_number(
 
 
 def check_lifetime(field: str, seconds: int, *, minimum: int = 1) -> timedelta:
-    """At most ten years."""
+    """Check a lifetime of at most ten years, and return it as a timedelta."""
     maximum = MAX_LIFETIME // timedelta(seconds=1)
     if not minimum <= seconds <= maximum:
         raise BadInput(field, f"must be {minimum} to {maximum}")

@@ -1,4 +1,4 @@
-"""Which program this is, and since when it runs."""
+"""The name and version of this program, and the time at which it started."""
 
 from datetime import UTC, datetime
 from importlib.metadata import version

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from bench.echo_server import serve
 from bench.websocket_client import PROTOCOL
 from db.core.database import Database
-from db.registry.heartbeats import HeartbeatReport, Recorded
+from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
 from graph.core.settings import Settings
 from graph.live.heartbeat_writer import HeartbeatWriter
 from graph.live.sweeper import Sweeper
@@ -71,12 +71,12 @@ async def _record_heartbeat(
     )
     [outcome] = await writer.record([report])
     # Without an answer the bench would wait forever.
-    assert isinstance(outcome, Recorded), outcome  # noqa: S101
+    assert isinstance(outcome, HeartbeatAck), outcome  # noqa: S101
     data = {
         "nodeId": outcome.node_id,
         "status": outcome.status,
         "receivedAt": outcome.received_at,
-        "nextHeartbeatInSeconds": outcome.next_interval,
+        "nextHeartbeatInSeconds": outcome.interval_seconds,
     }
     payload = {"data": {"recordHeartbeat": data}}
     await _send(websocket, {"id": message["id"], "type": "next", "payload": payload})

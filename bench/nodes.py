@@ -11,7 +11,7 @@ from db.access.token_changes import MAX_NODES, create_token
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.identity import Caller, Identity
-from db.retention.partitions import make_days
+from db.retention.partitions import make_day_partitions
 
 _CALLER = Caller(Identity("bench", Role.ADMIN))
 
@@ -82,7 +82,7 @@ async def insert_nodes(database: Database, count: int, *, first: int = 0) -> Non
     fleet = [_generate_node(rng, number) for number in range(first, first + count)]
     columns = {name: [node[name] for node in fleet] for name in fleet[0]}
     async with database.write() as session:
-        await make_days(session)
+        await make_day_partitions(session)
         heartbeats = (await session.execute(_INSERT, columns)).all()
         parameters = {
             "nodes": [node for node, _ in heartbeats],

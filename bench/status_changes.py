@@ -85,7 +85,7 @@ class ChangeWriter:
         Raises: LookupError: there is no such node.
         """
         async with database.read() as session:
-            node = await nodes.find(session, node_id)
+            node = await nodes.find_node(session, node_id)
         if node is None:
             raise LookupError(node_id)
         return cls(database, node.id)
@@ -94,7 +94,9 @@ class ChangeWriter:
         """Write `count` changes in transactions of `batch_size`."""
         while count > 0:
             async with self._database.write() as session:
-                await status_changes.apply(session, [self._transition] * min(count, batch_size))
+                await status_changes.apply_transitions(
+                    session, [self._transition] * min(count, batch_size)
+                )
             count -= batch_size
 
     async def commit_change(self, *, durable: bool) -> tuple[int, float]:
@@ -106,7 +108,7 @@ class ChangeWriter:
         async with self._database.write() as session:
             if not durable:
                 await session.execute(text("SET LOCAL synchronous_commit = off"))
-            revision = await status_changes.apply(session, [self._transition])
+            revision = await status_changes.apply_transitions(session, [self._transition])
         return revision, self._committed_at
 
     def _record_commit_time(self, _connection: object) -> None:

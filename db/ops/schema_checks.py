@@ -110,7 +110,7 @@ async def check_liveness(session: AsyncSession) -> Verdict:
 
 
 async def check_partitions_ahead(session: AsyncSession) -> Verdict:
-    begins = {day.begin for day in await partitions.listed(session, "heartbeat_log")}
+    begins = {day.begin for day in await partitions.list_partitions(session, "heartbeat_log")}
     now: datetime = (await session.execute(text("SELECT now()"))).scalar_one()
     today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     missing = [
@@ -127,7 +127,7 @@ async def check_partitions_ahead(session: AsyncSession) -> Verdict:
 
 
 async def check_default_partition(session: AsyncSession) -> Verdict:
-    count = await partitions.misplaced(session)
+    count = await partitions.count_misplaced_heartbeats(session)
     if count:
         return report_warning(
             f"{count} heartbeats lie in heartbeat_log_default: a registry moves those of the last"

@@ -7,13 +7,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.enums import NodeStatus, StatusReason
-from db.registry.liveness_rules import Rules
+from db.registry.liveness_rules import LivenessRules
 from db.registry.status_changes import Transition
 
 # Flapping is what silence does: the falls that it causes, and the returns from them. What a node
 # says of itself, or an operator of it, is no flapping. One that is held already was steady for long
 # enough when it comes back; that it was held weighs as much as all that it was free to do.
-_FLAPPING = text("""
+_FIND_FLAPPING = text("""
 SELECT n.id
 FROM nodes n, LATERAL (
     SELECT sum(CASE cause WHEN 'flapping' THEN CAST(:transitions AS int) ELSE 1 END) AS transitions
@@ -33,8 +33,8 @@ WHERE n.id = ANY(CAST(:nodes AS uuid[])) AND n.status_reason <> 'flapping'
 """)
 
 
-async def damped(
-    session: AsyncSession, transitions: Sequence[Transition], rules: Rules
+async def damp_flapping(
+    session: AsyncSession, transitions: Sequence[Transition], rules: LivenessRules
 ) -> list[Transition]:
     """The transitions, but those to ONLINE that come once too often lead to FLAPPING instead."""
     rising = [t.node for t in transitions if t.status is NodeStatus.ONLINE and t.previous]
@@ -45,7 +45,7 @@ async def damped(
         "transitions": rules.flap_transitions,
         "window": rules.flap_window,
     }
-    flapping = set(await session.scalars(_FLAPPING, terms))
+    flapping = set(await session.scalars(_FIND_FLAPPING, terms))
     return [
         replace(t, status=NodeStatus.DEGRADED, reason=StatusReason.FLAPPING)
         if t.node in flapping and t.status is NodeStatus.ONLINE

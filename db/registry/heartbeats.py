@@ -15,8 +15,8 @@ from db.core.direct import Direct
 from db.core.enums import NodeStatus, StatusReason
 from db.core.errors import NodeNotFound, RegistryError, StaleBoot, Unavailable
 from db.registry import status_changes
-from db.registry.flapping import damped
-from db.registry.liveness_rules import Rules
+from db.registry.flapping import damp_flapping
+from db.registry.liveness_rules import LivenessRules
 from db.registry.status_changes import Transition
 from db.registry.sweep import OVERDUE_AT
 
@@ -34,13 +34,13 @@ class HeartbeatReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class HeartbeatAck:
     """The node after a heartbeat was heard, or was too old to say anything new."""
 
     node_id: str
     status: NodeStatus
     received_at: datetime
-    next_interval: float
+    interval_seconds: float
 
 
 # Rows are locked in the order of their ids, so that two batches never wait for one another in a
@@ -109,32 +109,34 @@ ORDER BY ordinal
 _DIRECTLY = Direct(_RECORD)
 
 
-async def write(
-    database: Database, reports: Sequence[HeartbeatReport], rules: Rules
-) -> list[Recorded | RegistryError]:
+async def record_batch(
+    database: Database, reports: Sequence[HeartbeatReport], rules: LivenessRules
+) -> list[HeartbeatAck | RegistryError]:
     """The outcome of each report, in the order given, as `record` has it, once it is committed.
 
     Those that change no status, nearly all, are written in a single round trip, and stand though
     the others should be Unavailable. Raises Unavailable when none could be written.
     """
-    first, *later = _one_of_each_node(reports) or [[]]
-    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    first, *later = _split_into_rounds(reports) or [[]]
+    outcomes: list[HeartbeatAck | RegistryError] = [
+        NodeNotFound(report.node_id) for report in reports
+    ]
     left = list(chain(*later))
     async with database.open_connection() as connection:
-        terms = _terms([reports[i] for i in first], rules, whole=False)
+        terms = _make_parameters([reports[i] for i in first], rules, whole=False)
         rows = await _DIRECTLY.fetch(connection, **terms)
     for row in rows:
         i = first[row.ordinal - 1]
         if row.changes:
             left.append(i)
         else:
-            outcomes[i] = _outcome(reports[i], row, row.status)
+            outcomes[i] = _make_outcome(reports[i], row, row.status)
     if left:
         left.sort()
-        recorded: Sequence[Recorded | RegistryError]
+        recorded: Sequence[HeartbeatAck | RegistryError]
         try:
             async with database.write() as session:
-                recorded = await record(session, [reports[i] for i in left], rules)
+                recorded = await record_in_transaction(session, [reports[i] for i in left], rules)
         except Unavailable as away:
             recorded = [away] * len(left)
         for i, outcome in zip(left, recorded, strict=True):
@@ -142,20 +144,22 @@ async def write(
     return outcomes
 
 
-async def record(
-    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: Rules
-) -> list[Recorded | RegistryError]:
+async def record_in_transaction(
+    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: LivenessRules
+) -> list[HeartbeatAck | RegistryError]:
     """The outcome of each report, in the order given; none fails the others.
 
     A report that is not newer than the node's last one changes nothing and tells how the node
     stands. The log gets one row for each that is accepted.
     """
-    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    outcomes: list[HeartbeatAck | RegistryError] = [
+        NodeNotFound(report.node_id) for report in reports
+    ]
     unknown: set[str] = set()
-    for turn in _one_of_each_node(reports):
+    for turn in _split_into_rounds(reports):
         # A turn locks no node that the first one did not: the log's counter may be locked by now.
         asked = [i for i in turn if reports[i].node_id not in unknown]
-        outcomes_of_turn = await _record(session, [reports[i] for i in asked], rules)
+        outcomes_of_turn = await _record_round(session, [reports[i] for i in asked], rules)
         for i, outcome in zip(asked, outcomes_of_turn, strict=True):
             outcomes[i] = outcome
             if isinstance(outcome, NodeNotFound):
@@ -163,7 +167,7 @@ async def record(
     return outcomes
 
 
-def _one_of_each_node(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
+def _split_into_rounds(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
     """The indexes of the reports, in turns in which no node occurs twice."""
     seen: dict[str, int] = {}
     turns: list[list[int]] = []
@@ -176,10 +180,10 @@ def _one_of_each_node(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
     return turns
 
 
-async def _record(
-    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: Rules
-) -> list[Recorded | RegistryError]:
-    rows = await session.execute(_RECORD, _terms(reports, rules, whole=True))
+async def _record_round(
+    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: LivenessRules
+) -> list[HeartbeatAck | RegistryError]:
+    rows = await session.execute(_RECORD, _make_parameters(reports, rules, whole=True))
     judged = [(reports[row.ordinal - 1], row) for row in rows]
     transitions = [
         Transition(
@@ -193,30 +197,36 @@ async def _record(
         if row.changes
     ]
     if transitions:
-        transitions = await damped(session, transitions, rules)
-        await status_changes.apply(session, transitions)
+        transitions = await damp_flapping(session, transitions, rules)
+        await status_changes.apply_transitions(session, transitions)
     status = {t.node: t.status for t in transitions}
-    outcomes: list[Recorded | RegistryError] = [NodeNotFound(report.node_id) for report in reports]
+    outcomes: list[HeartbeatAck | RegistryError] = [
+        NodeNotFound(report.node_id) for report in reports
+    ]
     for report, row in judged:
-        outcomes[row.ordinal - 1] = _outcome(report, row, status.get(row.id, row.status))
+        outcomes[row.ordinal - 1] = _make_outcome(report, row, status.get(row.id, row.status))
     return outcomes
 
 
-def _terms(reports: Sequence[HeartbeatReport], rules: Rules, *, whole: bool) -> dict[str, object]:
+def _make_parameters(
+    reports: Sequence[HeartbeatReport], rules: LivenessRules, *, whole: bool
+) -> dict[str, object]:
     return {
         "node_ids": [report.node_id for report in reports],
         "boot_ids": [report.boot_id for report in reports],
         "sequences": [report.sequence for report in reports],
         "degraded": [report.degraded for report in reports],
         "metrics": [orjson.dumps(report.metrics or {}).decode() for report in reports],
-        "intervals": [rules.next_interval() for _ in reports],
+        "intervals": [rules.draw_interval() for _ in reports],
         "grace": rules.grace,
         "flap_steady": rules.flap_steady,
         "whole": whole,
     }
 
 
-def _outcome(report: HeartbeatReport, row: Row[Any], status: str) -> Recorded | RegistryError:
+def _make_outcome(
+    report: HeartbeatReport, row: Row[Any], status: str
+) -> HeartbeatAck | RegistryError:
     if not row.same_boot:
         return StaleBoot(report.node_id)
-    return Recorded(report.node_id, NodeStatus(status), row.received_at, row.interval_seconds)
+    return HeartbeatAck(report.node_id, NodeStatus(status), row.received_at, row.interval_seconds)

@@ -22,14 +22,14 @@ from db.registry.status_changes import LoggedChange
 
 EntryT = TypeVar("EntryT")
 
-HEARTBEATS = Keyset(
+HEARTBEAT_ORDER = Keyset(
     "heartbeats", (HEARTBEAT.timestamp, HEARTBEAT.id), (datetime, int), descending=True
 )
-METRICS = Keyset("metrics", (METRICS_HISTORY.c.hour,), (datetime,), descending=True)
-STATUS_CHANGES = Keyset("changes", (STATUS_CHANGE.revision,), (int,), descending=True)
+METRICS_ORDER = Keyset("metrics", (METRICS_HISTORY.c.hour,), (datetime,), descending=True)
+STATUS_CHANGE_ORDER = Keyset("changes", (STATUS_CHANGE.revision,), (int,), descending=True)
 
 
-async def heartbeats(
+async def list_heartbeats(
     session: AsyncSession,
     nodes: Sequence[UUID],
     *,
@@ -44,7 +44,7 @@ async def heartbeats(
         statement = statement.where(HEARTBEAT.timestamp >= since)
     if until is not None:
         statement = statement.where(HEARTBEAT.timestamp < until)
-    page = HEARTBEATS.select_page(statement, first=first, after=after).lateral()
+    page = HEARTBEAT_ORDER.select_page(statement, first=first, after=after).lateral()
     rows = await session.scalars(
         select(aliased(Heartbeat, page))
         .select_from(Node)
@@ -52,11 +52,11 @@ async def heartbeats(
         .where(NODE.id.in_(nodes))
         .order_by(page.c.timestamp.desc(), page.c.id.desc())
     )
-    return _pages(nodes, ((row.node_id, row) for row in rows), first)
+    return _make_pages(nodes, ((row.node_id, row) for row in rows), first)
 
 
 # A node's heartbeats are written under its lock: their ids are in the order of their commits.
-_BEHIND = text("""
+_LIST_HEARTBEATS_AFTER = text("""
 SELECT h.id, h.timestamp, h.node_id, h.status, h.metrics
 FROM unnest(CAST(:nodes AS uuid[]), CAST(:last_ids AS bigint[])) AS w (node, last_id), LATERAL (
     SELECT * FROM heartbeat_log l
@@ -70,12 +70,12 @@ ORDER BY h.id
 )
 
 
-async def heartbeats_behind(
+async def list_heartbeats_after(
     session: AsyncSession, last_ids: Mapping[UUID, int]
 ) -> dict[UUID, list[Heartbeat]]:
     """Each node's heartbeats behind that id, in order: the newest 100 of the last hour."""
     rows = await session.scalars(
-        select(Heartbeat).from_statement(_BEHIND),
+        select(Heartbeat).from_statement(_LIST_HEARTBEATS_AFTER),
         {"nodes": list(last_ids), "last_ids": list(last_ids.values())},
     )
     found: dict[UUID, list[Heartbeat]] = {}
@@ -84,7 +84,7 @@ async def heartbeats_behind(
     return found
 
 
-async def latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Any]:
+async def find_latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Any]:
     """The metrics of each node's last heartbeat; a node of which the log has none is left out."""
     rows = await session.execute(
         select(NODE.id, HEARTBEAT.metrics)
@@ -97,7 +97,7 @@ async def latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[U
     return {row.id: row.metrics for row in rows}
 
 
-async def metrics_by_hour(
+async def list_hourly_metrics(
     session: AsyncSession,
     nodes: Sequence[UUID],
     *,
@@ -116,7 +116,7 @@ async def metrics_by_hour(
         statement = statement.where(hour >= since)
     if until is not None:
         statement = statement.where(hour < until)
-    page = METRICS.select_page(statement, first=first, after=after).lateral()
+    page = METRICS_ORDER.select_page(statement, first=first, after=after).lateral()
     rows = await session.execute(
         select(page)
         .select_from(Node)
@@ -124,15 +124,15 @@ async def metrics_by_hour(
         .where(NODE.id.in_(nodes))
         .order_by(page.c.hour.desc())
     )
-    return _pages(nodes, ((row.node_id, row) for row in rows), first)
+    return _make_pages(nodes, ((row.node_id, row) for row in rows), first)
 
 
 async def list_status_changes(
     session: AsyncSession, node_filter: NodeFilter, *, first: int, after: str | None
 ) -> Page[LoggedChange]:
     """A page of the changes of all nodes that the filter means, newest first."""
-    statement = STATUS_CHANGES.select_page(
-        status_changes.LOGGED.where(node_filter.condition(status=STATUS_CHANGE.status)),
+    statement = STATUS_CHANGE_ORDER.select_page(
+        status_changes.SELECT_CHANGES.where(node_filter.to_condition(status=STATUS_CHANGE.status)),
         first=first,
         after=after,
     )
@@ -144,8 +144,10 @@ async def list_status_changes_by_node(
 ) -> dict[UUID, Page[LoggedChange]]:
     """A page of each node's own changes, newest first."""
     subject = aliased(Node)
-    page = STATUS_CHANGES.select_page(
-        status_changes.LOGGED.where(STATUS_CHANGE.node_id == subject.id), first=first, after=after
+    page = STATUS_CHANGE_ORDER.select_page(
+        status_changes.SELECT_CHANGES.where(STATUS_CHANGE.node_id == subject.id),
+        first=first,
+        after=after,
     ).lateral()
     rows = await session.execute(
         select(page)
@@ -155,7 +157,7 @@ async def list_status_changes_by_node(
         .order_by(page.c.revision.desc())
     )
     logged = (LoggedChange(*row) for row in rows)
-    return _pages(nodes, ((change.node, change) for change in logged), first)
+    return _make_pages(nodes, ((change.node, change) for change in logged), first)
 
 
 # The last change before the period tells the status at its start; before a node was registered,
@@ -192,7 +194,7 @@ GROUP BY node_id
 """)
 
 
-async def availability(
+async def compute_availability(
     session: AsyncSession, nodes: Sequence[UUID], *, since: datetime, until: datetime | None
 ) -> dict[UUID, float]:
     """The part of the time from `since` to `until`, 0 to 1, that each was ONLINE or DEGRADED.
@@ -209,7 +211,7 @@ async def availability(
     return dict.fromkeys(nodes, 0.0) | {node: float(part) for node, part in rows}
 
 
-def _pages(
+def _make_pages(
     nodes: Sequence[UUID], found: Iterable[tuple[UUID, EntryT]], first: int
 ) -> dict[UUID, Page[EntryT]]:
     """Of each node what was found of it, in order; none may have been."""

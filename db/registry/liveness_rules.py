@@ -15,7 +15,7 @@ _RETURN_FRACTION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class LivenessRules:
     """What is configured, and how things stand: `live_nodes`, `stretch` and `jitter` change.
 
     A node is overdue one interval and the grace after it was last heard (DEGRADED); its lease ends
@@ -28,7 +28,7 @@ class Rules:
     min_interval: float = 10.0
     grace: float = 5.0
     target_rate: float = 1000.0
-    patience: float = 6.0
+    process_timeout: float = 6.0
     protect_fraction: float = 0.5
     protect_min_nodes: int = 10
     protect_max: float = 600.0
@@ -47,11 +47,11 @@ class Rules:
         """The pace of the fleet: so slow that all together do not exceed the target rate."""
         return max(self.min_interval, self.live_nodes / self.target_rate) * self.stretch
 
-    def next_interval(self) -> float:
+    def draw_interval(self) -> float:
         """What one agent is promised: never less than the interval, and never in step."""
         return self.interval * random.uniform(1, 1 + self.jitter)  # noqa: S311  # no secret
 
-    def was_deaf(self, now: datetime, pulse: "Pulse") -> bool:
+    def has_had_outage(self, now: datetime, heartbeats: "ProcessHeartbeats") -> bool:
         """Whether heartbeats may have gone unheard since the registry was last seen at work.
 
         So it is when nobody was at work for longer than the patience (a restart, an outage of the
@@ -60,34 +60,38 @@ class Rules:
         in two TTLs, or one process that keeps dying, or is always slow, would let no node ever be
         found dead.
         """
-        patience = timedelta(seconds=self.patience)
-        if pulse.newest is None or pulse.oldest is None or abs(now - pulse.newest) > patience:
+        patience = timedelta(seconds=self.process_timeout)
+        if (
+            heartbeats.newest is None
+            or heartbeats.oldest is None
+            or abs(now - heartbeats.newest) > patience
+        ):
             return True
         ttl = timedelta(seconds=TTL_INTERVALS * self.interval + self.grace)
-        return now - pulse.oldest > patience and now - pulse.lease_floor > 2 * ttl
+        return now - heartbeats.oldest > patience and now - heartbeats.lease_floor > 2 * ttl
 
-    def next_mode(self, standing: "Standing", now: datetime) -> tuple[RegistryMode, str | None]:
+    def decide_mode(self, state: "FleetState", now: datetime) -> tuple[RegistryMode, str | None]:
         """PROTECTED while more than the fraction of the live nodes is silent; bounded in time.
 
         `silent` counts, in NORMAL mode, only those that fell silent since the mode began: what
         PROTECTED mode gave up on must not bring it back. In PROTECTED mode it counts all that are
         truly silent: a fresh lease is no heartbeat, so a restart does not end the mode.
         """
-        live, silent = standing.live, standing.silent
+        live, silent = state.live_nodes, state.silent_nodes
         enough = live >= self.protect_min_nodes
-        if standing.mode is RegistryMode.NORMAL:
+        if state.mode is RegistryMode.NORMAL:
             if enough and silent > self.protect_fraction * live:
                 return RegistryMode.PROTECTED, f"{silent} of {live} live nodes fell silent at once"
             return RegistryMode.NORMAL, None
         returned = silent <= self.protect_fraction * _RETURN_FRACTION * live
-        over = now - standing.since >= timedelta(seconds=self.protect_max)
+        over = now - state.since >= timedelta(seconds=self.protect_max)
         if returned or over or not enough:
             return RegistryMode.NORMAL, None
-        return RegistryMode.PROTECTED, standing.reason
+        return RegistryMode.PROTECTED, state.reason
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class ProcessHeartbeats:
     """When the processes of the registry were last seen at work; None where there is none."""
 
     newest: datetime | None
@@ -96,11 +100,11 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class FleetState:
     """The fleet and the registry at one moment."""
 
     mode: RegistryMode
     reason: str | None
     since: datetime
-    live: int
-    silent: int
+    live_nodes: int
+    silent_nodes: int

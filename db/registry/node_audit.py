@@ -10,10 +10,10 @@ from db.core.identity import Caller
 from db.core.tables import Node
 from db.registry.status_changes import Transition
 
-_AT_LENGTH = ("capabilities", "metadata")
+_LARGE_FIELDS = ("capabilities", "metadata")
 
 
-def as_document(node: Node) -> dict[str, Any]:
+def to_document(node: Node) -> dict[str, Any]:
     """What an operator knows of it, as JSON. The boot id is left out: who knows it could pass for
     the agent.
     """
@@ -34,7 +34,7 @@ def as_document(node: Node) -> dict[str, Any]:
     }
 
 
-def after(document: Mapping[str, Any], transition: Transition) -> dict[str, Any]:
+def apply_to_document(document: Mapping[str, Any], transition: Transition) -> dict[str, Any]:
     """The document once the transition is made."""
     return {
         **document,
@@ -43,7 +43,7 @@ def after(document: Mapping[str, Any], transition: Transition) -> dict[str, Any]
     }
 
 
-async def record(
+async def record_node_action(
     session: AsyncSession,
     *,
     by: Caller,
@@ -54,7 +54,7 @@ async def record(
 ) -> None:
     """What an agent says at length is left out where it stays the same: agents start often."""
     if before is not None and after is not None:
-        same = {name for name in _AT_LENGTH if before[name] == after[name]}
+        same = {name for name in _LARGE_FIELDS if before[name] == after[name]}
         before = {name: value for name, value in before.items() if name not in same}
         after = {name: value for name, value in after.items() if name not in same}
     await audit.record_action(

@@ -36,7 +36,7 @@ class NodeFilter:
     profile: str | None = None
     search: str | None = None
 
-    def condition(self, status: ColumnElement[Any] = NODE.status) -> ColumnElement[bool]:
+    def to_condition(self, status: ColumnElement[Any] = NODE.status) -> ColumnElement[bool]:
         """True of the rows of `nodes` that the filter means, those of removed nodes included.
 
         `status` is what `statuses` is about: of a change, the status that it led to.
@@ -51,11 +51,11 @@ class NodeFilter:
         if self.statuses is not None:
             terms.append(status.in_(self.statuses))
         if self.labels is not None:
-            terms.extend(_label_terms(self.labels))
+            terms.extend(_make_label_conditions(self.labels))
         if self.capabilities is not None:
             terms.append(NODE.capabilities.contains(orjson.loads(self.capabilities)))
         if self.profile is not None:
-            terms.append(_has_enabled_profile(self.profile))
+            terms.append(_make_profile_condition(self.profile))
         if self.search is not None:
             terms.append(
                 or_(
@@ -71,7 +71,7 @@ class NodeFilter:
 EVERY_NODE = NodeFilter()
 
 
-def _label_terms(labels: LabelSelector) -> list[ColumnElement[bool]]:
+def _make_label_conditions(labels: LabelSelector) -> list[ColumnElement[bool]]:
     terms: list[ColumnElement[bool]] = []
     if labels.all is not None:
         terms.append(NODE.labels.contains(list(labels.all)))
@@ -82,7 +82,7 @@ def _label_terms(labels: LabelSelector) -> list[ColumnElement[bool]]:
     return terms
 
 
-def _has_enabled_profile(name: str) -> ColumnElement[bool]:
+def _make_profile_condition(name: str) -> ColumnElement[bool]:
     own = exists().where(
         NODE_PROFILE.node_id == NODE.id, NODE_PROFILE.profile_name == name, NODE_PROFILE.enabled
     )

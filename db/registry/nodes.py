@@ -16,12 +16,12 @@ from db.core.identity import Caller
 from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import NODE, Node
 from db.registry import node_audit, status_changes
-from db.registry.liveness_rules import Rules
+from db.registry.liveness_rules import LivenessRules
 from db.registry.node_filter import NodeFilter
 from db.registry.status_changes import Transition
-from db.registry.sweep import status_by_heartbeats
+from db.registry.sweep import read_status_by_heartbeats
 
-_REGISTERED = NODE.removed_at.is_(None)
+_IS_REGISTERED = NODE.removed_at.is_(None)
 
 
 class NodeOrder(Enum):
@@ -32,7 +32,7 @@ class NodeOrder(Enum):
     STATUS_SINCE = "status_since"
     REGISTERED_AT = "registered_at"
 
-    def keyset(self, *, descending: bool) -> Keyset:
+    def to_keyset(self, *, descending: bool) -> Keyset:
         kind = datetime if self in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT} else str
         return Keyset(
             f"nodes.{self.value}.{'desc' if descending else 'asc'}",
@@ -41,22 +41,22 @@ class NodeOrder(Enum):
             descending=descending,
         )
 
-    def key(self, node: Node) -> tuple[Any, UUID]:
+    def get_key(self, node: Node) -> tuple[Any, UUID]:
         return getattr(node, self.value), node.id
 
 
-async def find(session: AsyncSession, node_id: str) -> Node | None:
-    statement = select(Node).where(NODE.node_id == node_id, _REGISTERED)
+async def find_node(session: AsyncSession, node_id: str) -> Node | None:
+    statement = select(Node).where(NODE.node_id == node_id, _IS_REGISTERED)
     return (await session.scalars(statement)).one_or_none()
 
 
-async def by_uuid(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Node]:
+async def find_nodes_by_uuid(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Node]:
     """Those of them that are still registered."""
-    rows = await session.scalars(select(Node).where(NODE.id.in_(nodes), _REGISTERED))
+    rows = await session.scalars(select(Node).where(NODE.id.in_(nodes), _IS_REGISTERED))
     return {node.id: node for node in rows}
 
 
-async def listed(
+async def list_nodes(
     session: AsyncSession,
     node_filter: NodeFilter,
     order: Keyset,
@@ -65,19 +65,21 @@ async def listed(
     after: str | None,
 ) -> Page[Node]:
     statement = order.select_page(
-        select(Node).where(_REGISTERED, node_filter.condition()), first=first, after=after
+        select(Node).where(_IS_REGISTERED, node_filter.to_condition()), first=first, after=after
     )
     return make_page((await session.scalars(statement)).all(), first)
 
 
-async def count(session: AsyncSession, node_filter: NodeFilter) -> int:
-    statement = select(func.count()).select_from(Node).where(_REGISTERED, node_filter.condition())
+async def count_nodes(session: AsyncSession, node_filter: NodeFilter) -> int:
+    statement = (
+        select(func.count()).select_from(Node).where(_IS_REGISTERED, node_filter.to_condition())
+    )
     return (await session.scalars(statement)).one()
 
 
-async def count_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
+async def count_nodes_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
     rows = await session.execute(
-        select(NODE.status, func.count().label("nodes")).where(_REGISTERED).group_by(NODE.status)
+        select(NODE.status, func.count().label("nodes")).where(_IS_REGISTERED).group_by(NODE.status)
     )
     return dict.fromkeys(NodeStatus, 0) | {row.status: row.nodes for row in rows}
 
@@ -89,8 +91,8 @@ async def start_maintenance(
 
     Raises NodeNotFound, and BadInput for an `until` that is past.
     """
-    node = await locked(session, node_id)
-    before = node_audit.as_document(node)
+    node = await lock_node(session, node_id)
+    before = node_audit.to_document(node)
     if until is not None and until <= (await session.scalars(select(func.registry_now()))).one():
         raise BadInput("input.until", "must lie in the future")
     await session.execute(update(Node).where(NODE.id == node.id).values(maintenance_until=until))
@@ -102,32 +104,32 @@ async def start_maintenance(
         by.name,
         note,
     )
-    after = {**node_audit.after(before, started), "maintenanceUntil": until}
-    await node_audit.record(
+    after = {**node_audit.apply_to_document(before, started), "maintenanceUntil": until}
+    await node_audit.record_node_action(
         session, by=by, action="node.set_maintenance", node_id=node_id, before=before, after=after
     )
-    await status_changes.apply(session, [started])
+    await status_changes.apply_transitions(session, [started])
     await session.refresh(node)
     return node
 
 
 async def end_maintenance(
-    session: AsyncSession, node_id: str, *, rules: Rules, note: str | None, by: Caller
+    session: AsyncSession, node_id: str, *, rules: LivenessRules, note: str | None, by: Caller
 ) -> Node:
     """Leaves the node in the status that its heartbeats say. Raises NodeNotFound."""
-    node = await locked(session, node_id)
-    before = after = node_audit.as_document(node)
+    node = await lock_node(session, node_id)
+    before = after = node_audit.to_document(node)
     ended = []
     if node.status is NodeStatus.MAINTENANCE:
-        status = await status_by_heartbeats(session, node.id, rules)
+        status = await read_status_by_heartbeats(session, node.id, rules)
         reason = StatusReason.MAINTENANCE_ENDED
         ended = [Transition(node.id, node.status, status, reason, by.name, note)]
-        after = {**node_audit.after(before, ended[0]), "maintenanceUntil": None}
-    await node_audit.record(
+        after = {**node_audit.apply_to_document(before, ended[0]), "maintenanceUntil": None}
+    await node_audit.record_node_action(
         session, by=by, action="node.set_maintenance", node_id=node_id, before=before, after=after
     )
     if ended:
-        await status_changes.apply(session, ended)
+        await status_changes.apply_transitions(session, ended)
         await session.refresh(node)
     return node
 
@@ -137,14 +139,14 @@ async def deregister(session: AsyncSession, node_id: str, *, note: str | None, b
 
     The key that enrolment gave it ends.
     """
-    node = await locked(session, node_id)
+    node = await lock_node(session, node_id)
     await token_changes.revoke_enrolled_tokens(session, node_id)
-    await node_audit.record(
+    await node_audit.record_node_action(
         session,
         by=by,
         action="node.deregister",
         node_id=node_id,
-        before=node_audit.as_document(node),
+        before=node_audit.to_document(node),
         after=None,
     )
     await session.execute(
@@ -152,12 +154,12 @@ async def deregister(session: AsyncSession, node_id: str, *, note: str | None, b
     )
     reason = StatusReason.DEREGISTERED
     removed = Transition(node.id, node.status, NodeStatus.OFFLINE, reason, by.name, note)
-    return await status_changes.apply(session, [removed])
+    return await status_changes.apply_transitions(session, [removed])
 
 
-async def locked(session: AsyncSession, node_id: str) -> Node:
+async def lock_node(session: AsyncSession, node_id: str) -> Node:
     """For this transaction. Raises NodeNotFound."""
-    statement = select(Node).where(NODE.node_id == node_id, _REGISTERED).with_for_update()
+    statement = select(Node).where(NODE.node_id == node_id, _IS_REGISTERED).with_for_update()
     node = (await session.scalars(statement)).one_or_none()
     if node is None:
         raise NodeNotFound(node_id)

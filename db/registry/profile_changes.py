@@ -16,13 +16,13 @@ from db.core.errors import ProfileNotFound, VersionConflict
 from db.core.identity import Caller
 from db.core.tables import NODE_PROFILE, ROLE_PROFILE, NodeProfile, RoleProfile
 from db.registry import nodes
-from db.registry.profiles import ProfileContent, as_document
+from db.registry.profiles import ProfileContent, to_document
 
 ProfileT = TypeVar("ProfileT", NodeProfile, RoleProfile)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place(Generic[ProfileT]):
+class _ProfileKey(Generic[ProfileT]):
     """Where a profile stands; `owner` names it for people: a node's id, or a role and type."""
 
     table: type[ProfileT]
@@ -35,21 +35,21 @@ class _Place(Generic[ProfileT]):
         name: str = self.keys["profile_name"]
         return name
 
-    def condition(self) -> Any:
+    def to_condition(self) -> Any:
         return and_(*(self.columns[column] == value for column, value in self.keys.items()))
 
 
-def _of_node(node: UUID, node_id: str, name: str) -> _Place[NodeProfile]:
+def _make_node_key(node: UUID, node_id: str, name: str) -> _ProfileKey[NodeProfile]:
     keys = {"node_id": node, "profile_name": name}
-    return _Place(NodeProfile, NODE_PROFILE, keys, node_id)
+    return _ProfileKey(NodeProfile, NODE_PROFILE, keys, node_id)
 
 
-def _of_role(role: NodeRole, node_type: NodeType, name: str) -> _Place[RoleProfile]:
+def _make_role_key(role: NodeRole, node_type: NodeType, name: str) -> _ProfileKey[RoleProfile]:
     keys = {"node_role": role, "node_type": node_type, "profile_name": name}
-    return _Place(RoleProfile, ROLE_PROFILE, keys, f"{role}/{node_type}")
+    return _ProfileKey(RoleProfile, ROLE_PROFILE, keys, f"{role}/{node_type}")
 
 
-async def set_of_node(
+async def set_node_profile(
     session: AsyncSession,
     node_id: str,
     content: ProfileContent,
@@ -61,20 +61,20 @@ async def set_of_node(
 
     0 expects that there is no such profile yet; None expects nothing.
     """
-    node = await nodes.locked(session, node_id)
-    place = _of_node(node.id, node_id, content.name)
-    return await _set(session, place, content, expected_version, by)
+    node = await nodes.lock_node(session, node_id)
+    place = _make_node_key(node.id, node_id, content.name)
+    return await _set_profile(session, place, content, expected_version, by)
 
 
-async def delete_of_node(
+async def delete_node_profile(
     session: AsyncSession, node_id: str, name: str, *, expected_version: int | None, by: Caller
 ) -> None:
     """Raises NodeNotFound, ProfileNotFound and VersionConflict."""
-    node = await nodes.locked(session, node_id)
-    await _delete(session, _of_node(node.id, node_id, name), expected_version, by)
+    node = await nodes.lock_node(session, node_id)
+    await _delete_profile(session, _make_node_key(node.id, node_id, name), expected_version, by)
 
 
-async def set_of_role(
+async def set_role_profile(
     session: AsyncSession,
     role: NodeRole,
     node_type: NodeType,
@@ -84,11 +84,11 @@ async def set_of_role(
     by: Caller,
 ) -> RoleProfile:
     """Raises VersionConflict, as for nodes."""
-    place = _of_role(role, node_type, content.name)
-    return await _set(session, place, content, expected_version, by)
+    place = _make_role_key(role, node_type, content.name)
+    return await _set_profile(session, place, content, expected_version, by)
 
 
-async def delete_of_role(
+async def delete_role_profile(
     session: AsyncSession,
     role: NodeRole,
     node_type: NodeType,
@@ -98,10 +98,10 @@ async def delete_of_role(
     by: Caller,
 ) -> None:
     """Raises ProfileNotFound and VersionConflict."""
-    await _delete(session, _of_role(role, node_type, name), expected_version, by)
+    await _delete_profile(session, _make_role_key(role, node_type, name), expected_version, by)
 
 
-async def put_of_node(
+async def write_registered_profiles(
     session: AsyncSession,
     node: UUID,
     node_id: str,
@@ -111,82 +111,82 @@ async def put_of_node(
 ) -> None:
     """What a registration brings, of a node that is locked; what says nothing new is kept."""
     for content in contents:
-        place = _of_node(node, node_id, content.name)
-        held = await _held(session, place)
-        if held is None or _text(as_document(held)) != _text(content.as_document()):
-            await _write(session, place, held, content, by)
+        place = _make_node_key(node, node_id, content.name)
+        held = await _lock_profile(session, place)
+        if held is None or _encode(to_document(held)) != _encode(content.to_document()):
+            await _write_profile(session, place, held, content, by)
 
 
-def _text(document: dict[str, Any]) -> bytes:
+def _encode(document: dict[str, Any]) -> bytes:
     # To Python 1 and true are equal.
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
 
-async def _set(
+async def _set_profile(
     session: AsyncSession,
-    place: _Place[ProfileT],
+    place: _ProfileKey[ProfileT],
     content: ProfileContent,
     expected_version: int | None,
     by: Caller,
 ) -> ProfileT:
-    held = await _held(session, place)
+    held = await _lock_profile(session, place)
     _require_version(place, held, expected_version)
-    return await _write(session, place, held, content, by)
+    return await _write_profile(session, place, held, content, by)
 
 
-async def _delete(
-    session: AsyncSession, place: _Place[ProfileT], expected_version: int | None, by: Caller
+async def _delete_profile(
+    session: AsyncSession, place: _ProfileKey[ProfileT], expected_version: int | None, by: Caller
 ) -> None:
-    held = await _held(session, place)
+    held = await _lock_profile(session, place)
     if held is None:
         raise ProfileNotFound(place.owner, place.name)
     _require_version(place, held, expected_version)
-    before = as_document(held)
-    await session.execute(delete(place.table).where(place.condition()))
-    await _record(session, place, "profile.delete", before=before, after=None, by=by)
+    before = to_document(held)
+    await session.execute(delete(place.table).where(place.to_condition()))
+    await _record_action(session, place, "profile.delete", before=before, after=None, by=by)
 
 
-async def _held(session: AsyncSession, place: _Place[ProfileT]) -> ProfileT | None:
+async def _lock_profile(session: AsyncSession, place: _ProfileKey[ProfileT]) -> ProfileT | None:
     """The profile, whose place is locked for this transaction, whether it is there or not."""
     subject = f"profile {place.owner} {place.name}"
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(subject, 0))))
-    return (await session.scalars(select(place.table).where(place.condition()))).one_or_none()
+    return (await session.scalars(select(place.table).where(place.to_condition()))).one_or_none()
 
 
 def _require_version(
-    place: _Place[ProfileT], held: ProfileT | None, expected_version: int | None
+    place: _ProfileKey[ProfileT], held: ProfileT | None, expected_version: int | None
 ) -> None:
     current = held.version if held else 0
     if expected_version not in {None, current}:
         raise VersionConflict(place.owner, place.name, current)
 
 
-async def _write(
+async def _write_profile(
     session: AsyncSession,
-    place: _Place[ProfileT],
+    place: _ProfileKey[ProfileT],
     held: ProfileT | None,
     content: ProfileContent,
     by: Caller,
 ) -> ProfileT:
-    before = as_document(held) if held else None
+    before = to_document(held) if held else None
     said = {"profile_type": content.type, "config": content.config, "enabled": content.enabled}
     statement = (
         update(place.table)
-        .where(place.condition())
+        .where(place.to_condition())
         .values(**said, version=place.columns.version + 1, updated_at=func.registry_now())
         if held
         else insert(place.table).values(**place.keys, **said)
     )
     written = (await session.scalars(statement.returning(place.table))).one()
     await session.refresh(written)
-    after = content.as_document()
-    await _record(session, place, "profile.set", before=before, after=after, by=by)
+    after = content.to_document()
+    await _record_action(session, place, "profile.set", before=before, after=after, by=by)
     return written
 
 
-async def _record(
+async def _record_action(
     session: AsyncSession,
-    place: _Place[ProfileT],
+    place: _ProfileKey[ProfileT],
     action: str,
     *,
     before: dict[str, Any] | None,

@@ -22,7 +22,7 @@ class ProfileContent:
     config: Mapping[str, Any]
     enabled: bool = True
 
-    def as_document(self) -> dict[str, Any]:
+    def to_document(self) -> dict[str, Any]:
         return {"type": self.type.value, "config": self.config, "enabled": self.enabled}
 
 
@@ -35,7 +35,7 @@ class EffectiveProfile:
     from_node: bool
 
 
-def as_document(profile: NodeProfile | RoleProfile) -> dict[str, Any]:
+def to_document(profile: NodeProfile | RoleProfile) -> dict[str, Any]:
     """What a profile says, as JSON; two that are equal say the same."""
     return {
         "type": profile.profile_type.value,
@@ -44,7 +44,9 @@ def as_document(profile: NodeProfile | RoleProfile) -> dict[str, Any]:
     }
 
 
-async def of_nodes(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, list[NodeProfile]]:
+async def list_node_profiles(
+    session: AsyncSession, nodes: Sequence[UUID]
+) -> dict[UUID, list[NodeProfile]]:
     """Each node's own profiles, by name."""
     found: dict[UUID, list[NodeProfile]] = {node: [] for node in nodes}
     rows = await session.scalars(
@@ -57,7 +59,7 @@ async def of_nodes(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, l
     return found
 
 
-async def of_roles(
+async def list_role_profiles(
     session: AsyncSession, role: NodeRole | None = None, node_type: NodeType | None = None
 ) -> list[RoleProfile]:
     """By role, type and name."""
@@ -71,7 +73,7 @@ async def of_roles(
     return list(await session.scalars(statement))
 
 
-async def effective(
+async def compute_effective_profiles(
     session: AsyncSession, nodes: Sequence[UUID]
 ) -> dict[UUID, list[EffectiveProfile]]:
     """For each node, by name: its role's enabled profiles with its own enabled ones merged over."""
@@ -96,7 +98,7 @@ async def effective(
             from_role=True,
             from_node=False,
         )
-    for node, own in (await of_nodes(session, nodes)).items():
+    for node, own in (await list_node_profiles(session, nodes)).items():
         for profile in own:
             if profile.enabled:
                 base = merged[node].get(profile.profile_name)

@@ -15,16 +15,16 @@ from db.core.errors import NodeIdTaken, Unavailable
 from db.core.identity import Caller
 from db.core.tables import NODE, Node
 from db.registry import node_audit, status_changes
-from db.registry.flapping import damped
-from db.registry.liveness_rules import Rules
-from db.registry.profile_changes import put_of_node
+from db.registry.flapping import damp_flapping
+from db.registry.liveness_rules import LivenessRules
+from db.registry.profile_changes import write_registered_profiles
 from db.registry.profiles import ProfileContent
 from db.registry.status_changes import Transition
 from db.registry.sweep import OVERDUE_AT
 
 _ATTEMPTS = 5
-_REGISTER = "node.register"
-_REGISTERED = NODE.removed_at.is_(None)
+_REGISTER_ACTION = "node.register"
+_IS_REGISTERED = NODE.removed_at.is_(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Registration:
     profiles: Sequence[ProfileContent] = ()
     replaces_boot_id: str | None = None
 
-    def columns(self) -> dict[str, Any]:
+    def to_columns(self) -> dict[str, Any]:
         """The attributes of Node that it sets."""
         said = {
             "node_name": self.name,
@@ -61,7 +61,7 @@ class Registration:
 
 
 async def register(
-    session: AsyncSession, registration: Registration, *, rules: Rules, by: Caller
+    session: AsyncSession, registration: Registration, *, rules: LivenessRules, by: Caller
 ) -> tuple[Node, bool]:
     """The node as it stands afterwards, and whether it is new.
 
@@ -69,16 +69,16 @@ async def register(
     NodeIdTaken while another run of an agent holds the id and is still heard.
     """
     for attempt in range(_ATTEMPTS):
-        held = await _held_by(session, registration)
+        held = await _lock_existing(session, registration)
         if held is not None:
-            return await _register_again(session, held, registration, rules, by), False
-        created = await _create(session, registration, rules, by, plain_id=attempt == 0)
+            return await _update_node(session, held, registration, rules, by), False
+        created = await _create_node(session, registration, rules, by, plain_id=attempt == 0)
         if created is not None:
             return created, True
     raise Unavailable(retry_after_seconds=1)
 
 
-async def _held_by(session: AsyncSession, registration: Registration) -> Node | None:
+async def _lock_existing(session: AsyncSession, registration: Registration) -> Node | None:
     if registration.node_id is not None:
         mine = NODE.node_id == registration.node_id
     else:
@@ -89,20 +89,20 @@ async def _held_by(session: AsyncSession, registration: Registration) -> Node | 
         mine = NODE.boot_id == registration.boot_id
     return (
         await session.scalars(
-            select(Node).where(mine, _REGISTERED).order_by(NODE.id).limit(1).with_for_update()
+            select(Node).where(mine, _IS_REGISTERED).order_by(NODE.id).limit(1).with_for_update()
         )
     ).first()
 
 
-async def _create(
+async def _create_node(
     session: AsyncSession,
     registration: Registration,
-    rules: Rules,
+    rules: LivenessRules,
     by: Caller,
     *,
     plain_id: bool,
 ) -> Node | None:
-    node_id = registration.node_id or _id_from(registration.hostname, plain=plain_id)
+    node_id = registration.node_id or _make_node_id(registration.hostname, plain=plain_id)
     node = (
         await session.scalars(
             insert(Node)
@@ -113,25 +113,25 @@ async def _create(
                 boot_id=registration.boot_id,
                 boot_since=func.registry_now(),
                 heard_at=func.registry_now(),
-                heartbeat_interval_seconds=rules.next_interval(),
-                **{"node_name": node_id, **registration.columns()},
+                heartbeat_interval_seconds=rules.draw_interval(),
+                **{"node_name": node_id, **registration.to_columns()},
             )
-            .on_conflict_do_nothing(index_elements=[NODE.node_id], index_where=_REGISTERED)
+            .on_conflict_do_nothing(index_elements=[NODE.node_id], index_where=_IS_REGISTERED)
             .returning(Node)
         )
     ).one_or_none()
     if node is None:
         return None
-    await node_audit.record(
+    await node_audit.record_node_action(
         session,
         by=by,
-        action=_REGISTER,
+        action=_REGISTER_ACTION,
         node_id=node.node_id,
         before=None,
-        after=node_audit.as_document(node),
+        after=node_audit.to_document(node),
     )
-    await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
-    await status_changes.apply(
+    await write_registered_profiles(session, node.id, node.node_id, registration.profiles, by=by)
+    await status_changes.apply_transitions(
         session,
         [Transition(node.id, None, NodeStatus.ONLINE, StatusReason.REGISTERED, by.name)],
     )
@@ -139,48 +139,48 @@ async def _create(
     return node
 
 
-async def _register_again(
-    session: AsyncSession, node: Node, registration: Registration, rules: Rules, by: Caller
+async def _update_node(
+    session: AsyncSession, node: Node, registration: Registration, rules: LivenessRules, by: Caller
 ) -> Node:
     values: dict[str, Any] = {
         "heard_at": func.greatest(NODE.heard_at, func.registry_now()),
         "updated_at": func.registry_now(),
-        "heartbeat_interval_seconds": rules.next_interval(),
+        "heartbeat_interval_seconds": rules.draw_interval(),
         "reported_degraded": False,
-        **registration.columns(),
+        **registration.to_columns(),
     }
     if node.boot_id != registration.boot_id:
-        await _refuse_while_heard(session, node, registration, rules)
+        await _require_silent_holder(session, node, registration, rules)
         values |= {
             "boot_id": registration.boot_id,
             "boot_since": func.registry_now(),
             "last_sequence": None,
         }
-    before = node_audit.as_document(node)
+    before = node_audit.to_document(node)
     written = await session.scalars(
         update(Node).where(NODE.id == node.id).values(values).returning(Node),
         execution_options={"populate_existing": True},
     )
     node = written.one()
-    after = node_audit.as_document(node)
+    after = node_audit.to_document(node)
     back: list[Transition] = []
     held = node.status_reason is StatusReason.FLAPPING
     if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE} and not held:
         reason = StatusReason.REGISTERED
         online = Transition(node.id, node.status, NodeStatus.ONLINE, reason, by.name)
-        back = await damped(session, [online], rules)
-        after = node_audit.after(after, back[0])
-    await node_audit.record(
-        session, by=by, action=_REGISTER, node_id=node.node_id, before=before, after=after
+        back = await damp_flapping(session, [online], rules)
+        after = node_audit.apply_to_document(after, back[0])
+    await node_audit.record_node_action(
+        session, by=by, action=_REGISTER_ACTION, node_id=node.node_id, before=before, after=after
     )
-    await put_of_node(session, node.id, node.node_id, registration.profiles, by=by)
+    await write_registered_profiles(session, node.id, node.node_id, registration.profiles, by=by)
     if back:
-        await status_changes.apply(session, back)
+        await status_changes.apply_transitions(session, back)
         await session.refresh(node)
     return node
 
 
-_HOLDER = text(f"""
+_CHECK_HOLDER = text(f"""
 SELECT extract(epoch FROM {OVERDUE_AT} - registry_now()) AS silent_in,
        n.boot_id = :replaces_boot_id AND coalesce(n.hostname, host(n.local_ip)) IS NOT NULL
        AND n.hostname IS NOT DISTINCT FROM CAST(:hostname AS text)
@@ -189,8 +189,8 @@ FROM nodes n, registry_state s WHERE n.id = :id
 """)  # noqa: S608  # nothing in it comes from outside
 
 
-async def _refuse_while_heard(
-    session: AsyncSession, node: Node, registration: Registration, rules: Rules
+async def _require_silent_holder(
+    session: AsyncSession, node: Node, registration: Registration, rules: LivenessRules
 ) -> None:
     """Two machines may claim one id, e.g. after a disk was cloned: the one that is heard keeps it.
 
@@ -204,7 +204,9 @@ async def _refuse_while_heard(
         "hostname": registration.hostname,
         "local_ip": registration.local_ip,
     }
-    holder = (await session.execute(_HOLDER, {"grace": rules.grace, "id": node.id, **said})).one()
+    holder = (
+        await session.execute(_CHECK_HOLDER, {"grace": rules.grace, "id": node.id, **said})
+    ).one()
     if holder.silent_in > 0 and not holder.restarted:
         raise NodeIdTaken(
             node.node_id,
@@ -215,6 +217,6 @@ async def _refuse_while_heard(
         )
 
 
-def _id_from(hostname: str | None, *, plain: bool) -> str:
+def _make_node_id(hostname: str | None, *, plain: bool) -> str:
     stem = re.sub(r"[^a-z0-9.-]+", "-", (hostname or "").lower()).strip("-.")[:200] or "node"
     return stem if plain else f"{stem}-{secrets.token_hex(3)}"

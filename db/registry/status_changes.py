@@ -24,7 +24,7 @@ from db.registry.node_filter import NodeFilter
 CHANNEL = "node_registry_changes"
 """Where NOTIFY tells the newest revision, and nothing else."""
 
-REGISTRY = "registry"
+REGISTRY_ACTOR = "registry"
 """The actor of a change that nobody asked for."""
 
 
@@ -36,7 +36,7 @@ class Transition:
     previous: NodeStatus | None
     status: NodeStatus
     reason: StatusReason
-    actor: str = REGISTRY
+    actor: str = REGISTRY_ACTOR
     note: str | None = None
 
 
@@ -68,7 +68,7 @@ SELECT revision, pg_notify('{CHANNEL}', revision::text) FROM counter
 """)  # noqa: S608  # the channel's name is ours
 
 
-async def apply(session: AsyncSession, transitions: Sequence[Transition]) -> int:
+async def apply_transitions(session: AsyncSession, transitions: Sequence[Transition]) -> int:
     """Makes the changes, gives them the next revisions in order, and returns the last of these."""
     row = await session.execute(
         _APPLY,
@@ -86,11 +86,11 @@ async def apply(session: AsyncSession, transitions: Sequence[Transition]) -> int
     return revision
 
 
-async def state(session: AsyncSession) -> RegistryState:
+async def read_state(session: AsyncSession) -> RegistryState:
     return (await session.scalars(select(RegistryState))).one()
 
 
-async def current_revision(session: AsyncSession) -> int:
+async def read_revision(session: AsyncSession) -> int:
     revision: int = (await session.scalars(select(REGISTRY_STATE.revision))).one()
     return revision
 
@@ -104,13 +104,13 @@ LEFT JOIN status_changes next ON next.revision = :read + 1
 """)
 
 
-async def lag(session: AsyncSession, read: int) -> tuple[int, float]:
+async def measure_lag(session: AsyncSession, read: int) -> tuple[int, float]:
     """The newest revision, and the age in seconds of the oldest change behind `read`."""
     revision, seconds = (await session.execute(_LAG, {"read": read})).one()
     return revision, float(seconds)
 
 
-async def held_revisions(session: AsyncSession) -> range:
+async def read_revision_range(session: AsyncSession) -> range:
     """The revisions that the log holds; empty, but placed, when it was trimmed to nothing."""
     oldest = select(func.min(STATUS_CHANGE.revision)).scalar_subquery()
     newest = REGISTRY_STATE.revision
@@ -133,7 +133,7 @@ class LoggedChange:
     changed_at: datetime
 
 
-LOGGED = select(
+SELECT_CHANGES = select(
     STATUS_CHANGE.revision,
     STATUS_CHANGE.node_id,
     NODE.node_id,
@@ -147,7 +147,7 @@ LOGGED = select(
 """Selects the parts of LoggedChange, in order."""
 
 
-_SLICE = (
+_CHANGES_AFTER = (
     select(StatusChange)
     .where(
         STATUS_CHANGE.revision > bindparam("revision"), STATUS_CHANGE.revision <= bindparam("upto")
@@ -156,59 +156,61 @@ _SLICE = (
     .limit(bindparam("limit"))
     .subquery("logged")
 )
-_LAST = func.max(_SLICE.c.revision).over(partition_by=_SLICE.c.node_id).label("last")
-_MARKED = select(_SLICE, _LAST).subquery("marked")
-_NAMED = aliased(Node, name="named")
-_STANDING = aliased(Node, name="standing")
+_LAST_OF_NODE = (
+    func.max(_CHANGES_AFTER.c.revision).over(partition_by=_CHANGES_AFTER.c.node_id).label("last")
+)
+_MARKED_CHANGES = select(_CHANGES_AFTER, _LAST_OF_NODE).subquery("marked")
+_NAME_NODE = aliased(Node, name="named")
+_CURRENT_NODE = aliased(Node, name="standing")
 
-_LOGGED_COLUMNS = (
-    _MARKED.c.revision,
-    _MARKED.c.node_id,
-    col(_NAMED.node_id),
-    _MARKED.c.previous_status,
-    _MARKED.c.status,
-    _MARKED.c.reason,
-    _MARKED.c.note,
-    _MARKED.c.actor,
-    _MARKED.c.changed_at,
+_CHANGE_COLUMNS = (
+    _MARKED_CHANGES.c.revision,
+    _MARKED_CHANGES.c.node_id,
+    col(_NAME_NODE.node_id),
+    _MARKED_CHANGES.c.previous_status,
+    _MARKED_CHANGES.c.status,
+    _MARKED_CHANGES.c.reason,
+    _MARKED_CHANGES.c.note,
+    _MARKED_CHANGES.c.actor,
+    _MARKED_CHANGES.c.changed_at,
 )
 _NODE_COLUMNS = inspect(Node).column_attrs.keys()
 
 # A node, which may be large, comes with the last of its changes alone.
-_AFTER = Direct(
+_LIST_AFTER = Direct(
     select(
-        *(column.label(f"logged_{place}") for place, column in enumerate(_LOGGED_COLUMNS)),
-        *(getattr(_STANDING, name).label(name) for name in _NODE_COLUMNS),
+        *(column.label(f"logged_{place}") for place, column in enumerate(_CHANGE_COLUMNS)),
+        *(getattr(_CURRENT_NODE, name).label(name) for name in _NODE_COLUMNS),
     )
-    .select_from(_MARKED)
-    .join(_NAMED, col(_NAMED.id) == _MARKED.c.node_id)
+    .select_from(_MARKED_CHANGES)
+    .join(_NAME_NODE, col(_NAME_NODE.id) == _MARKED_CHANGES.c.node_id)
     .outerjoin(
-        _STANDING,
+        _CURRENT_NODE,
         and_(
-            col(_STANDING.id) == _MARKED.c.node_id,
-            _MARKED.c.revision == _MARKED.c.last,
-            col(_STANDING.removed_at).is_(None),
+            col(_CURRENT_NODE.id) == _MARKED_CHANGES.c.node_id,
+            _MARKED_CHANGES.c.revision == _MARKED_CHANGES.c.last,
+            col(_CURRENT_NODE.removed_at).is_(None),
         ),
     )
-    .order_by(_MARKED.c.revision)
+    .order_by(_MARKED_CHANGES.c.revision)
 )
-_NO_END = 2**63 - 1
+_MAX_REVISION = 2**63 - 1
 
 
-async def after(
+async def list_changes_after(
     connection: asyncpg.Connection, revision: int, *, upto: int | None = None, limit: int = 1000
 ) -> tuple[list[LoggedChange], dict[UUID, Row[Any]]]:
     """The changes behind `revision`, in order, and those of their nodes that are registered.
 
     The latter are rows with the attributes of Node.
     """
-    upto = _NO_END if upto is None else upto
-    rows = await _AFTER.fetch(connection, revision=revision, upto=upto, limit=limit)
-    logged = [LoggedChange(*row[: len(_LOGGED_COLUMNS)]) for row in rows]
+    upto = _MAX_REVISION if upto is None else upto
+    rows = await _LIST_AFTER.fetch(connection, revision=revision, upto=upto, limit=limit)
+    logged = [LoggedChange(*row[: len(_CHANGE_COLUMNS)]) for row in rows]
     return logged, {row.id: row for row in rows if row.id is not None}
 
 
-async def judged(
+async def match_changes(
     session: AsyncSession, revisions: range, node_filter: NodeFilter
 ) -> dict[int, bool]:
     """Whether the filter means them: of those revisions that the log still holds.
@@ -216,7 +218,7 @@ async def judged(
     The last changes of removed nodes are judged too.
     """
     rows = await session.execute(
-        select(STATUS_CHANGE.revision, node_filter.condition(status=STATUS_CHANGE.status))
+        select(STATUS_CHANGE.revision, node_filter.to_condition(status=STATUS_CHANGE.status))
         .join(Node, STATUS_CHANGE.node_id == NODE.id)
         .where(STATUS_CHANGE.revision >= revisions.start, STATUS_CHANGE.revision < revisions.stop)
     )
@@ -236,7 +238,9 @@ WHERE revision IN (
 """)
 
 
-async def trim(session: AsyncSession, *, keep_rows: int, keep_seconds: float, batch: int) -> int:
+async def trim_log(
+    session: AsyncSession, *, keep_rows: int, keep_seconds: float, batch: int
+) -> int:
     """Drops the oldest changes, those beyond the count or the age; returns how many.
 
     changed_at never decreases, so this leaves no gap. Rows are counted, for a restored backup did.

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.enums import NodeStatus, RegistryMode, StatusReason
 from db.registry import process_heartbeats, status_changes
-from db.registry.liveness_rules import TTL_INTERVALS, Rules, Standing
+from db.registry.liveness_rules import TTL_INTERVALS, FleetState, LivenessRules
 from db.registry.status_changes import Transition
 
 SWEEP_LIMIT = 1000
@@ -22,39 +22,40 @@ SWEEP_LIMIT = 1000
 _NOW = "(SELECT registry_now())"
 
 # Of a row of `nodes` beside the row of `registry_state`.
-_HEARD = "greatest(n.heard_at, s.lease_floor)"
+_HEARD_AT = "greatest(n.heard_at, s.lease_floor)"
 _OVERDUE_AFTER = "make_interval(secs => n.heartbeat_interval_seconds + :grace)"
-OVERDUE_AT = f"{_HEARD} + {_OVERDUE_AFTER}"
-_LEASE = f"{TTL_INTERVALS} * n.heartbeat_interval_seconds + :grace"
-LAPSES_AT = f"""{_HEARD} + make_interval(secs =>
-    CASE WHEN n.status_reason = 'flapping' THEN greatest({_LEASE}, :flap_steady) ELSE {_LEASE} END)
+OVERDUE_AT = f"{_HEARD_AT} + {_OVERDUE_AFTER}"
+_TTL_SECONDS = f"{TTL_INTERVALS} * n.heartbeat_interval_seconds + :grace"
+LEASE_ENDS_AT = f"""{_HEARD_AT} + make_interval(secs =>
+    CASE WHEN n.status_reason = 'flapping' THEN greatest({_TTL_SECONDS}, :flap_steady)
+         ELSE {_TTL_SECONDS} END)
 """
 
 STATUS_BY_HEARTBEATS = f"""
 CASE WHEN n.heard_at IS NULL
-       OR {LAPSES_AT} <= {_NOW} AND s.mode <> 'protected' THEN 'offline'
+       OR {LEASE_ENDS_AT} <= {_NOW} AND s.mode <> 'protected' THEN 'offline'
      WHEN n.reported_degraded OR {OVERDUE_AT} <= {_NOW} THEN 'degraded'
      ELSE 'online' END
 """
 """What the heartbeats say of a node, maintenance aside; PROTECTED holds OFFLINE back."""
 
-_LIVE = "n.status IN ('online', 'degraded')"
-_DUE = f"""
+_IS_LIVE = "n.status IN ('online', 'degraded')"
+_IS_DUE = f"""
 (n.status = 'online' AND {OVERDUE_AT} <= {_NOW}
- OR n.status = 'degraded' AND {LAPSES_AT} <= {_NOW} AND s.mode <> 'protected'
+ OR n.status = 'degraded' AND {LEASE_ENDS_AT} <= {_NOW} AND s.mode <> 'protected'
  OR n.status = 'maintenance' AND n.maintenance_until <= {_NOW})
 """
 
 _CENSUS = text(f"""
 SELECT registry_now() AS now, s.mode, s.mode_reason, s.mode_since, c.*
 FROM registry_state s, LATERAL (
-    SELECT count(*) FILTER (WHERE {_LIVE}) AS live,
+    SELECT count(*) FILTER (WHERE {_IS_LIVE}) AS live,
            count(*) FILTER (
-               WHERE {_LIVE} AND CASE s.mode
+               WHERE {_IS_LIVE} AND CASE s.mode
                    WHEN 'protected' THEN n.heard_at + {_OVERDUE_AFTER} <= {_NOW}
                    ELSE {OVERDUE_AT} <= {_NOW} AND {OVERDUE_AT} > s.mode_since END
            ) AS silent,
-           count(*) FILTER (WHERE {_DUE}) AS due
+           count(*) FILTER (WHERE {_IS_DUE}) AS due
     FROM nodes n
     WHERE n.removed_at IS NULL AND n.status <> 'offline'
 ) c
@@ -64,7 +65,7 @@ FROM registry_state s, LATERAL (
 _SELECT_DUE = text(f"""
 SELECT n.id, n.status, {STATUS_BY_HEARTBEATS} AS next
 FROM nodes n, registry_state s
-WHERE n.removed_at IS NULL AND {_DUE}
+WHERE n.removed_at IS NULL AND {_IS_DUE}
 LIMIT {SWEEP_LIMIT}
 FOR UPDATE OF n SKIP LOCKED
 """)  # noqa: S608  # as above
@@ -79,7 +80,7 @@ _SELECT_REMOVABLE = text(f"""
 SELECT n.id
 FROM nodes n, registry_state s
 WHERE n.removed_at IS NULL AND n.status = 'offline' AND s.mode <> 'protected'
-  AND {LAPSES_AT} <= {_NOW} AND n.status_since <= (
+  AND {LEASE_ENDS_AT} <= {_NOW} AND n.status_since <= (
     SELECT max(registry_now() - make_interval(secs => r.seconds))
     FROM unnest(CAST(:labels AS text[]), CAST(:seconds AS double precision[])) AS r (label, seconds)
     WHERE r.label = ANY (n.labels)
@@ -94,51 +95,51 @@ UPDATE nodes SET removed_at = registry_now() WHERE id = ANY(CAST(:nodes AS uuid[
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweepResult:
     """What one sweep found and did. `more` asks for another at once."""
 
-    changed: int
-    removed: int
-    live: int
+    changed_nodes: int
+    removed_nodes: int
+    live_nodes: int
     mode: RegistryMode
     mode_changed: bool
     mode_reason: str | None
-    deaf_since: datetime | None
-    more: bool
+    outage_since: datetime | None
+    has_more: bool
 
 
-async def sweep(session: AsyncSession, process: UUID, rules: Rules) -> Swept:
+async def sweep(session: AsyncSession, process: UUID, rules: LivenessRules) -> SweepResult:
     """One round of the engine: the pulse, the mode, the nodes that are due, those to be removed.
 
     At most 1,000 nodes of each. Replicas may sweep at once: each row is one sweep's alone, and a
     sweep waits for no row and lets no heartbeat wait for longer than it writes.
     """
-    deaf_since = await process_heartbeats.beat(session, process, rules)
-    row = (await session.execute(_CENSUS, _terms(rules))).one()
+    deaf_since = await process_heartbeats.record_process_heartbeat(session, process, rules)
+    row = (await session.execute(_CENSUS, _make_parameters(rules))).one()
     before = RegistryMode(row.mode)
-    standing = Standing(before, row.mode_reason, row.mode_since, row.live, row.silent)
-    mode, reason = rules.next_mode(standing, row.now)
+    standing = FleetState(before, row.mode_reason, row.mode_since, row.live, row.silent)
+    mode, reason = rules.decide_mode(standing, row.now)
     mode_changed = mode is not before and (
         await session.scalar(_SET_MODE, {"mode": mode, "reason": reason}) is not None
     )
-    due = await _due(session, rules) if row.due or mode_changed else []
-    removable = await _removable(session, rules)
+    due = await _find_due(session, rules) if row.due or mode_changed else []
+    removable = await _remove_expired(session, rules)
     if due or removable:
-        await status_changes.apply(session, [*due, *removable])
-    return Swept(
-        changed=len(due),
-        removed=len(removable),
-        live=row.live,
+        await status_changes.apply_transitions(session, [*due, *removable])
+    return SweepResult(
+        changed_nodes=len(due),
+        removed_nodes=len(removable),
+        live_nodes=row.live,
         mode=mode,
         mode_changed=mode_changed,
         mode_reason=reason,
-        deaf_since=deaf_since,
-        more=SWEEP_LIMIT in {len(due), len(removable)},
+        outage_since=deaf_since,
+        has_more=SWEEP_LIMIT in {len(due), len(removable)},
     )
 
 
-async def _due(session: AsyncSession, rules: Rules) -> list[Transition]:
-    rows = await session.execute(_SELECT_DUE, _terms(rules))
+async def _find_due(session: AsyncSession, rules: LivenessRules) -> list[Transition]:
+    rows = await session.execute(_SELECT_DUE, _make_parameters(rules))
     return [
         Transition(
             row.id,
@@ -152,13 +153,13 @@ async def _due(session: AsyncSession, rules: Rules) -> list[Transition]:
     ]
 
 
-async def _removable(session: AsyncSession, rules: Rules) -> list[Transition]:
+async def _remove_expired(session: AsyncSession, rules: LivenessRules) -> list[Transition]:
     if not rules.remove_offline_after:
         return []
     after = rules.remove_offline_after
     rows = await session.scalars(
         _SELECT_REMOVABLE,
-        {"labels": list(after), "seconds": list(after.values()), **_terms(rules)},
+        {"labels": list(after), "seconds": list(after.values()), **_make_parameters(rules)},
     )
     removable = list(rows)
     if removable:
@@ -169,14 +170,16 @@ async def _removable(session: AsyncSession, rules: Rules) -> list[Transition]:
     ]
 
 
-def _terms(rules: Rules) -> dict[str, float]:
+def _make_parameters(rules: LivenessRules) -> dict[str, float]:
     return {"grace": rules.grace, "flap_steady": rules.flap_steady}
 
 
-async def status_by_heartbeats(session: AsyncSession, node: UUID, rules: Rules) -> NodeStatus:
+async def read_status_by_heartbeats(
+    session: AsyncSession, node: UUID, rules: LivenessRules
+) -> NodeStatus:
     """What the heartbeats say of a node that was in maintenance."""
     said = await session.execute(
         text(f"SELECT {STATUS_BY_HEARTBEATS} FROM nodes n, registry_state s WHERE n.id = :node"),  # noqa: S608  # as above
-        {"node": node, **_terms(rules)},
+        {"node": node, **_make_parameters(rules)},
     )
     return NodeStatus(said.scalar_one())

@@ -19,11 +19,11 @@ from db.retention.partitions import Partition
 SETTLE_SECONDS = 60
 """From the end of an hour on; a heartbeat that is committed even later is counted late."""
 
-_ROWS_AT_ONCE = 200_000
-_UUIDS = 2**128
+_MAX_ROWS_AT_ONCE = 200_000
+_UUID_COUNT = 2**128
 _LOCK = "node_registry_rollup"
 
-_DUE = text("""
+_LIST_DUE_HOURS = text("""
 SELECT h.hour
 FROM generate_series(
     CAST(:begin AS timestamptz),
@@ -39,7 +39,7 @@ WHERE NOT EXISTS (SELECT FROM rolled_up_hours r WHERE r.hour = h.hour)
 ORDER BY h.hour
 """)
 
-_COUNT = text("""
+_COUNT_HEARTBEATS = text("""
 SELECT count(*) AS logged,
        (SELECT heartbeats FROM rolled_up_hours WHERE hour = :hour) AS rolled_up
 FROM heartbeat_log
@@ -47,7 +47,7 @@ WHERE timestamp >= :hour AND timestamp < CAST(:hour AS timestamptz) + interval '
 """)
 
 # Ids are given in the order of time, or nearly so.
-_ROWS_OF_HOUR = text("""
+_ESTIMATE_ROWS = text("""
 SELECT coalesce(abs(newest.id - oldest.id) + 1, 0)
 FROM (SELECT id FROM heartbeat_log
       WHERE timestamp >= :hour AND timestamp < CAST(:hour AS timestamptz) + interval '1h'
@@ -58,7 +58,7 @@ FROM (SELECT id FROM heartbeat_log
 """)
 
 
-def _number(value: str) -> str:
+def _make_number_sql(value: str) -> str:
     """Of JSON. What is no number, or one that the API does not take, is as if it was not said."""
     return f"""
     CASE jsonb_typeof({value})
@@ -68,29 +68,30 @@ def _number(value: str) -> str:
     """
 
 
-_SCALARS = tuple(measure for measure in MEASURES if not measure.startswith("gpu_"))
-_KEPT = ("min", "avg", "max")
-_COLUMNS = [f"{measure}_{what}" for measure in MEASURES for what in _KEPT]
+_SCALAR_MEASURES = tuple(measure for measure in MEASURES if not measure.startswith("gpu_"))
+_AGGREGATES = ("min", "avg", "max")
+_COLUMNS = [f"{measure}_{what}" for measure in MEASURES for what in _AGGREGATES]
 
 # OFFSET 0 keeps each value from being taken out of its document several times.
 _ROLL_UP = text(f"""
 WITH rolled_up AS (
     SELECT node_id, count(*) AS heartbeats,
-           {", ".join(f"{what}({m}) AS {m}_{what}" for m in MEASURES for what in _KEPT)}
+           {", ".join(f"{what}({m}) AS {m}_{what}" for m in MEASURES for what in _AGGREGATES)}
     FROM (
-        SELECT node_id, {", ".join(f"{_number(m)} AS {m}" for m in _SCALARS)}, gpu.*
+        SELECT node_id,
+               {", ".join(f"{_make_number_sql(m)} AS {m}" for m in _SCALAR_MEASURES)}, gpu.*
         FROM (
             SELECT node_id, metrics->'gpus' AS gpus,
-                   {", ".join(f"metrics->'{m}' AS {m}" for m in _SCALARS)}
+                   {", ".join(f"metrics->'{m}' AS {m}" for m in _SCALAR_MEASURES)}
             FROM heartbeat_log
             WHERE timestamp >= :hour AND timestamp < CAST(:hour AS timestamptz) + interval '1h'
               AND node_id BETWEEN :first_node AND :last_node
             OFFSET 0
         ) said
         CROSS JOIN LATERAL (
-            SELECT avg({_number("utilization_percent")}) AS gpu_utilization_percent,
-                   max({_number("memory_free_mb")}) AS gpu_memory_free_mb,
-                   max({_number("temperature_celsius")}) AS gpu_temperature_celsius
+            SELECT avg({_make_number_sql("utilization_percent")}) AS gpu_utilization_percent,
+                   max({_make_number_sql("memory_free_mb")}) AS gpu_memory_free_mb,
+                   max({_make_number_sql("temperature_celsius")}) AS gpu_temperature_celsius
             FROM (
                 SELECT g->'utilization_percent' AS utilization_percent,
                        g->'memory_free_mb' AS memory_free_mb,
@@ -112,62 +113,64 @@ WITH rolled_up AS (
 SELECT coalesce(sum(heartbeats), 0) FROM rolled_up
 """)  # noqa: S608  # names of ours
 
-_DONE = text("""
+_MARK_ROLLED_UP = text("""
 INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (:hour, :heartbeats)
 ON CONFLICT (hour) DO UPDATE SET heartbeats = excluded.heartbeats
 """)
 
-_FORGET = text("DELETE FROM rolled_up_hours WHERE hour >= :begin AND hour < :end")
+_UNMARK_ROLLED_UP = text("DELETE FROM rolled_up_hours WHERE hour >= :begin AND hour < :end")
 
-Share = tuple[UUID, UUID]
+NodeRange = tuple[UUID, UUID]
 """Of the nodes: from the first id to the last."""
 
 
-async def due(session: AsyncSession, begin: datetime) -> Sequence[datetime]:
+async def list_due_hours(session: AsyncSession, begin: datetime) -> Sequence[datetime]:
     """The hours since `begin` that are over, have heartbeats and were never rolled up."""
-    return (await session.scalars(_DUE, {"begin": begin, "settle": SETTLE_SECONDS})).all()
+    return (
+        await session.scalars(_LIST_DUE_HOURS, {"begin": begin, "settle": SETTLE_SECONDS})
+    ).all()
 
 
 async def is_complete(session: AsyncSession, hour: datetime) -> bool:
     """Whether every heartbeat that the log has of that hour is counted."""
-    count = (await session.execute(_COUNT, {"hour": hour})).one()
+    count = (await session.execute(_COUNT_HEARTBEATS, {"hour": hour})).one()
     return bool(count.logged == (count.rolled_up or 0))
 
 
-async def shares(session: AsyncSession, hour: datetime) -> list[Share]:
+async def split_nodes(session: AsyncSession, hour: datetime) -> list[NodeRange]:
     """What `roll_up` takes on at once.
 
     While a statement runs PostgreSQL removes no old version of a row, and the updates of `nodes`
     soon find no room beside the row that they replace: it must not take longer than a few seconds.
     """
-    rows = await session.scalar(_ROWS_OF_HOUR, {"hour": hour}) or 0
-    count = 1 + rows // _ROWS_AT_ONCE
-    borders = [_UUIDS * n // count for n in range(count + 1)]
+    rows = await session.scalar(_ESTIMATE_ROWS, {"hour": hour}) or 0
+    count = 1 + rows // _MAX_ROWS_AT_ONCE
+    borders = [_UUID_COUNT * n // count for n in range(count + 1)]
     return [(UUID(int=first), UUID(int=end - 1)) for first, end in pairwise(borders)]
 
 
-async def take_turn(session: AsyncSession) -> bool:
+async def try_lock(session: AsyncSession) -> bool:
     """For this transaction; False while another process rolls up."""
     return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtext(_LOCK)))))
 
 
-async def roll_up(session: AsyncSession, hour: datetime, share: Share) -> int:
+async def roll_up(session: AsyncSession, hour: datetime, share: NodeRange) -> int:
     """Returns how many heartbeats it read.
 
     What is known of a node is replaced only by what more heartbeats tell: the log may have been
     dropped since.
     """
-    await partitions.make_month(session, hour)
+    await partitions.make_month_partition(session, hour)
     terms = {"hour": hour, "first_node": share[0], "last_node": share[1]}
     return int(await session.scalar(_ROLL_UP, terms) or 0)
 
 
-async def finish(session: AsyncSession, hour: datetime, heartbeats: int) -> None:
+async def mark_rolled_up(session: AsyncSession, hour: datetime, heartbeats: int) -> None:
     """Says that the hour is rolled up, with so many heartbeats in all shares together."""
-    await session.execute(_DONE, {"hour": hour, "heartbeats": heartbeats})
+    await session.execute(_MARK_ROLLED_UP, {"hour": hour, "heartbeats": heartbeats})
 
 
-async def forget(session: AsyncSession, partition: Partition) -> None:
+async def unmark_rolled_up(session: AsyncSession, partition: Partition) -> None:
     """That its hours are rolled up: to be said no more once it is dropped."""
     terms = {"begin": partition.begin, "end": partition.end}
-    await session.execute(_FORGET, terms)
+    await session.execute(_UNMARK_ROLLED_UP, terms)

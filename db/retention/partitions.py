@@ -11,12 +11,12 @@ from sqlalchemy import DateTime, String, column, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 DAYS_AHEAD = 7
-TURN_SECONDS = 600
+STATEMENT_TIMEOUT_SECONDS = 600
 """For each statement of a transaction that makes or drops partitions. It first waits until others
 have done so.
 """
 
-_MAX_DAYS_BEHIND = 31
+_MAX_MISPLACED_DAYS = 31
 _LOCK = "node_registry_partitions"
 
 
@@ -29,7 +29,7 @@ class Partition:
     end: datetime
 
 
-_LIST = text(r"""
+_LIST_PARTITIONS = text(r"""
 SELECT name, CAST(bounds[1] AS timestamptz) AS begin, CAST(bounds[2] AS timestamptz) AS end
 FROM (
     SELECT CAST(CAST(c.oid AS regclass) AS text) AS name,
@@ -47,25 +47,27 @@ ORDER BY begin
 )
 
 
-async def listed(session: AsyncSession, table: str) -> list[Partition]:
+async def list_partitions(session: AsyncSession, table: str) -> list[Partition]:
     """Those of a limited time, the oldest first."""
-    rows = await session.execute(_LIST, {"table": table})
+    rows = await session.execute(_LIST_PARTITIONS, {"table": table})
     return [Partition(*row) for row in rows]
 
 
-async def old(session: AsyncSession, table: str, max_age_seconds: float) -> list[Partition]:
+async def list_old_partitions(
+    session: AsyncSession, table: str, max_age_seconds: float
+) -> list[Partition]:
     """Those that ended so long ago, the oldest first."""
     now: datetime = (await session.execute(select(func.registry_now()))).scalar_one()
     age = timedelta(seconds=max_age_seconds)
-    return [part for part in await listed(session, table) if now - part.end >= age]
+    return [part for part in await list_partitions(session, table) if now - part.end >= age]
 
 
-_DAYS_BEHIND = text(f"""
+_LIST_MISPLACED_DAYS = text(f"""
 SELECT DISTINCT CAST(timestamp AT TIME ZONE 'UTC' AS date) AS day
 FROM heartbeat_log_default
 WHERE timestamp > '-infinity'
   AND timestamp < date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
-ORDER BY day LIMIT {_MAX_DAYS_BEHIND}
+ORDER BY day LIMIT {_MAX_MISPLACED_DAYS}
 """)  # noqa: S608  # a number of ours
 
 
@@ -78,46 +80,46 @@ SELECT make_heartbeat_day(day) FROM (
 """)
 
 
-async def make_days(session: AsyncSession) -> None:
+async def make_day_partitions(session: AsyncSession) -> None:
     """Makes those of heartbeat_log for today and the days ahead, in UTC; replicas may at once.
 
     So too for past days of which a heartbeat lies in the default partition: all of a day move along
     when it is made.
     """
-    await _take_turns(session)
-    behind = (await session.scalars(_DAYS_BEHIND)).all()
+    await _lock_partitions(session)
+    behind = (await session.scalars(_LIST_MISPLACED_DAYS)).all()
     await session.execute(_MAKE_DAYS, {"behind": behind, "ahead": DAYS_AHEAD})
 
 
-async def make_month(session: AsyncSession, moment: datetime) -> None:
+async def make_month_partition(session: AsyncSession, moment: datetime) -> None:
     """Makes that of metrics_history in which the moment lies."""
-    await _take_turns(session)
+    await _lock_partitions(session)
     await session.execute(select(func.make_metrics_month(moment.astimezone(UTC).date())))
 
 
-async def misplaced(session: AsyncSession) -> int:
+async def count_misplaced_heartbeats(session: AsyncSession) -> int:
     """How many heartbeats lie in the default partition, because theirs was not there."""
     count = await session.scalar(text("SELECT count(*) FROM heartbeat_log_default"))
     return count or 0
 
 
-_DROP = text("SELECT drop_partition(CAST(CAST(:name AS text) AS regclass))")
+_DROP_PARTITION = text("SELECT drop_partition(CAST(CAST(:name AS text) AS regclass))")
 
 
-async def drop(session: AsyncSession, partition: Partition) -> bool:
+async def drop_partition(session: AsyncSession, partition: Partition) -> bool:
     """False when another process has done so.
 
     This locks the whole table, for some milliseconds. Raises Unavailable, and has dropped nothing,
     when it would have to wait for long. The files are removed when the lock has been released.
     """
-    await _take_turns(session)
+    await _lock_partitions(session)
     if await session.scalar(select(func.to_regclass(partition.name))) is None:
         return False
-    await session.execute(_DROP, {"name": partition.name})
+    await session.execute(_DROP_PARTITION, {"name": partition.name})
     return True
 
 
-async def _take_turns(session: AsyncSession) -> None:
+async def _lock_partitions(session: AsyncSession) -> None:
     """One transaction after the other, though the work of one may take its time."""
-    await session.execute(text(f"SET LOCAL statement_timeout = '{TURN_SECONDS}s'"))
+    await session.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_SECONDS}s'"))
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtext(_LOCK))))

@@ -10,7 +10,7 @@ from db.core.enums import NodeRole, NodeStatus, NodeType
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Candidate:
     """A metric is None where the last heartbeat did not carry it; memory is in MB."""
 
     id: UUID
@@ -30,7 +30,7 @@ class Offer:
     """The most that is free on one GPU."""
 
 
-def offer(
+def make_candidate(
     row_id: UUID,
     node_id: str,
     status: NodeStatus,
@@ -40,57 +40,57 @@ def offer(
     labels: Iterable[str],
     capabilities: Any,
     metrics: Mapping[str, Any] | None,
-) -> Offer:
+) -> Candidate:
     """Keeps `capabilities` as they are, and of `metrics` the numbers alone.
 
     A document that plain SQL wrote may hold anything: what is not of the documented kind is
     ignored, as if it had not been said.
     """
     measured = metrics or {}
-    gpus = [gpu for gpu in _list_in(measured, "gpus") if isinstance(gpu, Mapping)]
-    utilizations = _numbers_in(gpus, "utilization_percent")
-    return Offer(
+    gpus = [gpu for gpu in _get_list(measured, "gpus") if isinstance(gpu, Mapping)]
+    utilizations = _get_numbers(gpus, "utilization_percent")
+    return Candidate(
         row_id,
         node_id,
         status,
         role,
         node_type,
-        _shared(frozenset(labels)),
-        _shared(models_in(capabilities)),
+        _share_set(frozenset(labels)),
+        _share_set(extract_models(capabilities)),
         capabilities,
-        _number(measured.get("cpu_percent")),
-        _number(measured.get("memory_percent")),
-        _number(measured.get("memory_available_mb")),
+        _to_number(measured.get("cpu_percent")),
+        _to_number(measured.get("memory_percent")),
+        _to_number(measured.get("memory_available_mb")),
         sum(utilizations) / len(utilizations) if utilizations else None,
-        max(_numbers_in(gpus, "memory_free_mb"), default=None),
+        max(_get_numbers(gpus, "memory_free_mb"), default=None),
     )
 
 
-def models_in(capabilities: Any) -> frozenset[str]:
+def extract_models(capabilities: Any) -> frozenset[str]:
     """The names in `capabilities.models`, which lists names or objects that have a `name`."""
-    entries = _list_in(capabilities, "models")
+    entries = _get_list(capabilities, "models")
     names = (entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries)
     return frozenset(name for name in names if isinstance(name, str))
 
 
-_in_use: WeakValueDictionary[int, frozenset[str]] = WeakValueDictionary()
+_shared_sets: WeakValueDictionary[int, frozenset[str]] = WeakValueDictionary()
 
 
-def _shared(names: frozenset[str]) -> frozenset[str]:
+def _share_set(names: frozenset[str]) -> frozenset[str]:
     """One set for all offers that have the same names: most of a fleet is set up alike."""
-    known = _in_use.setdefault(hash(names), names)
+    known = _shared_sets.setdefault(hash(names), names)
     return known if known == names else names
 
 
-def _list_in(document: Any, key: str) -> list[Any]:
+def _get_list(document: Any, key: str) -> list[Any]:
     value = document.get(key) if isinstance(document, Mapping) else None
     return value if isinstance(value, list) else []
 
 
-def _numbers_in(documents: list[Mapping[str, Any]], key: str) -> list[float]:
-    numbers = (_number(document.get(key)) for document in documents)
+def _get_numbers(documents: list[Mapping[str, Any]], key: str) -> list[float]:
+    numbers = (_to_number(document.get(key)) for document in documents)
     return [number for number in numbers if number is not None]
 
 
-def _number(value: Any) -> float | None:
+def _to_number(value: Any) -> float | None:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -24,54 +24,56 @@ def contains(whole: Any, part: Any) -> bool:
     if isinstance(whole, list) and not isinstance(part, (dict, list)):
         part = [part]  # at the top alone, an array contains a bare value
     try:
-        return _fits(whole, part, [MAX_STEPS])
+        return _contains_value(whole, part, [MAX_STEPS])
     except _TooManySteps:
-        return _fits_by_index(whole, part)
+        return _contains_by_index(whole, part)
 
 
 class _TooManySteps(Exception):
     pass
 
 
-def _fits(whole: Any, part: Any, steps_left: list[int]) -> bool:
+def _contains_value(whole: Any, part: Any, steps_left: list[int]) -> bool:
     """From the top down, trying each pair of elements that may belong together."""
     if isinstance(part, str):
         return bool(whole == part)
     if isinstance(part, dict):
         if not isinstance(whole, dict) or len(whole) < len(part):
             return False
-        _spend(steps_left, 1 + len(part))
+        _spend_steps(steps_left, 1 + len(part))
         for key, wanted in part.items():  # a generator here would double the time
-            if key not in whole or not _fits(whole[key], wanted, steps_left):
+            if key not in whole or not _contains_value(whole[key], wanted, steps_left):
                 return False
         return True
     if isinstance(part, list):
-        return isinstance(whole, list) and _array_fits(whole, part, steps_left)
-    return _kind(whole) == _kind(part)
+        return isinstance(whole, list) and _contains_array(whole, part, steps_left)
+    return _make_comparison_key(whole) == _make_comparison_key(part)
 
 
-def _array_fits(whole: list[Any], part: list[Any], steps_left: list[int]) -> bool:
-    _spend(steps_left, 1 + len(part) + len(whole))
-    scalars = {_kind(wanted) for wanted in part if not isinstance(wanted, (dict, list))}
-    if scalars and not scalars.issubset(map(_kind, whole)):
+def _contains_array(whole: list[Any], part: list[Any], steps_left: list[int]) -> bool:
+    _spend_steps(steps_left, 1 + len(part) + len(whole))
+    scalars = {
+        _make_comparison_key(wanted) for wanted in part if not isinstance(wanted, (dict, list))
+    }
+    if scalars and not scalars.issubset(map(_make_comparison_key, whole)):
         return False
     for wanted in part:
         if isinstance(wanted, (dict, list)):
             for element in whole:
-                if _fits(element, wanted, steps_left):
+                if _contains_value(element, wanted, steps_left):
                     break
             else:
                 return False
     return True
 
 
-def _spend(steps_left: list[int], steps: int) -> None:
+def _spend_steps(steps_left: list[int], steps: int) -> None:
     steps_left[0] -= steps
     if steps_left[0] < 0:
         raise _TooManySteps
 
 
-def _kind(value: Any) -> Hashable:
+def _make_comparison_key(value: Any) -> Hashable:
     """Of a scalar its value, equal if jsonb's are; of an object or array only which it is.
 
     A boolean is no number, and a number is the decimal that it is written as: a double beyond 2**53
@@ -90,26 +92,30 @@ Edge = tuple[str | None, int]
 """From a container to what it holds: the key, None in an array; and the number of the shape."""
 
 
-def _fits_by_index(whole: Any, part: Any) -> bool:
+def _contains_by_index(whole: Any, part: Any) -> bool:
     """From the bottom up: for each shape within `part`, all places in `whole` that contain it."""
-    nodes = _laid_out(whole)
+    nodes = _flatten(whole)
     places: dict[Hashable, set[int]] = defaultdict(set)
     for place, (value, _, _) in enumerate(nodes):
-        places[_kind(value)].add(place)
+        places[_make_comparison_key(value)].add(place)
 
-    wanted = _laid_out(part)
+    wanted = _flatten(part)
     edges: list[set[Edge]] = [set() for _ in wanted]
     shapes: dict[Hashable, int] = {}
     above: dict[Edge, set[int]] = {}  # the containers of which such an edge leads to such a shape
     holders: set[int] = set()
     for i in reversed(range(len(wanted))):  # what is held comes behind what holds it
         value, parent, key = wanted[i]
-        shape = (_kind(value), frozenset(edges[i]))
+        shape = (_make_comparison_key(value), frozenset(edges[i]))
         edge = (key, shapes.setdefault(shape, len(shapes)))
         if edge not in above:
             # The rarest first: an intersection takes as long as the smaller set.
             rarest_first = sorted((above[held] for held in edges[i]), key=len)
-            holders = set.intersection(*rarest_first) if rarest_first else places[_kind(value)]
+            holders = (
+                set.intersection(*rarest_first)
+                if rarest_first
+                else places[_make_comparison_key(value)]
+            )
             if not holders:
                 return False
             above[edge] = {nodes[p][1] for p in holders if p != 0 and nodes[p][2] == key}
@@ -117,7 +123,7 @@ def _fits_by_index(whole: Any, part: Any) -> bool:
     return 0 in holders
 
 
-def _laid_out(document: Any) -> list[tuple[Any, int, str | None]]:
+def _flatten(document: Any) -> list[tuple[Any, int, str | None]]:
     """Each value in it, itself first, with its parent's index here and its key there."""
     laid_out: list[tuple[Any, int, str | None]] = [(document, 0, None)]
     for place, (value, _, _) in enumerate(laid_out):  # grows while it is gone through

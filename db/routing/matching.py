@@ -1,4 +1,4 @@
-"""What a router needs of a node: which offers meet it, and why the others do not. Pure."""
+"""What a router needs of a node: which candidates meet it, and why the others do not. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import orjson
 
 from db.core.enums import NodeRole, NodeStatus, NodeType
 from db.registry.node_filter import LabelSelector
-from db.routing.candidates import Offer
+from db.routing.candidates import Candidate
 from db.routing.jsonb_contains import contains
 
 _MAX_NAMES = 5
@@ -39,163 +39,175 @@ class Requirements:
 NO_REQUIREMENTS = Requirements()
 
 
-def divided(requirements: Requirements, offers: Iterable[Offer]) -> tuple[list[Offer], list[Offer]]:
-    """The candidates, which meet all, and the others; faster than to ask `unmet` about each."""
-    tests = [check.met for check in _checks(requirements)]
-    candidates: list[Offer] = []
-    others: list[Offer] = []
-    for offer in offers:
+def partition(
+    requirements: Requirements, candidates: Iterable[Candidate]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Return those that meet all, and the others; faster than to ask `unmet` about each."""
+    tests = [check.met for check in _make_checks(requirements)]
+    fit: list[Candidate] = []
+    unfit: list[Candidate] = []
+    for candidate in candidates:
         for met in tests:
-            if not met(offer):
-                others.append(offer)
+            if not met(candidate):
+                unfit.append(candidate)
                 break
         else:
-            candidates.append(offer)
-    return candidates, others
+            fit.append(candidate)
+    return fit, unfit
 
 
-def unmet(requirements: Requirements, offer: Offer) -> list[str]:
+def list_unmet_requirements(requirements: Requirements, candidate: Candidate) -> list[str]:
     """A line about each requirement that is not met, bounded in length, always in this order:
 
     status, role, type, labels, model, memory, GPU memory, CPU, capabilities.
     """
-    return [check.line(offer) for check in _checks(requirements) if not check.met(offer)]
+    return [
+        check.line(candidate) for check in _make_checks(requirements) if not check.met(candidate)
+    ]
 
 
 class _Check(NamedTuple):
     """A requirement that was given."""
 
-    met: Callable[[Offer], bool]
-    line: Callable[[Offer], str]
-    """Of an offer that does not meet it."""
+    met: Callable[[Candidate], bool]
+    line: Callable[[Candidate], str]
+    """Of an candidate that does not meet it."""
 
 
-# Small: each holds a parsed document. It serves who asks about one offer at a time.
+# Small: each holds a parsed document. It serves who asks about one candidate at a time.
 @lru_cache(maxsize=16)
-def _checks(need: Requirements) -> tuple[_Check, ...]:
-    checks = [_status(include_degraded=need.include_degraded)]
+def _make_checks(need: Requirements) -> tuple[_Check, ...]:
+    checks = [_check_status(include_degraded=need.include_degraded)]
     if need.roles is not None:
-        checks.append(_one_of("role", need.roles))
+        checks.append(_check_membership("role", need.roles))
     if need.types is not None:
-        checks.append(_one_of("type", need.types))
+        checks.append(_check_membership("type", need.types))
     if need.labels is not None:
-        checks.extend(_labels(need.labels))
+        checks.extend(_check_labels(need.labels))
     if need.model is not None:
-        checks.append(_model(need.model))
+        checks.append(_check_model(need.model))
     if need.min_memory_available_mb is not None:
         checks.append(
-            _at_least(need.min_memory_available_mb, "memory_available_mb", "of memory available")
+            _check_minimum(
+                need.min_memory_available_mb, "memory_available_mb", "of memory available"
+            )
         )
     if need.min_gpu_memory_free_mb is not None:
-        checks.append(_at_least(need.min_gpu_memory_free_mb, "gpu_memory_free_mb", "on one GPU"))
+        checks.append(
+            _check_minimum(need.min_gpu_memory_free_mb, "gpu_memory_free_mb", "on one GPU")
+        )
     if need.max_cpu_percent is not None:
-        checks.append(_cpu_at_most(need.max_cpu_percent))
+        checks.append(_check_max_cpu(need.max_cpu_percent))
     if need.capabilities is not None:
-        checks.append(_capabilities(need.capabilities))  # the last, for it takes longest
+        checks.append(_check_capabilities(need.capabilities))  # the last, for it takes longest
     return tuple(checks)
 
 
-def _status(*, include_degraded: bool) -> _Check:
+def _check_status(*, include_degraded: bool) -> _Check:
     usable = (NodeStatus.ONLINE, NodeStatus.DEGRADED) if include_degraded else (NodeStatus.ONLINE,)
     placed = {NodeStatus.MAINTENANCE: "in "}
     return _Check(
-        lambda offer: offer.status in usable,
-        lambda offer: f"is {placed.get(offer.status, '')}{offer.status.name}",
+        lambda candidate: candidate.status in usable,
+        lambda candidate: f"is {placed.get(candidate.status, '')}{candidate.status.name}",
     )
 
 
-def _one_of(attribute: str, accepted: Sequence[NodeRole] | Sequence[NodeType]) -> _Check:
+def _check_membership(attribute: str, accepted: Sequence[NodeRole] | Sequence[NodeType]) -> _Check:
     of = attrgetter(attribute)
     needed = " or ".join(dict.fromkeys(value.name for value in accepted)) or "one of none"
     return _Check(
-        lambda offer: of(offer) in accepted,
-        lambda offer: f"has {attribute} {of(offer).name}, needs {needed}",
+        lambda candidate: of(candidate) in accepted,
+        lambda candidate: f"has {attribute} {of(candidate).name}, needs {needed}",
     )
 
 
-def _labels(selector: LabelSelector) -> Iterator[_Check]:
+def _check_labels(selector: LabelSelector) -> Iterator[_Check]:
     if selector.all is not None:
         every = frozenset(selector.all)
         yield _Check(
-            lambda offer: every <= offer.labels,
-            lambda offer: f"lacks {_labels_named(every - offer.labels)}",
+            lambda candidate: every <= candidate.labels,
+            lambda candidate: f"lacks {_name_labels(every - candidate.labels)}",
         )
     if selector.any is not None:
         some = frozenset(selector.any)
-        line = f"has none of the labels {_listed(some)}" if some else "needs a label, one of none"
-        yield _Check(lambda offer: not some.isdisjoint(offer.labels), lambda _: line)
+        line = (
+            f"has none of the labels {_join_names(some)}" if some else "needs a label, one of none"
+        )
+        yield _Check(lambda candidate: not some.isdisjoint(candidate.labels), lambda _: line)
     if selector.none is not None:
         no = frozenset(selector.none)
         yield _Check(
-            lambda offer: no.isdisjoint(offer.labels),
-            lambda offer: f"has {_labels_named(no & offer.labels)}",
+            lambda candidate: no.isdisjoint(candidate.labels),
+            lambda candidate: f"has {_name_labels(no & candidate.labels)}",
         )
 
 
-def _labels_named(labels: frozenset[str]) -> str:
-    return f"label{'s' if len(labels) > 1 else ''} {_listed(labels)}"
+def _name_labels(labels: frozenset[str]) -> str:
+    return f"label{'s' if len(labels) > 1 else ''} {_join_names(labels)}"
 
 
-def _model(name: str) -> _Check:
-    line = f"does not serve model {_shown(name)}"
-    return _Check(lambda offer: name in offer.models, lambda _: line)
+def _check_model(name: str) -> _Check:
+    line = f"does not serve model {_format_text(name)}"
+    return _Check(lambda candidate: name in candidate.models, lambda _: line)
 
 
-def _at_least(needed: float, attribute: str, of_what: str) -> _Check:
-    measured: Callable[[Offer], float | None] = attrgetter(attribute)
+def _check_minimum(needed: float, attribute: str, of_what: str) -> _Check:
+    measured: Callable[[Candidate], float | None] = attrgetter(attribute)
 
-    def met(offer: Offer) -> bool:
-        value = measured(offer)
+    def met(candidate: Candidate) -> bool:
+        value = measured(candidate)
         return value is not None and value >= needed
 
-    def line(offer: Offer) -> str:
-        return f"needs {_digits(needed)} MB {of_what}, has {_measured(measured(offer), needed)}"
+    def line(candidate: Candidate) -> str:
+        shown = _format_measurement(measured(candidate), needed)
+        return f"needs {_format_number(needed)} MB {of_what}, has {shown}"
 
     return _Check(met, line)
 
 
-def _cpu_at_most(most: float) -> _Check:
+def _check_max_cpu(most: float) -> _Check:
+    def line(candidate: Candidate) -> str:
+        shown = _format_measurement(candidate.cpu_percent, most)
+        return f"needs CPU at most {_format_number(most)} %, has {shown}"
+
     return _Check(
-        lambda offer: offer.cpu_percent is not None and offer.cpu_percent <= most,
-        lambda offer: (
-            f"needs CPU at most {_digits(most)} %, has {_measured(offer.cpu_percent, most)}"
-        ),
+        lambda candidate: candidate.cpu_percent is not None and candidate.cpu_percent <= most, line
     )
 
 
-def _capabilities(text: str) -> _Check:
+def _check_capabilities(text: str) -> _Check:
     part = orjson.loads(text)
 
-    def line(offer: Offer) -> str:
+    def line(candidate: Candidate) -> str:
         missing = part
         if isinstance(part, dict):
-            whole = offer.capabilities
+            whole = candidate.capabilities
             missing = {k: v for k, v in part.items() if not contains(whole, {k: v})}
-        return f"capabilities do not contain {_shown(orjson.dumps(missing).decode())}"
+        return f"capabilities do not contain {_format_text(orjson.dumps(missing).decode())}"
 
-    return _Check(lambda offer: contains(offer.capabilities, part), line)
+    return _Check(lambda candidate: contains(candidate.capabilities, part), line)
 
 
-def _listed(names: frozenset[str]) -> str:
-    shown = ", ".join(_shown(name) for name in sorted(names)[:_MAX_NAMES])
+def _join_names(names: frozenset[str]) -> str:
+    shown = ", ".join(_format_text(name) for name in sorted(names)[:_MAX_NAMES])
     more = len(names) - _MAX_NAMES
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _shown(text: str) -> str:
+def _format_text(text: str) -> str:
     """On one line, bounded, and to be seen even where it is empty."""
     cut = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
     return cut if cut and cut.isprintable() else repr(cut)
 
 
-def _measured(value: float | None, bound: float) -> str:
+def _format_measurement(value: float | None, bound: float) -> str:
     """To one decimal, unless that would put it on the other side of the bound."""
     if value is None:
         return "none measured"
     rounded = round(value, 1)
     on_its_side = rounded != bound and (rounded > bound) == (value > bound)
-    return _digits(rounded if on_its_side else value)
+    return _format_number(rounded if on_its_side else value)
 
 
-def _digits(value: float) -> str:
+def _format_number(value: float) -> str:
     return repr(float(value) + 0.0).removesuffix(".0")  # -0.0 + 0.0 is 0.0

@@ -9,24 +9,24 @@ from sqlalchemy import BigInteger, DateTime, column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.tables import HEARTBEAT, NODE
-from db.routing.candidates import Offer, offer
+from db.routing.candidates import Candidate, make_candidate
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class NodeDelta:
     """One consistent moment. `horizon` is where the next look begins."""
 
     horizon: int
     revision: int
     observed_at: datetime
-    changed: Sequence[Offer]
+    changed: Sequence[Candidate]
     removed: Sequence[UUID]
 
 
 # A row is new to us when it was written by a transaction that had not ended when we last looked:
 # none is missed that was slow to commit, as it would be by any timestamp. Transaction ids are
 # compared by age, for they wrap around.
-_LOOK = text("""
+_READ_DELTA = text("""
 SELECT s.horizon, s.revision, s.now, n.id, n.node_id, n.status, n.node_role, n.node_type, n.labels,
        n.capabilities, n.removed_at, h.metrics
 FROM (
@@ -47,20 +47,20 @@ LEFT JOIN heartbeat_log h ON h.id = n.last_heartbeat_id AND h.timestamp = n.last
     HEARTBEAT.metrics,
 )
 
-_XIDS = 2**32
+_XID_MODULUS = 2**32
 
 
-async def look(session: AsyncSession, horizon: int | None) -> Look:
+async def read_delta(session: AsyncSession, horizon: int | None) -> NodeDelta:
     """What has changed since the look that ended at the horizon; every node without one."""
-    since = None if horizon is None else str(horizon % _XIDS)
-    rows = (await session.execute(_LOOK, {"horizon": since})).all()
+    since = None if horizon is None else str(horizon % _XID_MODULUS)
+    rows = (await session.execute(_READ_DELTA, {"horizon": since})).all()
     nodes = [row for row in rows if row.id is not None]
-    return Look(
+    return NodeDelta(
         rows[0].horizon,
         rows[0].revision,
         rows[0].now,
         changed=[
-            offer(
+            make_candidate(
                 row.id,
                 row.node_id,
                 row.status,

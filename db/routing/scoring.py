@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 
 from db.core.enums import NodeRanking, NodeStatus
-from db.routing.candidates import Offer
+from db.routing.candidates import Candidate
 
 HALF_SCORE_MB = 16 * 1024
 """The free memory that scores 0.5."""
@@ -11,10 +11,10 @@ HALF_SCORE_MB = 16 * 1024
 _FULL = 100.0
 
 
-def ranked(offers: Iterable[Offer], ranking: NodeRanking) -> list[tuple[Offer, float]]:
+def rank(candidates: Iterable[Candidate], ranking: NodeRanking) -> list[tuple[Candidate, float]]:
     """Each with its score; of equal scores ONLINE comes before DEGRADED, then node_id decides.
 
-    A score is from 0 to 1, higher is better, and of its offer alone, so that it can be compared
+    A score is from 0 to 1, higher is better, and of its candidate alone, so that it can be compared
     over time:
 
     - LEAST_LOADED: the mean of what is free, as parts of the whole, of the CPU, the memory and the
@@ -28,31 +28,35 @@ def ranked(offers: Iterable[Offer], ranking: NodeRanking) -> list[tuple[Offer, f
     that are far worse.
     """
     of = _SCORES[ranking]
-    scored = [(offer, _discounted(of(offer), offer)) for offer in offers]
+    scored = [(candidate, _discount_degraded(of(candidate), candidate)) for candidate in candidates]
     scored.sort(key=lambda pair: (-pair[1], pair[0].status == NodeStatus.DEGRADED, pair[0].node_id))
     return scored
 
 
-def _discounted(value: float, offer: Offer) -> float:
-    return value / 2 if offer.status == NodeStatus.DEGRADED else value
+def _discount_degraded(value: float, candidate: Candidate) -> float:
+    return value / 2 if candidate.status == NodeStatus.DEGRADED else value
 
 
-def _idleness(offer: Offer) -> float:
+def _score_idleness(candidate: Candidate) -> float:
     used, measured = 0.0, 0
-    for percent in (offer.cpu_percent, offer.memory_percent, offer.gpu_percent):
+    for percent in (candidate.cpu_percent, candidate.memory_percent, candidate.gpu_percent):
         if percent is not None:
             used += percent if 0 <= percent <= _FULL else min(max(percent, 0.0), _FULL)
             measured += 1
     return 1 - used / (measured * _FULL) if measured else 0.0
 
 
-def _roominess(free_mb: float | None) -> float:
+def _score_free_memory(free_mb: float | None) -> float:
     # Not as free / (free + …), which rounding would now and then make smaller for more.
     return 1 - HALF_SCORE_MB / (max(free_mb or 0.0, 0.0) + HALF_SCORE_MB)
 
 
-_SCORES: Mapping[NodeRanking, Callable[[Offer], float]] = {
-    NodeRanking.LEAST_LOADED: _idleness,
-    NodeRanking.MOST_FREE_MEMORY: lambda offer: _roominess(offer.memory_available_mb),
-    NodeRanking.MOST_FREE_GPU_MEMORY: lambda offer: _roominess(offer.gpu_memory_free_mb),
+_SCORES: Mapping[NodeRanking, Callable[[Candidate], float]] = {
+    NodeRanking.LEAST_LOADED: _score_idleness,
+    NodeRanking.MOST_FREE_MEMORY: lambda candidate: _score_free_memory(
+        candidate.memory_available_mb
+    ),
+    NodeRanking.MOST_FREE_GPU_MEMORY: lambda candidate: _score_free_memory(
+        candidate.gpu_memory_free_mb
+    ),
 }

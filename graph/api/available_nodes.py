@@ -7,7 +7,7 @@ import strawberry
 
 from db.core.enums import NodeRanking
 from db.core.pagination import require_page_size
-from db.routing.matching import Requirements, unmet
+from db.routing.matching import Requirements, list_unmet_requirements
 from graph.api.fields import field
 from graph.api.node import Node
 from graph.api.scalars import Revision
@@ -53,7 +53,10 @@ class AvailableNodes:
         count = DEFAULT_EXCLUDED if first is None else first
         require_page_size(count)
         return [
-            NodeExclusion(node_id=candidate.node_id, reasons=unmet(self.requirements, candidate))
+            NodeExclusion(
+                node_id=candidate.node_id,
+                reasons=list_unmet_requirements(self.requirements, candidate),
+            )
             for candidate in self.ranked.excluded[:count]
         ]
 

@@ -9,7 +9,7 @@ import strawberry
 from db.core.errors import BadInput, RegistryError
 from db.core.identity import Caller
 from db.registry import nodes, registration
-from db.registry.heartbeats import HeartbeatReport, Recorded
+from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
 from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeStatus
@@ -54,12 +54,12 @@ class RecordHeartbeatPayload:
     )
 
     @classmethod
-    def from_recorded(cls, recorded: Recorded) -> "RecordHeartbeatPayload":
+    def from_recorded(cls, recorded: HeartbeatAck) -> "RecordHeartbeatPayload":
         return cls(
             node_id=recorded.node_id,
             status=recorded.status,
             received_at=recorded.received_at,
-            next_heartbeat_in_seconds=recorded.next_interval,
+            next_heartbeat_in_seconds=recorded.interval_seconds,
         )
 
 
@@ -239,7 +239,7 @@ def _parse_report_or_error(
 
 
 def _show_outcome(
-    node_id: str, outcome: Recorded | RegistryError
+    node_id: str, outcome: HeartbeatAck | RegistryError
 ) -> RecordHeartbeatPayload | HeartbeatRejected:
     if isinstance(outcome, RegistryError):
         return HeartbeatRejected(node_id=node_id, code=outcome.code, message=outcome.message)

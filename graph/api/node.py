@@ -88,7 +88,7 @@ class Node:
     async def metrics(self, info: Info) -> NodeMetrics | None:
         if self.last_heartbeat_id is None:
             return None
-        document = await info.context.loader.load(history.latest_metrics, self.uuid)
+        document = await info.context.loader.load(history.find_latest_metrics, self.uuid)
         return None if document is None else NodeMetrics.from_document(document)
 
     @strawberry.field(description="Its own profiles, by name.")
@@ -102,7 +102,7 @@ class Node:
             bool | None, strawberry.argument(description="Only those that are, or are not, in use.")
         ] = None,
     ) -> list[NodeProfile]:
-        rows = await info.context.loader.load(profiles.of_nodes, self.uuid) or []
+        rows = await info.context.loader.load(profiles.list_node_profiles, self.uuid) or []
         return [
             NodeProfile.from_row(row)
             for row in rows
@@ -111,7 +111,9 @@ class Node:
 
     @strawberry.field(description="What its role's and its own enabled profiles come to, by name.")
     async def effective_profiles(self, info: Info) -> list[EffectiveProfile]:
-        merged = await info.context.loader.load(profiles.effective, self.uuid) or []
+        merged = (
+            await info.context.loader.load(profiles.compute_effective_profiles, self.uuid) or []
+        )
         return [EffectiveProfile.from_merged(profile) for profile in merged]
 
     @strawberry.field(description="Its heartbeats, newest first.")
@@ -128,7 +130,7 @@ class Node:
         ] = None,
     ) -> Connection[Heartbeat]:
         page = await info.context.loader.load(
-            history.heartbeats,
+            history.list_heartbeats,
             self.uuid,
             first=resolve_page_size(first),
             after=after,
@@ -139,7 +141,7 @@ class Node:
             page,
             after,
             lambda row: Heartbeat.from_row(row, self.node_id),
-            lambda row: history.HEARTBEATS.encode_cursor(row.timestamp, row.id),
+            lambda row: history.HEARTBEAT_ORDER.encode_cursor(row.timestamp, row.id),
         )
 
     @strawberry.field(
@@ -159,7 +161,7 @@ class Node:
         ] = None,
     ) -> Connection[MetricsHour]:
         page = await info.context.loader.load(
-            history.metrics_by_hour,
+            history.list_hourly_metrics,
             self.uuid,
             first=resolve_page_size(first),
             after=after,
@@ -167,7 +169,10 @@ class Node:
             until=until,
         )
         return Connection.from_page(
-            page, after, MetricsHour.from_row, lambda row: history.METRICS.encode_cursor(row.hour)
+            page,
+            after,
+            MetricsHour.from_row,
+            lambda row: history.METRICS_ORDER.encode_cursor(row.hour),
         )
 
     @strawberry.field(description="Its entries in the change log, newest first.")
@@ -195,7 +200,7 @@ class Node:
         ] = None,
     ) -> float:
         fraction = await info.context.loader.load(
-            history.availability, self.uuid, since=since, until=until
+            history.compute_availability, self.uuid, since=since, until=until
         )
         return fraction or 0.0
 
@@ -211,4 +216,4 @@ class NodeConnection(Connection[Node]):
     @strawberry.field(description="How many nodes the filter means, on all pages.")
     async def total_count(self, info: Info) -> int:
         async with info.context.services.database.read() as session:
-            return await nodes.count(session, self.filter)
+            return await nodes.count_nodes(session, self.filter)

@@ -130,7 +130,7 @@ class ProfileMutations:
         )
         expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
-            profile = await profile_changes.set_of_node(
+            profile = await profile_changes.set_node_profile(
                 session, node_id, content, expected_version=expected_version, by=info.context.caller
             )
         return SetNodeProfilePayload(profile=NodeProfile.from_row(profile))
@@ -151,7 +151,7 @@ class ProfileMutations:
         name = validation.check_search_value("input.name", input.name)
         expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
-            await profile_changes.delete_of_node(
+            await profile_changes.delete_node_profile(
                 session, node_id, name, expected_version=expected_version, by=info.context.caller
             )
         return DeleteNodeProfilePayload(name=name)
@@ -174,7 +174,7 @@ class ProfileMutations:
         )
         expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
-            profile = await profile_changes.set_of_role(
+            profile = await profile_changes.set_role_profile(
                 session,
                 input.role,
                 input.type,
@@ -199,7 +199,7 @@ class ProfileMutations:
         name = validation.check_search_value("input.name", input.name)
         expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
-            await profile_changes.delete_of_role(
+            await profile_changes.delete_role_profile(
                 session,
                 input.role,
                 input.type,

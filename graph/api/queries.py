@@ -61,7 +61,7 @@ class Registry:
     @strawberry.field(description="How many nodes there are, by status.")
     async def node_counts(self, info: Info) -> NodeCounts:
         async with info.context.services.database.read() as session:
-            counts = await nodes.count_by_status(session)
+            counts = await nodes.count_nodes_by_status(session)
         return NodeCounts(
             total=sum(counts.values()),
             online=counts[NodeStatus.ONLINE],
@@ -76,7 +76,7 @@ class Query(TokenQueries):
     @strawberry.field(**declare(EVERYBODY, "The registry itself."))
     async def registry(self, info: Info) -> Registry:
         async with info.context.services.database.read() as session:
-            state = await status_changes.state(session)
+            state = await status_changes.read_state(session)
         return Registry(
             version=VERSION,
             environment=info.context.services.settings.env,
@@ -98,7 +98,7 @@ class Query(TokenQueries):
         checked_id = validation.check_search_value("nodeId", node_id)
         require_own(info.context.caller, checked_id)
         async with info.context.services.database.read() as session:
-            row = await nodes.find(session, checked_id)
+            row = await nodes.find_node(session, checked_id)
         return None if row is None else Node.from_row(row)
 
     @strawberry.field(**declare(READERS, "The nodes that fit, page by page."))
@@ -116,11 +116,11 @@ class Query(TokenQueries):
         node_filter = EVERY_NODE if filter is None else filter.to_filter()
         order = NodeOrder.NODE_ID if order_by is None else order_by.field
         descending = order_by is not None and order_by.direction is OrderDirection.DESC
-        keyset = order.keyset(descending=descending)
+        keyset = order.to_keyset(descending=descending)
         async with info.context.services.database.read() as session:
             # Before the page: what changes in between is told twice rather than never.
-            revision = await status_changes.current_revision(session)
-            page = await nodes.listed(
+            revision = await status_changes.read_revision(session)
+            page = await nodes.list_nodes(
                 session,
                 node_filter,
                 keyset,
@@ -131,7 +131,7 @@ class Query(TokenQueries):
             page,
             after,
             Node.from_row,
-            lambda row: keyset.encode_cursor(*order.key(row)),
+            lambda row: keyset.encode_cursor(*order.get_key(row)),
             filter=node_filter,
             revision=Revision(revision),
         )
@@ -173,7 +173,7 @@ class Query(TokenQueries):
         ] = None,
     ) -> list[RoleProfile]:
         async with info.context.services.database.read() as session:
-            rows = await profiles.of_roles(session, role, type)
+            rows = await profiles.list_role_profiles(session, role, type)
         return [RoleProfile.from_row(row) for row in rows]
 
     @strawberry.field(

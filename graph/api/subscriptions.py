@@ -91,7 +91,7 @@ class Subscription:
         checked_id = validation.check_search_value("nodeId", node_id)
         require_own(context.caller, checked_id)
         async with context.services.database.read() as session:
-            node = await nodes.find(session, checked_id)
+            node = await nodes.find_node(session, checked_id)
         if node is None:
             raise NodeNotFound(node_id)
         return EventBatches(

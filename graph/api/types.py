@@ -156,5 +156,5 @@ def show_status_changes(
         page,
         after,
         StatusChange.from_change,
-        lambda change: history.STATUS_CHANGES.encode_cursor(change.revision),
+        lambda change: history.STATUS_CHANGE_ORDER.encode_cursor(change.revision),
     )

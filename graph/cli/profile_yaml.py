@@ -78,11 +78,11 @@ async def import_profiles(
     deleted = [key for key in stored if prune and key not in imported]
     for role, node_type, name in written:
         content = imported[role, node_type, name]
-        await profile_changes.set_of_role(
+        await profile_changes.set_role_profile(
             session, role, node_type, content, expected_version=None, by=by
         )
     for role, node_type, name in deleted:
-        await profile_changes.delete_of_role(
+        await profile_changes.delete_role_profile(
             session, role, node_type, name, expected_version=None, by=by
         )
     before, after = _format_document(stored), _format_document(kept | imported)
@@ -97,7 +97,7 @@ async def _load_stored(session: AsyncSession) -> dict[ProfileKey, ProfileContent
         (profile.node_role, profile.node_type, profile.profile_name): ProfileContent(
             profile.profile_name, profile.profile_type, profile.config, profile.enabled
         )
-        for profile in await profiles.of_roles(session)
+        for profile in await profiles.list_role_profiles(session)
     }
 
 

@@ -17,7 +17,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from db.core.enums import Role
-from db.registry.liveness_rules import Rules
+from db.registry.liveness_rules import LivenessRules
 
 ENV_PREFIX = "NODE_REGISTRY_"
 RESERVED_CONNECTIONS = 2
@@ -156,12 +156,12 @@ class Settings(BaseSettings):
     def has_graphiql(self) -> bool:
         return self.env == "development" if self.graphiql is None else self.graphiql
 
-    def to_liveness_rules(self) -> Rules:
-        return Rules(
+    def to_liveness_rules(self) -> LivenessRules:
+        return LivenessRules(
             min_interval=self.heartbeat_min_interval_seconds,
             grace=self.heartbeat_grace_seconds,
             target_rate=self.heartbeat_target_rate,
-            patience=max(3 * self.sweep_interval_seconds, self.heartbeat_grace_seconds, 1),
+            process_timeout=max(3 * self.sweep_interval_seconds, self.heartbeat_grace_seconds, 1),
             protect_fraction=self.protect_fraction,
             protect_min_nodes=self.protect_min_nodes,
             protect_max=self.protect_max_seconds,

@@ -8,8 +8,8 @@ from uuid import UUID
 from db.core import tables
 from db.core.database import Database
 from db.registry import nodes
-from db.routing.candidates import Offer
-from db.routing.matching import Requirements, divided, unmet
+from db.routing.candidates import Candidate
+from db.routing.matching import Requirements, list_unmet_requirements, partition
 from graph.core.broadcast import Broadcast
 from graph.core.single_flight import SingleFlight
 from graph.live.stream_events import (
@@ -30,12 +30,12 @@ class CandidateWatch:
         self,
         database: Database,
         requirements: Requirements,
-        offers: Iterable[Offer],
+        offers: Iterable[Candidate],
         revision: int,
     ) -> None:
         self._database = database
         self._requirements = requirements
-        self._available = {offer.id for offer in divided(requirements, offers)[0]}
+        self._available = {offer.id for offer in partition(requirements, offers)[0]}
         self._revision = revision
         self._steps: dict[int, Sequence[CandidateEvent]] = {}
         self._snapshots: SingleFlight[int, CandidatesSnapshot] = SingleFlight(1)
@@ -43,21 +43,21 @@ class CandidateWatch:
         self.step = 0
         self.followers = 0
 
-    def entering(self, changed: Iterable[Offer]) -> list[Offer]:
-        fit, _ = divided(self._requirements, changed)
+    def entering(self, changed: Iterable[Candidate]) -> list[Candidate]:
+        fit, _ = partition(self._requirements, changed)
         return [offer for offer in fit if offer.id not in self._available]
 
     def see(
         self,
         revision: int,
-        changed: Sequence[Offer],
-        removed: Iterable[Offer],
+        changed: Sequence[Candidate],
+        removed: Iterable[Candidate],
         rows: Mapping[UUID, tables.Node],
     ) -> None:
         """`rows` has the nodes of `entering`, but for those that are gone again."""
         self._revision = revision
-        fit, unfit = divided(self._requirements, changed)
-        leaving = [(offer, unmet(self._requirements, offer)) for offer in unfit]
+        fit, unfit = partition(self._requirements, changed)
+        leaving = [(offer, list_unmet_requirements(self._requirements, offer)) for offer in unfit]
         leaving += [(offer, ["is not registered any more"]) for offer in removed]
         events: list[CandidateEvent] = []
         # First, for a node that was removed may be here again under the same id.
@@ -90,7 +90,7 @@ class CandidateWatch:
 
     async def _load(self, revision: int) -> CandidatesSnapshot:
         async with self._database.read() as session:
-            rows = await nodes.by_uuid(session, list(self._available))
+            rows = await nodes.find_nodes_by_uuid(session, list(self._available))
         return CandidatesSnapshot(revision, sorted(rows.values(), key=lambda row: row.node_id))
 
 

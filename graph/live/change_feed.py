@@ -18,7 +18,7 @@ import structlog
 from db.core.database import Database
 from db.core.errors import Unavailable
 from db.registry import status_changes
-from db.registry.change_listener import NOTHING_ELSE, Hear, listening
+from db.registry.change_listener import NO_HANDLERS, NotificationHandler, open_listener
 from db.registry.node_filter import EVERY_NODE, NodeFilter
 from db.registry.status_changes import LoggedChange
 from graph.core.broadcast import Broadcast
@@ -71,7 +71,7 @@ class Batch:
         # Thousands of batches are kept, many of a single change: not the answers too.
         asyncio.get_running_loop().call_later(SHARED_SECONDS, self._judged.forget, node_filter)
         async with self.database.read() as session:
-            return await status_changes.judged(session, self.revisions, node_filter)
+            return await status_changes.match_changes(session, self.revisions, node_filter)
 
 
 async def read_batch(
@@ -83,7 +83,9 @@ async def read_batch(
     upto: int | None = None,
 ) -> Batch | None:
     """The next changes behind a revision; None when there are none."""
-    logged, standing = await status_changes.after(connection, after, upto=upto, limit=limit)
+    logged, standing = await status_changes.list_changes_after(
+        connection, after, upto=upto, limit=limit
+    )
     if not logged:
         return None
     return Batch(
@@ -107,7 +109,7 @@ class ChangeFeed:
         *,
         check_seconds: float,
         max_lag: int,
-        others: Mapping[str, Hear] = NOTHING_ELSE,
+        others: Mapping[str, NotificationHandler] = NO_HANDLERS,
     ) -> None:
         """`others` hear what is told on other channels: a process has one connection to listen."""
         self._database = database
@@ -127,7 +129,7 @@ class ChangeFeed:
 
     async def start(self) -> None:
         async with self._database.read() as session:
-            newest = await status_changes.current_revision(session)
+            newest = await status_changes.read_revision(session)
         await self._go_to(newest)
 
     async def run(self) -> None:
@@ -135,17 +137,17 @@ class ChangeFeed:
         failures = 0
         while True:
             try:
-                async with listening(self._database, self._others) as listener:
-                    self._reading = listener.reading
-                    newest = await listener.revision()
+                async with open_listener(self._database, self._others) as listener:
+                    self._reading = listener.open_connection
+                    newest = await listener.read_revision()
                     if not await self._is_same_log():
                         await self._set_back(newest)
-                    await self.read_up_to(newest, listener.revision)
+                    await self.read_up_to(newest, listener.read_revision)
                     log.info("feed.listening", revision=self.revision)
                     failures, self.is_connected = 0, True
                     while True:
-                        newest = await listener.wait(self._check_seconds)
-                        await self.read_up_to(newest, listener.revision)
+                        newest = await listener.wait_for_change(self._check_seconds)
+                        await self.read_up_to(newest, listener.read_revision)
             except Unavailable as error:
                 delay = random.uniform(0, min(_MAX_BACKOFF_SECONDS, 0.1 * 2**failures))  # noqa: S311  # no secret
                 failures = min(failures + 1, 10)
@@ -277,5 +279,7 @@ class ChangeFeed:
 
     async def _logged(self, revision: int) -> LoggedChange | None:
         async with self._database.open_connection() as connection:
-            logged, _ = await status_changes.after(connection, revision - 1, upto=revision)
+            logged, _ = await status_changes.list_changes_after(
+                connection, revision - 1, upto=revision
+            )
         return logged[0] if logged else None

@@ -29,7 +29,7 @@ async def follow_changes(
     if after is not None and feed.has_kept(after):
         return _follow(feed, node_filter, after, set_backs, bookmark_seconds)
     async with database.read() as session:
-        held = await status_changes.held_revisions(session)
+        held = await status_changes.read_revision_range(session)
     newest = held.stop - 1
     if after is None:
         after = newest

@@ -80,7 +80,7 @@ class HeartbeatTail:
             known = behind.get(subscriber.node, subscriber.last_id)
             behind[subscriber.node] = min(known, subscriber.last_id)
         async with self._database.read() as session:
-            arrived = await history.heartbeats_behind(session, behind)
+            arrived = await history.list_heartbeats_after(session, behind)
         for subscriber in self._subscribers:
             for heartbeat in arrived.get(subscriber.node, ()):
                 if heartbeat.id > subscriber.last_id:

@@ -12,8 +12,8 @@ import structlog
 from db.core.database import Database
 from db.core.errors import RegistryError, Unavailable
 from db.registry import heartbeats
-from db.registry.heartbeats import HeartbeatReport, Recorded
-from db.registry.liveness_rules import Rules
+from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
+from db.registry.liveness_rules import LivenessRules
 from graph.core.errors import INTERNAL
 from graph.live.sweeper import Sweeper
 from graph.telemetry.metrics import Metrics
@@ -29,7 +29,7 @@ MAX_LINKS = 128
 
 _RETRY_AFTER_SECONDS = 2.0
 
-Outcome = Recorded | RegistryError
+Outcome = HeartbeatAck | RegistryError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +83,7 @@ class HeartbeatWriter:
             for waiting in self._queue:
                 _tell(waiting, Unavailable(_RETRY_AFTER_SECONDS))
 
-    def _rules(self) -> Rules:
+    def _rules(self) -> LivenessRules:
         """The longer a heartbeat waits for its commit, the longer the next may take to come."""
         wait_seconds = self._write_seconds * (1 + self.waiting / MAX_BATCH)
         return replace(self._pacemaker.rules, stretch=min(MAX_STRETCH, 1 + wait_seconds))
@@ -102,7 +102,7 @@ class HeartbeatWriter:
         reports = [report for waiting in batch for report in waiting.reports]
         started = time.perf_counter()
         try:
-            written = await heartbeats.write(self._database, reports, self._rules())
+            written = await heartbeats.record_batch(self._database, reports, self._rules())
         except asyncio.CancelledError:
             self._queue.extendleft(reversed(batch))  # whether it is committed nobody knows
             raise

@@ -14,7 +14,7 @@ from db.core.database import Database
 from db.core.errors import Unavailable
 from db.registry import status_changes
 from db.retention import metrics_rollup, partitions
-from db.retention.partitions import TURN_SECONDS, Partition
+from db.retention.partitions import STATEMENT_TIMEOUT_SECONDS, Partition
 from graph.core.settings import Settings
 from graph.telemetry.metrics import Metrics
 
@@ -87,11 +87,11 @@ class Housekeeping:
 
     async def make_days(self) -> None:
         """The days of the heartbeat log long before they begin; and looks for what has none."""
-        async with self._database.write(statement_seconds=TURN_SECONDS) as session:
-            await partitions.make_days(session)
+        async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
+            await partitions.make_day_partitions(session)
         async with self._database.read() as session:
-            self._misplaced = await partitions.misplaced(session)
-            days = await partitions.listed(session, "heartbeat_log")
+            self._misplaced = await partitions.count_misplaced_heartbeats(session)
+            days = await partitions.list_partitions(session, "heartbeat_log")
         self._days_end = days[-1].end.timestamp()
         if self._misplaced:
             log.warning("heartbeat_log.misplaced", heartbeats=self._misplaced)
@@ -100,7 +100,7 @@ class Housekeeping:
         """Drops what lies beyond the configured count and age."""
         dropped = await self._in_batches(
             partial(
-                status_changes.trim,
+                status_changes.trim_log,
                 keep_rows=self._settings.change_log_max_rows,
                 keep_seconds=self._settings.change_log_max_age_seconds,
                 batch=_TRIM_BATCH,
@@ -129,8 +129,8 @@ class Housekeeping:
     async def roll_up(self) -> None:
         """The hours that are over, the oldest first."""
         async with self._database.read() as session:
-            days = await partitions.listed(session, "heartbeat_log")
-            hours = await metrics_rollup.due(session, days[0].begin) if days else []
+            days = await partitions.list_partitions(session, "heartbeat_log")
+            hours = await metrics_rollup.list_due_hours(session, days[0].begin) if days else []
         self._hours_due = len(hours)
         for hour in hours:
             if not await self._roll_up(hour):
@@ -145,9 +145,9 @@ class Housekeeping:
                     complete = await metrics_rollup.is_complete(session, hour)
                 if not complete and not await self._roll_up(hour):
                     return
-            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
-                await metrics_rollup.forget(session, day)
-                dropped = await partitions.drop(session, day)
+            async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
+                await metrics_rollup.unmark_rolled_up(session, day)
+                dropped = await partitions.drop_partition(session, day)
             if dropped:
                 log.info("heartbeat_log.dropped", day=day.begin.date().isoformat())
 
@@ -155,8 +155,8 @@ class Housekeeping:
         """Those of the metrics history that are older than configured."""
         max_age_seconds = self._settings.metrics_history_max_age_seconds
         for month in await self._old("metrics_history", max_age_seconds):
-            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
-                dropped = await partitions.drop(session, month)
+            async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
+                dropped = await partitions.drop_partition(session, month)
             if dropped:
                 log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
 
@@ -172,21 +172,21 @@ class Housekeeping:
 
     async def _old(self, table: str, max_age_seconds: float) -> list[Partition]:
         async with self._database.read() as session:
-            return await partitions.old(
+            return await partitions.list_old_partitions(
                 session, table, max(max_age_seconds, metrics_rollup.SETTLE_SECONDS)
             )
 
     async def _roll_up(self, hour: datetime) -> bool:
         """False, and it is not done, while another process rolls up."""
         async with self._database.read() as session:
-            shares = await metrics_rollup.shares(session, hour)
+            shares = await metrics_rollup.split_nodes(session, hour)
         heartbeats = 0
         for share in shares:
-            async with self._database.write(statement_seconds=TURN_SECONDS) as session:
-                if not await metrics_rollup.take_turn(session):
+            async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
+                if not await metrics_rollup.try_lock(session):
                     return False
                 heartbeats += await metrics_rollup.roll_up(session, hour, share)
         async with self._database.write() as session:
-            await metrics_rollup.finish(session, hour, heartbeats)
+            await metrics_rollup.mark_rolled_up(session, hour, heartbeats)
         log.info("metrics.rolled_up", hour=hour.isoformat(), heartbeats=heartbeats)
         return True

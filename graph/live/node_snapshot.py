@@ -20,9 +20,9 @@ from db.core.enums import NodeRanking
 from db.core.errors import Unavailable
 from db.registry import nodes
 from db.routing import node_delta
-from db.routing.candidates import Offer
-from db.routing.matching import Requirements, divided
-from db.routing.scoring import ranked
+from db.routing.candidates import Candidate
+from db.routing.matching import Requirements, partition
+from db.routing.scoring import rank
 from graph.core.single_flight import SingleFlight
 from graph.live.candidate_watch import CandidateWatch
 from graph.live.change_feed import ChangeFeed
@@ -43,7 +43,7 @@ class Ranking:
     """The best candidates for a question with their scores, and the excluded, by node id."""
 
     candidates: list[tuple[tables.Node, float]]
-    excluded: list[Offer]
+    excluded: list[Candidate]
 
 
 class NodeSnapshot:
@@ -52,7 +52,7 @@ class NodeSnapshot:
     def __init__(self, database: Database, feed: ChangeFeed) -> None:
         self._database = database
         self._feed = feed
-        self._offers: dict[UUID, Offer] = {}
+        self._offers: dict[UUID, Candidate] = {}
         self._answers: SingleFlight[tuple[Requirements, NodeRanking, int], Ranking] = SingleFlight(
             _MAX_ANSWERS
         )
@@ -86,11 +86,11 @@ class NodeSnapshot:
     async def _answer(
         self, requirements: Requirements, ranking: NodeRanking, limit: int
     ) -> Ranking:
-        fit, unfit = divided(requirements, self._offers.values())
-        best = ranked(fit, ranking)[:limit]
+        fit, unfit = partition(requirements, self._offers.values())
+        best = rank(fit, ranking)[:limit]
         excluded = sorted(unfit, key=lambda offer: offer.node_id)
         async with self._database.read() as session:
-            rows = await nodes.by_uuid(session, [offer.id for offer, _ in best])
+            rows = await nodes.find_nodes_by_uuid(session, [offer.id for offer, _ in best])
         candidates = [
             (row, score)
             for offer, score in best
@@ -149,13 +149,13 @@ class NodeSnapshot:
     async def _look(self) -> None:
         began = _now()
         async with self._database.read() as session:
-            seen = await node_delta.look(session, self._horizon)
+            seen = await node_delta.read_delta(session, self._horizon)
             entering = {
                 offer.id
                 for watch in self._watches.values()
                 for offer in watch.entering(seen.changed)
             }
-            rows = await nodes.by_uuid(session, list(entering)) if entering else {}
+            rows = await nodes.find_nodes_by_uuid(session, list(entering)) if entering else {}
         self._offers.update((offer.id, offer) for offer in seen.changed)
         removed = [self._offers.pop(node) for node in seen.removed if node in self._offers]
         if seen.changed or removed:

@@ -12,8 +12,8 @@ from db.core.database import Database
 from db.core.enums import RegistryMode
 from db.core.errors import Unavailable
 from db.registry import process_heartbeats, sweep
-from db.registry.liveness_rules import JITTER, Rules
-from db.registry.sweep import Swept
+from db.registry.liveness_rules import JITTER, LivenessRules
+from db.registry.sweep import SweepResult
 from graph.core.settings import Settings
 from graph.live.heartbeat_pace import HeartbeatPace
 from graph.telemetry.metrics import Metrics
@@ -32,19 +32,19 @@ class Sweeper:
         self._interval_seconds = settings.sweep_interval_seconds
         self._process = uuid4()
         self._spread_until = 0.0
-        self.rules: Rules = settings.to_liveness_rules()
+        self.rules: LivenessRules = settings.to_liveness_rules()
         self.pace = HeartbeatPace(self.rules.interval)
         self.mode = RegistryMode.NORMAL
         self.swept_at = 0.0  # by the system's clock, as Prometheus compares it
 
-    async def sweep(self) -> Swept:
+    async def sweep(self) -> SweepResult:
         """One round, repeated until nothing is due."""
         started = time.perf_counter()
         while True:
             async with self._database.write() as session:
                 swept = await sweep.sweep(session, self._process, self.rules)
             self._learn(swept)
-            if not swept.more:
+            if not swept.has_more:
                 self._metrics.sweep_seconds.observe(time.perf_counter() - started)
                 self.swept_at = time.time()
                 return swept
@@ -62,22 +62,22 @@ class Sweeper:
         finally:
             with suppress(Unavailable):
                 async with self._database.write() as session:
-                    await process_heartbeats.leave(session, self._process)
+                    await process_heartbeats.remove_process(session, self._process)
 
-    def _learn(self, swept: Swept) -> None:
+    def _learn(self, swept: SweepResult) -> None:
         self.mode = swept.mode
-        if swept.deaf_since is not None and swept.live:
+        if swept.outage_since is not None and swept.live_nodes:
             # Those who could not be heard come back together: they are told to spread.
             self._spread_until = time.monotonic() + 2 * self.rules.interval
-            log.warning("registry.was_deaf", since=swept.deaf_since.isoformat())
+            log.warning("registry.was_deaf", since=swept.outage_since.isoformat())
         if swept.mode_changed:
             log.warning("registry.mode", mode=swept.mode, reason=swept.mode_reason)
-        if swept.changed or swept.removed:
-            log.info("sweep.changed", nodes=swept.changed, removed=swept.removed)
+        if swept.changed_nodes or swept.removed_nodes:
+            log.info("sweep.changed", nodes=swept.changed_nodes, removed=swept.removed_nodes)
         self.rules = replace(
             self.rules,
-            live_nodes=swept.live,
-            jitter=self._jitter(swept.live),
+            live_nodes=swept.live_nodes,
+            jitter=self._jitter(swept.live_nodes),
         )
         self.pace.update(self.rules.interval)
 

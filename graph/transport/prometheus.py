@@ -59,8 +59,8 @@ class Scrape:
 
     async def _ask(self, database: Database) -> None:
         async with database.read() as session:
-            counts = await nodes.count_by_status(session)
-            revision, seconds = await status_changes.lag(
+            counts = await nodes.count_nodes_by_status(session)
+            revision, seconds = await status_changes.measure_lag(
                 session, self._services.change_feed.revision
             )
         self._size.set(await database.measure_size_bytes())

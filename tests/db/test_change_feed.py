@@ -17,7 +17,7 @@ from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
 from db.core.errors import Unavailable
 from db.registry import nodes, status_changes
-from db.registry.change_listener import listening
+from db.registry.change_listener import open_listener
 from db.registry.node_filter import EVERY_NODE, NodeFilter
 from db.registry.status_changes import CHANNEL, Transition
 from graph.live import change_feed as feed_module
@@ -38,18 +38,18 @@ Events = AsyncGenerator[Sequence[StatusEvent], None]
 async def append(database: Database, *node_ids: str) -> None:
     """A change of each, in one commit."""
     async with database.write() as session:
-        ids = {node_id: await nodes.find(session, node_id) for node_id in set(node_ids)}
+        ids = {node_id: await nodes.find_node(session, node_id) for node_id in set(node_ids)}
         transitions = [
             Transition(node.id, NodeStatus.OFFLINE, NodeStatus.OFFLINE, StatusReason.SEEDED)
             for node in map(ids.get, node_ids)
             if node is not None
         ]
-        await status_changes.apply(session, transitions)
+        await status_changes.apply_transitions(session, transitions)
 
 
 async def trim(database: Database, keep: int) -> None:
     async with database.write() as session:
-        await status_changes.trim(session, keep_rows=keep, keep_seconds=1e9, batch=1000)
+        await status_changes.trim_log(session, keep_rows=keep, keep_seconds=1e9, batch=1000)
 
 
 async def restore(database: Database, revision: int) -> None:
@@ -62,7 +62,7 @@ async def restore(database: Database, revision: int) -> None:
 
 async def newest(database: Database) -> int:
     async with database.read() as session:
-        return await status_changes.current_revision(session)
+        return await status_changes.read_revision(session)
 
 
 async def read_on(feed: ChangeFeed, database: Database, told: int | None = None) -> None:
@@ -372,7 +372,7 @@ async def test_a_filter_that_could_not_be_asked_is_asked_again(
     await append(database, IN, OUT)
     await read_on(feed, database)
     with monkeypatch.context() as outage:
-        outage.setattr(status_changes, "judged", away)
+        outage.setattr(status_changes, "match_changes", away)
         for _ in range(2):
             with pytest.raises(Unavailable):
                 await next_events(await following(feed, database, 2, ONLY_IN))
@@ -388,7 +388,7 @@ async def test_a_part_of_the_log_that_could_not_be_read_is_read_again(
 
     feed = await a_feed(database)
     with monkeypatch.context() as outage:
-        outage.setattr(status_changes, "after", away)
+        outage.setattr(status_changes, "list_changes_after", away)
         with pytest.raises(Unavailable):
             await next_events(await following(feed, database, 0))
     assert await next_revisions(await following(feed, database, 0), 2) == [1, 2]
@@ -430,7 +430,7 @@ async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
     async with running(feed):
         assert await next_events(events) == [feed.make_bookmark(2)]
         with monkeypatch.context() as outage:
-            outage.setattr(feed_module, "listening", away)
+            outage.setattr(feed_module, "open_listener", away)
             await cut_listeners(database)
             await wait_until(lambda: not feed.is_connected)
             waiting = asyncio.create_task(next_events(events))
@@ -621,5 +621,5 @@ async def test_a_server_that_does_not_answer_when_it_is_told_to_listen_is_left(
     monkeypatch.setattr(asyncpg.Connection, "add_listener", hang)
     async with asyncio.timeout(SECONDS):
         with pytest.raises(Unavailable):
-            async with listening(database):
+            async with open_listener(database):
                 pass

@@ -19,7 +19,7 @@ from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
 from db.core.errors import NodeIdTaken, NodeNotFound, Unavailable
 from db.registry import heartbeats, nodes, registration, status_changes, sweep
-from db.registry.change_listener import listening
+from db.registry.change_listener import open_listener
 from db.registry.node_filter import NodeFilter
 from db.registry.status_changes import CHANNEL, LoggedChange
 from tests.support.fleet import (
@@ -79,7 +79,7 @@ async def act(
                 report(other, sequence, boot_id, degraded=action == "degrade")
                 for other in (node_id, *FLEET)
             ]
-            await heartbeats.record(session, batch, RULES)
+            await heartbeats.record_in_transaction(session, batch, RULES)
         case "silence":
             await session.execute(
                 text(
@@ -111,7 +111,7 @@ async def follow(database: Database, seen: list[int]) -> None:
     """Reads what is new, over and over, as a subscriber would."""
     while True:
         async with database.open_connection() as connection:
-            logged, _ = await status_changes.after(connection, len(seen))
+            logged, _ = await status_changes.list_changes_after(connection, len(seen))
             seen += [change.revision for change in logged]
         await asyncio.sleep(0)
 
@@ -234,17 +234,17 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
 
     async def revisions(after: int, **bounds: int) -> list[int]:
         async with database.open_connection() as connection:
-            logged, _ = await status_changes.after(connection, after, **bounds)
+            logged, _ = await status_changes.list_changes_after(connection, after, **bounds)
         return [change.revision for change in logged]
 
     assert await revisions(0, limit=2) == [1, 2]
     assert await revisions(1, upto=3) == [2, 3]
     assert await revisions(5) == []
     async with database.read() as session:
-        assert await status_changes.current_revision(session) == 5
-        assert (await status_changes.state(session)).revision == 5
+        assert await status_changes.read_revision(session) == 5
+        assert (await status_changes.read_state(session)).revision == 5
     async with database.open_connection() as connection:
-        [last], standing = await status_changes.after(connection, 4)
+        [last], standing = await status_changes.list_changes_after(connection, 4)
     node = await stand(database, last.node_id)
     assert [row.id for row in standing.values()] == [last.node] == [node.id]
     assert all(
@@ -261,7 +261,7 @@ async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
     async with database.write() as session:
         await nodes.deregister(session, "gone", note=None, by=OPERATOR)
     async with database.open_connection() as connection:
-        logged, standing = await status_changes.after(connection, 2)
+        logged, standing = await status_changes.list_changes_after(connection, 2)
     assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
     assert [node.node_id for node in standing.values()] == ["stays"]
     assert standing[logged[0].node].status is NodeStatus.DEGRADED
@@ -275,7 +275,7 @@ async def test_a_trimmed_log_tells_what_it_still_holds(database: Database) -> No
                 text("DELETE FROM status_changes WHERE revision <= :n"), {"n": trimmed}
             )
         async with database.read() as session:
-            assert await status_changes.held_revisions(session) == held
+            assert await status_changes.read_revision_range(session) == held
 
 
 async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_led_to(
@@ -289,7 +289,7 @@ async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_l
     async def matching(revisions: range, **parts: object) -> set[int]:
         node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words
         async with database.read() as session:
-            judged = await status_changes.judged(session, revisions, node_filter)
+            judged = await status_changes.match_changes(session, revisions, node_filter)
         return {revision for revision, meant in judged.items() if meant}
 
     assert await matching(range(1, 6), node_ids=("node-3",)) == {3, 4, 5}
@@ -299,29 +299,29 @@ async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_l
 
 
 async def test_a_listener_wakes_when_a_change_is_committed(database: Database) -> None:
-    async with listening(database) as listener:
-        assert await listener.revision() == 2
-        waiting = asyncio.create_task(listener.wait(60))
+    async with open_listener(database) as listener:
+        assert await listener.read_revision() == 2
+        waiting = asyncio.create_task(listener.wait_for_change(60))
         await register(database, "node-3")
         async with asyncio.timeout(5):
             assert await waiting == 3
 
 
 async def test_a_listener_misses_nothing_while_it_is_not_waiting(database: Database) -> None:
-    async with listening(database) as listener:
+    async with open_listener(database) as listener:
         await register(database, "node-3")
         async with asyncio.timeout(5):
-            assert await listener.wait(60) == 3
+            assert await listener.wait_for_change(60) == 3
 
 
 async def test_a_listener_without_news_returns_after_its_time(database: Database) -> None:
-    async with listening(database) as listener:
-        assert await listener.wait(0.01) == 2
+    async with open_listener(database) as listener:
+        assert await listener.wait_for_change(0.01) == 2
 
 
 async def test_a_listener_finds_its_connection_dead(database: Database) -> None:
-    async with listening(database) as listener:
-        waiting = asyncio.create_task(listener.wait(60))
+    async with open_listener(database) as listener:
+        waiting = asyncio.create_task(listener.wait_for_change(60))
         await asyncio.sleep(0)
         await rows(
             database,
@@ -336,7 +336,7 @@ async def test_a_listener_finds_its_connection_dead(database: Database) -> None:
 async def test_listening_to_a_server_that_is_away_is_unavailable(database: Database) -> None:
     away = Database(database.url.set(host="127.0.0.1", port=1, query={}))
     with pytest.raises(Unavailable):
-        async with listening(away):
+        async with open_listener(away):
             pass
     await away.close()
 
@@ -362,7 +362,7 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 @pytest.mark.parametrize(
-    "way", [Database.read, Database.write, Database.open_connection, listening]
+    "way", [Database.read, Database.write, Database.open_connection, open_listener]
 )
 async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
     database: Database, way: Callable[[Database], AbstractAsyncContextManager[Any]]
@@ -436,10 +436,10 @@ async def test_whatever_a_statement_on_a_cut_connection_fails_with_is_an_outage(
         raise failure
 
     async def read_while_listening(cut: pytest.MonkeyPatch) -> None:
-        async with listening(database) as listener, listener.reading() as connection:
+        async with open_listener(database) as listener, listener.open_connection() as connection:
             cut.setattr(asyncpg.Connection, "prepare", fail)
             cut.setattr(asyncpg.Connection, "fetch", fail)
-            await status_changes.after(connection, 0)
+            await status_changes.list_changes_after(connection, 0)
 
     with monkeypatch.context() as cut:
         with pytest.raises(Unavailable):

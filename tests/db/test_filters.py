@@ -199,9 +199,9 @@ async def build(
 
 
 async def found(session: AsyncSession, node_filter: NodeFilter) -> set[str]:
-    order = NodeOrder.NODE_ID.keyset(descending=False)
-    page = await nodes.listed(session, node_filter, order, first=1000, after=None)
-    assert await nodes.count(session, node_filter) == len(page.rows)
+    order = NodeOrder.NODE_ID.to_keyset(descending=False)
+    page = await nodes.list_nodes(session, node_filter, order, first=1000, after=None)
+    assert await nodes.count_nodes(session, node_filter) == len(page.rows)
     return {node.node_id for node in page.rows}
 
 
@@ -230,8 +230,8 @@ async def test_no_filter_finds_every_node_that_is_registered(database: Database)
         await nodes.deregister(session, "node-4", note=None, by=OPERATOR)
     async with database.read() as session:
         assert len(await found(session, EVERY_NODE)) == 3
-        assert set(await nodes.by_uuid(session, [node.id])) == set()
-        assert await nodes.find(session, "node-4") is None
+        assert set(await nodes.find_nodes_by_uuid(session, [node.id])) == set()
+        assert await nodes.find_node(session, "node-4") is None
 
 
 async def test_capabilities_are_found_as_numbers_however_they_are_written(
@@ -280,7 +280,9 @@ async def test_a_filter_by_labels_or_capabilities_uses_an_index(database: Databa
             (NodeFilter(capabilities='{"models": ["model-7"]}'), "nodes_capabilities_idx"),
             (NodeFilter(node_ids=("fleet-7",)), "nodes_node_id_key"),
         ):
-            query = select(NODE.node_name).where(NODE.removed_at.is_(None), node_filter.condition())
+            query = select(NODE.node_name).where(
+                NODE.removed_at.is_(None), node_filter.to_condition()
+            )
             assert index in await plan_of(session, query)
 
 

@@ -15,7 +15,7 @@ from db.core.enums import NodeStatus, StatusReason
 from db.core.errors import NodeNotFound, StaleBoot, Unavailable
 from db.core.tables import Node
 from db.registry import heartbeats, nodes, registration, sweep
-from db.registry.heartbeats import Recorded
+from db.registry.heartbeats import HeartbeatAck
 from tests.support.fleet import (
     AGENT,
     EXPIRED,
@@ -59,9 +59,9 @@ async def test_each_report_of_a_batch_has_its_own_outcome_in_the_order_given(
         report("node-3", degraded=True, metrics={"n": 3}),
     )
     kinds = [type(outcome) for outcome in outcomes]
-    assert kinds == [NodeNotFound, Recorded, StaleBoot, NodeNotFound, Recorded]
-    assert isinstance(outcomes[1], Recorded)
-    assert isinstance(outcomes[4], Recorded)
+    assert kinds == [NodeNotFound, HeartbeatAck, StaleBoot, NodeNotFound, HeartbeatAck]
+    assert isinstance(outcomes[1], HeartbeatAck)
+    assert isinstance(outcomes[4], HeartbeatAck)
     assert (outcomes[1].node_id, outcomes[1].status) == ("node-4", NodeStatus.ONLINE)
     assert (outcomes[4].node_id, outcomes[4].status) == ("node-3", NodeStatus.DEGRADED)
     assert sorted(await rows(database, LOGGED)) == [
@@ -80,7 +80,7 @@ async def test_a_heartbeat_is_remembered_with_the_node(database: Database) -> No
     node = await stand(database, "node-3")
     assert node.last_heartbeat == node.heard_at == recorded.received_at
     assert (node.last_sequence, node.reported_degraded) == (5, False)
-    assert node.heartbeat_interval_seconds == recorded.next_interval
+    assert node.heartbeat_interval_seconds == recorded.interval_seconds
     [(logged_id, logged_at)] = await rows(database, "SELECT id, timestamp FROM heartbeat_log")
     assert (node.last_heartbeat_id, node.last_heartbeat) == (logged_id, logged_at)
 
@@ -213,7 +213,7 @@ async def test_a_node_may_occur_several_times_in_a_batch(database: Database) -> 
         report("unknown", 2),
         report("node-3", 4, metrics={"n": 4}),
     )
-    statuses = [outcome.status for outcome in outcomes if isinstance(outcome, Recorded)]
+    statuses = [outcome.status for outcome in outcomes if isinstance(outcome, HeartbeatAck)]
     assert statuses == ["online", "degraded", "degraded", "online"]
     assert [type(outcomes[i]) for i in (1, 4)] == [NodeNotFound, NodeNotFound]
     assert [row[2] for row in await rows(database, LOGGED)] == ["1", "3", "4"]
@@ -229,7 +229,7 @@ async def test_a_node_that_was_unknown_stays_so_for_the_whole_batch(database: Da
     await register(database, "node-3")
     batch = [report("node-3", 1, degraded=True), report("node-4", 1), report("node-4", 2)]
     async with database.write() as session:
-        recording = heartbeats.record(session, batch, RULES)
+        recording = heartbeats.record_in_transaction(session, batch, RULES)
         async with database.write() as other:
             await other.execute(text("SELECT FROM nodes WHERE node_id = 'node-3' FOR UPDATE"))
             task = asyncio.create_task(recording)
@@ -242,7 +242,7 @@ async def test_a_node_that_was_unknown_stays_so_for_the_whole_batch(database: Da
                 )
             )
         outcomes = await task
-    assert [type(outcome) for outcome in outcomes] == [Recorded, NodeNotFound, NodeNotFound]
+    assert [type(outcome) for outcome in outcomes] == [HeartbeatAck, NodeNotFound, NodeNotFound]
 
 
 async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> None:
@@ -251,7 +251,7 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
         for node_id in fleet:
             await registration.register(session, registration_of(node_id), rules=RULES, by=AGENT)
 
-    async def write(writer: int) -> list[Recorded]:
+    async def write(writer: int) -> list[HeartbeatAck]:
         heard = []
         for turn in range(5):
             order = fleet[::-1] if (writer + turn) % 2 else fleet
@@ -260,7 +260,7 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
             outcomes = await record(
                 database, *(report(node_id, sequence, degraded=degraded) for node_id in order)
             )
-            heard += [outcome for outcome in outcomes if isinstance(outcome, Recorded)]
+            heard += [outcome for outcome in outcomes if isinstance(outcome, HeartbeatAck)]
         return heard
 
     outcomes = await asyncio.gather(*(write(writer) for writer in range(4)))
@@ -343,7 +343,9 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
     batch = [report(node_id, 5) for node_id in ("replaced", "removed", "overtaken", "maintained")]
     batch += [report("expired", 5), report("steady", 5)]
     async with database.write() as other:
-        await heartbeats.record(other, [replace(report("overtaken", 6), degraded=True)], RULES)
+        await heartbeats.record_in_transaction(
+            other, [replace(report("overtaken", 6), degraded=True)], RULES
+        )
         await other.execute(
             text("UPDATE nodes SET heard_at = heard_at - interval '1h' WHERE node_id <> 'steady'")
         )
@@ -358,7 +360,7 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
         await waits_for_a_lock(database)
     outcomes = await recording
     assert [type(outcome) for outcome in outcomes[:2]] == [StaleBoot, NodeNotFound]
-    assert [outcome.status for outcome in outcomes[2:] if isinstance(outcome, Recorded)] == [
+    assert [outcome.status for outcome in outcomes[2:] if isinstance(outcome, HeartbeatAck)] == [
         "offline",
         "maintenance",
         "online",
@@ -400,9 +402,9 @@ async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_
         steady, *ailing = await record(database, *mixed)
         await asyncio.sleep(0)
     assert len(sent) > 1
-    assert isinstance(steady, Recorded)
+    assert isinstance(steady, HeartbeatAck)
     assert steady.status == NodeStatus.ONLINE
-    assert [outcome.status for outcome in ailing if isinstance(outcome, Recorded)] == [
+    assert [outcome.status for outcome in ailing if isinstance(outcome, HeartbeatAck)] == [
         NodeStatus.DEGRADED,
         NodeStatus.ONLINE,
     ]
@@ -419,7 +421,7 @@ async def test_a_change_that_cannot_be_made_takes_no_steady_heartbeat_with_it(
         await other.execute(text("SELECT FROM registry_state FOR UPDATE"))
         steady, ailing = await record(impatient, report("steady"), report("ailing", degraded=True))
     await impatient.close()
-    assert isinstance(steady, Recorded)
+    assert isinstance(steady, HeartbeatAck)
     assert isinstance(ailing, Unavailable)
     assert impatient.failure_count == 1
     assert (await stand(database, "steady")).last_sequence == 1
@@ -462,11 +464,11 @@ async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
             for index, ((number, boot, sequence), degraded) in enumerate(batch)
         ]
         if way == "directly":
-            came = await heartbeats.write(database, reports, RULES)
+            came = await heartbeats.record_batch(database, reports, RULES)
         else:
             async with database.write() as session:
-                came = await heartbeats.record(session, reports, RULES)
-        outcomes.append([one.status if isinstance(one, Recorded) else one.code for one in came])
+                came = await heartbeats.record_in_transaction(session, reports, RULES)
+        outcomes.append([one.status if isinstance(one, HeartbeatAck) else one.code for one in came])
         left_behind.append(await rows(database, LEFT_BEHIND, pattern=f"{name}-%"))
     assert outcomes[0] == outcomes[1]
     assert left_behind[0] == left_behind[1]

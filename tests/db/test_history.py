@@ -95,7 +95,7 @@ async def test_availability_is_the_part_of_the_time_in_which_a_node_was_up(
         await build_fleet(session)
         await build_changes(session, changes)
         for since, until in pairwise(moments):
-            found = await history.availability(session, FLEET, since=since, until=until)
+            found = await history.compute_availability(session, FLEET, since=since, until=until)
             assert list(found) == FLEET
             for node in FLEET:
                 assert found[node] == float(available(changes, node, since, until))
@@ -115,7 +115,7 @@ async def test_availability_is_exact_to_the_microsecond(database: Database) -> N
             ],
         )
         for since, until, part in ((0, 3, 1), (0, 4, 0.75), (3, 4, 0), (2, 6, 0.5), (-4, 4, 0.375)):
-            found = await history.availability(
+            found = await history.compute_availability(
                 session, FLEET[:1], since=BEGIN + since * step, until=BEGIN + until * step
             )
             assert found == {FLEET[0]: part}
@@ -126,7 +126,7 @@ async def test_the_future_does_not_count_for_availability(database: Database) ->
     assert node.registered_at <= node.status_since
     async with database.read() as session:
         for until in (None, datetime(9999, 1, 1, tzinfo=UTC)):
-            found = await history.availability(
+            found = await history.compute_availability(
                 session, [node.id], since=node.status_since, until=until
             )
             assert found == {node.id: 1.0}
@@ -141,7 +141,7 @@ async def test_availability_of_no_time_is_refused(
 ) -> None:
     with pytest.raises(BadInput, match="since"):
         async with database.read() as session:
-            await history.availability(
+            await history.compute_availability(
                 session,
                 FLEET,
                 since=BEGIN + timedelta(hours=since),
@@ -155,9 +155,9 @@ async def test_a_removed_node_is_no_longer_available(database: Database) -> None
         await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
     [(removed_at,)] = await rows(database, "SELECT max(changed_at) FROM status_changes")
     async with database.read() as session:
-        assert await history.availability(session, [node.id], since=removed_at, until=None) == {
-            node.id: 0.0
-        }
+        assert await history.compute_availability(
+            session, [node.id], since=removed_at, until=None
+        ) == {node.id: 0.0}
 
 
 BEATS = st.lists(st.tuples(MOMENTS, st.sampled_from(FLEET)), max_size=15)
@@ -185,7 +185,7 @@ async def test_the_heartbeats_of_each_node_come_in_pages_newest_first(
             values = {"timestamp": timestamp, "node_id": node, "status": "online"}
             row = await session.execute(insert(Heartbeat).values(values).returning(Heartbeat.id))  # type: ignore[call-overload]  # SQLModel types it as the value
             made.append((timestamp, row.scalar_one(), node))
-        pages = await history.heartbeats(session, asked, first=first, after=None, **bounds)
+        pages = await history.list_heartbeats(session, asked, first=first, after=None, **bounds)
         assert list(pages) == asked
         for node in asked:
             expected = sorted(
@@ -201,8 +201,8 @@ async def test_the_heartbeats_of_each_node_come_in_pages_newest_first(
             page, seen = pages[node], [key(row) for row in pages[node].rows]
             while page.has_next:
                 assert len(page.rows) == first
-                cursor = history.HEARTBEATS.encode_cursor(*seen[-1])
-                again = await history.heartbeats(
+                cursor = history.HEARTBEAT_ORDER.encode_cursor(*seen[-1])
+                again = await history.list_heartbeats(
                     session, [node], first=first, after=cursor, **bounds
                 )
                 page = again[node]
@@ -232,7 +232,7 @@ async def test_the_changes_of_each_node_come_in_pages_newest_first(
             ][::-1]
             page, seen = pages[node], list(pages[node].rows)
             while page.has_next:
-                cursor = history.STATUS_CHANGES.encode_cursor(seen[-1].revision)
+                cursor = history.STATUS_CHANGE_ORDER.encode_cursor(seen[-1].revision)
                 again = await history.list_status_changes_by_node(
                     session, [node], first=first, after=cursor
                 )
@@ -260,7 +260,7 @@ async def test_the_changes_of_all_nodes_come_in_pages_newest_first(
             seen += page.rows
             if not page.has_next:
                 break
-            cursor = history.STATUS_CHANGES.encode_cursor(seen[-1].revision)
+            cursor = history.STATUS_CHANGE_ORDER.encode_cursor(seen[-1].revision)
     assert [
         (change.revision, change.changed_at, change.node, change.status) for change in seen
     ] == [
@@ -275,7 +275,7 @@ async def test_a_page_of_history_of_another_size_is_refused(database: Database, 
     size: dict[str, Any] = {"first": first, "after": None}
     async with database.read() as session:
         with pytest.raises(BadInput, match="first"):
-            await history.heartbeats(session, FLEET, **size, since=None, until=None)
+            await history.list_heartbeats(session, FLEET, **size, since=None, until=None)
         with pytest.raises(BadInput, match="first"):
             await history.list_status_changes(session, EVERY_NODE, **size)
         with pytest.raises(BadInput, match="first"):
@@ -286,7 +286,7 @@ async def test_the_cursor_of_another_history_is_refused(database: Database) -> N
     async with database.read() as session:
         with pytest.raises(BadInput, match="after"):
             await history.list_status_changes(
-                session, EVERY_NODE, first=1, after=history.HEARTBEATS.encode_cursor(BEGIN, 1)
+                session, EVERY_NODE, first=1, after=history.HEARTBEAT_ORDER.encode_cursor(BEGIN, 1)
             )
 
 
@@ -309,17 +309,17 @@ async def test_the_hours_of_each_node_come_in_pages_newest_first(
         await build_fleet(session)
         await session.execute(delete(METRICS_HISTORY))
         for hour, node in hours:
-            await partitions.make_month(session, hour)
+            await partitions.make_month_partition(session, hour)
             row = {"hour": hour, "node_id": node, "heartbeats": 1}
             await session.execute(insert(METRICS_HISTORY), row)
-        pages = await history.metrics_by_hour(session, asked, first=first, after=None, **bounds)
+        pages = await history.list_hourly_metrics(session, asked, first=first, after=None, **bounds)
         assert list(pages) == asked
         for node in asked:
             page, seen = pages[node], [row.hour for row in pages[node].rows]
             while page.has_next:
                 assert len(page.rows) == first
-                cursor = history.METRICS.encode_cursor(seen[-1])
-                again = await history.metrics_by_hour(
+                cursor = history.METRICS_ORDER.encode_cursor(seen[-1])
+                again = await history.list_hourly_metrics(
                     session, [node], first=first, after=cursor, **bounds
                 )
                 page = again[node]
@@ -345,8 +345,8 @@ async def test_the_latest_metrics_are_those_of_the_last_heartbeat(database: Data
     await beat(database, "node-3", 2, metrics={"cpu_percent": 2})
     await beat(database, "node-5")
     async with database.read() as session:
-        assert await history.latest_metrics(session, [beating.id, silent.id, bare.id]) == {
+        assert await history.find_latest_metrics(session, [beating.id, silent.id, bare.id]) == {
             beating.id: {"cpu_percent": 3, "extra": {"a": [None]}},
             bare.id: {},
         }
-        assert await history.latest_metrics(session, []) == {}
+        assert await history.find_latest_metrics(session, []) == {}

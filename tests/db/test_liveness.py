@@ -10,7 +10,7 @@ from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
 from db.core.tables import Node
 from db.registry import nodes, registration, sweep
-from db.registry.liveness_rules import Rules
+from db.registry.liveness_rules import LivenessRules
 from tests.support.fleet import (
     AGENT,
     EXPIRED,
@@ -86,7 +86,7 @@ async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
 ) -> None:
     await register(database, "node-3")
     async with database.write() as session:
-        slow = Rules(min_interval=100)
+        slow = LivenessRules(min_interval=100)
         await registration.register(session, registration_of("node-4"), rules=slow, by=AGENT)
     await age(database, EXPIRED)
     assert await run_sweep(database) == 1
@@ -275,7 +275,7 @@ async def test_a_node_heard_just_before_the_sweep_gets_to_it_is_not_marked(
         await sweeping.execute(text("SELECT now()"))
         await beat(database, "node-3")
         await be_at_work(sweeping)
-        assert (await sweep.sweep(sweeping, PROCESS, RULES)).changed == 0
+        assert (await sweep.sweep(sweeping, PROCESS, RULES)).changed_nodes == 0
 
 
 async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) -> None:
@@ -302,8 +302,8 @@ async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
     async with database.write() as session:
         await nodes.deregister(session, "node-5", note=None, by=OPERATOR)
     async with database.write() as session:
-        assert (await sweep.sweep(session, PROCESS, RULES)).live == 2
-        assert await nodes.count_by_status(session) == {
+        assert (await sweep.sweep(session, PROCESS, RULES)).live_nodes == 2
+        assert await nodes.count_nodes_by_status(session) == {
             NodeStatus.ONLINE: 1,
             NodeStatus.DEGRADED: 1,
             NodeStatus.OFFLINE: 2,

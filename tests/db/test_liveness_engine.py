@@ -25,14 +25,14 @@ from db.core.database import Database
 from db.core.enums import StatusReason
 from db.core.errors import NodeIdTaken
 from db.registry import heartbeats, nodes, process_heartbeats, registration, sweep
-from db.registry.heartbeats import HeartbeatReport, Recorded
-from db.registry.liveness_rules import Rules
+from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
+from db.registry.liveness_rules import LivenessRules
 from tests.support.fleet import AGENT, OPERATOR, registration_of
 from tests.support.liveness_model import Model, Row
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
-RULES = Rules(
-    patience=20,
+RULES = LivenessRules(
+    process_timeout=20,
     protect_min_nodes=4,
     protect_max=90,
     flap_window=600,
@@ -216,7 +216,8 @@ class LivenessMachine(RuleBasedStateMachine):
         if cleanly:
             name = self._named(process)
             self.engine.do(
-                self.model.now, lambda session: process_heartbeats.leave(session, _uuid(name))
+                self.model.now,
+                lambda session: process_heartbeats.remove_process(session, _uuid(name)),
             )
             self.model.leave(name)
         self.runs[process] += 1
@@ -294,9 +295,9 @@ class LivenessMachine(RuleBasedStateMachine):
         assert swept.mode == self.model.mode
         assert swept.mode_changed == (self.model.mode != mode_before)
         if swept.mode_changed and swept.mode == "protected":
-            assert swept.live >= RULES.protect_min_nodes
+            assert swept.live_nodes >= RULES.protect_min_nodes
         rows = self._compare()
-        assert swept.changed + swept.removed == len(rows)
+        assert swept.changed_nodes + swept.removed_nodes == len(rows)
         for row in rows:
             if row.status == "offline" and row.reason != "deregistered":
                 assert swept.mode == "normal"
@@ -308,7 +309,7 @@ class LivenessMachine(RuleBasedStateMachine):
         assert self.heard[row.node_id] <= begun, row
         since = self.true_now
         for earlier in reversed(self.sweeps):
-            assert since - earlier <= RULES.patience, row
+            assert since - earlier <= RULES.process_timeout, row
             since = earlier
             if since <= begun:
                 return
@@ -344,7 +345,8 @@ class LivenessMachine(RuleBasedStateMachine):
         if not reports:
             return
         outcomes = self.engine.do(
-            self.model.now, lambda session: heartbeats.record(session, reports, rules)
+            self.model.now,
+            lambda session: heartbeats.record_in_transaction(session, reports, rules),
         )
         for report, outcome, (_, kind, _, _) in zip(reports, outcomes, wanted, strict=True):
             expected = self.model.heartbeat(
@@ -354,7 +356,7 @@ class LivenessMachine(RuleBasedStateMachine):
                 degraded=report.degraded,
                 interval=int(rules.interval),
             )
-            if isinstance(outcome, Recorded):
+            if isinstance(outcome, HeartbeatAck):
                 assert outcome.status == expected
                 if kind == "newer":
                     self.heard[report.node_id] = self.true_now

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.database import Database
 from db.registry import heartbeats, sweep
-from db.registry.heartbeats import HeartbeatReport, Recorded
-from db.registry.liveness_rules import Rules
+from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
+from db.registry.liveness_rules import LivenessRules
 
-RULES = Rules(remove_offline_after={"ephemeral": 3600})
+RULES = LivenessRules(remove_offline_after={"ephemeral": 3600})
 NODES = 10_000
 TERMS = {"grace": RULES.grace, "flap_steady": RULES.flap_steady}
 
@@ -83,15 +83,15 @@ async def test_a_sweep_in_which_nothing_is_due_looks_once_and_locks_no_node(
 ) -> None:
     async with fleet.write() as sweeping:
         swept = await sweep.sweep(sweeping, uuid4(), RULES)
-        assert (swept.changed, swept.live) == (0, NODES)
+        assert (swept.changed_nodes, swept.live_nodes) == (0, NODES)
         async with fleet.write() as session:
             await session.execute(text("SET LOCAL lock_timeout = '1s'"))
             await session.execute(text("SELECT id FROM nodes FOR UPDATE NOWAIT"))
         async with fleet.write() as session:
             await session.execute(text("SET LOCAL lock_timeout = '1s'"))
             reports = [HeartbeatReport(f"node-{n}", "boot", 1) for n in range(1, 1001)]
-            outcomes = await heartbeats.record(session, reports, RULES)
-        assert all(isinstance(outcome, Recorded) for outcome in outcomes)
+            outcomes = await heartbeats.record_in_transaction(session, reports, RULES)
+        assert all(isinstance(outcome, HeartbeatAck) for outcome in outcomes)
 
 
 async def test_a_sweep_does_not_wait_for_heartbeats_under_way(fleet: Database) -> None:
@@ -99,7 +99,7 @@ async def test_a_sweep_does_not_wait_for_heartbeats_under_way(fleet: Database) -
         await session.execute(text("UPDATE nodes SET heard_at = now() - interval '10 h'"))
         await session.execute(text("UPDATE registry_state SET lease_floor = '-infinity'"))
     async with fleet.write() as beating:
-        await heartbeats.record(
+        await heartbeats.record_in_transaction(
             beating, [HeartbeatReport(f"node-{n}", "boot", 1) for n in range(1, 11)], RULES
         )
         async with fleet.write() as session:

@@ -17,14 +17,14 @@ from db.core.enums import NodeStatus, RegistryMode, StatusReason
 from db.core.errors import NodeIdTaken, NodeNotFound, RegistryError, StaleBoot
 from db.core.tables import Node
 from db.registry import heartbeats, nodes, process_heartbeats, registration, status_changes, sweep
-from db.registry.heartbeats import HeartbeatReport, Recorded
-from db.registry.liveness_rules import Rules
+from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
+from db.registry.liveness_rules import LivenessRules
 from db.registry.status_changes import LoggedChange
-from db.registry.sweep import Swept
+from db.registry.sweep import SweepResult
 from tests.support.fleet import AGENT, OPERATOR, registration_of, waits_for_a_lock
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
-RULES = Rules(jitter=0)
+RULES = LivenessRules(jitter=0)
 OVERDUE, TTL = 15, 35
 ONLINE, DEGRADED, OFFLINE = NodeStatus.ONLINE, NodeStatus.DEGRADED, NodeStatus.OFFLINE
 
@@ -36,7 +36,7 @@ def after(seconds: float) -> datetime:
 class Registry:
     """One process of the registry on real SQL, and a clock that the test moves."""
 
-    def __init__(self, database: Database, rules: Rules = RULES) -> None:
+    def __init__(self, database: Database, rules: LivenessRules = RULES) -> None:
         self.database = database
         self.rules = rules
         self.now = 0.0
@@ -59,18 +59,18 @@ class Registry:
             )
         return node
 
-    async def record(self, *reports: HeartbeatReport) -> list[Recorded | RegistryError]:
+    async def record(self, *reports: HeartbeatReport) -> list[HeartbeatAck | RegistryError]:
         async with self.at_now() as session:
-            return await heartbeats.record(session, reports, self.rules)
+            return await heartbeats.record_in_transaction(session, reports, self.rules)
 
     async def beat(self, *node_ids: str, boot: str = "boot-1", **said: Any) -> None:
         """Heartbeats that must be heard."""
         self._sequence += 1
         reports = [HeartbeatReport(n, boot, self._sequence, **said) for n in node_ids]
         outcomes = await self.record(*reports)
-        assert all(isinstance(outcome, Recorded) for outcome in outcomes)
+        assert all(isinstance(outcome, HeartbeatAck) for outcome in outcomes)
 
-    async def sweep(self) -> Swept:
+    async def sweep(self) -> SweepResult:
         async with self.at_now() as session:
             return await sweep.sweep(session, self.process, self.rules)
 
@@ -85,7 +85,7 @@ class Registry:
 
     async def node(self, node_id: str) -> Node | None:
         async with self.database.read() as session:
-            return await nodes.find(session, node_id)
+            return await nodes.find_node(session, node_id)
 
     async def status(self, node_id: str) -> tuple[NodeStatus, StatusReason]:
         node = await self.node(node_id)
@@ -95,7 +95,7 @@ class Registry:
     async def log(self) -> list[LoggedChange]:
         """Without what the migrations wrote."""
         async with self.database.open_connection() as connection:
-            logged, _ = await status_changes.after(connection, 0)
+            logged, _ = await status_changes.list_changes_after(connection, 0)
         return [change for change in logged if change.reason is not StatusReason.SEEDED]
 
     async def statuses(self) -> list[NodeStatus]:
@@ -181,7 +181,7 @@ async def test_a_restart_within_a_second_is_no_change(registry: Registry) -> Non
         HeartbeatReport("node-3", "boot-1", 500), HeartbeatReport("node-3", "boot-2", 0)
     )
     assert isinstance(old, StaleBoot)
-    assert isinstance(new, Recorded)
+    assert isinstance(new, HeartbeatAck)
     assert await registry.statuses() == [ONLINE]
 
 
@@ -195,8 +195,8 @@ async def test_late_doubled_and_unordered_heartbeats_say_nothing_new(registry: R
         HeartbeatReport("node-3", "boot-1", 4, degraded=True),
         HeartbeatReport("node-3", "boot-1", 5),
     )
-    assert [o.status for o in outcomes if isinstance(o, Recorded)] == [ONLINE] * 3
-    assert [o.received_at for o in outcomes if isinstance(o, Recorded)] == [BASE] * 3
+    assert [o.status for o in outcomes if isinstance(o, HeartbeatAck)] == [ONLINE] * 3
+    assert [o.received_at for o in outcomes if isinstance(o, HeartbeatAck)] == [BASE] * 3
     assert await registry.node("node-3") == before
     await registry.work(7)  # nor does an old heartbeat keep a node alive
     assert await registry.status("node-3") == (DEGRADED, StatusReason.MISSED_HEARTBEATS)
@@ -228,7 +228,9 @@ async def test_two_sweeps_at_once_change_each_node_once(database: Database) -> N
 
     async def swept() -> int:
         async with registry.at_now() as session:
-            return (await sweep.sweep(session, uuid4(), replace(RULES, protect_fraction=1))).changed
+            return (
+                await sweep.sweep(session, uuid4(), replace(RULES, protect_fraction=1))
+            ).changed_nodes
 
     counts = await asyncio.gather(*(swept() for _ in range(6)))
     assert sum(counts) == len(names)
@@ -266,7 +268,7 @@ async def test_a_heartbeat_that_races_with_a_sweep_wins_or_returns(registry: Reg
         racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
         await waits_for_a_lock(registry.database)
     [outcome] = await racing
-    assert isinstance(outcome, Recorded)
+    assert isinstance(outcome, HeartbeatAck)
     assert outcome.status is ONLINE
     assert await registry.statuses() == [ONLINE, DEGRADED, ONLINE]
 
@@ -358,7 +360,7 @@ async def test_a_node_that_flaps_is_held_until_it_was_steady(registry: Registry)
         after(held),
         after(registry.now),
     ]
-    registry.rules = replace(RULES, patience=20)
+    registry.rules = replace(RULES, process_timeout=20)
     await registry.work(RULES.flap_window - OVERDUE - 1, "node-3", every=10)
     await registry.work(OVERDUE)
     await registry.beat("node-3")  # within the window one fall more is too many
@@ -378,7 +380,7 @@ async def test_after_the_window_a_fall_is_forgotten(registry: Registry) -> None:
     await registry.register("node-3")
     await registry.work(OVERDUE)
     await registry.beat("node-3")
-    registry.rules = replace(RULES, patience=20)
+    registry.rules = replace(RULES, process_timeout=20)
     await registry.work(RULES.flap_window, "node-3", every=10)
     await registry.work(OVERDUE)
     await registry.beat("node-3")
@@ -457,7 +459,7 @@ async def test_when_most_return_the_mode_is_left_and_the_rest_is_dead(registry: 
     assert (await registry.sweep()).mode is RegistryMode.PROTECTED
     await registry.beat(*names[:15])
     swept = await registry.sweep()
-    assert (swept.mode, swept.mode_changed, swept.changed) == (RegistryMode.NORMAL, True, 5)
+    assert (swept.mode, swept.mode_changed, swept.changed_nodes) == (RegistryMode.NORMAL, True, 5)
     assert (await registry.statuses())[-5:] == [OFFLINE] * 5
 
 
@@ -467,7 +469,7 @@ async def test_a_restart_does_not_end_the_registrys_doubt(registry: Registry) ->
     registry.now += 60
     registry.process = uuid4()
     swept = await registry.sweep()
-    assert swept.deaf_since == after(registry.now - 60)
+    assert swept.outage_since == after(registry.now - 60)
     assert (swept.mode, swept.mode_changed) == (RegistryMode.PROTECTED, False)
 
 
@@ -557,10 +559,10 @@ async def test_a_process_that_leaves_is_missed_only_if_it_was_the_last(
         async with registry.at_now() as session:
             await sweep.sweep(session, uuid4(), RULES)
     async with registry.at_now() as session:
-        await process_heartbeats.leave(session, registry.process)
+        await process_heartbeats.remove_process(session, registry.process)
     registry.now += 1
     registry.process = uuid4()
-    assert ((await registry.sweep()).deaf_since is not None) is last
+    assert ((await registry.sweep()).outage_since is not None) is last
 
 
 async def test_a_sweep_stopped_in_the_middle_lets_others_sweep(registry: Registry) -> None:
@@ -571,4 +573,4 @@ async def test_a_sweep_stopped_in_the_middle_lets_others_sweep(registry: Registr
     async with registry.at_now() as session:
         await sweep.sweep(session, stopped, RULES)
         await registry.work(20)
-        assert (await asyncio.wait_for(registry.sweep(), timeout=2)).deaf_since is None
+        assert (await asyncio.wait_for(registry.sweep(), timeout=2)).outage_since is None

@@ -15,12 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.core.database import Database
 from db.core.enums import RegistryMode
 from db.registry import heartbeats, sweep
-from db.registry.heartbeats import HeartbeatReport, Recorded
-from db.registry.liveness_rules import Rules
-from db.registry.sweep import Swept
+from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
+from db.registry.liveness_rules import LivenessRules
+from db.registry.sweep import SweepResult
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
-RULES = Rules(jitter=0)
+RULES = LivenessRules(jitter=0)
 SWEEP_SECONDS = 2
 OVERDUE, TTL = 15, 35
 
@@ -36,7 +36,7 @@ FROM generate_series(0, CAST(:nodes AS int) - 1) AS n
 class Fleet:
     """Nodes that beat when told to, and one process of the registry."""
 
-    def __init__(self, database: Database, nodes: int, rules: Rules = RULES) -> None:
+    def __init__(self, database: Database, nodes: int, rules: LivenessRules = RULES) -> None:
         self.rules = rules
         self.database = database
         self.nodes = range(nodes)
@@ -76,16 +76,16 @@ class Fleet:
         reports = [HeartbeatReport(f"node-{n}", "boot", self._sequence) for n in nodes]
         for batch in _batches(reports, 1000):
             async with self.at_now() as session:
-                outcomes = await heartbeats.record(session, batch, self.rules)
-            assert all(isinstance(outcome, Recorded) for outcome in outcomes)
+                outcomes = await heartbeats.record_in_transaction(session, batch, self.rules)
+            assert all(isinstance(outcome, HeartbeatAck) for outcome in outcomes)
 
-    async def sweep(self) -> Swept:
+    async def sweep(self) -> SweepResult:
         while True:
             async with self.at_now() as session:
                 swept = await sweep.sweep(session, self._process, self.rules)
             if swept.mode_changed:
                 self.modes.append((self.now, swept.mode))
-            if not swept.more:
+            if not swept.has_more:
                 return swept
 
     async def beat_amid_a_sweep(self) -> None:
@@ -93,7 +93,7 @@ class Fleet:
         reports = [HeartbeatReport(f"node-{n}", "boot", self._sequence) for n in self.nodes]
         async with self.at_now() as session:
             await sweep.sweep(session, self._process, self.rules)
-            await heartbeats.record(session, reports, self.rules)
+            await heartbeats.record_in_transaction(session, reports, self.rules)
 
     async def live(self, seconds: float, beating: Sequence[int]) -> None:
         """Each beats every 10 s, spread evenly; the registry sweeps every 2 s."""
@@ -206,7 +206,7 @@ async def test_a_fleet_that_beats_normally_never_changes(
 ) -> None:
     nodes, hours = (200, 24) if thorough else (20, 1)
     # A process that sweeps as rarely as the nodes beat needs that much more patience.
-    fleet = Fleet(database, nodes, replace(RULES, patience=15))
+    fleet = Fleet(database, nodes, replace(RULES, process_timeout=15))
     await fleet.begin()
     while fleet.now < hours * 3600:
         fleet.now += RULES.min_interval

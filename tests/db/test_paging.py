@@ -52,7 +52,7 @@ async def add(session: AsyncSession, fleet: list[dict[str, Any]]) -> set[UUID]:
 async def page(
     session: AsyncSession, order: Keyset, first: int, after: str | None = None
 ) -> Page[Node]:
-    return await nodes.listed(session, EVERY_NODE, order, first=first, after=after)
+    return await nodes.list_nodes(session, EVERY_NODE, order, first=first, after=after)
 
 
 @given(
@@ -70,7 +70,7 @@ async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_othe
     fleet: list[dict[str, Any]],
 ) -> None:
     by, descending = by_and_direction[0], by_and_direction[1] == "desc"
-    order = by.keyset(descending=descending)
+    order = by.to_keyset(descending=descending)
     seen: list[UUID] = []
     moved: set[UUID] = set()
     async with database.write() as session:
@@ -84,7 +84,7 @@ async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_othe
             if not found.has_next:
                 break
             assert len(found.rows) == first
-            cursor = order.encode_cursor(*by.key(found.rows[-1]))
+            cursor = order.encode_cursor(*by.get_key(found.rows[-1]))
             gone = data.draw(
                 st.sets(st.sampled_from([*sorted(staying, key=str), None]), max_size=2)
             )
@@ -116,12 +116,12 @@ async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_othe
         node.id for node in every.rows if node.id in steady
     ]
     if by in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT}:
-        keys = [by.key(node) for node in every.rows]
+        keys = [by.get_key(node) for node in every.rows]
         assert keys == sorted(keys, reverse=descending)
 
 
 async def test_the_pages_of_a_filter_are_of_what_it_means(database: Database) -> None:
-    order = NodeOrder.NODE_ID.keyset(descending=False)
+    order = NodeOrder.NODE_ID.to_keyset(descending=False)
     async with database.write() as session:
         await clear(session)
         await add(
@@ -130,13 +130,13 @@ async def test_the_pages_of_a_filter_are_of_what_it_means(database: Database) ->
         )
         node_filter, cursor, seen = NodeFilter(search="b"), None, []
         while True:
-            found = await nodes.listed(session, node_filter, order, first=2, after=cursor)
+            found = await nodes.list_nodes(session, node_filter, order, first=2, after=cursor)
             seen += [node.node_id for node in found.rows]
             if not found.has_next:
                 break
-            cursor = order.encode_cursor(*NodeOrder.NODE_ID.key(found.rows[-1]))
+            cursor = order.encode_cursor(*NodeOrder.NODE_ID.get_key(found.rows[-1]))
         assert seen == [f"b-{n}" for n in range(5)]
-        assert await nodes.count(session, node_filter) == 5
+        assert await nodes.count_nodes(session, node_filter) == 5
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3, MAX_PAGE_SIZE])
@@ -144,7 +144,7 @@ async def test_a_page_holds_what_was_asked_for_and_knows_of_more(
     database: Database, first: int
 ) -> None:
     async with database.read() as session:
-        found = await page(session, NodeOrder.NODE_ID.keyset(descending=False), first)
+        found = await page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)
     assert len(found.rows) == min(first, 2)
     assert found.has_next == (first < 2)
 
@@ -153,4 +153,4 @@ async def test_a_page_holds_what_was_asked_for_and_knows_of_more(
 async def test_a_page_of_another_size_is_refused(database: Database, first: int) -> None:
     with pytest.raises(BadInput, match="first"):
         async with database.read() as session:
-            await page(session, NodeOrder.NODE_ID.keyset(descending=False), first)
+            await page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)

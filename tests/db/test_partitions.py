@@ -29,7 +29,7 @@ FROM generate_series(0, 7) AS n
 
 async def make_days(database: Database) -> None:
     async with database.write() as session:
-        await partitions.make_days(session)
+        await partitions.make_day_partitions(session)
 
 
 async def test_days_are_made_ahead_once_whoever_asks(empty_database_url: URL) -> None:
@@ -98,7 +98,7 @@ async def test_no_heartbeat_waits_for_a_day_that_is_being_made(database: Databas
     async with database.write() as session:
         await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[-1][0]}"))
     async with database.write() as session:
-        await partitions.make_days(session)
+        await partitions.make_day_partitions(session)
         async with asyncio.timeout(5):
             await beat(database, "node-3", degraded=True)
     assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
@@ -115,7 +115,7 @@ async def test_a_heartbeat_on_its_way_when_its_day_is_made_may_be_sent_again(
     await register(database, "node-3")
     await today_is_missing(database)
     async with database.write() as session:
-        await partitions.make_days(session)
+        await partitions.make_day_partitions(session)
         on_its_way = asyncio.create_task(record(database, report("node-3")))
         await waits_for_a_lock(database)
     with pytest.raises(Unavailable):
@@ -135,19 +135,19 @@ async def old_day(database: Database, days: int) -> Partition:
             ),
             {"moment": moment},
         )
-        await partitions.make_days(session)
+        await partitions.make_day_partitions(session)
     [day] = [day for day in await days_of(database) if day.begin <= moment < day.end]
     return day
 
 
 async def days_of(database: Database) -> list[Partition]:
     async with database.read() as session:
-        return await partitions.listed(session, "heartbeat_log")
+        return await partitions.list_partitions(session, "heartbeat_log")
 
 
 async def drop(database: Database, partition: Partition) -> None:
     async with database.write() as session:
-        await partitions.drop(session, partition)
+        await partitions.drop_partition(session, partition)
 
 
 async def drop_at_last(database: Database, partition: Partition) -> None:
@@ -165,7 +165,7 @@ async def test_a_past_day_is_made_when_a_heartbeat_of_it_turns_up(database: Data
     where = "SELECT tableoid::regclass::text FROM heartbeat_log"
     assert await rows(database, where) == [(day.name,)]
     async with database.read() as session:
-        assert await partitions.misplaced(session) == 0
+        assert await partitions.count_misplaced_heartbeats(session) == 0
 
 
 async def test_what_has_no_time_stays_where_it_is_and_is_counted(database: Database) -> None:
@@ -179,8 +179,8 @@ async def test_what_has_no_time_stays_where_it_is_and_is_counted(database: Datab
                 " (now() + interval '1y', gen_random_uuid(), 'online')"
             )
         )
-        await partitions.make_days(session)
-        assert await partitions.misplaced(session) == 3
+        await partitions.make_day_partitions(session)
+        assert await partitions.count_misplaced_heartbeats(session) == 3
     assert await days_of(database) == before
 
 
@@ -207,9 +207,9 @@ async def test_a_month_is_made_once_and_ends_where_the_next_begins(
 ) -> None:
     for _ in range(2):
         async with database.write() as session:
-            await partitions.make_month(session, moment)
+            await partitions.make_month_partition(session, moment)
     async with database.read() as session:
-        assert await partitions.listed(session, "metrics_history") == [
+        assert await partitions.list_partitions(session, "metrics_history") == [
             Partition(
                 f"metrics_history_{begin[0]}{begin[1]:02}",
                 datetime(*begin, 1, tzinfo=UTC),
@@ -227,9 +227,9 @@ async def test_a_partition_is_old_when_its_end_is(database: Database) -> None:
         end=day.end,
     )
     async with database.read() as session:
-        assert await partitions.old(session, "heartbeat_log", age) == [day]
-        assert await partitions.old(session, "heartbeat_log", age + 3600) == []
-        assert today not in await partitions.old(session, "heartbeat_log", 0)
+        assert await partitions.list_old_partitions(session, "heartbeat_log", age) == [day]
+        assert await partitions.list_old_partitions(session, "heartbeat_log", age + 3600) == []
+        assert today not in await partitions.list_old_partitions(session, "heartbeat_log", 0)
 
 
 async def test_dropping_takes_the_whole_day_and_no_other_whoever_does_it(
@@ -281,10 +281,10 @@ async def test_nobody_who_writes_or_reads_notices_that_days_are_dropped(
     async def read() -> None:
         while not over.is_set():
             async with database.read() as session:
-                await history.heartbeats(
+                await history.list_heartbeats(
                     session, nodes, first=3, after=None, since=None, until=None
                 )
-                assert len((await node_delta.look(session, None)).changed) == 7
+                assert len((await node_delta.read_delta(session, None)).changed) == 7
 
     work = [asyncio.create_task(write(n)) for n in range(3)]
     readers = [asyncio.create_task(read()) for _ in range(2)]
@@ -308,12 +308,14 @@ async def test_a_node_whose_last_heartbeat_was_dropped_has_no_metrics_and_is_the
             "UPDATE nodes SET last_heartbeat = last_heartbeat - interval '20 days'",
         ):
             await session.execute(text(aged))
-        await partitions.make_days(session)
+        await partitions.make_day_partitions(session)
     async with database.read() as session:
-        assert (await history.latest_metrics(session, [node.id]))[node.id] == {"cpu_percent": 3}
+        assert (await history.find_latest_metrics(session, [node.id]))[node.id] == {
+            "cpu_percent": 3
+        }
     await drop(database, (await days_of(database))[0])
     async with database.read() as session:
-        assert await history.latest_metrics(session, [node.id]) == {}
-        offers = {offer.id: offer for offer in (await node_delta.look(session, None)).changed}
+        assert await history.find_latest_metrics(session, [node.id]) == {}
+        offers = {offer.id: offer for offer in (await node_delta.read_delta(session, None)).changed}
     assert offers[node.id].cpu_percent is None
     assert (await stand(database, "node-3")).last_heartbeat is not None

@@ -9,16 +9,16 @@ from db.core.database import Database
 from db.core.enums import NodeRole, NodeType, ProfileType
 from db.core.tables import Node, NodeProfile, RoleProfile
 from db.registry import profiles
-from db.registry.profile_changes import put_of_node
+from db.registry.profile_changes import write_registered_profiles
 from db.registry.profiles import EffectiveProfile, ProfileContent
 from tests.support.fleet import AGENT, register
 
 
 async def put(database: Database, node: Node, *contents: ProfileContent) -> dict[str, NodeProfile]:
     async with database.write() as session:
-        await put_of_node(session, node.id, node.node_id, contents, by=AGENT)
+        await write_registered_profiles(session, node.id, node.node_id, contents, by=AGENT)
     async with database.read() as session:
-        found = await profiles.of_nodes(session, [node.id])
+        found = await profiles.list_node_profiles(session, [node.id])
     return {profile.profile_name: profile for profile in found[node.id]}
 
 
@@ -64,9 +64,9 @@ async def test_each_node_has_its_own_profiles(database: Database) -> None:
     other, _ = await register(database, "node-4")
     await put(database, one, LLAMA)
     async with database.read() as session:
-        found = await profiles.of_nodes(session, [one.id, other.id])
+        found = await profiles.list_node_profiles(session, [one.id, other.id])
         assert [len(found[node.id]) for node in (one, other)] == [1, 0]
-        assert await profiles.of_nodes(session, []) == {}
+        assert await profiles.list_node_profiles(session, []) == {}
 
 
 def of_role(
@@ -109,7 +109,7 @@ async def test_a_node_starts_from_the_profiles_of_its_role_and_type(database: Da
             ],
         )
     async with database.read() as session:
-        found = await profiles.effective(session, [node.id, bare.id])
+        found = await profiles.compute_effective_profiles(session, [node.id, bare.id])
     assert found[bare.id] == []
     assert found[node.id] == [
         EffectiveProfile(

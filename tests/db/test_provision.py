@@ -125,15 +125,15 @@ async def test_the_services_role_cannot_drop_what_is_not_over(provisioning: Prov
     await provisioning.run()
     async with provisioning.database(provisioning.names.service) as database:
         async with database.write() as session:
-            await partitions.make_days(session)
-            await partitions.make_month(session, datetime.now(UTC))
+            await partitions.make_day_partitions(session)
+            await partitions.make_month_partition(session, datetime.now(UTC))
         async with database.read() as session:
-            [today, *_] = await partitions.listed(session, "heartbeat_log")
-            [month] = await partitions.listed(session, "metrics_history")
+            [today, *_] = await partitions.list_partitions(session, "heartbeat_log")
+            [month] = await partitions.list_partitions(session, "metrics_history")
         for part in (today, month):
             async with database.write() as session:
                 with pytest.raises(DBAPIError, match="only days and months that are over"):
-                    await partitions.drop(session, part)
+                    await partitions.drop_partition(session, part)
 
 
 async def parts(database: Database, table: str) -> int:

@@ -313,7 +313,7 @@ async def test_the_profiles_of_a_registration_are_put(database: Database) -> Non
 
 async def profiles_of(database: Database, node: Node) -> list[tuple[str, int, bool]]:
     async with database.read() as session:
-        found = await profiles.of_nodes(session, [node.id])
+        found = await profiles.list_node_profiles(session, [node.id])
     return [(profile.profile_name, profile.version, profile.enabled) for profile in found[node.id]]
 
 

@@ -50,7 +50,7 @@ async def hear(database: Database, *days: int) -> None:
     """Heartbeats of all nodes, so many days ago."""
     async with database.write() as session:
         await session.execute(text(HEARD), {"days": days, "nodes": NODES})
-        await partitions.make_days(session)
+        await partitions.make_day_partitions(session)
 
 
 def sample(registry: CollectorRegistry, name: str) -> float | None:
@@ -70,7 +70,7 @@ async def test_old_days_are_dropped_and_their_history_stays(database: Database) 
 async def test_no_day_is_dropped_while_it_cannot_be_rolled_up(database: Database) -> None:
     await hear(database, 15)
     async with database.write() as other:
-        assert await metrics_rollup.take_turn(other)
+        assert await metrics_rollup.try_lock(other)
         await upkeep(database).once()
         assert await rows(database, LOG) == [(15, 96)]
         assert await rows(database, HISTORY) == []
@@ -113,7 +113,7 @@ def cancelled_at(database: Database, place: int, task: asyncio.Task[None]) -> It
 async def test_upkeep_that_is_ended_anywhere_is_gone_on_with(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_rollup, "_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(metrics_rollup, "_MAX_ROWS_AT_ONCE", 10)
     await hear(database, 1, 15, 16)
     for place in range(1, 1000):
         task = asyncio.create_task(upkeep(database).once())
@@ -173,7 +173,7 @@ async def test_what_waits_to_be_rolled_up_is_told(database: Database) -> None:
     await hear(database, 1)
     name = "node_registry_roll_up_lag_seconds"
     async with database.write() as other:
-        assert await metrics_rollup.take_turn(other)
+        assert await metrics_rollup.try_lock(other)
         await keeper.once()
         assert sample(metrics.registry, name) == 4 * 3600
     await keeper.once()

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.core.database import Database
 from db.core.tables import MEASURES, METRICS_HISTORY
 from db.retention import metrics_rollup, partitions
-from db.retention.metrics_rollup import Share
+from db.retention.metrics_rollup import NodeRange
 from db.retention.partitions import Partition
 from tests.support.fleet import examples, rows
 
@@ -112,9 +112,9 @@ async def log(session: AsyncSession, beats: Sequence[Beat]) -> None:
     await session.execute(LOG, terms)
 
 
-async def roll_up(session: AsyncSession, hour: datetime, shares: Sequence[Share]) -> None:
+async def roll_up(session: AsyncSession, hour: datetime, shares: Sequence[NodeRange]) -> None:
     read = [await metrics_rollup.roll_up(session, hour, share) for share in shares]
-    await metrics_rollup.finish(session, hour, sum(read))
+    await metrics_rollup.mark_rolled_up(session, hour, sum(read))
 
 
 async def history(session: AsyncSession) -> dict[tuple[UUID, datetime], dict[str, Any]]:
@@ -137,12 +137,16 @@ async def clear(session: AsyncSession) -> None:
 @given(BEATS, BEATS, SHARES, SHARES)
 @examples(60)
 async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_late(
-    database: Database, beats: list[Beat], late: list[Beat], one: list[Share], other: list[Share]
+    database: Database,
+    beats: list[Beat],
+    late: list[Beat],
+    one: list[NodeRange],
+    other: list[NodeRange],
 ) -> None:
     async with database.write() as session:
         await clear(session)
         await log(session, beats)
-        hours = await metrics_rollup.due(session, BEGIN)
+        hours = await metrics_rollup.list_due_hours(session, BEGIN)
         assert hours == sorted({hour for _, hour in expected(beats)})
         for hour in hours:
             assert not await metrics_rollup.is_complete(session, hour)
@@ -156,7 +160,7 @@ async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_la
             assert await metrics_rollup.is_complete(session, hour) is not is_late
             if is_late:
                 await roll_up(session, hour, other)
-        assert await metrics_rollup.due(session, BEGIN) == []
+        assert await metrics_rollup.list_due_hours(session, BEGIN) == []
         assert same(await history(session), expected([*beats, *late]))
 
 
@@ -168,8 +172,8 @@ async def test_an_hour_is_due_when_it_has_been_over_for_a_while(database: Databa
             await session.execute(
                 text("SELECT set_config('node_registry.now', :now, true)"), {"now": now.isoformat()}
             )
-            assert await metrics_rollup.due(session, BEGIN - 100 * HOUR) == hours
-        assert await metrics_rollup.due(session, BEGIN + HOUR) == []
+            assert await metrics_rollup.list_due_hours(session, BEGIN - 100 * HOUR) == hours
+        assert await metrics_rollup.list_due_hours(session, BEGIN + HOUR) == []
 
 
 async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes_late(
@@ -181,10 +185,10 @@ async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes
         await roll_up(session, BEGIN, everyone)
         before = await history(session)
         await session.execute(text("DELETE FROM heartbeat_log"))
-        await metrics_rollup.forget(session, Partition("", BEGIN, BEGIN + HOUR))
+        await metrics_rollup.unmark_rolled_up(session, Partition("", BEGIN, BEGIN + HOUR))
         late = [(BEGIN, NODES[0], {"cpu_percent": 99}), (BEGIN, NODES[1], {"cpu_percent": 5})]
         await log(session, late)
-        assert await metrics_rollup.due(session, BEGIN) == [BEGIN]
+        assert await metrics_rollup.list_due_hours(session, BEGIN) == [BEGIN]
         await roll_up(session, BEGIN, everyone)
         assert await metrics_rollup.is_complete(session, BEGIN)
         assert same(await history(session), before | expected(late[1:]))
@@ -193,11 +197,13 @@ async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes
 async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics_rollup, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(metrics_rollup, "_MAX_ROWS_AT_ONCE", 3)
     async with database.write() as session:
-        assert await metrics_rollup.shares(session, BEGIN) == [(UUID(int=0), UUID(int=2**128 - 1))]
+        assert await metrics_rollup.split_nodes(session, BEGIN) == [
+            (UUID(int=0), UUID(int=2**128 - 1))
+        ]
         await log(session, [(BEGIN + n * HOUR / 10, NODES[n % 3], {}) for n in range(10)])
-        shares = await metrics_rollup.shares(session, BEGIN)
+        shares = await metrics_rollup.split_nodes(session, BEGIN)
     assert len(shares) == 4
     assert [shares[0][0].int, shares[-1][1].int] == [0, 2**128 - 1]
     assert all(before[1].int + 1 == after[0].int for before, after in pairwise(shares))
@@ -205,10 +211,10 @@ async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
 
 async def test_only_one_rolls_up_at_a_time(database: Database) -> None:
     async with database.write() as one, database.write() as other:
-        assert await metrics_rollup.take_turn(one)
-        assert not await metrics_rollup.take_turn(other)
+        assert await metrics_rollup.try_lock(one)
+        assert not await metrics_rollup.try_lock(other)
     async with database.write() as other:
-        assert await metrics_rollup.take_turn(other)
+        assert await metrics_rollup.try_lock(other)
 
 
 async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
@@ -229,9 +235,9 @@ async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
     async with database.read() as session:
         await session.execute(text("VACUUM ANALYZE heartbeat_log"))
     statements = {
-        metrics_rollup._DUE: {"begin": today, "settle": -86400.0},  # noqa: SLF001  # the very statement
-        metrics_rollup._COUNT: {"hour": today},  # noqa: SLF001  # as above
-        metrics_rollup._ROWS_OF_HOUR: {"hour": today},  # noqa: SLF001  # as above
+        metrics_rollup._LIST_DUE_HOURS: {"begin": today, "settle": -86400.0},  # noqa: SLF001  # the very statement
+        metrics_rollup._COUNT_HEARTBEATS: {"hour": today},  # noqa: SLF001  # as above
+        metrics_rollup._ESTIMATE_ROWS: {"hour": today},  # noqa: SLF001  # as above
         metrics_rollup._ROLL_UP: {  # noqa: SLF001  # as above
             "hour": today,
             "first_node": UUID(int=0),
@@ -240,7 +246,7 @@ async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
     }
     for statement, terms in statements.items():
         async with database.write() as session:
-            await partitions.make_month(session, today)
+            await partitions.make_month_partition(session, today)
             explained = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}")
             [plan] = (await session.execute(explained, terms)).scalar_one()
         assert 0 < sum(read(plan["Plan"])) <= 21600 / 24 + 24

@@ -99,7 +99,7 @@ async def durable_postgres(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pos
             database = Database(url)
             await migrate(database.engine)
             async with database.write() as session:
-                await partitions.make_days(session)
+                await partitions.make_day_partitions(session)
             await database.close()
             yield Postgres(url, folder)
 

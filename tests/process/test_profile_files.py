@@ -78,13 +78,13 @@ async def test_to_import_twice_is_to_import_once(database: Database) -> None:
     for again in (FILE, text):
         assert await brought(database, again) == Difference(0, 0, "")
     async with database.read() as session:
-        held = await profiles.of_roles(session)
+        held = await profiles.list_role_profiles(session)
     assert {profile.version for profile in held} == {1}
 
 
 async def test_others_stay_unless_they_are_pruned(database: Database) -> None:
     async with database.write() as session:
-        await profile_changes.set_of_role(
+        await profile_changes.set_role_profile(
             session,
             NodeRole.DEVELOPMENT,
             NodeType.ROUTER,

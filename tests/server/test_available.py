@@ -314,8 +314,8 @@ async def test_a_watch_ends_with_its_last_follower(server: LiveServer) -> None:
 async def test_one_that_falls_behind_is_told_the_set_anew(server: LiveServer) -> None:
     await offer(server, "a")
     async with server.services.database.read() as session:
-        row = await nodes.find(session, "a")
-        seen = await node_delta.look(session, None)
+        row = await nodes.find_node(session, "a")
+        seen = await node_delta.read_delta(session, None)
     assert row is not None
     [online] = [found for found in seen.changed if found.node_id == "a"]
     offline = replace(online, status=NodeStatus.OFFLINE)

@@ -61,7 +61,7 @@ async def test_heartbeats_of_another_server_arrive_too(start_server: StartServer
 async def test_a_slow_reader_misses_the_oldest(server: LiveServer) -> None:
     await register(server, "a")
     async with server.services.database.read() as session:
-        node = await nodes.find(session, "a")
+        node = await nodes.find_node(session, "a")
     assert node is not None
     feed = HeartbeatTail(server.services.database, interval_seconds=0.01)
     with feed.subscribe(node.id, 0) as subscriber:

@@ -77,7 +77,7 @@ async def test_a_small_fleet_is_never_held_back(start_server: StartServer) -> No
             await register(server, f"node-{number}")
         await age_all(server, 60)
         swept = await server.services.sweeper.sweep()
-        assert (swept.mode.name, swept.changed) == ("NORMAL", 9)
+        assert (swept.mode.name, swept.changed_nodes) == ("NORMAL", 9)
         data = await server.execute("{ registry { nodeCounts { offline } } }")
         assert data["registry"]["nodeCounts"]["offline"] == 11
 
@@ -140,6 +140,6 @@ async def test_the_end_of_an_old_connection_does_not_end_the_new_run(
         assert (await old.receive())["type"] == "next"
         await register(server, "a", bootId="boot-2", replacesBootId="boot-1", **machine)
         await beat(server, "a", 1, boot_id="boot-2")
-    assert (await server.services.sweeper.sweep()).changed == 0
+    assert (await server.services.sweeper.sweep()).changed_nodes == 0
     data = await server.execute('{ node(nodeId: "a") { status statusReason } }')
     assert data["node"] == {"status": "ONLINE", "statusReason": "REGISTERED"}

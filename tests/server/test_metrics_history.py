@@ -55,7 +55,7 @@ async def grow_old(server: LiveServer, hours: float) -> None:
             text("UPDATE heartbeat_log SET timestamp = timestamp - :hours * interval '1h'"),
             {"hours": hours},
         )
-        await partitions.make_days(session)
+        await partitions.make_day_partitions(session)
 
 
 async def keep_up(server: LiveServer) -> None:

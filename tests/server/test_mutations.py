@@ -160,11 +160,11 @@ async def test_silence_degrades_a_node_then_takes_it_offline_and_a_heartbeat_bri
     server = quiet_server
     await register(server, "a")
     sweep = server.services.sweeper.sweep
-    assert (await sweep()).changed == 0
+    assert (await sweep()).changed_nodes == 0
     seen = []
     for silence in (17, 25):
         await age(server, "a", silence)
-        assert (await sweep()).changed == 1
+        assert (await sweep()).changed_nodes == 1
         data = await server.execute('{ node(nodeId: "a") { status statusReason } }')
         seen.append(tuple(data["node"].values()))
     recorded = await beat(server, "a", 1)

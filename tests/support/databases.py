@@ -43,7 +43,7 @@ async def template(administrator: AsyncConnection) -> AsyncIterator[str]:
         database = Database(url)
         await migrate(database.engine)
         async with database.write() as session:
-            await partitions.make_days(session)
+            await partitions.make_day_partitions(session)
         await database.close()
         yield str(url.database)
 

@@ -14,13 +14,13 @@ from db.core.errors import RegistryError
 from db.core.identity import Caller, Identity
 from db.core.tables import Node
 from db.registry import heartbeats, nodes, registration, status_changes, sweep
-from db.registry.heartbeats import HeartbeatReport, Recorded
-from db.registry.liveness_rules import Rules
+from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
+from db.registry.liveness_rules import LivenessRules
 from db.registry.registration import Registration
 from db.registry.status_changes import LoggedChange
 from tests.support.waiting import wait_until
 
-RULES = Rules(protect_min_nodes=1_000_000)
+RULES = LivenessRules(protect_min_nodes=1_000_000)
 """PROTECTED mode has tests of its own."""
 PROCESS = uuid4()
 AGENT = Caller(Identity("agent", Role.AGENT), "192.0.2.10")
@@ -65,14 +65,16 @@ def report(
     return HeartbeatReport(node_id, boot_id, sequence, **{"actor": "agent", **said})
 
 
-async def record(database: Database, *reports: HeartbeatReport) -> list[Recorded | RegistryError]:
-    return await heartbeats.write(database, reports, RULES)
+async def record(
+    database: Database, *reports: HeartbeatReport
+) -> list[HeartbeatAck | RegistryError]:
+    return await heartbeats.record_batch(database, reports, RULES)
 
 
-async def beat(database: Database, node_id: str, sequence: int = 1, **said: Any) -> Recorded:
+async def beat(database: Database, node_id: str, sequence: int = 1, **said: Any) -> HeartbeatAck:
     """A heartbeat that must be heard."""
     [outcome] = await record(database, report(node_id, sequence, **said))
-    assert isinstance(outcome, Recorded)
+    assert isinstance(outcome, HeartbeatAck)
     return outcome
 
 
@@ -122,13 +124,13 @@ async def let_maintenance_end(session: AsyncSession, node_id: str) -> None:
 async def run_sweep(database: Database) -> int:
     async with database.write() as session:
         await be_at_work(session)
-        return (await sweep.sweep(session, PROCESS, RULES)).changed
+        return (await sweep.sweep(session, PROCESS, RULES)).changed_nodes
 
 
 async def stand(database: Database, node_id: str) -> Node:
     """The node as it stands."""
     async with database.read() as session:
-        node = await nodes.find(session, node_id)
+        node = await nodes.find_node(session, node_id)
     assert node is not None
     return node
 
@@ -136,7 +138,7 @@ async def stand(database: Database, node_id: str) -> Node:
 async def changes_of(database: Database, node: UUID | None = None) -> list[LoggedChange]:
     """The change log, or one node's part of it, oldest first."""
     async with database.open_connection() as connection:
-        logged, _ = await status_changes.after(connection, 0)
+        logged, _ = await status_changes.list_changes_after(connection, 0)
     return [change for change in logged if node in (None, change.node)]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from db.registry.liveness_rules import Rules
+from db.registry.liveness_rules import LivenessRules
 
 TTL_INTERVALS = 3
 
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass
 class Model:
-    rules: Rules
+    rules: LivenessRules
     now: int = 0
     floor: int = 0
     mode: str = "normal"
@@ -169,7 +169,7 @@ class Model:
             for node in self.nodes.values():
                 node.heard = min(node.heard, self.now)
                 node.steady = min(node.steady, self.now)
-        patience = self.rules.patience
+        patience = self.rules.process_timeout
         self.seen = {p: at for p, at in self.seen.items() if abs(self.now - at) <= patience}
         self.seen[process] = self.now
         self._judge_itself()
@@ -180,7 +180,7 @@ class Model:
             self._change(self.nodes.pop(node.node_id), "offline", "deregistered")
 
     def _deaf(self) -> bool:
-        patience = self.rules.patience
+        patience = self.rules.process_timeout
         if not self.seen or abs(self.now - max(self.seen.values())) > patience:
             return True
         return (

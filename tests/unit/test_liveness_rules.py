@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.core.enums import RegistryMode
-from db.registry.liveness_rules import Pulse, Rules, Standing
+from db.registry.liveness_rules import FleetState, LivenessRules, ProcessHeartbeats
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
-RULES = Rules(jitter=0)
+RULES = LivenessRules(jitter=0)
 OVERDUE, TTL = 15, 35
 
 
@@ -18,8 +18,8 @@ def after(seconds: float) -> datetime:
     return BASE + timedelta(seconds=seconds)
 
 
-def seconds_ago(newest: float | None, oldest: float | None, floor: float) -> Pulse:
-    return Pulse(
+def seconds_ago(newest: float | None, oldest: float | None, floor: float) -> ProcessHeartbeats:
+    return ProcessHeartbeats(
         None if newest is None else after(-newest),
         None if oldest is None else after(-oldest),
         after(-floor),
@@ -33,14 +33,14 @@ def seconds_ago(newest: float | None, oldest: float | None, floor: float) -> Pul
 def test_the_pace_keeps_the_fleet_at_its_target_rate(
     live_nodes: int, stretch: float, interval: float
 ) -> None:
-    rules = Rules(live_nodes=live_nodes, stretch=stretch)
+    rules = LivenessRules(live_nodes=live_nodes, stretch=stretch)
     assert rules.interval == pytest.approx(interval)
 
 
 @given(st.floats(0, 1), st.integers(0, 10**6))
 def test_jitter_only_lengthens_and_only_by_its_part(jitter: float, live_nodes: int) -> None:
-    rules = Rules(jitter=jitter, live_nodes=live_nodes)
-    promised = rules.next_interval()
+    rules = LivenessRules(jitter=jitter, live_nodes=live_nodes)
+    promised = rules.draw_interval()
     assert rules.interval <= promised <= rules.interval * (1 + jitter) * 1.000001
 
 
@@ -71,21 +71,21 @@ def test_jitter_only_lengthens_and_only_by_its_part(jitter: float, live_nodes: i
         "both are silent once more",
     ],
 )
-def test_the_registry_knows_when_it_was_deaf(pulse_: Pulse, *, deaf: bool) -> None:
-    assert RULES.was_deaf(BASE, pulse_) is deaf
+def test_the_registry_knows_when_it_was_deaf(pulse_: ProcessHeartbeats, *, deaf: bool) -> None:
+    assert RULES.has_had_outage(BASE, pulse_) is deaf
 
 
-def standing(mode: RegistryMode, live: int, silent: int, for_seconds: float = 0) -> Standing:
-    return Standing(mode, "reason", after(-for_seconds), live, silent)
+def standing(mode: RegistryMode, live: int, silent: int, for_seconds: float = 0) -> FleetState:
+    return FleetState(mode, "reason", after(-for_seconds), live, silent)
 
 
 @given(live=st.integers(0, 1000), part=st.floats(0, 1), age=st.floats(0, 1200))
 def test_the_mode_is_entered_and_left_within_its_bounds(live: int, part: float, age: float) -> None:
     silent = round(live * part)
-    entered, reason = RULES.next_mode(standing(RegistryMode.NORMAL, live, silent, age), BASE)
+    entered, reason = RULES.decide_mode(standing(RegistryMode.NORMAL, live, silent, age), BASE)
     assert (entered is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 2)
     assert (reason is not None) == (entered is RegistryMode.PROTECTED)
-    held, _ = RULES.next_mode(standing(RegistryMode.PROTECTED, live, silent, age), BASE)
+    held, _ = RULES.decide_mode(standing(RegistryMode.PROTECTED, live, silent, age), BASE)
     assert (held is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 4 and age < 600)
 
 
@@ -95,6 +95,6 @@ def test_at_the_threshold_the_mode_does_not_go_to_and_fro(live: int) -> None:
     mode = RegistryMode.NORMAL
     seen = []
     for silent in [threshold - 1, threshold, threshold - 1, threshold] * 3:
-        mode, _ = RULES.next_mode(standing(mode, live, silent), BASE)
+        mode, _ = RULES.decide_mode(standing(mode, live, silent), BASE)
         seen.append(mode)
     assert seen == [RegistryMode.NORMAL, *[RegistryMode.PROTECTED] * 11]

@@ -14,7 +14,7 @@ from db.core.pagination import Keyset
 from db.core.tables import NODE
 from db.registry.nodes import NodeOrder
 
-KEYSETS = [by.keyset(descending=descending) for by in NodeOrder for descending in (False, True)]
+KEYSETS = [by.to_keyset(descending=descending) for by in NodeOrder for descending in (False, True)]
 
 
 @pytest.mark.parametrize("order", KEYSETS, ids=lambda order: order.name)
@@ -33,8 +33,8 @@ def made_up(*content: object) -> str:
     return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
 
 
-BY_TIME = NodeOrder.REGISTERED_AT.keyset(descending=False)
-BY_ID = NodeOrder.NODE_ID.keyset(descending=False)
+BY_TIME = NodeOrder.REGISTERED_AT.to_keyset(descending=False)
+BY_ID = NodeOrder.NODE_ID.to_keyset(descending=False)
 SOME_ID = str(uuid5(NAMESPACE_OID, "some"))
 
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from db.core.enums import NodeRanking, NodeRole, NodeStatus, NodeType
 from db.registry.node_filter import LabelSelector
-from db.routing.candidates import Offer, models_in, offer
+from db.routing.candidates import Candidate, extract_models, make_candidate
 from db.routing.jsonb_contains import contains
-from db.routing.matching import Requirements, divided, unmet
-from db.routing.scoring import HALF_SCORE_MB, ranked
+from db.routing.matching import Requirements, list_unmet_requirements, partition
+from db.routing.scoring import HALF_SCORE_MB, rank
 from tests.support.json_documents import DOCUMENTS, TEXTS
 
-NODE = Offer(
+NODE = Candidate(
     UUID(int=1),
     "node-1",
     NodeStatus.ONLINE,
@@ -45,8 +45,8 @@ UNMEASURED = replace(
 )
 
 
-def score(subject: Offer, ranking: NodeRanking) -> float:
-    [(_, scored)] = ranked([subject], ranking)
+def score(subject: Candidate, ranking: NodeRanking) -> float:
+    [(_, scored)] = rank([subject], ranking)
     return scored
 
 
@@ -176,9 +176,9 @@ def test_containment_of_the_largest_documents_ends_in_time() -> None:
     ],
 )
 def test_an_excluded_node_is_told_each_requirement_that_it_does_not_meet(
-    requirements: Requirements, node: Offer, lines: list[str]
+    requirements: Requirements, node: Candidate, lines: list[str]
 ) -> None:
-    assert unmet(requirements, node) == lines
+    assert list_unmet_requirements(requirements, node) == lines
 
 
 def test_reasons_come_in_a_fixed_order() -> None:
@@ -192,7 +192,7 @@ def test_reasons_come_in_a_fixed_order() -> None:
         min_gpu_memory_free_mb=10000,
         max_cpu_percent=50,
     )
-    assert unmet(requirements, replace(NODE, status=NodeStatus.DEGRADED)) == [
+    assert list_unmet_requirements(requirements, replace(NODE, status=NodeStatus.DEGRADED)) == [
         "is DEGRADED",
         "has role DEVELOPMENT, needs BACKUP",
         "has type WORKER, needs ROUTER",
@@ -216,7 +216,7 @@ def test_a_reason_is_one_line_of_bounded_length() -> None:
         capabilities=orjson.dumps({f"k{i}": "\u2028" for i in range(3000)}).decode(),
         model="m" * 255,
     )
-    lines = unmet(requirements, NODE)
+    lines = list_unmet_requirements(requirements, NODE)
     assert len(lines) == 4
     assert all(line.isprintable() and len(line) < 700 for line in lines)
 
@@ -234,8 +234,8 @@ METRICS = {
 }
 
 
-def offered(capabilities: Any, metrics: Mapping[str, Any] | None) -> Offer:
-    return offer(
+def offered(capabilities: Any, metrics: Mapping[str, Any] | None) -> Candidate:
+    return make_candidate(
         NODE.id,
         NODE.node_id,
         NODE.status,
@@ -287,7 +287,7 @@ def test_metrics_of_another_kind_count_as_not_measured(metrics: dict[str, Any]) 
 def test_models_are_named_by_texts_or_by_objects_with_a_name(
     capabilities: Any, models: set[str]
 ) -> None:
-    assert models_in(capabilities) == models
+    assert extract_models(capabilities) == models
 
 
 def test_offers_with_the_same_labels_share_them() -> None:
@@ -301,8 +301,8 @@ PERCENTS = st.none() | st.sampled_from([0.0, 50.0, 400.0, -1.0]) | st.floats(0, 
 MEGABYTES = st.none() | st.sampled_from([0, 8000, 16384.0, 1e15, -1.0]) | st.floats(0, 1e6)
 CAPABILITIES = st.dictionaries(st.sampled_from(["models", "os"]), DOCUMENTS, max_size=2)
 OFFERS = st.builds(
-    lambda capabilities, **parts: Offer(
-        capabilities=capabilities, models=models_in(capabilities), id=uuid4(), **parts
+    lambda capabilities, **parts: Candidate(
+        capabilities=capabilities, models=extract_models(capabilities), id=uuid4(), **parts
     ),
     capabilities=CAPABILITIES,
     node_id=st.text("abc", min_size=1, max_size=3),
@@ -337,33 +337,35 @@ REQUIREMENTS = st.fixed_dictionaries({}, optional=WANTED).flatmap(
 
 @given(FLEETS, REQUIREMENTS)
 def test_a_candidate_has_no_reasons_and_every_other_node_has_one(
-    fleet: list[Offer], requirements: Requirements
+    fleet: list[Candidate], requirements: Requirements
 ) -> None:
-    candidates, others = divided(requirements, fleet)
-    assert candidates == [node for node in fleet if not unmet(requirements, node)]
-    assert others == [node for node in fleet if unmet(requirements, node)]
+    candidates, others = partition(requirements, fleet)
+    assert candidates == [node for node in fleet if not list_unmet_requirements(requirements, node)]
+    assert others == [node for node in fleet if list_unmet_requirements(requirements, node)]
 
 
 @given(OFFERS, REQUIREMENTS, st.sampled_from(sorted(WANTED)))
 def test_a_node_meets_requirements_when_it_meets_each_of_them(
-    node: Offer, requirements: Requirements, part: str
+    node: Candidate, requirements: Requirements, part: str
 ) -> None:
     nothing: dict[str, Any] = {part: None}
     fewer = replace(requirements, **nothing)
     alone = Requirements(
         **{part: getattr(requirements, part)}, include_degraded=requirements.include_degraded
     )
-    lines = unmet(requirements, node)
-    assert set(unmet(fewer, node)) <= set(lines)
-    assert set(unmet(alone, node)) <= set(lines)
-    assert set(lines) == set(unmet(fewer, node)) | set(unmet(alone, node))
+    lines = list_unmet_requirements(requirements, node)
+    assert set(list_unmet_requirements(fewer, node)) <= set(lines)
+    assert set(list_unmet_requirements(alone, node)) <= set(lines)
+    assert set(lines) == set(list_unmet_requirements(fewer, node)) | set(
+        list_unmet_requirements(alone, node)
+    )
 
 
 @given(OFFERS, REQUIREMENTS)
 def test_a_reason_never_shows_a_number_that_would_do(
-    node: Offer, requirements: Requirements
+    node: Candidate, requirements: Requirements
 ) -> None:
-    for line in unmet(requirements, node):
+    for line in list_unmet_requirements(requirements, node):
         numbers = [float(word) for word in line.replace(",", "").split() if _is_number(word)]
         if " MB " in line and "none measured" not in line:
             needed, had = numbers
@@ -413,7 +415,9 @@ def _is_number(word: str) -> bool:
         ),
     ],
 )
-def test_a_score_follows_its_formula(ranking: NodeRanking, node: Offer, expected: float) -> None:
+def test_a_score_follows_its_formula(
+    ranking: NodeRanking, node: Candidate, expected: float
+) -> None:
     assert score(node, ranking) == pytest.approx(expected)
 
 
@@ -424,17 +428,17 @@ def test_nodes_that_score_the_same_come_online_first_and_then_by_their_ids() -> 
         replace(UNMEASURED, node_id="c"),
         replace(UNMEASURED, node_id="d", cpu_percent=50.0),
     ]
-    assert [node.node_id for node, _ in ranked(fleet, NodeRanking.LEAST_LOADED)] == list("dbca")
+    assert [node.node_id for node, _ in rank(fleet, NodeRanking.LEAST_LOADED)] == list("dbca")
 
 
 @given(FLEETS.flatmap(lambda fleet: st.tuples(st.just(fleet), st.permutations(fleet))))
 def test_a_ranking_is_total_and_a_score_is_the_node_s_alone(
-    fleets: tuple[list[Offer], list[Offer]],
+    fleets: tuple[list[Candidate], list[Candidate]],
 ) -> None:
     fleet, shuffled = fleets
     for ranking in NodeRanking:
-        best_first = ranked(fleet, ranking)
-        assert best_first == ranked(shuffled, ranking)
+        best_first = rank(fleet, ranking)
+        assert best_first == rank(shuffled, ranking)
         assert best_first == [(node, score(node, ranking)) for node, _ in best_first]
         scores = [scored for _, scored in best_first]
         assert scores == sorted(scores, reverse=True)
@@ -443,8 +447,10 @@ def test_a_ranking_is_total_and_a_score_is_the_node_s_alone(
 
 
 @given(OFFERS, st.floats(0, 1e6), st.floats(0, 1e6))
-def test_a_node_with_more_to_give_never_scores_less(node: Offer, one: float, other: float) -> None:
-    def with_measured(attribute: str, value: float) -> Offer:
+def test_a_node_with_more_to_give_never_scores_less(
+    node: Candidate, one: float, other: float
+) -> None:
+    def with_measured(attribute: str, value: float) -> Candidate:
         changed: dict[str, Any] = {attribute: value}
         return replace(node, **changed)
 

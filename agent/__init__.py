@@ -1,4 +1,4 @@
-"""The client of the node registry: its questions, its subscriptions and their errors.
+"""The Python client of the node registry: queries, subscriptions and their errors.
 
 The agent itself, which registers a node and sends its heartbeats, is the command `node-agent`.
 """

@@ -1,4 +1,4 @@
-"""`python -m agent` is node-agent."""
+"""The entry point of `python -m agent`, which is the command node-agent."""
 
 from agent.cli import main
 

@@ -1,4 +1,4 @@
-"""The GPU of an Apple chip, by the tools that macOS brings."""
+"""The GPU of an Apple chip, read with the tools that come with macOS."""
 
 import json
 import plistlib
@@ -18,7 +18,10 @@ GIB = 1024 * MIB
 
 
 class AppleGpuReader:
-    """For one thread. Which GPUs there are is asked until it is known, how busy they are always."""
+    """A reader of the machine's GPUs, for use by one thread.
+
+    It looks for the GPUs until it has found some, and reads how busy they are each time.
+    """
 
     def __init__(self) -> None:
         self._gpus: list[Gpu] = []
@@ -26,7 +29,7 @@ class AppleGpuReader:
     def read(self) -> list[Gpu]:
         self._gpus = self._gpus or parse_profile(run_tool(PROFILER))
         if len(self._gpus) != 1:
-            return self._gpus  # the figures do not say whose they are
+            return self._gpus  # ioreg's figures do not name their GPU
         memory = psutil.virtual_memory()
         return [
             add_figures(self._gpus[0], run_tool(IOREG), total=memory.total, free=memory.available)
@@ -34,7 +37,7 @@ class AppleGpuReader:
 
 
 def run_tool(command: tuple[str, ...]) -> bytes:
-    """Empty when it is not there, fails or takes too long."""
+    """Return what the command prints; empty when it is missing, fails or takes too long."""
     try:
         process = subprocess.run(  # noqa: S603  # the commands above
             command, capture_output=True, timeout=TOOL_TIMEOUT_SECONDS, check=True
@@ -45,7 +48,7 @@ def run_tool(command: tuple[str, ...]) -> bytes:
 
 
 def parse_profile(profile: bytes) -> list[Gpu]:
-    """Of system_profiler's JSON, which has a GPU's displays beneath it."""
+    """Return the GPUs in system_profiler's JSON, where a GPU's displays are nested in its entry."""
     try:
         entries = json.loads(profile)["SPDisplaysDataType"]
     except (ValueError, TypeError, KeyError):
@@ -65,9 +68,10 @@ def _parse_entry(entry: dict[str, Any]) -> Gpu | None:
 
 
 def add_figures(gpu: Gpu, ioreg_output: bytes, *, total: int, free: int) -> Gpu:
-    """By ioreg's property list, and the machine's memory in bytes, which the GPU shares.
+    """Return the GPU with the figures of ioreg's property list.
 
-    macOS lets the GPU have three quarters of it, or two thirds below 36 GB.
+    `total` and `free` are the machine's memory in bytes, which the GPU shares: macOS lets it use
+    three quarters of the total, or two thirds if that is less than 36 GB.
     """
     figures = _find_figures(ioreg_output)
     share = total * 3 / 4 if total >= 36 * GIB else total * 2 / 3
@@ -82,7 +86,7 @@ def add_figures(gpu: Gpu, ioreg_output: bytes, *, total: int, free: int) -> Gpu:
 
 
 def _find_figures(ioreg_output: bytes) -> dict[str, float]:
-    """Those of the first accelerator that has any."""
+    """Return the performance statistics of the first accelerator that has any."""
     try:
         entries = plistlib.loads(ioreg_output)
     except (plistlib.InvalidFileException, ExpatError, ValueError):

@@ -1,4 +1,4 @@
-"""A circuit breaker: while the registry is away, callers do not wait to learn it anew."""
+"""A circuit breaker: while the registry is unavailable, callers fail at once instead of waiting."""
 
 from agent.pace import Clock
 
@@ -8,9 +8,10 @@ CAP_SECONDS = 5.0
 
 
 class CircuitBreaker:
-    """Opens after three failures in a row; then lets one try through at a time, ever later.
+    """A circuit breaker that opens after three failures in a row.
 
-    What https://learn.microsoft.com/azure/architecture/patterns/circuit-breaker describes.
+    While it is open it admits one trial at a time, each after a longer delay:
+    https://learn.microsoft.com/azure/architecture/patterns/circuit-breaker
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -23,12 +24,15 @@ class CircuitBreaker:
         return self._failures >= MAX_FAILURES
 
     def admit(self) -> bool:
-        """Who is let through while it is open has to say how it went."""
+        """Return whether a request may be sent now.
+
+        Record the outcome of each admitted request: a success closes the breaker.
+        """
         if not self.is_open:
             return True
         if self._clock.now() < self._trial_at:
             return False
-        self._postpone_trial()  # for the others, in case this one never says
+        self._postpone_trial()  # so that others get a trial if this outcome is never recorded
         return True
 
     def record_success(self) -> None:

@@ -1,4 +1,4 @@
-"""The command line of the agent. Results go to stdout, logs to stderr."""
+"""The command line of the agent. It writes results to stdout and logs to stderr."""
 
 import asyncio
 import sys
@@ -41,14 +41,14 @@ T = TypeVar("T")
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Each option may also be given as NODE_AGENT_REGISTRY_URL, NODE_AGENT_ROLE and so on;"
-    " the token only as NODE_AGENT_TOKEN, because everyone on a machine can read its command"
-    " lines.",
+    epilog="Each option may also be given as an environment variable: NODE_AGENT_REGISTRY_URL,"
+    " NODE_AGENT_ROLE and so on. The token is read only from NODE_AGENT_TOKEN, because everyone"
+    " on a machine can read its command lines.",
 )
 @click.option("--verbose", is_flag=True, help="Log every heartbeat and every attempt.")
 @click.version_option(package_name="dagi-node-registry")
 def main(*, verbose: bool) -> None:
-    """Registers this machine as a node of a DAGI network and keeps it alive there."""
+    """Register this machine as a node of a DAGI network and send its heartbeats."""
     configure_logs(verbose=verbose)
 
 
@@ -58,13 +58,13 @@ main.add_command(uninstall)
 
 @main.command()
 @add_node_options
-@click.option("--node-id", help="Take this id, e.g. one that the registry was seeded with.")
+@click.option("--node-id", help="Use this id, e.g. one that the registry was seeded with.")
 @click.option("--json", "as_json", is_flag=True, help="Print the node as JSON.")
 def bootstrap(*, node_id: str | None, as_json: bool, **options: str | None) -> None:
     """Register this machine, send one heartbeat and print the node.
 
-    A registry that is away is waited for, at most a minute. What it is told here holds for
-    later commands too.
+    Waits up to a minute for a registry that is unavailable. The settings given here are saved and
+    apply to later commands too.
     """
     with one_line_errors():
         settings, directory = load_configuration(options, writing=True)
@@ -81,7 +81,7 @@ def bootstrap(*, node_id: str | None, as_json: bool, **options: str | None) -> N
 def run(*, exit_with_parent: bool, **options: str | None) -> None:
     """Register this machine and send heartbeats until SIGTERM or SIGINT.
 
-    Ends with 1 when another run of the agent has taken the node over.
+    Exits with 1 when another run of the agent has taken over the node.
     """
     with one_line_errors():
         settings, directory = load_configuration(options, writing=True)
@@ -94,15 +94,15 @@ def run(*, exit_with_parent: bool, **options: str | None) -> None:
 @add_connection_options
 @click.option("--json", "as_json", is_flag=True, help="Print the node as JSON.")
 def status(*, as_json: bool, **options: str | None) -> None:
-    """Print what the registry says of this node. Ends with 0 when it is ONLINE, else with 1."""
+    """Print the registry's record of this node. Exits with 0 when it is ONLINE, else with 1."""
     with one_line_errors():
         settings, directory = load_configuration(options, writing=False)
         node_id = identity.read_node_id(directory)
         if node_id is None:
-            fail(f"{directory} holds no node id: run node-agent bootstrap first")
+            fail(f"{directory} contains no node id: run node-agent bootstrap first")
         node = run_request(settings, fetch_node(settings, directory, node_id))
         if node is None:
-            fail(f"the registry at {settings.registry_url} knows no node {node_id!r}")
+            fail(f"the registry at {settings.registry_url} has no node {node_id!r}")
     print_node(node, as_json=as_json)
     sys.exit(0 if node.status == "ONLINE" else 1)
 
@@ -111,18 +111,18 @@ def check_node_id(node_id: str | None, directory: Path) -> None:
     if node_id is None:
         return
     if not identity.is_node_id(node_id):
-        raise BadSettingError("--node-id", f"not an id: {node_id!r}")
+        raise BadSettingError("--node-id", f"expected a node id, not {node_id!r}")
     current_node_id = identity.read_node_id(directory)
     if current_node_id not in {None, node_id}:
         raise BadSettingError(
-            "--node-id", f"{directory / identity.NODE_ID} already holds {current_node_id!r}"
+            "--node-id", f"{directory / identity.NODE_ID} already contains {current_node_id!r}"
         )
 
 
 async def register_and_send_heartbeat(
     settings: AgentSettings, directory: Path, node_id: str | None
 ) -> Node:
-    """The node as it was registered, with what its first heartbeat has made of it."""
+    """Register, send one heartbeat and return the node with the status of that heartbeat."""
     async with open_runner(settings, directory) as runner:
         runner.node_id = node_id
         runner.max_retry_seconds = BOOTSTRAP_RETRY_SECONDS
@@ -145,7 +145,7 @@ async def fetch_node(
     except StateError:
         if settings.token is None:
             raise
-        node_token = None  # the agent's, who is another user
+        node_token = None  # its file belongs to the agent's user
     token = node_token.token if node_token else settings.token
     bearer = token.get_secret_value() if token else None
     async with HttpTransport(settings.registry_url, bearer, load_tls(settings)) as transport:
@@ -155,7 +155,7 @@ async def fetch_node(
 
 @asynccontextmanager
 async def open_runner(settings: AgentSettings, directory: Path) -> AsyncIterator[Runner]:
-    """A run that has not yet asked for anything."""
+    """A runner that has not sent anything yet, for the duration of the block."""
     clock = Clock()
     schedule = Schedule(clock)
     credentials = Credentials(directory, settings.token, clock.uniform)
@@ -187,7 +187,10 @@ async def open_runner(settings: AgentSettings, directory: Path) -> AsyncIterator
 
 
 def load_tls(settings: AgentSettings) -> TlsConfig:
-    """Raises BadSettingError for a file that cannot be used."""
+    """Return the TLS files of the settings.
+
+    Raises: BadSettingError: a file cannot be used.
+    """
     files = settings.tls_files()
     tls = TlsConfig(**files)
     try:
@@ -204,7 +207,7 @@ def run_request(settings: AgentSettings, coroutine: Coroutine[Any, Any, T]) -> T
     except RegistryUnavailableError as error:
         fail(f"no usable answer from the registry at {settings.registry_url}: {error}")
     except RequestRejectedError as error:
-        fail(f"the registry at {settings.registry_url} refuses: {error}")
+        fail(f"the registry at {settings.registry_url} rejected the request: {error}")
 
 
 def print_node(node: Node, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""What the agent's commands share: their options, and errors in one line."""
+"""The options that the agent's commands share, and their one-line errors."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 def add_connection_options(command: Command) -> Command:
     for option in (
-        click.option("--registry-url", help="Where the registry is [http://127.0.0.1:9205]."),
-        click.option("--ca-file", help="Whom to trust with https, instead of the usual ones."),
-        click.option("--certificate", help="Shown to the registry, which knows the node by it."),
-        click.option("--key", help="Of the certificate, if it is in a file of its own."),
+        click.option("--registry-url", help="Address of the registry [http://127.0.0.1:9205]."),
         click.option(
-            "--state-dir", help="Where the node id is kept [/etc/dagi or ~/.config/dagi]."
+            "--ca-file", help="CA certificates to trust for https, instead of the usual ones."
         ),
+        click.option("--certificate", help="Client certificate that identifies the node."),
+        click.option("--key", help="Private key of the certificate, if it is in another file."),
+        click.option("--state-dir", help="Directory of the node id [/etc/dagi or ~/.config/dagi]."),
     ):
         command = option(command)
     return command
@@ -30,15 +30,15 @@ def add_connection_options(command: Command) -> Command:
 
 def add_node_options(command: Command) -> Command:
     for option in (
-        click.option("--name", help="A name for people to read."),
+        click.option("--name", help="Display name of the node."),
         click.option(
             "--services",
-            help="Where to look for models and for Docker, with commas between them, or none"
-            " [where Ollama, vLLM, LM Studio, llama.cpp and Docker usually are].",
+            help="Addresses at which to look for models and Docker, separated by commas, or none"
+            " [the usual addresses of Ollama, vLLM, LM Studio, llama.cpp and Docker].",
         ),
-        click.option("--labels", help="With commas between them, e.g. router,gateway."),
-        click.option("--type", help="router, gateway or worker; goes before the type in --role."),
-        click.option("--transport", help="websocket or http, for heartbeats [websocket]."),
+        click.option("--labels", help="Labels, separated by commas, e.g. router,gateway."),
+        click.option("--type", help="router, gateway or worker; overrides the type in --role."),
+        click.option("--transport", help="Transport of heartbeats: websocket or http [websocket]."),
         click.option(
             "--role",
             help="production, development or backup, alone or with the type: production-router"
@@ -56,7 +56,10 @@ class SettingClickError(click.ClickException):
 def load_configuration(
     options: dict[str, str | None], *, writing: bool
 ) -> tuple[AgentSettings, Path]:
-    """The settings, and the directory in which lies what bootstrap was told."""
+    """Return the settings, with those that bootstrap saved, and the state directory.
+
+    Raises: BadSettingError: a setting is invalid. StateError: the state directory cannot be used.
+    """
     directory = load_settings(options).state_dir or identity.find_state_dir(writing=writing)
     saved = identity.read_bootstrap_settings(directory)
     return load_settings(options, saved, source=str(directory / identity.BOOTSTRAP)), directory

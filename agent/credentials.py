@@ -1,7 +1,7 @@
-"""What the agent shows the registry: its node's own key, or else the token that it was told.
+"""The token that the agent sends to the registry: its node token, else the configured one.
 
-The key lies beside the node id in `node_key.json`, which none but its owner may read. It comes with
-a registration by an enrolment key, and is rotated in good time.
+A registration with an enrolment token brings the node token, which is rotated before it expires.
+It is kept in `node_key.json` in the directory of the node id, readable only by its owner.
 """
 
 import json
@@ -21,16 +21,17 @@ from agent.settings import Token
 from agent.transport import RegistryTransport
 
 CREDENTIAL_FILE = "node_key.json"
-# The part of its life after which a key is rotated. It may fail for the rest; and the keys of those
-# that enrolled together do not come back together.
+# The share of a token's life after which it is rotated. The rest is left for failed attempts, and
+# nodes that enrolled together do not rotate together.
 ROTATE_FROM, ROTATE_BY = 0.60, 0.73
 MAX_RETRY_SECONDS = 3600.0
 
 
 class NodeToken(BaseModel):
-    """Both times are the registry's: this machine's clock may be wrong by years.
+    """A node token and its life. Its times are the registry's: this machine's clock may be wrong.
 
-    `obtained_at` is None until the first heartbeat tells the time; `expires_at` is None for never.
+    `obtained_at` is None until the first heartbeat brings the registry's time; `expires_at` is
+    None for a token that never expires.
     """
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
@@ -41,14 +42,17 @@ class NodeToken(BaseModel):
 
 
 def read_node_token(directory: Path) -> NodeToken | None:
-    """None when there is none. Raises StateError for a file that is damaged or may not be read."""
+    """Return the node token in the directory, None if there is none.
+
+    Raises: StateError: the file is damaged or cannot be read.
+    """
     text = read_text(directory / CREDENTIAL_FILE)
     if text is None:
         return None
     try:
         return NodeToken.model_validate_json(text)
     except ValidationError:
-        problem = "is damaged; have the node's key revoked and delete it, to enrol anew"
+        problem = "is damaged; revoke the node's token and delete the file to enrol again"
         raise StateError(directory / CREDENTIAL_FILE, problem) from None
 
 
@@ -59,7 +63,10 @@ def save_node_token(directory: Path, node_token: NodeToken) -> None:
 
 
 class Credentials:
-    """Of one agent. Raises StateError as `read_key`."""
+    """The tokens of one agent, and which of them it uses.
+
+    Raises: StateError: the file of the node token is damaged or cannot be read.
+    """
 
     def __init__(
         self,
@@ -91,7 +98,7 @@ class Credentials:
         self._uses_node_token = self._node_token is not None
 
     def use_configured_token(self) -> bool:
-        """False when there is none, or it is what was shown."""
+        """Switch to the configured token; return False if there is none or it is in use already."""
         if not self.has_fallback or not self._uses_node_token:
             return False
         self._uses_node_token = False
@@ -100,25 +107,34 @@ class Credentials:
     def save_node_token(
         self, token: SecretStr, expires_at: datetime | None, obtained_at: datetime | None = None
     ) -> None:
-        """It is on disk before it is shown; until then the former one is. Raises StateError."""
+        """Write the node token to disk, then use it instead of the former token.
+
+        Raises: StateError: the file cannot be written; the former token stays in use.
+        """
         node_token = NodeToken(token=token, obtained_at=obtained_at, expires_at=expires_at)
         save_node_token(self._directory, node_token)
         self._node_token, self._uses_node_token = node_token, True
         self._failures, self._not_before = 0, None
 
     def update_expiry(self, expires_at: datetime | None) -> None:
-        """When what is shown ends, as the registry says: earlier, if its rotation has begun."""
+        """Set when the token in use expires.
+
+        The registry brings this forward when a rotation has begun.
+        """
         if self._node_token and self._uses_node_token:
             self._node_token = self._node_token.model_copy(update={"expires_at": expires_at})
 
     def is_rotation_due(self, now: datetime) -> bool:
-        """`now` by the registry's clock, as a heartbeat's answer has it."""
+        """Return whether the node token is in use and has to be rotated.
+
+        `now` is the registry's time, from the reply to a heartbeat.
+        """
         node_token = self._node_token
         if node_token is None or not self._uses_node_token or node_token.expires_at is None:
-            return False  # who was told a token rotates it: others may have been told the same
+            return False  # a configured token may be shared, so whoever configured it rotates it
         if node_token.obtained_at is None:
             self._node_token = node_token.model_copy(update={"obtained_at": now})
-            with suppress(StateError):  # else the next start begins to count anew
+            with suppress(StateError):  # if it cannot be saved, the next start counts from then
                 save_node_token(self._directory, self._node_token)
         obtained_at = node_token.obtained_at or now
         return now >= (
@@ -127,7 +143,10 @@ class Credentials:
         )
 
     def postpone_rotation(self, now: datetime, at_least_seconds: float) -> float:
-        """After one that failed. For ever longer, at most an hour, or a tenth of the time left."""
+        """Postpone the rotation after a failure and return by how many seconds.
+
+        The delay grows with each failure, to at most an hour or a tenth of the time left.
+        """
         self._failures += 1
         ceiling = min(2.0 ** min(self._failures, 30), MAX_RETRY_SECONDS)
         if self._node_token and self._node_token.expires_at:
@@ -139,7 +158,10 @@ class Credentials:
 
 
 class AuthenticatedTransport:
-    """For one request at a time, by whatever the credentials show then."""
+    """A transport that reconnects when the credentials switch to another token.
+
+    It carries one request at a time. `connect` opens a transport with the given token.
+    """
 
     def __init__(
         self, credentials: Credentials, connect: Callable[[str | None], RegistryTransport]
@@ -152,7 +174,7 @@ class AuthenticatedTransport:
     async def execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply_type: type[ReplyT]
     ) -> ReplyT:
-        """Raises RegistryAwayError and RefusedError."""
+        """Send the document as `RegistryTransport.execute` does."""
         if self._bearer != (bearer := self._credentials.bearer):
             await self._transport.aclose()
             self._transport, self._bearer = self._connect(bearer), bearer

@@ -1,4 +1,4 @@
-"""What the agent finds around it: GPUs, and what is served here. Heartbeats never wait for it."""
+"""The discovery of GPUs and local services. Heartbeats never wait for it."""
 
 import asyncio
 import json
@@ -14,16 +14,16 @@ from agent.pace import Clock
 from agent.services import DiscoveredService, UnreadableAnswerError, find_service
 
 REFRESH_SECONDS = 30.0
-# How long a server that is too busy to answer is believed to serve what it served.
+# How long a server that gives no readable answer is assumed to serve what it served before.
 MAX_SILENCE_SECONDS = 300.0
-# The registry takes 64 KiB, of which the rest says what the machine is.
+# The registry accepts 64 KiB of capabilities; the rest describes the machine itself.
 MAX_BYTES = 60 * 1024
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class Discovery:
-    """Of the addresses given, each as `served_at` has it."""
+    """The GPUs and the services at the given addresses, which are those of `find_service`."""
 
     def __init__(
         self, addresses: Sequence[str], *, clock: Clock | None = None, gpus: GpuWatch | None = None
@@ -36,7 +36,10 @@ class Discovery:
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[None]:
-        """Begins when it has looked once, which takes some seconds at most."""
+        """Keep the discovery current during the block.
+
+        The block begins after the first refresh, which takes a few seconds at most.
+        """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.gpus.start())
             tasks.create_task(self.refresh())
@@ -66,11 +69,11 @@ class Discovery:
         try:
             service = await find_service(address, local_ip)
         except UnreadableAnswerError as error:
-            log.debug("service.unclear", address=address, reason=str(error))
+            log.debug("service_answer.rejected", address=address, reason=str(error))
             is_believed = now - self._answered_at.get(address, now) < MAX_SILENCE_SECONDS
             return self._services.get(address) if is_believed else None
-        except Exception as error:  # noqa: BLE001  # one that nobody foresaw costs no other, and no heartbeat
-            log.warning("service.unreadable", address=address, reason=repr(error))
+        except Exception as error:  # noqa: BLE001  # an unforeseen error must cost no other service and no heartbeat
+            log.warning("service_query.failed", address=address, reason=repr(error))
             return None
         self._answered_at[address] = now
         return service
@@ -81,12 +84,12 @@ class Discovery:
             try:
                 await self.refresh()
             except Exception:
-                log.exception("services.unreadable")  # the next look may do better
+                log.exception("service_refresh.failed")  # the next refresh may succeed
 
     def collect_capabilities(self) -> dict[str, Any]:
-        """models, services and devices; the last models are left out of what is too much."""
+        """Return `models`, `services` and `devices`, with the models that the size limit allows."""
         services = list(self._services.values())
-        # Of those that serve the same model the first is named.
+        # Reversed, so that the first service that serves a model is named for it.
         models = {model["name"]: model for found in services[::-1] for model in found.models}
         document = {
             "models": [models[name] for name in sorted(models)],

@@ -1,7 +1,7 @@
-"""Follows nodes across all interruptions: each change of status once, in order, none skipped.
+"""Subscriptions that reconnect by themselves: each status change once, in order, none skipped.
 
-It keeps its place in memory alone: to go on after a restart, keep the `revision` of what was
-handled last, and give it as `after`.
+The position is kept only in memory. To continue after a restart, store the `revision` of the last
+event that was handled and pass it as `after`.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from agent.websocket import open_websocket, parse_result, subscribe
 EventT = TypeVar("EventT")
 
 MAX_BACKOFF_SECONDS = 10.0
-"""Followers are few beside agents, and what they show is old meanwhile."""
+"""Shorter than an agent's: followers are few, and what they show is outdated in the meantime."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -46,15 +46,18 @@ async def follow_status_changes(
     after: int | None = None,
     clock: Clock | None = None,
 ) -> AsyncGenerator[StatusEvent, None]:
-    """Each change behind the revision `after` of the nodes that match NodeFilter `node_filter`.
+    """Yield each status change after the revision `after` of the nodes that match `node_filter`.
 
-    Without `after` the first event is a Bookmark, and no change behind it is skipped: who reads
-    the nodes then, and applies what follows, has them all. The same goes for ResyncRequired. Other
-    Bookmarks come while nothing matches, so a stream that is silent for long may be stale.
+    `node_filter` holds the fields of the schema's NodeFilter. Without `after` the first event is a
+    Bookmark: read the nodes after it and apply the changes that follow, and none is missed. The
+    same applies after ResyncRequired. Further Bookmarks come while nothing matches, so a stream
+    that is silent for long may be stale.
 
-    Connects again for ever. Raises RefusedError when that does not help, e.g. for a bad filter or
-    token, and ValueError for a bad address, or files of `trust` that cannot be used. Close it with
-    `aclose()`, or what it holds stays open.
+    The stream reconnects without limit. Close it with `aclose()`; until then its connection stays
+    open.
+
+    Raises: RequestRejectedError: a retry cannot help, e.g. the filter or the token is invalid.
+    ValueError: the address is invalid, or a file of `tls` cannot be used.
     """
     position = after
     trusted = tls or TlsConfig()
@@ -66,7 +69,7 @@ async def follow_status_changes(
         async for event in events:
             if _is_new(event, position or 0):
                 yield event
-                # A resync may lead back, where the log was set back.
+                # A resync may move the position back: the change log may have been reset.
                 resync = isinstance(event, ResyncRequired)
                 position = event.revision if resync else max(position or 0, event.revision)
 
@@ -79,10 +82,14 @@ async def follow_available_nodes(
     requirements: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
 ) -> AsyncGenerator[AvailableNodesEvent, None]:
-    """The nodes that meet NodeRequirements `requirements`, then which enter and leave that set.
+    """Yield the nodes that meet `requirements`, then each node that enters or leaves that set.
 
-    The whole set comes first, and again after each interruption. Connects again for ever, and
-    raises and is closed as `follow_status_changes`.
+    `requirements` holds the fields of the schema's NodeRequirements. The whole set comes first,
+    and again after each interruption. The stream reconnects without limit. Close it with
+    `aclose()`; until then its connection stays open.
+
+    Raises: RequestRejectedError: a retry cannot help, e.g. the requirements or the token are
+    invalid. ValueError: the address is invalid, or a file of `tls` cannot be used.
     """
     trusted = tls or TlsConfig()
 
@@ -97,7 +104,7 @@ async def follow_available_nodes(
 async def _follow_with_reconnects(
     url: str, open_stream: Callable[[str], AsyncGenerator[EventT, None]], clock: Clock
 ) -> AsyncGenerator[EventT, None]:
-    """What one connection after another tells."""
+    """Yield the events of one connection after another."""
     url = parse_graphql_url(url)
     failures, logged = 0, None
     while True:
@@ -130,7 +137,7 @@ async def _stream_status_changes(
     node_filter: Mapping[str, Any] | None,
     after: int | None,
 ) -> AsyncGenerator[StatusEvent, None]:
-    """Ends behind ResyncRequired, else with an error."""
+    """Yield the changes of one connection, which ends after ResyncRequired or with an error."""
     async with open_websocket(url, token, tls) as transport:
         if after is None:
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -162,7 +169,7 @@ def _is_new(event: StatusEvent, after: int) -> bool:
         case NodeStatusChanged():
             return event.revision > after
         case Bookmark():
-            return event.revision >= after  # equal: a sign of life
+            return event.revision >= after  # an equal revision shows that the stream is alive
         case ResyncRequired():
             return True
 
@@ -174,10 +181,13 @@ def _log_failure(
     failures: int,
     delay: float,
 ) -> str:
-    """Logs what is new; returns what has been logged now, for the next call."""
-    kind = error.code if isinstance(error, RequestRejectedError) else "away"
+    """Log a failure, of a kind already logged at debug level, and return its kind.
+
+    Pass the returned kind as `logged` to the next call.
+    """
+    kind = error.code if isinstance(error, RequestRejectedError) else "unavailable"
     (log.debug if kind == logged else log.warning)(
-        "registry.refused" if isinstance(error, RequestRejectedError) else "registry.away",
+        "request.rejected" if isinstance(error, RequestRejectedError) else "request.failed",
         registry_url=url,
         reason=str(error),
         failures=failures,

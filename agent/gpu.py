@@ -1,4 +1,4 @@
-"""A GPU as one reading found it."""
+"""A GPU and its figures at one reading, and their forms in the API."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ MAX_NAME_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """None is what its driver does not tell. One MB has 1024 * 1024 bytes."""
+    """One reading of a GPU. A figure that its driver does not report is None. 1 MB is 1 MiB."""
 
     name: str
     memory_total_mb: float | None = None
@@ -20,7 +20,7 @@ class Gpu:
     cores: int | None = None
 
     def to_device(self) -> dict[str, Any]:
-        """An entry of `capabilities.devices`."""
+        """Return the GPU as an entry of `capabilities.devices`."""
         memory = self.memory_total_mb
         device = {
             "kind": "gpu",
@@ -31,7 +31,7 @@ class Gpu:
         return {name: value for name, value in device.items() if value is not None}
 
     def to_metrics(self) -> dict[str, Any]:
-        """GpuMetricsInput. What the registry would refuse is left out."""
+        """Return the GPU as a GpuMetricsInput, without figures that the registry would reject."""
         figures = {
             "utilizationPercent": self.utilization_percent,
             "memoryTotalMb": self.memory_total_mb,

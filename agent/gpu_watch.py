@@ -1,4 +1,4 @@
-"""Reads the GPUs again and again, in a thread of its own."""
+"""The periodic reading of the GPUs, in a separate thread."""
 
 import asyncio
 import sys
@@ -13,23 +13,24 @@ from agent.nvidia import NvidiaGpuReader
 from agent.pace import Clock
 
 READ_SECONDS = 10.0
-# Figures older than this are told to nobody.
+# Older figures are not reported.
 STALE_SECONDS = 3 * READ_SECONDS
-# How long a start waits for the first reading.
+# How long the start waits for the first reading.
 FIRST_TIMEOUT_SECONDS = 5.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 def choose_reader() -> Callable[[], list[Gpu]]:
-    """Of this machine, for one thread."""
+    """Return the function that reads this machine's GPUs, for use by one thread."""
     return AppleGpuReader().read if sys.platform == "darwin" else NvidiaGpuReader().read
 
 
 class GpuWatch:
-    """A driver in trouble hangs whoever asks it: here that is one thread, whose figures grow old.
+    """A thread that reads the GPUs every ten seconds.
 
-    The thread ends with the process, at the latest.
+    A faulty driver can block its caller without end: then only this thread hangs, and its figures
+    become stale. The thread ends with the process at the latest.
     """
 
     def __init__(
@@ -43,17 +44,17 @@ class GpuWatch:
 
     @property
     def last_gpus(self) -> list[Gpu]:
-        """As last read, however long ago: a GPU does not leave because its driver hangs."""
+        """The GPUs of the last reading, of any age: a GPU stays when its driver hangs."""
         return self._reading[1]
 
     @property
     def current_gpus(self) -> list[Gpu]:
-        """Empty when the last reading is too old."""
+        """The GPUs of the last reading; empty when that is too old."""
         read_at, gpus = self._reading
         return gpus if self._now() - read_at < STALE_SECONDS else []
 
     async def start(self, timeout_seconds: float = FIRST_TIMEOUT_SECONDS) -> None:
-        """Returns with the first reading, or when that takes too long."""
+        """Start the thread and wait for the first reading, at most `timeout_seconds`."""
         threading.Thread(target=self._watch, name="gpus", daemon=True).start()
         await asyncio.to_thread(self._has_read.wait, timeout_seconds)
 
@@ -66,8 +67,8 @@ class GpuWatch:
             try:
                 self._reading = (self._now(), self._read())
                 is_failing = False
-            except Exception as error:  # noqa: BLE001  # a surprise here must not cost the next reading
-                (log.debug if is_failing else log.warning)("gpus.unreadable", reason=repr(error))
+            except Exception as error:  # noqa: BLE001  # an unforeseen error must not end the readings
+                (log.debug if is_failing else log.warning)("gpu_reading.failed", reason=repr(error))
                 is_failing = True
             self._has_read.set()
             self._stopped.wait(READ_SECONDS)

@@ -1,8 +1,9 @@
-"""The agent's files: who its node is, and which run of the agent the registry knows. POSIX only.
+"""The agent's files: the id of its node and the bootId of its run. POSIX only.
 
-`node_id` names the node. `boot_id` is the bootId that the registry accepted last; the next run
-shows it to prove that it is a restart. `boot_id.pending` is one that was sent, but whose answer
-never arrived. `bootstrap.json` is what bootstrap was told. Every write is atomic and durable.
+`node_id` holds the node id. `boot_id` holds the bootId that the registry accepted last; the next
+run sends it to prove that it is a restart. `boot_id.pending` holds a bootId that was sent, but not
+yet accepted. `bootstrap.json` holds the settings of the last bootstrap. Every write is atomic and
+durable.
 """
 
 import fcntl
@@ -26,7 +27,7 @@ NODE_ID, BOOT_ID, PENDING, BOOTSTRAP, LOCK = (
 
 
 class StateError(Exception):
-    """A file of the agent cannot be used; nothing has been changed."""
+    """A file of the agent cannot be used. Nothing has been changed."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
@@ -34,9 +35,11 @@ class StateError(Exception):
 
 
 def find_state_dir(candidates: tuple[Path, ...] | None = None, *, writing: bool) -> Path:
-    """/etc/dagi when it may be written, else ~/.config/dagi; one that holds a node id goes first.
+    """Return /etc/dagi if it is writable, else ~/.config/dagi; one with a node id comes first.
 
-    With `writing` false the directory need not be writable, nor exist.
+    Unless `writing`, the directory need not be writable, nor exist.
+
+    Raises: StateError: no directory is writable, or there is no home directory.
     """
     if candidates is None:
         candidates = (SYSTEM_DIR, _find_user_dir())
@@ -45,7 +48,7 @@ def find_state_dir(candidates: tuple[Path, ...] | None = None, *, writing: bool)
     choices = [path for path in writable if path in with_node_id]
     choices += writable if writing else [*with_node_id, *writable, candidates[0]]
     if not choices:
-        raise StateError(candidates[-1], "cannot be written; name another with --state-dir")
+        raise StateError(candidates[-1], "cannot be written; choose another with --state-dir")
     return choices[0]
 
 
@@ -64,9 +67,11 @@ def _can_write(path: Path) -> bool:
 
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
-    """Keeps every other agent away from this directory, and makes it if it is missing.
+    """Hold the directory's lock, which one agent can hold; create the directory if it is missing.
 
-    Raises StateError at once when one is there. The kernel lets go when the process dies.
+    The kernel releases the lock when the process dies.
+
+    Raises: StateError: another agent holds the lock, or the directory cannot be written.
     """
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -91,9 +96,11 @@ def lock_directory(directory: Path) -> Iterator[None]:
 
 
 def read_node_id(directory: Path) -> str | None:
-    """None when there is none yet. Raises StateError for one that cannot be a node id.
+    """Return the node id in the directory, None if there is none yet.
 
-    A damaged file is never taken for a missing one: that would give the node a second identity.
+    A damaged file is never treated as missing: that would give the node a second identity.
+
+    Raises: StateError: the file contains no node id.
     """
     text = read_text(directory / NODE_ID)
     if text is None:
@@ -101,13 +108,13 @@ def read_node_id(directory: Path) -> str | None:
     node_id = text.strip()
     if not is_node_id(node_id):
         raise StateError(
-            directory / NODE_ID, "holds no node id; put the right one in, or delete the file"
+            directory / NODE_ID, "contains no node id; write the right one or delete the file"
         )
     return node_id
 
 
 def is_node_id(text: str) -> bool:
-    """Whether it can be stored in a line of its own; the registry decides whether it is good."""
+    """Return whether the text fits the node id file. Whether it is valid, the registry decides."""
     return (
         0 < len(text) <= MAX_NODE_ID_LENGTH
         and text.isprintable()
@@ -116,9 +123,9 @@ def is_node_id(text: str) -> bool:
 
 
 def read_boot_id(directory: Path) -> str | None:
-    """The bootId accepted last; None when there is none, or it is damaged.
+    """Return the bootId accepted last, None if there is none or the file is damaged.
 
-    Without it a restart has to wait until the registry finds the former run silent, no more.
+    Without it a restart only has to wait until the registry finds the former run silent.
     """
     try:
         return _parse_uuid(read_text(directory / BOOT_ID))
@@ -127,11 +134,13 @@ def read_boot_id(directory: Path) -> str | None:
 
 
 def prepare_boot_id(directory: Path, hostname: str, address: str | None) -> str:
-    """The bootId for this run, on disk before it is sent.
+    """Return the bootId for this run, which is on disk before it is sent.
 
-    It is new, unless the run before this one died waiting for the answer to its registration:
-    under the same bootId the registry knows the two registrations for one. `hostname` and
-    `address` tell that run from one that was copied here with the disk of another machine.
+    It is new, unless the former run died waiting for the reply to its registration: then both
+    registrations have the same bootId, by which the registry recognizes them as one. `hostname`
+    and `address` detect a pending bootId that was copied here with another machine's disk.
+
+    Raises: StateError: the file cannot be written.
     """
     try:
         pending = json.loads(read_text(directory / PENDING) or "null")
@@ -139,7 +148,7 @@ def prepare_boot_id(directory: Path, hostname: str, address: str | None) -> str:
         if boot_id and (pending["hostname"], pending["address"]) == (hostname, address):
             return boot_id
     except (StateError, ValueError, TypeError, KeyError):
-        pass  # damaged: a new one replaces it
+        pass  # damaged, so a new bootId replaces it
     boot_id = str(uuid4())
     document = {"bootId": boot_id, "hostname": hostname, "address": address}
     write_atomically(directory / PENDING, json.dumps(document), mode=0o600)
@@ -147,9 +156,11 @@ def prepare_boot_id(directory: Path, hostname: str, address: str | None) -> str:
 
 
 def save_accepted_boot(directory: Path, node_id: str, boot_id: str) -> None:
-    """Keeps what the registry accepted. To be called before the first heartbeat is sent.
+    """Write the node id and bootId that the registry accepted. Call it before the first heartbeat.
 
-    A bootId that has sent heartbeats must not come back: the sequence starts again at 1.
+    A bootId that has sent heartbeats must not be used again: the sequence restarts at 1.
+
+    Raises: StateError: a file cannot be written.
     """
     if read_node_id(directory) != node_id:
         write_atomically(directory / NODE_ID, f"{node_id}\n", mode=0o644)
@@ -167,9 +178,10 @@ def save_bootstrap_settings(directory: Path, settings: Mapping[str, object]) -> 
 
 
 def read_bootstrap_settings(directory: Path) -> dict[str, Any]:
-    """Empty when nothing is. Raises StateError for a damaged file.
+    """Return the settings of the last bootstrap, empty if there was none.
 
-    To go on without it could turn a production router into a development worker.
+    Raises: StateError: the file is damaged. Continuing without it could turn a production router
+    into a development worker.
     """
     text = read_text(directory / BOOTSTRAP)
     try:
@@ -184,7 +196,12 @@ def read_bootstrap_settings(directory: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str, *, mode: int) -> None:
-    """After it the file is whole and survives a power cut. Under the lock of `hold` only."""
+    """Write the file so that it is never partial and survives a power cut.
+
+    Hold the lock of `lock_directory` meanwhile.
+
+    Raises: StateError: the file cannot be written.
+    """
     draft = path.with_name(f".{path.name}.draft")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -209,7 +226,10 @@ def _sync_directory(directory: Path) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """None when there is no such file. Raises StateError for one that cannot be read."""
+    """Return the file's text, None if there is no such file.
+
+    Raises: StateError: the file cannot be read or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):

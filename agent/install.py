@@ -1,6 +1,6 @@
-"""The commands install and uninstall: the unit by which systemd or launchd keeps the agent running.
+"""The commands install and uninstall, for a systemd unit or a launchd job that runs the agent.
 
-They write and remove files. What has to be run then they say.
+They only write and remove files, and print the commands to run next.
 """
 
 import os
@@ -15,29 +15,29 @@ from agent.identity import read_bootstrap_settings, write_atomically
 from agent.service_layout import choose_layout, find_agent_command
 from agent.settings import AgentSettings, BadSettingError, load_settings
 
-# The unit of the system shows the agent nothing of these.
+# The system unit hides these from the agent.
 HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  # none is written to
 
 
 def add_service_options(command: Command) -> Command:
     for option in (
-        click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
+        click.option("--dry-run", is_flag=True, help="Print what would be done without doing it."),
         click.option(
             "--root",
             type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
             default=Path("/"),
-            help="Of an image that is being made: where its / is.",
+            help="Root directory of an image to install into.",
         ),
-        click.option("--run-as", help="Whose rights a daemon of launchd has [who called sudo]."),
+        click.option("--run-as", help="User of a launchd system daemon [the user of sudo]."),
         click.option(
             "--scope",
             type=click.Choice(["system", "user"]),
-            help="A service of the system, or of this user [root: system, others: user].",
+            help="Service of the system or of this user [root: system, others: user].",
         ),
         click.option(
             "--manager",
             type=click.Choice(["systemd", "launchd"]),
-            help="[launchd on a Mac, else systemd]",
+            help="Service manager [launchd on macOS, else systemd].",
         ),
     ):
         command = option(command)
@@ -56,10 +56,10 @@ def install(
     dry_run: bool,
     **options: str | None,
 ) -> None:
-    """Write the unit that keeps `node-agent run` running, with the settings given.
+    """Write the service files that keep `node-agent run` running, with the given settings.
 
-    Settings that are not given stay as they were installed, or as bootstrap was told.
-    NODE_AGENT_TOKEN is kept in a file that nobody else may read.
+    Settings that are not given stay as installed before, or as given to bootstrap.
+    NODE_AGENT_TOKEN is written to a file that only its owner may read.
     """
     with one_line_errors():
         layout = choose_layout(manager, scope, run_as, root)
@@ -69,7 +69,9 @@ def install(
         }
         settings = load_settings(options, saved, source=str(layout.resolve(layout.settings_path)))
         if settings.state_dir not in {None, layout.state_dir}:
-            raise BadSettingError("--state-dir", f"this service keeps its id in {layout.state_dir}")
+            raise BadSettingError(
+                "--state-dir", f"this service keeps its node id in {layout.state_dir}"
+            )
         if layout.is_system and layout.manager == "systemd" and root == Path("/"):
             check_visibility(settings)
         changed = [file for file in layout.build_files(settings) if not file.is_current]
@@ -81,8 +83,8 @@ def install(
                 write_atomically(file.path, file.text, mode=file.mode)
                 click.echo(f"{file.path} was written.")
         if not changed:
-            click.echo(f"{layout.resolve(layout.unit_path)} is as it should be.")
-        print_commands("Run then:", layout.list_start_commands())
+            click.echo(f"{layout.resolve(layout.unit_path)} is up to date.")
+        print_commands("Now run:", layout.list_start_commands())
 
 
 @click.command()
@@ -95,7 +97,7 @@ def uninstall(
     root: Path,
     dry_run: bool,
 ) -> None:
-    """Remove what install has written. The node id and the node's key stay."""
+    """Remove the files that install wrote. The node id and the node token stay."""
     with one_line_errors():
         layout = choose_layout(manager, scope, run_as, root)
         files = {layout.unit_path, layout.enabled_link, layout.settings_path, layout.sysusers_path}
@@ -106,8 +108,8 @@ def uninstall(
                 path.unlink()
             click.echo(f"{path} {'would be' if dry_run else 'was'} removed.")
         if not existing:
-            click.echo(f"{layout.resolve(layout.unit_path)} is not there.")
-        print_commands("Run then:", layout.list_stop_commands())
+            click.echo(f"{layout.resolve(layout.unit_path)} does not exist.")
+        print_commands("Now run:", layout.list_stop_commands())
 
 
 def print_commands(heading: str, commands: list[str]) -> None:
@@ -115,7 +117,10 @@ def print_commands(heading: str, commands: list[str]) -> None:
 
 
 def check_visibility(settings: AgentSettings) -> None:
-    """Raises BadSettingError for what the unit of the system hides from the agent."""
+    """Check that the system unit does not hide the agent's files and programs from it.
+
+    Raises: BadSettingError: a path is hidden.
+    """
     files = {name: path for name, path in settings.tls_files().items() if path}
     programs = {
         "node-agent itself": Path(find_agent_command()[0]),
@@ -126,8 +131,8 @@ def check_visibility(settings: AgentSettings) -> None:
             option = name if " " in name else f"--{name.replace('_', '-')}"
             raise BadSettingError(
                 option,
-                f"a service of the system does not see {path}: put it elsewhere, e.g. below /opt,"
-                " or use --scope user",
+                f"a system service cannot read {path}: move it, e.g. below /opt, or use"
+                " --scope user",
             )
 
 

@@ -1,4 +1,4 @@
-"""Log events on stderr: for people on a terminal, else one JSON object a line."""
+"""Log events on stderr: readable text on a terminal, else one JSON object per line."""
 
 import logging
 import sys
@@ -15,7 +15,7 @@ def configure_logs(*, verbose: bool) -> None:
     render: Processor = structlog.processors.JSONRenderer()
     if sys.stderr.isatty():
         render = structlog.dev.ConsoleRenderer()
-    # Through logging, because its handler survives a full disk or a closed stderr.
+    # Write through logging, because its handler survives a full disk or a closed stderr.
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -25,7 +25,7 @@ def configure_logs(*, verbose: bool) -> None:
     )
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    # Some of them would write down what is sent, keys included.
+    # Some of these would log what is sent, tokens included.
     for chatty in ("asyncio", "gql", "httpx", "httpcore", "websockets"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     structlog.configure(

@@ -1,4 +1,4 @@
-"""What this machine is: its name, its addresses and what it can do. Sends no packet."""
+"""The facts of this machine: its name, addresses and capabilities. Reading them sends no packet."""
 
 import ipaddress
 import os
@@ -22,16 +22,19 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 class Machine:
     hostname: str
     local_ip: str | None
-    """The address of the interface that leads outside, whether private or public."""
+    """The address of the interface with the route outside, private or public."""
     ip_address: str | None
-    """A public address, when an interface of this machine has one."""
+    """A public address, if an interface of this machine has one."""
     capabilities: dict[str, Any]
-    """os, arch, cpuCount, memoryTotalMb, and what was found around it."""
+    """os, arch, cpuCount and memoryTotalMb, and the discovered models, services and devices."""
     metadata: dict[str, Any]
 
 
 def observe_machine(discovered: Mapping[str, Any] | None = None) -> Machine:
-    """`found` are further capabilities: models, services and devices."""
+    """Return the facts of this machine.
+
+    `discovered` holds the capabilities `models`, `services` and `devices`.
+    """
     local_ip, ip_address = choose_addresses(find_outgoing_address(), list_interface_addresses())
     return Machine(
         hostname=socket.gethostname(),
@@ -52,9 +55,9 @@ def observe_machine(discovered: Mapping[str, Any] | None = None) -> Machine:
 
 
 def find_outgoing_address() -> Address | None:
-    """The source address that the kernel would use for a packet to the internet.
+    """Return the source address that the kernel would use for a packet to the internet.
 
-    Connecting a UDP socket only looks up the route.
+    None without a route. Connecting a UDP socket only looks up the route.
     """
     for family, target in OUTSIDE_TARGETS:
         try:
@@ -69,7 +72,7 @@ def find_outgoing_address() -> Address | None:
 
 
 def list_interface_addresses() -> list[Address]:
-    """Those of the interfaces that are up; neither loopback nor link-local."""
+    """Return the addresses of the interfaces that are up, without loopback and link-local ones."""
     try:
         interfaces, stats = psutil.net_if_addrs(), psutil.net_if_stats()
     except (OSError, psutil.Error):
@@ -87,10 +90,10 @@ def list_interface_addresses() -> list[Address]:
 def choose_addresses(
     outgoing: Address | None, interfaces: Iterable[Address]
 ) -> tuple[str | None, str | None]:
-    """Local address and public address.
+    """Return the local and the public address.
 
-    Without a route outside the local one is the first private IPv4, else any. Of several public
-    ones that of the outgoing interface is taken, then IPv4.
+    The local one is `outgoing`, else the first private IPv4 address, else any. The public one is
+    `outgoing` if that is public, else an IPv4 address, else any.
     """
     addresses = sorted(interfaces, key=lambda address: (address.version, not address.is_private))
     local = outgoing or next(iter(addresses), None)

@@ -1,4 +1,4 @@
-"""How loaded this machine is right now, as NodeMetricsInput. Never blocks, never fails."""
+"""The current load of this machine as NodeMetricsInput. Reading it never blocks and never fails."""
 
 import math
 import time
@@ -10,14 +10,14 @@ import psutil
 from agent.gpu import Gpu
 from agent.machine import MIB
 
-# psutil's own advice: over a shorter time the CPU figure is noise, or 0.0.
+# psutil recommends at least this: over a shorter time the CPU figure is noise, or 0.0.
 CPU_WINDOW_SECONDS = 0.1
 
 
 class Meter:
-    """The CPU figure is the mean since the reading before; the first is left out if too early.
+    """A meter of the machine's load, for use by one thread: psutil keeps readings per thread.
 
-    Use one from one thread: psutil keeps the earlier reading per thread.
+    The CPU figure is the mean since the previous reading, and is left out if that is too recent.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Meter:
         self._cpu_read_at = monotonic()
 
     def read(self) -> dict[str, Any]:
-        """A figure that this machine does not give is left out."""
+        """Return the figures, without those that this machine does not provide."""
         memory = psutil.virtual_memory
         figures = {
             "cpuPercent": self._read_cpu_percent(),
@@ -59,5 +59,5 @@ def _read_figure(figure: Callable[[], float]) -> float | None:
     try:
         value = figure()
     except (OSError, psutil.Error, AttributeError, RuntimeError, ValueError):
-        return None  # containers and odd kernels hide some of /proc; the heartbeat matters more
+        return None  # containers and some kernels hide parts of /proc; send the heartbeat anyway
     return round(value, 2) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs, by the NVML that their driver brings. A driver in trouble may hang the caller."""
+"""The GPUs of NVIDIA, read with the NVML of their driver. A faulty driver may block the caller."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,20 +13,23 @@ T = TypeVar("T")
 
 
 class NvidiaGpuReader:
-    """For one thread. NVML stays open, because opening it may start the driver anew."""
+    """A reader of the machine's GPUs, for use by one thread.
+
+    NVML stays open between readings, because opening it may restart the driver.
+    """
 
     def __init__(self) -> None:
         self._is_open = False
 
     def read(self) -> list[Gpu]:
-        """Empty without a driver. A GPU that cannot be asked at all is left out."""
+        """Return the GPUs, without those that cannot be queried; empty without a driver."""
         try:
             if not self._is_open:
                 pynvml.nvmlInit()
                 self._is_open = True
             count = min(pynvml.nvmlDeviceGetCount(), MAX_GPUS)
         except pynvml.NVMLError:
-            self.close()  # a driver that was replaced has to be opened anew
+            self.close()  # a driver that was replaced has to be opened again
             return []
         gpus = [_read_optional(partial(_read_gpu, index)) for index in range(count)]
         return [gpu for gpu in gpus if gpu is not None]
@@ -52,7 +55,10 @@ def _read_gpu(index: int) -> Gpu:
 def build_gpu(
     name: str | bytes, memory: Any | None, utilization: Any | None, temperature: float | None
 ) -> Gpu:
-    """Of NVML's own structures: c_nvmlMemory_t in bytes, and c_nvmlUtilization_t in percent."""
+    """Return the GPU described by NVML's structures.
+
+    `memory` is a c_nvmlMemory_t in bytes, `utilization` a c_nvmlUtilization_t in percent.
+    """
     return Gpu(
         name.decode(errors="replace") if isinstance(name, bytes) else name,
         memory_total_mb=None if memory is None else memory.total / MIB,
@@ -66,4 +72,4 @@ def _read_optional(figure: Callable[[], T]) -> T | None:
     try:
         return figure()
     except pynvml.NVMLError:
-        return None  # not every GPU knows everything
+        return None  # not every GPU supports every figure

@@ -37,7 +37,7 @@ def parse_reply(data: object, reply_type: type[ReplyT]) -> ReplyT:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(map(str, first["loc"]))
         raise RegistryUnavailableError(
-            f"the answer is not of the schema: {field}: {first['msg']}"
+            f"the answer does not match the schema: {field}: {first['msg']}"
         ) from None
 
 
@@ -70,7 +70,7 @@ class NodeWithReason(Node):
 
 
 class RegisterNodePayload(Reply):
-    """`key` is the node's own, after a registration by an enrolment key."""
+    """`key` is the node token, which a registration with an enrolment token brings."""
 
     node: Node
     created: bool
@@ -131,7 +131,7 @@ class NodeStatusChanged(Reply):
     typename: Literal["NodeStatusChanged"] = Field("NodeStatusChanged", alias="__typename")
     change: StatusChange
     node: NodeWithReason | None
-    """As it stood when the event was sent; None once it was removed."""
+    """The node when the event was sent; None once it has been removed."""
 
     @property
     def revision(self) -> int:
@@ -139,14 +139,14 @@ class NodeStatusChanged(Reply):
 
 
 class Bookmark(Reply):
-    """Nothing else that matches has happened up to this revision."""
+    """The event that all matching changes up to this revision have been sent."""
 
     typename: Literal["Bookmark"] = Field("Bookmark", alias="__typename")
     revision: Revision
 
 
 class ResyncRequired(Reply):
-    """What happened before this revision cannot be told without a hole: read the nodes again."""
+    """The event that changes before this revision may be missing: read the nodes again."""
 
     typename: Literal["ResyncRequired"] = Field("ResyncRequired", alias="__typename")
     revision: Revision
@@ -169,7 +169,7 @@ class RevisionData(Reply):
 
 
 class AvailableNodesSnapshot(Reply):
-    """The whole set, as it stands."""
+    """The event with the whole set of available nodes."""
 
     typename: Literal["AvailableNodesSnapshot"] = Field(
         "AvailableNodesSnapshot", alias="__typename"
@@ -231,7 +231,7 @@ class NodeExclusion(Reply):
 
 
 class AvailableNodes(Reply):
-    """Candidates, best first; `observed_at` is when the registry looked at the fleet."""
+    """The candidates, best first, as of `observed_at`, the time of the registry's node snapshot."""
 
     candidates: list[NodeCandidate]
     excluded: list[NodeExclusion]

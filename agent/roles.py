@@ -1,4 +1,4 @@
-"""The roles and types a node may have, and the words people write for them."""
+"""The roles and types of nodes, and the words for them in the settings."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class NodeType(StrEnum):
 class RoleAndType(NamedTuple):
     role: NodeRole
     type: NodeType | None
-    """None: the word names a role alone."""
+    """None if the word is a role alone."""
 
     @property
     def word(self) -> str:
@@ -27,26 +27,29 @@ class RoleAndType(NamedTuple):
 
 
 def parse_role(word: str) -> RoleAndType:
-    """Reads `production` and `production-router`, in any case.
+    """Return the role and type of a word such as `production` or `production-router`, in any case.
 
-    Raises ValueError with a sentence that names what is allowed.
+    Raises: ValueError: the word is not allowed; the message names the allowed ones.
     """
     role, dash, node_type = word.strip().partition("-")
     try:
         return RoleAndType(NodeRole(role.upper()), NodeType(node_type.upper()) if dash else None)
     except ValueError:
         raise ValueError(
-            f"write {_join_words(NodeRole)}, alone or with {_join_words(NodeType)}"
-            " behind a dash, as in production-router"
+            f"expected {_join_words(NodeRole)}, alone or with {_join_words(NodeType)}"
+            " after a dash, as in production-router"
         ) from None
 
 
 def parse_type(word: str) -> NodeType:
-    """Raises ValueError with a sentence that names what is allowed."""
+    """Return the type of a word such as `router`, in any case.
+
+    Raises: ValueError: the word is not allowed; the message names the allowed ones.
+    """
     try:
         return NodeType(word.strip().upper())
     except ValueError:
-        raise ValueError(f"write {_join_words(NodeType)}") from None
+        raise ValueError(f"expected {_join_words(NodeType)}") from None
 
 
 def _join_words(words: type[StrEnum]) -> str:

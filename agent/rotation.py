@@ -1,4 +1,4 @@
-"""The rotation of the node's key, between two heartbeats."""
+"""The rotation of the node token, between two heartbeats."""
 
 import asyncio
 from datetime import datetime
@@ -21,9 +21,10 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 async def rotate_token_if_due(
     transport: RegistryTransport, credentials: Credentials, now: datetime
 ) -> None:
-    """`now` is by the registry's clock. One that fails, or takes too long, is tried again later.
+    """Rotate the node token if that is due at `now`, the registry's time.
 
-    Of the key that it made, and whose text was lost, the registry then makes an end.
+    A rotation that fails, or takes too long, is postponed and logged. The next one makes the
+    registry revoke a token that it created, but whose text was lost.
     """
     if not credentials.is_rotation_due(now):
         return
@@ -41,7 +42,7 @@ async def rotate_token_if_due(
     except StateError as error:
         reason = str(error)
     else:
-        log.info("key.rotated", key_expires_at=str(rotated.key_expires_at))
+        log.info("token.rotated", token_expires_at=str(rotated.key_expires_at))
         return
     delay = credentials.postpone_rotation(now, at_least_seconds)
-    log.warning("key.not_rotated", reason=reason, retry_in_seconds=round(delay, 1))
+    log.warning("token_rotation.failed", reason=reason, retry_in_seconds=round(delay, 1))

@@ -1,6 +1,6 @@
-"""The registry as a router asks it: from its last good reply where there is no new one in time.
+"""The registry's client for routers, which falls back to the last good reply.
 
-It only reads, so that whatever it asks may be asked again.
+It only reads, so that every request may be retried.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[ValueT]):
-    """`age_seconds` is since the registry said so; a stale one says why there is none newer."""
+    """A value and its age since the registry sent it; a stale one has the reason for its age."""
 
     value: ValueT
     age_seconds: float = 0.0
@@ -58,12 +58,14 @@ class Answer(Generic[ValueT]):
 
 
 class RegistryClient:
-    """For one event loop; `async with` it, or close it with `aclose()`.
+    """A client of the registry for one event loop. Use `async with`, or close it with `aclose()`.
 
-    A question takes at most `timeout_seconds`, retries included. While the registry is away its
-    last good reply to the same question is the answer, for `stale_seconds`; without one, and for
-    what it refuses, RegistryAwayError and RefusedError are raised. Those who ask the same at the
-    same time share one request.
+    A query takes at most `timeout_seconds`, retries included. While the registry is unavailable,
+    the answer is its last good reply to the same query, for `stale_seconds`. Identical concurrent
+    queries share one request.
+
+    Every query raises: RegistryUnavailableError: the registry is unavailable and there is no reply
+    to fall back to. RequestRejectedError: the registry rejected the query.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class RegistryClient:
         stale_seconds: float = 300.0,
         clock: Clock | None = None,
     ) -> None:
-        """Raises ValueError for a bad address, or files of `trust` that cannot be used."""
+        """Raises: ValueError: the address is invalid, or a file of `tls` cannot be used."""
         self._url = parse_graphql_url(url)
         self._token = token
         self._tls = tls or TlsConfig()
@@ -92,7 +94,10 @@ class RegistryClient:
         self._replies: OrderedDict[str, tuple[float, Any]] = OrderedDict()
 
     async def get_nodes(self, **node_filter: Any) -> Answer[list[NodeWithCapabilities]]:
-        """All nodes that the NodeFilter means, e.g. `roles=["PRODUCTION"]`, by node id."""
+        """Return all nodes that match the fields of NodeFilter, ordered by node id.
+
+        For example `get_nodes(roles=["PRODUCTION"])`.
+        """
         filter_input = node_filter or None
         return await self._get_answer("nodes", filter_input, lambda: self._list_nodes(filter_input))
 
@@ -100,7 +105,7 @@ class RegistryClient:
         return await self.get_nodes(roles=[role.upper()])
 
     async def get_node(self, node_id: str) -> Answer[NodeWithCapabilities | None]:
-        """None when no such node is registered."""
+        """Return the node, None if no such node is registered."""
 
         async def fetch() -> NodeWithCapabilities | None:
             return (await self._execute(documents.NODE, {"nodeId": node_id}, NodeData)).node
@@ -114,7 +119,10 @@ class RegistryClient:
         rank: str = "LEAST_LOADED",
         limit: int = 10,
     ) -> Answer[AvailableNodes]:
-        """The nodes that meet NodeRequirements now, best first, and why others do not."""
+        """Return the nodes that meet the fields of NodeRequirements now, best first.
+
+        The answer also says why other nodes do not meet them. `rank` is a value of NodeRanking.
+        """
         variables = {"require": requirements, "rank": rank, "limit": limit}
 
         async def fetch() -> AvailableNodes:
@@ -124,7 +132,7 @@ class RegistryClient:
         return await self._get_answer("available", variables, fetch)
 
     def follow_status_changes(self, **options: Any) -> AsyncGenerator[StatusEvent, None]:
-        """As `agent.follow.follow_status_changes`, of this registry."""
+        """Yield this registry's status changes as `agent.follow_status_changes` does."""
         return follow_status_changes(
             self._url, token=self._token, tls=self._tls, clock=self._clock, **options
         )
@@ -154,7 +162,7 @@ class RegistryClient:
         if key not in self._tasks:
             if not self._circuit_breaker.admit():
                 return self._answer_from_cache(
-                    key, RegistryUnavailableError("it did not answer lately")
+                    key, RegistryUnavailableError("the registry did not answer recently")
                 )
             task = asyncio.create_task(self._fetch(key, fetch))
             self._tasks[key] = task
@@ -168,7 +176,7 @@ class RegistryClient:
                 value = await self._try_repeatedly(fetch)
         except RequestRejectedError as refusal:
             if is_final(refusal):
-                self._record_success()  # it is there, and says no
+                self._record_success()  # the registry is available, though it rejects the query
                 raise
             return self._record_failure(key, refusal)
         except RegistryUnavailableError as error:
@@ -200,7 +208,7 @@ class RegistryClient:
 
     def _record_success(self) -> None:
         if self._circuit_breaker.is_open:
-            log.info("registry.recovered", registry_url=self._url)
+            log.info("circuit_breaker.closed", registry_url=self._url)
         self._circuit_breaker.record_success()
 
     def _record_failure(
@@ -209,7 +217,7 @@ class RegistryClient:
         was_open = self._circuit_breaker.is_open
         self._circuit_breaker.record_failure()
         if self._circuit_breaker.is_open and not was_open:
-            log.warning("registry.away", registry_url=self._url, reason=str(error))
+            log.warning("circuit_breaker.opened", registry_url=self._url, reason=str(error))
         return self._answer_from_cache(key, error)
 
     def _answer_from_cache(

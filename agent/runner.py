@@ -1,4 +1,4 @@
-"""One run of the agent: it registers its node and sends heartbeats at the registry's pace."""
+"""One run of the agent, which registers its node and sends heartbeats at the registry's pace."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -35,12 +35,12 @@ BAD_INPUT, NODE_ID_TAKEN, NODE_NOT_FOUND, STALE_BOOT = (
     "NODE_NOT_FOUND",
     "STALE_BOOT",
 )
-# What only a person can put right, e.g. a token: asking often does not help.
+# Errors that only a person can resolve, e.g. by another token: frequent retries do not help.
 OPERATOR_CODES = {BAD_INPUT, FORBIDDEN, UNAUTHENTICATED}
 SLOW_RETRY_SECONDS = 60.0
-# The registry jitters its pace; less than this factor is not news.
+# The registry jitters its pace; a change by less than this factor is not logged.
 PACE_CHANGE = 1.5
-# How often the registry is told at most that this machine has changed.
+# The shortest time between two reports that this machine has changed.
 REPORT_SECONDS = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -50,9 +50,10 @@ T = TypeVar("T")
 
 @dataclass
 class Runner:
-    """Between `identity.hold` and its end; `boot_id` is of `identity.begin_boot`.
+    """One run of the agent. The caller holds `identity.lock_directory` for as long as it lasts.
 
-    Without `patience_seconds` it keeps trying for as long as a later try can succeed.
+    `boot_id` comes from `identity.prepare_boot_id`. A request is retried for `max_retry_seconds`,
+    or without limit if that is None, while a later attempt can succeed.
     """
 
     transport: RegistryTransport
@@ -66,13 +67,17 @@ class Runner:
     meter: Meter = field(default_factory=Meter)
     observe_machine: Callable[[], Machine] = observe_machine
     node_id: str | None = None
-    """Set before `register`: the id to ask for when the directory holds none."""
+    """If set before `register`: the id to request when the directory contains none."""
     sequence: int = 0
     _reported: dict[str, Any] = field(default_factory=dict)
     _reported_at: float = 0.0
 
     async def run(self) -> NoReturn:
-        """Raises RefusedError when this run has to end, StateError when a file cannot be used."""
+        """Register the node, then send heartbeats until the run has to end.
+
+        Raises: RequestRejectedError: the run has to end, e.g. another one replaced it.
+        StateError: a file cannot be used.
+        """
         await self.register()
         while True:
             try:
@@ -81,14 +86,14 @@ class Runner:
                 await self.report_changes()
             except RequestRejectedError as refusal:
                 if refusal.code == NODE_NOT_FOUND:
-                    log.warning("node.forgotten", node_id=self.node_id)
+                    log.warning("node.removed", node_id=self.node_id)
                 elif refusal.code != UNAUTHENTICATED:
                     raise
                 await self.register()
             await self.schedule.wait()
 
     async def register(self) -> RegisterNodePayload:
-        """Returns once the registry has accepted; the node id is on disk then."""
+        """Register the node and return the reply once the node id is on disk."""
         registered = await self._retry(self._try_to_register, ends_at={BAD_INPUT, STALE_BOOT})
         log.info(
             "node.registered",
@@ -97,19 +102,19 @@ class Runner:
             created=registered.created,
             status=registered.node.status,
             next_heartbeat_in_seconds=registered.next_heartbeat_in_seconds,
-            key_expires_at=str(registered.key_expires_at) if registered.key_expires_at else None,
+            token_expires_at=str(registered.key_expires_at) if registered.key_expires_at else None,
         )
         return registered
 
     async def send_heartbeat(self) -> RecordHeartbeatPayload:
-        """Returns once a heartbeat is recorded: the newest one, with the figures of that moment."""
+        """Return the reply once a heartbeat is recorded; each attempt sends current metrics."""
         ends_at = {STALE_BOOT, NODE_NOT_FOUND}
         if self.credentials.has_fallback:
-            ends_at.add(UNAUTHENTICATED)  # a registration tries the other
+            ends_at.add(UNAUTHENTICATED)  # a registration then tries the other token
         return await self._retry(self._try_to_send_heartbeat, ends_at=ends_at)
 
     async def report_changes(self) -> None:
-        """Registers again when the machine is not what it was; if that fails, later once more."""
+        """Register again if the machine has changed since; a failure is retried later."""
         now = self.clock.now()
         if now - self._reported_at < REPORT_SECONDS or self._reported == self._build_registration():
             return
@@ -117,13 +122,13 @@ class Runner:
         try:
             await self._try_to_register()
         except RegistryUnavailableError as error:
-            log.debug("node.untold", reason=error.reason)
+            log.debug("node_update.failed", reason=error.reason)
         except RequestRejectedError as refusal:
             if refusal.code == STALE_BOOT:
                 raise
-            log.warning("node.untold", code=refusal.code, message=refusal.message)
+            log.warning("node_update.failed", code=refusal.code, message=refusal.message)
         else:
-            log.info("node.changed", node_id=self.node_id)
+            log.info("node.updated", node_id=self.node_id)
 
     def _build_registration(self) -> dict[str, Any]:
         return build_registration_input(self.settings, self.observe_machine(), self.boot_id)
@@ -139,8 +144,10 @@ class Runner:
             variables["replacesBootId"] = former_boot_id
         reply = await self._send_registration(variables)
         if node_id not in {None, reply.node.node_id}:
-            raise RegistryUnavailableError(f"asked for {node_id}, got {reply.node.node_id}")
-        # The key goes first: only while the bootId is pending the registry would give it again.
+            raise RegistryUnavailableError(
+                f"the answer is for node {reply.node.node_id} instead of {node_id}"
+            )
+        # Save the token first: the registry sends it again only while the bootId is pending.
         if reply.key is not None:
             self.credentials.save_node_token(reply.key, reply.key_expires_at)
         else:
@@ -152,7 +159,7 @@ class Runner:
         return reply
 
     async def _send_registration(self, registration: dict[str, Any]) -> RegisterNodePayload:
-        """By the node's own key, and by the token when that is not good any more."""
+        """Register with the node token, or with the configured one if that is no longer valid."""
         variables = {"input": registration}
         self.credentials.use_node_token()
         try:
@@ -162,14 +169,14 @@ class Runner:
         except RequestRejectedError as refusal:
             if refusal.code != UNAUTHENTICATED or not self.credentials.use_configured_token():
                 raise
-            log.warning("key.refused", message=refusal.message)
+            log.warning("token.rejected", message=refusal.message)
             data = await self.transport.execute(
                 documents.REGISTER_NODE, variables, RegisterNodeData
             )
         return data.register_node
 
     async def _try_to_send_heartbeat(self) -> RecordHeartbeatPayload:
-        # A heartbeat whose answer was lost is not sent again: this is the next one.
+        # A heartbeat whose reply was lost is not repeated, so each attempt has a new number.
         self.sequence += 1
         heartbeat = {
             "nodeId": self.node_id,
@@ -188,11 +195,11 @@ class Runner:
     def _set_interval(self, seconds: float) -> None:
         previous = self.schedule.interval_seconds
         if max(seconds / previous, previous / seconds) > PACE_CHANGE:
-            log.info("heartbeat.paced", next_heartbeat_in_seconds=seconds)
+            log.info("heartbeat_interval.changed", next_heartbeat_in_seconds=seconds)
         self.schedule.set_interval(seconds)
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]], *, ends_at: set[str]) -> T:
-        """Tries until it succeeds, or a refusal is final, or patience ends."""
+        """Retry the attempt until it succeeds, is finally rejected, or the time is up."""
         started_at = self.clock.now()
         failures = 0
         logged: str | None = None
@@ -241,17 +248,20 @@ class Runner:
         failures: int,
         delay: float,
     ) -> str:
-        """Logs what is new; returns what has been logged now, for the next call."""
+        """Log a failure, of a kind already logged at debug level, and return its kind.
+
+        Pass the returned kind as `logged` to the next call.
+        """
         write = log.warning
         if isinstance(error, RegistryUnavailableError):
-            event, kind = "registry.away", "away"
+            event, kind = "request.failed", "unavailable"
             facts: dict[str, object] = {"reason": error.reason}
             if isinstance(error, RegistryRestartingError):
                 event, kind, write = "registry.restarting", "restarting", log.info
         else:
-            event, kind = "registry.refused", error.code
+            event, kind = "request.rejected", error.code
             facts = {"code": error.code, "message": error.message, "facts": dict(error.facts)}
-        # The wait for a holder is one that a person may want to end, so it is said each time.
+        # A person may want to end the wait for another holder of the node id, so log each attempt.
         is_new = kind != logged or kind == NODE_ID_TAKEN
         (write if is_new else log.debug)(
             event,
@@ -266,7 +276,7 @@ class Runner:
 def build_registration_input(
     settings: AgentSettings, machine: Machine, boot_id: str
 ) -> dict[str, Any]:
-    """RegisterNodeInput. What is not known is left out, and stays as the registry has it."""
+    """Return a RegisterNodeInput without unknown fields, which the registry leaves as they are."""
     fields = {
         "name": settings.name,
         "role": settings.node_role.value,

@@ -1,4 +1,4 @@
-"""Where the service that runs the agent has its files, and what is in them."""
+"""The files of the service that runs the agent: their paths and contents."""
 
 import os
 import plistlib
@@ -25,7 +25,7 @@ class ServiceFile:
 
     @property
     def is_current(self) -> bool:
-        """As it should be."""
+        """Whether the file has this text and mode already."""
         try:
             mode = stat.S_IMODE(self.path.stat().st_mode)
         except FileNotFoundError:
@@ -35,7 +35,11 @@ class ServiceFile:
 
 @dataclass(frozen=True)
 class ServiceLayout:
-    """Where and for whom: `root` is / or, for an image, the folder that will be."""
+    """The service manager, scope and user of the service, and the paths that follow from them.
+
+    `root` is / or the directory of an image whose / it will be. The paths are those of the
+    running system; `resolve` turns them into paths below `root`.
+    """
 
     manager: Literal["systemd", "launchd"]
     is_system: bool
@@ -44,7 +48,7 @@ class ServiceLayout:
 
     @property
     def state_dir(self) -> Path:
-        """As the agent that runs will see it."""
+        """The agent's state directory in the running system."""
         systemd = self.manager == "systemd"
         return SYSTEM_DIR if self.is_system and systemd else self._home / ".config" / "dagi"
 
@@ -61,7 +65,7 @@ class ServiceLayout:
 
     @property
     def enabled_link(self) -> Path | None:
-        """The link that systemd makes when the unit is enabled."""
+        """The link that systemd creates when the unit is enabled; None for launchd."""
         if self.manager == "launchd":
             return None
         target = "multi-user" if self.is_system else "default"
@@ -89,9 +93,9 @@ class ServiceLayout:
         return self.root / path.relative_to("/")
 
     def read_installed_settings(self) -> dict[str, str]:
-        """The settings that are there from before; empty when there are none.
+        """Return the settings of an earlier installation, empty if there is none.
 
-        Raises StateError for a file that is damaged.
+        Raises: StateError: their file is damaged.
         """
         path = self.resolve(self.settings_path)
         text = read_text(path)
@@ -131,7 +135,7 @@ class ServiceLayout:
         if self.manager == "launchd":
             domain = "system" if self.is_system else f"gui/{self.account.pw_uid}"
             return [
-                f"launchctl bootout {domain}/{units.LABEL}   # if it runs already",
+                f"launchctl bootout {domain}/{units.LABEL}   # if it is running",
                 f"launchctl bootstrap {domain} {shlex.quote(str(self.unit_path))}",
             ]
         systemctl = "systemctl" if self.is_system else "systemctl --user"
@@ -163,13 +167,13 @@ def choose_layout(
     if chosen_manager == "launchd" and is_system:
         name = run_as or os.environ.get("SUDO_USER")
         if not name:
-            raise BadSettingError("--run-as", "say whose rights a daemon of the system has")
+            raise BadSettingError("--run-as", "required: the user of the system daemon")
         try:
             account = pwd.getpwnam(name)
         except KeyError:
             raise BadSettingError("--run-as", f"there is no user {name!r}") from None
     elif run_as is not None:
-        raise BadSettingError("--run-as", "is for daemons of launchd")
+        raise BadSettingError("--run-as", "allowed only for a launchd system daemon")
     return ServiceLayout(chosen_manager, is_system, account, root)
 
 

@@ -1,4 +1,4 @@
-"""What is served on this machine: models by Ollama or the API of OpenAI, containers by Docker."""
+"""The services of this machine: models of Ollama or of an OpenAI-compatible API, and Docker."""
 
 import asyncio
 import ipaddress
@@ -21,22 +21,23 @@ MAX_NAME_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredService:
-    """An entry of `capabilities.services`, and those of `capabilities.models` that come with it."""
+    """An entry of `capabilities.services` and its entries of `capabilities.models`."""
 
     service: dict[str, Any]
     models: tuple[dict[str, Any], ...] = ()
 
 
 class UnreadableAnswerError(Exception):
-    """Somebody is there, but gave no answer that could be read, e.g. because it is busy."""
+    """A server listens, but gave no readable answer, e.g. because it is busy."""
 
 
 async def find_service(address: str, local_ip: str | None) -> DiscoveredService | None:
-    """None when nobody is there, or nobody who is known. Takes some seconds at most.
+    """Return the service at the address, None if no known one listens there.
 
-    `address` is unix:///path of Docker, or that of an HTTP server. One on a loopback address is
-    told with the `endpoint` at which others reach it, if it listens at `local_ip` too. Raises
-    UnclearError.
+    `address` is unix:///path for Docker, or the URL of an HTTP server. A server on a loopback
+    address gets the `endpoint` at which other machines reach it, if it listens on `local_ip` too.
+
+    Raises: UnreadableAnswerError: the answer is an error, too long or takes over three seconds.
     """
     try:
         async with asyncio.timeout(QUERY_TIMEOUT_SECONDS):
@@ -64,14 +65,14 @@ async def _find_models(address: str, local_ip: str | None) -> DiscoveredService 
 
 
 async def _fetch_json(socket: str | None, url: str) -> object:
-    """JSON; None when the answer is that there is nothing of the kind."""
+    """Return the JSON at the URL; None for a client error or a body that is not JSON."""
     transport = httpx.AsyncHTTPTransport(uds=socket, verify=_load_authorities())
-    # Proxies of the environment are for what is outside.
+    # The environment's proxies are for the outside world.
     async with (
         httpx.AsyncClient(
             transport=transport, trust_env=False, timeout=QUERY_TIMEOUT_SECONDS
         ) as client,
-        # Compressed, a little could become too much before it is seen.
+        # A small compressed body could exceed the limit before it can be checked.
         client.stream("GET", url, headers={"accept-encoding": "identity"}) as response,
     ):
         if response.is_server_error:
@@ -91,12 +92,12 @@ async def _fetch_json(socket: str | None, url: str) -> object:
 
 @cache
 def _load_authorities() -> ssl.SSLContext:
-    """Read once: it takes longer than all the rest."""
+    """Return the default TLS context, loaded once because that is slow."""
     return ssl.create_default_context()
 
 
 async def _find_endpoint(base: str, local_ip: str | None) -> str | None:
-    """None when others cannot reach it."""
+    """Return the URL at which other machines reach the server, None if they cannot."""
     url = urlsplit(base)
     if not _is_loopback(url.hostname or ""):
         return base
@@ -121,7 +122,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def parse_docker(body: object) -> DiscoveredService | None:
-    """Of GET /version."""
+    """Return the service in Docker's answer to GET /version."""
     match body:
         case {"ApiVersion": str(_), "Version": str(version)} if _is_valid_name(version):
             return DiscoveredService({"name": "docker", "version": version})
@@ -129,9 +130,9 @@ def parse_docker(body: object) -> DiscoveredService | None:
 
 
 def parse_models(body: object) -> DiscoveredService | None:
-    """Of Ollama's GET /api/tags, and of GET /v1/models. None for anything else.
+    """Return the service in an answer to Ollama's GET /api/tags or to GET /v1/models, else None.
 
-    llama.cpp answers the first with both, and is none of Ollama's.
+    llama.cpp answers the first with both `data` and `models`, and is not Ollama.
     """
     match body:
         case {"data": list(entries)}:
@@ -168,7 +169,7 @@ def _parse_openai_model(entry: object) -> dict[str, Any] | None:
 def _build_service(
     service_name: str, entries: Sequence[dict[str, Any] | None]
 ) -> DiscoveredService:
-    """By name: some servers put those first that were used last, which is no change."""
+    """Return the service with its models by name: some servers list the last used ones first."""
     models = {entry["name"]: entry for entry in entries if entry and _is_valid_name(entry["name"])}
     first = sorted(models.values(), key=lambda entry: str(entry["name"]))[:MAX_MODELS]
     return DiscoveredService(

@@ -1,4 +1,4 @@
-"""What an agent is told: options, then NODE_AGENT_… variables, then what bootstrap remembered."""
+"""The settings of an agent: options, then NODE_AGENT_… variables, then those bootstrap saved."""
 
 import ipaddress
 import re
@@ -22,7 +22,7 @@ from agent.roles import NodeRole, NodeType, parse_role, parse_type
 PREFIX = "NODE_AGENT_"
 DEFAULT_REGISTRY_URL = "http://127.0.0.1:9205/graphql"
 DEFAULT_ROLE = "development-worker"
-# Where Ollama, vLLM, LM Studio, llama.cpp and Docker are, unless told otherwise.
+# The usual addresses of Ollama, vLLM, LM Studio, llama.cpp and Docker.
 DEFAULT_SERVICES = (
     *(f"http://127.0.0.1:{port}" for port in (11434, 8000, 1234, 8080)),
     "unix:///var/run/docker.sock",
@@ -31,7 +31,7 @@ MAX_SERVICES = 16
 
 
 class BadSettingError(Exception):
-    """A value that cannot be used; `name` is the option or variable that holds it."""
+    """A setting is invalid; `name` is the option or variable that holds it."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name}: {problem}")
@@ -39,12 +39,13 @@ class BadSettingError(Exception):
 
 
 def parse_graphql_url(text: str) -> str:
-    """The address of the GraphQL endpoint; a base address gets `/graphql`.
+    """Return the address of the GraphQL endpoint; a base address gets `/graphql`.
 
-    Raises ValueError with a sentence. A password in the address is refused, because addresses
-    are logged.
+    Raises: ValueError: the address is invalid, or contains a password, which would be logged.
     """
-    expected = "write an address such as http://127.0.0.1:9205 or https://registry.example/graphql"
+    expected = (
+        "expected an address such as http://127.0.0.1:9205 or https://registry.example/graphql"
+    )
     try:
         url = urlsplit(text.strip())
         usable = url.scheme in {"http", "https"} and url.hostname and url.port != 0
@@ -53,7 +54,9 @@ def parse_graphql_url(text: str) -> str:
     if not usable or url.fragment or re.search(r"\s", text.strip()):
         raise ValueError(expected)
     if url.username is not None:
-        raise ValueError("put no password in the address; NODE_AGENT_TOKEN holds the token")
+        raise ValueError(
+            "the address must not contain a password; pass the token as NODE_AGENT_TOKEN"
+        )
     return url._replace(path="/graphql").geturl() if url.path in {"", "/"} else url.geturl()
 
 
@@ -79,12 +82,12 @@ def _check_services(addresses: tuple[str, ...]) -> tuple[str, ...]:
     if addresses == ("none",):
         return ()
     if len(addresses) > MAX_SERVICES:
-        raise ValueError(f"write at most {MAX_SERVICES}")
+        raise ValueError(f"expected at most {MAX_SERVICES}")
     for address in addresses:
         if not _is_service_address(address):
             raise ValueError(
-                "write addresses such as http://127.0.0.1:11434 or unix:///var/run/docker.sock,"
-                " without a password and with commas between them, or none"
+                "expected addresses such as http://127.0.0.1:11434 or"
+                " unix:///var/run/docker.sock, without a password and separated by commas, or none"
             )
     return addresses
 
@@ -105,11 +108,11 @@ def _make_absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError:
-        raise ValueError("there is no home directory to put for ~") from None
+        raise ValueError("~ cannot be expanded: there is no home directory") from None
 
 
 def _check_token(token: SecretStr) -> SecretStr:
-    # It travels in an HTTP header; a line break left in by `cat` would end that header.
+    # It is sent in an HTTP header, which a line break left in by `cat` would end.
     if not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
         raise ValueError("a token is printable ASCII without spaces or line breaks")
     return token
@@ -119,7 +122,7 @@ Token = Annotated[SecretStr, AfterValidator(_check_token)]
 
 
 class AgentSettings(BaseSettings):
-    """Read them with `load_settings`, which says in one line what is wrong."""
+    """The settings of an agent. Use `load_settings` to load them: it reports errors in one line."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True
@@ -127,24 +130,24 @@ class AgentSettings(BaseSettings):
 
     registry_url: Annotated[str, AfterValidator(parse_graphql_url)] = DEFAULT_REGISTRY_URL
     role: Annotated[str, AfterValidator(_normalize_role)] = DEFAULT_ROLE
-    """A role, or role and type in one word."""
+    """A role, or a role and a type in one word."""
     type: Annotated[NodeType | None, BeforeValidator(lambda v: parse_type(v) if v else None)] = None
-    """Goes before a type that `role` names."""
+    """Overrides the type in `role`."""
     labels: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_split_list)] = None
-    """None: the labels that the registry has for the node stay as they are."""
+    """None leaves the node's labels in the registry as they are."""
     name: str | None = None
     state_dir: Annotated[Path, AfterValidator(_make_absolute)] | None = None
     token: Token | None = None
-    """An enrolment key, or a key of this node's."""
+    """An enrolment token, or a token of this node."""
     ca_file: Annotated[Path, AfterValidator(_make_absolute)] | None = None
     certificate: Annotated[Path, AfterValidator(_make_absolute)] | None = None
     key: Annotated[Path, AfterValidator(_make_absolute)] | None = None
     transport: Literal["websocket", "http"] = "websocket"
-    """Of heartbeats; where no websocket can be opened they go over HTTP."""
+    """The transport of heartbeats; if no websocket can be opened they are sent over HTTP."""
     services: Annotated[
         tuple[str, ...], NoDecode, AfterValidator(_check_services), BeforeValidator(_split_list)
     ] = DEFAULT_SERVICES
-    """Where to look for models and for Docker."""
+    """The addresses at which to look for models and Docker."""
 
     @property
     def node_role(self) -> NodeRole:
@@ -155,7 +158,7 @@ class AgentSettings(BaseSettings):
         return self.type or parse_role(self.role).type or NodeType.WORKER
 
     def to_bootstrap_settings(self) -> dict[str, Any]:
-        """What a later start goes by when it is told nothing else. The token is not in it."""
+        """Return the settings that apply to later starts by default, without the token."""
         return {
             "registry_url": self.registry_url,
             "role": f"{self.node_role}-{self.node_type}".lower(),
@@ -176,13 +179,16 @@ def load_settings(
     *,
     source: str = "",
 ) -> AgentSettings:
-    """`options` are those of the command line, None where one was not given.
+    """Return the settings from the options, the environment and the saved settings, in this order.
 
-    `remembered` has been read from the file `told_in`. Raises BadSettingError.
+    `options` are those of the command line, None where one was not given. `saved` are the saved
+    settings, read from the file `source`.
+
+    Raises: BadSettingError: a setting is invalid.
     """
     values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if "role" in values and "type" not in values and (node_type := _find_type(values["role"])):
-        values["type"] = node_type  # `--role production-router` must win over NODE_AGENT_TYPE
+        values["type"] = node_type  # `--role production-router` must override NODE_AGENT_TYPE
 
     class Settings(AgentSettings):
         @classmethod
@@ -219,4 +225,4 @@ def _find_type(role: str) -> NodeType | None:
     try:
         return parse_role(role).type
     except ValueError:
-        return None  # the validator of `role` says what is wrong with it
+        return None  # the validator of `role` reports the error

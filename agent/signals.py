@@ -1,4 +1,4 @@
-"""Ends the agent when it is told to: by a signal, or by the end of the process that started it."""
+"""The agent's stop on a signal, or at the end of the process that started it."""
 
 import asyncio
 import os
@@ -9,17 +9,19 @@ from contextlib import contextmanager
 
 import structlog
 
-# A name lookup under way cannot be cancelled, and Python would wait for it at its end.
+# A name lookup in progress cannot be cancelled, and Python would wait for it at exit.
 STOP_SECONDS = 2.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 async def run_until_stopped(work: Awaitable[object], *, with_parent: bool = False) -> None:
-    """Awaits `work`; SIGTERM and SIGINT end it early, and that is no failure.
+    """Await `work` until it ends, or until SIGTERM or SIGINT cancels it, which is not an error.
 
-    `with_parent`: so does the end of standard input, which must be a pipe that the parent holds.
-    Raises OSError when it cannot be watched.
+    With `with_parent` the end of standard input cancels it too; that must be a pipe that the
+    parent process holds.
+
+    Raises: OSError: standard input cannot be watched.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
@@ -70,7 +72,7 @@ def _stdin_watch(
     def read() -> None:
         if not os.read(descriptor, 4096):
             loop.remove_reader(descriptor)
-            stop("the parent process has gone")
+            stop("the parent process has ended")
 
     try:
         loop.add_reader(descriptor, read)

@@ -1,4 +1,4 @@
-"""Which registry the agent trusts, and which certificate it shows: files that may be renewed."""
+"""The CA and client certificates of the agent, from files that may be renewed while it runs."""
 
 import ssl
 from pathlib import Path
@@ -18,8 +18,10 @@ class UnusableFileError(ValueError):
 
 
 class TlsConfig:
-    """Without `ca_file` the authorities that httpx knows are trusted. The key may be in the file of
-    the certificate.
+    """The TLS files of a client.
+
+    Without `ca_file` httpx's default authorities are trusted. The private key may be in the file
+    of the certificate.
     """
 
     def __init__(
@@ -30,21 +32,24 @@ class TlsConfig:
         self._context: ssl.SSLContext | None = None
 
     def load_context(self, url: str) -> ssl.SSLContext:
-        """For a new connection. It is read anew when the files have changed: that takes some 20 ms.
+        """Return the TLS context for a new connection to the address.
 
-        Raises UnusableFileError, but not once it was read: then the former goes on.
+        The files are read again when they have changed, which takes some 20 ms. If they then
+        cannot be used, the former context stays in use.
+
+        Raises: UnusableFileError: a file cannot be used, and none was before.
         """
         fingerprints = [
             _fingerprint_file(path) for path in (self._ca_file, self._certificate, self._key)
         ]
         if self._context is None or fingerprints != self._fingerprints:
             try:
-                # As for proxies, the environment says nothing of one's own machine.
+                # As for proxies, the environment does not apply to the agent's own machine.
                 self._context = self._read(trust_env=not is_loopback(url))
             except UnusableFileError as error:
                 if self._context is None:
                     raise
-                log.warning("trust.unusable", reason=str(error))
+                log.warning("tls_files.rejected", reason=str(error))
             self._fingerprints = fingerprints
         return self._context
 
@@ -57,10 +62,10 @@ class TlsConfig:
             except OSError as error:
                 raise UnusableFileError(self._ca_file, error) from None
         if self._certificate is None and self._key is not None:
-            raise UnusableFileError(self._key, "is the key of no certificate")
+            raise UnusableFileError(self._key, "is a private key without a certificate")
         if self._certificate is not None:
             try:
-                # Without a password it would ask for one at the terminal.
+                # Without a password OpenSSL would ask for one at the terminal.
                 context.load_cert_chain(self._certificate, self._key, password="")
             except OSError as error:
                 raise UnusableFileError(self._certificate, error) from None
@@ -68,7 +73,7 @@ class TlsConfig:
 
 
 def _fingerprint_file(path: Path | None) -> object:
-    """Another one once the file was written, or is gone."""
+    """Return a value that changes when the file is written or removed."""
     try:
         stat = path.stat() if path else None
     except OSError as error:

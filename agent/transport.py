@@ -1,4 +1,4 @@
-"""The agent's way to the registry: one websocket, or HTTP where something between breaks those."""
+"""The agent's transport to the registry: a websocket, or HTTP where websockets are blocked."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from agent.websocket import (
     translated_errors,
 )
 
-# A heartbeat that has to go over HTTP after all must not come too late for the grace.
+# A heartbeat that falls back to HTTP must still arrive within the grace.
 OPEN_TIMEOUT_SECONDS = 3.0
-# How long HTTP is used, about, before the websocket is tried again.
+# The mean time for which HTTP is used before the websocket is tried again.
 HTTP_SECONDS = 600.0
-# Who says goodbye is back by then, as a rule.
+# The time within which a registry that announced its restart is usually back.
 RESTART_SECONDS = 30.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
@@ -51,11 +51,12 @@ class RegistryTransport(Protocol):
 
 
 class FallbackTransport:
-    """For one request at a time, as `Connection`, and as that it retries nothing.
+    """A transport that uses a websocket, and HTTP for a while when no websocket can be opened.
 
-    The websocket is opened for the first request, and anew for the first one after it was lost:
-    when a registry restarts, its agents come back one by one, as their heartbeats fall due.
-    `hear_pace` is told the registry's pace whenever it changes, in seconds; over HTTP it is not.
+    It carries one request at a time. The websocket is opened for the first request, and again for
+    the first one after it was lost: when a registry restarts, its agents return one by one, as
+    their heartbeats become due. `on_pace` is called with the registry's pace in seconds whenever
+    it changes, but not over HTTP.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class FallbackTransport:
         self._timeout_seconds = timeout_seconds
         self._http = HttpTransport(url, token, tls=tls, timeout_seconds=timeout_seconds)
         self._http_until: float | None = None
-        """None while websockets are not known to fail."""
+        """None as long as no websocket has failed to open."""
         self._restart_deadline = clock.now()
         self._websocket: BoundedWebsocketsTransport | None = None
         self._slept_before = 0.0
@@ -85,7 +86,11 @@ class FallbackTransport:
     async def execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply_type: type[ReplyT]
     ) -> ReplyT:
-        """Raises as `Connection.ask`, and RestartingError for a while after a goodbye."""
+        """Send the document as `RegistryTransport.execute` does.
+
+        For a while after the registry announced a restart, it raises RegistryRestartingError
+        instead of RegistryUnavailableError.
+        """
         if self._http_until is not None and self._clock.now() < self._http_until:
             return await self._http.execute(document, variables, reply_type)
         try:
@@ -123,7 +128,7 @@ class FallbackTransport:
         variables: dict[str, Any],
         reply_type: type[ReplyT],
     ) -> ReplyT:
-        """What is answered here, though no websocket opens, tells where the fault is."""
+        """Send the document over HTTP, and keep using HTTP if the registry answers there."""
         try:
             answer = await self._http.execute(document, variables, reply_type)
         except RequestRejectedError:
@@ -135,17 +140,17 @@ class FallbackTransport:
     def _use_http(self, cause: WebSocketOpenError) -> None:
         seconds = self._clock.uniform(HTTP_SECONDS / 2, HTTP_SECONDS * 3 / 2)
         (log.warning if self._http_until is None else log.debug)(
-            "websocket.broken",
+            "websocket.failed",
             registry_url=self._url,
             reason=cause.reason,
-            instead="http",
+            fallback="http",
             retry_in_seconds=round(seconds),
         )
         self._http_until = self._clock.now() + seconds
 
     async def _open_websocket(self) -> BoundedWebsocketsTransport:
         if self._websocket is not None:
-            # A machine that slept answered no pings: the registry has cut the connection since.
+            # A machine that slept answered no pings, so the registry has closed the connection.
             slept_seconds = self._measure_sleep() - self._slept_before
             if self._websocket.is_alive and slept_seconds < PING_SECONDS:
                 return self._websocket
@@ -158,16 +163,16 @@ class FallbackTransport:
         self._closing.callback(pace_task.cancel)
         if self._http_until is not None:
             self._http_until = None
-            log.info("websocket.works", registry_url=self._url)
+            log.info("websocket.recovered", registry_url=self._url)
             await self._http.aclose()
         return websocket
 
     def _measure_sleep(self) -> float:
-        """Since some moment: the loop's own clock stands still while the machine sleeps."""
+        """Return the seconds slept since some fixed time: the loop's clock stops during sleep."""
         return self._clock.now() - asyncio.get_running_loop().time()
 
     async def _follow_pace(self, websocket: BoundedWebsocketsTransport) -> None:
-        """An older registry, or one that is busy, tells none: replies tell it, too."""
+        """Pass on the pace. An older or busy registry may not send it; replies contain it too."""
         try:
             with translated_errors():
                 results = subscribe(websocket, documents.HEARTBEAT_PACE, {}, HeartbeatPaceData)
@@ -177,7 +182,7 @@ class FallbackTransport:
         except RegistryRestartingError:
             self._restart_deadline = self._clock.now() + RESTART_SECONDS
         except (RegistryUnavailableError, RequestRejectedError) as error:
-            log.debug("pace.untold", reason=str(error))
+            log.debug("pace_subscription.failed", reason=str(error))
 
     async def _close_websocket(self) -> None:
         self._websocket = None

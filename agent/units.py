@@ -1,6 +1,6 @@
-"""The texts by which systemd and launchd keep the agent running.
+"""The systemd unit and the launchd job that keep the agent running.
 
-`python -m agent.units deploy` writes those for an agent in /opt/node-agent, which are in deploy/.
+`python -m agent.units deploy` writes those for an agent in /opt/node-agent to deploy/.
 """
 
 import plistlib
@@ -12,8 +12,8 @@ ACCOUNT = "node-agent"
 SERVICE = "node-agent.service"
 LABEL = "city.daarion.node-agent"
 ENVIRONMENT_FILE = "node-agent.env"
-# Not where the agent may write: root's command of the unit has this environment, too, and
-# LD_PRELOAD in it would make the agent's account as good as root.
+# The agent must not be able to write this file: the unit's command that runs as root has this
+# environment too, and LD_PRELOAD in it would give the agent's account the rights of root.
 SYSTEM_ENVIRONMENT_FILE = Path("/etc") / ENVIRONMENT_FILE
 SYSUSERS = f'u {ACCOUNT} - "Node agent of a DAGI network" - -\n'
 DEFAULT_COMMAND = ("/opt/node-agent/bin/node-agent", "run")
@@ -21,7 +21,7 @@ DEFAULT_SETTINGS = {"NODE_AGENT_REGISTRY_URL": "http://127.0.0.1:9205/graphql"}
 
 _UNIT = """\
 [Unit]
-Description=Node agent: tells the node registry that this machine is alive
+Description=Node agent: sends this machine's heartbeats to the node registry
 Wants=network-online.target
 After=network-online.target
 StartLimitIntervalSec=0
@@ -33,7 +33,7 @@ EnvironmentFile={environment_file}
 ConfigurationDirectory=dagi
 Restart=always
 RestartSec=5
-# A setting that is wrong stays wrong.
+# A restart does not correct an invalid setting.
 RestartPreventExitStatus=2
 TimeoutStopSec=10
 MemoryMax=256M
@@ -52,10 +52,10 @@ SystemCallErrorNumber=EPERM
 [Install]
 WantedBy={target}
 """
-# What only the system's own manager can do.
+# Only the system manager can apply these.
 _ACCOUNT = f"""\
 User={ACCOUNT}
-# What root's bootstrap has left there belongs to the agent from now on.
+# Hand over the files that a bootstrap by root left there.
 ExecStartPre=+/bin/chown -R {ACCOUNT}: /etc/dagi
 CapabilityBoundingSet=
 AmbientCapabilities=
@@ -70,7 +70,7 @@ ProtectKernelModules=yes
 ProtectKernelTunables=yes
 PrivateTmp=yes
 RemoveIPC=yes
-# Of all devices the GPUs alone.
+# Allow no devices except GPUs.
 DevicePolicy=closed
 DeviceAllow=char-nvidia* rw
 """
@@ -86,7 +86,7 @@ def render_systemd_unit(command: Sequence[str], environment_file: Path, *, is_sy
 
 
 def _quote_word(text: str) -> str:
-    """As systemd reads a word of a command, where % and $ mean something."""
+    """Return the text quoted as a word of a systemd command, where % and $ are special."""
     return _quote(text.replace("%", "%%").replace("$", "$$")) if text else '""'
 
 
@@ -98,14 +98,14 @@ def _quote(text: str) -> str:
 
 
 def render_environment_file(settings: Mapping[str, str]) -> str:
-    """As systemd reads it: there is no $ in it to be expanded."""
+    """Return a systemd environment file, in which $ is not expanded."""
     return "".join(f"{name}={_quote(value)}\n" for name, value in settings.items())
 
 
 def render_launchd_plist(
     command: Sequence[str], settings: Mapping[str, str], *, account: str | None, log: Path | None
 ) -> str:
-    """`account` is for a daemon of the system; an agent of a user has that user's."""
+    """Return a launchd job. `account` is the user of a system daemon; a user's job needs none."""
     job: dict[str, object] = {
         "Label": LABEL,
         "ProgramArguments": list(command),
@@ -125,7 +125,7 @@ def render_launchd_plist(
 
 
 def render_default_units() -> dict[str, str]:
-    """By their places below deploy/."""
+    """Return the text of each file by its path below deploy/."""
     return {
         f"systemd/{SERVICE}": render_systemd_unit(
             DEFAULT_COMMAND, SYSTEM_ENVIRONMENT_FILE, is_system=True

@@ -1,4 +1,4 @@
-"""One websocket to the registry: bounded memory, and two ways to fail, as in `agent.errors`."""
+"""A websocket to the registry with bounded memory, whose failures become `agent.errors`."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -28,31 +28,31 @@ from agent.settings import is_loopback
 from agent.tls import TlsConfig
 
 PROTOCOL = "graphql-transport-ws"
-# Middleboxes forget a silent connection, as a rule not before a minute.
+# Middleboxes drop an idle connection, usually after a minute or more.
 PING_SECONDS = 20.0
 # https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
 CODES_BY_CLOSE_CODE = {4401: UNAUTHENTICATED, 4403: FORBIDDEN}
 
 
 class WebSocketOpenError(RegistryUnavailableError):
-    """No websocket could be opened, though something may have answered: HTTP may get through."""
+    """No websocket could be opened. HTTP may work: the registry may be reachable."""
 
 
 class BoundedWebsocketsTransport(WebsocketsTransport):
-    """Reads on when what came before was taken: gql's queue has no bound.
+    """A gql transport that reads a message only after the previous one was consumed.
 
-    What waits then, waits in the bounded buffers of websockets and TCP, and at the registry, which
-    asks a reader that is much too slow for a resync.
+    gql's queue is unbounded. Here messages wait in the bounded buffers of websockets and TCP, and
+    in the registry, which asks a reader that falls far behind for a resync.
     """
 
     @property
     def is_alive(self) -> bool:
-        """False once it is known that the connection is lost."""
+        """Whether the connection is not known to be lost."""
         return self.receive_data_task is not None and not self.receive_data_task.done()
 
     async def _receive(self) -> str:
         for listener in list(self.listeners.values()):
-            await listener._queue.join()  # noqa: SLF001 - nothing public says that it was taken
+            await listener._queue.join()  # noqa: SLF001 - nothing public shows that it was consumed
         return await super()._receive()
 
     def _parse_answer(self, answer: str) -> tuple[str, int | None, ExecutionResult | None]:
@@ -61,18 +61,20 @@ class BoundedWebsocketsTransport(WebsocketsTransport):
         except TransportError:
             raise
         except Exception as error:
-            # It would end gql's reading task unseen, and the reader would wait for ever.
-            raise TransportProtocolError("what came is not graphql-transport-ws") from error
+            # Otherwise gql's reading task would end unnoticed, and the reader would wait for ever.
+            raise TransportProtocolError("the message is not graphql-transport-ws") from error
 
 
 @asynccontextmanager
 async def open_websocket(
     url: str, token: str | None, tls: TlsConfig, *, open_seconds: float | None = None
 ) -> AsyncIterator[BoundedWebsocketsTransport]:
-    """`url` is the http(s) address of the endpoint.
+    """A websocket to the endpoint with the http(s) address `url`, open during the block.
 
-    Whatever fails of the connection while it is used is raised as RegistryAwayError, or as
-    RefusedError when the registry said no; UnopenedError where HTTP may do better.
+    Failures of the connection within the block are raised as the same errors.
+
+    Raises: RequestRejectedError: the registry rejected the connection. WebSocketOpenError: it
+    could not be opened, but HTTP may work. RegistryUnavailableError: any other failure.
     """
     transport = _create_transport(url, token, tls)
     open_seconds = open_seconds or TIMEOUT_SECONDS
@@ -84,12 +86,12 @@ async def open_websocket(
             yield transport
     finally:
         if transport.receive_data_task:
-            transport.receive_data_task.cancel()  # it may wait for a reader that has left
+            transport.receive_data_task.cancel()  # it may wait for a reader that is gone
         await transport.close()
 
 
 def _create_transport(url: str, token: str | None, tls: TlsConfig) -> BoundedWebsocketsTransport:
-    # A proxy for the outside world must not stand before one's own machine.
+    # A proxy for the outside world must not stand between an agent and its own machine.
     is_remote = not is_loopback(url)
     return BoundedWebsocketsTransport(
         url.replace("http", "ws", 1),
@@ -102,9 +104,9 @@ def _create_transport(url: str, token: str | None, tls: TlsConfig) -> BoundedWeb
             "open_timeout": None,
             "ping_interval": PING_SECONDS,
             "ping_timeout": PING_SECONDS,
-            # It says goodbye and does not wait for the answer, behind what nobody will read.
+            # Send a close frame without waiting for the reply, which follows unread messages.
             "close_timeout": 0,
-            # Inflated, what one read of the socket brings would have no bound.
+            # With compression the size of one read would be unbounded.
             "compression": None,
             "proxy": True if is_remote else None,
         },
@@ -117,9 +119,9 @@ async def subscribe(
     variables: dict[str, Any],
     reply_type: type[ReplyT],
 ) -> AsyncGenerator[ReplyT, None]:
-    """Ends with an error, for a subscription to the registry has no end."""
+    """Yield the subscription's replies until an error: the registry's subscriptions have no end."""
     request = GraphQLRequest(document, variable_values=variables)
-    # No goodbye: where the socket is dead, gql would raise its failure instead of the end.
+    # Send no stop: on a dead socket gql would raise that failure instead of ending the stream.
     async with aclosing(transport.subscribe(request, send_stop=False)) as results:
         async for result in results:
             yield parse_result(result, reply_type)
@@ -127,7 +129,11 @@ async def subscribe(
 
 
 def parse_result(result: ExecutionResult, reply_type: type[ReplyT]) -> ReplyT:
-    """Raises RefusedError for errors, RegistryAwayError for what is not of the schema."""
+    """Return the data of the result as `reply_type`.
+
+    Raises: RequestRejectedError: the result contains errors. RegistryUnavailableError: the data
+    does not match the schema.
+    """
     if result.errors:
         raise parse_errors(result.errors)
     return parse_reply(result.data, reply_type)
@@ -138,9 +144,9 @@ def translated_errors(
     timeout_seconds: float | None = None,
     default: type[RegistryUnavailableError] = RegistryUnavailableError,
 ) -> Iterator[None]:
-    """What gql, websockets and time limits raise, as one of the errors of `agent.errors`.
+    """Raise errors of gql, websockets and timeouts within the block as those of `agent.errors`.
 
-    `away` is for what the registry itself has not said, where a connection was made at all.
+    `default` is the class for failures that the registry did not report, once a connection exists.
     """
     try:
         yield

@@ -49,7 +49,7 @@ def running(tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         try:
             assert process.stderr is not None
-            assert json.loads(process.stderr.readline())["event"] == "registry.away"
+            assert json.loads(process.stderr.readline())["event"] == "request.failed"
             yield process
         finally:
             process.kill()
@@ -79,7 +79,7 @@ def test_status_of_a_machine_that_never_bootstrapped_says_so(tmp_path: Path) -> 
     ended = agent(tmp_path, "status")
     assert ended.exit_code == 1
     assert ended.stderr == (
-        f"Error: {tmp_path / 's'} holds no node id: run node-agent bootstrap first\n"
+        f"Error: {tmp_path / 's'} contains no node id: run node-agent bootstrap first\n"
     )
     assert not (tmp_path / "s").exists()
 
@@ -109,7 +109,7 @@ def test_damaged_node_id_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "s" / identity.NODE_ID).write_text("\n")
     ended = agent(tmp_path, "run", "--registry-url", AWAY)
     assert ended.exit_code == 1
-    assert "holds no node id" in ended.stderr
+    assert "contains no node id" in ended.stderr
 
 
 def test_other_node_id_than_the_stored_one_is_refused(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_other_node_id_than_the_stored_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s" / identity.NODE_ID).write_text("node-1\n")
     ended = agent(tmp_path, "bootstrap", "--node-id", "node-2")
     assert ended.exit_code == 2
-    assert "already holds 'node-1'" in ended.stderr
+    assert "already contains 'node-1'" in ended.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -128,7 +128,7 @@ def test_signal_ends_a_waiting_agent_at_once_and_without_failure(
         process.send_signal(number)
         assert process.wait(timeout=5) == 0
         assert process.stderr is not None
-        assert json.loads(process.stderr.readline())["why"] == number.name
+        assert json.loads(process.stderr.readline())["reason"] == number.name
 
 
 def test_signal_ends_an_agent_that_hangs_on_the_registry(tmp_path: Path) -> None:

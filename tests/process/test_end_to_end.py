@@ -110,7 +110,7 @@ async def test_an_agent_outlives_the_registry_and_a_removal(data_dir: Path, tmp_
                     "mutation($i: DeregisterNodeInput!) { deregisterNode(input: $i) { nodeId } }"
                 )
                 await ask(again, removal, i={"nodeId": node_id})
-                await agent.line("node.forgotten")
+                await agent.line("node.removed")
                 await agent.line("heartbeat.recorded")
                 data = await ask(again, f'{{ node(nodeId: "{node_id}") {{ status }} }}')
                 assert data["node"] == {"status": "ONLINE"}
@@ -214,7 +214,7 @@ async def test_a_registry_that_was_stopped_marks_nobody_offline(
         async with running(BIN / "node-agent", "--verbose", "run", **settings) as agent:
             await agent.line("heartbeat.recorded")
             process.process.send_signal(signal.SIGSTOP)
-            await agent.line("registry.away")  # it waits ten seconds for its answer
+            await agent.line("request.failed")  # it waits ten seconds for its answer
             process.process.send_signal(signal.SIGCONT)
             await process.line("registry.was_deaf")
             await agent.line("registry.recovered")

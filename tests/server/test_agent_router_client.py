@@ -118,9 +118,11 @@ async def test_an_open_breaker_lets_nobody_wait_and_one_at_a_time_try(server: Li
             between.upstream = upstream
             moment.now += 10
             assert not (await client.get_nodes()).is_stale
-        assert [event["event"] for event in events if event["event"].startswith("registry.")] == [
-            "registry.away",
-            "registry.recovered",
+        assert [
+            event["event"] for event in events if event["event"].startswith("circuit_breaker.")
+        ] == [
+            "circuit_breaker.opened",
+            "circuit_breaker.closed",
         ]
 
 

@@ -265,7 +265,7 @@ async def test_a_restart_is_no_news_that_anyone_would_take_for_a_failure(
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             await over.aclose()
-    said = [e for e in logs if e["event"].startswith(("registry.r", "registry.away", "websocket"))]
+    said = [e for e in logs if e["event"].startswith(("registry.r", "request.failed", "websocket"))]
     assert [entry["event"] for entry in said if entry["log_level"] != "debug"] == [
         "registry.restarting",
         "registry.recovered",
@@ -301,7 +301,7 @@ async def test_where_websockets_are_broken_heartbeats_go_over_http(
             for _ in range(3):
                 assert (await node.beat()).status == "ONLINE"
     assert between.upgrades == 1
-    [warning] = [entry for entry in logs if entry["event"] == "websocket.broken"]
+    [warning] = [entry for entry in logs if entry["event"] == "websocket.failed"]
     assert warning["log_level"] == "warning"
     assert reason in warning["reason"]
 
@@ -334,7 +334,7 @@ async def test_the_websocket_is_tried_again_now_and_then_and_used_when_it_works(
             await node.beat()
         assert "node_registry_connections 1.0" in (await server.http.get("/metrics")).text
     told = [entry["event"] for entry in logs if entry["log_level"] in {"info", "warning"}]
-    assert told == ["websocket.broken", "websocket.works"]
+    assert told == ["websocket.failed", "websocket.recovered"]
 
 
 async def test_nobody_is_called_broken_while_the_registry_is_away(server: LiveServer) -> None:
@@ -347,7 +347,7 @@ async def test_nobody_is_called_broken_while_the_registry_is_away(server: LiveSe
                     with pytest.raises(RegistryUnavailableError):
                         await node.beat()
             assert between.upgrades == 2
-    assert not [entry for entry in logs if entry["event"] == "websocket.broken"]
+    assert not [entry for entry in logs if entry["event"] == "websocket.failed"]
 
 
 async def test_a_registry_that_has_no_room_for_websockets_is_asked_over_http(

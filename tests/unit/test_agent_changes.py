@@ -76,4 +76,4 @@ async def test_change_that_cannot_be_told_now_is_told_later(tmp_path: Path) -> N
     assert time.now == 5 * REPORT_SECONDS  # it has waited for nothing
     # Others are for those who look for faults: whether they are logged, a former test may decide.
     told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
-    assert told == ["node.untold", "node.changed"]
+    assert told == ["node_update.failed", "node.updated"]

@@ -71,7 +71,7 @@ def test_unit_and_settings_are_written_and_what_to_run_is_said(tmp_path: Path) -
     }
     assert "nrk_secret" not in done.output + found[UNIT][1]
     assert done.output.endswith(
-        "Run then:\n  systemd-sysusers\n  systemctl daemon-reload\n"
+        "Now run:\n  systemd-sysusers\n  systemctl daemon-reload\n"
         "  systemctl enable node-agent.service\n  systemctl restart node-agent.service\n"
     )
 
@@ -111,7 +111,7 @@ def test_repeated_it_changes_nothing_and_keeps_what_is_not_given(tmp_path: Path)
     before = files(tmp_path)
     times = {path: (tmp_path / path).stat().st_mtime_ns for path in before}
     again = installed(tmp_path)
-    assert again.output.startswith(f"{tmp_path / UNIT} is as it should be.\n")
+    assert again.output.startswith(f"{tmp_path / UNIT} is up to date.\n")
     assert {path: (tmp_path / path).stat().st_mtime_ns for path in before} == times
     installed(tmp_path, "--labels", "eu")
     assert files(tmp_path) != before
@@ -152,18 +152,18 @@ def test_uninstall_leaves_nothing_but_the_identity(tmp_path: Path) -> None:
     assert done.output.count(" was removed.") == 4
     assert list(files(tmp_path)) == ["etc/dagi/node_id"]
     assert not os.path.lexists(enabled)
-    assert uninstalled(tmp_path).output.startswith(f"{tmp_path / UNIT} is not there.\n")
+    assert uninstalled(tmp_path).output.startswith(f"{tmp_path / UNIT} does not exist.\n")
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--role", "prod"], "--role: write production"),
-        (["--state-dir", "/srv/agent"], "--state-dir: this service keeps its id in /etc/dagi"),
-        (["--run-as", "nobody"], "--run-as: is for daemons of launchd"),
-        (["--manager", "launchd"], "--run-as: say whose rights"),
+        (["--role", "prod"], "--role: expected production"),
+        (["--state-dir", "/srv/agent"], "--state-dir: this service keeps its node id in /etc/dagi"),
+        (["--run-as", "nobody"], "--run-as: allowed only for a launchd system daemon"),
+        (["--manager", "launchd"], "--run-as: required: the user"),
         (["--manager", "launchd", "--run-as", "no-such-user"], "--run-as: there is no user"),
-        (["--root", "/", "--ca-file", "/home/me/ca.pem"], "--ca-file: a service of the system"),
+        (["--root", "/", "--ca-file", "/home/me/ca.pem"], "--ca-file: a system service"),
     ],
 )
 def test_what_could_not_work_is_refused_in_one_line_and_nothing_is_written(
@@ -186,7 +186,7 @@ def test_interpreter_that_the_service_would_not_see_is_refused(
     monkeypatch.setattr("sys.base_prefix", "/usr")
     check_visibility(load_settings({}))
     monkeypatch.setattr("sys.base_prefix", "/root/.local/share/python")
-    with pytest.raises(BadSettingError, match=r"does not see /root/\.local/share/python"):
+    with pytest.raises(BadSettingError, match=r"cannot read /root/\.local/share/python"):
         check_visibility(load_settings({}))
 
 
@@ -218,7 +218,7 @@ def test_plist_of_a_mac_holds_the_settings_for_nobody_else_to_read(tmp_path: Pat
     assert "UserName" not in job
     assert f"launchctl bootstrap gui/{os.geteuid()} /" in done.output
     again = CliRunner().invoke(install, [*arguments, "--scope", "user"])
-    assert "is as it should be" in again.output
+    assert "is up to date" in again.output
     daemon = CliRunner().invoke(install, [*arguments, "--scope", "system", "--run-as", "nobody"])
     assert daemon.exit_code == 0, daemon.output
     text = (tmp_path / "Library/LaunchDaemons/city.daarion.node-agent.plist").read_text()

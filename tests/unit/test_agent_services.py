@@ -326,7 +326,7 @@ async def test_address_that_cannot_be_asked_costs_neither_the_start_nor_the_othe
         with capture_logs() as logged:
             async with around.watch():
                 assert around.collect_capabilities()["services"] == [{"name": "ollama"}]
-    assert [each["address"] for each in logged if each["event"] == "service.unreadable"] == [
+    assert [each["address"] for each in logged if each["event"] == "service_query.failed"] == [
         nowhere
     ]
 

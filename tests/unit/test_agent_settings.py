@@ -57,7 +57,7 @@ def test_base_address_of_the_registry_gets_the_graphql_path(written: str, used: 
     ["", "host:9205", "ftp://host", "http://", "http://host:70000", "http://a b", "http://[::1"],
 )
 def test_address_that_is_none_is_refused(written: str) -> None:
-    with pytest.raises(ValueError, match="write an address such as"):
+    with pytest.raises(ValueError, match="expected an address such as"):
         parse_graphql_url(written)
 
 
@@ -171,6 +171,6 @@ def test_services_are_looked_for_where_they_are_said_to_be(
     ],
 )
 def test_service_that_cannot_be_asked_is_refused_without_its_password(written: str) -> None:
-    with pytest.raises(BadSettingError, match=r"^--services: write") as refused:
+    with pytest.raises(BadSettingError, match=r"^--services: expected") as refused:
         load_settings({"services": written})
     assert "secret" not in str(refused.value)

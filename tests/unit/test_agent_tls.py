@@ -20,7 +20,10 @@ from tests.support.authority import Authority
         ({"certificate": "client.crt"}, "NODE_AGENT_CERTIFICATE: .*client.crt: "),
         ({"certificate": "locked.crt", "key": "locked.key"}, "NODE_AGENT_CERTIFICATE: "),
         ({"certificate": "client.crt", "key": "server.key"}, "NODE_AGENT_CERTIFICATE: .*mismatch"),
-        ({"key": "client.key"}, "NODE_AGENT_KEY: .*client.key: is the key of no certificate"),
+        (
+            {"key": "client.key"},
+            "NODE_AGENT_KEY: .*client.key: is a private key without a certificate",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(
@@ -50,6 +53,6 @@ def test_renewed_files_are_used_by_the_next_connection(
     os.truncate(shown.key, 50)
     for _ in range(3):
         assert trust.load_context(url) is second
-    assert [event["event"] for event in logged] == ["trust.unusable"]
+    assert [event["event"] for event in logged] == ["tls_files.rejected"]
     with pytest.raises(UnusableFileError):
         TlsConfig(authority.certificate, shown.certificate, shown.key).load_context(url)

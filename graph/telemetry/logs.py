@@ -1,4 +1,4 @@
-"""Structured logs to standard error: JSON in production, for people in development."""
+"""Structured logs on standard error: JSON in production, readable lines in development."""
 
 import logging
 import sys
@@ -9,12 +9,12 @@ from structlog.types import Processor
 
 from db.core.token_format import redact_tokens
 
-# Local variables hold what callers sent and what nobody should read; a large one takes seconds.
+# Local variables hold requests and secrets, and a large one takes seconds to format.
 _FORMAT_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 
 def configure_logging(environment: Literal["development", "production"], level: str) -> None:
-    """Sends our events and those of the libraries through one pipeline."""
+    """Send the log events of the registry and of its libraries through one pipeline."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -40,7 +40,7 @@ def configure_logging(environment: Literal["development", "production"], level: 
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    # Some of them would write down what is sent, keys included.
+    # Below this level some of them log what is sent, tokens included.
     for name in ("uvicorn", "alembic", "asyncio", "httpx", "httpcore", "websockets"):
         logging.getLogger(name).setLevel(logging.WARNING)
     structlog.configure(
@@ -52,7 +52,7 @@ def configure_logging(environment: Literal["development", "production"], level: 
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
-    """Callers put them where they do not belong, and errors quote what they were given."""
+    """A formatter that redacts tokens, which callers put in wrong fields and errors then quote."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact_tokens(super().format(record))

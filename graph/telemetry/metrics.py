@@ -1,7 +1,7 @@
-"""What is counted and timed for Prometheus; names and units by its conventions.
+"""The counters and timers that Prometheus scrapes, named by its conventions.
 
-Labels have few values: operations of strangers count together, and outcomes are our own codes.
-`graph.transport.prometheus` adds what is read when it is scraped.
+Labels have few values: untrusted operations share one, and outcomes are the registry's error codes.
+`graph.transport.prometheus` adds the metrics that are read at each scrape.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,22 +24,22 @@ from db.core.errors import RegistryError, Unavailable
 from graph.core.errors import ERROR_COUNTER, INTERNAL, list_error_codes
 
 OK = "ok"
-"""Of an operation; else it is the code of the first error."""
+"""The outcome of an operation without errors; otherwise it is the code of the first error."""
 
 CANCELLED = "cancelled"
-"""Of an operation whose client left before its end."""
+"""The outcome of an operation whose client disconnected before its end."""
 
 ACCEPTED = "accepted"
-"""Of a heartbeat; else it is the code of the refusal."""
+"""The outcome of an accepted heartbeat; otherwise it is the code of its error."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
-# When a series began is a series of its own for each of them, and Prometheus knows it anyway.
+# A `_created` series for each counter would double their number; Prometheus knows the start anyway.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """The metrics of one app; a process may hold several."""
+    """The metrics of one app; a process may have several apps."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -50,52 +50,52 @@ class Metrics:
         histogram = partial(Histogram, registry=self.registry, buckets=_SECONDS)
         self._heartbeats = Counter(
             "node_registry_heartbeats",
-            "Heartbeats by outcome: accepted, or the code of the refusal.",
+            "Heartbeats, by outcome: accepted, or the code of the error.",
             ["outcome"],
             registry=self.registry,
         )
         self._batch_size = Histogram(
             "node_registry_heartbeat_batch_size",
-            "Heartbeats that were written together.",
+            "Heartbeats written by one statement.",
             registry=self.registry,
             buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
         )
         self._write_seconds = histogram(
             "node_registry_heartbeat_write_duration_seconds",
-            "From the begin of a batch of heartbeats to its commit.",
+            "Time from the start of a batch of heartbeats to its commit.",
         )
         self._operation_seconds = histogram(
             "node_registry_operation_duration_seconds",
-            "Queries and mutations that were run, over HTTP and websockets.",
+            "Time taken by queries and mutations, over HTTP and websockets.",
             ["operation", "type", "outcome"],
         )
         self.sweep_seconds = histogram(
-            "node_registry_sweep_duration_seconds", "Sweeps that were done."
+            "node_registry_sweep_duration_seconds", "Time taken by completed sweeps."
         )
         self.sweep_failures = Counter(
             "node_registry_sweep_failures",
-            "Sweeps that could not be done.",
+            "Sweeps that failed.",
             registry=self.registry,
         )
         self.housekeeping_seconds = histogram(
-            "node_registry_upkeep_duration_seconds", "Rounds of the housekeeping."
+            "node_registry_upkeep_duration_seconds", "Time taken by rounds of housekeeping."
         )
         self.connections = Gauge(
             "node_registry_connections",
             "Open websockets and event streams.",
             registry=self.registry,
         )
-        # A count that begins at 1 was never seen to rise.
+        # Create the series at 0, so that rate() sees the first increment.
         for code in list_error_codes():
             ERROR_COUNTER.labels(code)
         for outcome in (ACCEPTED, Unavailable.code, INTERNAL):
             self._heartbeats.labels(outcome)
-        # Finding a labelled child takes longer than to count with it.
+        # Looking up a labelled child takes longer than counting with it.
         self._timers: dict[tuple[str, str, str], Histogram] = {}
         self._counters: dict[str, Counter] = {}
 
     def observe_operation(self, operation: str, kind: str, outcome: str, seconds: float) -> None:
-        """Each of the three from a small set."""
+        """Record a finished operation; each of the three labels must come from a small set."""
         key = operation, kind, outcome
         timer = self._timers.get(key)
         if timer is None:
@@ -103,7 +103,7 @@ class Metrics:
         timer.observe(seconds)
 
     def observe_batch(self, outcomes: Sequence[object], seconds: float) -> None:
-        """Of heartbeats that were written together, refusals among them."""
+        """Record a batch of heartbeats written in `seconds`, given the outcome or error of each."""
         self._batch_size.observe(len(outcomes))
         self._write_seconds.observe(seconds)
         rejections = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]
@@ -119,11 +119,11 @@ class Metrics:
         counter.inc(count)
 
     def add_gauge(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when it is scraped."""
+        """Register a gauge whose value `read` returns at each scrape."""
         Gauge(name, description, registry=self.registry).set_function(read)
 
     def add_counter(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """A count that somebody else keeps, and never lowers."""
+        """Register a counter whose total `read` returns at each scrape, and which never falls."""
         self.registry.register(_CallbackCounter(name, description, read))
 
 

@@ -1,7 +1,7 @@
-"""The metrics of all processes that share an address: whichever is scraped tells them all.
+"""The metrics of all workers that share an address, merged by whichever worker is scraped.
 
-Each tells its own to its siblings, on a socket in a folder of theirs; the label `worker` tells them
-apart, for a scrape reaches one of them at random.
+A scrape reaches a random worker, so each worker serves its metrics to its peers on a socket in a
+shared folder. The label `worker` tells them apart.
 """
 
 import asyncio
@@ -17,36 +17,38 @@ _ANSWER_SECONDS = 5
 
 
 class PeerMetrics:
+    """The metrics of the workers that share a folder."""
+
     def __init__(self, folder: Path, name: str) -> None:
-        """`name` is this process's own, and that of the one which takes its place."""
+        """`name` is this worker's, and also that of the worker which replaces it."""
         self._folder = folder
         self._name = name
 
     async def serve(self, generate: Callable[[], Awaitable[bytes]]) -> None:
-        """Tells who asks what `generate` says, for ever."""
+        """Send the output of `generate` to each peer that connects, until cancelled."""
 
         async def respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 writer.write(await generate())
                 await writer.drain()
             except ConnectionError:
-                pass  # who asked has given up
+                pass  # the peer no longer waits
             finally:
                 writer.close()
 
         path = self._folder / self._name
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        path.unlink(missing_ok=True)  # of one that was killed
+        path.unlink(missing_ok=True)  # a killed predecessor left it
         try:
             async with await asyncio.start_unix_server(respond, path) as server:
                 await server.serve_forever()
         finally:
             path.unlink(missing_ok=True)
-            with suppress(OSError):  # the last one clears up, where the parent was killed
+            with suppress(OSError):  # the last worker removes it if the parent was killed
                 self._folder.rmdir()
 
     async def collect(self) -> bytes:
-        """Of all that answer within seconds, this process among them."""
+        """Return the metrics of all workers that answer in time, this one included, as text."""
         paths = sorted(self._folder.iterdir())
         texts = await asyncio.gather(*map(_read_peer, paths))
         text_by_worker = {path.name: text for path, text in zip(paths, texts, strict=True) if text}
@@ -54,7 +56,7 @@ class PeerMetrics:
 
 
 async def _read_peer(path: Path) -> str:
-    """Nothing of one that is gone, or just being replaced."""
+    """Return the metrics of a peer, or nothing if it has ended or is being replaced."""
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
@@ -71,7 +73,7 @@ class _MergedMetrics(Collector):
         self._text_by_worker = text_by_worker
 
     def collect(self) -> Iterable[Metric]:
-        """Each metric once, with the samples of all."""
+        """Return each metric once, with the samples of all workers."""
         metrics: dict[str, Metric] = {}
         for name, text in self._text_by_worker.items():
             for family in text_string_to_metric_families(text):

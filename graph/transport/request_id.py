@@ -14,9 +14,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestIdMiddleware:
-    """Gives each request and each websocket an id: in its log lines, its errors and its response.
+    """Gives each request and websocket an id, for its log lines, its errors and its response.
 
-    A caller's own X-Request-ID is kept where it is harmless.
+    The id that a client sends as X-Request-ID is kept if it is safe to log.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -34,13 +34,13 @@ class RequestIdMiddleware:
                 message["headers"] = [*message["headers"], id_header]
             await send(message)
 
-        # The server runs each in a task of its own, whose context ends with it.
+        # The server runs each request in a task of its own, so the context ends with it.
         structlog.contextvars.bind_contextvars(request_id=request_id)
         await self._app(scope, receive, send_with_id if scope["type"] == "http" else send)
 
 
 def make_request_id() -> str:
-    """No secret, and the system's source of those would cost each request a call of it."""
+    """Return a random id; as it is no secret, a secure source's system call is saved."""
     return f"{random.getrandbits(128):032x}"
 
 

@@ -1,7 +1,7 @@
-"""Peers that stall, flood, say nothing or are gone: their connections end.
+"""Guards that end the connections of peers that stall, flood, stay silent or have vanished.
 
-Those that do not read, or flood, are cut: a close would queue behind what they do not take, and
-keep its memory for minutes.
+The connection of a peer that floods or does not read is reset: an orderly close would queue behind
+the unsent data, and keep its memory for minutes.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ _NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class _SendDeadline(asyncio.Protocol):
-    """Goes before a protocol of uvicorn's: whoever takes nothing for so long is cut.
+    """A mixin for uvicorn's protocols that resets the connection of a peer which reads nothing.
 
-    A slow reader is none that stalls, however long it takes for all of it.
+    A slow reader is not a stalled one, however long it takes to read everything.
     """
 
     stalled_seconds: float
@@ -63,7 +63,7 @@ class _SendDeadline(asyncio.Protocol):
 
 
 def _reset(transport: asyncio.Transport) -> None:
-    """With a reset: the system, too, forgets what was not sent."""
+    """Reset the connection, so that the system also drops the unsent data."""
     plain: socket.socket = transport.get_extra_info("socket")
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     transport.abort()
@@ -72,7 +72,7 @@ def _reset(transport: asyncio.Transport) -> None:
 def is_long_lived(
     connection: object,
 ) -> TypeGuard[HttpToolsProtocol | WebSocketsSansIOProtocol]:
-    """Whether its client has to be told to go, and comes back."""
+    """Return whether the connection is a websocket or event stream, whose client reconnects."""
     websocket = isinstance(connection, WebSocketsSansIOProtocol)
     return websocket or (isinstance(connection, HttpToolsProtocol) and _is_streaming(connection))
 
@@ -83,8 +83,9 @@ def _is_streaming(connection: HttpToolsProtocol) -> bool:
 
 
 class _RequestDeadline(HttpToolsProtocol):
-    """A connection on which nothing is asked is closed, though a part of a request came on it, or
-    of a body that nobody reads: uvicorn would wait for ever.
+    """Closes a connection without a complete request; uvicorn would wait for ever.
+
+    Parts of a request, and of a body that nobody reads, do not extend the deadline.
     """
 
     first_request_seconds: float
@@ -103,8 +104,8 @@ class _RequestDeadline(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._cancel_idle_timer()
         super().handle_websocket_upgrade()
-        # Its part is over: each holds the other, and only the collector would find them.
-        self.parser = None  # type: ignore[assignment]  # as uvicorn does when a connection ends
+        # Parser and protocol refer to each other, and only the garbage collector would free them.
+        self.parser = None  # type: ignore[assignment]  # uvicorn does so when a connection ends
 
     def _expect_request(self, seconds: float) -> None:
         self._idle_timer = self.loop.call_later(seconds, self._check_idle, self.cycle)
@@ -132,7 +133,7 @@ def make_http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
 
         def shutdown(self) -> None:
             if _is_streaming(self):
-                self.transport.close()  # without a last event: the client comes back elsewhere
+                self.transport.close()  # without a last event, so that the client reconnects
             else:
                 super().shutdown()
 
@@ -140,7 +141,7 @@ def make_http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
 
 
 class _FrameLimit(WebSocketsSansIOProtocol):
-    """Bounds pings, pongs and parts of messages, of which no message tells."""
+    """Limits pings, pongs and message fragments, which never reach the app as messages."""
 
     frame_limiter: RateLimiter
 
@@ -180,7 +181,7 @@ def make_websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol
             _reset(self.transport)
 
         def shutdown(self) -> None:
-            # The goodbye to one that has said its own raises, and would end the shutdown.
+            # Closing a websocket that its client is closing raises, and would end the shutdown.
             if not self.transport.is_closing():
                 super().shutdown()
 

@@ -1,4 +1,4 @@
-"""The agent of this machine, run beside the server in development."""
+"""The agent of this machine, which the server runs in development."""
 
 import asyncio
 import contextlib
@@ -15,9 +15,9 @@ _STOP_SECONDS = 5
 
 
 async def run_dev_agent(registry_url: str, data_dir: Path) -> None:
-    """Starts it again when it ends; it keeps its id in the data folder.
+    """Run the agent and restart it whenever it ends; it keeps its node id in `data_dir`.
 
-    Its standard input is a pipe that ends with this process, however this process ends.
+    Its standard input is a pipe, which closes even if this process is killed.
     """
     state_dir = data_dir / "agent"
     state_dir.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ async def run_dev_agent(registry_url: str, data_dir: Path) -> None:
             *("-m", "agent", "run", "--exit-with-parent"),
             env=environment,
             stdin=asyncio.subprocess.PIPE,
-            # Ctrl-C in a terminal reaches every process of the group: this one stops the agent.
+            # Ctrl-C in a terminal signals the process group, but this process stops the agent.
             start_new_session=True,
         )
         try:

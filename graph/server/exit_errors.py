@@ -1,4 +1,4 @@
-"""The failures that end a process in one line: an operator can mend them, or the log has more."""
+"""The errors that end a process with one line: an operator can fix them, or the log has more."""
 
 from sqlalchemy.exc import DBAPIError
 
@@ -13,7 +13,7 @@ from graph.live.background_tasks import BackgroundTaskDied
 
 
 class WorkerFailed(Exception):
-    """A worker ends before it serves; `reason` is its own word, or how it ended."""
+    """A worker ended before it served; `reason` is its last line of output, or its exit status."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"a worker cannot start: {reason}")
@@ -38,6 +38,7 @@ EXIT_ERRORS = (
 
 
 def format_exit_error(error: Exception) -> str:
+    """Return the one line that an operator reads about an error of EXIT_ERRORS."""
     if isinstance(error, DBAPIError):
-        return f"the database refuses: {str(error.orig).splitlines()[0]}"
+        return f"the database reports an error: {str(error.orig).splitlines()[0]}"
     return str(error)

@@ -1,4 +1,4 @@
-"""The process's limit of open files, of which each connection takes one."""
+"""The limit on open files of the process; each connection takes one."""
 
 import resource
 
@@ -10,9 +10,9 @@ log = structlog.get_logger()
 
 
 def raise_open_file_limit(connections: int) -> None:
-    """Raises the process's limit of open files, which many systems begin at 256 or 1,024.
+    """Raise the limit on open files, by default 256 or 1,024 on many systems, for `connections`.
 
-    What it starts inherits it. One that the system holds too low is told of, and is no failure.
+    Child processes inherit it. If the system does not allow enough, this logs a warning.
     """
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     required = connections + _OTHER_FILES
@@ -21,6 +21,6 @@ def raise_open_file_limit(connections: int) -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard_limit))
         except ValueError:
-            allowed = soft_limit  # macOS may hold it lower than it says
+            allowed = soft_limit  # macOS may enforce a lower hard limit than it reports
     if allowed < connections:
-        log.warning("limits.few_open_files", allowed=allowed, connections=connections)
+        log.warning("open_files.limited", allowed=allowed, connections=connections)

@@ -1,4 +1,4 @@
-"""The address that the registry serves on, and what is done once for it."""
+"""The address that the registry serves on, and the steps taken once per address."""
 
 import socket
 
@@ -16,32 +16,37 @@ _BACKLOG = 2048
 
 
 def require_safe_access(settings: Settings) -> None:
-    """Raises ConfigurationError where anybody else could do anything, and nobody has said so."""
+    """Check that nobody else gets full access unless the settings allow it explicitly.
+
+    Raises: ConfigurationError: authentication is off in production or beyond this machine.
+    """
     if settings.is_authentication_required:
         return
     if settings.env == "production":
         raise ConfigurationError("NODE_REGISTRY_AUTH: production requires authentication")
     if not is_loopback(settings.http_host) and not settings.let_anyone_do_anything:
         raise ConfigurationError(
-            f"NODE_REGISTRY_AUTH: without authentication {settings.http_host} would be open to all"
-            " who can reach it; NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it"
+            f"NODE_REGISTRY_AUTH: without authentication, anyone who can reach {settings.http_host}"
+            " would have full access; NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it"
         )
 
 
 def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
-    """Raises OSError when the address is taken or not ours."""
+    """Return a listening socket on the configured address.
+
+    Raises: OSError: the address is in use or not one of this machine's.
+    """
     family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
     address = (settings.http_host, settings.http_port)
     listener = socket.create_server(address, family=family, backlog=_BACKLOG, reuse_port=reuse_port)
-    # What is accepted inherits it: asyncio itself misses such sockets, and every answer to a
-    # connection that is kept waits 40 ms for an acknowledgement.
+    # Accepted connections inherit this option. asyncio does not set it on them, and each response
+    # on a kept-alive connection would wait 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # A machine that vanished acknowledges nothing; an event stream would tell it for long.
+        # A vanished machine acknowledges nothing, and its event stream would stay open for long.
         seconds = 2 * settings.keepalive_seconds
         if settings.tls_certificate is not None:
-            # What a reader does not take waits behind TLS, where
-            # `graph.server.connection_guards` does not see it.
+            # Unread data waits behind TLS, where `graph.server.connection_guards` cannot see it.
             seconds = min(seconds, settings.stalled_reader_seconds)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * seconds))
     return listener
@@ -50,19 +55,19 @@ def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
 def finish_startup(
     listener: socket.socket, settings: Settings, background_tasks: BackgroundTasks
 ) -> None:
-    """What is done once for an address, however many processes answer on it."""
+    """Start the development agent and print the addresses, once for all workers of an address."""
     scheme = "http" if settings.tls_certificate is None else "https"
     host, port = listener.getsockname()[:2]
     url = build_url(host, port, scheme)
     if not settings.is_authentication_required:
-        log.warning("server.open", address=host, authentication="off")
+        log.warning("authentication.disabled", address=host)
     if settings.dev_agent:
         background_tasks.start("dev_agent", run_dev_agent(url, settings.data_dir))
     _print_addresses(url, settings)
 
 
 def build_url(host: str, port: int, scheme: str) -> str:
-    """Where this machine itself reaches what listens there."""
+    """Return the URL at which this machine itself reaches a server that listens on `host`."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
     return f"{scheme}://[{reachable}]:{port}" if ":" in host else f"{scheme}://{reachable}:{port}"
 

@@ -1,4 +1,4 @@
-"""The signals that end a process, from the first moment at which they may come."""
+"""The signals that stop a process, handled from before it has started serving."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,13 @@ log = structlog.get_logger()
 
 @contextlib.contextmanager
 def handle_stop_signals() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """SIGINT and SIGTERM cancel the block, until it names what they call instead.
+    """Cancel the block on SIGINT and SIGTERM, until it sets a handler by the yielded function.
 
-    SIGHUP does so where a terminal was closed. Elsewhere it is for what reads its files again, and
-    the registry does that by itself.
+    SIGHUP does the same if standard input is a terminal, which has been closed. Otherwise it asks a
+    process to reload its files, which the registry does by itself, so it is logged and ignored.
     """
     main = asyncio.current_task()
-    assert main is not None  # noqa: S101  # a loop that runs, runs a task
+    assert main is not None  # noqa: S101  # a running loop runs a task
     handlers: list[Callable[[], object]] = [main.cancel]
 
     def stop() -> None:
@@ -35,4 +35,4 @@ def handle_stop_signals() -> Iterator[Callable[[Callable[[], None]], None]]:
 
 
 def _ignore_hangup() -> None:
-    log.info("server.hangup", ignored=True)
+    log.info("hangup.ignored")

@@ -1,4 +1,4 @@
-"""The server's certificates, which may be renewed while the registry runs."""
+"""The TLS certificates of the server, which are reloaded when their files change."""
 
 import asyncio
 import ssl
@@ -18,7 +18,7 @@ CHECK_SECONDS = 5.0
 
 
 class UnusableCertificate(Exception):
-    """`setting` names the file that is at fault, as far as that can be told."""
+    """A certificate cannot be used; `setting` names the file that is most likely at fault."""
 
     def __init__(self, setting: str, problem: object) -> None:
         super().__init__(str(problem))
@@ -26,7 +26,7 @@ class UnusableCertificate(Exception):
 
 
 class ReloadingContext(ssl.SSLContext):
-    """Each new connection has the certificates that were read last; `expires_at` is their end."""
+    """A context whose new connections use the certificates read last, which end at `expires_at`."""
 
     _current: ssl.SSLContext
     expires_at: datetime
@@ -35,17 +35,17 @@ class ReloadingContext(ssl.SSLContext):
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:
-        """Raises UnusableCertificate."""
+        """Raises: UnusableCertificate."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen = self._look()
         self._current = self._load()
 
     def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        """What event loops begin each connection with."""
+        """Begin a connection; event loops call this."""
         return self._current.wrap_bio(*arguments, **options)
 
     def reload_if_changed(self) -> None:
-        """Reads what has changed. What cannot be used is logged, and what was before goes on."""
+        """Reload the files if one changed; if they are unusable, log it and keep the old ones."""
         seen = self._look()
         if seen == self._seen:
             return
@@ -53,7 +53,7 @@ class ReloadingContext(ssl.SSLContext):
         try:
             self._current = self._load()
         except UnusableCertificate as error:
-            log.error("tls.unusable", setting=error.setting, reason=str(error))  # noqa: TRY400  # no fault of ours
+            log.error("tls.unusable", setting=error.setting, reason=str(error))  # noqa: TRY400  # the traceback would not help
         else:
             log.info("tls.renewed", certificate=str(self._certificate))
 
@@ -69,7 +69,7 @@ class ReloadingContext(ssl.SSLContext):
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            # Without a password it would ask for one at the terminal.
+            # Without this OpenSSL would ask for a password at the terminal.
             context.load_cert_chain(self._certificate, self._key, password="")
             certificate = x509.load_pem_x509_certificate(self._certificate.read_bytes())
         except (OSError, ValueError) as error:
@@ -79,13 +79,16 @@ class ReloadingContext(ssl.SSLContext):
                 context.load_verify_locations(self._client_ca)
             except OSError as error:
                 raise UnusableCertificate("tls_client_ca", error) from error
-            context.verify_mode = ssl.CERT_OPTIONAL  # others show a key, or a token
+            context.verify_mode = ssl.CERT_OPTIONAL  # other clients show a token
         self.expires_at = certificate.not_valid_after_utc
         return context
 
 
 def create_tls_context(settings: Settings) -> ReloadingContext | None:
-    """None for plain HTTP. Raises ConfigurationError."""
+    """Return the context of the configured certificates, or None for plain HTTP.
+
+    Raises: ConfigurationError: a certificate cannot be used, or a TLS setting lacks one.
+    """
     if settings.tls_certificate is None:
         for name in ("tls_key", "tls_client_ca"):
             if getattr(settings, name) is not None:

@@ -1,4 +1,4 @@
-"""Runs the app in uvicorn, from the first signal that may come to the last thing to be closed."""
+"""The app in uvicorn, with signals handled from before the start until everything is closed."""
 
 import asyncio
 import contextlib
@@ -28,8 +28,10 @@ _KEEP_ALIVE_SECONDS = 75
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to `serve`: uvicorn raises them anew once it is done, and what has to be
-    closed after it, PostgreSQL included, would not be.
+    """A uvicorn server that leaves signals to `serve` and drains its clients gradually.
+
+    uvicorn itself re-raises signals when it ends, so that nothing after it, such as PostgreSQL,
+    would be closed.
     """
 
     def __init__(self, config: uvicorn.Config, *, drain_seconds: float) -> None:
@@ -39,12 +41,12 @@ class Server(uvicorn.Server):
         self._hurrying = asyncio.Event()
 
     def drain(self) -> None:
-        """Lets clients go, and ends; that it is called once more changes nothing."""
+        """Drain the clients and end; further calls have no effect."""
         self.should_exit = True
         self._draining.set()
 
     def stop(self) -> None:
-        """Drains; called once more, ends without waiting for anyone."""
+        """Drain the clients and end; on a second call, end without waiting for them."""
         if self.should_exit:
             self.force_exit = True
             self._hurrying.set()
@@ -55,7 +57,7 @@ class Server(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """As uvicorn's, which looks ten times a second whether it is to end."""
+        """Run as uvicorn does, but end at once on `drain` instead of at the next tick."""
         tick = 0
         while not await self.on_tick(tick):
             tick += 1
@@ -64,10 +66,10 @@ class Server(uvicorn.Server):
                     await self._draining.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes no more connections, then spreads the goodbyes, and with them the returns.
+        """Accept no more connections, then close the long-lived ones at random times.
 
-        1012, service restart, is a code at which graphql-transport-ws clients connect again; an
-        event stream that ends without a last event is to them a lost connection.
+        This spreads their reconnections too: graphql-transport-ws clients reconnect on code 1012
+        (service restart), and an event stream without a last event counts as a lost connection.
         """
         for server in self.servers:
             server.close()
@@ -78,7 +80,7 @@ class Server(uvicorn.Server):
         if self.server_state.connections or self.server_state.tasks:
             await super().shutdown(sockets)
             return
-        # Nobody is there whom uvicorn would give a tenth of a second to say goodbye.
+        # Without clients there is no need for the tenth of a second that uvicorn would wait.
         for server in self.servers:
             await server.wait_closed()
 
@@ -94,15 +96,18 @@ class Server(uvicorn.Server):
 
 
 def create_server(services: Services) -> Server:
-    """Raises ConfigurationError for certificates that cannot be used."""
+    """Return a server of the app, and watch its certificates in a background task.
+
+    Raises: ConfigurationError: a certificate cannot be used.
+    """
     settings = services.settings
     tls = create_tls_context(settings)
     if tls is not None:
         services.background_tasks.start("tls", tls.watch_files())
         services.metrics.add_gauge(
             "node_registry_tls_certificate_expiry_timestamp_seconds",
-            "When the certificate ends that new connections are shown.",
-            lambda: tls.expires_at.timestamp(),  # noqa: PLW0108  # another one once it is renewed
+            "Time at which the certificate of new connections expires.",
+            lambda: tls.expires_at.timestamp(),  # noqa: PLW0108  # a reload replaces it
         )
     return Server(
         uvicorn.Config(
@@ -110,7 +115,7 @@ def create_server(services: Services) -> Server:
             ssl_context_factory=None if tls is None else lambda *_: tls,
             http=make_http_protocol(settings),
             ws=make_websocket_protocol(settings),
-            # Compression costs each connection more memory than its subscription.
+            # Compression would cost each connection more memory than its subscription.
             ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
@@ -119,7 +124,7 @@ def create_server(services: Services) -> Server:
             ws_max_size=settings.max_body_bytes,
             ws_ping_interval=settings.keepalive_seconds,
             ws_ping_timeout=settings.keepalive_seconds,
-            # Longer than the pace of heartbeats, so that an agent finds its connection open.
+            # Longer than the interval of heartbeats, so that an agent finds its connection open.
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         ),
@@ -128,12 +133,12 @@ def create_server(services: Services) -> Server:
 
 
 def _freeze_heap() -> None:
-    """Once all is built: what is there now stays, and need not be looked through ever again.
+    """Exclude the objects of the started app from garbage collection, and collect seldom later.
 
-    What ends leaves no cycle, so all that the collector goes through is alive: of ten thousand
-    connections that takes a second in which nothing is answered, and a quarter of one for what
-    their last heartbeats left alone. For the cycles of libraries it looks nevertheless, after some
-    seven million objects that were not freed, which is less than a gigabyte.
+    Requests and connections leave no reference cycles, so a collection finds live objects only.
+    With ten thousand connections it blocks all responses for a second, and for a quarter of one
+    even if it visits only what their last heartbeats left. Cycles of libraries are still collected,
+    after some seven million objects that were not freed, which is less than a gigabyte.
     """
     gc.collect()
     gc.freeze()
@@ -141,9 +146,9 @@ def _freeze_heap() -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Returns after SIGINT or SIGTERM, when everything is closed.
+    """Serve until SIGINT or SIGTERM, and return when everything is closed.
 
-    Raises BackgroundTaskDied, as `run_until_stopped`.
+    Raises: BackgroundTaskDied, ConfigurationError, OSError, and the errors of `open_services`.
     """
     with handle_stop_signals() as set_stop_handler, listen(settings) as listener:
         async with open_services(settings) as services:
@@ -156,8 +161,11 @@ async def serve(settings: Settings) -> None:
 async def run_until_stopped(
     server: Server, listener: socket.socket, background_tasks: BackgroundTasks
 ) -> None:
-    """Raises BackgroundTaskDied, after it has drained, when one did: half a registry misleads its
-    users, and whoever keeps the process alive starts it whole.
+    """Run the server until it is stopped or a background task dies, then drain it.
+
+    A registry without one of its tasks would mislead its users; a restart makes it whole.
+
+    Raises: BackgroundTaskDied.
     """
     background_tasks.when_failed = server.drain
     if background_tasks.failed:

@@ -1,10 +1,11 @@
-"""One process of several that serve one address.
+"""A worker: one of several processes that serve one address.
 
-It is started by `python -m graph.server.worker DESCRIPTOR FOLDER NAME`. Its parent,
-`graph.server.worker_pool`, hands it a listening socket, a folder where its siblings find it by its
-name, a standard input that ends when the parent does, and a standard output that is read: READY,
-and in one line why it failed. SIGTERM stops it, however often it comes: systemd sends it to all
-processes of a unit, and so does the parent. SIGINT hurries it.
+Its parent, `graph.server.worker_pool`, starts it as
+`python -m graph.server.worker DESCRIPTOR FOLDER NAME`, with the file descriptor of a listening
+socket, and the folder and name by which its peers find it. Its standard input closes when the
+parent ends. On standard output it writes READY, and later the error that ended it, in one line.
+SIGTERM drains and stops it, even if it comes twice, because both systemd and the parent send it.
+SIGINT ends a drain at once.
 """
 
 import asyncio
@@ -34,9 +35,9 @@ _STDIN, _STDOUT = 0, 1
 async def serve_socket(
     listener: socket.socket, settings: Settings, peer_metrics: PeerMetrics
 ) -> None:
-    """Returns after SIGTERM or the end of the parent, when everything is closed.
+    """Serve until SIGTERM or the end of the parent, and return when everything is closed.
 
-    Raises BackgroundTaskDied.
+    Raises: BackgroundTaskDied.
     """
     with handle_stop_signals() as set_stop_handler, _follow_parent(), listener:
         async with open_services(settings, peer_metrics) as services:
@@ -49,7 +50,7 @@ async def serve_socket(
 
 @contextlib.contextmanager
 def _follow_parent() -> Iterator[None]:
-    """The end of standard input counts as SIGTERM: nobody else is left to send one."""
+    """Treat the end of standard input as SIGTERM: without its parent nobody else sends one."""
     loop = asyncio.get_running_loop()
 
     def read() -> None:
@@ -65,12 +66,12 @@ def _follow_parent() -> Iterator[None]:
 
 
 def _tell_parent(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # a parent that is gone does not listen
+    with contextlib.suppress(BrokenPipeError):  # the parent has ended
         os.write(_STDOUT, f"{line}\n".encode())
 
 
 def main(descriptor: str, folder: str, name: str) -> None:
-    structlog.contextvars.bind_contextvars(pid=os.getpid())  # the workers' log lines mingle
+    structlog.contextvars.bind_contextvars(pid=os.getpid())  # tells the workers' log lines apart
     try:
         settings = load_settings()
         logs.configure_logging(settings.env, settings.log_level)

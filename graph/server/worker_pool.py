@@ -1,4 +1,4 @@
-"""The parent of several processes that serve one address: what exists once, and their lives."""
+"""The parent of several workers: it owns what exists once per address, and restarts workers."""
 
 import asyncio
 import contextlib
@@ -23,29 +23,32 @@ from graph.server.signals import handle_stop_signals
 
 log = structlog.get_logger()
 
-# Safe path: a folder `graph` where the registry happens to be started is not ours.
+# -P: do not import from a folder `graph` in the current directory.
 _COMMAND = (sys.executable, "-P", "-m", "graph.server.worker")
 
 READY = "ready"
-"""What a worker says on its standard output once it serves."""
+"""The line that a worker writes on its standard output once it serves."""
 
 _STEADY_SECONDS = 10
 _SHORTEST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 5.0
-_GIVE_UP_AFTER = 8  # lives, in more than 16 s: a database may just be starting anew
-_CLOSE_SECONDS = 5  # what a worker may take for its services, once its clients are gone
+_GIVE_UP_AFTER = 8  # runs, in more than 16 s: a database may be restarting
+_CLOSE_SECONDS = 5  # for a worker to close its services once its clients are gone
 
 
 def compute_restart_delay(short_runs: int) -> float:
-    """After so many lives in a row that were brief; there may be any number of them."""
+    """Return the seconds to wait before a restart after any number of consecutive short runs."""
     return min(_LONGEST_DELAY_SECONDS, _SHORTEST_DELAY_SECONDS * 2.0 ** min(short_runs, 10))
 
 
 async def serve_with_workers(settings: Settings) -> None:
-    """Returns after SIGINT or SIGTERM, when everything is closed; raises WorkerFailed."""
+    """Serve until SIGINT or SIGTERM, and return when everything is closed.
+
+    Raises: WorkerFailed, OSError, and the errors of `open_database`.
+    """
     with handle_stop_signals() as set_stop_handler, _open_listeners(settings) as sockets:
         async with open_database(settings) as database, open_background_tasks() as background_tasks:
-            await database.close()  # nothing more is asked of it here
+            await database.close()  # the workers connect by themselves
             environment = dict(os.environ)
             if settings.external_database is None:
                 url = database.url.render_as_string(hide_password=False)
@@ -62,12 +65,12 @@ async def serve_with_workers(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _open_listeners(settings: Settings) -> Iterator[list[socket.socket]]:
-    """A socket for each worker: the kernel spreads connections over them evenly.
+    """Yield a listening socket for each worker, so that the kernel spreads connections evenly.
 
-    From one socket the worker that wakes first takes most, and keeps them as long as they live.
+    On a single socket the worker that wakes first would accept most of them, and keep them.
     """
     with contextlib.ExitStack() as stack:
-        # Bound alone, so that an address in use is refused, and shared only then.
+        # Bind it alone first, so that an address in use is an error, and share it only then.
         first = stack.enter_context(listen(settings))
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         resolved = settings.model_copy(update={"http_port": first.getsockname()[1]})
@@ -77,7 +80,7 @@ def _open_listeners(settings: Settings) -> Iterator[list[socket.socket]]:
 
 @dataclass(frozen=True)
 class _WorkerRun:
-    """From the start of a worker to its end; `served_seconds` is None if it never served."""
+    """One run of a worker, from start to end; `served_seconds` is None if it never served."""
 
     pid: int | None
     served_seconds: float | None
@@ -85,9 +88,10 @@ class _WorkerRun:
 
 
 class WorkerPool:
-    """Keeps a process on each socket until it is told to stop.
+    """Keeps one worker running on each socket until it is stopped.
 
-    The sockets stay open here as well: what connects while a worker is replaced waits for the next.
+    The parent keeps the sockets open too, so that clients which connect while a worker is replaced
+    wait for the next one.
     """
 
     def __init__(
@@ -108,9 +112,9 @@ class WorkerPool:
         self._failure: WorkerFailed | None = None
 
     async def run(self) -> None:
-        """Calls `on_serving` once all serve; returns when all have ended.
+        """Run the workers until all have ended; call `on_serving` once all of them serve.
 
-        Raises WorkerFailed, after the others have ended, if one never starts or starts no more.
+        Raises: WorkerFailed: a worker cannot start, or not any more; the others have ended.
         """
         with tempfile.TemporaryDirectory(prefix="node-registry-") as folder:
             peer_addresses = ((folder, str(number)) for number in range(len(self._sockets)))
@@ -119,19 +123,19 @@ class WorkerPool:
             raise self._failure
 
     def stop(self) -> None:
-        """Lets them drain and end; called once more, hurries them. Kills them when it is time."""
+        """Drain and end the workers; on a second call hurry them. Kill those that take too long."""
         if self._stopping.is_set():
             self._signal(signal.SIGINT)
             return
         self._stopping.set()
         for listener in self._sockets:
-            listener.close()  # else clients would go on connecting to nobody
+            listener.close()  # otherwise clients would still connect, and get no response
         asyncio.get_running_loop().call_later(self._stop_seconds, self._kill)
         self._signal(signal.SIGTERM)
 
     def _kill(self) -> None:
         for process in self._processes:
-            log.error("worker.stop_overdue", pid=process.pid)
+            log.error("worker.killed", pid=process.pid)
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -140,8 +144,8 @@ class WorkerPool:
                 process.send_signal(number)
 
     async def _keep_running(self, listener: socket.socket, peer_address: tuple[str, str]) -> None:
-        """`peer_address` is where its siblings find the worker: a folder, and its name there."""
-        short_runs = 0  # lives in a row that ended before they were steady
+        """Run and restart a worker; its peers find it by `peer_address`, a folder and a name."""
+        short_runs = 0  # consecutive runs that ended early
         while not self._stopping.is_set():
             run = await self._run_once(listener, peer_address)
             if self._stopping.is_set():
@@ -166,12 +170,12 @@ class WorkerPool:
                 stdin=PIPE,
                 stdout=PIPE,
                 pass_fds=[listener.fileno()],
-                # Ctrl-C in a terminal reaches every process of the group: this one stops them.
+                # Ctrl-C in a terminal signals the process group, but this one stops the workers.
                 start_new_session=True,
             )
         except OSError as error:
             return _WorkerRun(None, None, str(error))
-        assert process.stdout is not None  # noqa: S101  # asked for above
+        assert process.stdout is not None  # noqa: S101  # requested by PIPE above
         self._processes.add(process)
         if self._stopping.is_set():
             process.terminate()
@@ -186,7 +190,7 @@ class WorkerPool:
         return _WorkerRun(process.pid, served_seconds, line or f"it ended with status {status}")
 
     def _note_serving(self, listener: socket.socket, process: Process) -> None:
-        log.info("worker.serves", pid=process.pid)
+        log.info("worker.started", pid=process.pid)
         if listener in self._pending:
             self._pending.remove(listener)
             if not self._pending and not self._stopping.is_set():

@@ -319,8 +319,8 @@ signal.pause()
     async with asyncio.timeout(SECONDS):
         running_workers = asyncio.create_task(workers.run())
         await wait_until(
-            lambda: any(each["event"] == "worker.serves" for each in logged), seconds=SECONDS
+            lambda: any(each["event"] == "worker.started" for each in logged), seconds=SECONDS
         )
         workers.stop()
         await running_workers
-    assert len(taken(logged, "worker.stop_overdue")) == 1
+    assert len(taken(logged, "worker.killed")) == 1

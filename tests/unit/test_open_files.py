@@ -36,4 +36,4 @@ def test_more_than_the_system_gives_is_told(most: int) -> None:
     with capture_logs() as logs:
         raise_open_file_limit(most + 1)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
-    assert [entry["event"] for entry in logs] == ["limits.few_open_files"]
+    assert [entry["event"] for entry in logs] == ["open_files.limited"]

@@ -1,4 +1,4 @@
-"""The audit trail as the API shows it."""
+"""The entries of the audit log as API objects."""
 
 from datetime import datetime
 from typing import Self
@@ -13,14 +13,17 @@ from graph.api.scalars import JSON
 from graph.core import validation
 
 
-@strawberry.input(description="Which entries are meant: all that is given must hold.")
+@strawberry.input(
+    description="Selects entries of the audit log. An entry must meet all conditions that are"
+    " given."
+)
 class AuditFilter:
-    actor: str | None = optional("Of this identity.")
-    action: str | None = optional("Of this action, e.g. node.deregister.")
-    subject: str | None = optional("Done to this, by its name, e.g. a node's id.")
-    outcome: str | None = optional("ok, or an error's code, e.g. FORBIDDEN.")
-    since: datetime | None = optional("From this instant on.")
-    until: datetime | None = optional("Before this instant.")
+    actor: str | None = optional("The identity that acted.")
+    action: str | None = optional("The action, e.g. node.deregister.")
+    subject: str | None = optional("The name of what was acted on, e.g. a node id.")
+    outcome: str | None = optional("ok, or an error code, e.g. FORBIDDEN.")
+    since: datetime | None = optional("Entries recorded at this time or later.")
+    until: datetime | None = optional("Entries recorded before this time.")
 
     def to_filter(self) -> audit.AuditFilter:
         texts = {
@@ -31,18 +34,24 @@ class AuditFilter:
         return audit.AuditFilter(**texts, since=self.since, until=self.until)
 
 
-@strawberry.type(description="What somebody did, or tried to do; never changed once it is written.")
+@strawberry.type(
+    description="An attempt to change something, successful or rejected. An entry never changes."
+)
 class AuditEntry:
     id: strawberry.ID = field("Unique among all entries.")
-    recorded_at: datetime = field("When, by the database's clock.")
-    actor: str = field("Who: the authenticated identity.")
-    address: str | None = field("The IP address that it came from; null at the command line.")
-    action: str = field("What was done, e.g. node.deregister.")
-    subject: str = field("What it was done to, by its name, e.g. a node's id.")
-    outcome: str = field("ok, or the code of the error that refused it.")
-    request_id: str | None = field("The id of the request, as in the log.")
-    before: JSON | None = field("How it was; null where it was not there, or was refused.")
-    after: JSON | None = field("How it is since; null where it is gone, or was refused.")
+    recorded_at: datetime = field("When the entry was recorded, by the database's clock.")
+    actor: str = field("The authenticated identity that acted.")
+    address: str | None = field("The IP address of the request; null for a command line.")
+    action: str = field("The action, e.g. node.deregister.")
+    subject: str = field("The name of what was acted on, e.g. a node id.")
+    outcome: str = field("ok, or the code of the error that rejected the action.")
+    request_id: str | None = field("The id of the request, as in the server's log.")
+    before: JSON | None = field(
+        "The state before the action; null if there was none, or if the action was rejected."
+    )
+    after: JSON | None = field(
+        "The state after the action; null if there is none, or if the action was rejected."
+    )
 
     @classmethod
     def from_row(cls, row: tables.AuditEntry) -> Self:
@@ -60,6 +69,6 @@ class AuditEntry:
         )
 
 
-@strawberry.type(name="AuditLogConnection", description="A page of the audit trail, newest first.")
+@strawberry.type(name="AuditLogConnection", description="A page of the audit log, newest first.")
 class AuditLogConnection(Connection[AuditEntry]):
-    """A page of audit entries, whose name in the schema is not that of its entries."""
+    """A page of audit entries. The contract names it after the log, not after its entries."""

@@ -1,4 +1,4 @@
-"""The field extension that puts rejected mutations into the audit trail."""
+"""The field extension that records rejected mutations in the audit log."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +16,11 @@ _MAX_LENGTH = 255
 
 
 class AuditedField(FieldExtension):
-    """Records a rejection of the mutation it is attached to: every one except heartbeats.
+    """An extension that records each rejection of the mutation it is attached to.
 
-    What succeeds is recorded by the statements that do it. `subject` names the input fields that
-    say what the mutation acts on. An outage of the database is no rejection.
+    All mutations except heartbeats have it. The statements of a mutation record its success
+    themselves. `subject` names the input fields that identify what the mutation acts on. An outage
+    of the database is not recorded, because it rejects nothing.
     """
 
     def __init__(self, action: str, *subject: str) -> None:
@@ -48,5 +49,5 @@ def _format_part(field: str, value: object) -> str:
     if not isinstance(value, str):
         return ""
     text = value.lower() if field in _ENUMS else value
-    # A caller that revokes a token may have sent the whole secret.
+    # A caller that revokes a token may have sent its whole secret instead of its id.
     return redact_tokens(text).encode("utf-8", "replace").decode().replace("\0", "?")[:_MAX_LENGTH]

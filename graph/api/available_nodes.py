@@ -1,4 +1,4 @@
-"""The answer to the router: which nodes can do this now, best first, and why the others cannot."""
+"""The result of `availableNodes`: ranked candidates, and the reasons that exclude other nodes."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -19,35 +19,38 @@ DEFAULT_EXCLUDED = 20
 @strawberry.type(description="A node that meets the requirements.")
 class NodeCandidate:
     node: Node = field("The node.")
-    score: float = field("0 to 1, higher is better under the ranking asked for.")
+    score: float = field("The node's score under the requested ranking, 0 to 1; higher is better.")
 
 
 @strawberry.type(description="A node that does not meet the requirements.")
 class NodeExclusion:
-    node_id: str = field("The node.")
-    reasons: list[str] = field("One line for each requirement that the node does not meet.")
+    node_id: str = field("The id of the node.")
+    reasons: list[str] = field("One reason for each requirement that the node does not meet.")
 
 
 @strawberry.type(
-    description="The nodes that meet the requirements now. Nodes that are OFFLINE or in"
-    " MAINTENANCE never do, nor, unless they are asked for, those that are DEGRADED; and a node"
-    " does not that has not measured what is required."
+    description="The nodes that meet the requirements now. A node that is OFFLINE or in"
+    " MAINTENANCE never meets them. A DEGRADED node meets them only if includeDegraded"
+    " is true. A node that has not measured a required metric does not meet them."
 )
 class AvailableNodes:
     requirements: strawberry.Private[Requirements]
     ranked: strawberry.Private[Ranking]
 
-    candidates: list[NodeCandidate] = field("The best of them, the best first.")
-    revision: Revision = field("The change log had come so far when the fleet was looked at.")
-    observed_at: datetime = field("When it was looked at: at most a second ago.")
+    candidates: list[NodeCandidate] = field("The candidates, best first.")
+    revision: Revision = field("The revision of the change log up to which the result is current.")
+    observed_at: datetime = field(
+        "When the registry last read the state of the nodes, at most one second ago."
+    )
 
     @strawberry.field(
-        description="Why the others were left out, at most first of them, by node id."
+        description="The nodes that do not meet the requirements, by node id, with the reasons."
     )
     def excluded(
         self,
         first: Annotated[
-            int | None, strawberry.argument(description="How many at most, 0 to 1,000.")
+            int | None,
+            strawberry.argument(description="The maximum number of entries, 0 to 1,000."),
         ] = DEFAULT_EXCLUDED,
     ) -> list[NodeExclusion]:
         count = DEFAULT_EXCLUDED if first is None else first

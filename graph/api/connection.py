@@ -1,4 +1,4 @@
-"""Pages of lists as Relay's connections, and the arguments that select a page."""
+"""Pages of lists as Relay connections, and the arguments that select a page."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Generic, Self, TypeVar
@@ -11,39 +11,43 @@ from graph.api.fields import field
 EntryT = TypeVar("EntryT")
 RowT = TypeVar("RowT")
 
-First = Annotated[int | None, strawberry.argument(description="How many at most, 0 to 1,000.")]
+First = Annotated[
+    int | None, strawberry.argument(description="The maximum number of entries, 0 to 1,000.")
+]
 After = Annotated[
-    str | None, strawberry.argument(description="The cursor behind which the page begins.")
+    str | None, strawberry.argument(description="The cursor after which the page begins.")
 ]
 DEFAULT_PAGE_SIZE = 50
 
 
 def resolve_page_size(first: int | None) -> int:
-    """Return the size of a page, the default one for an explicit null."""
+    """Return the requested page size, or the default size if it is null."""
     return DEFAULT_PAGE_SIZE if first is None else first
 
 
-@strawberry.type(description="Where a page lies in its list.")
+@strawberry.type(description="The position of a page in its list.")
 class PageInfo:
-    has_next_page: bool = field("Whether more follows.")
-    has_previous_page: bool = field("Whether the page was asked for behind a cursor.")
-    start_cursor: str | None = field("The cursor of the first entry; null on an empty page.")
-    end_cursor: str | None = field("The cursor of the last entry, for `after`.")
+    has_next_page: bool = field("Whether the list continues after this page.")
+    has_previous_page: bool = field("Whether the page was requested with a cursor.")
+    start_cursor: str | None = field("The cursor of the first entry; null if the page is empty.")
+    end_cursor: str | None = field(
+        "The cursor of the last entry, to pass as `after`; null if the page is empty."
+    )
 
 
-@strawberry.type(description="An entry of a page and its cursor.")
+@strawberry.type(description="An entry of a list and its cursor.")
 class Edge(Generic[EntryT]):
-    cursor: str = field("Its place in the list.")
+    cursor: str = field("The position of the entry in the list.")
     node: EntryT = field("The entry.")
 
 
 @strawberry.type(description="A page of a list.")
 class Connection(Generic[EntryT]):
-    """A page; its name in the schema begins with the name of the entries' type."""
+    """A page of a list. Its name in the schema begins with the name of the entries' type."""
 
     edges: list[Edge[EntryT]] = field("The entries with their cursors.")
-    nodes: list[EntryT] = field("The entries alone.")
-    page_info: PageInfo = field("Where the page lies.")
+    nodes: list[EntryT] = field("The entries without their cursors.")
+    page_info: PageInfo = field("The position of the page in the list.")
 
     @classmethod
     def from_page(
@@ -54,10 +58,10 @@ class Connection(Generic[EntryT]):
         encode_cursor: Callable[[RowT], str],
         **fields: Any,
     ) -> Self:
-        """Return the page of rows as `show` turns them into entries; None is an empty page.
+        """Return a page whose entries `show` makes of the rows; None stands for an empty page.
 
-        `after` is the cursor behind which the page was read, `encode_cursor` makes the cursor of a
-        row, and `fields` are those of a subclass.
+        `after` is the cursor with which the page was read, `encode_cursor` returns the cursor of a
+        row, and `fields` are the fields that a subclass adds.
         """
         rows = [] if page is None else page.rows
         cursors = [encode_cursor(row) for row in rows]

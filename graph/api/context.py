@@ -1,4 +1,4 @@
-"""What a resolver works with."""
+"""The context that a resolver receives."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Context:
 
 
 def create_context(services: Services, caller: Caller) -> Context:
-    """Return the context of a new operation of this caller."""
+    """Return the context for a new operation of this caller."""
     return Context(services, caller, NodeLoader(services.database))
 
 

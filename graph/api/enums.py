@@ -1,4 +1,4 @@
-"""The enums of the API: those of `db` in upper case, with a description for each value."""
+"""The enums of the API: the enums of `db` in upper case, with a description of each value."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -44,109 +44,110 @@ class OrderDirection(Enum):
 
 _describe_enum(
     NodeRole,
-    "What a node is for.",
+    "The purpose of a node.",
     {
-        "PRODUCTION": "Serves real traffic.",
-        "DEVELOPMENT": "For building and trying things out.",
+        "PRODUCTION": "Serves production traffic.",
+        "DEVELOPMENT": "Serves development and experiments.",
         "BACKUP": "Stands by to take over.",
     },
 )
 _describe_enum(
     NodeType,
-    "What a node does in the network.",
+    "The function of a node in the network.",
     {
-        "ROUTER": "Chooses the node that a request goes to.",
-        "GATEWAY": "Lets requests in from outside, and may speak for many nodes.",
-        "WORKER": "Does the work.",
+        "ROUTER": "Selects the node that receives a request.",
+        "GATEWAY": "Accepts requests from outside the network; may send heartbeats for many nodes.",
+        "WORKER": "Executes the work.",
     },
 )
 _describe_enum(
     NodeStatus,
-    "What the registry says of a node.",
+    "The status of a node.",
     {
-        "ONLINE": "It sends its heartbeats in time.",
-        "DEGRADED": "It says so of itself, or a heartbeat is overdue.",
-        "OFFLINE": "Nothing was heard of it for a whole lease.",
-        "MAINTENANCE": "An operator has taken it out of use.",
+        "ONLINE": "The node's heartbeats arrive in time.",
+        "DEGRADED": "The node reports that it is degraded, or a heartbeat is overdue.",
+        "OFFLINE": "The registry received no heartbeat for a whole lease.",
+        "MAINTENANCE": "An operator has taken the node out of use.",
     },
 )
 _describe_enum(
     ReportedStatus,
-    "What a node may say of itself in a heartbeat.",
-    {"ONLINE": "All is well.", "DEGRADED": "It works, but not as it should."},
+    "The status that a node reports in a heartbeat.",
+    {"ONLINE": "The node works normally.", "DEGRADED": "The node works with limitations."},
 )
 _describe_enum(
     StatusReason,
-    "Why a node has the status it has.",
+    "The reason for a node's status.",
     {
-        "REGISTERED": "Its agent registered it.",
-        "HEARTBEAT": "A heartbeat came.",
-        "SELF_REPORTED": "A heartbeat said so.",
-        "MISSED_HEARTBEATS": "Heartbeats that were due did not come.",
-        "FLAPPING": "Its status changed too often to be believed.",
-        "MAINTENANCE_STARTED": "An operator began maintenance.",
-        "MAINTENANCE_ENDED": "An operator ended maintenance, or its time was up.",
-        "DEREGISTERED": "It was removed from the registry.",
-        "SEEDED": "The registry knew it before any agent registered it.",
+        "REGISTERED": "The node's agent registered it.",
+        "HEARTBEAT": "A heartbeat arrived.",
+        "SELF_REPORTED": "A heartbeat reported the status.",
+        "MISSED_HEARTBEATS": "Heartbeats that were due did not arrive.",
+        "FLAPPING": "The status changed too often to be trusted.",
+        "MAINTENANCE_STARTED": "An operator started maintenance.",
+        "MAINTENANCE_ENDED": "An operator ended maintenance, or its end time passed.",
+        "DEREGISTERED": "The node was removed from the registry.",
+        "SEEDED": "The node was added to the registry before an agent registered it.",
     },
 )
 _describe_enum(
     Role,
-    "What a caller may do; each field of Query, Mutation and Subscription says whose it is.",
+    "The role of a caller. The description of each field of Query, Mutation and Subscription"
+    " lists the roles that may use it.",
     {
-        "AGENT": "Speaks for its own nodes, and for no other.",
+        "AGENT": "Acts for its own nodes only.",
         "ROUTER": "Reads.",
         "VIEWER": "Reads.",
         "OPERATOR": "Reads, and changes nodes and profiles.",
-        "ADMIN": "May do everything.",
-        "ENROLMENT": "Makes nodes known, each of which gets a key of its own.",
+        "ADMIN": "Reads and changes everything.",
+        "ENROLMENT": "Registers nodes. Each of them receives a token of its own.",
     },
 )
 _describe_enum(
     ProfileType,
-    "What a profile sets up.",
+    "The kind of thing that a profile configures.",
     {
         "LLM": "A language model.",
         "SERVICE": "A service.",
-        "CAPABILITY": "Anything else that a node can do.",
+        "CAPABILITY": "Any other capability of a node.",
     },
 )
 _describe_enum(
     RegistryMode,
-    "Whether the registry trusts what it hears."
-    " PROTECTED: so many nodes fell silent at once that the registry doubts itself and holds"
-    " expiry back.",
+    "Whether the registry marks silent nodes OFFLINE. In PROTECTED mode, so many nodes became"
+    " silent at once that the registry suspects a fault of its own and suspends expiry.",
     {
-        "NORMAL": "Silent nodes are marked offline.",
-        "PROTECTED": "Silent nodes are not marked offline for now.",
+        "NORMAL": "Silent nodes are marked OFFLINE.",
+        "PROTECTED": "Silent nodes are not marked OFFLINE until the registry returns to NORMAL.",
     },
 )
 _describe_enum(
     NodeRanking,
-    "Which node a router should try first. Each score is of the node alone, 0 to 1; what it has not"
-    " measured scores 0, and a DEGRADED node scores half.",
+    "The order in which a router should try the candidates. Each score depends on the node alone"
+    " and is between 0 and 1. A metric that the node has not measured scores 0, and a DEGRADED"
+    " node scores half.",
     {
-        "LEAST_LOADED": "1 - the mean of what is in use, as far as it is measured, of the CPU, the"
-        " memory and the GPUs' time.",
+        "LEAST_LOADED": "1 - the mean utilization of the CPU, the memory and the GPUs, as far as"
+        " the node measured them.",
         "MOST_FREE_MEMORY": "free / (free + 16 GiB) of the memory.",
-        "MOST_FREE_GPU_MEMORY": "free / (free + 16 GiB) of the GPU that has most free.",
+        "MOST_FREE_GPU_MEMORY": "free / (free + 16 GiB) of the GPU with the most free memory.",
     },
 )
 _describe_enum(
     NodeOrder,
-    "What a list of nodes is sorted by.",
+    "The field by which a list of nodes is sorted.",
     {
         "NODE_ID": "The node id.",
         "NAME": "The node's name.",
-        "STATUS_SINCE": "The moment of the last status change.",
-        "REGISTERED_AT": "The moment of the first registration.",
+        "STATUS_SINCE": "The time of the last status change.",
+        "REGISTERED_AT": "The time of the first registration.",
     },
     name="NodeOrderField",
 )
 _describe_enum(
     OrderDirection,
-    "Which end of a list comes first.",
-    {"ASC": "The smallest or the oldest.", "DESC": "The largest or the newest."},
+    "The direction in which a list is sorted.",
+    {"ASC": "Smallest or oldest first.", "DESC": "Largest or newest first."},
 )
 
 __all__ = [

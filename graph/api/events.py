@@ -1,4 +1,4 @@
-"""The events of subscriptions as the API shows them."""
+"""The events of subscriptions as API objects."""
 
 from typing import Annotated
 
@@ -12,80 +12,80 @@ from graph.live import stream_events
 
 
 @strawberry.type(
-    description="A node's status changed. With node, the node as it stood when the event was sent;"
-    " null once deregistered."
+    description="A status change of a node, with the node as it was when the event was sent."
 )
 class NodeStatusChanged:
     change: StatusChange = field("The entry of the change log.")
-    node: Node | None = field("The node; null once it was removed.")
+    node: Node | None = field("The node; null if it has been deregistered.")
 
 
 @strawberry.type(
-    description="Nothing that matches has happened up to this revision:"
-    " a client that reconnects may resume from it."
+    description="No matching event has occurred up to this revision. A client that reconnects may"
+    " resume from it."
 )
 class Bookmark:
-    revision: Revision = field("How far the change log was read.")
+    revision: Revision = field("The revision up to which the change log was read.")
 
 
 @strawberry.type(
-    description="The stream cannot go on without a hole, because the log was trimmed or this client"
-    " was too slow. Read nodes again, then resume from revision."
+    description="The stream cannot continue without a gap, because the log was trimmed or this"
+    " client was too slow. Read the nodes again, then resume from revision."
 )
 class ResyncRequired:
-    revision: Revision = field("Where to resume once the nodes were read again.")
-    reason: str = field("What happened.")
+    revision: Revision = field(
+        "The revision from which to resume after the nodes have been read again."
+    )
+    reason: str = field("Why the stream cannot continue.")
 
 
 NodeStatusEvent = Annotated[
     NodeStatusChanged | Bookmark | ResyncRequired,
-    strawberry.union("NodeStatusEvent", description="What a stream of status changes says."),
+    strawberry.union("NodeStatusEvent", description="An event of a stream of status changes."),
 ]
 
 
 @strawberry.type(
-    description="The set as it stands; sent first, and again whenever deltas could have been"
-    " missed."
+    description="The complete set of candidates. Sent first, and again whenever changes to the"
+    " set may have been missed."
 )
 class AvailableNodesSnapshot:
-    revision: Revision = field("The change log had come so far.")
+    revision: Revision = field("The revision of the change log up to which the set is current.")
     nodes: list[Node] = field("The nodes that meet the requirements, by node id.")
 
 
-@strawberry.type(description="A node that meets the requirements now.")
+@strawberry.type(description="A node that now meets the requirements.")
 class NodeBecameAvailable:
-    revision: Revision = field("The change log had come so far.")
+    revision: Revision = field("The revision of the change log up to which the event is current.")
     node: Node = field("The node.")
 
 
-@strawberry.type(description="A node that does not meet the requirements any more.")
+@strawberry.type(description="A node that no longer meets the requirements.")
 class NodeBecameUnavailable:
-    revision: Revision = field("The change log had come so far.")
-    node_id: str = field("The node.")
-    reasons: list[str] = field("One line for each requirement that it does not meet.")
+    revision: Revision = field("The revision of the change log up to which the event is current.")
+    node_id: str = field("The id of the node.")
+    reasons: list[str] = field("One reason for each requirement that the node does not meet.")
 
 
 AvailableNodesEvent = Annotated[
     AvailableNodesSnapshot | NodeBecameAvailable | NodeBecameUnavailable,
-    strawberry.union(
-        "AvailableNodesEvent", description="What a stream of the nodes that may be used says."
-    ),
+    strawberry.union("AvailableNodesEvent", description="An event of a stream of candidates."),
 ]
 
 
 @strawberry.type(
-    description="The interval that replies promise now. A node whose next heartbeat is due later"
-    " than that from now sends it earlier: at a random moment within the interval, because all"
-    " nodes are told at once. One that is due earlier stays due."
+    description="The current heartbeat interval. A node whose next heartbeat is due later than"
+    " one interval from now sends it at a random moment within the interval, because"
+    " all nodes receive this event at once. A node whose next heartbeat is due earlier"
+    " keeps its schedule."
 )
 class HeartbeatPace:
-    interval_seconds: float = field("The pace of the fleet, without jitter.")
+    interval_seconds: float = field("The interval in seconds, without jitter.")
 
 
 def show_status_event(
     event: stream_events.StatusEvent,
 ) -> NodeStatusChanged | Bookmark | ResyncRequired:
-    """Return the API object of an event of `nodeStatusChanges`."""
+    """Return the API object for an event of `nodeStatusChanges`."""
     match event:
         case stream_events.StatusChanged(change=change, node=node):
             return NodeStatusChanged(
@@ -101,7 +101,7 @@ def show_status_event(
 def show_candidate_event(
     event: stream_events.CandidateEvent,
 ) -> AvailableNodesSnapshot | NodeBecameAvailable | NodeBecameUnavailable:
-    """Return the API object of an event of `availableNodesChanges`."""
+    """Return the API object for an event of `availableNodesChanges`."""
     revision = Revision(event.revision)
     match event:
         case stream_events.CandidatesSnapshot(nodes=nodes):
@@ -115,5 +115,5 @@ def show_candidate_event(
 
 
 def show_pace(event: stream_events.PaceChanged) -> HeartbeatPace:
-    """Return the API object of an event of `heartbeatPace`."""
+    """Return the API object for an event of `heartbeatPace`."""
     return HeartbeatPace(interval_seconds=event.interval_seconds)

@@ -4,7 +4,7 @@ from typing import Any
 
 import strawberry
 
-INPUT = strawberry.argument(description="What to do it with.")
+INPUT = strawberry.argument(description="The input of the mutation.")
 
 
 def field(description: str) -> Any:
@@ -12,5 +12,5 @@ def field(description: str) -> Any:
 
 
 def optional(description: str) -> Any:
-    """Declare a field that is None unless a value is given."""
+    """Declare an input field that is None unless the caller sets it."""
     return strawberry.field(description=description, default=None)

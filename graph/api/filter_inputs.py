@@ -1,4 +1,7 @@
-"""The input types that say which nodes are meant; `checked` turns each into what `db` takes."""
+"""The input types that select and sort nodes.
+
+Each `to_` method returns the type that `db` takes, or raises BadInput for a value out of bounds.
+"""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -17,11 +20,11 @@ from graph.core.validation import MAX_DOCUMENT_BYTES, MAX_REQUIREMENT_BYTES
 ValueT = TypeVar("ValueT")
 
 
-@strawberry.input(description="Which labels a node must, may or must not have.")
+@strawberry.input(description="The labels that a node must, may or must not have.")
 class LabelSelector:
-    all: list[str] | None = optional("It has each of these.")
-    any: list[str] | None = optional("It has at least one of these.")
-    none: list[str] | None = optional("It has none of these.")
+    all: list[str] | None = optional("The node has all of these labels.")
+    any: list[str] | None = optional("The node has at least one of these labels.")
+    none: list[str] | None = optional("The node has none of these labels.")
 
     def to_selector(self, path: str) -> node_filter.LabelSelector:
         return node_filter.LabelSelector(
@@ -33,20 +36,22 @@ class LabelSelector:
         )
 
 
-@strawberry.input(description="Which nodes are meant: all that is given must hold.")
+@strawberry.input(description="Selects nodes. A node must meet all conditions that are given.")
 class NodeFilter:
-    node_ids: list[str] | None = optional("One of these node ids.")
-    roles: list[NodeRole] | None = optional("One of these roles.")
-    types: list[NodeType] | None = optional("One of these types.")
+    node_ids: list[str] | None = optional("The node has one of these node ids.")
+    roles: list[NodeRole] | None = optional("The node has one of these roles.")
+    types: list[NodeType] | None = optional("The node has one of these types.")
     statuses: list[NodeStatus] | None = optional(
-        "One of these statuses; of a change, the status that it led to."
+        "The node has one of these statuses. For a status change, the new status is one of these."
     )
-    labels: LabelSelector | None = optional("Labels that fit.")
+    labels: LabelSelector | None = optional("The node has matching labels.")
     capabilities: JSON | None = optional(
         "The node's capabilities contain this JSON (PostgreSQL @>)."
     )
-    profile: str | None = optional("An enabled profile of this name, its own or its role's.")
-    search: str | None = optional("Part of the node id, name or hostname, in any case.")
+    profile: str | None = optional("The node or its role has an enabled profile of this name.")
+    search: str | None = optional(
+        "The node id, name or hostname contains this text, in upper or lower case."
+    )
 
     def to_filter(self) -> node_filter.NodeFilter:
         path = "filter"
@@ -70,20 +75,26 @@ class NodeFilter:
         )
 
 
-@strawberry.input(description="What a router needs of a node. An absent field asks for nothing.")
+@strawberry.input(description="The requirements of a router. An absent field requires nothing.")
 class NodeRequirements:
-    roles: list[NodeRole] | None = optional("One of these roles.")
-    types: list[NodeType] | None = optional("One of these types.")
-    labels: LabelSelector | None = optional("Labels that fit.")
+    roles: list[NodeRole] | None = optional("The node has one of these roles.")
+    types: list[NodeType] | None = optional("The node has one of these types.")
+    labels: LabelSelector | None = optional("The node has matching labels.")
     capabilities: JSON | None = optional(
-        "The node's capabilities contain this JSON (PostgreSQL @>), of at most 4 KiB."
+        "The node's capabilities contain this JSON (PostgreSQL @>), at most 4 KiB."
     )
-    model: str | None = optional("A model that the node serves: an entry of capabilities.models.")
-    min_memory_available_mb: float | None = optional("Memory that is free now, in MB.")
-    min_gpu_memory_free_mb: float | None = optional("On one GPU, free now.")
-    max_cpu_percent: float | None = optional("How busy the processors may be now, 0 to 100.")
+    model: str | None = optional("The node serves this model, as an entry of capabilities.models.")
+    min_memory_available_mb: float | None = optional(
+        "The memory available on the node now, in MB, is at least this."
+    )
+    min_gpu_memory_free_mb: float | None = optional(
+        "The memory free on one GPU now, in MB, is at least this."
+    )
+    max_cpu_percent: float | None = optional(
+        "The CPU utilization now, in percent, 0 to 100, is at most this."
+    )
     include_degraded: bool = strawberry.field(
-        description="Whether nodes that are DEGRADED will do.", default=False
+        description="Whether DEGRADED nodes meet the requirements.", default=False
     )
 
     def to_requirements(self) -> matching.Requirements:
@@ -109,16 +120,16 @@ class NodeRequirements:
         )
 
 
-@strawberry.input(name="NodeOrder", description="How a list of nodes is sorted.")
+@strawberry.input(name="NodeOrder", description="The order of a list of nodes.")
 class NodeOrderInput:
-    field: NodeOrder = strawberry.field(description="What by.")
+    field: NodeOrder = strawberry.field(description="The field by which the list is sorted.")
     direction: OrderDirection = strawberry.field(
-        description="Which end comes first.", default=OrderDirection.ASC
+        description="The direction of the sort.", default=OrderDirection.ASC
     )
 
 
 def _remove_duplicates(values: Iterable[ValueT] | None) -> tuple[ValueT, ...] | None:
-    """A value of an enum that is repeated 40,000 times is one parameter of a statement."""
+    """Return each value once, so that 40,000 equal values of an enum are one SQL parameter."""
     return None if values is None else tuple(dict.fromkeys(values))
 
 

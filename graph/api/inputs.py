@@ -1,4 +1,7 @@
-"""The input types of the API; `checked` turns each into what `db` takes, or raises BadInput."""
+"""The input types of the mutations.
+
+Each `to_` method returns the type that `db` takes, or raises BadInput for a value out of bounds.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -17,13 +20,13 @@ from graph.core import validation
 from graph.core.validation import MAX_GPUS, MAX_METRICS_BYTES
 
 
-@strawberry.input(description="The load and memory of one GPU.")
+@strawberry.input(description="The utilization and memory of one GPU.")
 class GpuMetricsInput:
-    name: str = field("The GPU's name, as its driver gives it.")
-    utilization_percent: float | None = optional("How busy it is, 0 to 100.")
-    memory_total_mb: float | None = optional("Its memory, in MB.")
-    memory_free_mb: float | None = optional("Its free memory, in MB.")
-    temperature_celsius: float | None = optional("Its temperature.")
+    name: str = field("The GPU's name as reported by its driver.")
+    utilization_percent: float | None = optional("The GPU's utilization in percent, 0 to 100.")
+    memory_total_mb: float | None = optional("The GPU's total memory in MB.")
+    memory_free_mb: float | None = optional("The GPU's free memory in MB.")
+    temperature_celsius: float | None = optional("The GPU's temperature in degrees Celsius.")
 
     def to_document(self, path: str) -> dict[str, Any]:
         return {
@@ -41,18 +44,22 @@ class GpuMetricsInput:
         }
 
 
-@strawberry.input(description="What an agent measured on its node; at most 16 KiB as JSON.")
+@strawberry.input(
+    description="The metrics that an agent measured on its node, at most 16 KiB as JSON."
+)
 class NodeMetricsInput:
-    cpu_percent: float | None = optional("How busy the processors are, 0 to 100.")
-    memory_percent: float | None = optional("How much of the memory is in use, 0 to 100.")
-    memory_available_mb: float | None = optional("Memory that programs can still have, in MB.")
-    disk_percent: float | None = optional("How full the disk is, 0 to 100.")
-    load_average: float | None = optional("Runnable processes, averaged over the last minute.")
+    cpu_percent: float | None = optional("The CPU utilization in percent, 0 to 100.")
+    memory_percent: float | None = optional("The percentage of the memory in use, 0 to 100.")
+    memory_available_mb: float | None = optional("The memory available to programs, in MB.")
+    disk_percent: float | None = optional("The percentage of the disk in use, 0 to 100.")
+    load_average: float | None = optional(
+        "The number of runnable processes, averaged over the last minute."
+    )
     gpus: list[GpuMetricsInput] | None = optional("The GPUs of the node, at most 64.")
-    extra: JSON | None = optional("A JSON object with whatever else there is to say.")
+    extra: JSON | None = optional("Other measurements, as a JSON object.")
 
     def to_document(self, path: str) -> dict[str, Any]:
-        """The document that the log keeps; what was not measured is left out."""
+        """Return the document for the heartbeat log, without the metrics that were not measured."""
         gpus = self.gpus or []
         if len(gpus) > MAX_GPUS:
             raise BadInput(f"{path}.gpus", f"must be at most {MAX_GPUS}")
@@ -74,42 +81,49 @@ class NodeMetricsInput:
         )
 
 
-@strawberry.input(description="A profile that a node brings with it.")
+@strawberry.input(description="A profile that a node registers with.")
 class ProfileInput:
-    name: str = field("Unique within the node.")
-    type: ProfileType = field("What it sets up.")
-    config: JSON = field("Its settings: a JSON object of at most 64 KiB.")
-    enabled: bool = strawberry.field(description="Whether it is in use.", default=True)
+    name: str = field("The name of the profile, unique within the node.")
+    type: ProfileType = field("The kind of thing that the profile configures.")
+    config: JSON = field("The settings: a JSON object of at most 64 KiB.")
+    enabled: bool = strawberry.field(description="Whether the profile is in use.", default=True)
 
     def to_content(self, path: str) -> ProfileContent:
         return parse_content(path, self.name, self.type, self.config, enabled=self.enabled)
 
 
 @strawberry.input(
-    description="What an agent says of its node. On a later registration, what is absent stays as"
-    " it was, and what is given replaces it."
+    description="The description of a node by its agent. A later registration keeps what is"
+    " absent and replaces what is given."
 )
 class RegisterNodeInput:
-    node_id: str | None = optional("Absent: made from the hostname, and unique.")
-    name: str | None = optional("A name for people. Absent: the node id.")
-    role: NodeRole = field("What the node is for.")
-    type: NodeType = field("What the node does in the network.")
-    labels: list[str] | None = optional("At most 64 words of at most 63 characters.")
-    ip_address: IPAddress | None = optional("Its public address.")
-    local_ip: IPAddress | None = optional("Its address on its own network.")
-    hostname: str | None = optional("What the machine calls itself.")
-    capabilities: JSON | None = optional("What it can do: a JSON object of at most 64 KiB.")
-    metadata: JSON | None = optional("What else there is to say: a JSON object of at most 64 KiB.")
+    node_id: str | None = optional(
+        "The id of the node. If absent, the registry derives a unique id from the hostname."
+    )
+    name: str | None = optional("A display name. If absent, the node id.")
+    role: NodeRole = field("The purpose of the node.")
+    type: NodeType = field("The function of the node in the network.")
+    labels: list[str] | None = optional(
+        "Labels to select the node by: at most 64, of at most 63 characters each."
+    )
+    ip_address: IPAddress | None = optional("The node's public address.")
+    local_ip: IPAddress | None = optional("The node's address on its local network.")
+    hostname: str | None = optional("The hostname of the machine.")
+    capabilities: JSON | None = optional(
+        "The capabilities of the node: a JSON object of at most 64 KiB."
+    )
+    metadata: JSON | None = optional("Other facts about the node: a JSON object of at most 64 KiB.")
     profiles: list[ProfileInput] | None = optional(
-        "Profiles to make or to replace, by their names; others stay."
+        "Profiles to create or to replace, by name. Other profiles stay."
     )
     boot_id: str = field(
-        "Names one run of the agent: a new one at every start."
-        " It tells a restart from two machines that claim one id."
+        "Identifies one run of the agent; each start of the agent uses a new one. It"
+        " distinguishes a restart from two machines that claim the same node id."
     )
     replaces_boot_id: str | None = optional(
-        "The bootId of the run before, kept by the agent. From the same hostname and localIp it"
-        " proves a restart, which need not wait until the former run has fallen silent."
+        "The bootId of the previous run, as kept by the agent. Together with the same hostname"
+        " and localIp it proves a restart, so that the agent need not wait until the previous run"
+        " counts as silent."
     )
 
     def to_registration(self) -> Registration:
@@ -149,18 +163,18 @@ class RegisterNodeInput:
         )
 
 
-@strawberry.input(description="One heartbeat.")
+@strawberry.input(description="A heartbeat of a node.")
 class RecordHeartbeatInput:
-    node_id: str = field("The node that sends it.")
-    boot_id: str = field("The bootId of the registration this run of the agent made.")
+    node_id: str = field("The id of the node that sends the heartbeat.")
+    boot_id: str = field("The bootId with which this run of the agent registered the node.")
     sequence: int = field(
-        "Counts up within one bootId;"
-        " a heartbeat that is not newer than the last one changes nothing."
+        "A number that increases with each heartbeat of one bootId. A heartbeat whose number is"
+        " not greater than the last one changes nothing."
     )
     status: ReportedStatus = strawberry.field(
-        description="What the node says of itself.", default=ReportedStatus.ONLINE
+        description="The status that the node reports.", default=ReportedStatus.ONLINE
     )
-    metrics: NodeMetricsInput | None = optional("What was measured.")
+    metrics: NodeMetricsInput | None = optional("The metrics that the node measured.")
 
     def to_report(self, path: str, actor: str) -> HeartbeatReport:
         if self.sequence < 0:
@@ -175,18 +189,20 @@ class RecordHeartbeatInput:
         )
 
 
-@strawberry.input(description="Begins or ends a node's maintenance.")
+@strawberry.input(description="Starts or ends the maintenance of a node.")
 class SetMaintenanceInput:
-    node_id: str = field("The node.")
-    enabled: bool = field("True begins maintenance, false ends it.")
-    note: str | None = optional("Why; it stands in the change log.")
-    until: datetime | None = optional("When it ends by itself. Absent: when an operator ends it.")
+    node_id: str = field("The id of the node.")
+    enabled: bool = field("True starts maintenance, false ends it.")
+    note: str | None = optional("The reason, which is recorded in the change log.")
+    until: datetime | None = optional(
+        "When maintenance ends automatically. If absent, an operator has to end it."
+    )
 
 
-@strawberry.input(description="Removes a node; its history stays.")
+@strawberry.input(description="Removes a node and keeps its history.")
 class DeregisterNodeInput:
-    node_id: str = field("The node.")
-    note: str | None = optional("Why; it stands in the change log.")
+    node_id: str = field("The id of the node.")
+    note: str | None = optional("The reason, which is recorded in the change log.")
 
 
 def _require_distinct_names(

@@ -1,4 +1,4 @@
-"""What a node measured, hour by hour: the types of Node.metricsHistory."""
+"""The hourly metrics of a node: the types of Node.metricsHistory."""
 
 from datetime import datetime
 from typing import Any, Self
@@ -10,14 +10,15 @@ from db.core.tables import MEASURES
 from graph.api.fields import field
 
 
-@strawberry.type(description="What the heartbeats of an hour said of one measure.")
+@strawberry.type(description="The range of one metric over the heartbeats of an hour.")
 class MetricRange:
-    min: float = field("The least.")
-    avg: float = field("The mean of those heartbeats that carried it.")
-    max: float = field("The most.")
+    min: float = field("The smallest value.")
+    avg: float = field("The mean over the heartbeats that contain the metric.")
+    max: float = field("The largest value.")
 
     @classmethod
     def from_row(cls, row: Row[Any], measure: str) -> Self | None:
+        """Return the range of a measure, or None if no heartbeat of the hour contains it."""
         least, mean, most = (
             getattr(row, f"{measure}_{statistic}") for statistic in ("min", "avg", "max")
         )
@@ -25,24 +26,27 @@ class MetricRange:
 
 
 @strawberry.type(
-    description="A node's metrics over one hour of UTC. What no heartbeat of it carried is null."
+    description="The metrics of a node over one hour of UTC. A metric that no heartbeat contains"
+    " is null."
 )
 class MetricsHour:
     starts_at: datetime = field("When the hour began.")
-    heartbeats: int = field("How many heartbeats were received in it.")
-    cpu_percent: MetricRange | None = field("How busy the processors were, 0 to 100.")
-    memory_percent: MetricRange | None = field("How much of the memory was in use, 0 to 100.")
-    memory_available_mb: MetricRange | None = field("Memory that programs could have, in MB.")
-    disk_percent: MetricRange | None = field("How full the disk was, 0 to 100.")
-    load_average: MetricRange | None = field("Runnable processes, each averaged over a minute.")
+    heartbeats: int = field("The number of heartbeats received in the hour.")
+    cpu_percent: MetricRange | None = field("The CPU utilization in percent, 0 to 100.")
+    memory_percent: MetricRange | None = field("The percentage of the memory in use, 0 to 100.")
+    memory_available_mb: MetricRange | None = field("The memory available to programs, in MB.")
+    disk_percent: MetricRange | None = field("The percentage of the disk in use, 0 to 100.")
+    load_average: MetricRange | None = field(
+        "The number of runnable processes, each value averaged over a minute."
+    )
     gpu_utilization_percent: MetricRange | None = field(
-        "How busy the GPUs were, 0 to 100: of each heartbeat the mean of all."
+        "The GPU utilization in percent, 0 to 100: in each heartbeat, the mean of all GPUs."
     )
     gpu_memory_free_mb: MetricRange | None = field(
-        "Free memory on one GPU, in MB: of each heartbeat that of the GPU with the most."
+        "The free GPU memory in MB: in each heartbeat, that of the GPU with the most."
     )
     gpu_temperature_celsius: MetricRange | None = field(
-        "How hot the GPUs were: of each heartbeat the hottest."
+        "The GPU temperature in degrees Celsius: in each heartbeat, that of the hottest GPU."
     )
 
     @classmethod

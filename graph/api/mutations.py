@@ -1,4 +1,4 @@
-"""The mutations: each is one transaction, acknowledged once it is committed."""
+"""The mutations. Each is one transaction, and its response is sent after the commit."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -29,28 +29,32 @@ from graph.auth.permissions import OPERATORS, OWN_AGENT, REGISTERING, require_ow
 from graph.core import validation
 
 
-@strawberry.type(description="A node as registered.")
+@strawberry.type(description="A registered node.")
 class RegisterNodePayload:
-    node: Node = field("The node as it stands now.")
-    created: bool = field("Whether it was not known before.")
+    node: Node = field("The node after the registration.")
+    created: bool = field("Whether the node was not registered before.")
     next_heartbeat_in_seconds: float = field(
-        "When to send the first heartbeat: the registry sets the pace."
+        "The time in seconds after which to send the first heartbeat. The registry sets the"
+        " interval."
     )
     key: str | None = optional(
-        "The node's own key, of a registration by an enrolment key. It is shown this once."
+        "The node's own token, if it was registered with an enrolment token. It is shown only"
+        " this once."
     )
     key_expires_at: datetime | None = optional(
-        "When the node's own key ends: that one, or the one that it was registered with."
+        "When the node's own token expires: the token in key, or the one that the request was"
+        " sent with."
     )
 
 
-@strawberry.type(description="A heartbeat that was heard.")
+@strawberry.type(description="An accepted heartbeat.")
 class RecordHeartbeatPayload:
-    node_id: str = field("The node that sent it.")
-    status: NodeStatus = field("What the registry says of the node now.")
+    node_id: str = field("The id of the node that sent the heartbeat.")
+    status: NodeStatus = field("The status of the node now.")
     received_at: datetime = field("When the node's last heartbeat was received.")
     next_heartbeat_in_seconds: float = field(
-        "When to send the next one: the registry sets the pace."
+        "The time in seconds after which to send the next heartbeat. The registry sets the"
+        " interval."
     )
 
     @classmethod
@@ -63,37 +67,37 @@ class RecordHeartbeatPayload:
         )
 
 
-@strawberry.type(description="A heartbeat of a batch that was refused.")
+@strawberry.type(description="A rejected heartbeat of a batch.")
 class HeartbeatRejected:
-    node_id: str = field("The node that it named.")
-    code: str = field("The error's code, e.g. STALE_BOOT.")
-    message: str = field("The error in words.")
+    node_id: str = field("The node id in the heartbeat.")
+    code: str = field("The code of the error, e.g. STALE_BOOT.")
+    message: str = field("The message of the error.")
 
 
 HeartbeatResult = Annotated[
     RecordHeartbeatPayload | HeartbeatRejected,
-    strawberry.union("HeartbeatResult", description="What became of one heartbeat of a batch."),
+    strawberry.union("HeartbeatResult", description="The outcome of one heartbeat of a batch."),
 ]
 
 
-@strawberry.type(description="A node whose maintenance began or ended.")
+@strawberry.type(description="A node whose maintenance was started or ended.")
 class SetMaintenancePayload:
-    node: Node = field("The node as it stands now.")
+    node: Node = field("The node after the change.")
 
 
 @strawberry.type(description="A node that was removed.")
 class DeregisterNodePayload:
-    node_id: str = field("The id that it had.")
-    revision: Revision = field("The change's place in the change log.")
+    node_id: str = field("The id of the removed node.")
+    revision: Revision = field("The revision of the removal in the change log.")
 
 
-@strawberry.type(description="What may be changed.")
+@strawberry.type(description="The mutations that change the registry.")
 class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
         **declare(
             REGISTERING,
-            "Makes a node known, or known again: an agent does so at every start."
-            " NODE_ID_TAKEN while another run of an agent holds the id and is still heard.",
+            "Registers a node. An agent calls this at every start. NODE_ID_TAKEN while another"
+            " run of an agent holds the node id and still sends heartbeats.",
         ),
         extensions=[AuditedField("node.register", "node_id")],
     )
@@ -122,8 +126,8 @@ class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
         **declare(
             OWN_AGENT,
-            "Says that a node is alive. NODE_NOT_FOUND: register first."
-            " STALE_BOOT: another run of the agent has taken over.",
+            "Renews the lease of a node. NODE_NOT_FOUND if the node must register first."
+            " STALE_BOOT if another run of the agent has registered the node.",
         )
     )
     async def record_heartbeat(
@@ -142,15 +146,17 @@ class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
         **declare(
             OWN_AGENT,
-            "For a gateway that speaks for many nodes: at most 1000, each accepted or"
-            " rejected on its own, in the order given.",
+            "Renews the leases of up to 1000 nodes, for a gateway that acts for them. Each"
+            " heartbeat is accepted or rejected on its own; the results are in the order of the"
+            " inputs.",
         )
     )
     async def record_heartbeats(
         self,
         info: Info,
         inputs: Annotated[
-            list[RecordHeartbeatInput], strawberry.argument(description="The heartbeats.")
+            list[RecordHeartbeatInput],
+            strawberry.argument(description="The heartbeats, at most 1000."),
         ],
     ) -> list[HeartbeatResult]:
         if len(inputs) > validation.MAX_BATCH_SIZE:
@@ -176,7 +182,8 @@ class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
         **declare(
             OPERATORS,
-            "Takes a node out of use, or back. It then has the status that its heartbeats say.",
+            "Starts or ends the maintenance of a node. After maintenance the node has the status"
+            " that its heartbeats determine.",
         ),
         extensions=[AuditedField("node.set_maintenance", "node_id")],
     )
@@ -189,7 +196,7 @@ class Mutation(ProfileMutations, TokenMutations):
         node_id = validation.check_search_value("input.nodeId", input.node_id)
         note = validation.check_optional(validation.check_note, "input.note", input.note)
         if input.until is not None and not input.enabled:
-            raise BadInput("input.until", "belongs to maintenance that begins")
+            raise BadInput("input.until", "must be absent unless input.enabled is true")
         async with context.services.database.write() as session:
             if input.enabled:
                 node = await nodes.start_maintenance(
@@ -207,7 +214,8 @@ class Mutation(ProfileMutations, TokenMutations):
 
     @strawberry.mutation(
         **declare(
-            OPERATORS, "Removes a node; its history stays. A later registration makes a new node."
+            OPERATORS,
+            "Removes a node and keeps its history. A later registration creates a new node.",
         ),
         extensions=[AuditedField("node.deregister", "node_id")],
     )

@@ -32,30 +32,32 @@ from graph.api.types import (
 )
 
 
-@strawberry.type(description="A machine of the network, as the registry knows it.")
+@strawberry.type(description="A node of the network.")
 class Node:
     uuid: strawberry.Private[UUID]
     last_heartbeat_id: strawberry.Private[int | None]
 
-    id: strawberry.ID = field("The registry's own id for it, kept as long as it is registered.")
-    node_id: str = field(
-        "The name by which agents and routers know the node, unique, e.g. node-1-hetzner-gex44."
+    id: strawberry.ID = field(
+        "The registry's internal id of the node, which stays the same while the node is registered."
     )
-    name: str = field("A name for people.")
-    role: NodeRole = field("What it is for.")
-    type: NodeType = field("What it does in the network.")
-    labels: list[str] = field("Words to select it by.")
-    ip_address: IPAddress | None = field("Its public address.")
-    local_ip: IPAddress | None = field("Its address on its own network.")
-    hostname: str | None = field("What the machine calls itself.")
-    status: NodeStatus = field("What the registry says of it.")
-    status_reason: StatusReason = field("Why it has that status.")
-    status_since: datetime = field("Since when it has that status.")
-    last_heartbeat: datetime | None = field("When its last heartbeat was received.")
-    registered_at: datetime = field("When it was first registered.")
-    updated_at: datetime = field("When its description or status last changed.")
-    capabilities: JSON = field("What the node says it can do: models, services, devices.")
-    metadata: JSON = field("What else the node says of itself.")
+    node_id: str = field(
+        "The unique id by which agents and routers know the node, e.g. node-1-hetzner-gex44."
+    )
+    name: str = field("The display name of the node.")
+    role: NodeRole = field("The purpose of the node.")
+    type: NodeType = field("The function of the node in the network.")
+    labels: list[str] = field("The labels by which the node can be selected.")
+    ip_address: IPAddress | None = field("The node's public address.")
+    local_ip: IPAddress | None = field("The node's address on its local network.")
+    hostname: str | None = field("The hostname of the machine.")
+    status: NodeStatus = field("The node's status.")
+    status_reason: StatusReason = field("The reason for the status.")
+    status_since: datetime = field("When the node entered the status.")
+    last_heartbeat: datetime | None = field("When the node's last heartbeat was received.")
+    registered_at: datetime = field("When the node was first registered.")
+    updated_at: datetime = field("When the node's description or status last changed.")
+    capabilities: JSON = field("The capabilities that the node reports: models, services, devices.")
+    metadata: JSON = field("Other facts that the node reports.")
 
     @classmethod
     def from_row(cls, row: tables.Node | Row[Any]) -> Self:
@@ -82,8 +84,8 @@ class Node:
         )
 
     @strawberry.field(
-        description="As of the last heartbeat; null before the first, and when that is so long ago"
-        " that the registry no longer keeps it."
+        description="The metrics of the last heartbeat; null before the first heartbeat, and when"
+        " the last one is so old that the registry no longer keeps it."
     )
     async def metrics(self, info: Info) -> NodeMetrics | None:
         if self.last_heartbeat_id is None:
@@ -91,15 +93,19 @@ class Node:
         document = await info.context.loader.load(history.find_latest_metrics, self.uuid)
         return None if document is None else NodeMetrics.from_document(document)
 
-    @strawberry.field(description="Its own profiles, by name.")
+    @strawberry.field(description="The node's own profiles, by name.")
     async def profiles(
         self,
         info: Info,
         type: Annotated[
-            ProfileType | None, strawberry.argument(description="Only those of this type.")
+            ProfileType | None,
+            strawberry.argument(description="Returns only profiles of this type."),
         ] = None,
         enabled: Annotated[
-            bool | None, strawberry.argument(description="Only those that are, or are not, in use.")
+            bool | None,
+            strawberry.argument(
+                description="Returns only profiles that are in use (true) or not in use (false)."
+            ),
         ] = None,
     ) -> list[NodeProfile]:
         rows = await info.context.loader.load(profiles.list_node_profiles, self.uuid) or []
@@ -109,24 +115,28 @@ class Node:
             if type in {None, row.profile_type} and enabled in {None, row.enabled}
         ]
 
-    @strawberry.field(description="What its role's and its own enabled profiles come to, by name.")
+    @strawberry.field(
+        description="The enabled profiles of the node and of its role, merged by name."
+    )
     async def effective_profiles(self, info: Info) -> list[EffectiveProfile]:
         merged = (
             await info.context.loader.load(profiles.compute_effective_profiles, self.uuid) or []
         )
         return [EffectiveProfile.from_merged(profile) for profile in merged]
 
-    @strawberry.field(description="Its heartbeats, newest first.")
+    @strawberry.field(description="The node's heartbeats, newest first.")
     async def heartbeats(
         self,
         info: Info,
         first: First = DEFAULT_PAGE_SIZE,
         after: After = None,
         since: Annotated[
-            datetime | None, strawberry.argument(description="Received then or later.")
+            datetime | None,
+            strawberry.argument(description="Returns heartbeats received at this time or later."),
         ] = None,
         until: Annotated[
-            datetime | None, strawberry.argument(description="Received before then.")
+            datetime | None,
+            strawberry.argument(description="Returns heartbeats received before this time."),
         ] = None,
     ) -> Connection[Heartbeat]:
         page = await info.context.loader.load(
@@ -145,8 +155,8 @@ class Node:
         )
 
     @strawberry.field(
-        description="What its heartbeats measured, by the hour, newest first: hours that are over."
-        " Kept for much longer than the heartbeats."
+        description="The metrics of the node's heartbeats for each completed hour, newest first."
+        " They are kept much longer than the heartbeats."
     )
     async def metrics_history(
         self,
@@ -154,10 +164,12 @@ class Node:
         first: First = DEFAULT_PAGE_SIZE,
         after: After = None,
         since: Annotated[
-            datetime | None, strawberry.argument(description="Hours that began then or later.")
+            datetime | None,
+            strawberry.argument(description="Returns hours that began at this time or later."),
         ] = None,
         until: Annotated[
-            datetime | None, strawberry.argument(description="Hours that began before then.")
+            datetime | None,
+            strawberry.argument(description="Returns hours that began before this time."),
         ] = None,
     ) -> Connection[MetricsHour]:
         page = await info.context.loader.load(
@@ -175,7 +187,7 @@ class Node:
             lambda row: history.METRICS_ORDER.encode_cursor(row.hour),
         )
 
-    @strawberry.field(description="Its entries in the change log, newest first.")
+    @strawberry.field(description="The node's entries in the change log, newest first.")
     async def status_changes(
         self, info: Info, first: First = DEFAULT_PAGE_SIZE, after: After = None
     ) -> Connection[StatusChange]:
@@ -188,15 +200,18 @@ class Node:
         return show_status_changes(page, after)
 
     @strawberry.field(
-        description="The part of that time, 0 to 1, in which the node was ONLINE or DEGRADED."
+        description="The fraction of the period, 0 to 1, in which the node was ONLINE or DEGRADED."
     )
     async def availability(
         self,
         info: Info,
-        since: Annotated[datetime, strawberry.argument(description="Where the time begins.")],
+        since: Annotated[datetime, strawberry.argument(description="The start of the period.")],
         until: Annotated[
             datetime | None,
-            strawberry.argument(description="Where it ends: now, unless it is earlier."),
+            strawberry.argument(
+                description="The end of the period. If it is absent or in the future, the current"
+                " time."
+            ),
         ] = None,
     ) -> float:
         fraction = await info.context.loader.load(
@@ -210,10 +225,11 @@ class NodeConnection(Connection[Node]):
     filter: strawberry.Private[NodeFilter]
 
     revision: Revision = field(
-        "The change log had come at least so far: follow nodeStatusChanges from here."
+        "The revision of the change log up to which the page is current, or an earlier one."
+        " Follow nodeStatusChanges from here."
     )
 
-    @strawberry.field(description="How many nodes the filter means, on all pages.")
+    @strawberry.field(description="The number of nodes that the filter selects, on all pages.")
     async def total_count(self, info: Info) -> int:
         async with info.context.services.database.read() as session:
             return await nodes.count_nodes(session, self.filter)

@@ -1,4 +1,4 @@
-"""Asks the database about many nodes at once, however deep in a query they are asked about."""
+"""A data loader that reads many nodes by one statement, at whatever depth of a query."""
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,13 +17,13 @@ _LoadKey = tuple[NodesQuery, tuple[tuple[str, Any], ...], UUID]
 
 
 class NodeLoader:
-    """Gathers the same query about several nodes into one statement.
+    """A loader that combines equal queries about different nodes into one statement.
 
-    Nothing is remembered: an result is as fresh as the event or request that asks.
+    It caches nothing, so that a result is as fresh as the event or request that loads it.
     """
 
     def __init__(self, database: Database) -> None:
-        # It must not hold this loader: a cycle for each request is work for the collector.
+        # A bound method would leave each request a reference cycle for the garbage collector.
         load = partial(_load_all, database)
         self._loader: DataLoader[_LoadKey, Any] = DataLoader(load, cache=False)
 
@@ -33,7 +33,7 @@ class NodeLoader:
         node_id: UUID,
         **arguments: Any,
     ) -> ResultT | None:
-        """`query(session, nodes, **arguments)` for this node; None where it has no result."""
+        """Return the result of `query(session, node_ids, **arguments)` for one node, or None."""
         result: ResultT | None = await self._loader.load((query, tuple(arguments.items()), node_id))
         return result
 

@@ -1,7 +1,7 @@
-"""What a profile may say, by its type: known keys of its config are checked, others pass.
+"""The schema of profile configs by profile type: known keys are checked, other keys are accepted.
 
-Every key may be absent, or null: a node's own profile is a patch (RFC 7396) of its role's, and null
-takes a key away. `node-registry profile schema` prints the same as JSON Schema.
+Every key may be absent or null: a node's own profile is a patch (RFC 7396) of its role's profile,
+and null removes a key. `node-registry profile schema` prints the same rules as JSON Schema.
 """
 
 from collections.abc import Mapping
@@ -26,10 +26,10 @@ class _Config(BaseModel):
 
 
 class LlmConfig(_Config):
-    """A language model and how to ask it."""
+    """A language model and how to reach it."""
 
     model: Name | None = None
-    provider: Name | None = Field(None, description="Who serves it, e.g. ollama or vllm.")
+    provider: Name | None = Field(None, description="The server of the model, e.g. ollama or vllm.")
     endpoint: Endpoint | None = None
     quantization: Name | None = None
     context_tokens: Count | None = None
@@ -51,11 +51,13 @@ class ServiceConfig(_Config):
 
 
 class CapabilityConfig(_Config):
-    """Anything else that the node can do."""
+    """Any other capability of the node."""
 
     version: Name | None = None
     requires: list[Name] | None = Field(None, description="Names of other profiles.")
-    limits: dict[str, float | None] | None = Field(None, description="By name, e.g. max_jobs.")
+    limits: dict[str, float | None] | None = Field(
+        None, description="Limits by name, e.g. max_jobs."
+    )
 
 
 CONFIG_MODELS: Mapping[ProfileType, type[BaseModel]] = {
@@ -68,7 +70,7 @@ CONFIG_MODELS: Mapping[ProfileType, type[BaseModel]] = {
 def parse_content(
     path: str, name: str, profile_type: ProfileType, config: object, *, enabled: bool
 ) -> ProfileContent:
-    """Raises BadInput for what is wrong, by its path below `path`."""
+    """Return the checked content of a profile. Raises BadInput with the path of what is wrong."""
     document = validation.check_document(f"{path}.config", config)
     return ProfileContent(
         name=validation.check_name(f"{path}.name", name),
@@ -81,7 +83,7 @@ def parse_content(
 def check_config(
     field: str, profile_type: ProfileType, config: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """The config as it is. Raises BadInput with the path of the first value that is wrong."""
+    """Return the config unchanged. Raises BadInput with the path of the first wrong value."""
     try:
         CONFIG_MODELS[profile_type].model_validate(config)
     except ValidationError as error:

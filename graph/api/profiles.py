@@ -1,4 +1,4 @@
-"""Profiles of nodes and of roles: the mutations that write them, with what these take and give."""
+"""The profiles of nodes and of roles: the mutations that write them, their inputs and payloads."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -20,22 +20,25 @@ from graph.auth.permissions import OPERATORS
 from graph.core import validation
 
 _EXPECTED_VERSION = (
-    "The version that this one replaces, 0 for none. Any other is a VERSION_CONFLICT. Absent: any."
+    "The version that this write replaces, or 0 if the profile must not exist. If it does not"
+    " match, the error is VERSION_CONFLICT. If absent, any version."
 )
 
 
-@strawberry.type(description="What every node of a role and type starts from.")
+@strawberry.type(description="A profile that applies to every node of a role and type.")
 class RoleProfile:
-    id: strawberry.ID = field("The profile's own id.")
+    id: strawberry.ID = field("The id of the profile.")
     role: NodeRole = field("The role of the nodes.")
     type: NodeType = field("The type of the nodes.")
-    name: str = field("Unique within the role and type.")
-    profile_type: ProfileType = field("What it sets up.")
-    config: JSON = field("Its settings, as given.")
-    enabled: bool = field("Whether it is in use.")
-    version: int = field("Grows by one with each write; send it back as expectedVersion.")
-    created_at: datetime = field("When it was first written.")
-    updated_at: datetime = field("When it was last written.")
+    name: str = field("The name of the profile, unique within the role and type.")
+    profile_type: ProfileType = field("The kind of thing that the profile configures.")
+    config: JSON = field("The settings as they were written.")
+    enabled: bool = field("Whether the profile is in use.")
+    version: int = field(
+        "A number that increases by one with each write. Send it back as expectedVersion."
+    )
+    created_at: datetime = field("When the profile was first written.")
+    updated_at: datetime = field("When the profile was last written.")
 
     @classmethod
     def from_row(cls, row: tables.RoleProfile) -> Self:
@@ -53,60 +56,60 @@ class RoleProfile:
         )
 
 
-@strawberry.input(description="A profile of a node, made or replaced.")
+@strawberry.input(description="A profile of a node to create or replace.")
 class SetNodeProfileInput:
-    node_id: str = field("The node.")
-    name: str = field("Unique within the node.")
-    type: ProfileType = field("What it sets up.")
-    config: JSON = field("Its settings: a JSON object of at most 64 KiB.")
-    enabled: bool = strawberry.field(description="Whether it is in use.", default=True)
+    node_id: str = field("The id of the node.")
+    name: str = field("The name of the profile, unique within the node.")
+    type: ProfileType = field("The kind of thing that the profile configures.")
+    config: JSON = field("The settings: a JSON object of at most 64 KiB.")
+    enabled: bool = strawberry.field(description="Whether the profile is in use.", default=True)
     expected_version: int | None = optional(_EXPECTED_VERSION)
 
 
-@strawberry.input(description="A profile of a node that is to go.")
+@strawberry.input(description="A profile of a node to delete.")
 class DeleteNodeProfileInput:
-    node_id: str = field("The node.")
-    name: str = field("The profile.")
+    node_id: str = field("The id of the node.")
+    name: str = field("The name of the profile.")
     expected_version: int | None = optional(_EXPECTED_VERSION)
 
 
-@strawberry.input(description="A profile of a role and type, made or replaced.")
+@strawberry.input(description="A profile of a role and type to create or replace.")
 class SetRoleProfileInput:
-    role: NodeRole = field("The role of the nodes that start from it.")
-    type: NodeType = field("The type of these nodes.")
-    name: str = field("Unique within the role and type.")
-    profile_type: ProfileType = field("What it sets up.")
-    config: JSON = field("Its settings: a JSON object of at most 64 KiB.")
-    enabled: bool = strawberry.field(description="Whether it is in use.", default=True)
+    role: NodeRole = field("The role of the nodes to which the profile applies.")
+    type: NodeType = field("The type of the nodes to which the profile applies.")
+    name: str = field("The name of the profile, unique within the role and type.")
+    profile_type: ProfileType = field("The kind of thing that the profile configures.")
+    config: JSON = field("The settings: a JSON object of at most 64 KiB.")
+    enabled: bool = strawberry.field(description="Whether the profile is in use.", default=True)
     expected_version: int | None = optional(_EXPECTED_VERSION)
 
 
-@strawberry.input(description="A profile of a role and type that is to go.")
+@strawberry.input(description="A profile of a role and type to delete.")
 class DeleteRoleProfileInput:
-    role: NodeRole = field("The role of the nodes that start from it.")
-    type: NodeType = field("The type of these nodes.")
-    name: str = field("The profile.")
+    role: NodeRole = field("The role of the nodes to which the profile applies.")
+    type: NodeType = field("The type of the nodes to which the profile applies.")
+    name: str = field("The name of the profile.")
     expected_version: int | None = optional(_EXPECTED_VERSION)
 
 
-@strawberry.type(description="A profile of a node as written.")
+@strawberry.type(description="A profile of a node that was written.")
 class SetNodeProfilePayload:
-    profile: NodeProfile = field("The profile as it stands now.")
+    profile: NodeProfile = field("The profile after the write.")
 
 
-@strawberry.type(description="A profile of a role as written.")
+@strawberry.type(description="A profile of a role and type that was written.")
 class SetRoleProfilePayload:
-    profile: RoleProfile = field("The profile as it stands now.")
+    profile: RoleProfile = field("The profile after the write.")
 
 
-@strawberry.type(description="A profile of a node that is gone.")
+@strawberry.type(description="A profile of a node that was deleted.")
 class DeleteNodeProfilePayload:
-    name: str = field("The name that it had.")
+    name: str = field("The name of the deleted profile.")
 
 
-@strawberry.type(description="A profile of a role that is gone.")
+@strawberry.type(description="A profile of a role and type that was deleted.")
 class DeleteRoleProfilePayload:
-    name: str = field("The name that it had.")
+    name: str = field("The name of the deleted profile.")
 
 
 @strawberry.type
@@ -114,8 +117,8 @@ class ProfileMutations:
     @strawberry.mutation(
         **declare(
             OPERATORS,
-            "Makes a node's own profile, or replaces it. VERSION_CONFLICT tells the"
-            " version that it has.",
+            "Creates or replaces a profile of a node. A VERSION_CONFLICT contains the profile's"
+            " current version.",
         ),
         extensions=[AuditedField("profile.set", "node_id", "name")],
     )
@@ -138,7 +141,8 @@ class ProfileMutations:
     @strawberry.mutation(
         **declare(
             OPERATORS,
-            "Takes a node's own profile away; its role's, if there is one, is left to it.",
+            "Deletes a profile of a node. A profile of the same name that its role has still"
+            " applies to it.",
         ),
         extensions=[AuditedField("profile.delete", "node_id", "name")],
     )
@@ -159,8 +163,8 @@ class ProfileMutations:
     @strawberry.mutation(
         **declare(
             OPERATORS,
-            "Makes a profile of a role and type, or replaces it. VERSION_CONFLICT tells the"
-            " version that it has.",
+            "Creates or replaces a profile of a role and type. A VERSION_CONFLICT contains the"
+            " profile's current version.",
         ),
         extensions=[AuditedField("profile.set", "role", "type", "name")],
     )
@@ -187,7 +191,7 @@ class ProfileMutations:
     @strawberry.mutation(
         **declare(
             OPERATORS,
-            "Takes a profile of a role and type away; what nodes have of their own stays.",
+            "Deletes a profile of a role and type. The nodes keep their own profiles.",
         ),
         extensions=[AuditedField("profile.delete", "role", "type", "name")],
     )

@@ -29,36 +29,42 @@ from graph.core import validation
 from graph.core.version import STARTED_AT, VERSION
 
 FilterArgument = Annotated[
-    NodeFilter | None, strawberry.argument(description="Which nodes are meant. Absent: all.")
+    NodeFilter | None,
+    strawberry.argument(
+        description="The conditions that the nodes must meet. If absent, all nodes."
+    ),
 ]
 
 RequireArgument = Annotated[
     NodeRequirements | None,
-    strawberry.argument(description="What a node must meet. Absent: that it may be used at all."),
+    strawberry.argument(
+        description="The requirements that the nodes must meet. If absent, any node that is"
+        " available."
+    ),
 ]
 DEFAULT_LIMIT = 10
 
 
-@strawberry.type(description="How many nodes there are, by status.")
+@strawberry.type(description="The numbers of nodes by status.")
 class NodeCounts:
-    total: int = field("All of them.")
-    online: int = field("Those that are ONLINE.")
-    degraded: int = field("Those that are DEGRADED.")
-    offline: int = field("Those that are OFFLINE.")
-    maintenance: int = field("Those in MAINTENANCE.")
+    total: int = field("The number of all nodes.")
+    online: int = field("The number of ONLINE nodes.")
+    degraded: int = field("The number of DEGRADED nodes.")
+    offline: int = field("The number of OFFLINE nodes.")
+    maintenance: int = field("The number of nodes in MAINTENANCE.")
 
 
-@strawberry.type(description="The registry itself.")
+@strawberry.type(description="The state of the registry.")
 class Registry:
-    version: str = field("Of the software that answers.")
+    version: str = field("The version of the server process that answers.")
     environment: str = field("development or production.")
-    mode: RegistryMode = field("Whether it trusts what it hears.")
-    mode_reason: str | None = field("Why it does not.")
-    mode_since: datetime = field("Since when it is in that mode.")
+    mode: RegistryMode = field("Whether the registry marks silent nodes OFFLINE.")
+    mode_reason: str | None = field("Why the registry is in PROTECTED mode; null in NORMAL mode.")
+    mode_since: datetime = field("When the registry entered the mode.")
     revision: Revision = field("The newest revision of the change log.")
-    started_at: datetime = field("When the process that answers was started.")
+    started_at: datetime = field("When the server process that answers was started.")
 
-    @strawberry.field(description="How many nodes there are, by status.")
+    @strawberry.field(description="The numbers of nodes by status.")
     async def node_counts(self, info: Info) -> NodeCounts:
         async with info.context.services.database.read() as session:
             counts = await nodes.count_nodes_by_status(session)
@@ -71,9 +77,9 @@ class Registry:
         )
 
 
-@strawberry.type(description="What may be asked.")
+@strawberry.type(description="The queries that read the registry.")
 class Query(TokenQueries):
-    @strawberry.field(**declare(EVERYBODY, "The registry itself."))
+    @strawberry.field(**declare(EVERYBODY, "The state of the registry."))
     async def registry(self, info: Info) -> Registry:
         async with info.context.services.database.read() as session:
             state = await status_changes.read_state(session)
@@ -88,12 +94,12 @@ class Query(TokenQueries):
         )
 
     @strawberry.field(
-        **declare(READERS_AND_OWN_AGENT, "One node; null when none is registered under that id.")
+        **declare(READERS_AND_OWN_AGENT, "A node; null if no node is registered with this id.")
     )
     async def node(
         self,
         info: Info,
-        node_id: Annotated[str, strawberry.argument(description="The node's id.")],
+        node_id: Annotated[str, strawberry.argument(description="The id of the node.")],
     ) -> Node | None:
         checked_id = validation.check_search_value("nodeId", node_id)
         require_own(info.context.caller, checked_id)
@@ -101,14 +107,14 @@ class Query(TokenQueries):
             row = await nodes.find_node(session, checked_id)
         return None if row is None else Node.from_row(row)
 
-    @strawberry.field(**declare(READERS, "The nodes that fit, page by page."))
+    @strawberry.field(**declare(READERS, "The nodes that the filter selects, in pages."))
     async def nodes(
         self,
         info: Info,
         filter: FilterArgument = None,
         order_by: Annotated[
             NodeOrderInput | None,
-            strawberry.argument(description="How to sort them. Absent: by node id."),
+            strawberry.argument(description="The order of the nodes. If absent, by node id."),
         ] = None,
         first: First = DEFAULT_PAGE_SIZE,
         after: After = None,
@@ -118,7 +124,7 @@ class Query(TokenQueries):
         descending = order_by is not None and order_by.direction is OrderDirection.DESC
         keyset = order.to_keyset(descending=descending)
         async with info.context.services.database.read() as session:
-            # Before the page: what changes in between is told twice rather than never.
+            # Read before the page, so that a change in between is delivered twice, never missed.
             revision = await status_changes.read_revision(session)
             page = await nodes.list_nodes(
                 session,
@@ -139,7 +145,7 @@ class Query(TokenQueries):
     @strawberry.field(
         **declare(
             READERS,
-            "The nodes that a router may use now, best first, as of at most a second ago.",
+            "The nodes that a router may use now, best first, at most one second old.",
             cached_by_snapshot=True,
         )
     )
@@ -148,10 +154,11 @@ class Query(TokenQueries):
         info: Info,
         require: RequireArgument = None,
         rank: Annotated[
-            NodeRanking, strawberry.argument(description="Which of them come first.")
+            NodeRanking, strawberry.argument(description="The ranking that orders the candidates.")
         ] = NodeRanking.LEAST_LOADED,
         limit: Annotated[
-            int | None, strawberry.argument(description="How many candidates at most, 0 to 1,000.")
+            int | None,
+            strawberry.argument(description="The maximum number of candidates, 0 to 1,000."),
         ] = DEFAULT_LIMIT,
     ) -> AvailableNodes:
         size = DEFAULT_LIMIT if limit is None else limit
@@ -166,10 +173,10 @@ class Query(TokenQueries):
         self,
         info: Info,
         role: Annotated[
-            NodeRole | None, strawberry.argument(description="Only those of this role.")
+            NodeRole | None, strawberry.argument(description="Returns only profiles of this role.")
         ] = None,
         type: Annotated[
-            NodeType | None, strawberry.argument(description="Only those of this type.")
+            NodeType | None, strawberry.argument(description="Returns only profiles of this type.")
         ] = None,
     ) -> list[RoleProfile]:
         async with info.context.services.database.read() as session:
@@ -178,7 +185,9 @@ class Query(TokenQueries):
 
     @strawberry.field(
         **declare(
-            READERS, "The change log of the nodes that fit, newest first, removed nodes included."
+            READERS,
+            "The change log of the nodes that the filter selects, newest first. It includes"
+            " removed nodes.",
         )
     )
     async def status_changes(
@@ -198,7 +207,8 @@ class Query(TokenQueries):
     @strawberry.field(
         **declare(
             ADMINS,
-            "Who did or was refused what, newest first: every mutation but heartbeats.",
+            "All mutations except heartbeats, with who requested them and whether they were"
+            " rejected, newest first.",
         )
     )
     async def audit_log(
@@ -206,7 +216,9 @@ class Query(TokenQueries):
         info: Info,
         filter: Annotated[
             AuditFilter | None,
-            strawberry.argument(description="Which entries are meant. Absent: all."),
+            strawberry.argument(
+                description="The conditions that the entries must meet. If absent, all entries."
+            ),
         ] = None,
         first: First = DEFAULT_PAGE_SIZE,
         after: After = None,

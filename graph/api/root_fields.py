@@ -1,6 +1,6 @@
-"""What a field of the root types declares: who may use it, and whether its result is cached.
+"""Declarations of the root types' fields: their permission, and whether their result is cached.
 
-The declaration is part of the field's description, and the engine reads it from the schema.
+The permission is part of the field's description, and the engine reads both from the schema.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ _CACHED_BY_SNAPSHOT = "node_registry.cached_by_snapshot"
 
 
 class RootField(TypedDict):
-    """Arguments of `strawberry.field` for a field of a root type."""
+    """The arguments of `strawberry.field` for a field of a root type."""
 
     description: str
     metadata: Mapping[Any, Any]
@@ -36,9 +36,9 @@ class RootField(TypedDict):
 def declare(
     permission: Permission, description: str, *, cached_by_snapshot: bool = False
 ) -> RootField:
-    """Return what Strawberry needs to know of a root field.
+    """Return the arguments of `strawberry.field` that declare a root field.
 
-    `cached_by_snapshot` says that its result depends on the node snapshot alone, so that one
+    `cached_by_snapshot` says that the result depends on the node snapshot alone, so that one
     execution serves all identical queries until the next snapshot.
     """
     return {
@@ -48,7 +48,7 @@ def declare(
 
 
 def find_permission(schema: GraphQLSchema, root: str, name: str) -> Permission | None:
-    """Return the permission of a root field; None for introspection, which every schema has.
+    """Return the permission of a root field, or None for introspection, which every schema has.
 
     Raises KeyError for a field that declares none.
     """
@@ -119,7 +119,7 @@ def _iterate_fields(
 
 
 def _find_metadata(schema: GraphQLSchema, root: str, name: str) -> Mapping[Any, Any] | None:
-    field = schema.type_map[root].fields.get(name)  # type: ignore[attr-defined]  # a root is an object
+    field = schema.type_map[root].fields.get(name)  # type: ignore[attr-defined]  # root types are object types
     if field is None:
         return None
     definition: StrawberryField = field.extensions["strawberry-definition"]

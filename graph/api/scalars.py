@@ -1,4 +1,4 @@
-"""The custom scalars: how their values are written and what is refused."""
+"""The custom scalars: how their values are written, and which values are rejected."""
 
 import ipaddress
 import math
@@ -24,23 +24,23 @@ def _parse_datetime(value: object) -> datetime:
     if not isinstance(value, str):
         raise ValueError("must be a string")  # noqa: TRY004  # graphql-core reports ValueError
     try:
-        # Python 3.11 reads no further than to a NUL.
+        # Python 3.11 stops reading at a NUL.
         instant = datetime.fromisoformat(_check_text(value))
     except ValueError as error:
-        raise ValueError("must be an instant as ISO 8601 has it") from error
+        raise ValueError("must be an ISO 8601 date and time") from error
     if instant.tzinfo is None:
         raise ValueError("must have an offset from UTC, e.g. Z or +00:00")
     try:
         return instant.astimezone(UTC)
     except OverflowError as error:
-        raise ValueError("must lie in the years 1 to 9999 of UTC") from error
+        raise ValueError("must be within the years 1 to 9999 in UTC") from error
 
 
 def _parse_ip_address(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("must be a string")  # noqa: TRY004  # as above
     if "%" in value:
-        raise ValueError("must not name a zone")
+        raise ValueError("must not contain a zone")
     try:
         return str(ipaddress.ip_address(value))
     except ValueError as error:
@@ -52,14 +52,15 @@ def _parse_revision(value: object) -> int:
     if not isinstance(text, str) or not _WHOLE_NUMBER.fullmatch(text):
         raise ValueError("must be a whole number as a decimal string")
     if (number := int(text)) not in _INT64:
-        raise ValueError("must fit 64 bits")
+        raise ValueError("must fit in 64 bits")
     return number
 
 
 def parse_json(value: object) -> object:
-    """Any JSON that PostgreSQL stores: no NUL, whole numbers of 64 bits, at most 32 levels.
+    """Return a JSON value that PostgreSQL can store, with at most 32 levels.
 
-    A variable inside a literal that was given no value leaves out its key, or is null in a list.
+    It contains no NUL and no whole number beyond 64 bits. A variable in a literal that has no
+    value removes its key from an object and is null in a list. Raises ValueError for other values.
     """
     return _parse_json_value(value, MAX_JSON_DEPTH)
 
@@ -69,7 +70,7 @@ def _parse_json_value(value: object, levels: int) -> object:
         case str():
             return _check_text(value)
         case int() if value not in _INT64:
-            raise ValueError("a whole number must fit 64 bits")
+            raise ValueError("a whole number must fit in 64 bits")
         case float() if not math.isfinite(value):
             raise ValueError("a number must be finite")
         case Mapping():

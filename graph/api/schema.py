@@ -1,4 +1,4 @@
-"""The schema: the types put together, and its text for schema.graphql."""
+"""The GraphQL schema, built from its root types."""
 
 from dataclasses import MISSING
 from functools import partial
@@ -25,20 +25,23 @@ class Schema(strawberry.Schema):
 
     @property
     def graphql(self) -> GraphQLSchema:
-        """graphql-core's own, for what Strawberry has no word for."""
+        """The schema as graphql-core has it, for what Strawberry does not offer."""
         return self._schema
 
     def process_errors(
         self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None
     ) -> None:
-        """Strawberry would log them whole, as errors; `graph.core.errors` logs what it shows."""
+        """Log nothing.
+
+        Strawberry would log whole errors; `graph.core.errors` logs what it shows to callers.
+        """
 
 
 def _construct_during_coercion(input_type: GraphQLInputObjectType) -> None:
-    """Has graphql-core make the objects of an input type as it checks what was sent.
+    """Make graphql-core construct the objects of an input type while it coerces their values.
 
-    Strawberry would walk it all once more and look up the types of each field anew, which takes
-    four times as long as all else about the arguments.
+    Strawberry would traverse the coerced values again and look up each field's type, which takes
+    four times as long as the rest of the work on the arguments.
     """
     definition: StrawberryObjectDefinition = input_type.extensions["strawberry-definition"]
     for field in input_type.fields.values():
@@ -48,7 +51,7 @@ def _construct_during_coercion(input_type: GraphQLInputObjectType) -> None:
         for field in definition.fields
         if field.default_value is MISSING and field.default_factory is MISSING
     }
-    input_type.out_type = partial(_construct, definition.origin, defaults)  # type: ignore[method-assign]  # the way that graphql-core has for it
+    input_type.out_type = partial(_construct, definition.origin, defaults)  # type: ignore[method-assign]  # graphql-core documents this way
     definition.from_input = _return_value
 
 

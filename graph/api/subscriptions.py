@@ -31,10 +31,14 @@ from graph.live.change_stream import follow_changes
 from graph.live.heartbeat_tail import HeartbeatTail
 
 
-@strawberry.type(description="What may be followed.")
+@strawberry.type(description="The subscriptions that follow changes of the registry.")
 class Subscription:
     @strawberry.subscription(
-        **declare(READERS, "Every status change of the nodes that match, in order, none twice.")
+        **declare(
+            READERS,
+            "All status changes of the nodes that the filter selects, in order and without"
+            " repetition.",
+        )
     )
     async def node_status_changes(
         self,
@@ -42,7 +46,9 @@ class Subscription:
         filter: FilterArgument = None,
         after: Annotated[
             Revision | None,
-            strawberry.argument(description="Resume behind that revision. Absent: from now on."),
+            strawberry.argument(
+                description="The revision after which to resume. If absent, the stream begins now."
+            ),
         ] = None,
     ) -> AsyncIterator[NodeStatusEvent]:
         context = info.context
@@ -61,9 +67,9 @@ class Subscription:
     @strawberry.subscription(
         **declare(
             READERS,
-            "The nodes a router may use, kept current: the set, then what enters and leaves"
-            " it. A change of status is told at once, one of capabilities, labels or metrics within"
-            " a second.",
+            "The nodes that a router may use: the complete set first, then each node that enters"
+            " or leaves it. A status change is sent at once, a change of capabilities, labels or"
+            " metrics within a second.",
         )
     )
     async def available_nodes_changes(
@@ -78,14 +84,15 @@ class Subscription:
     @strawberry.subscription(
         **declare(
             READERS_AND_OWN_AGENT,
-            "Heartbeats as they arrive, for a live chart; not resumable. A reader that is"
-            " too slow misses the oldest. NODE_NOT_FOUND for a node that is not registered.",
+            "The heartbeats of a node as they arrive, for a live chart. The stream cannot be"
+            " resumed. A reader that is too slow misses the oldest heartbeats. NODE_NOT_FOUND if"
+            " the node is not registered.",
         )
     )
     async def heartbeats(
         self,
         info: Info,
-        node_id: Annotated[str, strawberry.argument(description="The node to follow.")],
+        node_id: Annotated[str, strawberry.argument(description="The id of the node.")],
     ) -> AsyncIterator[Heartbeat]:
         context = info.context
         checked_id = validation.check_search_value("nodeId", node_id)
@@ -102,8 +109,9 @@ class Subscription:
     @strawberry.subscription(
         **declare(
             EVERYBODY,
-            "The pace of heartbeats, for agents: as it is, then whenever it has changed by half. It"
-            " tells them between two heartbeats what their replies would have told them later.",
+            "The heartbeat interval, for agents: the current value, then each change by a"
+            " factor of 1.5 or more. It reaches agents between two heartbeats, earlier than the"
+            " reply to the next one.",
         )
     )
     async def heartbeat_pace(self, info: Info) -> AsyncIterator[HeartbeatPace]:

@@ -1,4 +1,4 @@
-"""API keys as the API shows, makes, rotates and revokes them; and the key of a node's own agent."""
+"""Tokens as API objects, the mutations that change them, and the tokens of enrolled nodes."""
 
 from datetime import datetime, timedelta
 from typing import Annotated, Self
@@ -20,25 +20,27 @@ from graph.api.root_fields import declare
 from graph.auth.permissions import ADMINS, AGENTS
 from graph.core import validation
 
-_KEY_DESCRIPTION = "The key itself. It is shown this once."
-_LIFETIME_DESCRIPTION = "How long it stands, at most ten years."
+_KEY_DESCRIPTION = "The secret text of the token, an API key. It is shown only this once."
+_LIFETIME_DESCRIPTION = "The token's lifetime in seconds, at most ten years."
 
 
-@strawberry.type(description="An API key or an enrolment key, without its secret.")
+@strawberry.type(description="A token or an enrolment token, without its secret.")
 class Token:
-    id: strawberry.ID = field("The ten characters behind the key's prefix.")
-    name: str = field("What the logs call who uses it.")
-    role: Role = field("What it may do.")
-    nodes: list[str] = field("The ids of the nodes that an agent's key speaks for.")
-    created_at: datetime = field("When it was made.")
-    created_by: str = field("Who made it.")
-    expires_at: datetime | None = field("When it ends by itself; null: never.")
-    revoked_at: datetime | None = field("When it was ended before its time.")
-    last_used_at: datetime | None = field("When it was last used, about.")
-    uses_left: int | None = field("How many nodes an enrolment key may still let in.")
-    node_role: NodeRole | None = field("That they must have; null: any.")
-    node_type: NodeType | None = field("That they must have; null: any.")
-    labels: list[str] | None = field("That they may have; null: any.")
+    id: strawberry.ID = field("The ten characters after the prefix of the token.")
+    name: str = field("The name of the token's holder in logs and in the audit log.")
+    role: Role = field("The role that the token grants.")
+    nodes: list[str] = field("The ids of the nodes that an agent's token may act for.")
+    created_at: datetime = field("When the token was created.")
+    created_by: str = field("The identity that created the token.")
+    expires_at: datetime | None = field("When the token expires; null if never.")
+    revoked_at: datetime | None = field("When the token was revoked; null if it was not.")
+    last_used_at: datetime | None = field("When the token was last used, approximately.")
+    uses_left: int | None = field("The number of nodes that an enrolment token may still register.")
+    node_role: NodeRole | None = field("The role that nodes must have to enrol; null for any role.")
+    node_type: NodeType | None = field("The type that nodes must have to enrol; null for any type.")
+    labels: list[str] | None = field(
+        "The only labels that nodes may have to enrol; null for any labels."
+    )
 
     @classmethod
     def from_row(cls, token: tables.Token) -> Self:
@@ -59,66 +61,77 @@ class Token:
         )
 
 
-@strawberry.input(description="An API key to make.")
+@strawberry.input(description="A token to create.")
 class CreateTokenInput:
-    role: Role = field("What it may do.")
-    name: str | None = optional("What the logs call who uses it. Absent: its role and id.")
-    nodes: list[str] | None = optional("The ids that it speaks for: of an agent, and only then.")
+    role: Role = field("The role that the token grants.")
+    name: str | None = optional(
+        "The name of the token's holder in logs. If absent, its role and id."
+    )
+    nodes: list[str] | None = optional(
+        "The ids of the nodes that the token may act for. Required for the role AGENT, not"
+        " allowed for others."
+    )
     expires_in_seconds: int | None = optional(
-        f"{_LIFETIME_DESCRIPTION} Absent: until it is revoked."
+        f"{_LIFETIME_DESCRIPTION} If absent, it does not expire."
     )
 
 
-@strawberry.input(description="An enrolment key to make.")
+@strawberry.input(description="An enrolment token to create.")
 class CreateEnrolmentTokenInput:
-    uses: int = field("How many nodes it lets in.")
+    uses: int = field("The number of nodes that the token may register.")
     expires_in_seconds: int = field(_LIFETIME_DESCRIPTION)
-    name: str | None = optional("What the logs call who uses it. Absent: its role and id.")
-    node_role: NodeRole | None = optional("That the nodes must have. Absent: any.")
-    node_type: NodeType | None = optional("That the nodes must have. Absent: any.")
-    labels: list[str] | None = optional("That the nodes may have, and no others. Absent: any.")
+    name: str | None = optional(
+        "The name of the token's holder in logs. If absent, its role and id."
+    )
+    node_role: NodeRole | None = optional("The role that nodes must have. If absent, any role.")
+    node_type: NodeType | None = optional("The type that nodes must have. If absent, any type.")
+    labels: list[str] | None = optional(
+        "The only labels that nodes may have. If absent, any labels."
+    )
     key_expires_in_seconds: int | None = optional(
-        "How long the key of each node stands. Absent: 90 days."
+        "The lifetime in seconds of the token that each node receives. If absent, 90 days."
     )
 
 
-@strawberry.input(description="A key to rotate.")
+@strawberry.input(description="A token to rotate.")
 class RotateTokenInput:
-    id: strawberry.ID = field("The key's id.")
+    id: strawberry.ID = field("The id of the token.")
     overlap_seconds: int = strawberry.field(
-        description="How long the old key stands beside the new one.", default=3600
+        description="The time in seconds for which the old token stays valid.", default=3600
     )
 
 
-@strawberry.input(description="Keys to end.")
+@strawberry.input(description="Tokens to revoke.")
 class RevokeTokenInput:
-    id: strawberry.ID = field("A key's id; or a name: all keys that have it.")
+    id: strawberry.ID = field(
+        "The id of a token, or a name, which stands for all tokens of this name."
+    )
 
 
-@strawberry.type(description="A key that was made.")
+@strawberry.type(description="A token that was created.")
 class CreateTokenPayload:
     key: str = field(_KEY_DESCRIPTION)
-    token: Token = field("What else there is to know of it.")
+    token: Token = field("The token without its secret.")
 
     @classmethod
     def from_issued(cls, issued: IssuedToken) -> Self:
         return cls(key=issued.text, token=Token.from_row(issued.token))
 
 
-@strawberry.type(description="Keys that have ended.")
+@strawberry.type(description="Tokens that were revoked.")
 class RevokeTokenPayload:
-    tokens: list[Token] = field("The keys.")
+    tokens: list[Token] = field("The revoked tokens.")
 
 
-@strawberry.type(description="The new key of an agent's node.")
+@strawberry.type(description="The new token of a node's agent.")
 class RotateNodeKeyPayload:
     key: str = field(_KEY_DESCRIPTION)
-    key_expires_at: datetime | None = field("When it ends.")
+    key_expires_at: datetime | None = field("When the new token expires; null if never.")
 
 
 @strawberry.type
 class TokenQueries:
-    @strawberry.field(**declare(ADMINS, "The keys, newest first."))
+    @strawberry.field(**declare(ADMINS, "The tokens, newest first."))
     async def tokens(
         self,
         info: Info,
@@ -126,7 +139,11 @@ class TokenQueries:
         after: After = None,
         *,
         standing: Annotated[
-            bool, strawberry.argument(description="Only those that have not ended.")
+            bool,
+            strawberry.argument(
+                description="Whether to return only tokens that have neither expired nor been"
+                " revoked."
+            ),
         ] = True,
     ) -> Connection[Token]:
         async with info.context.services.database.read() as session:
@@ -144,7 +161,7 @@ class TokenQueries:
 @strawberry.type
 class TokenMutations:
     @strawberry.mutation(
-        **declare(ADMINS, "Makes an API key."), extensions=[AuditedField("token.create", "name")]
+        **declare(ADMINS, "Creates a token."), extensions=[AuditedField("token.create", "name")]
     )
     async def create_token(
         self,
@@ -174,7 +191,8 @@ class TokenMutations:
     @strawberry.mutation(
         **declare(
             ADMINS,
-            "Makes an enrolment key: each node that is registered with it gets a key of its own.",
+            "Creates an enrolment token. Each node that registers with it receives a token of its"
+            " own.",
         ),
         extensions=[AuditedField("token.create", "name")],
     )
@@ -206,7 +224,9 @@ class TokenMutations:
         return CreateTokenPayload.from_issued(issued)
 
     @strawberry.mutation(
-        **declare(ADMINS, "Makes a key that takes the place of another, with an overlap."),
+        **declare(
+            ADMINS, "Creates a token that replaces another one, which stays valid for an overlap."
+        ),
         extensions=[AuditedField("token.rotate", "id")],
     )
     async def rotate_token(
@@ -226,7 +246,8 @@ class TokenMutations:
         return CreateTokenPayload.from_issued(issued)
 
     @strawberry.mutation(
-        **declare(ADMINS, "Ends keys at once."), extensions=[AuditedField("token.revoke", "id")]
+        **declare(ADMINS, "Revokes tokens immediately."),
+        extensions=[AuditedField("token.revoke", "id")],
     )
     async def revoke_token(
         self,
@@ -243,15 +264,15 @@ class TokenMutations:
     @strawberry.mutation(
         **declare(
             AGENTS,
-            "Makes a key that takes the place of the one that asks. The old one stands beside it"
-            " for a while, so that nothing is lost with the answer.",
+            "Creates a token that replaces the caller's own. The old token stays valid for a"
+            " while, so that the agent can retry if the response is lost.",
         ),
         extensions=[AuditedField("token.rotate")],
     )
     async def rotate_node_key(self, info: Info) -> RotateNodeKeyPayload:
         caller = info.context.caller
         if caller.identity.role is not Role.AGENT or caller.identity.token_id is None:
-            raise Forbidden(f"{caller.name} is not known by an agent's key")
+            raise Forbidden(f"{caller.name} must authenticate with an agent's token")
         overlap = timedelta(seconds=info.context.services.settings.node_key_overlap_seconds)
         async with info.context.services.database.write() as session:
             issued = await token_changes.rotate_token(
@@ -263,8 +284,10 @@ class TokenMutations:
 async def issue_node_token(
     session: AsyncSession, node: tables.Node, caller: Caller
 ) -> tuple[str | None, datetime | None]:
-    """The key that a registration by an enrolment key brings; and when that, or the key that an
-    agent registered with, ends. Raises Forbidden.
+    """Return the token that an enrolment issues for a registered node, and when the token expires.
+
+    The text is None unless the caller has an enrolment token, and the expiry is None unless the
+    caller has a token of this kind or an agent's token. Raises Forbidden.
     """
     identity = caller.identity
     if identity.token_id is None:

@@ -1,4 +1,4 @@
-"""The object types of the API, each made from the row of `db` that it shows."""
+"""The object types of the API, each constructed from the row of `db` that it shows."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -16,24 +16,26 @@ from graph.api.fields import field
 from graph.api.scalars import JSON, Revision
 
 
-@strawberry.type(description="The load and memory of one GPU at the last heartbeat.")
+@strawberry.type(description="The utilization and memory of one GPU at the last heartbeat.")
 class GpuMetrics:
-    name: str = field("The GPU's name, as its driver gives it.")
-    utilization_percent: float | None = field("How busy it is, 0 to 100.")
-    memory_total_mb: float | None = field("Its memory, in MB.")
-    memory_free_mb: float | None = field("Its free memory, in MB.")
-    temperature_celsius: float | None = field("Its temperature.")
+    name: str = field("The GPU's name as reported by its driver.")
+    utilization_percent: float | None = field("The GPU's utilization in percent, 0 to 100.")
+    memory_total_mb: float | None = field("The GPU's total memory in MB.")
+    memory_free_mb: float | None = field("The GPU's free memory in MB.")
+    temperature_celsius: float | None = field("The GPU's temperature in degrees Celsius.")
 
 
-@strawberry.type(description="What an agent measured on its node.")
+@strawberry.type(description="The metrics that an agent measured on its node.")
 class NodeMetrics:
-    cpu_percent: float | None = field("How busy the processors are, 0 to 100.")
-    memory_percent: float | None = field("How much of the memory is in use, 0 to 100.")
-    memory_available_mb: float | None = field("Memory that programs can still have, in MB.")
-    disk_percent: float | None = field("How full the disk is, 0 to 100.")
-    load_average: float | None = field("Runnable processes, averaged over the last minute.")
+    cpu_percent: float | None = field("The CPU utilization in percent, 0 to 100.")
+    memory_percent: float | None = field("The percentage of the memory in use, 0 to 100.")
+    memory_available_mb: float | None = field("The memory available to programs, in MB.")
+    disk_percent: float | None = field("The percentage of the disk in use, 0 to 100.")
+    load_average: float | None = field(
+        "The number of runnable processes, averaged over the last minute."
+    )
     gpus: list[GpuMetrics] = field("The GPUs of the node.")
-    extra: JSON = field("Whatever else the agent sent.")
+    extra: JSON = field("Other measurements that the agent sent.")
 
     @classmethod
     def from_document(cls, metrics: Mapping[str, Any]) -> Self:
@@ -57,16 +59,18 @@ class NodeMetrics:
         )
 
 
-@strawberry.type(description="A profile that is the node's own.")
+@strawberry.type(description="A profile of a node.")
 class NodeProfile:
-    id: strawberry.ID = field("The profile's own id.")
-    name: str = field("Unique within the node.")
-    type: ProfileType = field("What it sets up.")
-    config: JSON = field("Its settings, as given.")
-    enabled: bool = field("Whether it is in use.")
-    version: int = field("Grows by one with each write; send it back as expectedVersion.")
-    created_at: datetime = field("When it was first written.")
-    updated_at: datetime = field("When it was last written.")
+    id: strawberry.ID = field("The id of the profile.")
+    name: str = field("The name of the profile, unique within the node.")
+    type: ProfileType = field("The kind of thing that the profile configures.")
+    config: JSON = field("The settings as they were written.")
+    enabled: bool = field("Whether the profile is in use.")
+    version: int = field(
+        "A number that increases by one with each write. Send it back as expectedVersion."
+    )
+    created_at: datetime = field("When the profile was first written.")
+    updated_at: datetime = field("When the profile was last written.")
 
     @classmethod
     def from_row(cls, row: tables.NodeProfile) -> Self:
@@ -83,15 +87,17 @@ class NodeProfile:
 
 
 @strawberry.type(
-    description="A role profile with the node's own profile of that name merged over it (RFC 7396)."
-    " Only enabled profiles take part."
+    description="The role's profile of a name with the node's own profile of that name merged"
+    " over it (RFC 7396). Only enabled profiles are merged."
 )
 class EffectiveProfile:
-    name: str = field("The name that the merged profiles share.")
-    type: ProfileType = field("The node's own type for it, else the role's.")
+    name: str = field("The name of the merged profiles.")
+    type: ProfileType = field(
+        "The type of the node's own profile, or of the role's if the node has none."
+    )
     config: JSON = field("The merged settings.")
-    from_role: bool = field("Whether the node's role has such a profile.")
-    from_node: bool = field("Whether the node itself has such a profile.")
+    from_role: bool = field("Whether the node's role has a profile of this name.")
+    from_node: bool = field("Whether the node has a profile of its own of this name.")
 
     @classmethod
     def from_merged(cls, merged: profiles.EffectiveProfile) -> Self:
@@ -104,13 +110,15 @@ class EffectiveProfile:
         )
 
 
-@strawberry.type(description="One accepted heartbeat.")
+@strawberry.type(description="An accepted heartbeat.")
 class Heartbeat:
     id: strawberry.ID = field("Unique among all heartbeats.")
-    node_id: str = field("The node that sent it.")
-    received_at: datetime = field("When the registry received it, by the database's clock.")
-    status: NodeStatus = field("The node's status once it was received.")
-    metrics: NodeMetrics = field("What it carried.")
+    node_id: str = field("The id of the node that sent the heartbeat.")
+    received_at: datetime = field(
+        "When the registry received the heartbeat, by the database's clock."
+    )
+    status: NodeStatus = field("The status of the node after the heartbeat.")
+    metrics: NodeMetrics = field("The metrics in the heartbeat.")
 
     @classmethod
     def from_row(cls, row: tables.Heartbeat, node_id: str) -> Self:
@@ -123,16 +131,18 @@ class Heartbeat:
         )
 
 
-@strawberry.type(description="One entry of the change log.")
+@strawberry.type(description="An entry of the change log.")
 class StatusChange:
-    revision: Revision = field("Its place in the log.")
-    node_id: str = field("The node that changed.")
-    previous_status: NodeStatus | None = field("Null for the first entry of a node.")
-    status: NodeStatus = field("The status since then.")
-    reason: StatusReason = field("Why it changed.")
-    note: str | None = field("Free text given with the change, e.g. why maintenance began.")
-    actor: str = field("Who caused it: the authenticated identity, or 'registry'.")
-    changed_at: datetime = field("When it changed, by the database's clock.")
+    revision: Revision = field("The revision of the entry.")
+    node_id: str = field("The id of the node whose status changed.")
+    previous_status: NodeStatus | None = field(
+        "The previous status; null for the first entry of a node."
+    )
+    status: NodeStatus = field("The new status.")
+    reason: StatusReason = field("The reason for the change.")
+    note: str | None = field("Text given with the change, e.g. why maintenance was started.")
+    actor: str = field("The authenticated identity that caused the change, or 'registry'.")
+    changed_at: datetime = field("When the status changed, by the database's clock.")
 
     @classmethod
     def from_change(cls, change: LoggedChange) -> Self:
@@ -151,7 +161,7 @@ class StatusChange:
 def show_status_changes(
     page: Page[LoggedChange] | None, after: str | None
 ) -> Connection[StatusChange]:
-    """Return a page of the change log, which was read behind the cursor `after`."""
+    """Return a page of the change log, which was read with the cursor `after`."""
     return Connection.from_page(
         page,
         after,

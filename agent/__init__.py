@@ -3,7 +3,12 @@
 The agent itself, which registers a node and sends its heartbeats, is the command `node-agent`.
 """
 
-from agent.errors import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
+from agent.errors import (
+    RegistryError,
+    RegistryRestartingError,
+    RegistryUnavailableError,
+    RequestRejectedError,
+)
 from agent.follow import follow_available_nodes, follow_status_changes
 from agent.replies import (
     AvailableNodes,
@@ -38,6 +43,7 @@ __all__ = [
     "NodeWithCapabilities",
     "NodeWithReason",
     "RegistryClient",
+    "RegistryError",
     "RegistryRestartingError",
     "RegistryUnavailableError",
     "RequestRejectedError",

@@ -70,7 +70,9 @@ def bootstrap(*, node_id: str | None, as_json: bool, **options: str | None) -> N
         settings, directory = load_configuration(options, writing=True)
         with identity.lock_directory(directory):
             check_node_id(node_id, directory)
-            node = run_request(settings, register_and_send_heartbeat(settings, directory, node_id))
+            node = run_coroutine(
+                settings, register_and_send_heartbeat(settings, directory, node_id)
+            )
             identity.save_bootstrap_settings(directory, settings.to_bootstrap_settings())
     print_node(node, as_json=as_json)
 
@@ -87,7 +89,7 @@ def run(*, exit_with_parent: bool, **options: str | None) -> None:
         settings, directory = load_configuration(options, writing=True)
         with identity.lock_directory(directory):
             work = run_agent(settings, directory)
-            run_request(settings, run_until_stopped(work, with_parent=exit_with_parent))
+            run_coroutine(settings, run_until_stopped(work, with_parent=exit_with_parent))
 
 
 @main.command()
@@ -100,7 +102,7 @@ def status(*, as_json: bool, **options: str | None) -> None:
         node_id = identity.read_node_id(directory)
         if node_id is None:
             fail(f"{directory} contains no node id: run node-agent bootstrap first")
-        node = run_request(settings, fetch_node(settings, directory, node_id))
+        node = run_coroutine(settings, fetch_node(settings, directory, node_id))
         if node is None:
             fail(f"the registry at {settings.registry_url} has no node {node_id!r}")
     print_node(node, as_json=as_json)
@@ -108,6 +110,7 @@ def status(*, as_json: bool, **options: str | None) -> None:
 
 
 def check_node_id(node_id: str | None, directory: Path) -> None:
+    """Raise BadSettingError for an invalid id, or one that differs from the directory's."""
     if node_id is None:
         return
     if not identity.is_node_id(node_id):
@@ -148,7 +151,9 @@ async def fetch_node(
         node_token = None  # its file belongs to the agent's user
     token = node_token.token if node_token else settings.token
     bearer = token.get_secret_value() if token else None
-    async with HttpTransport(settings.registry_url, bearer, load_tls(settings)) as transport:
+    async with aclosing(
+        HttpTransport(settings.registry_url, bearer, load_tls(settings))
+    ) as transport:
         data = await transport.execute(documents.NODE_STATUS, {"nodeId": node_id}, NodeStatusData)
     return data.node
 
@@ -191,7 +196,7 @@ def load_tls(settings: AgentSettings) -> TlsConfig:
 
     Raises: BadSettingError: a file cannot be used.
     """
-    files = settings.tls_files()
+    files = settings.collect_tls_files()
     tls = TlsConfig(**files)
     try:
         tls.load_context(settings.registry_url)
@@ -201,7 +206,8 @@ def load_tls(settings: AgentSettings) -> TlsConfig:
     return tls
 
 
-def run_request(settings: AgentSettings, coroutine: Coroutine[Any, Any, T]) -> T:
+def run_coroutine(settings: AgentSettings, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the coroutine's result; exit with one line when a request to the registry fails."""
     try:
         return asyncio.run(coroutine)
     except RegistryUnavailableError as error:

@@ -127,7 +127,8 @@ class Credentials:
     def is_rotation_due(self, now: datetime) -> bool:
         """Return whether the node token is in use and has to be rotated.
 
-        `now` is the registry's time, from the reply to a heartbeat.
+        `now` is the registry's time, from the reply to a heartbeat. For a token without
+        `obtained_at` it is saved as that.
         """
         node_token = self._node_token
         if node_token is None or not self._uses_node_token or node_token.expires_at is None:

@@ -59,8 +59,8 @@ class Discovery:
         answers = zip(self._addresses, await asyncio.gather(*queries), strict=True)
         services = {address: answer for address, answer in answers if answer is not None}
         if services != self._services:
-            names = [found.service["name"] for found in services.values()]
-            model_count = sum(len(found.models) for found in services.values())
+            names = [service.service["name"] for service in services.values()]
+            model_count = sum(len(service.models) for service in services.values())
             log.info("services.changed", services=names, models=model_count)
         self._services = services
 
@@ -70,8 +70,8 @@ class Discovery:
             service = await find_service(address, local_ip)
         except UnreadableAnswerError as error:
             log.debug("service_answer.rejected", address=address, reason=str(error))
-            is_believed = now - self._answered_at.get(address, now) < MAX_SILENCE_SECONDS
-            return self._services.get(address) if is_believed else None
+            is_recent = now - self._answered_at.get(address, now) < MAX_SILENCE_SECONDS
+            return self._services.get(address) if is_recent else None
         except Exception as error:  # noqa: BLE001  # an unforeseen error must cost no other service and no heartbeat
             log.warning("service_query.failed", address=address, reason=repr(error))
             return None
@@ -90,10 +90,10 @@ class Discovery:
         """Return `models`, `services` and `devices`, with the models that the size limit allows."""
         services = list(self._services.values())
         # Reversed, so that the first service that serves a model is named for it.
-        models = {model["name"]: model for found in services[::-1] for model in found.models}
+        models = {model["name"]: model for service in services[::-1] for model in service.models}
         document = {
             "models": [models[name] for name in sorted(models)],
-            "services": [found.service for found in services],
+            "services": [service.service for service in services],
             "devices": [gpu.to_device() for gpu in self.gpus.last_gpus],
         }
         while document["models"] and len(json.dumps(document)) > MAX_BYTES:

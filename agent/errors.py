@@ -13,31 +13,41 @@ TRANSIENT_CODES = {"", "INTERNAL"}
 CODES_BY_STATUS = {401: UNAUTHENTICATED, 403: FORBIDDEN, 429: RATE_LIMITED}
 
 
-class RegistryUnavailableError(Exception):
+class RegistryError(Exception):
+    """A request to the registry failed."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        """The least time to wait that the registry or a proxy asked for; at most an hour."""
+
+
+class RegistryUnavailableError(RegistryError):
     """No usable answer came from the registry. The request may have been carried out or not.
 
-    `reason` is one line for a log; `retry_after_seconds` is the least time to wait that the
-    registry, or a proxy before it, asked for, else 0.
+    `reason` is one line for a log.
     """
 
     def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
-        super().__init__(reason)
+        super().__init__(reason, retry_after_seconds)
         self.reason = reason
-        self.retry_after_seconds = retry_after_seconds
 
 
 class RegistryRestartingError(RegistryUnavailableError):
     """The registry announced that it shuts down; it, or another one, is expected back soon."""
 
 
-class RequestRejectedError(Exception):
+class RequestRejectedError(RegistryError):
     """The registry answered with an error.
 
     `code` is the error's `extensions.code`, empty without one; `facts` holds all extensions.
     """
 
     def __init__(self, code: str, message: str, facts: Mapping[str, Any]) -> None:
-        super().__init__(f"{message} ({code})" if code else message)
+        super().__init__(
+            f"{message} ({code})" if code else message,
+            _parse_retry_after(facts.get("retryAfterSeconds")),
+        )
         self.code = code
         self.message = message
         self.facts = facts
@@ -47,18 +57,13 @@ class RequestRejectedError(Exception):
         """Whether the registry says that the same request may succeed later."""
         return self.facts.get("retryable") is True
 
-    @property
-    def retry_after_seconds(self) -> float:
-        """The least time to wait before the next attempt, at most an hour; 0 if none is given."""
-        return _parse_retry_after(self.facts.get("retryAfterSeconds"))
-
 
 def is_final(error: RequestRejectedError) -> bool:
     """Return whether the same read would be rejected again. For reads only."""
     return not error.is_retryable and error.code not in TRANSIENT_CODES
 
 
-def parse_errors(errors: object) -> RegistryUnavailableError | RequestRejectedError:
+def parse_errors(errors: object) -> RegistryError:
     """Return the first of the `errors` of a GraphQL response as an exception."""
     match errors:
         case [{"message": str(message), **rest}, *_]:
@@ -71,9 +76,7 @@ def parse_errors(errors: object) -> RegistryUnavailableError | RequestRejectedEr
     return RegistryUnavailableError("the answer is not GraphQL")
 
 
-def parse_http_error(
-    status: int | None, headers: Mapping[str, str], reason: str
-) -> RegistryUnavailableError | RequestRejectedError:
+def parse_http_error(status: int | None, headers: Mapping[str, str], reason: str) -> RegistryError:
     """Return an HTTP error response without a GraphQL body, mostly a proxy's, as an exception."""
     try:
         retry_after = _parse_retry_after(float(headers.get("Retry-After", 0)))

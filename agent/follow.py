@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import structlog
 
 from agent import documents
-from agent.errors import RegistryUnavailableError, RequestRejectedError, is_final
+from agent.errors import RegistryError, RequestRejectedError, is_final
 from agent.http_transport import TIMEOUT_SECONDS
 from agent.pace import Clock, draw_retry_delay
 from agent.replies import (
@@ -60,18 +60,18 @@ async def follow_status_changes(
     ValueError: the address is invalid, or a file of `tls` cannot be used.
     """
     position = after
-    trusted = tls or TlsConfig()
+    tls_config = tls or TlsConfig()
 
     def open_stream(url: str) -> AsyncGenerator[StatusEvent, None]:
-        return _stream_status_changes(url, token, trusted, node_filter, position)
+        return _stream_status_changes(url, token, tls_config, node_filter, position)
 
     async with aclosing(_follow_with_reconnects(url, open_stream, clock or Clock())) as events:
         async for event in events:
             if _is_new(event, position or 0):
                 yield event
                 # A resync may move the position back: the change log may have been reset.
-                resync = isinstance(event, ResyncRequired)
-                position = event.revision if resync else max(position or 0, event.revision)
+                is_resync = isinstance(event, ResyncRequired)
+                position = event.revision if is_resync else max(position or 0, event.revision)
 
 
 async def follow_available_nodes(
@@ -91,10 +91,10 @@ async def follow_available_nodes(
     Raises: RequestRejectedError: a retry cannot help, e.g. the requirements or the token are
     invalid. ValueError: the address is invalid, or a file of `tls` cannot be used.
     """
-    trusted = tls or TlsConfig()
+    tls_config = tls or TlsConfig()
 
     def open_stream(url: str) -> AsyncGenerator[AvailableNodesEvent, None]:
-        return _stream_available_nodes(url, token, trusted, requirements)
+        return _stream_available_nodes(url, token, tls_config, requirements)
 
     async with aclosing(_follow_with_reconnects(url, open_stream, clock or Clock())) as events:
         async for event in events:
@@ -115,7 +115,7 @@ async def _follow_with_reconnects(
                         log.info("registry.recovered", registry_url=url, failures=failures)
                     failures, logged = 0, None
                     yield event
-        except (RegistryUnavailableError, RequestRejectedError) as error:
+        except RegistryError as error:
             if isinstance(error, RequestRejectedError) and is_final(error):
                 raise
             failures += 1
@@ -175,7 +175,7 @@ def _is_new(event: StatusEvent, after: int) -> bool:
 
 
 def _log_failure(
-    error: RegistryUnavailableError | RequestRejectedError,
+    error: RegistryError,
     logged: str | None,
     url: str,
     failures: int,

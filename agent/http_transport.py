@@ -2,8 +2,7 @@
 
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from gql import Client, GraphQLRequest
 from gql.client import AsyncClientSession
@@ -89,17 +88,6 @@ class HttpTransport:
     async def aclose(self) -> None:
         self._session = None
         await self._exit_stack.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     async def _connect(self) -> AsyncClientSession:
         # A new gql transport for each connection: a used one may never connect again.

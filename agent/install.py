@@ -121,7 +121,7 @@ def check_visibility(settings: AgentSettings) -> None:
 
     Raises: BadSettingError: a path is hidden.
     """
-    files = {name: path for name, path in settings.tls_files().items() if path}
+    files = {name: path for name, path in settings.collect_tls_files().items() if path}
     programs = {
         "node-agent itself": Path(find_agent_command()[0]),
         "the Python of node-agent": Path(sys.base_prefix),

@@ -7,7 +7,7 @@ import structlog
 
 from agent import documents
 from agent.credentials import Credentials
-from agent.errors import RegistryUnavailableError, RequestRejectedError
+from agent.errors import RegistryError
 from agent.identity import StateError
 from agent.replies import RotateNodeKeyData
 from agent.transport import RegistryTransport
@@ -37,7 +37,7 @@ async def rotate_token_if_due(
     except TimeoutError:
         await transport.aclose()
         reason = f"no answer within {ROTATION_TIMEOUT_SECONDS:g} s"
-    except (RegistryUnavailableError, RequestRejectedError) as error:
+    except RegistryError as error:
         reason, at_least_seconds = str(error), error.retry_after_seconds
     except StateError as error:
         reason = str(error)

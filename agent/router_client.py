@@ -16,7 +16,7 @@ from gql import GraphQLRequest
 
 from agent import documents
 from agent.breaker import CircuitBreaker
-from agent.errors import RegistryUnavailableError, RequestRejectedError, is_final
+from agent.errors import RegistryError, RegistryUnavailableError, RequestRejectedError, is_final
 from agent.follow import follow_status_changes
 from agent.http_transport import HttpTransport
 from agent.pace import Clock
@@ -33,7 +33,7 @@ from agent.settings import parse_graphql_url
 from agent.tls import TlsConfig
 
 MAX_CONNECTIONS = 10
-MAX_QUESTIONS = 1000
+MAX_REPLIES = 1000
 MAX_PAGES = 200
 PAGE_SIZE = 500
 ATTEMPTS = 3
@@ -164,38 +164,40 @@ class RegistryClient:
                 return self._answer_from_cache(
                     key, RegistryUnavailableError("the registry did not answer recently")
                 )
-            task = asyncio.create_task(self._fetch(key, fetch))
+            task = asyncio.create_task(self._fetch_or_fall_back(key, fetch))
             self._tasks[key] = task
             task.add_done_callback(lambda _: self._tasks.pop(key))
         answer: Answer[ValueT] = await asyncio.shield(self._tasks[key])
         return answer
 
-    async def _fetch(self, key: str, fetch: Callable[[], Awaitable[ValueT]]) -> Answer[ValueT]:
+    async def _fetch_or_fall_back(
+        self, key: str, fetch: Callable[[], Awaitable[ValueT]]
+    ) -> Answer[ValueT]:
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                value = await self._try_repeatedly(fetch)
-        except RequestRejectedError as refusal:
-            if is_final(refusal):
+                value = await self._fetch_with_retries(fetch)
+        except RequestRejectedError as error:
+            if is_final(error):
                 self._record_success()  # the registry is available, though it rejects the query
                 raise
-            return self._record_failure(key, refusal)
+            return self._record_failure(key, error)
         except RegistryUnavailableError as error:
             return self._record_failure(key, error)
         except TimeoutError:
-            away = RegistryUnavailableError(f"no answer within {self._timeout_seconds:g} s")
-            return self._record_failure(key, away)
+            reason = f"no answer within {self._timeout_seconds:g} s"
+            return self._record_failure(key, RegistryUnavailableError(reason))
         self._record_success()
         self._replies[key] = self._clock.now(), value
         self._replies.move_to_end(key)
-        if len(self._replies) > MAX_QUESTIONS:
+        if len(self._replies) > MAX_REPLIES:
             self._replies.popitem(last=False)
         return Answer(value)
 
-    async def _try_repeatedly(self, fetch: Callable[[], Awaitable[ValueT]]) -> ValueT:
+    async def _fetch_with_retries(self, fetch: Callable[[], Awaitable[ValueT]]) -> ValueT:
         for attempt in range(1, ATTEMPTS):
             try:
                 return await fetch()
-            except (RegistryUnavailableError, RequestRejectedError) as error:
+            except RegistryError as error:
                 if self._circuit_breaker.is_open or (
                     isinstance(error, RequestRejectedError) and is_final(error)
                 ):
@@ -211,18 +213,14 @@ class RegistryClient:
             log.info("circuit_breaker.closed", registry_url=self._url)
         self._circuit_breaker.record_success()
 
-    def _record_failure(
-        self, key: str, error: RegistryUnavailableError | RequestRejectedError
-    ) -> Answer[Any]:
+    def _record_failure(self, key: str, error: RegistryError) -> Answer[Any]:
         was_open = self._circuit_breaker.is_open
         self._circuit_breaker.record_failure()
         if self._circuit_breaker.is_open and not was_open:
             log.warning("circuit_breaker.opened", registry_url=self._url, reason=str(error))
         return self._answer_from_cache(key, error)
 
-    def _answer_from_cache(
-        self, key: str, error: RegistryUnavailableError | RequestRejectedError
-    ) -> Answer[Any]:
+    def _answer_from_cache(self, key: str, error: RegistryError) -> Answer[Any]:
         fetched_at, value = self._replies.get(key, (float("-inf"), None))
         age_seconds = self._clock.now() - fetched_at
         if age_seconds > self._stale_seconds:

@@ -12,6 +12,7 @@ from agent.credentials import Credentials
 from agent.errors import (
     FORBIDDEN,
     UNAUTHENTICATED,
+    RegistryError,
     RegistryRestartingError,
     RegistryUnavailableError,
     RequestRejectedError,
@@ -81,30 +82,30 @@ class Runner:
         await self.register()
         while True:
             try:
-                recorded = await self.send_heartbeat()
-                await rotate_token_if_due(self.transport, self.credentials, recorded.received_at)
+                reply = await self.send_heartbeat()
+                await rotate_token_if_due(self.transport, self.credentials, reply.received_at)
                 await self.report_changes()
-            except RequestRejectedError as refusal:
-                if refusal.code == NODE_NOT_FOUND:
+            except RequestRejectedError as error:
+                if error.code == NODE_NOT_FOUND:
                     log.warning("node.removed", node_id=self.node_id)
-                elif refusal.code != UNAUTHENTICATED:
+                elif error.code != UNAUTHENTICATED:
                     raise
                 await self.register()
             await self.schedule.wait()
 
     async def register(self) -> RegisterNodePayload:
         """Register the node and return the reply once the node id is on disk."""
-        registered = await self._retry(self._try_to_register, ends_at={BAD_INPUT, STALE_BOOT})
+        reply = await self._retry(self._try_to_register, ends_at={BAD_INPUT, STALE_BOOT})
         log.info(
             "node.registered",
             node_id=self.node_id,
             boot_id=self.boot_id,
-            created=registered.created,
-            status=registered.node.status,
-            next_heartbeat_in_seconds=registered.next_heartbeat_in_seconds,
-            token_expires_at=str(registered.key_expires_at) if registered.key_expires_at else None,
+            created=reply.created,
+            status=reply.node.status,
+            next_heartbeat_in_seconds=reply.next_heartbeat_in_seconds,
+            token_expires_at=str(reply.key_expires_at) if reply.key_expires_at else None,
         )
-        return registered
+        return reply
 
     async def send_heartbeat(self) -> RecordHeartbeatPayload:
         """Return the reply once a heartbeat is recorded; each attempt sends current metrics."""
@@ -123,10 +124,10 @@ class Runner:
             await self._try_to_register()
         except RegistryUnavailableError as error:
             log.debug("node_update.failed", reason=error.reason)
-        except RequestRejectedError as refusal:
-            if refusal.code == STALE_BOOT:
+        except RequestRejectedError as error:
+            if error.code == STALE_BOOT:
                 raise
-            log.warning("node_update.failed", code=refusal.code, message=refusal.message)
+            log.warning("node_update.failed", code=error.code, message=error.message)
         else:
             log.info("node.updated", node_id=self.node_id)
 
@@ -137,12 +138,12 @@ class Runner:
         node_id = identity.read_node_id(self.directory) or self.node_id
         former_boot_id = identity.read_boot_id(self.directory)
         registration = self._build_registration()
-        variables = dict(registration)
+        registration_input = dict(registration)
         if node_id:
-            variables["nodeId"] = node_id
+            registration_input["nodeId"] = node_id
         if former_boot_id and former_boot_id != self.boot_id:
-            variables["replacesBootId"] = former_boot_id
-        reply = await self._send_registration(variables)
+            registration_input["replacesBootId"] = former_boot_id
+        reply = await self._send_registration(registration_input)
         if node_id not in {None, reply.node.node_id}:
             raise RegistryUnavailableError(
                 f"the answer is for node {reply.node.node_id} instead of {node_id}"
@@ -166,10 +167,10 @@ class Runner:
             data = await self.transport.execute(
                 documents.REGISTER_NODE, variables, RegisterNodeData
             )
-        except RequestRejectedError as refusal:
-            if refusal.code != UNAUTHENTICATED or not self.credentials.use_configured_token():
+        except RequestRejectedError as error:
+            if error.code != UNAUTHENTICATED or not self.credentials.use_configured_token():
                 raise
-            log.warning("token.rejected", message=refusal.message)
+            log.warning("token.rejected", message=error.message)
             data = await self.transport.execute(
                 documents.REGISTER_NODE, variables, RegisterNodeData
             )
@@ -187,16 +188,13 @@ class Runner:
         data = await self.transport.execute(
             documents.RECORD_HEARTBEAT, {"input": heartbeat}, RecordHeartbeatData
         )
-        recorded = data.record_heartbeat
-        log.debug("heartbeat.recorded", sequence=self.sequence, status=recorded.status)
-        self._set_interval(recorded.next_heartbeat_in_seconds)
-        return recorded
-
-    def _set_interval(self, seconds: float) -> None:
-        previous = self.schedule.interval_seconds
+        reply = data.record_heartbeat
+        log.debug("heartbeat.recorded", sequence=self.sequence, status=reply.status)
+        previous, seconds = self.schedule.interval_seconds, reply.next_heartbeat_in_seconds
         if max(seconds / previous, previous / seconds) > PACE_CHANGE:
             log.info("heartbeat_interval.changed", next_heartbeat_in_seconds=seconds)
         self.schedule.set_interval(seconds)
+        return reply
 
     async def _retry(self, attempt: Callable[[], Awaitable[T]], *, ends_at: set[str]) -> T:
         """Retry the attempt until it succeeds, is finally rejected, or the time is up."""
@@ -206,7 +204,7 @@ class Runner:
         while True:
             try:
                 result = await attempt()
-            except (RegistryUnavailableError, RequestRejectedError) as error:
+            except RegistryError as error:
                 failures += 1
                 if isinstance(error, RequestRejectedError) and self._is_final(error, ends_at):
                     raise
@@ -224,13 +222,11 @@ class Runner:
                 return result
             await self.clock.wait(delay)
 
-    def _is_final(self, refusal: RequestRejectedError, ends_at: set[str]) -> bool:
-        impatient = self.max_retry_seconds is not None and not refusal.is_retryable
-        return refusal.code in ends_at or impatient
+    def _is_final(self, error: RequestRejectedError, ends_at: set[str]) -> bool:
+        is_limited = self.max_retry_seconds is not None and not error.is_retryable
+        return error.code in ends_at or is_limited
 
-    def _draw_delay(
-        self, failures: int, error: RegistryUnavailableError | RequestRejectedError
-    ) -> float:
+    def _draw_delay(self, failures: int, error: RegistryError) -> float:
         at_least = error.retry_after_seconds
         if isinstance(error, RequestRejectedError) and error.code in OPERATOR_CODES:
             at_least = max(at_least, SLOW_RETRY_SECONDS)
@@ -243,7 +239,7 @@ class Runner:
 
     def _log_failure(
         self,
-        error: RegistryUnavailableError | RequestRejectedError,
+        error: RegistryError,
         logged: str | None,
         failures: int,
         delay: float,
@@ -253,12 +249,10 @@ class Runner:
         Pass the returned kind as `logged` to the next call.
         """
         write = log.warning
-        if isinstance(error, RegistryUnavailableError):
-            event, kind = "request.failed", "unavailable"
-            facts: dict[str, object] = {"reason": error.reason}
-            if isinstance(error, RegistryRestartingError):
-                event, kind, write = "registry.restarting", "restarting", log.info
-        else:
+        event, kind, facts = "request.failed", "unavailable", dict[str, object](reason=str(error))
+        if isinstance(error, RegistryRestartingError):
+            event, kind, write = "registry.restarting", "restarting", log.info
+        elif isinstance(error, RequestRejectedError):
             event, kind = "request.rejected", error.code
             facts = {"code": error.code, "message": error.message, "facts": dict(error.facts)}
         # A person may want to end the wait for another holder of the node id, so log each attempt.

@@ -90,6 +90,7 @@ class ServiceLayout:
         return Path(self.account.pw_dir)
 
     def resolve(self, path: Path) -> Path:
+        """Return the absolute path below `root`."""
         return self.root / path.relative_to("/")
 
     def read_installed_settings(self) -> dict[str, str]:

@@ -166,10 +166,10 @@ class AgentSettings(BaseSettings):
             "name": self.name,
             "transport": self.transport,
             "services": ",".join(self.services) or "none",
-            **{name: path and str(path) for name, path in self.tls_files().items()},
+            **{name: path and str(path) for name, path in self.collect_tls_files().items()},
         }
 
-    def tls_files(self) -> dict[str, Path | None]:
+    def collect_tls_files(self) -> dict[str, Path | None]:
         return {"ca_file": self.ca_file, "certificate": self.certificate, "key": self.key}
 
 

@@ -9,7 +9,12 @@ import structlog
 from gql import GraphQLRequest
 
 from agent import documents
-from agent.errors import RegistryRestartingError, RegistryUnavailableError, RequestRejectedError
+from agent.errors import (
+    RegistryError,
+    RegistryRestartingError,
+    RegistryUnavailableError,
+    RequestRejectedError,
+)
 from agent.http_transport import TIMEOUT_SECONDS, HttpTransport
 from agent.pace import Clock
 from agent.replies import HeartbeatPaceData, ReplyT
@@ -181,7 +186,7 @@ class FallbackTransport:
                         self._on_pace(pace.heartbeat_pace.interval_seconds)
         except RegistryRestartingError:
             self._restart_deadline = self._clock.now() + RESTART_SECONDS
-        except (RegistryUnavailableError, RequestRejectedError) as error:
+        except RegistryError as error:
             log.debug("pace_subscription.failed", reason=str(error))
 
     async def _close_websocket(self) -> None:

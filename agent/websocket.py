@@ -15,6 +15,7 @@ from websockets.frames import Close, CloseCode
 from agent.errors import (
     FORBIDDEN,
     UNAUTHENTICATED,
+    RegistryError,
     RegistryRestartingError,
     RegistryUnavailableError,
     RequestRejectedError,
@@ -156,14 +157,14 @@ def translated_errors(
 
 def _translate_error(
     error: Exception, timeout_seconds: float, default: type[RegistryUnavailableError]
-) -> RegistryUnavailableError | RequestRejectedError:
+) -> RegistryError:
     if isinstance(error, TransportQueryError):
         return parse_errors(error.errors)
     cause: BaseException = error
     while isinstance(cause, TransportError) and cause.__cause__:
         cause = cause.__cause__
     reason = shorten(str(cause) or type(cause).__name__)
-    failure: RegistryUnavailableError | RequestRejectedError
+    failure: RegistryError
     match cause:
         case ConnectionClosed(rcvd=Close(code=code)) if code in CODES_BY_CLOSE_CODE:
             failure = RequestRejectedError(CODES_BY_CLOSE_CODE[code], reason, {})

@@ -114,7 +114,7 @@ async def test_an_agent_that_died_before_it_could_keep_its_key_gets_another(
     machine = observe_machine()
     boot_id = identity.prepare_boot_id(tmp_path, machine.hostname, machine.local_ip)
     said = build_registration_input(load_settings({}), machine, boot_id)
-    async with HttpTransport(registry.graphql_url, enrolment.text) as connection:
+    async with aclosing(HttpTransport(registry.graphql_url, enrolment.text)) as connection:
         await connection.execute(documents.REGISTER_NODE, {"input": said}, RegisterNodeData)
     async with running(registry, tmp_path, enrolment) as run:
         await run.register()

@@ -27,7 +27,7 @@ from tests.support.scripted_registry import (
 
 
 async def heartbeat(url: str, timeout_seconds: float = 5.0) -> RecordHeartbeatData:
-    async with HttpTransport(url, None, timeout_seconds=timeout_seconds) as connection:
+    async with aclosing(HttpTransport(url, None, timeout_seconds=timeout_seconds)) as connection:
         return await connection.execute(documents.RECORD_HEARTBEAT, {}, RecordHeartbeatData)
 
 
@@ -150,7 +150,7 @@ async def test_proxy_that_limits_the_rate_is_given_its_time() -> None:
 async def test_one_connection_carries_many_requests_and_a_fresh_one_follows_a_failure() -> None:
     async with (
         remote(recorded(), refusal("INTERNAL"), recorded(), None, recorded()) as end,
-        HttpTransport(end.url, None) as connection,
+        aclosing(HttpTransport(end.url, None)) as connection,
     ):
 
         async def ask() -> None:
@@ -170,7 +170,7 @@ async def test_one_connection_carries_many_requests_and_a_fresh_one_follows_a_fa
 async def test_token_travels_as_a_bearer_and_never_in_an_error() -> None:
     async with (
         remote(reply({"data": {"node": None}}), None) as end,
-        HttpTransport(end.url, "the-token") as connection,
+        aclosing(HttpTransport(end.url, "the-token")) as connection,
     ):
         data = await connection.execute(documents.NODE_STATUS, {"nodeId": "x"}, NodeStatusData)
         assert data.node is None

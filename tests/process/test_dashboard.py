@@ -30,9 +30,10 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 WALL = {"width": 1440, "height": 900}
+INTERVAL_SECONDS = 0.4
 FAST = {
     "NODE_REGISTRY_AUTH": "required",
-    "NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": "0.4",
+    "NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": str(INTERVAL_SECONDS),
     "NODE_REGISTRY_HEARTBEAT_GRACE_SECONDS": "0.4",
     "NODE_REGISTRY_HEARTBEAT_STREAM_SECONDS": "0.1",
     "NODE_REGISTRY_SWEEP_INTERVAL_SECONDS": "0.1",
@@ -78,7 +79,7 @@ class Desk:
         async def beat() -> None:
             for sequence in itertools.count(first):
                 await self.beat(node_id, sequence)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(INTERVAL_SECONDS / 2)
 
         task = asyncio.create_task(beat())
         try:

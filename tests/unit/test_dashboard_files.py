@@ -11,7 +11,7 @@ from graph.execution.request import GraphQLRequest
 from graph.transport.dashboard import STATIC
 
 FILES = STATIC / "dashboard"
-DOCUMENTS = re.findall(r"= `\n(.*?)`;", (FILES / "documents.js").read_text("utf-8"), re.DOTALL)
+DOCUMENTS = re.findall(r"\(`\n(.*?)`\);", (FILES / "documents.js").read_text("utf-8"), re.DOTALL)
 
 
 @pytest.mark.parametrize("file", sorted(FILES.iterdir()), ids=lambda file: file.name)

@@ -169,7 +169,7 @@ class _FrameLimit(WebSocketsSansIOProtocol):
 def make_websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
     class WebSocket(_SendDeadline, _FrameLimit):
         stalled_seconds = settings.stalled_reader_seconds
-        frame_quota = RateLimiter(
+        frame_limiter = RateLimiter(
             "frames", per_second=_FRAMES_PER_SECOND, burst=2 * _FRAMES_PER_SECOND
         )
 

@@ -7,11 +7,9 @@ from itertools import chain
 from typing import Any
 
 import orjson
-from sqlalchemy import Row, column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.database import Database
-from db.core.direct import Direct
 from db.core.enums import NodeStatus, StatusReason
 from db.core.errors import NodeNotFound, RegistryError, StaleBoot, Unavailable
 from db.registry import status_changes
@@ -44,14 +42,15 @@ class HeartbeatAck:
 
 
 # Rows are locked in the order of their ids, so that two batches never wait for one another in a
-# ring. What a heartbeat changes of the status is decided here and made by changes.apply; without
-# `whole`, nothing is written of those that change it. LIMIT tells that registry_state has one row:
-# until its first ANALYZE PostgreSQL would plan for hundreds.
-_RECORD = text(f"""
+# ring. What a heartbeat changes of the status is decided here and made by changes.apply; where $9
+# is false, nothing is written of those that change it. LIMIT tells that registry_state has one row:
+# until its first ANALYZE PostgreSQL would plan for hundreds. The parameters are numbered, as
+# asyncpg takes them, in the order of `_make_parameters`: most batches go to the driver itself.
+_RECORD = f"""
 WITH report AS (
-    SELECT * FROM unnest(CAST(:node_ids AS text[]), CAST(:boot_ids AS text[]),
-                         CAST(:sequences AS bigint[]), CAST(:degraded AS boolean[]),
-                         CAST(:metrics AS text[]), CAST(:intervals AS double precision[]))
+    SELECT * FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]),
+                         CAST($3 AS bigint[]), CAST($4 AS boolean[]),
+                         CAST($5 AS text[]), CAST($6 AS double precision[]))
         WITH ORDINALITY
         AS r (node_id, boot_id, sequence, degraded, metrics, interval_seconds, ordinal)
 ), held AS (
@@ -61,7 +60,7 @@ WITH report AS (
            greatest(registry_now(), n.heard_at) AS heard_at,
            n.boot_id = r.boot_id AND r.sequence > coalesce(n.last_sequence, -1) AS newer,
            n.status = 'degraded' AND n.status_reason = 'flapping' AS flapping,
-           {OVERDUE_AT} <= registry_now() AS late
+           {OVERDUE_AT.replace(":grace", "$7")} <= registry_now() AS late
     FROM report r
     JOIN nodes n
       ON n.node_id = r.node_id AND n.removed_at IS NULL AND n.boot_id IS NOT NULL
@@ -78,7 +77,7 @@ WITH report AS (
                        ELSE 'online' END AS next
         FROM (
             SELECT *, flapping
-                      AND (late OR steady_since > heard_at - make_interval(secs => :flap_steady))
+                      AND (late OR steady_since > heard_at - make_interval(secs => $8))
                       AS unsteady
             FROM held
         ) held
@@ -86,7 +85,7 @@ WITH report AS (
 ), logged AS (
     INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
     SELECT heard_at, id, next, CAST(metrics AS jsonb) FROM judged
-    WHERE newer AND (NOT changes OR :whole)
+    WHERE newer AND (NOT changes OR $9)
     RETURNING id AS heartbeat_id, node_id, timestamp
 ), renewed AS (
     UPDATE nodes n
@@ -102,11 +101,7 @@ SELECT ordinal, id, same_boot, status, next, changes,
        CASE WHEN newer THEN interval_seconds ELSE promised_seconds END AS interval_seconds
 FROM judged
 ORDER BY ordinal
-""").columns(  # noqa: S608  # nothing in it comes from outside
-    *map(column, ("ordinal", "id", "same_boot", "status", "next", "changes")),
-    *map(column, ("received_at", "interval_seconds")),
-)
-_DIRECTLY = Direct(_RECORD)
+"""  # noqa: S608  # nothing in it comes from outside
 
 
 async def record_batch(
@@ -124,13 +119,13 @@ async def record_batch(
     left = list(chain(*later))
     async with database.open_connection() as connection:
         terms = _make_parameters([reports[i] for i in first], rules, whole=False)
-        rows = await _DIRECTLY.fetch(connection, **terms)
+        rows = await connection.fetch(_RECORD, *terms)
     for row in rows:
-        i = first[row.ordinal - 1]
-        if row.changes:
+        i = first[row["ordinal"] - 1]
+        if row["changes"]:
             left.append(i)
         else:
-            outcomes[i] = _make_outcome(reports[i], row, row.status)
+            outcomes[i] = _make_outcome(reports[i], row, row["status"])
     if left:
         left.sort()
         recorded: Sequence[HeartbeatAck | RegistryError]
@@ -183,18 +178,20 @@ def _split_into_rounds(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
 async def _record_round(
     session: AsyncSession, reports: Sequence[HeartbeatReport], rules: LivenessRules
 ) -> list[HeartbeatAck | RegistryError]:
-    rows = await session.execute(_RECORD, _make_parameters(reports, rules, whole=True))
-    judged = [(reports[row.ordinal - 1], row) for row in rows]
+    connection = await session.connection()
+    result = await connection.exec_driver_sql(_RECORD, _make_parameters(reports, rules, whole=True))
+    rows = result.mappings().all()
+    judged = [(reports[row["ordinal"] - 1], row) for row in rows]
     transitions = [
         Transition(
-            row.id,
-            NodeStatus(row.status),
-            NodeStatus(row.next),
+            row["id"],
+            NodeStatus(row["status"]),
+            NodeStatus(row["next"]),
             StatusReason.SELF_REPORTED if report.degraded else StatusReason.HEARTBEAT,
             report.actor,
         )
         for report, row in judged
-        if row.changes
+        if row["changes"]
     ]
     if transitions:
         transitions = await damp_flapping(session, transitions, rules)
@@ -204,29 +201,33 @@ async def _record_round(
         NodeNotFound(report.node_id) for report in reports
     ]
     for report, row in judged:
-        outcomes[row.ordinal - 1] = _make_outcome(report, row, status.get(row.id, row.status))
+        outcomes[row["ordinal"] - 1] = _make_outcome(
+            report, row, status.get(row["id"], row["status"])
+        )
     return outcomes
 
 
 def _make_parameters(
     reports: Sequence[HeartbeatReport], rules: LivenessRules, *, whole: bool
-) -> dict[str, object]:
-    return {
-        "node_ids": [report.node_id for report in reports],
-        "boot_ids": [report.boot_id for report in reports],
-        "sequences": [report.sequence for report in reports],
-        "degraded": [report.degraded for report in reports],
-        "metrics": [orjson.dumps(report.metrics or {}).decode() for report in reports],
-        "intervals": [rules.draw_interval() for _ in reports],
-        "grace": rules.grace,
-        "flap_steady": rules.flap_steady,
-        "whole": whole,
-    }
+) -> tuple[object, ...]:
+    return (
+        [report.node_id for report in reports],
+        [report.boot_id for report in reports],
+        [report.sequence for report in reports],
+        [report.degraded for report in reports],
+        [orjson.dumps(report.metrics or {}).decode() for report in reports],
+        [rules.draw_interval() for _ in reports],
+        rules.grace,
+        rules.flap_steady,
+        whole,
+    )
 
 
 def _make_outcome(
-    report: HeartbeatReport, row: Row[Any], status: str
+    report: HeartbeatReport, row: Mapping[Any, Any], status: str
 ) -> HeartbeatAck | RegistryError:
-    if not row.same_boot:
+    if not row["same_boot"]:
         return StaleBoot(report.node_id)
-    return HeartbeatAck(report.node_id, NodeStatus(status), row.received_at, row.interval_seconds)
+    return HeartbeatAck(
+        report.node_id, NodeStatus(status), row["received_at"], row["interval_seconds"]
+    )

@@ -4,19 +4,17 @@ Whoever changes a status locks the node's row first and calls `apply` last: the 
 one row, so its lock puts the changes of all processes in one order, the order of their commits.
 """
 
-from collections.abc import Sequence
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import Row, and_, bindparam, func, inspect, select, text
+from sqlalchemy import Enum, func, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import aliased
-from sqlmodel import col
 
-from db.core.direct import Direct
 from db.core.enums import NodeStatus, StatusReason
 from db.core.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
 from db.registry.node_filter import NodeFilter
@@ -147,67 +145,68 @@ SELECT_CHANGES = select(
 """Selects the parts of LoggedChange, in order."""
 
 
-_CHANGES_AFTER = (
-    select(StatusChange)
-    .where(
-        STATUS_CHANGE.revision > bindparam("revision"), STATUS_CHANGE.revision <= bindparam("upto")
-    )
-    .order_by(STATUS_CHANGE.revision)
-    .limit(bindparam("limit"))
-    .subquery("logged")
-)
-_LAST_OF_NODE = (
-    func.max(_CHANGES_AFTER.c.revision).over(partition_by=_CHANGES_AFTER.c.node_id).label("last")
-)
-_MARKED_CHANGES = select(_CHANGES_AFTER, _LAST_OF_NODE).subquery("marked")
-_NAME_NODE = aliased(Node, name="named")
-_CURRENT_NODE = aliased(Node, name="standing")
-
+_NODE_COLUMNS = {each.key: each.columns[0] for each in inspect(Node).column_attrs}
 _CHANGE_COLUMNS = (
-    _MARKED_CHANGES.c.revision,
-    _MARKED_CHANGES.c.node_id,
-    col(_NAME_NODE.node_id),
-    _MARKED_CHANGES.c.previous_status,
-    _MARKED_CHANGES.c.status,
-    _MARKED_CHANGES.c.reason,
-    _MARKED_CHANGES.c.note,
-    _MARKED_CHANGES.c.actor,
-    _MARKED_CHANGES.c.changed_at,
+    *("logged.revision", "logged.node_id", "named.node_id", "logged.previous_status"),
+    *("logged.status", "logged.reason", "logged.note", "logged.actor", "logged.changed_at"),
 )
-_NODE_COLUMNS = inspect(Node).column_attrs.keys()
 
 # A node, which may be large, comes with the last of its changes alone.
-_LIST_AFTER = Direct(
-    select(
-        *(column.label(f"logged_{place}") for place, column in enumerate(_CHANGE_COLUMNS)),
-        *(getattr(_CURRENT_NODE, name).label(name) for name in _NODE_COLUMNS),
-    )
-    .select_from(_MARKED_CHANGES)
-    .join(_NAME_NODE, col(_NAME_NODE.id) == _MARKED_CHANGES.c.node_id)
-    .outerjoin(
-        _CURRENT_NODE,
-        and_(
-            col(_CURRENT_NODE.id) == _MARKED_CHANGES.c.node_id,
-            _MARKED_CHANGES.c.revision == _MARKED_CHANGES.c.last,
-            col(_CURRENT_NODE.removed_at).is_(None),
-        ),
-    )
-    .order_by(_MARKED_CHANGES.c.revision)
-)
+_LIST_AFTER = f"""
+SELECT {", ".join(_CHANGE_COLUMNS)},
+       {", ".join(f"standing.{column.name}" for column in _NODE_COLUMNS.values())}
+FROM (
+    SELECT slice.*, max(revision) OVER (PARTITION BY node_id) AS last
+    FROM (
+        SELECT * FROM status_changes
+        WHERE revision > $1 AND revision <= $2
+        ORDER BY revision
+        LIMIT $3
+    ) slice
+) logged
+JOIN nodes named ON named.id = logged.node_id
+LEFT JOIN nodes standing
+    ON standing.id = logged.node_id AND logged.revision = logged.last
+    AND standing.removed_at IS NULL
+ORDER BY logged.revision
+"""  # noqa: S608  # nothing in it comes from outside
+_ENUM_COLUMNS = [
+    (place, column.type.enum_class)
+    for place, column in enumerate([*SELECT_CHANGES.selected_columns, *_NODE_COLUMNS.values()])
+    if isinstance(column.type, Enum) and column.type.enum_class
+]
 _MAX_REVISION = 2**63 - 1
+
+NodeRow: TypeAlias = Any
+"""A tuple with the attributes of Node, by name."""
+
+
+def _make_row_type(attributes: Iterable[str]) -> Callable[..., NodeRow]:
+    return namedtuple("NodeRow", attributes)  # noqa: PYI024  # the attributes are the table's
+
+
+_make_node_row = _make_row_type(_NODE_COLUMNS)
 
 
 async def list_changes_after(
     connection: asyncpg.Connection, revision: int, *, upto: int | None = None, limit: int = 1000
-) -> tuple[list[LoggedChange], dict[UUID, Row[Any]]]:
+) -> tuple[list[LoggedChange], dict[UUID, NodeRow]]:
     """The changes behind `revision`, in order, and those of their nodes that are registered.
 
     The latter are rows with the attributes of Node.
     """
     upto = _MAX_REVISION if upto is None else upto
-    rows = await _LIST_AFTER.fetch(connection, revision=revision, upto=upto, limit=limit)
-    logged = [LoggedChange(*row[: len(_CHANGE_COLUMNS)]) for row in rows]
-    return logged, {row.id: row for row in rows if row.id is not None}
+    changes, nodes = [], {}
+    for record in await connection.fetch(_LIST_AFTER, revision, upto, limit):
+        values = list(record)
+        for place, enum in _ENUM_COLUMNS:  # the driver makes text of them
+            if values[place] is not None:
+                values[place] = enum(values[place])
+        changes.append(LoggedChange(*values[: len(_CHANGE_COLUMNS)]))
+        node = _make_node_row(*values[len(_CHANGE_COLUMNS) :])
+        if node.id is not None:
+            nodes[node.id] = node
+    return changes, nodes
 
 
 async def match_changes(

@@ -1,15 +1,15 @@
 """The type Node, and pages of nodes."""
 
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 from uuid import UUID
 
 import strawberry
-from sqlalchemy import Row
 
 from db.core import tables
 from db.registry import history, nodes, profiles
 from db.registry.node_filter import NodeFilter
+from db.registry.status_changes import NodeRow
 from graph.api.connection import (
     DEFAULT_PAGE_SIZE,
     After,
@@ -60,7 +60,7 @@ class Node:
     metadata: JSON = field("Other facts that the node reports.")
 
     @classmethod
-    def from_row(cls, row: tables.Node | Row[Any]) -> Self:
+    def from_row(cls, row: tables.Node | NodeRow) -> Self:
         return cls(
             uuid=row.id,
             last_heartbeat_id=row.last_heartbeat_id,

@@ -6,12 +6,9 @@ An event is one object for all subscribers that receive it: its identity is the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from sqlalchemy import Row
 
 from db.core import tables
-from db.registry.status_changes import LoggedChange
+from db.registry.status_changes import LoggedChange, NodeRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +19,7 @@ class StatusChanged:
     """
 
     change: LoggedChange
-    node: Row[Any] | None
+    node: NodeRow | None
 
 
 @dataclass(frozen=True, slots=True)

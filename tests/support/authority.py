@@ -58,7 +58,10 @@ class Authority:
         ends_at: datetime = BEGUN + 10 * DAY,
         purpose: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
     ) -> Pair:
-        return self._signed(name, _named(*common_names), purpose, ends_at=ends_at)
+        # RFC 5280, which OpenSSL is strict about from Python 3.13 on: a certificate without a
+        # subject has another name, as a critical extension.
+        other_name = None if common_names else x509.SubjectAlternativeName([x509.DNSName("nobody")])
+        return self._signed(name, _named(*common_names), purpose, other_name, ends_at=ends_at)
 
     def _signed(
         self,
@@ -82,7 +85,7 @@ class Authority:
             )
         )
         if reached_as is not None:
-            made = made.add_extension(reached_as, critical=False)
+            made = made.add_extension(reached_as, critical=not list(subject))
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
         signed = made.sign(self._key, hashes.SHA256())
         pair.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))

@@ -102,8 +102,8 @@ async def issuer(*said: dict[str, Any]) -> AsyncIterator[Issuer]:
     async with server:
         live.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks.json"
         yield live
-    if live.hold is not None:
-        live.hold.set()
+        if live.hold is not None:
+            live.hold.set()  # from Python 3.12 on the server waits for its connections
     await asyncio.gather(*live.serving)
 
 

@@ -168,7 +168,7 @@ async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_u
         await wait_until(lambda: answers["200"] > 20, seconds=SECONDS)
         killed.kill()
         died = await live.parent.line(r"worker\.ended.* pid=(\d+)")
-        served = await live.parent.line(r"worker\.serves.* pid=(\d+)")
+        served = await live.parent.line(r"worker\.started.* pid=(\d+)")
         replaced.set()
         await asyncio.gather(*asking)
         assert set(answers) <= {"200", "cut"}

@@ -21,7 +21,7 @@ from db.core.identity import Caller, Identity
 from db.core.tables import AuditEntry
 from db.registry import nodes
 from db.registry.profiles import ProfileContent
-from tests.support.fleet import AGENT, OPERATOR, RULES, examples, register, rows
+from tests.support.fleet import AGENT, OPERATOR, RULES, fetch_rows, limit_examples, register
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -57,7 +57,7 @@ async def test_an_entry_says_who_did_it_from_where_and_under_which_request(
     [entry] = await trail(database)
     assert (entry.actor, entry.address, entry.request_id) == ("agent", "192.0.2.10", "request-1")
     assert (entry.action, entry.subject, entry.outcome) == ("node.register", "a", "ok")
-    [(age,)] = await rows(database, "SELECT now() - recorded_at FROM audit_log")
+    [(age,)] = await fetch_rows(database, "SELECT now() - recorded_at FROM audit_log")
     assert timedelta(0) <= age < timedelta(minutes=1)
 
 
@@ -143,7 +143,7 @@ async def test_a_boot_id_with_which_one_could_pass_for_the_agent_is_nowhere_in_t
     assert first.after is not None
     assert second.after is not None
     assert first.after["bootSince"] < second.after["bootSince"]
-    [(leaks,)] = await rows(
+    [(leaks,)] = await fetch_rows(
         database, "SELECT count(*) FROM audit_log a WHERE to_json(a)::text LIKE '%secret-run%'"
     )
     assert leaks == 0
@@ -185,7 +185,9 @@ async def test_maintenance_and_removal_tell_the_node_before_and_after(database: 
     ]
     for entry in (await trail(database))[1:]:
         assert (entry.actor, entry.address) == ("op", "192.0.2.20")
-    stood = await rows(database, "SELECT status, status_reason FROM nodes WHERE node_id = 'a'")
+    stood = await fetch_rows(
+        database, "SELECT status, status_reason FROM nodes WHERE node_id = 'a'"
+    )
     assert stood == [("offline", "deregistered")]
 
 
@@ -249,7 +251,7 @@ def _means(audit_filter: AuditFilter, entry: dict[str, Any]) -> bool:
 
 
 @given(ENTRIES, FILTERS, st.integers(1, 4))
-@examples(80)
+@limit_examples(80)
 async def test_pages_show_each_entry_that_is_meant_once_and_newest_first(
     database: Database, entries: list[dict[str, Any]], audit_filter: AuditFilter, first: int
 ) -> None:
@@ -368,5 +370,5 @@ async def test_entries_beyond_the_retention_are_dropped_oldest_first_in_batches(
 async def test_the_database_keeps_a_week_whoever_asks(database: Database, cutoff: str) -> None:
     await refuse(database)
     with pytest.raises(DBAPIError, match="last seven days"):
-        await rows(database, f"SELECT trim_audit_log({cutoff}, 10)")
+        await fetch_rows(database, f"SELECT trim_audit_log({cutoff}, 10)")
     assert len(await trail(database)) == 1

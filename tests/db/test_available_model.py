@@ -15,7 +15,7 @@ from db.registry.node_filter import LabelSelector
 from db.routing.matching import Requirements
 from graph.live.change_feed import ChangeFeed
 from graph.live.node_snapshot import NodeSnapshot
-from tests.support.fleet import clear, examples, record, register, report
+from tests.support.fleet import clear, limit_examples, make_report, record, register
 
 LABELS = st.lists(st.sampled_from(["gpu", "eu", "spot"]), max_size=3, unique=True)
 MODELS = st.sampled_from(["llama", "qwen", "phi"])
@@ -138,7 +138,7 @@ async def settle(database: Database, subjects: list[Subject]) -> None:
             capabilities={"os": subject.os, "models": subject.models},
         )
         if subject.metrics is not None:
-            await record(database, report(f"n{number}", metrics=subject.metrics))
+            await record(database, make_report(f"n{number}", metrics=subject.metrics))
     async with database.write() as session:
         await session.execute(
             text(
@@ -153,7 +153,7 @@ async def settle(database: Database, subjects: list[Subject]) -> None:
         )
 
 
-@examples(60)
+@limit_examples(60)
 @given(
     subjects=st.lists(SUBJECTS, max_size=8),
     needs=st.lists(REQUIREMENTS, min_size=1, max_size=4),

@@ -24,8 +24,8 @@ from graph.live import change_feed as feed_module
 from graph.live.change_feed import ChangeFeed
 from graph.live.change_stream import follow_changes
 from graph.live.stream_events import Bookmark, ResyncRequired, StatusChanged, StatusEvent
-from tests.support.fleet import examples, rows
-from tests.support.statements import statements
+from tests.support.fleet import fetch_rows, limit_examples
+from tests.support.statements import record_statements
 from tests.support.waiting import wait_until
 
 OUT, IN = "node-1-hetzner-gex44", "node-2-macbook-m4max"  # as seeded, by revisions 1 and 2
@@ -133,7 +133,7 @@ async def cut_listeners(database: Database) -> None:
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name = 'node-registry-listen' AND datname = current_database()
     """
-    await wait_until(lambda: rows(database, cut))
+    await wait_until(lambda: fetch_rows(database, cut))
 
 
 @dataclass
@@ -243,7 +243,7 @@ STEP = st.one_of(
 
 
 @given(st.lists(STEP, min_size=5, max_size=40), st.integers(1, 4), st.integers(1, 12))
-@examples(150)
+@limit_examples(150)
 async def test_each_reader_gets_every_change_once_and_in_order_or_a_resync(
     database: Database,
     monkeypatch: pytest.MonkeyPatch,
@@ -316,7 +316,7 @@ async def test_readers_that_resume_together_share_the_reading_of_the_log(
     monkeypatch.setattr(feed_module, "BATCH_SIZE", 5)
     await append(database, *[IN] * 9)
     feed = await a_feed(database)
-    with statements(database) as sent:
+    with record_statements(database) as sent:
         reading = [
             next_revisions(await following(feed, database, after), 11 - after)
             for after in [0, 0, 0, 1, 3, 4, 5, 7]
@@ -336,7 +336,7 @@ async def test_readers_share_what_was_read_live_and_ask_nothing_themselves(
     readers = [await following(feed, database, 2) for _ in range(5)]
     reading = [asyncio.create_task(next_revisions(each, 3)) for each in readers]
     await append(database, IN, OUT, IN)
-    with statements(database) as sent:
+    with record_statements(database) as sent:
         await read_on(feed, database, 5)
         assert await asyncio.gather(*reading) == [[3, 4, 5]] * 5
     assert len(sent) == 1
@@ -352,7 +352,7 @@ async def test_a_filter_is_asked_once_for_all_and_its_answer_not_kept_for_long(
     batch = await feed.wait_for_batch(5, 0, 0)
     assert batch is not None
     monkeypatch.setattr(feed_module, "SHARED_SECONDS", 0.05)
-    with statements(database) as sent:
+    with record_statements(database) as sent:
         for meant in await asyncio.gather(*[batch.behind(5, ONLY_IN) for _ in range(5)]):
             assert [each.change.revision for each in meant] == [6, 8]
         assert len(sent) == 1
@@ -471,7 +471,7 @@ async def test_a_log_trimmed_of_all_that_was_not_read_asks_for_a_resync_and_goes
     asked = asyncio.create_task(next_events(waiting))
     await append(database, IN, IN)
     await trim(database, 0)
-    with statements(database) as sent:
+    with record_statements(database) as sent:
         await read_on(feed, database)
     assert len(sent) < 10
     [told] = await asked
@@ -488,8 +488,8 @@ async def test_false_news_do_no_harm(database: Database) -> None:
     events = await following(feed, database, 2)
     async with running(feed):
         await wait_until(lambda: feed.is_connected)
-        await wait_until(lambda: rows(database, _LISTENERS))
-        with statements(database) as sent:
+        await wait_until(lambda: fetch_rows(database, _LISTENERS))
+        with record_statements(database) as sent:
             for payload in ("999999", "0"):
                 async with database.write() as session:
                     await session.execute(text(f"NOTIFY {CHANNEL}, '{payload}'"))

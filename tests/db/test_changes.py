@@ -30,21 +30,21 @@ from tests.support.fleet import (
     PROCESS,
     RULES,
     age,
-    be_at_work,
     beat,
-    changes_of,
     clear,
-    examples,
-    let_maintenance_end,
+    expire_maintenance,
+    fetch_rows,
+    get_node,
+    limit_examples,
+    list_changes,
+    make_registration,
+    make_report,
+    mark_registry_running,
     register,
-    registration_of,
-    report,
-    rows,
     run_sweep,
-    stand,
-    waits_for_a_lock,
+    wait_for_lock,
 )
-from tests.support.tcp_proxy import proxy
+from tests.support.tcp_proxy import run_proxy
 from tests.support.waiting import wait_until
 
 FLEET = ["node-1", "node-2", "node-3"]
@@ -72,11 +72,11 @@ async def act(
     match action:
         case "register":
             await registration.register(
-                session, registration_of(node_id, boot_id), rules=RULES, by=AGENT
+                session, make_registration(node_id, boot_id), rules=RULES, by=AGENT
             )
         case "beat" | "degrade":
             batch = [
-                report(other, sequence, boot_id, degraded=action == "degrade")
+                make_report(other, sequence, boot_id, degraded=action == "degrade")
                 for other in (node_id, *FLEET)
             ]
             await heartbeats.record_in_transaction(session, batch, RULES)
@@ -88,11 +88,11 @@ async def act(
                 {"node": node_id},
             )
         case "sweep":
-            await be_at_work(session)
+            await mark_registry_running(session)
             await sweep.sweep(session, PROCESS, RULES)
         case "maintain":
             await nodes.start_maintenance(session, node_id, note="why", until=LATER, by=OPERATOR)
-            await let_maintenance_end(session, node_id)
+            await expire_maintenance(session, node_id)
         case "end":
             await nodes.end_maintenance(session, node_id, rules=RULES, note=None, by=OPERATOR)
         case "deregister":
@@ -117,7 +117,7 @@ async def follow(database: Database, seen: list[int]) -> None:
 
 
 @given(st.lists(st.lists(STEP, max_size=8), min_size=3, max_size=3))
-@examples(40)
+@limit_examples(40)
 async def test_any_interleaving_leaves_a_log_without_gaps_that_tells_the_truth(
     database: Database, programs: list[list[Step]]
 ) -> None:
@@ -130,16 +130,16 @@ async def test_any_interleaving_leaves_a_log_without_gaps_that_tells_the_truth(
     reader.cancel()
     with suppress(asyncio.CancelledError):
         await reader
-    log = await changes_of(database)
+    log = await list_changes(database)
     assert [change.revision for change in log] == list(range(1, len(log) + 1))
     assert seen == [change.revision for change in log][: len(seen)]
-    assert await rows(database, "SELECT revision FROM registry_state") == [(len(log),)]
+    assert await fetch_rows(database, "SELECT revision FROM registry_state") == [(len(log),)]
     assert all(one.changed_at <= next_.changed_at for one, next_ in pairwise(log))
     await tells_how_each_node_came_to_stand(database, log)
 
 
 async def tells_how_each_node_came_to_stand(database: Database, log: list[LoggedChange]) -> None:
-    stands = await rows(
+    stands = await fetch_rows(
         database, "SELECT id, status, status_reason, status_since, removed_at FROM nodes"
     )
     for node, status, reason, since, removed_at in stands:
@@ -177,7 +177,7 @@ async def test_a_notification_tells_the_newest_revision_and_only_after_the_commi
         async with database.write() as session:
             for node_id in FLEET:
                 await registration.register(
-                    session, registration_of(node_id), rules=RULES, by=AGENT
+                    session, make_registration(node_id), rules=RULES, by=AGENT
                 )
             async with hearing(database) as probe:
                 await asyncio.sleep(0.05)
@@ -200,10 +200,10 @@ async def test_a_sweep_of_many_is_one_notification(database: Database) -> None:
 async def test_what_is_undone_leaves_no_gap_and_tells_nobody(database: Database) -> None:
     async with hearing(database) as heard:
         async with undone(database) as session:
-            await registration.register(session, registration_of("node-3"), rules=RULES, by=AGENT)
+            await registration.register(session, make_registration("node-3"), rules=RULES, by=AGENT)
         node, _ = await register(database, "node-4")
         await arrived(heard, [3])
-    assert [change.revision for change in await changes_of(database, node.id)] == [3]
+    assert [change.revision for change in await list_changes(database, node.id)] == [3]
 
 
 async def test_a_heartbeat_without_news_takes_no_revision(database: Database) -> None:
@@ -213,19 +213,19 @@ async def test_a_heartbeat_without_news_takes_no_revision(database: Database) ->
             await beat(database, "node-3", sequence)
         await run_sweep(database)
         assert heard == []
-    assert await rows(database, "SELECT revision FROM registry_state") == [(3,)]
+    assert await fetch_rows(database, "SELECT revision FROM registry_state") == [(3,)]
 
 
 async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
     """So a revision is never visible before those below it."""
     async with database.write() as session:
-        await registration.register(session, registration_of("node-3"), rules=RULES, by=AGENT)
+        await registration.register(session, make_registration("node-3"), rules=RULES, by=AGENT)
         second = asyncio.create_task(register(database, "node-4"))
-        await waits_for_a_lock(database)
+        await wait_for_lock(database)
         assert not second.done()
-        assert len(await changes_of(database)) == 2
+        assert len(await list_changes(database)) == 2
     node, _ = await second
-    assert [change.revision for change in await changes_of(database, node.id)] == [4]
+    assert [change.revision for change in await list_changes(database, node.id)] == [4]
 
 
 async def test_changes_are_read_in_order_within_bounds(database: Database) -> None:
@@ -245,7 +245,7 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
         assert (await status_changes.read_state(session)).revision == 5
     async with database.open_connection() as connection:
         [last], standing = await status_changes.list_changes_after(connection, 4)
-    node = await stand(database, last.node_id)
+    node = await get_node(database, last.node_id)
     assert [row.id for row in standing.values()] == [last.node] == [node.id]
     assert all(
         getattr(standing[node.id], name) == value for name, value in node.model_dump().items()
@@ -323,7 +323,7 @@ async def test_a_listener_finds_its_connection_dead(database: Database) -> None:
     async with open_listener(database) as listener:
         waiting = asyncio.create_task(listener.wait_for_change(60))
         await asyncio.sleep(0)
-        await rows(
+        await fetch_rows(
             database,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND application_name = 'node-registry-listen'",
@@ -392,7 +392,7 @@ async def test_a_server_that_vanishes_in_the_middle_of_a_statement_is_an_outage_
 ) -> None:
     """PostgreSQL is asked through a proxy that stops to carry anything."""
     folder = Path(str(database.url.query["host"]))
-    async with proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as between:
+    async with run_proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as between:
         far = Database(database.url.set(host="127.0.0.1", port=between.port, query={}), pool_size=1)
         await far.ping()
         between.starve()

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.core.database import Database
 from db.routing import jsonb_contains
 from db.routing.jsonb_contains import contains
-from tests.support.fleet import examples
+from tests.support.fleet import limit_examples
 from tests.support.json_documents import DOCUMENTS
 
 
@@ -66,7 +66,7 @@ def by_index(whole: Any, part: Any) -> bool:
 
 
 @given(PAIRS)
-@examples(200)
+@limit_examples(200)
 async def test_a_document_contains_another_when_the_database_says_so(
     database: Database, pair: tuple[Any, list[Any]]
 ) -> None:

@@ -18,7 +18,7 @@ from db.core.tables import NODE, Node, NodeProfile, RoleProfile
 from db.registry import nodes
 from db.registry.node_filter import EVERY_NODE, LabelSelector, NodeFilter
 from db.registry.nodes import NodeOrder
-from tests.support.fleet import OPERATOR, clear, examples, register
+from tests.support.fleet import OPERATOR, clear, limit_examples, register
 
 LABELS = st.lists(st.sampled_from(["gpu", "router", "a=b", "GPU"]), max_size=3)
 TEXTS = st.text("aB%_\\/'", max_size=4)
@@ -206,7 +206,7 @@ async def found(session: AsyncSession, node_filter: NodeFilter) -> set[str]:
 
 
 @given(FLEETS, ROLE_PROFILES, st.lists(FILTERS, min_size=1, max_size=4))
-@examples(60)
+@limit_examples(60)
 async def test_a_filter_finds_the_nodes_that_it_means(
     database: Database,
     fleet: list[Subject],

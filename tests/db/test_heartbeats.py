@@ -24,20 +24,20 @@ from tests.support.fleet import (
     PROCESS,
     RULES,
     age,
-    be_at_work,
     beat,
-    changes_of,
-    examples,
+    fetch_rows,
+    get_node,
+    limit_examples,
+    list_changes,
+    make_registration,
+    make_report,
+    mark_registry_running,
     record,
     register,
-    registration_of,
-    report,
-    rows,
     run_sweep,
-    stand,
-    waits_for_a_lock,
+    wait_for_lock,
 )
-from tests.support.statements import statements
+from tests.support.statements import record_statements
 
 LOGGED = """
 SELECT n.node_id, h.status, metrics->>'n' FROM heartbeat_log h JOIN nodes n ON n.id = h.node_id
@@ -52,11 +52,11 @@ async def test_each_report_of_a_batch_has_its_own_outcome_in_the_order_given(
     await register(database, "node-4")
     outcomes = await record(
         database,
-        report("unknown"),
-        report("node-4", metrics={"n": 4}),
-        report("node-3", boot_id="boot-0"),
-        report("node-1-hetzner-gex44"),
-        report("node-3", degraded=True, metrics={"n": 3}),
+        make_report("unknown"),
+        make_report("node-4", metrics={"n": 4}),
+        make_report("node-3", boot_id="boot-0"),
+        make_report("node-1-hetzner-gex44"),
+        make_report("node-3", degraded=True, metrics={"n": 3}),
     )
     kinds = [type(outcome) for outcome in outcomes]
     assert kinds == [NodeNotFound, HeartbeatAck, StaleBoot, NodeNotFound, HeartbeatAck]
@@ -64,7 +64,7 @@ async def test_each_report_of_a_batch_has_its_own_outcome_in_the_order_given(
     assert isinstance(outcomes[4], HeartbeatAck)
     assert (outcomes[1].node_id, outcomes[1].status) == ("node-4", NodeStatus.ONLINE)
     assert (outcomes[4].node_id, outcomes[4].status) == ("node-3", NodeStatus.DEGRADED)
-    assert sorted(await rows(database, LOGGED)) == [
+    assert sorted(await fetch_rows(database, LOGGED)) == [
         ("node-3", "degraded", "3"),
         ("node-4", "online", "4"),
     ]
@@ -77,28 +77,28 @@ async def test_an_empty_batch_is_nothing(database: Database) -> None:
 async def test_a_heartbeat_is_remembered_with_the_node(database: Database) -> None:
     await register(database, "node-3")
     recorded = await beat(database, "node-3", 5, metrics={"n": 1})
-    node = await stand(database, "node-3")
+    node = await get_node(database, "node-3")
     assert node.last_heartbeat == node.heard_at == recorded.received_at
     assert (node.last_sequence, node.reported_degraded) == (5, False)
     assert node.heartbeat_interval_seconds == recorded.interval_seconds
-    [(logged_id, logged_at)] = await rows(database, "SELECT id, timestamp FROM heartbeat_log")
+    [(logged_id, logged_at)] = await fetch_rows(database, "SELECT id, timestamp FROM heartbeat_log")
     assert (node.last_heartbeat_id, node.last_heartbeat) == (logged_id, logged_at)
 
 
 async def test_a_heartbeat_without_metrics_is_logged_with_none(database: Database) -> None:
     await register(database, "node-3")
     await beat(database, "node-3")
-    assert await rows(database, "SELECT metrics FROM heartbeat_log") == [({},)]
+    assert await fetch_rows(database, "SELECT metrics FROM heartbeat_log") == [({},)]
 
 
 async def test_a_heartbeat_changes_nothing_that_has_an_index(database: Database) -> None:
     await register(database, "node-3", labels=["gpu"], capabilities={"models": ["llama"]})
-    before = await stand(database, "node-3")
+    before = await get_node(database, "node-3")
     await beat(database, "node-3")
-    after = await stand(database, "node-3")
+    after = await get_node(database, "node-3")
     assert after.updated_at == before.updated_at
     changed = {name for name, value in after.model_dump().items() if value != getattr(before, name)}
-    [(indexed,)] = await rows(
+    [(indexed,)] = await fetch_rows(
         database,
         "SELECT array_agg(DISTINCT attname::text) FROM pg_index i JOIN pg_attribute a"
         " ON a.attrelid = indrelid AND a.attnum = ANY (indkey) WHERE indrelid = 'nodes'::regclass",
@@ -113,18 +113,18 @@ async def test_a_heartbeat_that_is_not_newer_changes_nothing(
 ) -> None:
     await register(database, "node-3")
     last = await beat(database, "node-3", 5)
-    before = await stand(database, "node-3")
+    before = await get_node(database, "node-3")
     again = await beat(database, "node-3", sequence, degraded=True, metrics={"late": True})
     assert again == last
-    assert await stand(database, "node-3") == before
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
+    assert await get_node(database, "node-3") == before
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
 
 
 async def test_the_first_sequence_may_be_zero_and_the_last_the_largest(database: Database) -> None:
     await register(database, "node-3")
     await beat(database, "node-3", 0)
     await beat(database, "node-3", 2**63 - 1)
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(2,)]
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(2,)]
 
 
 async def test_a_late_heartbeat_of_an_offline_node_does_not_bring_it_back(
@@ -135,17 +135,17 @@ async def test_a_late_heartbeat_of_an_offline_node_does_not_bring_it_back(
     await age(database, EXPIRED, "node-3")
     await run_sweep(database)
     assert (await beat(database, "node-3", 5)).status is NodeStatus.OFFLINE
-    assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
+    assert (await get_node(database, "node-3")).status is NodeStatus.OFFLINE
 
 
 async def test_the_replaced_run_is_told_so_and_changes_nothing(database: Database) -> None:
     await register(database, "node-3")
     await age(database, OVERDUE, "node-3")
     await register(database, "node-3", "boot-2")
-    before = await stand(database, "node-3")
-    [outcome] = await record(database, report("node-3", 99))
+    before = await get_node(database, "node-3")
+    [outcome] = await record(database, make_report("node-3", 99))
     assert isinstance(outcome, StaleBoot)
-    assert await stand(database, "node-3") == before
+    assert await get_node(database, "node-3") == before
 
 
 async def test_a_node_says_that_it_is_degraded_and_well_again(database: Database) -> None:
@@ -154,7 +154,7 @@ async def test_a_node_says_that_it_is_degraded_and_well_again(database: Database
         await beat(database, "node-3", sequence, degraded=degraded)
     assert [
         (change.previous_status, change.status, change.reason, change.actor)
-        for change in (await changes_of(database, node.id))[1:]
+        for change in (await list_changes(database, node.id))[1:]
     ] == [
         (NodeStatus.ONLINE, NodeStatus.DEGRADED, StatusReason.SELF_REPORTED, "agent"),
         (NodeStatus.DEGRADED, NodeStatus.ONLINE, StatusReason.HEARTBEAT, "agent"),
@@ -167,10 +167,10 @@ async def test_what_a_node_says_of_itself_replaces_what_its_silence_said(
     await register(database, "node-3")
     await age(database, OVERDUE, "node-3")
     await run_sweep(database)
-    silent = await stand(database, "node-3")
+    silent = await get_node(database, "node-3")
     assert silent.status_reason is StatusReason.MISSED_HEARTBEATS
     await beat(database, "node-3", degraded=True)
-    node = await stand(database, "node-3")
+    node = await get_node(database, "node-3")
     assert (node.status, node.status_reason) == (NodeStatus.DEGRADED, StatusReason.SELF_REPORTED)
     assert node.status_since == silent.status_since
 
@@ -184,9 +184,9 @@ async def test_a_heartbeat_brings_a_silent_node_back(
     await register(database, "node-3")
     await age(database, silence, "node-3")
     await run_sweep(database)
-    assert (await stand(database, "node-3")).status is status
+    assert (await get_node(database, "node-3")).status is status
     assert (await beat(database, "node-3")).status is NodeStatus.ONLINE
-    node = await stand(database, "node-3")
+    node = await get_node(database, "node-3")
     assert (node.status, node.status_reason) == (NodeStatus.ONLINE, StatusReason.HEARTBEAT)
 
 
@@ -196,28 +196,28 @@ async def test_maintenance_stays_and_remembers_what_the_node_said(database: Data
     async with database.write() as session:
         await nodes.start_maintenance(session, "node-3", note=None, until=until, by=OPERATOR)
     assert (await beat(database, "node-3", degraded=True)).status is NodeStatus.MAINTENANCE
-    node = await stand(database, "node-3")
+    node = await get_node(database, "node-3")
     assert (node.status, node.reported_degraded) == (NodeStatus.MAINTENANCE, True)
     assert node.maintenance_until == until
-    assert await rows(database, "SELECT status FROM heartbeat_log") == [("maintenance",)]
+    assert await fetch_rows(database, "SELECT status FROM heartbeat_log") == [("maintenance",)]
 
 
 async def test_a_node_may_occur_several_times_in_a_batch(database: Database) -> None:
     node, _ = await register(database, "node-3")
     outcomes = await record(
         database,
-        report("node-3", 1, metrics={"n": 1}),
-        report("unknown", 1),
-        report("node-3", 3, degraded=True, metrics={"n": 3}),
-        report("node-3", 2, metrics={"n": 2}),
-        report("unknown", 2),
-        report("node-3", 4, metrics={"n": 4}),
+        make_report("node-3", 1, metrics={"n": 1}),
+        make_report("unknown", 1),
+        make_report("node-3", 3, degraded=True, metrics={"n": 3}),
+        make_report("node-3", 2, metrics={"n": 2}),
+        make_report("unknown", 2),
+        make_report("node-3", 4, metrics={"n": 4}),
     )
     statuses = [outcome.status for outcome in outcomes if isinstance(outcome, HeartbeatAck)]
     assert statuses == ["online", "degraded", "degraded", "online"]
     assert [type(outcomes[i]) for i in (1, 4)] == [NodeNotFound, NodeNotFound]
-    assert [row[2] for row in await rows(database, LOGGED)] == ["1", "3", "4"]
-    assert [change.status for change in await changes_of(database, node.id)] == [
+    assert [row[2] for row in await fetch_rows(database, LOGGED)] == ["1", "3", "4"]
+    assert [change.status for change in await list_changes(database, node.id)] == [
         "online",
         "degraded",
         "online",
@@ -227,13 +227,17 @@ async def test_a_node_may_occur_several_times_in_a_batch(database: Database) -> 
 async def test_a_node_that_was_unknown_stays_so_for_the_whole_batch(database: Database) -> None:
     """Else the batch would lock it when it holds the log's counter already: against the order."""
     await register(database, "node-3")
-    batch = [report("node-3", 1, degraded=True), report("node-4", 1), report("node-4", 2)]
+    batch = [
+        make_report("node-3", 1, degraded=True),
+        make_report("node-4", 1),
+        make_report("node-4", 2),
+    ]
     async with database.write() as session:
         recording = heartbeats.record_in_transaction(session, batch, RULES)
         async with database.write() as other:
             await other.execute(text("SELECT FROM nodes WHERE node_id = 'node-3' FOR UPDATE"))
             task = asyncio.create_task(recording)
-            await waits_for_a_lock(database)
+            await wait_for_lock(database)
             await other.execute(
                 text(
                     "INSERT INTO nodes (node_id, node_name, node_role, node_type, status,"
@@ -249,7 +253,7 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
     fleet = [f"node-{n:03}" for n in range(200)]
     async with database.write() as session:
         for node_id in fleet:
-            await registration.register(session, registration_of(node_id), rules=RULES, by=AGENT)
+            await registration.register(session, make_registration(node_id), rules=RULES, by=AGENT)
 
     async def write(writer: int) -> list[HeartbeatAck]:
         heard = []
@@ -258,7 +262,7 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
             degraded = (writer + turn) % 3 == 0
             sequence = turn * 4 + writer
             outcomes = await record(
-                database, *(report(node_id, sequence, degraded=degraded) for node_id in order)
+                database, *(make_report(node_id, sequence, degraded=degraded) for node_id in order)
             )
             heard += [outcome for outcome in outcomes if isinstance(outcome, HeartbeatAck)]
         return heard
@@ -266,10 +270,10 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
     outcomes = await asyncio.gather(*(write(writer) for writer in range(4)))
     assert sum(map(len, outcomes)) == 4 * 5 * 200
     logged = "SELECT count(*), count(DISTINCT node_id) FROM heartbeat_log"
-    [(heartbeats_logged, nodes_heard)] = await rows(database, logged)
+    [(heartbeats_logged, nodes_heard)] = await fetch_rows(database, logged)
     assert nodes_heard == 200
     assert 5 * 200 <= heartbeats_logged <= 4 * 5 * 200
-    assert await rows(
+    assert await fetch_rows(
         database,
         "SELECT count(*) FROM nodes n JOIN heartbeat_log h"
         " ON h.id = n.last_heartbeat_id AND h.timestamp = n.last_heartbeat"
@@ -289,12 +293,12 @@ async def test_every_heartbeat_acknowledged_to_one_of_many_writers_is_one_row(
             sequence = turn * 6 + writer
             metrics = {"sequence": sequence}
             await record(
-                database, *(report(node_id, sequence, metrics=metrics) for node_id in fleet)
+                database, *(make_report(node_id, sequence, metrics=metrics) for node_id in fleet)
             )
 
     await asyncio.gather(*(write(writer) for writer in range(6)))
     for node_id in fleet:
-        sequences = await rows(
+        sequences = await fetch_rows(
             database,
             "SELECT (metrics->>'sequence')::int, h.timestamp FROM heartbeat_log h"
             " JOIN nodes n ON n.id = h.node_id WHERE n.node_id = :node_id ORDER BY h.id",
@@ -310,26 +314,26 @@ async def test_a_heartbeat_never_moves_back_when_a_node_was_heard(database: Data
     await register(database, "node-3")
     first = await beat(database, "node-3", 1)
     await age(database, -3600, "node-3")
-    ahead = await stand(database, "node-3")
+    ahead = await get_node(database, "node-3")
     second = await beat(database, "node-3", 2)
     assert second.received_at == ahead.heard_at
     assert second.received_at > first.received_at
-    assert (await stand(database, "node-3")).last_heartbeat == second.received_at
+    assert (await get_node(database, "node-3")).last_heartbeat == second.received_at
 
 
 async def test_a_removed_node_is_not_brought_back(database: Database) -> None:
     node, _ = await register(database, "node-3")
     async with database.write() as session:
         await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
-    [outcome] = await record(database, report("node-3"))
+    [outcome] = await record(database, make_report("node-3"))
     assert isinstance(outcome, NodeNotFound)
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
-    assert (await changes_of(database, node.id))[-1].reason is StatusReason.DEREGISTERED
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
+    assert (await list_changes(database, node.id))[-1].reason is StatusReason.DEREGISTERED
 
 
 async def removed(database: Database, node: Node) -> None:
     """Nothing heard it, nothing changed it."""
-    found = await rows(
+    found = await fetch_rows(
         database, "SELECT status, last_heartbeat FROM nodes WHERE id = :id", id=node.id
     )
     assert found == [("offline", None)]
@@ -339,25 +343,27 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
     """Of each column: the row is the newest one, not that of the statement's snapshot."""
     for node_id in ("replaced", "removed", "overtaken", "maintained", "expired", "steady"):
         await register(database, node_id)
-    gone = await stand(database, "removed")
-    batch = [report(node_id, 5) for node_id in ("replaced", "removed", "overtaken", "maintained")]
-    batch += [report("expired", 5), report("steady", 5)]
+    gone = await get_node(database, "removed")
+    batch = [
+        make_report(node_id, 5) for node_id in ("replaced", "removed", "overtaken", "maintained")
+    ]
+    batch += [make_report("expired", 5), make_report("steady", 5)]
     async with database.write() as other:
         await heartbeats.record_in_transaction(
-            other, [replace(report("overtaken", 6), degraded=True)], RULES
+            other, [replace(make_report("overtaken", 6), degraded=True)], RULES
         )
         await other.execute(
             text("UPDATE nodes SET heard_at = heard_at - interval '1h' WHERE node_id <> 'steady'")
         )
-        await be_at_work(other)
+        await mark_registry_running(other)
         await registration.register(
-            other, registration_of("replaced", "boot-2"), rules=RULES, by=AGENT
+            other, make_registration("replaced", "boot-2"), rules=RULES, by=AGENT
         )
         await nodes.deregister(other, "removed", note=None, by=OPERATOR)
         await nodes.start_maintenance(other, "maintained", note=None, until=None, by=OPERATOR)
         await sweep.sweep(other, PROCESS, RULES)
         recording = asyncio.create_task(record(database, *batch))
-        await waits_for_a_lock(database)
+        await wait_for_lock(database)
     outcomes = await recording
     assert [type(outcome) for outcome in outcomes[:2]] == [StaleBoot, NodeNotFound]
     assert [outcome.status for outcome in outcomes[2:] if isinstance(outcome, HeartbeatAck)] == [
@@ -367,25 +373,25 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
         "online",
     ]
     await removed(database, gone)
-    assert (await stand(database, "replaced")).last_heartbeat is None
-    assert (await stand(database, "overtaken")).last_sequence == 6
-    expired = await stand(database, "expired")
-    logged = await changes_of(database, expired.id)
+    assert (await get_node(database, "replaced")).last_heartbeat is None
+    assert (await get_node(database, "overtaken")).last_sequence == 6
+    expired = await get_node(database, "expired")
+    logged = await list_changes(database, expired.id)
     assert [change.status for change in logged] == ["online", "offline", "online"]
     assert expired.last_heartbeat == expired.heard_at
 
 
 async def test_a_batch_that_cannot_be_written_leaves_nothing(database: Database) -> None:
     await register(database, "node-3")
-    before = await stand(database, "node-3")
+    before = await get_node(database, "node-3")
     impatient = Database(database.url, statement_timeout_seconds=0.1)
     async with database.write() as other:
         await other.execute(text("SELECT FROM nodes FOR UPDATE"))
         with pytest.raises(Unavailable):
-            await record(impatient, report("node-3", degraded=True))
+            await record(impatient, make_report("node-3", degraded=True))
     await impatient.close()
-    assert await stand(database, "node-3") == before
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
+    assert await get_node(database, "node-3") == before
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
 
 
 async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_second(
@@ -393,12 +399,16 @@ async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_
 ) -> None:
     for node_id in ("steady", "ailing"):
         await register(database, node_id)
-    with statements(database) as sent:
-        await record(database, report("steady"), report("ailing"), report("unknown"))
+    with record_statements(database) as sent:
+        await record(database, make_report("steady"), make_report("ailing"), make_report("unknown"))
         await asyncio.sleep(0)  # the driver tells of it in the loop's next turn
     assert len(sent) == 1
-    mixed = report("steady", 2), report("ailing", 2, degraded=True), report("ailing", 3)
-    with statements(database) as sent:
+    mixed = (
+        make_report("steady", 2),
+        make_report("ailing", 2, degraded=True),
+        make_report("ailing", 3),
+    )
+    with record_statements(database) as sent:
         steady, *ailing = await record(database, *mixed)
         await asyncio.sleep(0)
     assert len(sent) > 1
@@ -408,7 +418,7 @@ async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_
         NodeStatus.DEGRADED,
         NodeStatus.ONLINE,
     ]
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(5,)]
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(5,)]
 
 
 async def test_a_change_that_cannot_be_made_takes_no_steady_heartbeat_with_it(
@@ -419,13 +429,15 @@ async def test_a_change_that_cannot_be_made_takes_no_steady_heartbeat_with_it(
     impatient = Database(database.url, statement_timeout_seconds=1)
     async with database.write() as other:
         await other.execute(text("SELECT FROM registry_state FOR UPDATE"))
-        steady, ailing = await record(impatient, report("steady"), report("ailing", degraded=True))
+        steady, ailing = await record(
+            impatient, make_report("steady"), make_report("ailing", degraded=True)
+        )
     await impatient.close()
     assert isinstance(steady, HeartbeatAck)
     assert isinstance(ailing, Unavailable)
     assert impatient.failure_count == 1
-    assert (await stand(database, "steady")).last_sequence == 1
-    assert (await stand(database, "ailing")).last_sequence is None
+    assert (await get_node(database, "steady")).last_sequence == 1
+    assert (await get_node(database, "ailing")).last_sequence is None
 
 
 STANDINGS = st.sampled_from(
@@ -446,7 +458,7 @@ REPORTS = st.tuples(st.integers(0, 2), BOOTS, st.integers(1, 5))
     st.lists(STANDINGS, min_size=2, max_size=2),
     st.lists(st.tuples(REPORTS, st.booleans()), min_size=1, max_size=9),
 )
-@examples(40)
+@limit_examples(40)
 async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
     database: Database,
     standings: list[tuple[str, str]],
@@ -460,7 +472,9 @@ async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
             await register(database, f"{name}-{number}")
             await put(database, f"{name}-{number}", status, reason)
         reports = [
-            report(f"{name}-{number}", sequence, boot, degraded=degraded, metrics={"of": index})
+            make_report(
+                f"{name}-{number}", sequence, boot, degraded=degraded, metrics={"of": index}
+            )
             for index, ((number, boot, sequence), degraded) in enumerate(batch)
         ]
         if way == "directly":
@@ -469,7 +483,7 @@ async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
             async with database.write() as session:
                 came = await heartbeats.record_in_transaction(session, reports, RULES)
         outcomes.append([one.status if isinstance(one, HeartbeatAck) else one.code for one in came])
-        left_behind.append(await rows(database, LEFT_BEHIND, pattern=f"{name}-%"))
+        left_behind.append(await fetch_rows(database, LEFT_BEHIND, pattern=f"{name}-%"))
     assert outcomes[0] == outcomes[1]
     assert left_behind[0] == left_behind[1]
 

@@ -22,7 +22,7 @@ from db.registry import history, nodes
 from db.registry.node_filter import EVERY_NODE, NodeFilter
 from db.registry.status_changes import LoggedChange
 from db.retention import partitions
-from tests.support.fleet import OPERATOR, beat, clear, examples, register, rows
+from tests.support.fleet import OPERATOR, beat, clear, fetch_rows, limit_examples, register
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 FLEET = [uuid4() for _ in range(3)]
@@ -87,7 +87,7 @@ def available(changes: Sequence[Change], node: UUID, since: datetime, until: dat
 
 
 @given(CHANGES, st.lists(MOMENTS, min_size=2, max_size=4, unique=True).map(sorted))
-@examples(60)
+@limit_examples(60)
 async def test_availability_is_the_part_of_the_time_in_which_a_node_was_up(
     database: Database, changes: list[Change], moments: list[datetime]
 ) -> None:
@@ -153,7 +153,7 @@ async def test_a_removed_node_is_no_longer_available(database: Database) -> None
     node, _ = await register(database, "node-3")
     async with database.write() as session:
         await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
-    [(removed_at,)] = await rows(database, "SELECT max(changed_at) FROM status_changes")
+    [(removed_at,)] = await fetch_rows(database, "SELECT max(changed_at) FROM status_changes")
     async with database.read() as session:
         assert await history.compute_availability(
             session, [node.id], since=removed_at, until=None
@@ -169,7 +169,7 @@ BEATS = st.lists(st.tuples(MOMENTS, st.sampled_from(FLEET)), max_size=15)
     st.integers(1, 4),
     st.fixed_dictionaries({"since": st.none() | MOMENTS, "until": st.none() | MOMENTS}),
 )
-@examples(60)
+@limit_examples(60)
 async def test_the_heartbeats_of_each_node_come_in_pages_newest_first(
     database: Database,
     beats: list[tuple[datetime, UUID]],
@@ -215,7 +215,7 @@ def key(heartbeat: Heartbeat) -> tuple[datetime, int]:
 
 
 @given(CHANGES, st.lists(st.sampled_from(FLEET), max_size=3, unique=True), st.integers(1, 4))
-@examples(40)
+@limit_examples(40)
 async def test_the_changes_of_each_node_come_in_pages_newest_first(
     database: Database, changes: list[Change], asked: list[UUID], first: int
 ) -> None:
@@ -243,7 +243,7 @@ async def test_the_changes_of_each_node_come_in_pages_newest_first(
 
 
 @given(CHANGES, st.integers(1, 4), st.none() | st.sampled_from(NodeStatus))
-@examples(40)
+@limit_examples(40)
 async def test_the_changes_of_all_nodes_come_in_pages_newest_first(
     database: Database, changes: list[Change], first: int, status: NodeStatus | None
 ) -> None:
@@ -296,7 +296,7 @@ async def test_the_cursor_of_another_history_is_refused(database: Database) -> N
     st.integers(1, 4),
     st.fixed_dictionaries({"since": st.none() | MOMENTS, "until": st.none() | MOMENTS}),
 )
-@examples(40)
+@limit_examples(40)
 async def test_the_hours_of_each_node_come_in_pages_newest_first(
     database: Database,
     hours: set[tuple[datetime, UUID]],

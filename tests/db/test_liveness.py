@@ -20,15 +20,15 @@ from tests.support.fleet import (
     PROCESS,
     RULES,
     age,
-    be_at_work,
     beat,
-    changes_of,
-    let_maintenance_end,
+    expire_maintenance,
+    fetch_rows,
+    get_node,
+    list_changes,
+    make_registration,
+    mark_registry_running,
     register,
-    registration_of,
-    rows,
     run_sweep,
-    stand,
 )
 
 MICROSECOND = 1e-6
@@ -47,9 +47,9 @@ async def swept_after(database: Database, silence: float) -> Node:
             ),
             {"interval": INTERVAL, "silence": silence},
         )
-        await be_at_work(session)
+        await mark_registry_running(session)
         await sweep.sweep(session, PROCESS, RULES)
-    return await stand(database, "node-3")
+    return await get_node(database, "node-3")
 
 
 @pytest.mark.parametrize("before", [NodeStatus.ONLINE, NodeStatus.DEGRADED])
@@ -75,7 +75,7 @@ async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_it_is_due
 async def test_a_node_that_was_missed_long_enough_is_offline_at_once(database: Database) -> None:
     node, _ = await register(database, "node-3")
     await swept_after(database, GONE)
-    assert [change.status for change in await changes_of(database, node.id)] == [
+    assert [change.status for change in await list_changes(database, node.id)] == [
         NodeStatus.ONLINE,
         NodeStatus.OFFLINE,
     ]
@@ -87,19 +87,19 @@ async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
     await register(database, "node-3")
     async with database.write() as session:
         slow = LivenessRules(min_interval=100)
-        await registration.register(session, registration_of("node-4"), rules=slow, by=AGENT)
+        await registration.register(session, make_registration("node-4"), rules=slow, by=AGENT)
     await age(database, EXPIRED)
     assert await run_sweep(database) == 1
-    assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
-    assert (await stand(database, "node-4")).status is NodeStatus.ONLINE
+    assert (await get_node(database, "node-3")).status is NodeStatus.OFFLINE
+    assert (await get_node(database, "node-4")).status is NodeStatus.ONLINE
 
 
 async def test_a_sweep_that_finds_nothing_due_changes_nothing(database: Database) -> None:
     await register(database, "node-3")
-    before = await stand(database, "node-3")
+    before = await get_node(database, "node-3")
     assert await run_sweep(database) == 0
-    assert await stand(database, "node-3") == before
-    assert len(await changes_of(database)) == 3
+    assert await get_node(database, "node-3") == before
+    assert len(await list_changes(database)) == 3
 
 
 async def test_a_node_that_says_it_is_degraded_is_left_so_until_it_is_gone(
@@ -109,10 +109,10 @@ async def test_a_node_that_says_it_is_degraded_is_left_so_until_it_is_gone(
     await beat(database, "node-3", degraded=True)
     await age(database, OVERDUE)
     assert await run_sweep(database) == 0
-    assert (await stand(database, "node-3")).status_reason is StatusReason.SELF_REPORTED
+    assert (await get_node(database, "node-3")).status_reason is StatusReason.SELF_REPORTED
     await age(database, EXPIRED - OVERDUE)
     assert await run_sweep(database) == 1
-    last = (await changes_of(database, node.id))[-1]
+    last = (await list_changes(database, node.id))[-1]
     assert (last.previous_status, last.status) == (NodeStatus.DEGRADED, NodeStatus.OFFLINE)
     assert (last.reason, last.actor) == (StatusReason.MISSED_HEARTBEATS, "registry")
 
@@ -133,7 +133,7 @@ async def test_maintenance_is_entered_with_its_note_and_actor(database: Database
     await register(database, "node-3")
     node = await start_maintenance(database, None, "new disks")
     assert (node.status, node.maintenance_until) == (NodeStatus.MAINTENANCE, None)
-    last = (await changes_of(database, node.id))[-1]
+    last = (await list_changes(database, node.id))[-1]
     assert (last.reason, last.note, last.actor) == (
         StatusReason.MAINTENANCE_STARTED,
         "new disks",
@@ -146,7 +146,7 @@ async def test_a_silent_node_in_maintenance_is_left_alone(database: Database) ->
     await start_maintenance(database, datetime.now(UTC) + timedelta(hours=1))
     await age(database, EXPIRED)
     assert await run_sweep(database) == 0
-    assert (await stand(database, "node-3")).status is NodeStatus.MAINTENANCE
+    assert (await get_node(database, "node-3")).status is NodeStatus.MAINTENANCE
 
 
 @pytest.mark.parametrize("ended_by", ["operator", "until"])
@@ -168,14 +168,14 @@ async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
     await age(database, silence)
     if ended_by == "until":
         async with database.write() as session:
-            await let_maintenance_end(session, "node-3")
+            await expire_maintenance(session, "node-3")
         assert await run_sweep(database) == 1
     else:
         await end_maintenance(database)
-    node = await stand(database, "node-3")
+    node = await get_node(database, "node-3")
     assert (node.status, node.status_reason) == (status, StatusReason.MAINTENANCE_ENDED)
     assert node.maintenance_until is None
-    assert (await changes_of(database, node.id))[-1].actor == (
+    assert (await list_changes(database, node.id))[-1].actor == (
         "registry" if ended_by == "until" else "op"
     )
 
@@ -185,9 +185,9 @@ async def test_a_node_never_heard_leaves_maintenance_offline(database: Database)
         await nodes.start_maintenance(
             session, "node-2-macbook-m4max", note=None, until=LATER, by=OPERATOR
         )
-        await let_maintenance_end(session, "node-2-macbook-m4max")
+        await expire_maintenance(session, "node-2-macbook-m4max")
     assert await run_sweep(database) == 1
-    node = await stand(database, "node-2-macbook-m4max")
+    node = await get_node(database, "node-2-macbook-m4max")
     assert (node.status, node.status_reason) == (
         NodeStatus.OFFLINE,
         StatusReason.MAINTENANCE_ENDED,
@@ -196,10 +196,10 @@ async def test_a_node_never_heard_leaves_maintenance_offline(database: Database)
 
 async def test_ending_maintenance_that_has_not_begun_changes_nothing(database: Database) -> None:
     await register(database, "node-3")
-    before = await stand(database, "node-3")
+    before = await get_node(database, "node-3")
     await end_maintenance(database)
-    assert await stand(database, "node-3") == before
-    assert len(await changes_of(database)) == 3
+    assert await get_node(database, "node-3") == before
+    assert len(await list_changes(database)) == 3
 
 
 async def test_maintenance_begun_again_has_the_new_end_and_is_as_old_as_it_was(
@@ -240,7 +240,7 @@ async def test_sweeps_at_once_change_each_node_once(database: Database) -> None:
         await age(database, silence)
         swept = await asyncio.gather(*(run_sweep(database) for _ in range(4)))
         assert sum(swept) == 300
-    assert await rows(
+    assert await fetch_rows(
         database,
         "SELECT reason, count(*), count(DISTINCT node_id) FROM status_changes GROUP BY reason"
         " ORDER BY reason",
@@ -274,7 +274,7 @@ async def test_a_node_heard_just_before_the_sweep_gets_to_it_is_not_marked(
     async with database.write() as sweeping:
         await sweeping.execute(text("SELECT now()"))
         await beat(database, "node-3")
-        await be_at_work(sweeping)
+        await mark_registry_running(sweeping)
         assert (await sweep.sweep(sweeping, PROCESS, RULES)).changed_nodes == 0
 
 
@@ -286,10 +286,10 @@ async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) ->
     async with database.write() as session:
         # As a row that was changed by hand would stand.
         await session.execute(text("UPDATE nodes SET status = 'online' WHERE node_id = 'node-4'"))
-    before = await changes_of(database)
+    before = await list_changes(database)
     await age(database, EXPIRED)
     assert await run_sweep(database) == 0
-    assert await changes_of(database) == before
+    assert await list_changes(database) == before
 
 
 async def test_only_nodes_that_should_send_heartbeats_are_counted_live(

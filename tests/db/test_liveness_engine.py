@@ -27,7 +27,7 @@ from db.core.errors import NodeIdTaken
 from db.registry import heartbeats, nodes, process_heartbeats, registration, sweep
 from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
 from db.registry.liveness_rules import LivenessRules
-from tests.support.fleet import AGENT, OPERATOR, registration_of
+from tests.support.fleet import AGENT, OPERATOR, make_registration
 from tests.support.liveness_model import Model, Row
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
@@ -319,7 +319,7 @@ class LivenessMachine(RuleBasedStateMachine):
         labels = LABELS.get(node_id, ())
 
         async def registered(session: AsyncSession) -> str:
-            wanted = registration_of(
+            wanted = make_registration(
                 node_id, boot, hostname=host, replaces_boot_id=replaces, labels=labels
             )
             try:

@@ -21,7 +21,7 @@ from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
 from db.registry.liveness_rules import LivenessRules
 from db.registry.status_changes import LoggedChange
 from db.registry.sweep import SweepResult
-from tests.support.fleet import AGENT, OPERATOR, registration_of, waits_for_a_lock
+from tests.support.fleet import AGENT, OPERATOR, make_registration, wait_for_lock
 
 BASE = datetime(2030, 1, 1, tzinfo=UTC)
 RULES = LivenessRules(jitter=0)
@@ -55,7 +55,7 @@ class Registry:
     async def register(self, node_id: str, boot: str = "boot-1", **said: Any) -> Node:
         async with self.at_now() as session:
             node, _ = await registration.register(
-                session, registration_of(node_id, boot, **said), rules=self.rules, by=AGENT
+                session, make_registration(node_id, boot, **said), rules=self.rules, by=AGENT
             )
         return node
 
@@ -247,7 +247,7 @@ async def test_a_heartbeat_that_races_with_the_removal_brings_nothing_back(
     async with registry.at_now() as removing:
         await nodes.deregister(removing, "node-3", note=None, by=OPERATOR)
         racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
-        await waits_for_a_lock(registry.database)
+        await wait_for_lock(registry.database)
         assert not racing.done()
     [late] = await racing
     assert isinstance(late, NodeNotFound)
@@ -266,7 +266,7 @@ async def test_a_heartbeat_that_races_with_a_sweep_wins_or_returns(registry: Reg
     async with registry.at_now() as sweeping:
         await sweep.sweep(sweeping, registry.process, RULES)
         racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
-        await waits_for_a_lock(registry.database)
+        await wait_for_lock(registry.database)
     [outcome] = await racing
     assert isinstance(outcome, HeartbeatAck)
     assert outcome.status is ONLINE

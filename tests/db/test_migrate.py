@@ -16,7 +16,7 @@ from db.core.enums import ProfileType
 from db.core.migrate import SchemaMismatch, migrate, require_current_schema
 from db.core.tables import Table
 from db.registry.profiles import ProfileContent
-from tests.support.fleet import beat, register, rows
+from tests.support.fleet import beat, fetch_rows, register
 from tests.support.waiting import wait_until
 
 OURS = """
@@ -200,7 +200,7 @@ async def test_the_two_known_nodes_come_with_the_schema(database: Database) -> N
         SELECT node_id, node_name, node_role, node_type, host(ip_address), host(local_ip), hostname,
                status, status_reason, last_heartbeat
         FROM nodes ORDER BY node_id"""
-    assert await rows(database, documented) == [
+    assert await fetch_rows(database, documented) == [
         (
             "node-1-hetzner-gex44",
             "Hetzner GEX44 Production",
@@ -229,20 +229,22 @@ async def test_the_two_known_nodes_come_with_the_schema(database: Database) -> N
     logged = """
         SELECT revision, n.node_id, previous_status, c.status, reason, actor
         FROM status_changes c JOIN nodes n ON n.id = c.node_id ORDER BY revision"""
-    assert await rows(database, logged) == [
+    assert await fetch_rows(database, logged) == [
         (1, "node-1-hetzner-gex44", None, "offline", "seeded", "registry"),
         (2, "node-2-macbook-m4max", None, "offline", "seeded", "registry"),
     ]
-    assert await rows(database, "SELECT revision FROM registry_state") == [(2,)]
+    assert await fetch_rows(database, "SELECT revision FROM registry_state") == [(2,)]
 
 
 async def test_the_sql_that_operators_know_runs_unchanged(database: Database) -> None:
     profile = ProfileContent("llama", ProfileType.LLM, {"context": 8192})
     await register(database, "node-3", name="Third", profiles=[profile])
     await beat(database, "node-3")
-    known = await rows(database, "SELECT node_id, node_name, status, last_heartbeat FROM nodes;")
+    known = await fetch_rows(
+        database, "SELECT node_id, node_name, status, last_heartbeat FROM nodes;"
+    )
     assert [row[:3] for row in known if row[3] is not None] == [("node-3", "Third", "online")]
-    assert await rows(
+    assert await fetch_rows(
         database,
         "SELECT n.node_name, p.profile_name, p.profile_type, p.enabled FROM nodes n"
         " JOIN node_profiles p ON n.id = p.node_id;",
@@ -252,4 +254,6 @@ async def test_the_sql_that_operators_know_runs_unchanged(database: Database) ->
 async def test_the_registry_state_has_one_row_and_no_second(database: Database) -> None:
     for value in (True, False):
         with pytest.raises(DBAPIError, match="registry_state"):
-            await rows(database, "INSERT INTO registry_state (id) VALUES (:value)", value=value)
+            await fetch_rows(
+                database, "INSERT INTO registry_state (id) VALUES (:value)", value=value
+            )

@@ -17,7 +17,7 @@ from db.core.tables import NODE, Node
 from db.registry import nodes
 from db.registry.node_filter import EVERY_NODE, NodeFilter
 from db.registry.nodes import NodeOrder
-from tests.support.fleet import clear, examples
+from tests.support.fleet import clear, limit_examples
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 INSTANTS = st.integers(0, 3).map(lambda n: EPOCH + timedelta(microseconds=n))
@@ -61,7 +61,7 @@ async def page(
     st.integers(1, 4),
     FLEETS,
 )
-@examples(60)
+@limit_examples(60)
 async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_others_come_go_and_move(
     database: Database,
     data: st.DataObject,

@@ -14,7 +14,15 @@ from db.registry import history
 from db.retention import partitions
 from db.retention.partitions import Partition
 from db.routing import node_delta
-from tests.support.fleet import beat, record, register, report, rows, stand, waits_for_a_lock
+from tests.support.fleet import (
+    beat,
+    fetch_rows,
+    get_node,
+    make_report,
+    record,
+    register,
+    wait_for_lock,
+)
 
 DAYS = """
 SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = inhrelid
@@ -37,15 +45,17 @@ async def test_days_are_made_ahead_once_whoever_asks(empty_database_url: URL) ->
     await migrate(database.engine)
     await asyncio.gather(*(make_days(database) for _ in range(5)))
     await make_days(database)
-    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
+    assert await fetch_rows(database, DAYS) == await fetch_rows(database, EXPECTED_DAYS)
     await database.close()
 
 
 async def test_a_heartbeat_lands_in_the_partition_of_its_day(database: Database) -> None:
     await register(database, "node-3")
     await beat(database, "node-3")
-    [(partition,)] = await rows(database, "SELECT tableoid::regclass::text FROM heartbeat_log")
-    [(today,)] = await rows(
+    [(partition,)] = await fetch_rows(
+        database, "SELECT tableoid::regclass::text FROM heartbeat_log"
+    )
+    [(today,)] = await fetch_rows(
         database,
         "SELECT to_char(timestamp AT TIME ZONE 'UTC', '\"heartbeat_log_\"YYYYMMDD')"
         " FROM heartbeat_log",
@@ -55,12 +65,12 @@ async def test_a_heartbeat_lands_in_the_partition_of_its_day(database: Database)
 
 async def test_a_partition_covers_exactly_one_day_of_utc(database: Database) -> None:
     """Whatever the time zone of the session that makes it."""
-    [(bounds,)] = await rows(
+    [(bounds,)] = await fetch_rows(
         database,
         "SELECT pg_get_expr(relpartbound, oid) FROM pg_class"
         " WHERE relname = to_char(now() AT TIME ZONE 'UTC', '\"heartbeat_log_\"YYYYMMDD')",
     )
-    [(expected,)] = await rows(
+    [(expected,)] = await fetch_rows(
         database,
         "SELECT format('FOR VALUES FROM (''%s 00:00:00+00'') TO (''%s 00:00:00+00'')', d, d + 1)"
         " FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS d) AS today",
@@ -74,7 +84,7 @@ async def test_heartbeats_of_a_day_that_was_not_made_in_time_are_moved_into_it(
     """A registry whose clock was ahead, or that was not looked after, must still start."""
     node, _ = await register(database, "node-3")
     async with database.write() as session:
-        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[3][0]}"))
+        await session.execute(text(f"DROP TABLE {(await fetch_rows(database, DAYS))[3][0]}"))
         await session.execute(
             text(
                 "INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)"
@@ -84,11 +94,11 @@ async def test_heartbeats_of_a_day_that_was_not_made_in_time_are_moved_into_it(
             {"node": node.id},
         )
     logged = "SELECT id, timestamp, node_id, status, metrics FROM heartbeat_log ORDER BY id"
-    before = await rows(database, logged)
+    before = await fetch_rows(database, logged)
     await make_days(database)
-    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
-    assert await rows(database, logged) == before
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(1,)]
+    assert await fetch_rows(database, DAYS) == await fetch_rows(database, EXPECTED_DAYS)
+    assert await fetch_rows(database, logged) == before
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(1,)]
     await make_days(database)
     await beat(database, "node-3")
 
@@ -96,17 +106,17 @@ async def test_heartbeats_of_a_day_that_was_not_made_in_time_are_moved_into_it(
 async def test_no_heartbeat_waits_for_a_day_that_is_being_made(database: Database) -> None:
     await register(database, "node-3")
     async with database.write() as session:
-        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[-1][0]}"))
+        await session.execute(text(f"DROP TABLE {(await fetch_rows(database, DAYS))[-1][0]}"))
     async with database.write() as session:
         await partitions.make_day_partitions(session)
         async with asyncio.timeout(5):
             await beat(database, "node-3", degraded=True)
-    assert await rows(database, DAYS) == await rows(database, EXPECTED_DAYS)
+    assert await fetch_rows(database, DAYS) == await fetch_rows(database, EXPECTED_DAYS)
 
 
 async def today_is_missing(database: Database) -> None:
     async with database.write() as session:
-        await session.execute(text(f"DROP TABLE {(await rows(database, DAYS))[0][0]}"))
+        await session.execute(text(f"DROP TABLE {(await fetch_rows(database, DAYS))[0][0]}"))
 
 
 async def test_a_heartbeat_on_its_way_when_its_day_is_made_may_be_sent_again(
@@ -116,17 +126,19 @@ async def test_a_heartbeat_on_its_way_when_its_day_is_made_may_be_sent_again(
     await today_is_missing(database)
     async with database.write() as session:
         await partitions.make_day_partitions(session)
-        on_its_way = asyncio.create_task(record(database, report("node-3")))
-        await waits_for_a_lock(database)
+        on_its_way = asyncio.create_task(record(database, make_report("node-3")))
+        await wait_for_lock(database)
     with pytest.raises(Unavailable):
         await on_its_way
     await beat(database, "node-3")
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(0,)]
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(0,)]
 
 
 async def old_day(database: Database, days: int) -> Partition:
     """Made so long after its end, with one heartbeat of a node that is gone."""
-    [(moment,)] = await rows(database, "SELECT now() - make_interval(days => :days)", days=days)
+    [(moment,)] = await fetch_rows(
+        database, "SELECT now() - make_interval(days => :days)", days=days
+    )
     async with database.write() as session:
         await session.execute(
             text(
@@ -163,7 +175,7 @@ async def test_a_past_day_is_made_when_a_heartbeat_of_it_turns_up(database: Data
     day = await old_day(database, 3)
     assert await days_of(database) == [day, *before]
     where = "SELECT tableoid::regclass::text FROM heartbeat_log"
-    assert await rows(database, where) == [(day.name,)]
+    assert await fetch_rows(database, where) == [(day.name,)]
     async with database.read() as session:
         assert await partitions.count_misplaced_heartbeats(session) == 0
 
@@ -186,7 +198,7 @@ async def test_what_has_no_time_stays_where_it_is_and_is_counted(database: Datab
 
 async def test_the_listed_days_are_those_of_utc_oldest_first(database: Database) -> None:
     days = await days_of(database)
-    assert [day.name for day in days] == [name for (name,) in await rows(database, DAYS)]
+    assert [day.name for day in days] == [name for (name,) in await fetch_rows(database, DAYS)]
     for day in days:
         assert day.begin.tzinfo == UTC
         assert day.name == f"heartbeat_log_{day.begin:%Y%m%d}"
@@ -221,7 +233,7 @@ async def test_a_month_is_made_once_and_ends_where_the_next_begins(
 async def test_a_partition_is_old_when_its_end_is(database: Database) -> None:
     today = (await days_of(database))[0]
     day = await old_day(database, 2)
-    [(age,)] = await rows(
+    [(age,)] = await fetch_rows(
         database,
         "SELECT extract(epoch FROM now() - CAST(:end AS timestamptz))::float8",
         end=day.end,
@@ -240,7 +252,7 @@ async def test_dropping_takes_the_whole_day_and_no_other_whoever_does_it(
     await asyncio.gather(*(drop(database, day) for _ in range(4)))
     await drop(database, day)
     assert await days_of(database) == [kept, *before]
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
 
 
 @pytest.mark.parametrize("held", ["heartbeat_log", "heartbeat_log_default", "old"])
@@ -254,7 +266,7 @@ async def test_a_day_that_cannot_be_dropped_at_once_stays_and_keeps_no_heartbeat
         table = day.name if held == "old" else f"ONLY {held}"
         await reader.execute(text(f"LOCK TABLE {table} IN ACCESS SHARE MODE"))
         dropping = asyncio.create_task(drop(database, day))
-        await waits_for_a_lock(database)
+        await wait_for_lock(database)
         async with asyncio.timeout(2):
             await beat(database, "node-3", 1)
         with pytest.raises(Unavailable):
@@ -293,7 +305,7 @@ async def test_nobody_who_writes_or_reads_notices_that_days_are_dropped(
     over.set()
     written = sum(await asyncio.gather(*work))
     await asyncio.gather(*readers)
-    assert await rows(database, "SELECT count(*) FROM heartbeat_log") == [(written,)]
+    assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(written,)]
     assert not set(days) & set(await days_of(database))
 
 
@@ -318,4 +330,4 @@ async def test_a_node_whose_last_heartbeat_was_dropped_has_no_metrics_and_is_the
         assert await history.find_latest_metrics(session, [node.id]) == {}
         offers = {offer.id: offer for offer in (await node_delta.read_delta(session, None)).changed}
     assert offers[node.id].cpu_percent is None
-    assert (await stand(database, "node-3")).last_heartbeat is not None
+    assert (await get_node(database, "node-3")).last_heartbeat is not None

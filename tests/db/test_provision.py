@@ -21,11 +21,16 @@ from db.ops.provision import ProvisioningRefused, provision
 from db.retention import partitions
 from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
-from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, in_touch, register
-from tests.support.fleet import rows
+from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, wait_until_connected
+from tests.support.fleet import fetch_rows
 from tests.support.keyring import DAY
-from tests.support.live_server import serving
-from tests.support.provisioning import Provisioning, administering, provisioned_names, sql
+from tests.support.live_server import run_server
+from tests.support.provisioning import (
+    Provisioning,
+    open_administrator,
+    quote,
+    reserve_names,
+)
 from tests.support.transport_ws import connect
 
 SET_PROFILE = """
@@ -36,7 +41,7 @@ mutation Set($input: SetNodeProfileInput!) { setNodeProfile(input: $input) { __t
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def restricted(postgres: URL) -> AsyncIterator[Provisioning]:
     """Made, and left as it is by the tests that share it."""
-    async with provisioned_names(postgres) as named:
+    async with reserve_names(postgres) as named:
         await named.run()
         yield named
 
@@ -46,7 +51,7 @@ async def test_the_registry_does_all_its_work_as_a_role_that_owns_nothing(
 ) -> None:
     await provisioning.run()
     async with (
-        serving(
+        run_server(
             provisioning.url(provisioning.names.service),
             tmp_path,
             heartbeat_min_interval_seconds=0.2,
@@ -55,7 +60,7 @@ async def test_the_registry_does_all_its_work_as_a_role_that_owns_nothing(
         ) as server,
         connect(server.websocket_url) as client,
     ):
-        await in_touch(server)
+        await wait_until_connected(server)
         await client.subscribe("1", CHANGES, after="2")
         profile = {"name": "llm", "type": "LLM", "config": {}}
         await register(server, "a", profiles=[profile])
@@ -85,13 +90,13 @@ async def test_the_services_role_looks_after_tables_that_it_does_not_own(
 ) -> None:
     await provisioning.run()
     names = provisioning.names
-    async with administering(provisioning.url(names.owner)) as run:
+    async with open_administrator(provisioning.url(names.owner)) as run:
         await run(
             "INSERT INTO audit_log (recorded_at, actor, action, subject)"
             " SELECT now() - make_interval(days => n), 'a', 'b', n"
             " FROM unnest(ARRAY[1, 399, 401]) AS n"
         )
-    async with serving(
+    async with run_server(
         provisioning.url(names.service),
         tmp_path,
         change_log_max_age_seconds=0.0001,
@@ -115,7 +120,7 @@ async def test_the_services_role_looks_after_tables_that_it_does_not_own(
         assert await parts(database, "heartbeat_log") == 10
         await upkeep.drop_months()
         assert await parts(database, "metrics_history") == months - 1
-        assert await rows(database, "SELECT sum(heartbeats) FROM metrics_history") == [(2,)]
+        assert await fetch_rows(database, "SELECT sum(heartbeats) FROM metrics_history") == [(2,)]
         assert await upkeep.trim_audit_log() == 1
         assert await upkeep.trim_change_log() == 2
         await upkeep.purge_keys()
@@ -138,7 +143,7 @@ async def test_the_services_role_cannot_drop_what_is_not_over(provisioning: Prov
 
 async def parts(database: Database, table: str) -> int:
     counted = "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass(:table)"
-    [(count,)] = await rows(database, counted, table=table)
+    [(count,)] = await fetch_rows(database, counted, table=table)
     assert isinstance(count, int)
     return count
 
@@ -197,8 +202,8 @@ async def test_what_the_services_role_may_not_do_is_refused(
     restricted: Provisioning, statement: str
 ) -> None:
     names = restricted.names
-    refused = statement.format(owner=sql(names.owner), database=sql(names.database))
-    async with administering(restricted.url(names.service)) as run:
+    refused = statement.format(owner=quote(names.owner), database=quote(names.database))
+    async with open_administrator(restricted.url(names.service)) as run:
         [(before,)] = await run("SELECT count(*) FROM audit_log")
         with pytest.raises(DBAPIError) as refusal:
             await run(refused)
@@ -210,16 +215,17 @@ async def test_what_the_services_role_may_not_do_is_refused(
 async def test_nobody_else_comes_in(provisioning: Provisioning) -> None:
     await provisioning.run()
     outsider = provisioning.names.service + "x"
-    async with administering(provisioning.administrator) as run:
-        await run(f"CREATE ROLE {sql(outsider)} LOGIN")
+    async with open_administrator(provisioning.administrator) as run:
+        await run(f"CREATE ROLE {quote(outsider)} LOGIN")
         try:
             with pytest.raises(DBAPIError, match="permission denied for database"):
-                async with administering(provisioning.url(outsider)) as come_in:
+                async with open_administrator(provisioning.url(outsider)) as come_in:
                     await come_in("SELECT 1")
             await run(
-                f"GRANT CONNECT ON DATABASE {sql(provisioning.names.database)} TO {sql(outsider)}"
+                f"GRANT CONNECT ON DATABASE {quote(provisioning.names.database)}"
+                f" TO {quote(outsider)}"
             )
-            async with administering(provisioning.url(outsider)) as come_in:
+            async with open_administrator(provisioning.url(outsider)) as come_in:
                 for statement in (
                     "SELECT * FROM public.nodes",
                     "CREATE TABLE public.mine ()",
@@ -228,21 +234,22 @@ async def test_nobody_else_comes_in(provisioning: Provisioning) -> None:
                     with pytest.raises(DBAPIError, match="permission denied"):
                         await come_in(statement)
         finally:
-            await run(f"DROP OWNED BY {sql(outsider)}")
+            await run(f"DROP OWNED BY {quote(outsider)}")
             await run(
-                f"REVOKE ALL ON DATABASE {sql(provisioning.names.database)} FROM {sql(outsider)}"
+                f"REVOKE ALL ON DATABASE {quote(provisioning.names.database)}"
+                f" FROM {quote(outsider)}"
             )
-            await run(f"DROP ROLE {sql(outsider)}")
+            await run(f"DROP ROLE {quote(outsider)}")
 
 
 async def test_what_later_migrations_make_is_for_the_service_too(
     provisioning: Provisioning,
 ) -> None:
     await provisioning.run()
-    async with administering(provisioning.url(provisioning.names.owner)) as run:
+    async with open_administrator(provisioning.url(provisioning.names.owner)) as run:
         await run("CREATE TABLE later (id int GENERATED ALWAYS AS IDENTITY, said text)")
         await run("CREATE FUNCTION two() RETURNS int LANGUAGE sql RETURN 2")
-    async with administering(provisioning.url(provisioning.names.service)) as run:
+    async with open_administrator(provisioning.url(provisioning.names.service)) as run:
         await run("INSERT INTO later (said) VALUES ('hello')")
         assert await run("SELECT id, said, two() FROM later") == [(1, "hello", 2)]
         with pytest.raises(DBAPIError, match="permission denied"):
@@ -263,7 +270,7 @@ SELECT (SELECT jsonb_agg(relacl::text ORDER BY oid) FROM pg_class),
 async def state(provisioning: Provisioning) -> list[Any]:
     names = provisioning.names
     inside = provisioning.administrator.set(database=names.database)
-    async with administering(inside) as run:
+    async with open_administrator(inside) as run:
         [found] = await run(
             STATE, database=names.database, owner=names.owner, service=names.service
         )
@@ -315,7 +322,7 @@ async def test_passwords_are_strong_work_and_are_never_sent(provisioning: Provis
     finally:
         event.remove(Engine, "before_cursor_execute", note)
     assert [statement for statement in sent if "CREATE ROLE" in statement]
-    async with administering(provisioning.administrator) as run:
+    async with open_administrator(provisioning.administrator) as run:
         for role, password in provisioning.passwords.items():
             assert len(password) >= 40
             assert not [statement for statement in sent if password in statement]
@@ -335,7 +342,7 @@ async def test_what_cannot_be_kept_is_not_made(provisioning: Provisioning) -> No
             new_passwords=False,
             store_passwords=refuse,
         )
-    async with administering(provisioning.administrator) as run:
+    async with open_administrator(provisioning.administrator) as run:
         assert (
             await run(
                 "SELECT rolname FROM pg_roles WHERE rolname IN (:owner, :service)",
@@ -349,21 +356,21 @@ async def test_what_cannot_be_kept_is_not_made(provisioning: Provisioning) -> No
 async def test_an_administrator_need_not_be_a_superuser(provisioning: Provisioning) -> None:
     name = f"admin_{secrets.token_hex(4)}"
     superuser = provisioning.administrator
-    async with administering(superuser) as run:
+    async with open_administrator(superuser) as run:
         await run(f"CREATE ROLE {name} LOGIN CREATEROLE CREATEDB")
         provisioning.administrator = superuser.set(username=name)
         try:
             assert await provisioning.run()
             assert not await provisioning.run()
             assert not await provisioning.run(new_passwords=True)
-            async with administering(provisioning.url(provisioning.names.service)) as serve:
+            async with open_administrator(provisioning.url(provisioning.names.service)) as serve:
                 with pytest.raises(DBAPIError, match="permission denied"):
                     await serve("DELETE FROM audit_log")
         finally:
             provisioning.administrator = superuser
-            await run(f"DROP DATABASE IF EXISTS {sql(provisioning.names.database)} WITH (FORCE)")
+            await run(f"DROP DATABASE IF EXISTS {quote(provisioning.names.database)} WITH (FORCE)")
             for role in (provisioning.names.owner, provisioning.names.service):
-                await run(f"DROP ROLE IF EXISTS {sql(role)}")
+                await run(f"DROP ROLE IF EXISTS {quote(role)}")
             await run(f"DROP ROLE {name}")
 
 
@@ -374,12 +381,12 @@ async def test_a_database_that_is_older_than_its_roles_is_taken_over(
     await provisioning.run()
     before = await state(provisioning)
     names = provisioning.names
-    async with administering(provisioning.url(names.owner)) as run:
-        for everybody in ("PUBLIC", sql(names.service)):
+    async with open_administrator(provisioning.url(names.owner)) as run:
+        for everybody in ("PUBLIC", quote(names.service)):
             await run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {everybody}")
             await run(f"GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO {everybody}")
         await run("GRANT ALL ON SCHEMA public TO PUBLIC")
-        await run(f"GRANT ALL ON DATABASE {sql(names.database)} TO PUBLIC")
+        await run(f"GRANT ALL ON DATABASE {quote(names.database)} TO PUBLIC")
     assert await state(provisioning) != before
     await provisioning.run()
     assert await state(provisioning) == before
@@ -389,8 +396,11 @@ async def test_a_database_that_is_older_than_its_roles_is_taken_over(
 async def test_a_mighty_role_is_not_taken_for_the_services(
     provisioning: Provisioning, might: str
 ) -> None:
-    owner, service = sql(provisioning.names.owner), sql(provisioning.names.service)
-    async with administering(provisioning.administrator) as run:
+    owner, service = (
+        quote(provisioning.names.owner),
+        quote(provisioning.names.service),
+    )
+    async with open_administrator(provisioning.administrator) as run:
         await run(f"CREATE ROLE {owner} LOGIN")
         await run(f"CREATE ROLE {service} LOGIN")
         if might.isupper():
@@ -404,19 +414,19 @@ async def test_a_mighty_role_is_not_taken_for_the_services(
 async def test_a_role_with_rights_from_elsewhere_is_not_taken_for_the_services(
     provisioning: Provisioning,
 ) -> None:
-    async with administering(provisioning.administrator) as run:
-        await run(f"CREATE ROLE {sql(provisioning.names.service)} LOGIN")
-        await run(f"GRANT pg_write_all_data TO {sql(provisioning.names.service)}")
+    async with open_administrator(provisioning.administrator) as run:
+        await run(f"CREATE ROLE {quote(provisioning.names.service)} LOGIN")
+        await run(f"GRANT pg_write_all_data TO {quote(provisioning.names.service)}")
     with pytest.raises(ProvisioningRefused, match="rights from elsewhere"):
         await provisioning.run()
 
 
 async def test_a_database_of_somebody_else_is_left_alone(provisioning: Provisioning) -> None:
-    async with administering(provisioning.administrator) as run:
-        await run(f"CREATE DATABASE {sql(provisioning.names.database)}")
+    async with open_administrator(provisioning.administrator) as run:
+        await run(f"CREATE DATABASE {quote(provisioning.names.database)}")
     with pytest.raises(ProvisioningRefused, match="name it as the owner"):
         await provisioning.run()
-    async with administering(
+    async with open_administrator(
         provisioning.administrator.set(database=provisioning.names.database)
     ) as run:
         assert await run("SELECT to_regclass('nodes')") == [(None,)]
@@ -426,7 +436,7 @@ async def test_functions_that_have_their_owners_rights_are_for_the_service_and_t
     database: Database,
 ) -> None:
     """In a database of one role too; a caller's search path could slip them other tables."""
-    functions = await rows(
+    functions = await fetch_rows(
         database,
         "SELECT proname, 'search_path=public, pg_temp' = ANY(proconfig),"
         " has_function_privilege('pg_monitor', oid, 'EXECUTE')"
@@ -445,7 +455,7 @@ async def test_a_migration_takes_back_what_others_could_do_to_the_audit_trail(
 ) -> None:
     engine = create_async_engine(empty_database_url)
     await migrate(engine, "0005")
-    async with administering(empty_database_url) as run:
+    async with open_administrator(empty_database_url) as run:
         for grantee in ("PUBLIC", "pg_monitor"):
             await run(f"GRANT ALL ON audit_log TO {grantee}")
         await migrate(engine)

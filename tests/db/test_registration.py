@@ -22,14 +22,14 @@ from tests.support.fleet import (
     RULES,
     age,
     beat,
-    changes_of,
+    fetch_rows,
+    get_node,
+    list_changes,
+    make_registration,
+    make_report,
     record,
     register,
-    registration_of,
-    report,
-    rows,
     run_sweep,
-    stand,
 )
 
 HOST = {"hostname": "alpha.example", "local_ip": "10.0.0.7"}
@@ -44,7 +44,7 @@ async def test_a_new_node_is_online_at_once_and_logged(database: Database) -> No
     assert (node.node_name, node.labels, node.ip_address) == ("Third", ["gpu"], "2001:db8::1")
     assert RULES.interval <= node.heartbeat_interval_seconds <= RULES.interval * 1.1
     assert node.last_heartbeat is None
-    [change] = await changes_of(database, node.id)
+    [change] = await list_changes(database, node.id)
     assert (change.revision, change.previous_status, change.status) == (3, None, NodeStatus.ONLINE)
     assert (change.reason, change.actor) == (StatusReason.REGISTERED, "agent")
     assert node.status_since == change.changed_at
@@ -66,7 +66,7 @@ async def test_the_same_run_registers_again_without_a_change(database: Database)
     assert again.heard_at is not None
     assert again.last_heartbeat is not None
     assert again.heard_at > again.last_heartbeat
-    assert len(await changes_of(database, first.id)) == 1
+    assert len(await list_changes(database, first.id)) == 1
 
 
 async def test_what_is_absent_stays_and_what_is_given_replaces(database: Database) -> None:
@@ -100,7 +100,7 @@ async def test_what_is_absent_stays_and_what_is_given_replaces(database: Databas
 
 async def test_another_run_is_refused_while_the_holder_is_heard(database: Database) -> None:
     holder, _ = await register(database, "node-3", ip_address="192.0.2.1", **HOST)
-    before = await stand(database, "node-3")
+    before = await get_node(database, "node-3")
     with pytest.raises(NodeIdTaken) as refusal:
         await register(database, "node-3", "boot-2", hostname="beta", labels=["stolen"])
     facts = dict(refusal.value.details)
@@ -116,7 +116,7 @@ async def test_another_run_is_refused_while_the_holder_is_heard(database: Databa
     }
     assert datetime.fromisoformat(str(facts["heldSince"])).utcoffset() == timedelta(0)
     assert refusal.value.retryable
-    assert await stand(database, "node-3") == before
+    assert await get_node(database, "node-3") == before
 
 
 async def test_a_silent_holder_is_replaced(database: Database) -> None:
@@ -126,7 +126,7 @@ async def test_a_silent_holder_is_replaced(database: Database) -> None:
     second, created = await register(database, "node-3", "boot-2", hostname="beta")
     assert not created
     assert (second.id, second.boot_id, second.last_sequence) == (first.id, "boot-2", None)
-    [stale] = await record(database, report("node-3", 10))
+    [stale] = await record(database, make_report("node-3", 10))
     assert isinstance(stale, StaleBoot)
     await beat(database, "node-3", 0, boot_id="boot-2")
 
@@ -244,7 +244,7 @@ async def test_one_new_id_registered_at_the_same_moment_makes_one_node(database:
         outcomes = await asyncio.gather(*(register(database, node_id) for _ in range(4)))
         assert [created for _, created in outcomes].count(True) == 1
         assert len({node.id for node, _ in outcomes}) == 1
-        assert len(await changes_of(database, outcomes[0][0].id)) == 1
+        assert len(await list_changes(database, outcomes[0][0].id)) == 1
 
 
 async def test_of_two_machines_that_claim_a_new_id_at_once_one_gets_it(database: Database) -> None:
@@ -256,7 +256,7 @@ async def test_of_two_machines_that_claim_a_new_id_at_once_one_gets_it(database:
         [(winner, created)] = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
         assert created
         assert [type(outcome) for outcome in outcomes].count(NodeIdTaken) == 3
-        assert (await stand(database, winner.node_id)).boot_id == winner.boot_id
+        assert (await get_node(database, winner.node_id)).boot_id == winner.boot_id
 
 
 async def test_two_that_would_replace_a_silent_holder_at_once_do_not_both(
@@ -276,10 +276,10 @@ async def test_a_node_that_was_offline_is_online_again_when_registered(database:
     node, _ = await register(database, "node-3")
     await age(database, EXPIRED, "node-3")
     await run_sweep(database)
-    assert (await stand(database, "node-3")).status is NodeStatus.OFFLINE
+    assert (await get_node(database, "node-3")).status is NodeStatus.OFFLINE
     again, _ = await register(database, "node-3")
     assert (again.status, again.status_reason) == (NodeStatus.ONLINE, StatusReason.REGISTERED)
-    last = (await changes_of(database, node.id))[-1]
+    last = (await list_changes(database, node.id))[-1]
     assert (last.previous_status, last.status) == (NodeStatus.OFFLINE, NodeStatus.ONLINE)
 
 
@@ -353,7 +353,7 @@ async def test_registrations_and_removals_of_one_id_at_once_keep_one_node_at_mos
         )
         assert outcomes[0] is None
         registered = "SELECT count(*) FROM nodes WHERE node_id = 'node-3' AND removed_at IS NULL"
-        [(left,)] = await rows(database, registered)
+        [(left,)] = await fetch_rows(database, registered)
         assert left <= 1
 
 
@@ -364,7 +364,7 @@ async def test_a_registration_never_moves_back_when_a_node_was_heard(database: D
         await session.execute(text("SELECT now()"))
         recorded = await beat(database, "node-3")
         node, _ = await registration.register(
-            session, registration_of("node-3"), rules=RULES, by=AGENT
+            session, make_registration("node-3"), rules=RULES, by=AGENT
         )
     assert node.heard_at is not None
     assert node.heard_at >= recorded.received_at

@@ -16,7 +16,7 @@ from db.retention import metrics_rollup, partitions
 from graph.core.settings import Settings
 from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
-from tests.support.fleet import beat, register, rows, waits_for_a_lock
+from tests.support.fleet import beat, fetch_rows, register, wait_for_lock
 
 DAY = 86400
 HEARD = """
@@ -60,9 +60,9 @@ def sample(registry: CollectorRegistry, name: str) -> float | None:
 async def test_old_days_are_dropped_and_their_history_stays(database: Database) -> None:
     await hear(database, 1, 14, 15, 40)
     await upkeep(database).once()
-    assert await rows(database, LOG) == [(1, 96), (14, 96)]
-    assert await rows(database, HISTORY) == whole(1, 14, 15, 40)
-    assert await rows(database, "SELECT count(*), sum(heartbeats) FROM rolled_up_hours") == [
+    assert await fetch_rows(database, LOG) == [(1, 96), (14, 96)]
+    assert await fetch_rows(database, HISTORY) == whole(1, 14, 15, 40)
+    assert await fetch_rows(database, "SELECT count(*), sum(heartbeats) FROM rolled_up_hours") == [
         (8, 192)
     ]
 
@@ -72,11 +72,11 @@ async def test_no_day_is_dropped_while_it_cannot_be_rolled_up(database: Database
     async with database.write() as other:
         assert await metrics_rollup.try_lock(other)
         await upkeep(database).once()
-        assert await rows(database, LOG) == [(15, 96)]
-        assert await rows(database, HISTORY) == []
+        assert await fetch_rows(database, LOG) == [(15, 96)]
+        assert await fetch_rows(database, HISTORY) == []
     await upkeep(database).once()
-    assert await rows(database, LOG) == []
-    assert await rows(database, HISTORY) == whole(15)
+    assert await fetch_rows(database, LOG) == []
+    assert await fetch_rows(database, HISTORY) == whole(15)
 
 
 async def test_what_came_late_is_counted_before_its_day_is_dropped(database: Database) -> None:
@@ -85,10 +85,10 @@ async def test_what_came_late_is_counted_before_its_day_is_dropped(database: Dat
     await patient.once()
     await hear(database, 15)
     await patient.once()
-    assert await rows(database, HISTORY) == whole(15)
+    assert await fetch_rows(database, HISTORY) == whole(15)
     await upkeep(database).once()
-    assert await rows(database, LOG) == []
-    [(_, _, heartbeats, *measured)] = await rows(database, HISTORY)
+    assert await fetch_rows(database, LOG) == []
+    [(_, _, heartbeats, *measured)] = await fetch_rows(database, HISTORY)
     assert (heartbeats, measured) == (2 * 12 * len(NODES), [0, 5.5, 11])
 
 
@@ -119,12 +119,12 @@ async def test_upkeep_that_is_ended_anywhere_is_gone_on_with(
         task = asyncio.create_task(upkeep(database).once())
         with cancelled_at(database, place, task):
             await asyncio.wait([task])
-        days = [day for day, _ in await rows(database, LOG)]
-        assert {1, *days} | {day for day, *_ in await rows(database, HISTORY)} == {1, 15, 16}
+        days = [day for day, _ in await fetch_rows(database, LOG)]
+        assert {1, *days} | {day for day, *_ in await fetch_rows(database, HISTORY)} == {1, 15, 16}
         if not task.cancelled():
             break
-    assert await rows(database, LOG) == [(1, 96)]
-    assert await rows(database, HISTORY) == whole(1, 15, 16)
+    assert await fetch_rows(database, LOG) == [(1, 96)]
+    assert await fetch_rows(database, HISTORY) == whole(1, 15, 16)
 
 
 async def test_processes_that_do_it_at_once_do_not_disturb_one_another(
@@ -133,17 +133,17 @@ async def test_processes_that_do_it_at_once_do_not_disturb_one_another(
     await hear(database, 1, 15, 16)
     at_once = [upkeep(database) for _ in range(3)]
     async with asyncio.timeout(30):
-        while await rows(database, HISTORY) != whole(1, 15, 16):
+        while await fetch_rows(database, HISTORY) != whole(1, 15, 16):
             await asyncio.gather(*(process.once() for process in at_once))
-    assert await rows(database, LOG) == [(1, 96)]
+    assert await fetch_rows(database, LOG) == [(1, 96)]
 
 
 async def test_old_months_of_the_history_are_dropped(database: Database) -> None:
     await hear(database, 1, 70, 500)
     await upkeep(database).once()
-    assert await rows(database, HISTORY) == whole(1, 70)
+    assert await fetch_rows(database, HISTORY) == whole(1, 70)
     await upkeep(database, metrics_history_max_age_seconds=32 * DAY).once()
-    assert await rows(database, HISTORY) == whole(1)
+    assert await fetch_rows(database, HISTORY) == whole(1)
 
 
 async def test_heartbeats_without_a_day_are_told_of(
@@ -188,10 +188,10 @@ async def test_what_cannot_be_done_now_keeps_nothing_else_from_being_done(
     async with database.write() as reader:
         await reader.execute(text("LOCK TABLE ONLY heartbeat_log IN ACCESS SHARE MODE"))
         keeping = asyncio.create_task(upkeep(database).once())
-        await waits_for_a_lock(database)
+        await wait_for_lock(database)
         await beat(database, "node-3")
         await keeping
     assert [e["work"] for e in logged if e["event"] == "upkeep.unavailable"] == ["drop_days"]
-    assert await rows(database, HISTORY) == whole(15)
+    assert await fetch_rows(database, HISTORY) == whole(15)
     await upkeep(database).once()
-    assert [day for day, _ in await rows(database, LOG)] == [0]
+    assert [day for day, _ in await fetch_rows(database, LOG)] == [0]

@@ -18,7 +18,7 @@ from db.core.tables import MEASURES, METRICS_HISTORY
 from db.retention import metrics_rollup, partitions
 from db.retention.metrics_rollup import NodeRange
 from db.retention.partitions import Partition
-from tests.support.fleet import examples, rows
+from tests.support.fleet import fetch_rows, limit_examples
 
 BEGIN = datetime(2026, 1, 31, 22, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -135,7 +135,7 @@ async def clear(session: AsyncSession) -> None:
 
 
 @given(BEATS, BEATS, SHARES, SHARES)
-@examples(60)
+@limit_examples(60)
 async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_late(
     database: Database,
     beats: list[Beat],
@@ -221,7 +221,7 @@ async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
     database: Database,
 ) -> None:
     """The others of its day, and of the days before, are not read."""
-    [(today,)] = await rows(database, "SELECT date_trunc('day', now())")
+    [(today,)] = await fetch_rows(database, "SELECT date_trunc('day', now())")
     async with database.write() as session:
         await session.execute(
             text(

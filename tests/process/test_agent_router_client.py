@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import URL
 
 from agent.router_client import Answer, RegistryClient
-from tests.support.registry_process import Server, free_port
+from tests.support.registry_process import Server, find_free_port
 from tests.support.waiting import wait_until
 
 
@@ -15,7 +15,7 @@ async def test_a_router_goes_on_while_the_registry_is_killed_and_comes_back(
     database_url: URL,
 ) -> None:
     url = database_url.render_as_string(hide_password=False)
-    server = Server(free_port(), {"NODE_REGISTRY_DATABASE_URL": url})
+    server = Server(find_free_port(), {"NODE_REGISTRY_DATABASE_URL": url})
     await server.start()
     await server.answers()
     answers: list[Answer[Any]] = []

@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from tests.support.commands import COMMAND, Run, environment_for, run, run_process
+from tests.support.commands import COMMAND, Run, make_environment, run, run_process
 from tests.support.paths import ROOT
-from tests.support.processes import FAST, running
+from tests.support.processes import FAST, run_program
 
 
 async def test_export_schema_prints_schema_graphql() -> None:
@@ -20,12 +20,12 @@ async def test_export_schema_prints_schema_graphql() -> None:
 
 async def test_migrate_makes_the_schema_and_may_be_repeated(empty_database_url: URL) -> None:
     for either in (run_process, run):
-        status, output, _ = await either("migrate", **environment_for(empty_database_url))
+        status, output, _ = await either("migrate", **make_environment(empty_database_url))
         assert (status, output) == (0, "The database is at this version's schema.\n")
 
 
 async def test_a_database_that_is_behind_is_not_served(empty_database_url: URL) -> None:
-    status, _, errors = await run_process("serve", **environment_for(empty_database_url))
+    status, _, errors = await run_process("serve", **make_environment(empty_database_url))
     assert status == 1
     assert errors.strip().splitlines()[-1] == (
         "node-registry: the database is at schema none, this registry needs 0006:"
@@ -38,7 +38,7 @@ async def test_a_database_that_is_ahead_is_not_served(database_url: URL) -> None
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     await engine.dispose()
-    status, _, errors = await run_process("serve", **environment_for(database_url))
+    status, _, errors = await run_process("serve", **make_environment(database_url))
     assert status == 1
     assert "at schema 9999" in errors.strip().splitlines()[-1]
 
@@ -64,7 +64,7 @@ async def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(
 
 async def test_a_port_that_is_taken_stops_the_start_with_one_line(database_url: URL) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        environment = environment_for(database_url)
+        environment = make_environment(database_url)
         environment["NODE_REGISTRY_HTTP_PORT"] = str(taken.getsockname()[1])
         status, _, errors = await run_process("serve", **environment)
     assert status == 1
@@ -73,14 +73,14 @@ async def test_a_port_that_is_taken_stops_the_start_with_one_line(database_url: 
 
 async def test_a_database_that_cannot_be_reached_stops_the_start_with_one_line() -> None:
     url = URL.create("postgresql", "nobody", host="127.0.0.1", port=1, database="nothing")
-    status, _, errors = await run_process("serve", **environment_for(url))
+    status, _, errors = await run_process("serve", **make_environment(url))
     assert status == 1
     assert "cannot reach its database" in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
 
 
 async def test_a_database_that_does_not_exist_stops_the_start_with_one_line(postgres: URL) -> None:
-    status, _, errors = await run("migrate", **environment_for(postgres.set(database="nothing")))
+    status, _, errors = await run("migrate", **make_environment(postgres.set(database="nothing")))
     assert status == 1
     assert 'database "nothing" does not exist' in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
@@ -89,8 +89,8 @@ async def test_a_database_that_does_not_exist_stops_the_start_with_one_line(post
 async def test_a_registry_that_cannot_do_all_of_its_work_ends_and_says_so(
     database_url: URL,
 ) -> None:
-    settings = FAST | environment_for(database_url)
-    async with running(COMMAND, "serve", **settings) as registry:
+    settings = FAST | make_environment(database_url)
+    async with run_program(COMMAND, "serve", **settings) as registry:
         await registry.line(r"GraphQL +(\S+)")
         engine = create_async_engine(database_url)
         async with engine.begin() as connection:

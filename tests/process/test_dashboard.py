@@ -20,11 +20,11 @@ from db.core.database import Database
 from db.core.enums import Role
 from tests.support import fleet, npm
 from tests.support.api import BEAT, DEREGISTER, REGISTER
-from tests.support.browser import chromium, complaints
+from tests.support.browser import collect_complaints, run_chromium
 from tests.support.keyring import ADMIN
 from tests.support.live_server import NO_TLS
 from tests.support.paths import ROOT
-from tests.support.registry_process import Server, free_port
+from tests.support.registry_process import Server, find_free_port
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
@@ -101,7 +101,7 @@ class Desk:
         )
         try:
             page = await context.new_page()
-            found = complaints(page)
+            found = collect_complaints(page)
             await page.goto(address)
             await sign_in(page, self.keys[role])
             await page.evaluate("window.neverReloaded = true")
@@ -122,7 +122,7 @@ async def desk(
     shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Desk]:
     url = shared_database_url
-    async with chromium() as browser:
+    async with run_chromium() as browser:
         database = Database(url)
         keys = {}
         async with database.write() as session:
@@ -134,7 +134,7 @@ async def desk(
         address = url.set(drivername="postgresql").render_as_string(hide_password=False)
         folder = tmp_path_factory.mktemp("dashboard")
         settings = {"NODE_REGISTRY_DATABASE_URL": address, "NODE_REGISTRY_DATA_DIR": str(folder)}
-        server = Server(free_port(), FAST | settings)
+        server = Server(find_free_port(), FAST | settings)
         await server.start()
         try:
             await server.answers()
@@ -363,7 +363,7 @@ async def test_axe_finds_nothing_serious_by_day_by_night_and_on_a_phone(
 
 
 def _axe(folders: pytest.TempPathFactory) -> str:
-    folder = npm.installed("axe", folders.mktemp("axe"))
+    folder = npm.install_package("axe", folders.mktemp("axe"))
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
 
 

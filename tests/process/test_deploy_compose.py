@@ -13,7 +13,7 @@ import yaml
 from sqlalchemy import URL
 
 from tests.support.commands import COMMAND, run
-from tests.support.live_server import serving
+from tests.support.live_server import run_server
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -88,7 +88,7 @@ async def test_first_run_makes_the_database_then_the_key_then_serves(
     service = postgres.set(
         database=service_name, username=service_name, password=given["NODE_REGISTRY_DB_PASSWORD"]
     )
-    async with serving(service, tmp_path, auth="required") as registry:
+    async with run_server(service, tmp_path, auth="required") as registry:
         bearer = {"Authorization": f"Bearer {found[0].strip()}"}
         async with httpx.AsyncClient(base_url=registry.url) as http:
             assert (await http.get("/metrics")).status_code == 401

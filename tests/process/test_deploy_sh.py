@@ -98,8 +98,8 @@ async def reached(
     }
     async with AsyncExitStack() as stack:
         try:
-            program = sshd.program(pytestconfig.cache.mkdir("sshd"))
-            ssh = await stack.enter_async_context(sshd.host(program, keys, environment))
+            program = sshd.find_sshd(pytestconfig.cache.mkdir("sshd"))
+            ssh = await stack.enter_async_context(sshd.run_host(program, keys, environment))
         except sshd.UnavailableError as error:
             variables = " ".join(f"{name}={value}" for name, value in environment.items())
             yield Host(f"env {variables} {STAND_IN / 'ssh'}", folder, str(error))

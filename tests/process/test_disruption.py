@@ -32,10 +32,10 @@ from db.embedded.server import run_embedded_postgres
 from db.retention import partitions
 from tests.support.api import CHANGES
 from tests.support.clusters import temporary_folder
-from tests.support.fleet import record, register, report, rows
+from tests.support.fleet import fetch_rows, make_report, record, register
 from tests.support.live_server import NO_TLS
-from tests.support.registry_process import Server, free_port
-from tests.support.tcp_proxy import Proxy, proxy
+from tests.support.registry_process import Server, find_free_port
+from tests.support.tcp_proxy import Proxy, run_proxy
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
@@ -223,7 +223,7 @@ class Writer:
         while not self.stopping:
             sequence += 1
             degraded = sequence % 2 == 1
-            reports = [report(node_id, sequence, degraded=degraded) for node_id in BEATING]
+            reports = [make_report(node_id, sequence, degraded=degraded) for node_id in BEATING]
             while True:
                 with suppress(Unavailable):
                     await record(database, *reports)
@@ -260,7 +260,7 @@ class Havoc:
         async with asyncio.timeout(SECONDS):
             while True:
                 with suppress(Unavailable):
-                    if await rows(self.database, UNLISTEN):
+                    if await fetch_rows(self.database, UNLISTEN):
                         return
                 await asyncio.sleep(0.01)
 
@@ -301,9 +301,9 @@ async def test_every_reader_is_told_each_change_once_and_in_order_through_all_di
             await register(database, node_id, labels=["gpu"] if number % 2 else [])
         address = postgres.url.render_as_string(hide_password=False)
         servers = [
-            KeptServer(free_port(), {"NODE_REGISTRY_DATABASE_URL": address}) for _ in range(2)
+            KeptServer(find_free_port(), {"NODE_REGISTRY_DATABASE_URL": address}) for _ in range(2)
         ]
-        wires = [await stack.enter_async_context(proxy(each.url)) for each in servers * 2]
+        wires = [await stack.enter_async_context(run_proxy(each.url)) for each in servers * 2]
         readers = [Reader(wires[:1]), Reader(wires[1:2]), Reader(wires[2:])]
         writers = [Writer() for _ in range(3)]
         havoc = Havoc(chance, postgres, database, servers, readers)
@@ -322,7 +322,7 @@ async def test_every_reader_is_told_each_change_once_and_in_order_through_all_di
             for writer in writers:
                 writer.stopping = True
             await asyncio.gather(*writing)
-            logged.extend(await rows(database, IN_THE_LOG))
+            logged.extend(await fetch_rows(database, IN_THE_LOG))
             newest, newest_gpu = logged[-1][0], max(row[0] for row in logged if row[1])
             await wait_until(
                 lambda: min(readers[0].after, readers[2].after) >= newest, seconds=SECONDS

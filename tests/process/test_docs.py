@@ -20,10 +20,10 @@ import pytest_asyncio
 
 from db.embedded.server import get_running_url
 from graph.core.settings import Settings
-from tests.support.commands import environment_for
+from tests.support.commands import make_environment
 from tests.support.paths import ROOT
-from tests.support.processes import BIN, registry
-from tests.support.provisioning import administering
+from tests.support.processes import BIN, run_registry
+from tests.support.provisioning import open_administrator
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 ASYNC = pytest.mark.asyncio(loop_scope="module")
@@ -60,7 +60,7 @@ class Place:
 async def place() -> AsyncIterator[Place]:
     with tempfile.TemporaryDirectory(prefix="node-registry-test-") as name:
         data_dir = Path(name) / "data"
-        async with registry(data_dir, NODE_REGISTRY_SWEEP_INTERVAL_SECONDS="5") as (_, graphql):
+        async with run_registry(data_dir, NODE_REGISTRY_SWEEP_INTERVAL_SECONDS="5") as (_, graphql):
             url = get_running_url(data_dir)
             yield Place(
                 Path(name),
@@ -73,7 +73,7 @@ async def place() -> AsyncIterator[Place]:
                     "NODE_REGISTRY_DB_HOST": str(url.query["host"]),
                     "NODE_REGISTRY_DB_PORT": str(url.query["port"]),
                     "NODE_REGISTRY_DB_USER": str(url.username),
-                    "NODE_REGISTRY_ADMINISTRATOR_URL": environment_for(url)[
+                    "NODE_REGISTRY_ADMINISTRATOR_URL": make_environment(url)[
                         "NODE_REGISTRY_DATABASE_URL"
                     ],
                 },
@@ -106,7 +106,7 @@ async def test_every_command_does_what_it_should(place: Place) -> None:
 @PAGES
 @ASYNC
 async def test_every_statement_can_be_asked(place: Place, page: Path) -> None:
-    async with administering(get_running_url(place.data_dir)) as ask:
+    async with open_administrator(get_running_url(place.data_dir)) as ask:
         for statement in blocks(page, "sql"):
             await ask(statement)
 

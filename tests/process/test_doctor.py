@@ -22,9 +22,9 @@ from graph.cli.doctor import examine
 from graph.core.settings import Settings
 from tests.support.authority import BEGUN, Authority
 from tests.support.commands import run
-from tests.support.processes import BIN, Process, registry
-from tests.support.provisioning import administering
-from tests.support.registry_process import free_port
+from tests.support.processes import BIN, Process, run_registry
+from tests.support.provisioning import open_administrator
+from tests.support.registry_process import find_free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,7 +42,7 @@ class Patient:
 
     async def sql(self, *statements: str) -> None:
         """Each by itself, as the superuser."""
-        async with administering(get_running_url(self.data_dir)) as execute:
+        async with open_administrator(get_running_url(self.data_dir)) as execute:
             for statement in statements:
                 await execute(statement)
 
@@ -64,7 +64,10 @@ async def patient() -> AsyncIterator[Patient]:
     with tempfile.TemporaryDirectory(prefix="node-registry-test-") as folder:
         data_dir = Path(folder) / "data"
         # At its usual pace, so that it does nothing between two looks.
-        async with registry(data_dir, NODE_REGISTRY_SWEEP_INTERVAL_SECONDS="5") as (process, url):
+        async with run_registry(data_dir, NODE_REGISTRY_SWEEP_INTERVAL_SECONDS="5") as (
+            process,
+            url,
+        ):
             patient = Patient(data_dir, process, url.split(":")[2].split("/")[0])
             await patient.sql("CREATE ROLE patient SUPERUSER LOGIN", "CREATE ROLE clerk LOGIN")
             yield patient
@@ -229,7 +232,7 @@ async def test_it_finds_a_role_that_may_not_do_its_work(patient: Patient) -> Non
 
 
 async def test_it_finds_a_database_that_is_not_there(patient: Patient) -> None:
-    nowhere = f"postgresql://127.0.0.1:{free_port()}/node_registry"
+    nowhere = f"postgresql://127.0.0.1:{find_free_port()}/node_registry"
     says = ("cannot be reached", "NODE_REGISTRY_DATABASE_URL")
     shows(await ill(patient.settings(database_url=nowhere)), "database", Severity.FAULT, *says)
     nothing = get_running_url(patient.data_dir).set(database="nothing").render_as_string()

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from db.core.errors import EmbeddedServerFailed
 from db.embedded.data_dir_lock import DataDirInUse
 from db.embedded.server import run_embedded_postgres
-from tests.support.clusters import processes_in, temporary_folder
+from tests.support.clusters import find_processes, temporary_folder
 
 OPTIONS = {"fsync": "off"}
 
@@ -56,7 +56,7 @@ def made_folder() -> Iterator[Path]:
 def folder(made_folder: Path) -> Iterator[Path]:
     """A data folder with a cluster. No test may leave a process behind."""
     yield made_folder
-    eventually(lambda: not processes_in(made_folder))
+    eventually(lambda: not find_processes(made_folder))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def new_folder() -> Iterator[Path]:
     """A data folder to be. No test may leave a process behind."""
     with temporary_folder() as folder:
         yield folder / "data folder"
-        eventually(lambda: not processes_in(folder))
+        eventually(lambda: not find_processes(folder))
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ async def test_a_start_that_is_cancelled_leaves_no_process_and_hinders_no_other(
         with suppress(TimeoutError):
             async with asyncio.timeout(0.1), run_embedded_postgres(new_folder, options=OPTIONS):
                 await asyncio.Event().wait()
-        assert not processes_in(new_folder)
+        assert not find_processes(new_folder)
     async with run_embedded_postgres(new_folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
 
@@ -367,7 +367,7 @@ async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process(fol
     with pytest.raises(EmbeddedServerFailed, match=r"within 0.001 s"):
         async with run_embedded_postgres(folder, options=OPTIONS, start_timeout_seconds=0.001):
             pass
-    assert not processes_in(folder)
+    assert not find_processes(folder)
 
 
 async def test_a_folder_that_cannot_be_made_is_a_failure_that_names_it(tmp_path: Path) -> None:

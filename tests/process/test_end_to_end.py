@@ -12,9 +12,16 @@ from gql import Client, gql
 from gql.transport.websockets import WebsocketsTransport
 
 from tests.support.api import BEAT, CHANGES, REGISTER
-from tests.support.clusters import processes_in
+from tests.support.clusters import find_processes
 from tests.support.live_server import NO_TLS
-from tests.support.processes import BIN, FAST, SECONDS, ask, registry, running
+from tests.support.processes import (
+    BIN,
+    FAST,
+    SECONDS,
+    ask_until_answered,
+    run_program,
+    run_registry,
+)
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
@@ -62,9 +69,9 @@ async def seen_plainly(url: str, node_id: str, statuses: list[str]) -> list[str]
 async def test_this_machine_goes_online_and_offline_when_its_agent_is_killed(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    async with registry(data_dir) as (_, url):
+    async with run_registry(data_dir) as (_, url):
         settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
-        async with running(BIN / "node-agent", "--verbose", "run", **settings) as agent:
+        async with run_program(BIN / "node-agent", "--verbose", "run", **settings) as agent:
             await agent.line("heartbeat.recorded")
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
             agent.process.kill()
@@ -78,15 +85,15 @@ async def test_an_agent_starts_again_under_the_same_id_and_at_once(
     data_dir: Path, tmp_path: Path
 ) -> None:
     slow = {"NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": "60"}
-    async with registry(data_dir, **slow) as (_, url):
+    async with run_registry(data_dir, **slow) as (_, url):
         settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
         bootstrap = (BIN / "node-agent", "bootstrap", "--role", "production-router", "--json")
         ids = []
         for _ in range(2):
-            async with running(*bootstrap, "--labels", "router,gateway", **settings) as agent:
+            async with run_program(*bootstrap, "--labels", "router,gateway", **settings) as agent:
                 ids.append((await agent.line('"nodeId":"([^"]+)"')).group(1))
         query = '{ nodes(filter: {labels: {all: ["router"]}}) { nodes { nodeId role type } } }'
-        data = await ask(url, query)
+        data = await ask_until_answered(url, query)
     assert ids[0] == ids[1]
     assert data["nodes"]["nodes"] == [{"nodeId": ids[0], "role": "PRODUCTION", "type": "ROUTER"}]
 
@@ -94,25 +101,27 @@ async def test_an_agent_starts_again_under_the_same_id_and_at_once(
 async def test_an_agent_outlives_the_registry_and_a_removal(data_dir: Path, tmp_path: Path) -> None:
     settings = {"NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
     port = {}
-    async with registry(data_dir) as (process, url):
+    async with run_registry(data_dir) as (process, url):
         port = {"NODE_REGISTRY_HTTP_PORT": url.split(":")[2].split("/")[0]}
         settings["NODE_AGENT_REGISTRY_URL"] = url
         command = (BIN / "node-agent", "--verbose", "run")
-        async with running(*command, **settings) as agent:
+        async with run_program(*command, **settings) as agent:
             await agent.line("heartbeat.recorded")
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
             assert await process.stop(signal.SIGTERM) == 0
             await agent.line("registry.restarting")
-            async with registry(data_dir, **port) as (_, again):
+            async with run_registry(data_dir, **port) as (_, again):
                 await agent.line("registry.recovered")
                 await agent.line("heartbeat.recorded")
                 removal = (
                     "mutation($i: DeregisterNodeInput!) { deregisterNode(input: $i) { nodeId } }"
                 )
-                await ask(again, removal, i={"nodeId": node_id})
+                await ask_until_answered(again, removal, i={"nodeId": node_id})
                 await agent.line("node.removed")
                 await agent.line("heartbeat.recorded")
-                data = await ask(again, f'{{ node(nodeId: "{node_id}") {{ status }} }}')
+                data = await ask_until_answered(
+                    again, f'{{ node(nodeId: "{node_id}") {{ status }} }}'
+                )
                 assert data["node"] == {"status": "ONLINE"}
                 assert await agent.stop(signal.SIGTERM) == 0
 
@@ -130,18 +139,18 @@ async def test_every_heartbeat_that_was_acknowledged_survives_a_kill(data_dir: P
             recorded = response.json()["data"]["recordHeartbeat"]
             acknowledged.add((node_id, recorded["receivedAt"]))
 
-    async with registry(data_dir) as (process, url), httpx.AsyncClient(timeout=10) as http:
+    async with run_registry(data_dir) as (process, url), httpx.AsyncClient(timeout=10) as http:
         for node_id in nodes:
             node = {"nodeId": node_id, "role": "BACKUP", "type": "WORKER", "bootId": "b"}
-            await ask(url, REGISTER, input=node)
+            await ask_until_answered(url, REGISTER, input=node)
         beating = [asyncio.create_task(beat_for_ever(http, url, node_id)) for node_id in nodes]
         await wait_until(lambda: len(acknowledged) >= 200, seconds=SECONDS)
         process.process.kill()
         ends = await asyncio.gather(*beating, return_exceptions=True)
         assert all(isinstance(end, httpx.TransportError) for end in ends)
-    async with registry(data_dir) as (process, url):
+    async with run_registry(data_dir) as (process, url):
         query = "{ nodes { nodes { nodeId heartbeats(first: 1000) { nodes { receivedAt } } } } }"
-        data = await ask(url, query)
+        data = await ask_until_answered(url, query)
         logged = {
             (node["nodeId"], heartbeat["receivedAt"])
             for node in data["nodes"]["nodes"]
@@ -156,46 +165,46 @@ async def test_development_shows_this_machine_and_ctrl_c_leaves_nothing_running(
 ) -> None:
     node_ids = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        async with registry(new_data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
+        async with run_registry(new_data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
             query = "{ nodes(filter: {statuses: [ONLINE]}) { nodes { nodeId role } } }"
             online: list[dict[str, str]] = []
             async with asyncio.timeout(SECONDS):
                 while not online:
-                    online = (await ask(url, query))["nodes"]["nodes"]
+                    online = (await ask_until_answered(url, query))["nodes"]["nodes"]
             assert [node["role"] for node in online] == ["DEVELOPMENT"]
             node_ids.append(online[0]["nodeId"])
             assert await process.stop(number) == 0
-        assert processes_in(new_data_dir) == []
+        assert find_processes(new_data_dir) == []
     assert node_ids[0] == node_ids[1]
 
 
 async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_no_start(
     data_dir: Path,
 ) -> None:
-    async with registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
+    async with run_registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
         query = "{ nodes(filter: {statuses: [ONLINE]}) { totalCount } }"
         async with asyncio.timeout(SECONDS):
-            while (await ask(url, query))["nodes"]["totalCount"] == 0:
+            while (await ask_until_answered(url, query))["nodes"]["totalCount"] == 0:
                 pass
             process.process.kill()
             await wait_until(lambda: not agents_of(data_dir), seconds=SECONDS, interval=0.02)
-    async with registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
+    async with run_registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
         async with asyncio.timeout(SECONDS):
-            while (await ask(url, query))["nodes"]["totalCount"] == 0:
+            while (await ask_until_answered(url, query))["nodes"]["totalCount"] == 0:
                 pass
         assert await process.stop(signal.SIGINT) == 0
-    assert processes_in(data_dir) == []
+    assert find_processes(data_dir) == []
 
 
 async def test_a_killed_database_is_started_again_and_the_registry_recovers(data_dir: Path) -> None:
-    async with registry(data_dir) as (process, url):
+    async with run_registry(data_dir) as (process, url):
         node = {"nodeId": "a", "role": "BACKUP", "type": "WORKER", "bootId": "b"}
-        await ask(url, REGISTER, input=node)
+        await ask_until_answered(url, REGISTER, input=node)
         pid = int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
         await process.line("embedded.died")
         beat = {"nodeId": "a", "bootId": "b", "sequence": 1}
-        data = await ask(url, BEAT, input=beat)
+        data = await ask_until_answered(url, BEAT, input=beat)
         assert data["recordHeartbeat"]["nodeId"] == "a"
         async with connect(url.replace("http", "ws", 1)) as client:
             await client.subscribe("1", CHANGES, after="2", filter={"nodeIds": ["a"]})
@@ -209,9 +218,9 @@ async def test_a_registry_that_was_stopped_marks_nobody_offline(
 ) -> None:
     # A lease of 4.9 s: shorter than the stop, longer than the agent takes to try again.
     grace = {"NODE_REGISTRY_HEARTBEAT_GRACE_SECONDS": "4"}
-    async with registry(data_dir, **grace) as (process, url):
+    async with run_registry(data_dir, **grace) as (process, url):
         settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
-        async with running(BIN / "node-agent", "--verbose", "run", **settings) as agent:
+        async with run_program(BIN / "node-agent", "--verbose", "run", **settings) as agent:
             await agent.line("heartbeat.recorded")
             process.process.send_signal(signal.SIGSTOP)
             await agent.line("request.failed")  # it waits ten seconds for its answer
@@ -219,14 +228,14 @@ async def test_a_registry_that_was_stopped_marks_nobody_offline(
             await process.line("registry.was_deaf")
             await agent.line("registry.recovered")
             log = "{ statusChanges { nodes { status reason } } }"
-            changes = (await ask(url, log))["statusChanges"]["nodes"]
+            changes = (await ask_until_answered(url, log))["statusChanges"]["nodes"]
             assert [c["status"] for c in changes if c["reason"] == "MISSED_HEARTBEATS"] == []
 
 
 async def test_a_registry_that_others_can_reach_asks_them_who_they_are(data_dir: Path) -> None:
     host = {"NODE_REGISTRY_HTTP_HOST": "0.0.0.0"}  # noqa: S104  # what it is about
     async with (
-        registry(data_dir, **host) as (process, url),
+        run_registry(data_dir, **host) as (process, url),
         httpx.AsyncClient(verify=NO_TLS) as http,
     ):
         assert (await http.post(url, json={"query": "{ __typename }"})).status_code == 401
@@ -235,7 +244,7 @@ async def test_a_registry_that_others_can_reach_asks_them_who_they_are(data_dir:
 
 async def test_a_registry_that_is_open_says_so(data_dir: Path) -> None:
     settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
-    async with running(BIN / "node-registry", "serve", **settings) as process:
+    async with run_program(BIN / "node-registry", "serve", **settings) as process:
         await process.line(r"server\.open +.*authentication=off")
         assert await process.stop(signal.SIGTERM) == 0
 
@@ -246,6 +255,6 @@ async def test_a_registry_that_would_be_open_to_all_does_not_start(data_dir: Pat
         "NODE_REGISTRY_HTTP_HOST": "0.0.0.0",  # noqa: S104  # what it is about
         "NODE_REGISTRY_AUTH": "off",
     }
-    async with running(BIN / "node-registry", "serve", **settings) as process:
+    async with run_program(BIN / "node-registry", "serve", **settings) as process:
         await process.line("NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it")
         assert await process.process.wait() == 1

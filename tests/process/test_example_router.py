@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from tests.support.paths import ROOT
-from tests.support.registry_process import Server, free_port
+from tests.support.registry_process import Server, find_free_port
 
 SECONDS = 30
 
@@ -27,7 +27,7 @@ mutation Register($input: RegisterNodeInput!) { registerNode(input: $input) { cr
 
 @asynccontextmanager
 async def router(registry_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    port = free_port()
+    port = find_free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "examples.router", registry_url),
         cwd=ROOT,
@@ -49,7 +49,7 @@ async def model_server() -> AsyncIterator[str]:
     async def reply(request: Request) -> JSONResponse:
         return JSONResponse({"said": (await request.json())["prompt"]})
 
-    port = free_port()
+    port = find_free_port()
     app = Starlette(routes=[Route("/", reply, methods=["POST"])])
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
     task = asyncio.create_task(server.serve())
@@ -87,7 +87,7 @@ async def test_the_router_goes_on_while_the_registry_is_killed_and_comes_back(
     database_url: URL,
 ) -> None:
     url = database_url.render_as_string(hide_password=False)
-    server = Server(free_port(), {"NODE_REGISTRY_DATABASE_URL": url})
+    server = Server(find_free_port(), {"NODE_REGISTRY_DATABASE_URL": url})
     await server.start()
     await server.answers()
     try:

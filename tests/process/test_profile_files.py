@@ -14,7 +14,7 @@ from db.core.errors import BadInput
 from db.registry import profile_changes, profiles
 from db.registry.profiles import ProfileContent
 from graph.cli.profile_yaml import Difference, export_profiles, import_profiles
-from tests.support.commands import environment_for, run
+from tests.support.commands import make_environment, run
 from tests.support.fleet import OPERATOR
 
 FILE = """
@@ -126,7 +126,7 @@ async def test_a_file_that_is_not_right_is_refused_by_the_place_and_changes_noth
 
 
 async def profile(url: URL, *arguments: str, given: str = "") -> tuple[int, str, str]:
-    return await run("profile", *arguments, given=given, **environment_for(url))
+    return await run("profile", *arguments, given=given, **make_environment(url))
 
 
 async def test_the_commands_move_profiles_and_show_before_what_they_do(

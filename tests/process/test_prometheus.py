@@ -22,11 +22,11 @@ from db.core.enums import Role
 from tests.support import prometheus
 from tests.support.api import CHANGES
 from tests.support.authority import BEGUN, DAY, Authority
-from tests.support.keyring import create
-from tests.support.live_server import serving
+from tests.support.keyring import create_token
+from tests.support.live_server import run_server
 from tests.support.paths import ROOT
 from tests.support.prometheus import Prometheus
-from tests.support.transport_ws import dial
+from tests.support.transport_ws import open_websocket
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -68,7 +68,7 @@ class Scraped:
 @pytest.fixture(scope="module")
 def programs(pytestconfig: pytest.Config) -> Path:
     assert pytestconfig.cache is not None
-    return prometheus.programs(pytestconfig.cache.mkdir("prometheus"))
+    return prometheus.find_programs(pytestconfig.cache.mkdir("prometheus"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -80,16 +80,16 @@ async def scraped(
     authority = Authority(folder)
     pair = authority.server()
     trust = ssl.create_default_context(cafile=authority.certificate)
-    async with serving(
+    async with run_server(
         shared_database_url,
         folder / "registry",
         auth="required",
         tls_certificate=pair.certificate,
         tls_key=pair.key,
     ) as server:
-        key = (await create(server.services.database)).text
+        key = (await create_token(server.services.database)).text
         (folder / "key").write_text(f"{key}\n")
-        agents = (await create(server.services.database, Role.ADMIN)).text
+        agents = (await create_token(server.services.database, Role.ADMIN)).text
         address = server.url.removeprefix("http://")
         config = yaml.safe_load((HERE / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -103,7 +103,7 @@ async def scraped(
             httpx.AsyncClient(
                 base_url=f"https://{address}", verify=trust, headers=headers, timeout=30
             ) as http,
-            dial(f"wss://{address}/graphql", headers=headers, ssl=trust) as client,
+            open_websocket(f"wss://{address}/graphql", headers=headers, ssl=trust) as client,
         ):
             await client.send({"type": "connection_init"})
             await client.subscribe("1", CHANGES)
@@ -117,7 +117,7 @@ async def scraped(
                 assert (await http.post("/graphql", json=body)).status_code == 200
             await client.receive()
             text = (await http.get("/metrics")).text
-            async with prometheus.prometheus(programs, config, folder) as running:
+            async with prometheus.run_prometheus(programs, config, folder) as running:
                 async with asyncio.timeout(30):
                     while not (
                         good := await running.query(

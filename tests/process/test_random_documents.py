@@ -23,9 +23,9 @@ from websockets.typing import Subprotocol
 
 from db.core.database import Database
 from db.core.enums import Role
-from tests.support.keyring import create
+from tests.support.keyring import create_token
 from tests.support.random_documents import KNOWN, MUTATIONS, QUERIES, SUBSCRIPTIONS
-from tests.support.registry_process import Server, free_port
+from tests.support.registry_process import Server, find_free_port
 from tests.support.transport_ws import PROTOCOL
 
 FEW = settings(
@@ -122,15 +122,15 @@ class Registry:
 async def registry(
     database_url: URL, database: Database, tmp_path: Path
 ) -> AsyncIterator[Registry]:
-    admin = await create(database, Role.ADMIN)
-    agent = await create(database, Role.AGENT, nodes=[KNOWN])
+    admin = await create_token(database, Role.ADMIN)
+    agent = await create_token(database, Role.AGENT, nodes=[KNOWN])
     environment = {
         "NODE_REGISTRY_DATABASE_URL": database_url.render_as_string(hide_password=False),
         "NODE_REGISTRY_AUTH": "required",
         "NODE_REGISTRY_LOG_LEVEL": "error",
         "NODE_REGISTRY_DATA_DIR": str(tmp_path),
     }
-    server = Server(free_port(), environment, tmp_path / "log")
+    server = Server(find_free_port(), environment, tmp_path / "log")
     await server.start()
     await server.answers()
     assert server.process is not None

@@ -19,11 +19,11 @@ from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
 from db.ops.restore import REVISIONS_SKIPPED, check_backup, restore_backup
 from db.registry import status_changes
 from tests.support.api import CHANGES, beat, register
-from tests.support.commands import environment_for, run
-from tests.support.fleet import rows
-from tests.support.live_server import StartServer, serving
+from tests.support.commands import make_environment, run
+from tests.support.fleet import fetch_rows
+from tests.support.live_server import StartServer, run_server
 from tests.support.paths import read_files
-from tests.support.provisioning import Provisioning, administering
+from tests.support.provisioning import Provisioning, open_administrator
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
@@ -48,7 +48,7 @@ async def test_every_heartbeat_acknowledged_before_a_backup_began_is_in_what_is_
         nodes = [asyncio.create_task(keep_beating(f"gpu-{n}")) for n in range(10)]
         await wait_until(lambda: len(acknowledged) >= 5 * len(nodes), seconds=60)
         before = set(acknowledged)
-        status, output, errors = await run("backup", str(backup), **environment_for(database_url))
+        status, output, errors = await run("backup", str(backup), **make_environment(database_url))
         assert status == 0, errors
         assert len(acknowledged) > len(before)  # it went on meanwhile
         newest = (await register(server, "late"))["node"]
@@ -60,21 +60,21 @@ async def test_every_heartbeat_acknowledged_before_a_backup_began_is_in_what_is_
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
     assert names_in(tmp_path) == [backup.name]
 
-    restored = environment_for(empty_database_url)
+    restored = make_environment(empty_database_url)
     status, output, errors = await run("restore", str(backup), **restored)
     assert status == 0, errors
     assert "The database has 12 nodes" in output
     database = Database(empty_database_url)
-    found = await rows(
+    found = await fetch_rows(
         database,
         "SELECT n.node_id, CAST(h.metrics->>'load_average' AS float)"
         " FROM heartbeat_log h JOIN nodes n ON n.id = h.node_id",
     )
     assert before <= {(node, int(sequence)) for node, sequence in found}
     # Of a node that has registered since, and of its change, nothing is known.
-    assert await rows(database, "SELECT 1 FROM nodes WHERE node_id = 'late'") == []
+    assert await fetch_rows(database, "SELECT 1 FROM nodes WHERE node_id = 'late'") == []
     await database.close()
-    async with serving(empty_database_url, tmp_path) as server:
+    async with run_server(empty_database_url, tmp_path) as server:
         assert (await beat(server, "gpu-0", 1_000_000))["status"] == "ONLINE"
         async with connect(server.websocket_url) as client:
             await client.subscribe("1", CHANGES, after=str(SEEDED + len(nodes) + 1))
@@ -122,7 +122,7 @@ async def test_a_file_that_is_not_as_it_was_written_is_not_restored(
 
 
 async def relations(url: URL) -> int:
-    async with administering(url) as ask:
+    async with open_administrator(url) as ask:
         counted = await ask("SELECT count(*) FROM pg_class WHERE relname = 'nodes'")
     return int(counted[0][0])
 
@@ -152,7 +152,7 @@ async def test_a_database_that_is_in_use_is_replaced_only_if_told(
     await restore_backup(
         empty_database_url, backup, replace=False
     )  # what migrations make is no loss
-    async with administering(empty_database_url) as execute:
+    async with open_administrator(empty_database_url) as execute:
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
         await execute("UPDATE status_changes SET reason = 'registered' WHERE revision = 1")
         await execute("CREATE TABLE of_somebody ()")
@@ -160,8 +160,8 @@ async def test_a_database_that_is_in_use_is_replaced_only_if_told(
         await restore_backup(empty_database_url, backup, replace=False)
     manifest = await restore_backup(empty_database_url, backup, replace=True)
     restored = Database(empty_database_url)
-    assert await rows(restored, "SELECT count(*) FROM rolled_up_hours") == [(0,)]
-    assert await rows(restored, "SELECT to_regclass('of_somebody')") == [(None,)]
+    assert await fetch_rows(restored, "SELECT count(*) FROM rolled_up_hours") == [(0,)]
+    assert await fetch_rows(restored, "SELECT to_regclass('of_somebody')") == [(None,)]
     async with restored.read() as session:
         assert await status_changes.read_revision(session) == manifest.revision + REVISIONS_SKIPPED
         dropped = await status_changes.trim_log(
@@ -177,12 +177,12 @@ async def test_a_restore_that_fails_leaves_what_was_there(
     backup = tmp_path / "backup"
     manifest = await backed_up(database_url, backup)
     await restore_backup(empty_database_url, backup, replace=False)
-    async with administering(empty_database_url) as execute:
+    async with open_administrator(empty_database_url) as execute:
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
     claim(backup, rows=manifest.rows | {"nodes": 3})
     with pytest.raises(ProgramFailed, match="nodes has not the 3 rows of the backup"):
         await restore_backup(empty_database_url, backup, replace=True)
-    async with administering(empty_database_url) as ask:
+    async with open_administrator(empty_database_url) as ask:
         assert await ask("SELECT count(*) FROM rolled_up_hours") == [(1,)]
 
 
@@ -207,7 +207,7 @@ async def test_a_backup_of_an_older_schema_is_brought_to_this_one(
     await database.close()
     await restore_backup(empty_database_url, tmp_path / "backup", replace=False)
     await require_current_schema(database.engine)
-    assert await rows(database, "SELECT count(*) FROM nodes") == [(SEEDED,)]
+    assert await fetch_rows(database, "SELECT count(*) FROM nodes") == [(SEEDED,)]
     await database.close()
 
 
@@ -225,10 +225,10 @@ async def test_a_service_that_owns_nothing_serves_what_its_owner_has_restored(
             provisioning.administrator.set(database=owner.database), backup, replace=True
         )
     await restore_backup(owner, backup, replace=False)
-    async with serving(service, tmp_path) as server:
+    async with run_server(service, tmp_path) as server:
         await register(server, "gpu-1")
         await beat(server, "gpu-1", 1)
-    async with administering(service) as execute:
+    async with open_administrator(service) as execute:
         for forbidden in (
             "UPDATE audit_log SET actor = 'nobody'",
             "DELETE FROM alembic_version",

@@ -21,10 +21,10 @@ from db.core.token_format import generate_token
 from graph.execution.request import parse_json
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, REGISTER
 from tests.support.issuer import AUDIENCE, ED, ISSUER, ROLES, RSA, sign, to_jwk, to_jwks
-from tests.support.keyring import create
-from tests.support.registry_process import Server, free_port
+from tests.support.keyring import create_token
+from tests.support.registry_process import Server, find_free_port
 from tests.support.trace_receiver import Receiver
-from tests.support.transport_ws import dial
+from tests.support.transport_ws import open_websocket
 from tests.support.waiting import wait_until
 
 TOKENS = """
@@ -106,7 +106,7 @@ async def registry(
     }
     environment = {f"NODE_REGISTRY_{name}": value for name, value in said.items()}
     environment["OTEL_BSP_SCHEDULE_DELAY"] = "50"  # milliseconds
-    server = Server(free_port(), environment, tmp_path / "registry.log")
+    server = Server(find_free_port(), environment, tmp_path / "registry.log")
     await server.start()
     try:
         await server.answers()
@@ -146,7 +146,7 @@ async def kept(path: Path, *, other_than: str = "") -> str:
 async def by_websocket(
     told: Told, url: str, shown: str, headers: Mapping[str, str] | None = None
 ) -> None:
-    async with dial(f"{url.replace('http', 'ws', 1)}/graphql", headers=headers) as client:
+    async with open_websocket(f"{url.replace('http', 'ws', 1)}/graphql", headers=headers) as client:
         payload = {} if headers else {"payload": {"Authorization": shown}}
         await client.send({"type": "connection_init", **payload})
         await client.subscribe("1", REVISION)
@@ -199,7 +199,7 @@ def test_what_a_request_says_is_kept_nowhere_behind_it() -> None:
 async def test_no_secret_is_told_in_logs_errors_metrics_traces_the_trail_or_the_database(
     registry: Registry,
 ) -> None:
-    admin_key = await create(registry.database, Role.ADMIN)
+    admin_key = await create_token(registry.database, Role.ADMIN)
     async with httpx.AsyncClient(base_url=registry.server.url, timeout=SECONDS) as http:
         told = Told(http)
         admin = f"Bearer {told.keep(admin_key.text)}"

@@ -9,13 +9,13 @@ from db.access import tokens
 from db.core.database import Database
 from db.core.enums import NodeRole, NodeType, Role
 from db.core.identity import Identity
-from tests.support.commands import environment_for, run
-from tests.support.fleet import rows
-from tests.support.keyring import age_keys, create, known
+from tests.support.commands import make_environment, run
+from tests.support.fleet import fetch_rows
+from tests.support.keyring import age_tokens, create_token, find_token
 
 
 async def token(url: URL, *arguments: str) -> tuple[int, str, str]:
-    return await run("token", *arguments, **environment_for(url))
+    return await run("token", *arguments, **make_environment(url))
 
 
 async def test_a_new_key_is_all_that_is_on_standard_output(
@@ -26,7 +26,7 @@ async def test_a_new_key_is_all_that_is_on_standard_output(
         *("--name", "rack-1", "--expires", "90d"),
     )  # fmt: skip
     assert status == 0
-    key = await known(database, output.removesuffix("\n"))
+    key = await find_token(database, output.removesuffix("\n"))
     assert key is not None
     assert tokens.to_identity(key) == Identity(
         "rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), key.id
@@ -41,7 +41,7 @@ async def test_a_key_stands_for_ever_unless_it_is_told_to_expire(
     database: Database, database_url: URL
 ) -> None:
     _, output, _ = await token(database_url, "create", "--role", "viewer")
-    key = await known(database, output.strip())
+    key = await find_token(database, output.strip())
     assert key is not None
     assert (key.role, key.expires_at) == (Role.VIEWER, None)
 
@@ -52,7 +52,7 @@ async def test_an_enrolment_key_says_whom_it_lets_in(database: Database, databas
         *("--node-type", "WORKER", "--label", "gpu", "--label", "rack", "--key-expires", "30d"),
     )  # fmt: skip
     assert status == 0
-    key = await known(database, output.strip())
+    key = await find_token(database, output.strip())
     assert key is not None
     assert (key.role, key.uses_left) == (Role.ENROLMENT, 40)
     assert (key.node_role, key.node_type) == (NodeRole.PRODUCTION, NodeType.WORKER)
@@ -64,9 +64,9 @@ async def test_an_enrolment_key_says_whom_it_lets_in(database: Database, databas
 async def test_the_list_shows_keys_without_their_secrets(
     database: Database, database_url: URL
 ) -> None:
-    made = await create(database, Role.AGENT, name="rack-1", nodes=["gpu-1"])
-    dead = await create(database, lifetime=timedelta(seconds=1))
-    await age_keys(database, timedelta(seconds=2))
+    made = await create_token(database, Role.AGENT, name="rack-1", nodes=["gpu-1"])
+    dead = await create_token(database, lifetime=timedelta(seconds=1))
+    await age_tokens(database, timedelta(seconds=2))
     status, output, _ = await token(database_url, "list")
     assert status == 0
     headings, line = output.splitlines()
@@ -81,13 +81,13 @@ async def test_the_list_shows_keys_without_their_secrets(
 async def test_a_key_is_rotated_with_an_overlap_and_revoked(
     database: Database, database_url: URL
 ) -> None:
-    old = await create(database, name="grafana")
+    old = await create_token(database, name="grafana")
     status, output, _ = await token(database_url, "rotate", old.token.public_id, "--overlap", "30m")
     assert status == 0
-    new = await known(database, output.strip())
+    new = await find_token(database, output.strip())
     assert new is not None
     assert new.name == "grafana"
-    [(left,)] = await rows(
+    [(left,)] = await fetch_rows(
         database, "SELECT expires_at - now() FROM tokens WHERE id = :id", id=old.token.id
     )
     assert timedelta(minutes=29) < left <= timedelta(minutes=30)
@@ -120,4 +120,4 @@ async def test_what_is_wrong_is_said_in_one_line_and_changes_nothing(
     assert status in {1, 2}
     assert output == ""
     assert problem in told.splitlines()[-1]
-    assert await rows(database, "SELECT * FROM tokens") == []
+    assert await fetch_rows(database, "SELECT * FROM tokens") == []

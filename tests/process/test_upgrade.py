@@ -14,12 +14,12 @@ from sqlalchemy import URL, event
 from db.core.database import Database
 from db.core.migrate import migrate
 from tests.support.api import BEAT, CHANGES, REGISTER, beat, register
-from tests.support.commands import environment_for
-from tests.support.fleet import rows
-from tests.support.live_server import serving
-from tests.support.migration_rules import incompatible
+from tests.support.commands import make_environment
+from tests.support.fleet import fetch_rows
+from tests.support.live_server import run_server
+from tests.support.migration_rules import find_incompatibilities
 from tests.support.paths import ROOT
-from tests.support.processes import FAST, running
+from tests.support.processes import FAST, run_program
 from tests.support.transport_ws import connect
 
 VERSIONS = "migrations/versions"
@@ -41,7 +41,7 @@ async def test_migrations_since_the_first_release_let_the_version_before_go_on(
     await migrate(database.engine)
     await database.close()
     assert executed
-    assert {sql: why for sql in executed if (why := incompatible(sql))} == {}
+    assert {sql: why for sql in executed if (why := find_incompatibilities(sql))} == {}
 
 
 def git(*arguments: str) -> bytes:
@@ -86,10 +86,10 @@ async def test_the_version_before_and_this_one_serve_the_same_fleet_at_once(
     folder, schema = version_before
     database = Database(empty_database_url)
     await migrate(database.engine, schema)
-    settings = FAST | environment_for(empty_database_url) | {"PYTHONPATH": str(folder)}
+    settings = FAST | make_environment(empty_database_url) | {"PYTHONPATH": str(folder)}
     settings |= {"NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": "10"}
     async with (
-        running(sys.executable, "-P", "-m", "graph", "serve", **settings) as process,
+        run_program(sys.executable, "-P", "-m", "graph", "serve", **settings) as process,
         httpx.AsyncClient(timeout=30) as http,
     ):
         url = (await process.line(r"GraphQL +(\S+)")).group(1)
@@ -108,7 +108,7 @@ async def test_the_version_before_and_this_one_serve_the_same_fleet_at_once(
         await old_beat("before", 1)
         await migrate(database.engine)
         await old_beat("before", 2)
-        async with serving(empty_database_url, tmp_path) as server:
+        async with run_server(empty_database_url, tmp_path) as server:
             async with (
                 connect(url.replace("http", "ws")) as old,
                 connect(server.websocket_url) as new,
@@ -129,7 +129,7 @@ async def test_the_version_before_and_this_one_serve_the_same_fleet_at_once(
             assert await process.stop(signal.SIGTERM) == 0
             await beat(server, "before", 5)
         assert not any("error" in line for line in process.lines), process.lines
-    assert await rows(
+    assert await fetch_rows(
         database,
         "SELECT node_id, status FROM nodes WHERE status_reason <> 'seeded' ORDER BY node_id",
     ) == [("after", "online"), ("before", "online"), ("between", "online")]

@@ -25,9 +25,9 @@ from graph.server.exit_errors import WorkerFailed
 from graph.server.listener import listen
 from graph.server.worker_pool import WorkerPool, compute_restart_delay
 from tests.support.api import CHANGES, REGISTER
-from tests.support.clusters import processes_in
+from tests.support.clusters import find_processes
 from tests.support.live_server import NO_TLS
-from tests.support.processes import BIN, FAST, SECONDS, Process, ask, running
+from tests.support.processes import BIN, FAST, SECONDS, Process, ask_until_answered, run_program
 from tests.support.transport_ws import Client, connect
 from tests.support.waiting import wait_until
 
@@ -74,7 +74,7 @@ async def registry(database_url: URL, **environment: str) -> AsyncIterator[Regis
     # Some end it so that it cannot clear up.
     with tempfile.TemporaryDirectory() as folder:
         settings["TMPDIR"] = folder
-        async with running(*SERVE, **settings) as parent:
+        async with run_program(*SERVE, **settings) as parent:
             url = (await parent.line(r"GraphQL +(\S+)")).group(1)
             live = Registry(parent, url)
             workers = live.workers()
@@ -134,7 +134,7 @@ async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_ends
                 nodes = {"nodeIds": ["a", "node-1-hetzner-gex44"]}
                 await client.subscribe("1", CHANGES, after="0", filter=nodes)
                 assert await reason_of_change(client) == "SEEDED"  # so it has begun
-            await ask(live.url, REGISTER, input=NODE | {"nodeId": "a"})
+            await ask_until_answered(live.url, REGISTER, input=NODE | {"nodeId": "a"})
             for client in clients.values():
                 assert await reason_of_change(client) == "REGISTERED"
             async with httpx.AsyncClient(timeout=SECONDS) as http:
@@ -210,16 +210,16 @@ async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_nothing_r
         "NODE_REGISTRY_DATA_DIR": str(data_dir),
         "NODE_REGISTRY_WORKERS": "2",
     }
-    async with running(*SERVE[:2], **settings) as parent:
+    async with run_program(*SERVE[:2], **settings) as parent:
         live = Registry(parent, (await parent.line(r"GraphQL +(\S+)")).group(1))
         workers = live.workers()
         assert len(workers) == 2
-        await ask(live.url, REGISTER, input=NODE | {"nodeId": "a"})
+        await ask_until_answered(live.url, REGISTER, input=NODE | {"nodeId": "a"})
         with pytest.raises(OSError, match="ddress already in use"):
             listen(Settings(http_port=live.port))
         assert await parent.stop(signal.SIGINT) == 0
         assert not any(map(runs, workers))
-    assert processes_in(data_dir) == []
+    assert find_processes(data_dir) == []
 
 
 @asynccontextmanager
@@ -242,7 +242,7 @@ async def test_a_worker_that_cannot_start_ends_the_parent_with_one_line(database
     async with role_with_one_connection(database_url) as url:
         address = url.render_as_string(hide_password=False)
         settings = {"NODE_REGISTRY_DATABASE_URL": address, "NODE_REGISTRY_LOG_LEVEL": "error"}
-        async with running(*SERVE, **FAST, **settings) as parent:
+        async with run_program(*SERVE, **FAST, **settings) as parent:
             output, _ = await parent.process.communicate()
             assert parent.process.returncode == 1
     assert output.decode().splitlines() == [

@@ -10,7 +10,7 @@ from agent.runner import REPORT_SECONDS
 from agent.settings import load_settings
 from tests.support.fake_time import Time
 from tests.support.live_server import LiveServer
-from tests.support.scripted_registry import new_run, remote
+from tests.support.scripted_registry import make_runner, run_scripted_registry
 
 MACHINE = Machine("gpu-1", "192.168.1.7", None, {"models": [], "cpuCount": 8}, {})
 WITH_MODEL = replace(MACHINE, capabilities={"models": ["llama3:8b"], "cpuCount": 8})
@@ -29,8 +29,8 @@ async def test_registry_has_the_change_and_makes_no_event_of_it(
     server: LiveServer, tmp_path: Path
 ) -> None:
     time = Time()
-    async with remote() as unused:
-        run = new_run(unused, tmp_path, time)
+    async with run_scripted_registry() as unused:
+        run = make_runner(unused, tmp_path, time)
     run.transport = HttpTransport(server.graphql_url, None)
     run.settings = load_settings({"registry_url": server.graphql_url})
     run.observe_machine = lambda: MACHINE

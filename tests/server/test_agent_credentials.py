@@ -32,8 +32,15 @@ from db.access import tokens
 from db.access.token_changes import IssuedToken
 from db.core.database import Database
 from db.core.tables import Token
-from tests.support.fleet import rows
-from tests.support.keyring import DAY, HOUR, age_keys, create_enrolment, presented, revoke
+from tests.support.fleet import fetch_rows
+from tests.support.keyring import (
+    DAY,
+    HOUR,
+    age_tokens,
+    create_enrolment,
+    parse_token_text,
+    revoke_token,
+)
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.waiting import wait_until
 
@@ -75,13 +82,15 @@ async def key_in(directory: Path, keys: Database) -> Token:
     kept = read_node_token(directory)
     assert kept is not None
     async with keys.read() as session:
-        found = await tokens.find_valid_token(session, presented(kept.token.get_secret_value()))
+        found = await tokens.find_valid_token(
+            session, parse_token_text(kept.token.get_secret_value())
+        )
     assert found is not None, "it stands"
     return found
 
 
 async def standing_keys(keys: Database) -> int:
-    [(count,)] = await rows(
+    [(count,)] = await fetch_rows(
         keys,
         "SELECT count(*) FROM tokens WHERE role = 'agent' AND revoked_at IS NULL"
         " AND expires_at > now()",
@@ -99,7 +108,7 @@ async def test_an_enrolment_key_brings_a_key_that_later_starts_go_by(
         key = await key_in(tmp_path, keys)
         assert key.nodes == [run.node_id]
         await run.send_heartbeat()
-    await revoke(keys, enrolment.token.public_id)
+    await revoke_token(keys, enrolment.token.public_id)
     for token in (enrolment, None):
         async with running(registry, tmp_path, token) as run:
             await run.register()
@@ -152,7 +161,7 @@ async def test_a_key_is_rotated_in_time_and_the_new_one_used_at_once(
         await rotate_token_if_due(run.transport, run.credentials, now + 60 * DAY)
         second = await key_in(tmp_path, keys)
         assert second.replaces == first.id
-        await revoke(keys, first.public_id)
+        await revoke_token(keys, first.public_id)
         await run.send_heartbeat()
 
 
@@ -174,7 +183,7 @@ async def test_an_agent_that_died_before_it_could_keep_a_rotated_key_is_not_lock
             await rotate_token_if_due(run.transport, run.credentials, now + 20 * HOUR)
         new = await key_in(tmp_path, keys)
         assert new.replaces == old.id
-        await age_keys(keys, DAY)
+        await age_tokens(keys, DAY)
         async with running(registry, tmp_path) as run:
             await run.register()
             await run.send_heartbeat()
@@ -195,7 +204,7 @@ async def beating(run: Runner) -> AsyncIterator[None]:
 
 
 async def heard(keys: Database) -> int:
-    [(count,)] = await rows(keys, "SELECT count(*) FROM heartbeat_log")
+    [(count,)] = await fetch_rows(keys, "SELECT count(*) FROM heartbeat_log")
     assert isinstance(count, int)
     return count
 
@@ -220,7 +229,7 @@ async def test_an_agent_that_runs_for_long_outlives_its_key(
     first = await key_in(tmp_path, keys)
     async with running(registry, tmp_path) as run, beating(run):
         second = await _key_other_than(first.public_id, tmp_path)
-        await revoke(keys, first.public_id)
+        await revoke_token(keys, first.public_id)
         await heard_more(keys)
         assert await _key_other_than(first.public_id, tmp_path) == second, "which is young"
 
@@ -231,7 +240,7 @@ async def test_a_key_that_was_revoked_is_followed_by_a_new_one_while_heartbeats_
     enrolment = await create_enrolment(keys)
     async with running(registry, tmp_path, enrolment) as run, beating(run):
         first = await _key_other_than(None, tmp_path)
-        await revoke(keys, first)
+        await revoke_token(keys, first)
         await _key_other_than(first, tmp_path)
         await heard_more(keys)
 
@@ -241,7 +250,7 @@ async def _key_other_than(former: str | None, directory: Path) -> str:
     async with asyncio.timeout(20):
         while True:
             if kept := read_node_token(directory):
-                public_id = presented(kept.token.get_secret_value()).public_id
+                public_id = parse_token_text(kept.token.get_secret_value()).public_id
                 if public_id != former:
                     return public_id
             await asyncio.sleep(0.02)
@@ -253,7 +262,7 @@ async def test_a_key_that_was_revoked_is_refused_where_there_is_no_enrolment_key
     enrolment = await create_enrolment(keys)
     async with running(registry, tmp_path, enrolment) as run:
         await run.register()
-    await revoke(keys, (await key_in(tmp_path, keys)).public_id)
+    await revoke_token(keys, (await key_in(tmp_path, keys)).public_id)
     async with running(registry, tmp_path) as run:
         with pytest.raises(RequestRejectedError) as refused:
             await run.register()
@@ -276,7 +285,7 @@ async def test_a_node_whose_key_stands_is_not_enrolled_by_who_has_lost_it(
         with pytest.raises(RequestRejectedError, match="has a key already"):
             await run.register()
     assert node_id is not None
-    await revoke(keys, node_id)
+    await revoke_token(keys, node_id)
     async with running(registry, tmp_path, enrolment) as run:
         await run.register()
         assert run.node_id == node_id

@@ -21,9 +21,9 @@ from agent.replies import (
     ResyncRequired,
 )
 from tests.support.api import DEREGISTER, beat, register
-from tests.support.followers import HASTY, SECONDS, following, next_changes, next_event
+from tests.support.followers import HASTY, SECONDS, follow_changes, read_changes, read_event
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.tcp_proxy import proxy
+from tests.support.tcp_proxy import run_proxy
 from tests.support.waiting import wait_until
 
 
@@ -43,12 +43,12 @@ def tasks_of_readers() -> list[asyncio.Task[Any]]:
 
 
 async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -> None:
-    async with following(server.graphql_url) as events:
-        assert await next_event(events) == Bookmark(revision=2)
+    async with follow_changes(server.graphql_url) as events:
+        assert await read_event(events) == Bookmark(revision=2)
         await register(server, "a", labels=["gpu"])
-        event = await next_event(events)
+        event = await read_event(events)
         await server.execute(DEREGISTER, input={"nodeId": "a"})
-        removal = await next_event(events)
+        removal = await read_event(events)
     assert isinstance(event, NodeStatusChanged)
     assert event.node
     assert (event.revision, event.node.node_id, event.node.labels) == (3, "a", ["gpu"])
@@ -58,11 +58,13 @@ async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -
 
 
 async def test_only_nodes_that_match_the_filter_are_told(server: LiveServer) -> None:
-    async with following(server.graphql_url, node_filter={"labels": {"any": ["gpu"]}}) as events:
-        await next_event(events)
+    async with follow_changes(
+        server.graphql_url, node_filter={"labels": {"any": ["gpu"]}}
+    ) as events:
+        await read_event(events)
         await register(server, "out")
         await register(server, "in", labels=["gpu"])
-        assert await next_changes(events, 1) == [4]
+        assert await read_changes(events, 1) == [4]
 
 
 async def test_bookmarks_say_that_the_stream_lives_and_where_to_resume(
@@ -70,30 +72,30 @@ async def test_bookmarks_say_that_the_stream_lives_and_where_to_resume(
 ) -> None:
     async with (
         start_server(bookmark_interval_seconds=0.05) as server,
-        following(server.graphql_url, node_filter={"nodeIds": ["nobody"]}) as events,
+        follow_changes(server.graphql_url, node_filter={"nodeIds": ["nobody"]}) as events,
     ):
-        assert await next_event(events) == Bookmark(revision=2)
+        assert await read_event(events) == Bookmark(revision=2)
         await register(server, "a")
-        while (event := await next_event(events)) != Bookmark(revision=3):
+        while (event := await read_event(events)) != Bookmark(revision=3):
             assert event == Bookmark(revision=2)
-        assert await next_event(events) == Bookmark(revision=3)
+        assert await read_event(events) == Bookmark(revision=3)
 
 
 async def test_nothing_behind_the_first_bookmark_is_skipped(server: LiveServer) -> None:
-    async with following(server.graphql_url) as events:
-        assert await next_event(events) == Bookmark(revision=2)
+    async with follow_changes(server.graphql_url) as events:
+        assert await read_event(events) == Bookmark(revision=2)
         await register(server, "a")
         await make_changes(server, range(4))
-        assert await next_changes(events, 5) == [3, 4, 5, 6, 7]
+        assert await read_changes(events, 5) == [3, 4, 5, 6, 7]
 
 
 async def test_a_reader_resumes_where_the_socket_was_cut(server: LiveServer) -> None:
     await register(server, "a")
-    async with proxy(server.url) as between, following(between.url, after=0) as events:
+    async with run_proxy(server.url) as between, follow_changes(between.url, after=0) as events:
         changes = asyncio.create_task(make_changes(server, range(60)))
         seen: list[int] = []
         while len(seen) < 63:
-            seen += await next_changes(events, 1)
+            seen += await read_changes(events, 1)
             if seen[-1] % 7 == 0:
                 between.cut()
         await changes
@@ -105,12 +107,12 @@ async def test_a_reader_resumes_after_the_registry_was_restarted(start_server: S
     async with start_server() as server:
         port = int(server.url.rpartition(":")[2])
         events = follow_status_changes(server.graphql_url, clock=HASTY)
-        await next_event(events)
+        await read_event(events)
         await register(server, "a")
-        assert await next_changes(events, 1) == [3]
+        assert await read_changes(events, 1) == [3]
     async with aclosing(events), start_server() as elsewhere:
         await make_changes(elsewhere, range(2))
-        waiting = asyncio.create_task(next_changes(events, 3))
+        waiting = asyncio.create_task(read_changes(events, 3))
         async with start_server(http_port=port) as server:
             await make_changes(server, range(2, 3))
             assert await waiting == [4, 5, 6]
@@ -121,10 +123,10 @@ async def test_a_resync_is_passed_on_and_the_stream_goes_on_behind_it(server: Li
     async with server.services.database.write() as session:
         await session.execute(text("DELETE FROM status_changes WHERE revision <= 2"))
     with capture_logs() as logs:
-        async with following(server.graphql_url, after=1) as events:
-            event = await next_event(events)
+        async with follow_changes(server.graphql_url, after=1) as events:
+            event = await read_event(events)
             await make_changes(server, range(2))
-            assert await next_changes(events, 2) == [4, 5]
+            assert await read_changes(events, 2) == [4, 5]
     assert isinstance(event, ResyncRequired)
     assert event.revision == 3
     assert "no longer reaches back" in event.reason
@@ -133,9 +135,9 @@ async def test_a_resync_is_passed_on_and_the_stream_goes_on_behind_it(server: Li
 
 @pytest.mark.parametrize("given", [{"after": 999}, {"node_filter": {"statuses": ["NOPE"]}}])
 async def test_a_bad_request_is_raised(server: LiveServer, given: dict[str, Any]) -> None:
-    async with following(server.graphql_url, **given) as events:
+    async with follow_changes(server.graphql_url, **given) as events:
         with pytest.raises(RequestRejectedError, match="BAD_INPUT"):
-            await next_changes(events, 1)
+            await read_changes(events, 1)
 
 
 async def test_a_reader_slower_than_the_pings_still_gets_everything(
@@ -144,11 +146,11 @@ async def test_a_reader_slower_than_the_pings_still_gets_everything(
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
     await register(server, "a")
     await make_changes(server, range(40))
-    async with proxy(server.url) as between, following(between.url, after=0) as events:
-        assert await next_changes(events, 1) == [1]
+    async with run_proxy(server.url) as between, follow_changes(between.url, after=0) as events:
+        assert await read_changes(events, 1) == [1]
         await asyncio.sleep(0.15)
         await make_changes(server, range(40, 41))
-        assert await next_changes(events, 43) == list(range(2, 45))
+        assert await read_changes(events, 43) == list(range(2, 45))
     assert between.taken > 1
 
 
@@ -156,22 +158,22 @@ async def test_a_peer_that_died_without_a_word_is_found(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
-    async with proxy(server.url) as between, following(between.url) as events:
-        await next_event(events)
+    async with run_proxy(server.url) as between, follow_changes(between.url) as events:
+        await read_event(events)
         await register(server, "a")
-        assert await next_changes(events, 1) == [3]
+        assert await read_changes(events, 1) == [3]
         between.starve()
         await make_changes(server, range(2))
-        assert await next_changes(events, 2) == [4, 5]
+        assert await read_changes(events, 2) == [4, 5]
     assert between.taken == 2
 
 
 async def test_aclose_closes_the_socket_and_leaves_no_task(server: LiveServer) -> None:
-    async with proxy(server.url) as between:
-        async with following(between.url) as events:
-            await next_event(events)
+    async with run_proxy(server.url) as between:
+        async with follow_changes(between.url) as events:
+            await read_event(events)
             await register(server, "a")
-            await next_changes(events, 1)
+            await read_changes(events, 1)
             assert tasks_of_readers()
         assert not tasks_of_readers()
         await wait_until(
@@ -185,9 +187,9 @@ async def test_aclose_waits_neither_for_a_dead_peer_nor_for_what_was_never_taken
 ) -> None:
     await register(server, "a")
     await make_changes(server, range(40))
-    async with proxy(server.url) as between:
-        async with following(between.url, after=0) as events:
-            assert await next_changes(events, 1) == [1]
+    async with run_proxy(server.url) as between:
+        async with follow_changes(between.url, after=0) as events:
+            assert await read_changes(events, 1) == [1]
             await asyncio.sleep(0.05)  # so that more has come than is taken
             between.starve()
             began = asyncio.get_running_loop().time()
@@ -196,9 +198,9 @@ async def test_aclose_waits_neither_for_a_dead_peer_nor_for_what_was_never_taken
 
 
 async def test_aclose_ends_a_reader_whose_socket_was_just_cut(server: LiveServer) -> None:
-    async with proxy(server.url) as between:
-        async with following(between.url, after=0) as events:
-            assert await next_changes(events, 1) == [1]
+    async with run_proxy(server.url) as between:
+        async with follow_changes(between.url, after=0) as events:
+            assert await read_changes(events, 1) == [1]
             between.cut()
             await asyncio.sleep(0.05)
         assert not tasks_of_readers()
@@ -209,7 +211,7 @@ async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: Live
     await register(server, "a", labels=["mine"])
     requirements = {"labels": {"all": ["mine"]}}
     async with (
-        proxy(server.url) as between,
+        run_proxy(server.url) as between,
         aclosing(
             follow_available_nodes(between.url, requirements=requirements, clock=HASTY)
         ) as events,

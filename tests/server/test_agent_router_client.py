@@ -14,12 +14,12 @@ from agent.router_client import RegistryClient
 from tests.support.api import DEREGISTER, register
 from tests.support.fake_time import Time
 from tests.support.live_server import LiveServer
-from tests.support.tcp_proxy import Proxy, proxy
+from tests.support.tcp_proxy import Proxy, run_proxy
 
 
 @pytest.fixture
 async def between(server: LiveServer) -> AsyncIterator[Proxy]:
-    async with proxy(server.url) as between:
+    async with run_proxy(server.url) as between:
         yield between
 
 
@@ -78,7 +78,7 @@ async def test_while_the_registry_is_away_the_last_good_reply_is_the_answer(
 ) -> None:
     moment = Time(1000.0)
     async with (
-        proxy(server.url) as between,
+        run_proxy(server.url) as between,
         RegistryClient(between.url, stale_seconds=60, clock=moment.clock) as client,
     ):
         fresh = await client.get_node("node-1-hetzner-gex44")
@@ -99,7 +99,7 @@ async def test_while_the_registry_is_away_the_last_good_reply_is_the_answer(
 async def test_an_open_breaker_lets_nobody_wait_and_one_at_a_time_try(server: LiveServer) -> None:
     moment = Time(1000.0)
     async with (
-        proxy(server.url) as between,
+        run_proxy(server.url) as between,
         RegistryClient(between.url, clock=moment.clock) as client,
     ):
         await client.get_nodes()

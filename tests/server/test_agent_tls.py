@@ -13,7 +13,7 @@ from agent.router_client import RegistryClient
 from agent.tls import TlsConfig
 from tests.support.authority import Authority
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.processes import BIN, running
+from tests.support.processes import BIN, run_program
 
 
 @pytest.fixture
@@ -63,8 +63,10 @@ async def test_a_node_registers_over_tls_and_keeps_its_files_in_mind(
         "NODE_AGENT_CERTIFICATE": str(shown.certificate),
         "NODE_AGENT_KEY": str(shown.key),
     }
-    async with running(BIN / "node-agent", "bootstrap", "--node-id", "gpu-1", **said) as process:
+    async with run_program(
+        BIN / "node-agent", "bootstrap", "--node-id", "gpu-1", **said
+    ) as process:
         await process.line("status +ONLINE")
     only_the_place = {"NODE_AGENT_STATE_DIR": said["NODE_AGENT_STATE_DIR"]}
-    async with running(BIN / "node-agent", "status", **only_the_place) as process:
+    async with run_program(BIN / "node-agent", "status", **only_the_place) as process:
         await process.line("node id +gpu-1")

@@ -23,9 +23,9 @@ from agent.runner import Runner
 from agent.settings import load_settings
 from agent.tls import TlsConfig
 from agent.transport import HTTP_SECONDS, RESTART_SECONDS, FallbackTransport
-from tests.support.api import CHANGES, DEREGISTER, in_touch, register
+from tests.support.api import CHANGES, DEREGISTER, register, wait_until_connected
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.tcp_proxy import Proxy, proxy
+from tests.support.tcp_proxy import Proxy, run_proxy
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
@@ -130,7 +130,7 @@ async def spoiler(upstream: str, answer: bytes | None) -> AsyncIterator[Spoiler]
 
 async def test_all_heartbeats_go_over_one_websocket(server: LiveServer) -> None:
     await register(server, "a")
-    async with proxy(server.url) as between, beating(between.url) as node:
+    async with run_proxy(server.url) as between, beating(between.url) as node:
         for _ in range(5):
             assert (await node.beat()).status == "ONLINE"
         assert between.taken == 1
@@ -172,7 +172,7 @@ async def test_a_websocket_that_was_cut_is_opened_anew_for_the_next_heartbeat(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
-    async with proxy(server.url) as between, beating(between.url) as node:
+    async with run_proxy(server.url) as between, beating(between.url) as node:
         await node.beat()
         between.cut()
         await lost()
@@ -185,7 +185,7 @@ async def test_an_answer_that_never_comes_is_not_waited_for_longer_than_the_limi
     server: LiveServer,
 ) -> None:
     await register(server, "a")
-    async with proxy(server.url) as between, beating(between.url, timeout_seconds=1.0) as node:
+    async with run_proxy(server.url) as between, beating(between.url, timeout_seconds=1.0) as node:
         await node.beat()
         between.starve()
         with pytest.raises(RegistryUnavailableError, match="no answer within 1 s"):
@@ -199,7 +199,7 @@ async def test_a_dead_websocket_is_found_before_the_next_heartbeat(
 ) -> None:
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
     await register(server, "a")
-    async with proxy(server.url) as between, beating(between.url) as node:
+    async with run_proxy(server.url) as between, beating(between.url) as node:
         await node.beat()
         between.starve()
         await lost()
@@ -212,7 +212,7 @@ async def test_a_machine_that_slept_does_not_try_the_websocket_of_before(
 ) -> None:
     await register(server, "a")
     time = Time()
-    async with proxy(server.url) as between, beating(between.url, time) as node:
+    async with run_proxy(server.url) as between, beating(between.url, time) as node:
         await node.beat()
         between.starve()
         time.slept += 3600
@@ -320,7 +320,7 @@ async def test_the_websocket_is_tried_again_now_and_then_and_used_when_it_works(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
-    await in_touch(server)  # which it logs
+    await wait_until_connected(server)  # which it logs
     time = Time()
     async with spoiler(server.url, BAD_REQUEST) as between, beating(between.url, time) as node:
         with capture_logs() as logs:

@@ -24,7 +24,7 @@ from graph.execution.request import GraphQLRequest
 from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.api import DEREGISTER, MAINTENANCE, REGISTER, beat, register
-from tests.support.keyring import create
+from tests.support.keyring import create_token
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
@@ -300,7 +300,7 @@ def gauge(server: LiveServer, name: str) -> float | None:
 async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
     start_server: StartServer, database: Database, role: Role
 ) -> None:
-    key = await create(database, role)
+    key = await create_token(database, role)
     headers = {"authorization": f"Bearer {key.text}"}
     async with AsyncExitStack() as stack:
         async with start_server() as server:
@@ -372,7 +372,7 @@ async def test_what_a_key_may_not_ask_for_is_an_entry_and_what_it_asks_of_heartb
     start_server: StartServer, database: Database
 ) -> None:
     async with start_server(auth="required") as server:
-        viewer = await create(database, Role.VIEWER, name="grafana")
+        viewer = await create_token(database, Role.VIEWER, name="grafana")
         headers = {"authorization": f"Bearer {viewer.text}", "x-request-id": "request-1"}
         for query in (
             'mutation { deregisterNode(input: {nodeId: "a"}) { nodeId } }',

@@ -13,10 +13,10 @@ from db.access.token_changes import IssuedToken
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.errors import Unavailable
-from tests.support.api import CHANGES, MAINTENANCE, register, settled
-from tests.support.keyring import age_keys, create, revoke, rotate
+from tests.support.api import CHANGES, MAINTENANCE, register, wait_for_revision
+from tests.support.keyring import age_tokens, create_token, revoke_token, rotate_token
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.transport_ws import Client, dial
+from tests.support.transport_ws import Client, open_websocket
 
 REVISION = "{ registry { revision } }"
 SOON = 0.05
@@ -82,9 +82,9 @@ async def test_what_is_no_key_is_refused(guarded: LiveServer, shown: str) -> Non
 
 
 async def test_a_key_is_good_until_it_is_revoked(guarded: LiveServer, database: Database) -> None:
-    key = await create(database, Role.VIEWER)
+    key = await create_token(database, Role.VIEWER)
     assert (await ask(guarded, headers=bearer(key))).status_code == 200
-    await revoke(database, key.token.public_id)
+    await revoke_token(database, key.token.public_id)
     async with asyncio.timeout(10):
         while (await ask(guarded, headers=bearer(key))).status_code != 401:
             await asyncio.sleep(SOON)
@@ -93,9 +93,9 @@ async def test_a_key_is_good_until_it_is_revoked(guarded: LiveServer, database: 
 async def test_a_key_is_good_until_its_time_is_over(
     guarded: LiveServer, database: Database
 ) -> None:
-    key = await create(database, Role.VIEWER, lifetime=timedelta(hours=1))
+    key = await create_token(database, Role.VIEWER, lifetime=timedelta(hours=1))
     assert (await ask(guarded, headers=bearer(key))).status_code == 200
-    await age_keys(database, timedelta(hours=2))
+    await age_tokens(database, timedelta(hours=2))
     async with asyncio.timeout(10):
         while (await ask(guarded, headers=bearer(key))).status_code != 401:
             await asyncio.sleep(SOON)
@@ -104,11 +104,11 @@ async def test_a_key_is_good_until_its_time_is_over(
 async def test_after_a_rotation_the_old_key_and_the_new_one_are_good(
     guarded: LiveServer, database: Database
 ) -> None:
-    old = await create(database, Role.VIEWER)
-    new = await rotate(database, old.token)
+    old = await create_token(database, Role.VIEWER)
+    new = await rotate_token(database, old.token)
     for key in (old, new):
         assert (await ask(guarded, headers=bearer(key))).status_code == 200
-    await age_keys(database, timedelta(hours=2))
+    await age_tokens(database, timedelta(hours=2))
     async with asyncio.timeout(10):
         while (await ask(guarded, headers=bearer(old))).status_code != 401:
             await asyncio.sleep(SOON)
@@ -118,10 +118,10 @@ async def test_after_a_rotation_the_old_key_and_the_new_one_are_good(
 async def test_a_key_is_asked_of_the_database_once(
     start_server: StartServer, database: Database
 ) -> None:
-    key = await create(database, Role.VIEWER)
+    key = await create_token(database, Role.VIEWER)
     async with start_server(auth="required", key_check_seconds=300) as server:
         await asyncio.gather(*(ask(server, headers=bearer(key)) for _ in range(20)))
-        await revoke(database, key.token.public_id)
+        await revoke_token(database, key.token.public_id)
         assert (await ask(server, headers=bearer(key))).status_code == 200
 
 
@@ -129,7 +129,7 @@ async def test_the_last_use_of_a_key_is_recorded_without_a_write_for_each(
     start_server: StartServer, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("graph.auth.credential_cache.USE_SECONDS", 0)
-    key = await create(database, Role.VIEWER)
+    key = await create_token(database, Role.VIEWER)
     async with (
         start_server(auth="required", key_check_seconds=SOON) as server,
         asyncio.timeout(10),
@@ -148,8 +148,8 @@ async def test_the_last_use_of_a_key_is_recorded_without_a_write_for_each(
 async def test_the_log_calls_a_caller_by_the_name_of_the_key(
     guarded: LiveServer, database: Database
 ) -> None:
-    admin = await create(database, Role.ADMIN)
-    operator = await create(database, Role.OPERATOR, name="carla")
+    admin = await create_token(database, Role.ADMIN)
+    operator = await create_token(database, Role.OPERATOR, name="carla")
     guarded.http.headers.update(bearer(admin))
     await register(guarded, "a")
     guarded.http.headers.update(bearer(operator))
@@ -162,10 +162,10 @@ async def test_the_log_calls_a_caller_by_the_name_of_the_key(
 async def test_a_websocket_is_known_by_header_or_init(
     guarded: LiveServer, database: Database, where: str
 ) -> None:
-    key = await create(database, Role.VIEWER)
+    key = await create_token(database, Role.VIEWER)
     headers = bearer(key) if where == "header" else {}
     payload = {"Authorization": f"Bearer {key.text}"} if "capitals" in where else bearer(key)
-    async with dial(guarded.websocket_url, headers=headers) as client:
+    async with open_websocket(guarded.websocket_url, headers=headers) as client:
         await client.send({"type": "connection_init"} | ({} if headers else {"payload": payload}))
         assert await client.receive() == {"type": "connection_ack"}
         await client.subscribe("1", REVISION)
@@ -175,18 +175,18 @@ async def test_a_websocket_is_known_by_header_or_init(
 async def test_a_websocket_without_a_good_key_is_closed(
     guarded: LiveServer, database: Database
 ) -> None:
-    gone = await create(database, Role.VIEWER)
-    await revoke(database, gone.token.public_id)
+    gone = await create_token(database, Role.VIEWER)
+    await revoke_token(database, gone.token.public_id)
     for key in (None, gone):
-        async with dial(guarded.websocket_url) as client:
+        async with open_websocket(guarded.websocket_url) as client:
             await initialised(client, key)
             assert (await client.closed())[0] == 4401
-    async with dial(guarded.websocket_url, headers=bearer("nonsense")) as client:
+    async with open_websocket(guarded.websocket_url, headers=bearer("nonsense")) as client:
         assert (await client.closed())[0] == 4401
-    async with dial(guarded.websocket_url) as client:
+    async with open_websocket(guarded.websocket_url) as client:
         await client.send({"type": "connection_init", "payload": {"authorization": ["Bearer"]}})
         assert (await client.closed())[0] == 4401
-    async with dial(guarded.websocket_url) as client:
+    async with open_websocket(guarded.websocket_url) as client:
         await client.subscribe("1", REVISION)
         assert (await client.closed())[0] == 4401
 
@@ -194,18 +194,24 @@ async def test_a_websocket_without_a_good_key_is_closed(
 async def test_a_websocket_ends_with_the_key_it_was_opened_by(
     guarded: LiveServer, database: Database
 ) -> None:
-    key, other = await create(database, Role.VIEWER), await create(database, Role.VIEWER)
-    async with dial(guarded.websocket_url) as ending, dial(guarded.websocket_url) as staying:
+    key, other = (
+        await create_token(database, Role.VIEWER),
+        await create_token(database, Role.VIEWER),
+    )
+    async with (
+        open_websocket(guarded.websocket_url) as ending,
+        open_websocket(guarded.websocket_url) as staying,
+    ):
         await initialised(ending, key)
         await initialised(staying, other)
         for client in (ending, staying):
             assert await client.receive() == {"type": "connection_ack"}
             await client.subscribe("1", CHANGES)
-        await revoke(database, key.token.public_id)
+        await revoke_token(database, key.token.public_id)
         async with asyncio.timeout(10):
             code, reason = await ending.closed()
         assert (code, reason) == (4401, "the credentials were revoked, or their time is over")
-        guarded.http.headers.update(bearer(await create(database, Role.ADMIN)))
+        guarded.http.headers.update(bearer(await create_token(database, Role.ADMIN)))
         await register(guarded, "a")
         message = await staying.receive()
         assert message["payload"]["data"]["nodeStatusChanges"]["change"]["nodeId"] == "a"
@@ -214,7 +220,7 @@ async def test_a_websocket_ends_with_the_key_it_was_opened_by(
 async def test_an_event_stream_ends_with_the_key_it_was_opened_by(
     guarded: LiveServer, database: Database
 ) -> None:
-    key = await create(database, Role.VIEWER)
+    key = await create_token(database, Role.VIEWER)
     headers = {"accept": "text/event-stream"} | bearer(key)
     async with (
         asyncio.timeout(10),
@@ -223,7 +229,7 @@ async def test_an_event_stream_ends_with_the_key_it_was_opened_by(
         ) as response,
     ):
         assert response.status_code == 200
-        await revoke(database, key.token.public_id)
+        await revoke_token(database, key.token.public_id)
         told = "".join([part async for part in response.aiter_text()])
     assert told.startswith("event: next\n")
     assert '"code":"UNAUTHENTICATED"' in told
@@ -233,7 +239,7 @@ async def test_an_event_stream_ends_with_the_key_it_was_opened_by(
 async def test_whoever_fails_too_often_has_to_wait_and_delays_nobody_else(
     start_server: StartServer, database: Database
 ) -> None:
-    key = await create(database, Role.VIEWER)
+    key = await create_token(database, Role.VIEWER)
     async with start_server(auth="required", failed_logins_per_minute=3) as server:
         assert (await ask(server, headers=bearer(key))).status_code == 200
         for number in range(3):
@@ -248,7 +254,10 @@ async def test_whoever_fails_too_often_has_to_wait_and_delays_nobody_else(
 async def test_a_caller_that_asks_too_much_is_told_when_to_come_back(
     start_server: StartServer, database: Database
 ) -> None:
-    greedy, modest = await create(database, Role.VIEWER), await create(database, Role.VIEWER)
+    greedy, modest = (
+        await create_token(database, Role.VIEWER),
+        await create_token(database, Role.VIEWER),
+    )
     async with start_server(auth="required", requests_per_second=1) as server:
         statuses = [(await ask(server, headers=bearer(greedy))).status_code for _ in range(6)]
         assert statuses[:2] == [200] * 2
@@ -258,7 +267,7 @@ async def test_a_caller_that_asks_too_much_is_told_when_to_come_back(
         assert error["extensions"]["retryable"] is True
         assert 0 < error["extensions"]["retryAfterSeconds"] <= 1
         assert (await ask(server, headers=bearer(modest))).status_code == 200
-        async with dial(server.websocket_url, headers=bearer(greedy)) as client:
+        async with open_websocket(server.websocket_url, headers=bearer(greedy)) as client:
             await client.send({"type": "connection_init"})
             await client.receive()
             for number in range(10):
@@ -272,7 +281,7 @@ async def test_metrics_are_for_who_is_known_and_health_tells_a_stranger_little(
     guarded: LiveServer, database: Database
 ) -> None:
     assert (await guarded.http.get("/metrics")).status_code == 401
-    key = await create(database, Role.ROUTER)
+    key = await create_token(database, Role.ROUTER)
     metrics = await guarded.http.get("/metrics", headers=bearer(key))
     assert "node_registry_nodes" in metrics.text
     health = (await guarded.http.get("/health")).json()
@@ -290,7 +299,7 @@ async def test_credentials_are_looked_at_even_where_none_are_needed(
 ) -> None:
     assert (await ask(server)).status_code == 200
     assert (await ask(server, headers=bearer("nonsense"))).status_code == 401
-    viewer = await create(database, Role.VIEWER)
+    viewer = await create_token(database, Role.VIEWER)
     refused = await server.http.post(
         "/graphql",
         json={
@@ -316,10 +325,10 @@ async def test_a_page_of_another_origin_opens_no_websocket(
 ) -> None:
     async with start_server(allowed_origins=["https://dashboard.example"]) as server:
         with pytest.raises(Exception, match="403"):
-            async with dial(server.websocket_url, headers={"origin": origin}):
+            async with open_websocket(server.websocket_url, headers={"origin": origin}):
                 pass
         for allowed in (server.url, "https://dashboard.example"):
-            async with dial(server.websocket_url, headers={"origin": allowed}) as client:
+            async with open_websocket(server.websocket_url, headers={"origin": allowed}) as client:
                 await client.send({"type": "connection_init"})
                 assert await client.receive() == {"type": "connection_ack"}
 
@@ -347,8 +356,8 @@ async def test_pages_of_other_origins_may_not_read_unless_they_are_named(
 async def test_what_was_granted_goes_on_while_the_database_is_away(
     guarded: LiveServer, database: Database, logged: list[EventDict]
 ) -> None:
-    key = await create(database, Role.VIEWER)
-    async with dial(guarded.websocket_url, headers=bearer(key)) as client:
+    key = await create_token(database, Role.VIEWER)
+    async with open_websocket(guarded.websocket_url, headers=bearer(key)) as client:
         await client.send({"type": "connection_init"})
         await client.receive()
         await client.subscribe("1", CHANGES, after="2")
@@ -358,12 +367,12 @@ async def test_what_was_granted_goes_on_while_the_database_is_away(
             async with asyncio.timeout(10):
                 while not any(event["event"] == "keys.unavailable" for event in logged):
                     await asyncio.sleep(SOON)
-            unknown = await ask(guarded, headers=bearer(await create(database, Role.VIEWER)))
+            unknown = await ask(guarded, headers=bearer(await create_token(database, Role.VIEWER)))
             assert (unknown.status_code, code_of(unknown)) == (503, "UNAVAILABLE")
         assert keyring.required
-        guarded.http.headers.update(bearer(await create(database, Role.ADMIN)))
+        guarded.http.headers.update(bearer(await create_token(database, Role.ADMIN)))
         await register(guarded, "a")
-        await settled(guarded, 3)
+        await wait_for_revision(guarded, 3)
         message = await client.receive()
         assert message["payload"]["data"]["nodeStatusChanges"]["change"]["nodeId"] == "a"
 

@@ -16,7 +16,7 @@ from graph.live.candidate_watch import MAX_STEPS, CandidateWatch, follow_candida
 from graph.live.stream_events import CandidateEntered, CandidatesSnapshot
 from tests.support.api import BEAT, DEREGISTER, MAINTENANCE, beat, register
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.statements import statements
+from tests.support.statements import record_statements
 from tests.support.transport_ws import Client, connect
 from tests.support.waiting import wait_until
 
@@ -200,7 +200,7 @@ async def test_the_same_question_costs_no_statement_until_something_changes(
 ) -> None:
     await offer(quiet_server, "a")
     await ask(quiet_server)
-    with statements(quiet_server.services.database) as sent:
+    with record_statements(quiet_server.services.database) as sent:
         for _ in range(20):
             assert await candidates(quiet_server) == ["a"]
     asked_of_nodes = [statement for statement in sent if "FROM nodes" in statement]

@@ -8,7 +8,7 @@ import pytest_asyncio
 from sqlalchemy import URL
 
 from graph.transport.dashboard import STATIC
-from tests.support.live_server import LiveServer, serving
+from tests.support.live_server import LiveServer, run_server
 
 FILES = STATIC / "dashboard"
 
@@ -18,7 +18,7 @@ async def guarded(
     shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[LiveServer]:
     folder = tmp_path_factory.mktemp("guarded")
-    async with serving(shared_database_url, folder, auth="required") as live:
+    async with run_server(shared_database_url, folder, auth="required") as live:
         yield live
 
 

@@ -11,9 +11,9 @@ from db.core.database import Database
 from db.core.enums import Role
 from graph.server.file_limits import raise_open_file_limit
 from tests.support.api import beat, register
-from tests.support.keyring import create
+from tests.support.keyring import create_token
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.transport_ws import PROTOCOL, connect, dial
+from tests.support.transport_ws import PROTOCOL, connect, open_websocket
 
 pytestmark = pytest.mark.usefixtures("logged")
 
@@ -64,7 +64,7 @@ async def test_sockets_that_never_say_who_they_are_delay_no_heartbeat_and_are_cl
 ) -> None:
     count, seconds = (5000, 30) if thorough else (200, 1)
     raise_open_file_limit(4 * count)
-    key = await create(database, Role.ADMIN)
+    key = await create_token(database, Role.ADMIN)
     async with start_server(
         auth="required", connection_init_seconds=seconds, first_request_seconds=seconds
     ) as server:
@@ -113,7 +113,7 @@ async def test_a_flood_before_the_connection_is_initialised_ends_it(
 ) -> None:
     async with (
         start_server(auth="required", **LIMITED) as server,
-        dial(server.websocket_url) as client,
+        open_websocket(server.websocket_url) as client,
     ):
         for _ in range(200):
             await client.send({"type": "ping"})
@@ -123,11 +123,15 @@ async def test_a_flood_before_the_connection_is_initialised_ends_it(
 async def test_who_goes_on_asking_too_much_over_a_websocket_loses_it_in_the_end(
     start_server: StartServer, database: Database
 ) -> None:
-    greedy, modest = [await create(database, Role.VIEWER) for _ in range(2)]
+    greedy, modest = [await create_token(database, Role.VIEWER) for _ in range(2)]
     async with (
         start_server(auth="required", requests_per_second=20) as server,
-        dial(server.websocket_url, headers={"authorization": f"Bearer {greedy.text}"}) as client,
-        dial(server.websocket_url, headers={"authorization": f"Bearer {modest.text}"}) as other,
+        open_websocket(
+            server.websocket_url, headers={"authorization": f"Bearer {greedy.text}"}
+        ) as client,
+        open_websocket(
+            server.websocket_url, headers={"authorization": f"Bearer {modest.text}"}
+        ) as other,
     ):
         for each in (client, other):
             await each.send({"type": "connection_init"})

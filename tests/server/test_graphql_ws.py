@@ -12,30 +12,30 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return npm.installed("graphql_ws", tmp_path_factory.mktemp("graphql_ws"))
+    return npm.install_package("graphql_ws", tmp_path_factory.mktemp("graphql_ws"))
 
 
 async def test_a_query_is_answered(client: Path, server: LiveServer) -> None:
-    assert await npm.play(client, "query", server.websocket_url) == [
+    assert await npm.play_scenario(client, "query", server.websocket_url) == [
         {"data": {"registry": {"mode": "NORMAL"}}}
     ]
 
 
 async def test_a_subscription_is_followed_and_completed(client: Path, server: LiveServer) -> None:
     await register(server, "a")
-    seen = await npm.play(client, "subscribe", server.websocket_url)
+    seen = await npm.play_scenario(client, "subscribe", server.websocket_url)
     revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
     assert revisions == ["1", "2"]
     await wait_until(lambda: not server.services.change_feed.subscribers)
 
 
 async def test_a_document_that_is_not_valid_is_refused(client: Path, server: LiveServer) -> None:
-    [error] = await npm.play(client, "refused", server.websocket_url)
+    [error] = await npm.play_scenario(client, "refused", server.websocket_url)
     assert error["extensions"]["code"] == "BAD_INPUT"
 
 
 async def test_pings_are_answered(client: Path, server: LiveServer) -> None:
-    assert await npm.play(client, "keepAlive", server.websocket_url) == "pong"
+    assert await npm.play_scenario(client, "keepAlive", server.websocket_url) == "pong"
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ async def test_pings_are_answered(client: Path, server: LiveServer) -> None:
 async def test_a_breach_of_the_protocol_closes_with_its_code(
     client: Path, server: LiveServer, scenario: str, code: int
 ) -> None:
-    assert await npm.play(client, scenario, server.websocket_url) == code
+    assert await npm.play_scenario(client, scenario, server.websocket_url) == code

@@ -5,9 +5,9 @@ from typing import Any
 
 from db.registry import nodes
 from graph.live.heartbeat_tail import MAX_WAITING, HeartbeatTail
-from tests.support.api import beat, register, settled
+from tests.support.api import beat, register, wait_for_revision
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.statements import statements
+from tests.support.statements import record_statements
 from tests.support.transport_ws import Client, connect
 from tests.support.waiting import wait_until
 
@@ -90,14 +90,14 @@ async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartS
         connect(server.websocket_url) as client,
     ):
         await register(server, "a")
-        await settled(server, 3)
+        await wait_for_revision(server, 3)
         await client.subscribe("1", HEARTBEATS, nodeId="a")
         await followed(server)
-        with statements(server.services.database) as sent:
+        with record_statements(server.services.database) as sent:
             await wait_until(lambda: sent)
         await client.send({"id": "1", "type": "complete"})
         await wait_until(lambda: not server.services.heartbeat_tail.subscribers)
         await asyncio.sleep(0.1)
-        with statements(server.services.database) as sent:
+        with record_statements(server.services.database) as sent:
             await asyncio.sleep(0.1)
         assert sent == []

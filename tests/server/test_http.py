@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from structlog.types import EventDict
 
-from tests.support.api import beat, in_touch, register
+from tests.support.api import beat, register, wait_until_connected
 from tests.support.live_server import LiveServer
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
@@ -789,7 +789,7 @@ LEAKS = re.compile(r"SELECT|INSERT|does not exist|asyncpg|sqlalchemy|Traceback|F
 
 async def break_history(server: LiveServer) -> None:
     """Makes each statement that reads the change log fail, and not for a while."""
-    await in_touch(server)
+    await wait_until_connected(server)
     async with server.services.database.write() as session:
         await session.execute(text("ALTER TABLE status_changes RENAME COLUMN note TO remark"))
 

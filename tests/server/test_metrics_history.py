@@ -10,7 +10,7 @@ from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.api import beat, register
 from tests.support.live_server import LiveServer
-from tests.support.statements import statements
+from tests.support.statements import record_statements
 
 CHART = """
 query Chart($first: Int, $after: String, $since: DateTime, $until: DateTime) {
@@ -132,7 +132,7 @@ async def test_every_measure_is_kept_and_many_nodes_cost_one_statement(
     await beat(server, "gpu-2", 1)
     await grow_old(server, 2)
     await keep_up(server)
-    with statements(server.services.database) as sent:
+    with record_statements(server.services.database) as sent:
         data = await server.execute(MEASURED)
     assert len([statement for statement in sent if "metrics_history" in statement]) == 1
     found = {node["nodeId"]: node["metricsHistory"]["nodes"] for node in data["nodes"]["nodes"]}

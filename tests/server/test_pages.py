@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from agent import documents as agent
 from agent.trusted_documents import get_text
-from tests.support.api import beat, register, settled
+from tests.support.api import beat, register, wait_for_revision
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.waiting import wait_until
 
@@ -96,7 +96,7 @@ async def test_metrics_count_nodes_heartbeats_operations_and_subscribers(
         await register(server, "a")
         await beat(server, "a", 1)
         await server.post("query Broken { nothing }")
-        await settled(server, 3)
+        await wait_for_revision(server, 3)
         metrics = (await server.http.get("/metrics")).text
     others = '{operation="other",outcome="ok",type="mutation"}'
     for line in (

@@ -3,9 +3,9 @@
 import pytest
 from sqlalchemy import text
 
-from tests.support.api import beat, register, settled
+from tests.support.api import beat, register, wait_for_revision
 from tests.support.live_server import LiveServer
-from tests.support.statements import statements
+from tests.support.statements import record_statements
 
 PAGE = """
 query Page($filter: NodeFilter, $orderBy: NodeOrder, $first: Int, $after: String) {
@@ -130,10 +130,10 @@ async def test_a_list_costs_as_many_statements_as_one_node(quiet_server: LiveSer
         profile = {"name": "p", "type": "SERVICE", "config": {}}
         await register(server, node_id, profiles=[profile])
         await beat(server, node_id, 1)
-    await settled(server, 22)
+    await wait_for_revision(server, 22)
     costs = []
     for first in (1, 22):
-        with statements(server.services.database) as sent:
+        with record_statements(server.services.database) as sent:
             data = await server.execute(EVERYTHING, first=first)
         assert len(data["nodes"]["nodes"]) == first
         costs.append(len(sent))
@@ -147,8 +147,8 @@ async def test_a_page_with_profiles_and_last_changes_costs_six_statements(
     for number in range(100):
         profile = {"name": f"p{number % 3}", "type": "SERVICE", "config": {}}
         await register(quiet_server, f"node-{number}", profiles=[profile])
-    await settled(quiet_server, 102)
-    with statements(quiet_server.services.database) as sent:
+    await wait_for_revision(quiet_server, 102)
+    with record_statements(quiet_server.services.database) as sent:
         await quiet_server.execute(
             "query ($first: Int) { nodes(first: $first) { revision nodes {"
             " nodeId name role type labels status statusReason statusSince lastHeartbeat hostname"
@@ -162,7 +162,7 @@ async def test_a_page_with_profiles_and_last_changes_costs_six_statements(
 async def test_total_count_costs_nothing_where_it_is_not_asked_for(
     quiet_server: LiveServer,
 ) -> None:
-    with statements(quiet_server.services.database) as sent:
+    with record_statements(quiet_server.services.database) as sent:
         await quiet_server.execute("{ nodes { nodes { nodeId } } }")
     assert not any("count(" in statement for statement in sent)
 

@@ -15,7 +15,7 @@ from db.access import enrolment, token_changes
 from db.core.enums import Role
 from graph.api.schema import schema
 from tests.support.keyring import ADMIN
-from tests.support.live_server import LiveServer, serving
+from tests.support.live_server import LiveServer, run_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -193,7 +193,7 @@ async def keyed(
 ) -> AsyncIterator[Keyed]:
     folder = tmp_path_factory.mktemp("keyed")
     async with (
-        serving(shared_database_url, folder, auth="required", keepalive_seconds=0.1) as server,
+        run_server(shared_database_url, folder, auth="required", keepalive_seconds=0.1) as server,
         server.services.database.write() as session,
     ):
         keys = {}

@@ -9,7 +9,7 @@ from graph.live.heartbeat_writer import MAX_WAITING
 from graph.services import Services
 from tests.support.api import BEAT, beat, register
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.transport_ws import dial
+from tests.support.transport_ws import open_websocket
 
 HEARTBEATS = "node_registry_heartbeats_total"
 
@@ -46,7 +46,7 @@ async def test_errors_are_counted_by_code_whatever_way_they_were_told(
         name, code = "node_registry_errors_total", "UNAUTHENTICATED"
         before = counted(server.services, name, code=code)
         assert (await server.http.get("/graphql?query={a}")).status_code == 401
-        async with dial(server.websocket_url) as client:
+        async with open_websocket(server.websocket_url) as client:
             await client.send({"type": "connection_init"})
             assert (await client.closed())[0] == 4401
         assert counted(server.services, name, code=code) == before + 2

@@ -5,7 +5,7 @@ import pytest
 from graph.auth import rate_sync
 from graph.auth.rate_limiter import RateLimiter
 from graph.core.errors import RateLimited
-from tests.support.api import in_touch
+from tests.support.api import wait_until_connected
 from tests.support.live_server import StartServer
 from tests.support.waiting import wait_until
 
@@ -24,7 +24,7 @@ async def test_what_failed_at_one_server_counts_at_another(
     monkeypatch.setattr(rate_sync, "INTERVAL_SECONDS", 0.05)
     limited = {"auth": "required", "failed_logins_per_minute": 3}
     async with start_server(**limited) as one, start_server(**limited) as other:
-        await in_touch(other)
+        await wait_until_connected(other)
         for number in range(3):
             await one.http.post("/graphql", headers={"authorization": f"Bearer {number}"})
         await wait_until(lambda: not left(other.services.authentication.failures))

@@ -23,9 +23,9 @@ from graph.core.event_batches import EventBatches
 from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest
 from graph.execution.response import OperationRefused
-from tests.support.api import CHANGES, MAINTENANCE, register, settled
+from tests.support.api import CHANGES, MAINTENANCE, register, wait_for_revision
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.statements import statements
+from tests.support.statements import record_statements
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
@@ -234,13 +234,13 @@ async def test_a_filter_and_nested_fields_are_asked_of_the_database_once_for_all
     for number in range(5):
         profile = {"name": "p", "type": "LLM", "config": {}}
         await register(server, f"n{number}", labels=["mine"], profiles=[profile])
-    await settled(server, 7)
+    await wait_for_revision(server, 7)
     mine = {"labels": {"all": ["mine"]}}
     async with connect(server.websocket_url) as client:
         for number in range(10):
             await client.subscribe(str(number), CHANGES, filter=mine, after="7")
         await wait_until(lambda: server.services.change_feed.subscribers >= 10)
-        with statements(server.services.database) as sent:
+        with record_statements(server.services.database) as sent:
             await server.execute(MAINTENANCE, input={"nodeId": "n0", "enabled": True})
             for _ in range(10):
                 await client.receive()
@@ -255,7 +255,7 @@ async def test_nested_fields_of_many_events_cost_one_statement(start_server: Sta
         for number in range(20):
             await register(server, f"n{number}")
     async with start_server(**quiet) as server, connect(server.websocket_url) as client:
-        with statements(server.services.database) as sent:
+        with record_statements(server.services.database) as sent:
             await client.subscribe("1", CHANGES, after="2")
             for _ in range(20):
                 await client.receive()

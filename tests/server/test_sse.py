@@ -205,7 +205,7 @@ async def test_subscriptions_of_one_caller_are_limited(start_server: StartServer
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return npm.installed("graphql_sse", tmp_path_factory.mktemp("graphql_sse"))
+    return npm.install_package("graphql_sse", tmp_path_factory.mktemp("graphql_sse"))
 
 
 async def test_the_reference_client_gets_results_subscriptions_and_refusals(
@@ -213,11 +213,13 @@ async def test_the_reference_client_gets_results_subscriptions_and_refusals(
 ) -> None:
     await register(server, "a")
     url = server.graphql_url
-    assert await npm.play(client, "query", url) == [{"data": {"registry": {"mode": "NORMAL"}}}]
-    seen = await npm.play(client, "subscribe", url)
+    assert await npm.play_scenario(client, "query", url) == [
+        {"data": {"registry": {"mode": "NORMAL"}}}
+    ]
+    seen = await npm.play_scenario(client, "subscribe", url)
     revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
     assert revisions == ["1", "2"]
-    [refused] = await npm.play(client, "refused", url)
+    [refused] = await npm.play_scenario(client, "refused", url)
     assert refused["errors"][0]["extensions"]["code"] == "BAD_INPUT"
 
 

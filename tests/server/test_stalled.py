@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.support.api import register
-from tests.support.big_responses import much, request
+from tests.support.big_responses import make_big_query, make_request
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
@@ -44,7 +44,7 @@ async def test_who_does_not_read_a_big_response_is_cut_and_delays_nobody(
 ) -> None:
     async with start_server(stalled_reader_seconds=0.1, **MANY_FIELDS) as server:
         await register(server, "a", metadata={"much": "x" * 50_000})
-        async with plain_socket(server, request(much(8))) as stalled:
+        async with plain_socket(server, make_request(make_big_query(8))) as stalled:
             cut = asyncio.create_task(until_cut(stalled))
             answers = 0
             while not cut.done():
@@ -58,7 +58,10 @@ async def test_who_reads_a_big_response_slowly_gets_all_of_it(start_server: Star
     async with start_server(stalled_reader_seconds=0.5, **MANY_FIELDS) as server:
         await register(server, "a", metadata={"much": "x" * 50_000})
         loop = asyncio.get_running_loop()
-        async with plain_socket(server, request(much(12))) as slow, asyncio.timeout(SECONDS):
+        async with (
+            plain_socket(server, make_request(make_big_query(12))) as slow,
+            asyncio.timeout(SECONDS),
+        ):
             begun = loop.time()
             received = bytearray()
             while not received.endswith(b"}}}"):
@@ -76,7 +79,7 @@ async def test_a_websocket_that_said_goodbye_but_reads_nothing_does_not_break_th
         client_context = connect(server.websocket_url)
         client = await client_context.__aenter__()
         client.socket.transport.pause_reading()
-        await client.subscribe("1", much(8))
+        await client.subscribe("1", make_big_query(8))
         await client.subscribe("2", "{ __typename }")
         client.socket.protocol.send_close(1000)
         client.socket.transport.writelines(client.socket.protocol.data_to_send())

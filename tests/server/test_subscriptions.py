@@ -11,7 +11,7 @@ from db.registry.node_filter import EVERY_NODE
 from graph.live.change_feed import ChangeFeed
 from graph.live.change_stream import follow_changes
 from graph.live.stream_events import ResyncRequired, StatusChanged, StatusEvent
-from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, settled
+from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, wait_for_revision
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import Client, connect
 from tests.support.waiting import wait_until
@@ -167,15 +167,15 @@ async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(
     async with start_server(subscriber_max_lag=3) as server:
         feed, database = server.services.change_feed, server.services.database
         await register(server, "a")
-        await settled(server, 3)
+        await wait_for_revision(server, 3)
         async with aclosing(
             await follow_changes(feed, database, EVERY_NODE, after=3, bookmark_seconds=60)
         ) as events:
             await make_changes(server, "a", 2)
-            await settled(server, 5)
+            await wait_for_revision(server, 5)
             assert [revision_of(event) for event in await anext(events)] == [4]
             await make_changes(server, "a", 4, begin=2)
-            await settled(server, 9)
+            await wait_for_revision(server, 9)
             resync = ResyncRequired(9, "the subscriber was too slow")
             assert await anext(events) == [resync]
             with pytest.raises(StopAsyncIteration):

@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import URL
 
 from tests.support.api import CHANGES, beat, register
-from tests.support.authority import Authority, settings_for, trusting
-from tests.support.big_responses import much, request
+from tests.support.authority import Authority, make_client_context, make_tls_settings
+from tests.support.big_responses import make_big_query, make_request
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.processes import BIN, FAST, running
+from tests.support.processes import BIN, FAST, run_program
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
@@ -30,9 +30,9 @@ async def secure(
     start_server: StartServer, authority: Authority, **given: Any
 ) -> AsyncIterator[LiveServer]:
     """The whole registry."""
-    async with start_server(**settings_for(authority.server()), **given) as live:
+    async with start_server(**make_tls_settings(authority.server()), **given) as live:
         url = live.url.replace("http", "https")
-        async with httpx.AsyncClient(base_url=url, verify=trusting(authority)) as http:
+        async with httpx.AsyncClient(base_url=url, verify=make_client_context(authority)) as http:
             yield LiveServer(url, live.services, http)
 
 
@@ -42,7 +42,7 @@ async def test_everything_is_answered_over_tls(
     async with secure(start_server, authority) as server:
         await register(server, "a")
         assert (await beat(server, "a", 1))["status"] == "ONLINE"
-        context = trusting(authority)
+        context = make_client_context(authority)
         async with (
             connect(server.websocket_url, ssl=context) as client,
             server.http.stream(
@@ -72,12 +72,14 @@ async def test_processes_that_share_an_address_serve_tls_and_say_so(
         "NODE_REGISTRY_TLS_CERTIFICATE": str(pair.certificate),
         "NODE_REGISTRY_TLS_KEY": str(pair.key),
     }
-    async with running(BIN / "node-registry", "serve", "--workers", "2", **environment) as process:
+    async with run_program(
+        BIN / "node-registry", "serve", "--workers", "2", **environment
+    ) as process:
         url = (await process.line(r"GraphQL +(https://\S+)")).group(1)
         for _ in range(10):
             async with (
-                connect(url.replace("https", "wss"), ssl=trusting(authority)) as client,
-                httpx.AsyncClient(verify=trusting(authority)) as http,
+                connect(url.replace("https", "wss"), ssl=make_client_context(authority)) as client,
+                httpx.AsyncClient(verify=make_client_context(authority)) as http,
             ):
                 await client.subscribe("1", "{ __typename }")
                 assert (await client.receive())["payload"] == {"data": {"__typename": "Query"}}
@@ -92,11 +94,11 @@ async def test_what_is_not_tls_or_an_old_one_is_refused(
         async with httpx.AsyncClient() as plain:
             with pytest.raises(httpx.RemoteProtocolError):
                 await plain.get(server.url.replace("https", "http"))
-        old = trusting(authority)
+        old = make_client_context(authority)
         old.set_ciphers("DEFAULT:@SECLEVEL=0")
         with pytest.warns(DeprecationWarning, match="TLSv1_1 is deprecated"):
             old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
-        new = trusting(authority)
+        new = make_client_context(authority)
         new.maximum_version = ssl.TLSVersion.TLSv1_2
         for context, answered in ((old, False), (new, True)):
             async with httpx.AsyncClient(verify=context) as http:
@@ -117,9 +119,9 @@ async def asking_much(
     plain.setblocking(False)  # noqa: FBT003  # as sockets have it
     await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", httpx.URL(server.url).port))
     reader, writer = await asyncio.open_connection(
-        sock=plain, ssl=trusting(authority), server_hostname="localhost", limit=16 * 1024
+        sock=plain, ssl=make_client_context(authority), server_hostname="localhost", limit=16 * 1024
     )
-    writer.write(request(much(12)))
+    writer.write(make_request(make_big_query(12)))
     try:
         yield reader, plain
     finally:
@@ -160,12 +162,12 @@ async def test_an_agent_with_a_certificate_speaks_for_its_node_alone(
     start_server: StartServer, authority: Authority
 ) -> None:
     pair, ca = authority.server(), authority.certificate
-    async with start_server(auth="required", **settings_for(pair, ca)) as live:
+    async with start_server(auth="required", **make_tls_settings(pair, ca)) as live:
         url = live.url.replace("http", "https")
-        known = trusting(authority, authority.client("gpu-1"))
+        known = make_client_context(authority, authority.client("gpu-1"))
         async with (
             httpx.AsyncClient(base_url=url, verify=known) as http,
-            httpx.AsyncClient(base_url=url, verify=trusting(authority)) as nobody,
+            httpx.AsyncClient(base_url=url, verify=make_client_context(authority)) as nobody,
         ):
             server = LiveServer(url, live.services, http)
             registered = await register(server, "gpu-1")

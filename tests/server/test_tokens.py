@@ -10,16 +10,16 @@ from db.access import tokens
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.identity import Identity
-from tests.support.fleet import rows
+from tests.support.fleet import fetch_rows
 from tests.support.keyring import (
     DAY,
     HOUR,
-    age_keys,
-    create,
+    age_tokens,
     create_enrolment,
-    known,
-    revoke,
-    standing,
+    create_token,
+    find_token,
+    list_valid_tokens,
+    revoke_token,
 )
 from tests.support.live_server import LiveServer, StartServer
 
@@ -103,7 +103,7 @@ def keys(guarded: LiveServer) -> Database:
 
 @pytest.fixture
 async def admin(keys: Database) -> str:
-    return (await create(keys, Role.ADMIN, name="root")).text
+    return (await create_token(keys, Role.ADMIN, name="root")).text
 
 
 async def test_an_admin_makes_keys_that_are_shown_once(
@@ -111,7 +111,7 @@ async def test_an_admin_makes_keys_that_are_shown_once(
 ) -> None:
     said = {"role": "AGENT", "name": "rack-1", "nodes": ["a", "b", "a"], "expiresInSeconds": 60}
     made = await told(guarded, admin, CREATE, input=said)
-    key = await known(keys, made["key"])
+    key = await find_token(keys, made["key"])
     assert key is not None
     assert key.expires_at == key.created_at + timedelta(minutes=1)
     assert made["token"] == {
@@ -145,7 +145,7 @@ async def test_an_admin_makes_enrolment_keys(
         "nodeType": "GATEWAY",
         "labels": ["gpu"],
     }
-    key = await known(keys, made["key"])
+    key = await find_token(keys, made["key"])
     assert key is not None
     assert (key.lifetime, key.expires_at) == (DAY, key.created_at + HOUR)
 
@@ -179,22 +179,22 @@ async def test_what_cannot_be_is_refused_with_its_field_and_makes_no_key(
     guarded: LiveServer, admin: str, query: str, said: dict[str, Any], field: str
 ) -> None:
     assert await refusal(guarded, admin, query, input=said) == f"BAD_INPUT {field}"
-    made = await rows(guarded.services.database, "SELECT name FROM tokens")
+    made = await fetch_rows(guarded.services.database, "SELECT name FROM tokens")
     assert made == [("root",)]
 
 
 async def test_an_admin_rotates_and_revokes_keys(
     guarded: LiveServer, keys: Database, admin: str
 ) -> None:
-    old = await create(keys, name="grafana")
+    old = await create_token(keys, name="grafana")
     said = {"id": old.token.public_id, "overlapSeconds": 0}
     made = await told(guarded, admin, ROTATE, input=said)
     assert made["token"]["name"] == "grafana"
-    assert await standing(keys, old) == []
-    assert await known(keys, made["key"]) is not None
+    assert await list_valid_tokens(keys, old) == []
+    assert await find_token(keys, made["key"]) is not None
     ended = await told(guarded, admin, REVOKE, input={"id": made["token"]["id"]})
     assert [token["id"] for token in ended["tokens"]] == [made["token"]["id"]]
-    assert await known(keys, made["key"]) is None
+    assert await find_token(keys, made["key"]) is None
     gone = {"id": made["token"]["id"]}
     for query in (ROTATE, REVOKE):
         assert await refusal(guarded, admin, query, input=gone) == "TOKEN_NOT_FOUND"
@@ -202,8 +202,8 @@ async def test_an_admin_rotates_and_revokes_keys(
 
 async def test_keys_are_listed_in_pages(guarded: LiveServer, keys: Database, admin: str) -> None:
     for n in range(3):
-        await create(keys, name=f"key-{n}")
-    await revoke(keys, "key-1")
+        await create_token(keys, name=f"key-{n}")
+    await revoke_token(keys, "key-1")
     page = await told(guarded, admin, TOKENS, first=1)
     assert [token["name"] for token in page["nodes"]] == ["key-2"]
     assert page["pageInfo"] == {"hasNextPage": True, "endCursor": page["edges"][0]["cursor"]}
@@ -219,7 +219,7 @@ async def test_a_registration_by_an_enrolment_key_brings_the_nodes_own_key(
 ) -> None:
     enrolment = await create_enrolment(keys)
     registered = await told(guarded, enrolment.text, REGISTER, input=GPU_1)
-    key = await known(keys, registered["key"])
+    key = await find_token(keys, registered["key"])
     assert key is not None
     assert tokens.to_identity(key) == Identity("gpu-1", Role.AGENT, frozenset({"gpu-1"}), key.id)
     assert key.expires_at is not None
@@ -233,13 +233,13 @@ async def test_an_enrolment_that_is_refused_leaves_no_node_behind(
     said = GPU_1 | {"labels": ["gpu"]}
     caller = enrolment.text
     assert await refusal(guarded, caller, REGISTER, input=said) == "FORBIDDEN input.labels"
-    assert await rows(keys, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
+    assert await fetch_rows(keys, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
 
 
 async def test_a_registration_by_a_nodes_own_key_tells_when_it_ends_and_brings_none(
     guarded: LiveServer, keys: Database
 ) -> None:
-    own = await create(keys, Role.AGENT, nodes=["gpu-1"])
+    own = await create_token(keys, Role.AGENT, nodes=["gpu-1"])
     assert own.token.expires_at is not None
     assert await told(guarded, own.text, REGISTER, input=GPU_1) == {
         "key": None,
@@ -258,19 +258,19 @@ async def test_an_agent_rotates_its_own_key_and_both_stand_for_the_overlap(
 ) -> None:
     async with start_server(auth="required", node_key_overlap_seconds=3600) as server:
         keys = server.services.database
-        old = await create(keys, Role.AGENT, nodes=["gpu-1"], lifetime=10 * DAY)
+        old = await create_token(keys, Role.AGENT, nodes=["gpu-1"], lifetime=10 * DAY)
         made = await told(server, old.text, ROTATE_MINE)
-        new = await known(keys, made["key"])
+        new = await find_token(keys, made["key"])
         assert new is not None
         assert (new.nodes, new.replaces) == (["gpu-1"], old.token.id)
         assert datetime.fromisoformat(made["keyExpiresAt"]) == new.expires_at
-        assert await standing(keys, old) == [old]
+        assert await list_valid_tokens(keys, old) == [old]
         registered = await told(server, old.text, REGISTER, input=GPU_1)
         ends = datetime.fromisoformat(registered["keyExpiresAt"])
         assert ends == new.created_at + HOUR, "one that has lost the answer learns that it must"
-        await age_keys(keys, HOUR)
-        assert await standing(keys, old) == []
-        assert await known(keys, made["key"]) is not None
+        await age_tokens(keys, HOUR)
+        assert await list_valid_tokens(keys, old) == []
+        assert await find_token(keys, made["key"]) is not None
 
 
 @pytest.mark.parametrize("role", [Role.ENROLMENT, Role.VIEWER, Role.ADMIN])
@@ -278,16 +278,16 @@ async def test_nobody_but_an_agent_rotates_the_key_that_asks(
     guarded: LiveServer, keys: Database, role: Role
 ) -> None:
     enrols = role is Role.ENROLMENT
-    key = await (create_enrolment(keys) if enrols else create(keys, role))
+    key = await (create_enrolment(keys) if enrols else create_token(keys, role))
     assert await refusal(guarded, key.text, ROTATE_MINE) == "FORBIDDEN rotateNodeKey"
 
 
 async def test_a_key_that_was_revoked_meanwhile_is_not_rotated(
     guarded: LiveServer, keys: Database
 ) -> None:
-    own = await create(keys, Role.AGENT, nodes=["gpu-1"])
+    own = await create_token(keys, Role.AGENT, nodes=["gpu-1"])
     await told(guarded, own.text, REGISTER, input=GPU_1)
-    await revoke(keys, own.token.public_id)
+    await revoke_token(keys, own.token.public_id)
     assert await refusal(guarded, own.text, ROTATE_MINE) == "FORBIDDEN"
 
 

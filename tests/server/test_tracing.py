@@ -12,7 +12,7 @@ from agent.trusted_documents import compute_id
 from graph.core.settings import ConfigurationError, load_settings
 from tests.support.api import MAINTENANCE, beat, register
 from tests.support.live_server import StartServer
-from tests.support.registry_process import free_port
+from tests.support.registry_process import find_free_port
 from tests.support.trace_receiver import Receiver
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -103,7 +103,7 @@ async def test_background_work_makes_no_traces(
 async def test_a_receiver_that_is_away_holds_nobody_up(
     start_server: StartServer,
 ) -> None:
-    async with start_server(otlp_endpoint=f"http://127.0.0.1:{free_port()}") as server:
+    async with start_server(otlp_endpoint=f"http://127.0.0.1:{find_free_port()}") as server:
         await register(server, "a")
         assert (await beat(server, "a", 1))["status"] == "ONLINE"
         ending = time.monotonic()

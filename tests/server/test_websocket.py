@@ -15,10 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.support.api import CHANGES, DEREGISTER, in_touch, register
-from tests.support.fleet import waits_for_a_lock
+from tests.support.api import CHANGES, DEREGISTER, register, wait_until_connected
+from tests.support.fleet import wait_for_lock
 from tests.support.live_server import LiveServer, StartServer
-from tests.support.transport_ws import SECONDS, Client, connect, dial
+from tests.support.transport_ws import SECONDS, Client, connect, open_websocket
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("logged")]
@@ -223,7 +223,7 @@ async def test_a_revision_in_the_future_is_refused_and_named(shared_server: Live
 async def test_a_ping_is_answered_with_its_payload(
     shared_server: LiveServer, payload: dict[str, Any] | None
 ) -> None:
-    async with dial(shared_server.websocket_url) as client:
+    async with open_websocket(shared_server.websocket_url) as client:
         ping = {"type": "ping"} if payload is None else {"type": "ping", "payload": payload}
         await client.send(ping)
         assert await client.receive() == {**ping, "type": "pong"}
@@ -258,7 +258,7 @@ async def test_a_ping_that_cannot_be_echoed_closes(
 async def test_nothing_is_run_before_the_connection_is_initialised(
     shared_server: LiveServer,
 ) -> None:
-    async with dial(shared_server.websocket_url) as client:
+    async with open_websocket(shared_server.websocket_url) as client:
         await client.subscribe("1", TYPENAME)
         assert await client.closed() == (4401, "Unauthorized")
 
@@ -291,7 +291,7 @@ async def is_left(client: Client, server: LiveServer) -> None:
     async with database.write() as session:
         await session.execute(text("LOCK TABLE nodes IN EXCLUSIVE MODE"))
         await client.subscribe("left", DEREGISTER, input={"nodeId": "unknown"})
-        await waits_for_a_lock(database)
+        await wait_for_lock(database)
         client.socket.transport.abort()
         await wait_until(lambda: metrics.get_sample_value("node_registry_connections") == 0)
 
@@ -324,7 +324,7 @@ async def test_what_has_done_its_work_needs_no_collector(
 async def test_an_init_that_does_not_come_closes(start_server: StartServer) -> None:
     async with (
         start_server(connection_init_seconds=0.5) as server,
-        dial(server.websocket_url) as silent,
+        open_websocket(server.websocket_url) as silent,
         connect(server.websocket_url) as initialised,
     ):
         await silent.send({"type": "ping"})
@@ -340,13 +340,15 @@ async def test_an_init_that_does_not_come_closes(start_server: StartServer) -> N
 async def test_another_subprotocol_is_not_spoken(
     shared_server: LiveServer, offered: tuple[str, ...]
 ) -> None:
-    async with dial(shared_server.websocket_url, offered) as client:
+    async with open_websocket(shared_server.websocket_url, offered) as client:
         assert client.socket.subprotocol is None
         assert await client.closed() == (4406, "Subprotocol not acceptable")
 
 
 async def test_of_several_subprotocols_ours_is_chosen(shared_server: LiveServer) -> None:
-    async with dial(shared_server.websocket_url, ("graphql-ws", "graphql-transport-ws")) as client:
+    async with open_websocket(
+        shared_server.websocket_url, ("graphql-ws", "graphql-transport-ws")
+    ) as client:
         assert client.socket.subprotocol == "graphql-transport-ws"
         await client.send({"type": "connection_init"})
         assert await client.receive() == {"type": "connection_ack"}
@@ -463,7 +465,7 @@ async def test_a_message_that_is_too_large_closes_and_the_server_lives(
 async def test_a_fault_of_ours_leaks_nothing_and_the_connection_lives(
     server: LiveServer, logged: list[EventDict]
 ) -> None:
-    await in_touch(server)
+    await wait_until_connected(server)
     async with server.services.database.write() as session:
         await session.execute(text("ALTER TABLE status_changes RENAME COLUMN note TO remark"))
     async with connect(server.websocket_url) as client:
@@ -527,7 +529,7 @@ async def test_connections_beyond_the_limit_are_refused_before_they_begin(
 ) -> None:
     async with start_server(max_connections=1) as server, connect(server.websocket_url) as first:
         with pytest.raises(InvalidStatus) as refused:
-            async with dial(server.websocket_url):
+            async with open_websocket(server.websocket_url):
                 pass
         response = refused.value.response
         assert (response.status_code, response.headers["retry-after"]) == (503, "5")

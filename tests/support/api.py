@@ -73,11 +73,11 @@ async def beat(
     return payload
 
 
-async def in_touch(server: LiveServer) -> None:
+async def wait_until_connected(server: LiveServer) -> None:
     """Until the server listens for changes."""
     await wait_until(lambda: server.services.change_feed.is_connected)
 
 
-async def settled(server: LiveServer, revision: int) -> None:
+async def wait_for_revision(server: LiveServer, revision: int) -> None:
     """Until the server has read the change log so far."""
     await wait_until(lambda: server.services.change_feed.revision >= revision)

@@ -141,7 +141,7 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-def settings_for(pair: Pair, client_ca: Path | None = None) -> dict[str, Any]:
+def make_tls_settings(pair: Pair, client_ca: Path | None = None) -> dict[str, Any]:
     return {
         "tls_certificate": pair.certificate,
         "tls_key": pair.key,
@@ -149,7 +149,7 @@ def settings_for(pair: Pair, client_ca: Path | None = None) -> dict[str, Any]:
     }
 
 
-def trusting(authority: Authority, shown: Pair | None = None) -> ssl.SSLContext:
+def make_client_context(authority: Authority, shown: Pair | None = None) -> ssl.SSLContext:
     """What a client goes by, and which certificate it shows."""
     context = ssl.create_default_context(cafile=authority.certificate)
     if shown is not None:

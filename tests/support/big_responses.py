@@ -3,13 +3,13 @@
 import orjson
 
 
-def much(megabytes: int) -> str:
+def make_big_query(megabytes: int) -> str:
     """A query whose answer is so large, if the node's metadata has 50,000 characters."""
     fields = (f'n{number}: node(nodeId: "a") {{ metadata }}' for number in range(20 * megabytes))
     return f"{{ {' '.join(fields)} }}"
 
 
-def request(query: str, accept: str = "application/json") -> bytes:
+def make_request(query: str, accept: str = "application/json") -> bytes:
     body = orjson.dumps({"query": query})
     return (
         f"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"

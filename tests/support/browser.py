@@ -26,7 +26,7 @@ FLAGS = [
 APT = ["apt-get", "--quiet", "--yes", "--option", "DPkg::Lock::Timeout=120"]
 
 
-def installed() -> str:
+def find_chromium() -> str:
     """Where it is. Skips where it is not, and cannot be installed in time."""
     if found := shutil.which("chromium"):
         return found
@@ -48,8 +48,8 @@ def installed() -> str:
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
-    path = installed()
+async def run_chromium() -> AsyncIterator[Browser]:
+    path = find_chromium()
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=FLAGS)
         try:
@@ -58,7 +58,7 @@ async def chromium() -> AsyncIterator[Browser]:
             await browser.close()
 
 
-def complaints(page: Page) -> list[str]:
+def collect_complaints(page: Page) -> list[str]:
     """What the browser finds wrong with the page from now on: faults, and what its policy forbids.
 
     That a registry refuses, or was killed and does not answer, is no fault of the page.

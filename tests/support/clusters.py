@@ -41,7 +41,7 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(name).resolve()
 
 
-def processes_in(folder: Path) -> list[psutil.Process]:
+def find_processes(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -66,7 +66,7 @@ def new_data_dir() -> Iterator[Path]:
     """A folder to be; whatever a killed registry left running in it is ended."""
     with temporary_folder() as folder:
         yield folder / "data"
-        for process in processes_in(folder):
+        for process in find_processes(folder):
             process.kill()
             process.wait(5)
 

@@ -18,7 +18,7 @@ Run = Callable[..., Awaitable[tuple[int, str, str]]]
 COMMAND = Path(sys.executable).parent / "node-registry"
 
 
-def environment_for(url: URL) -> dict[str, str]:
+def make_environment(url: URL) -> dict[str, str]:
     address = url.render_as_string(hide_password=False)
     return {"NODE_REGISTRY_DATABASE_URL": address, "NODE_REGISTRY_HTTP_PORT": "0"}
 

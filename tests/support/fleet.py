@@ -30,7 +30,7 @@ OVERDUE = RULES.min_interval * 1.1 + RULES.grace + 1
 EXPIRED = 3 * RULES.min_interval * 1.1 + RULES.grace + 1
 
 
-def examples(count: int) -> settings:
+def limit_examples(count: int) -> settings:
     """Each example runs on the one database of its test, which it clears first."""
     return settings(
         max_examples=count,
@@ -38,7 +38,7 @@ def examples(count: int) -> settings:
     )
 
 
-def registration_of(node_id: str | None, boot_id: str = "boot-1", **said: Any) -> Registration:
+def make_registration(node_id: str | None, boot_id: str = "boot-1", **said: Any) -> Registration:
     return Registration(
         **{
             "role": NodeRole.DEVELOPMENT,
@@ -55,11 +55,11 @@ async def register(
 ) -> tuple[Node, bool]:
     async with database.write() as session:
         return await registration.register(
-            session, registration_of(node_id, boot_id, **said), rules=RULES, by=AGENT
+            session, make_registration(node_id, boot_id, **said), rules=RULES, by=AGENT
         )
 
 
-def report(
+def make_report(
     node_id: str, sequence: int = 1, boot_id: str = "boot-1", **said: Any
 ) -> HeartbeatReport:
     return HeartbeatReport(node_id, boot_id, sequence, **{"actor": "agent", **said})
@@ -73,7 +73,7 @@ async def record(
 
 async def beat(database: Database, node_id: str, sequence: int = 1, **said: Any) -> HeartbeatAck:
     """A heartbeat that must be heard."""
-    [outcome] = await record(database, report(node_id, sequence, **said))
+    [outcome] = await record(database, make_report(node_id, sequence, **said))
     assert isinstance(outcome, HeartbeatAck)
     return outcome
 
@@ -91,7 +91,7 @@ async def age(database: Database, seconds: float, node_id: str | None = None) ->
         )
 
 
-async def be_at_work(session: AsyncSession) -> None:
+async def mark_registry_running(session: AsyncSession) -> None:
     """The registry has been hearing all the time: no lease begins anew."""
     pulse = """
     INSERT INTO registry_processes (id, seen_at) VALUES (:process, now())
@@ -112,7 +112,7 @@ async def _forget_beginnings(session: AsyncSession) -> None:
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 
 
-async def let_maintenance_end(session: AsyncSession, node_id: str) -> None:
+async def expire_maintenance(session: AsyncSession, node_id: str) -> None:
     """Its end has come, if it has one."""
     over = """
     UPDATE nodes SET maintenance_until = now()
@@ -123,11 +123,11 @@ async def let_maintenance_end(session: AsyncSession, node_id: str) -> None:
 
 async def run_sweep(database: Database) -> int:
     async with database.write() as session:
-        await be_at_work(session)
+        await mark_registry_running(session)
         return (await sweep.sweep(session, PROCESS, RULES)).changed_nodes
 
 
-async def stand(database: Database, node_id: str) -> Node:
+async def get_node(database: Database, node_id: str) -> Node:
     """The node as it stands."""
     async with database.read() as session:
         node = await nodes.find_node(session, node_id)
@@ -135,19 +135,19 @@ async def stand(database: Database, node_id: str) -> Node:
     return node
 
 
-async def changes_of(database: Database, node: UUID | None = None) -> list[LoggedChange]:
+async def list_changes(database: Database, node: UUID | None = None) -> list[LoggedChange]:
     """The change log, or one node's part of it, oldest first."""
     async with database.open_connection() as connection:
         logged, _ = await status_changes.list_changes_after(connection, 0)
     return [change for change in logged if node in (None, change.node)]
 
 
-async def rows(database: Database, sql: str, **values: Any) -> list[tuple[Any, ...]]:
+async def fetch_rows(database: Database, sql: str, **values: Any) -> list[tuple[Any, ...]]:
     async with database.read() as session:
         return [tuple(row) for row in await session.execute(text(sql), values)]
 
 
-async def waits_for_a_lock(database: Database) -> None:
+async def wait_for_lock(database: Database) -> None:
     """Until somebody does."""
     waiting = (
         "SELECT count(*) FROM pg_stat_activity"
@@ -155,7 +155,7 @@ async def waits_for_a_lock(database: Database) -> None:
     )
 
     async def is_waited_for() -> bool:
-        return await rows(database, waiting) != [(0,)]
+        return await fetch_rows(database, waiting) != [(0,)]
 
     await wait_until(is_waited_for)
 

@@ -18,20 +18,20 @@ SECONDS = 10
 HASTY = Clock(uniform=lambda _low, _high: 0.005)
 
 
-def following(url: str, **given: Any) -> AbstractAsyncContextManager[Events]:
+def follow_changes(url: str, **given: Any) -> AbstractAsyncContextManager[Events]:
     return aclosing(follow_status_changes(url, **{"clock": HASTY, **given}))
 
 
-async def next_event(events: Events) -> StatusEvent:
+async def read_event(events: Events) -> StatusEvent:
     async with asyncio.timeout(SECONDS):
         return await anext(events)
 
 
-async def next_changes(events: Events, count: int) -> list[int]:
+async def read_changes(events: Events, count: int) -> list[int]:
     """The revisions of the next changes; bookmarks are passed over."""
     revisions: list[int] = []
     while len(revisions) < count:
-        event = await next_event(events)
+        event = await read_event(events)
         assert not isinstance(event, ResyncRequired)
         if isinstance(event, NodeStatusChanged):
             revisions.append(event.revision)

@@ -21,7 +21,7 @@ ADMIN = Caller(Identity("root", Role.ADMIN), "192.0.2.1")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
-async def create(database: Database, role: Role = Role.VIEWER, **said: Any) -> IssuedToken:
+async def create_token(database: Database, role: Role = Role.VIEWER, **said: Any) -> IssuedToken:
     async with database.write() as session:
         return await token_changes.create_token(
             session, **{"role": role, "lifetime": DAY, "caller": ADMIN, **said}
@@ -45,42 +45,42 @@ async def enrol(
         return node, await enrolment.enrol_node(session, enrolment_key.id, node, caller=by)
 
 
-async def rotate(database: Database, token: Token, overlap: timedelta = HOUR) -> IssuedToken:
+async def rotate_token(database: Database, token: Token, overlap: timedelta = HOUR) -> IssuedToken:
     async with database.write() as session:
         return await token_changes.rotate_token(session, token.id, overlap=overlap, caller=ADMIN)
 
 
-async def revoke(database: Database, named: str) -> set[UUID]:
+async def revoke_token(database: Database, named: str) -> set[UUID]:
     async with database.write() as session:
         return {
             token.id for token in await token_changes.revoke_tokens(session, named, caller=ADMIN)
         }
 
 
-def presented(key: str) -> PresentedToken:
+def parse_token_text(key: str) -> PresentedToken:
     found = parse_token(key)
     assert found is not None
     return found
 
 
-async def known(database: Database, key: str) -> Token | None:
+async def find_token(database: Database, key: str) -> Token | None:
     async with database.read() as session:
-        return await tokens.find_valid_token(session, presented(key))
+        return await tokens.find_valid_token(session, parse_token_text(key))
 
 
-async def standing(database: Database, *made: IssuedToken) -> list[IssuedToken]:
+async def list_valid_tokens(database: Database, *made: IssuedToken) -> list[IssuedToken]:
     async with database.read() as session:
         ended = await tokens.find_ended_tokens(session, [key.token.id for key in made])
     return [key for key in made if key.token.id not in ended]
 
 
-async def use(database: Database, *made: IssuedToken) -> None:
+async def use_tokens(database: Database, *made: IssuedToken) -> None:
     async with database.write() as session:
         now = (await session.scalars(text("SELECT registry_now()"))).one()
         await tokens.record_uses(session, {key.token.id: now for key in made})
 
 
-async def age_keys(database: Database, span: timedelta) -> None:
+async def age_tokens(database: Database, span: timedelta) -> None:
     """Makes it that much longer ago that all keys were made, used and ended."""
     instants = ("created_at", "expires_at", "revoked_at", "last_used_at")
     moved = ", ".join(f"{instant} = {instant} - CAST(:span AS interval)" for instant in instants)

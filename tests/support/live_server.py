@@ -59,7 +59,9 @@ StartServer = Callable[..., AbstractAsyncContextManager[LiveServer]]
 
 
 @asynccontextmanager
-async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIterator[LiveServer]:
+async def run_server(
+    database_url: URL, data_dir: Path, **options: Any
+) -> AsyncIterator[LiveServer]:
     settings = Settings(
         **{
             "database_url": database_url.render_as_string(hide_password=False),
@@ -87,7 +89,7 @@ async def serving(database_url: URL, data_dir: Path, **options: Any) -> AsyncIte
 @pytest.fixture
 def start_server(database_url: URL, tmp_path: Path) -> StartServer:
     """Starts servers on the test's database, each with the settings it is given."""
-    return partial(serving, database_url, tmp_path)
+    return partial(run_server, database_url, tmp_path)
 
 
 @pytest.fixture
@@ -111,5 +113,5 @@ async def shared_server(
     shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[LiveServer]:
     """One server for the tests of a module that leave nothing behind; they share its loop."""
-    async with serving(shared_database_url, tmp_path_factory.mktemp("shared")) as live:
+    async with run_server(shared_database_url, tmp_path_factory.mktemp("shared")) as live:
         yield live

@@ -23,7 +23,7 @@ INCOMPATIBLE = {
 }
 
 
-def incompatible(sql: str) -> list[str]:
+def find_incompatibilities(sql: str) -> list[str]:
     """Why the version before could not work, or would have to wait, beside this statement."""
     flat = " ".join(sql.split())
     return [why for why, pattern in INCOMPATIBLE.items() if re.search(pattern, flat, re.IGNORECASE)]

@@ -13,7 +13,7 @@ SECONDS = 60
 PACKAGES = Path(__file__).parent / "npm_packages"
 
 
-def installed(name: str, folder: Path) -> Path:
+def install_package(name: str, folder: Path) -> Path:
     """A copy of npm_packages/NAME with what it needs; skips where npm cannot install that."""
     npm = shutil.which("npm")
     if npm is None:
@@ -28,7 +28,7 @@ def installed(name: str, folder: Path) -> Path:
     return folder
 
 
-async def play(folder: Path, scenario: str, url: str) -> Any:
+async def play_scenario(folder: Path, scenario: str, url: str) -> Any:
     """What its client.mjs prints of a scenario, as JSON."""
     process = await asyncio.create_subprocess_exec(
         *("node", folder / "client.mjs", scenario, url), stdout=asyncio.subprocess.PIPE

@@ -51,7 +51,7 @@ class Process:
 
 
 @asynccontextmanager
-async def running(*command: str | Path, **environment: str) -> AsyncIterator[Process]:
+async def run_program(*command: str | Path, **environment: str) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         *command,
         env=os.environ | environment,
@@ -68,15 +68,15 @@ async def running(*command: str | Path, **environment: str) -> AsyncIterator[Pro
 
 
 @asynccontextmanager
-async def registry(data_dir: Path, **environment: str) -> AsyncIterator[tuple[Process, str]]:
+async def run_registry(data_dir: Path, **environment: str) -> AsyncIterator[tuple[Process, str]]:
     """A registry on its embedded database, and where its GraphQL is."""
     settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)} | environment
-    async with running(BIN / "node-registry", "serve", **settings) as process:
+    async with run_program(BIN / "node-registry", "serve", **settings) as process:
         url = (await process.line(r"GraphQL +(\S+)")).group(1)
         yield process, url
 
 
-async def ask(url: str, query: str, **variables: Any) -> dict[str, Any]:
+async def ask_until_answered(url: str, query: str, **variables: Any) -> dict[str, Any]:
     """Until the registry answers: it may just be starting."""
     async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http, asyncio.timeout(SECONDS):
         while True:

@@ -14,12 +14,12 @@ import httpx
 import pytest
 import yaml
 
-from tests.support.registry_process import free_port
+from tests.support.registry_process import find_free_port
 
 SECONDS = 60
 
 
-def programs(folder: Path) -> Path:
+def find_programs(folder: Path) -> Path:
     """Where `prometheus` and `promtool` are; skips where they cannot be had.
 
     The package is unpacked, not installed: no service of its is started, and nobody need be root.
@@ -73,12 +73,12 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def prometheus(
+async def run_prometheus(
     programs: Path, config: dict[str, Any], folder: Path
 ) -> AsyncIterator[Prometheus]:
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(config))
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{find_free_port()}"
     process = await asyncio.create_subprocess_exec(
         programs / "prometheus",
         f"--config.file={file}",

@@ -15,7 +15,7 @@ from db.ops.provision import ProvisionedNames, provision
 
 
 @asynccontextmanager
-async def administering(url: URL) -> AsyncIterator[Any]:
+async def open_administrator(url: URL) -> AsyncIterator[Any]:
     """Runs statements, each by itself, as that role."""
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
     try:
@@ -30,7 +30,7 @@ async def administering(url: URL) -> AsyncIterator[Any]:
         await engine.dispose()
 
 
-def sql(name: str) -> str:
+def quote(name: str) -> str:
     """An identifier in a statement; a colon in it would begin a parameter."""
     assert ":" not in name
     return '"' + name.replace('"', '""') + '"'
@@ -66,20 +66,20 @@ class Provisioning:
 
 
 @asynccontextmanager
-async def provisioned_names(postgres: URL) -> AsyncIterator[Provisioning]:
+async def reserve_names(postgres: URL) -> AsyncIterator[Provisioning]:
     """Names that are nothing without their quotes, so that each test tries these too."""
     odd = f"""O'Dagi "{secrets.token_hex(4)}" %s $1 {{}}"""
     names = ProvisionedNames(database=f"{odd} d", owner=f"{odd} o", service=f"{odd} s")
     try:
         yield Provisioning(postgres, names)
     finally:
-        async with administering(postgres) as run:
-            await run(f"DROP DATABASE IF EXISTS {sql(names.database)} WITH (FORCE)")
+        async with open_administrator(postgres) as run:
+            await run(f"DROP DATABASE IF EXISTS {quote(names.database)} WITH (FORCE)")
             for role in (names.owner, names.service):
-                await run(f"DROP ROLE IF EXISTS {sql(role)}")
+                await run(f"DROP ROLE IF EXISTS {quote(role)}")
 
 
 @pytest.fixture
 async def provisioning(postgres: URL) -> AsyncIterator[Provisioning]:
-    async with provisioned_names(postgres) as named:
+    async with reserve_names(postgres) as named:
         yield named

@@ -34,30 +34,30 @@ NODE: dict[str, object] = {
 }
 
 
-def reply(body: object, status: str = "200 OK", headers: str = "") -> bytes:
+def make_reply(body: object, status: str = "200 OK", headers: str = "") -> bytes:
     text = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"HTTP/1.1 {status}\r\nContent-Length: {len(text)}\r\n{headers}\r\n"
     return head.encode() + text
 
 
-def refusal(code: str, **facts: object) -> bytes:
+def make_refusal(code: str, **facts: object) -> bytes:
     extensions = {"code": code, **facts}
-    return reply({"data": None, "errors": [{"message": "no", "extensions": extensions}]})
+    return make_reply({"data": None, "errors": [{"message": "no", "extensions": extensions}]})
 
 
-def registered(interval: float = 10.0) -> bytes:
+def make_registered(interval: float = 10.0) -> bytes:
     payload = {"node": NODE, "created": True, "nextHeartbeatInSeconds": interval}
-    return reply({"data": {"registerNode": payload}})
+    return make_reply({"data": {"registerNode": payload}})
 
 
-def recorded(interval: float = 10.0) -> bytes:
+def make_recorded(interval: float = 10.0) -> bytes:
     payload = {
         "nodeId": "node-1",
         "status": "ONLINE",
         "receivedAt": "2026-11-23T16:00:00+00:00",
         "nextHeartbeatInSeconds": interval,
     }
-    return reply({"data": {"recordHeartbeat": payload}})
+    return make_reply({"data": {"recordHeartbeat": payload}})
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Remote:
 
 
 @asynccontextmanager
-async def remote(*answers: object) -> AsyncIterator[Remote]:
+async def run_scripted_registry(*answers: object) -> AsyncIterator[Remote]:
     end = Remote(list(answers))
     server = await asyncio.start_server(end.serve, "127.0.0.1")
     end.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/graphql"
@@ -117,7 +117,7 @@ async def remote(*answers: object) -> AsyncIterator[Remote]:
         await asyncio.gather(*filter(None, end.serving))
 
 
-def new_run(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Runner:
+def make_runner(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Runner:
     machine = observe_machine()
     return Runner(
         HttpTransport(end.url, "the-token", timeout_seconds=0.5),

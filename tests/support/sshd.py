@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from tests.support.registry_process import free_port
+from tests.support.registry_process import find_free_port
 
 SECONDS = 60
 NEEDED = ("openssh-server", "libwrap0")
@@ -22,7 +22,7 @@ class UnavailableError(Exception):
     """sshd cannot be had here, or does not start."""
 
 
-def program(folder: Path) -> Path:
+def find_sshd(folder: Path) -> Path:
     """Where sshd is. Raises UnavailableError."""
     for name in ("ssh", "ssh-keygen"):
         if shutil.which(name) is None:
@@ -48,14 +48,14 @@ def program(folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def host(sshd: Path, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[str]:
+async def run_host(sshd: Path, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[str]:
     """The command that reaches it, instead of `ssh`; its name is then 127.0.0.1.
 
     Raises UnavailableError.
     """
     for name in ("host", "user"):
         await _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
-    port = free_port()
+    port = find_free_port()
     variables = " ".join(f'{name}="{value}"' for name, value in environment.items())
     (folder / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder / 'host'}\n"

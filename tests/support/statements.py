@@ -15,7 +15,7 @@ _UNCOUNTED = re.compile(r"BEGIN;|COMMIT;|ROLLBACK;|.*(pg_catalog|'jit')", re.DOT
 
 
 @contextmanager
-def statements(database: Database) -> Iterator[list[str]]:
+def record_statements(database: Database) -> Iterator[list[str]]:
     """The SQL that is sent meanwhile, through SQLAlchemy or by the driver itself."""
     sent: list[str] = []
 

@@ -59,7 +59,7 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy(upstream: str) -> AsyncIterator[Proxy]:
+async def run_proxy(upstream: str) -> AsyncIterator[Proxy]:
     between = Proxy(upstream)
     listening = await asyncio.start_server(between.serve, "127.0.0.1")
     between.port = listening.sockets[0].getsockname()[1]

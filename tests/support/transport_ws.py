@@ -46,7 +46,7 @@ class Client:
 
 
 @asynccontextmanager
-async def dial(
+async def open_websocket(
     url: str,
     subprotocols: Sequence[str] = (PROTOCOL,),
     headers: Mapping[str, str] | None = None,
@@ -63,7 +63,7 @@ async def dial(
 @asynccontextmanager
 async def connect(url: str, **options: Any) -> AsyncIterator[Client]:
     """A connection that is initialised and acknowledged."""
-    async with dial(url, **options) as client:
+    async with open_websocket(url, **options) as client:
         await client.send({"type": "connection_init"})
         assert await client.receive() == {"type": "connection_ack"}
         yield client

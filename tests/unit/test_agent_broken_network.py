@@ -17,12 +17,12 @@ from tests.support.fake_time import Time
 from tests.support.scripted_registry import (
     DRIP,
     HANG,
-    new_run,
-    recorded,
-    refusal,
-    registered,
-    remote,
-    reply,
+    make_recorded,
+    make_refusal,
+    make_registered,
+    make_reply,
+    make_runner,
+    run_scripted_registry,
 )
 
 
@@ -40,7 +40,7 @@ async def test_refused_connection_means_that_the_registry_is_away() -> None:
 
 
 async def test_registry_that_accepts_and_hangs_is_left_after_the_time_limit() -> None:
-    async with remote(HANG) as end:
+    async with run_scripted_registry(HANG) as end:
         began = asyncio.get_running_loop().time()
         with pytest.raises(RegistryUnavailableError, match=r"no answer within 0\.2 s"):
             await heartbeat(end.url, timeout_seconds=0.2)
@@ -48,7 +48,7 @@ async def test_registry_that_accepts_and_hangs_is_left_after_the_time_limit() ->
 
 
 async def test_registry_that_drips_its_answer_is_left_after_the_time_limit() -> None:
-    async with remote(DRIP) as end:
+    async with run_scripted_registry(DRIP) as end:
         with pytest.raises(RegistryUnavailableError, match="no answer within"):
             await heartbeat(end.url, timeout_seconds=0.3)
 
@@ -58,38 +58,38 @@ async def test_registry_that_drips_its_answer_is_left_after_the_time_limit() -> 
     [
         None,
         b"SSH-2.0-OpenSSH_9.6\r\n",
-        reply(b"<html>Bad Gateway</html>" * 1000, "502 Bad Gateway"),
-        reply(b"<html>Login</html>"),
-        reply(b"", "204 No Content"),
-        reply(b"moved", "301 Moved Permanently", "Location: https://elsewhere/\r\n"),
-        reply(b"\xff\xfe"),
-        reply(b"1"),
-        reply(b"null"),
-        reply(b'"errors"'),
-        reply([]),
-        reply(["errors"]),
-        reply({}),
-        reply({"data": None}),
-        reply({"data": 1}),
-        reply({"data": []}),
-        reply({"data": {"recordHeartbeat": None}}),
-        reply({"errors": 1}),
-        reply({"errors": "no"}),
-        reply({"errors": ["no"]}),
-        reply({"errors": [{"extensions": {}}]}),
-        reply(b"[" * 100_000),
-        reply(b'{"data":' * 100_000),
-        recorded(interval=0.0),
-        recorded(interval=float("nan")),
-        recorded(interval=float("inf")),
-        recorded(interval=1e9),
-        recorded(interval=-1.0),
+        make_reply(b"<html>Bad Gateway</html>" * 1000, "502 Bad Gateway"),
+        make_reply(b"<html>Login</html>"),
+        make_reply(b"", "204 No Content"),
+        make_reply(b"moved", "301 Moved Permanently", "Location: https://elsewhere/\r\n"),
+        make_reply(b"\xff\xfe"),
+        make_reply(b"1"),
+        make_reply(b"null"),
+        make_reply(b'"errors"'),
+        make_reply([]),
+        make_reply(["errors"]),
+        make_reply({}),
+        make_reply({"data": None}),
+        make_reply({"data": 1}),
+        make_reply({"data": []}),
+        make_reply({"data": {"recordHeartbeat": None}}),
+        make_reply({"errors": 1}),
+        make_reply({"errors": "no"}),
+        make_reply({"errors": ["no"]}),
+        make_reply({"errors": [{"extensions": {}}]}),
+        make_reply(b"[" * 100_000),
+        make_reply(b'{"data":' * 100_000),
+        make_recorded(interval=0.0),
+        make_recorded(interval=float("nan")),
+        make_recorded(interval=float("inf")),
+        make_recorded(interval=1e9),
+        make_recorded(interval=-1.0),
     ],
 )
 async def test_answer_that_is_not_of_the_schema_means_that_the_registry_is_away(
     answer: object,
 ) -> None:
-    async with remote(answer) as end:
+    async with run_scripted_registry(answer) as end:
         with pytest.raises(RegistryUnavailableError) as caught:
             await heartbeat(end.url, timeout_seconds=1.0)
         assert len(caught.value.reason) < 400
@@ -98,7 +98,9 @@ async def test_answer_that_is_not_of_the_schema_means_that_the_registry_is_away(
 
 @pytest.mark.parametrize("error", [{}, {"extensions": None}, {"extensions": {"code": 7}}])
 async def test_error_without_a_code_is_still_a_refusal(error: dict[str, object]) -> None:
-    async with remote(reply({"errors": [{"message": "no\x1b[31m", **error}]})) as end:
+    async with run_scripted_registry(
+        make_reply({"errors": [{"message": "no\x1b[31m", **error}]})
+    ) as end:
         with pytest.raises(RequestRejectedError) as caught:
             await heartbeat(end.url)
         assert (caught.value.code, caught.value.message) == ("", "no [31m")
@@ -118,7 +120,7 @@ async def test_error_without_a_code_is_still_a_refusal(error: dict[str, object])
 async def test_wait_that_the_registry_asks_for_is_bounded(
     facts: dict[str, object], seconds: float
 ) -> None:
-    async with remote(refusal("UNAVAILABLE", retryable=True, **facts)) as end:
+    async with run_scripted_registry(make_refusal("UNAVAILABLE", retryable=True, **facts)) as end:
         with pytest.raises(RequestRejectedError) as caught:
             await heartbeat(end.url)
         assert caught.value.is_retryable
@@ -126,22 +128,22 @@ async def test_wait_that_the_registry_asks_for_is_bounded(
 
 
 async def test_graphql_error_with_an_http_error_status_keeps_its_code() -> None:
-    body = refusal("UNAUTHENTICATED").partition(b"\r\n\r\n")[2]
-    async with remote(reply(body, "401 Unauthorized")) as end:
+    body = make_refusal("UNAUTHENTICATED").partition(b"\r\n\r\n")[2]
+    async with run_scripted_registry(make_reply(body, "401 Unauthorized")) as end:
         with pytest.raises(RequestRejectedError) as caught:
             await heartbeat(end.url)
         assert caught.value.code == "UNAUTHENTICATED"
 
 
 async def test_proxy_that_limits_the_rate_is_given_its_time() -> None:
-    answer = reply(b"slow down", "429 Too Many Requests", "Retry-After: 7\r\n")
-    async with remote(answer) as end:
+    answer = make_reply(b"slow down", "429 Too Many Requests", "Retry-After: 7\r\n")
+    async with run_scripted_registry(answer) as end:
         with pytest.raises(RequestRejectedError) as caught:
             await heartbeat(end.url)
         assert caught.value.code == "RATE_LIMITED"
         assert caught.value.retry_after_seconds == 7.0
-    answer = reply(b"away", "503 Service Unavailable", "Retry-After: Mon, 23 Nov 2026\r\n")
-    async with remote(answer) as end:
+    answer = make_reply(b"away", "503 Service Unavailable", "Retry-After: Mon, 23 Nov 2026\r\n")
+    async with run_scripted_registry(answer) as end:
         with pytest.raises(RegistryUnavailableError) as away:
             await heartbeat(end.url)
         assert away.value.retry_after_seconds == 0.0
@@ -149,7 +151,9 @@ async def test_proxy_that_limits_the_rate_is_given_its_time() -> None:
 
 async def test_one_connection_carries_many_requests_and_a_fresh_one_follows_a_failure() -> None:
     async with (
-        remote(recorded(), refusal("INTERNAL"), recorded(), None, recorded()) as end,
+        run_scripted_registry(
+            make_recorded(), make_refusal("INTERNAL"), make_recorded(), None, make_recorded()
+        ) as end,
         aclosing(HttpTransport(end.url, None)) as connection,
     ):
 
@@ -169,7 +173,7 @@ async def test_one_connection_carries_many_requests_and_a_fresh_one_follows_a_fa
 
 async def test_token_travels_as_a_bearer_and_never_in_an_error() -> None:
     async with (
-        remote(reply({"data": {"node": None}}), None) as end,
+        run_scripted_registry(make_reply({"data": {"node": None}}), None) as end,
         aclosing(HttpTransport(end.url, "the-token")) as connection,
     ):
         data = await connection.execute(documents.NODE_STATUS, {"nodeId": "x"}, NodeStatusData)
@@ -183,8 +187,8 @@ async def test_token_travels_as_a_bearer_and_never_in_an_error() -> None:
 async def test_registration_whose_answer_was_lost_is_repeated_under_the_same_boot_id(
     tmp_path: Path,
 ) -> None:
-    async with remote(None, HANG, registered()) as end:
-        run = new_run(end, tmp_path, Time())
+    async with run_scripted_registry(None, HANG, make_registered()) as end:
+        run = make_runner(end, tmp_path, Time())
         async with aclosing(run.transport):
             await run.register()
         sent = end.inputs("registerNode")
@@ -197,15 +201,15 @@ async def test_registration_whose_answer_was_lost_is_repeated_under_the_same_boo
 async def test_agent_that_died_before_the_answer_asks_again_under_the_same_boot_id(
     tmp_path: Path,
 ) -> None:
-    async with remote(None, registered(), registered()) as end:
-        first = new_run(end, tmp_path, Time(), patience=0.0)
+    async with run_scripted_registry(None, make_registered(), make_registered()) as end:
+        first = make_runner(end, tmp_path, Time(), patience=0.0)
         async with aclosing(first.transport):
             with pytest.raises(RegistryUnavailableError):
                 await first.register()
-        second = new_run(end, tmp_path, Time())
+        second = make_runner(end, tmp_path, Time())
         async with aclosing(second.transport):
             await second.register()
-        third = new_run(end, tmp_path, Time())
+        third = make_runner(end, tmp_path, Time())
         async with aclosing(third.transport):
             await third.register()
         lost, repeated, restarted = end.inputs("registerNode")
@@ -216,8 +220,8 @@ async def test_agent_that_died_before_the_answer_asks_again_under_the_same_boot_
 
 
 async def test_node_id_is_on_disk_before_the_first_heartbeat(tmp_path: Path) -> None:
-    async with remote(registered(), HANG) as end:
-        run = new_run(end, tmp_path, Time(), patience=0.0)
+    async with run_scripted_registry(make_registered(), HANG) as end:
+        run = make_runner(end, tmp_path, Time(), patience=0.0)
         async with aclosing(run.transport):
             await run.register()
             assert end.inputs("recordHeartbeat") == []
@@ -228,8 +232,8 @@ async def test_node_id_is_on_disk_before_the_first_heartbeat(tmp_path: Path) -> 
 
 async def test_registry_that_answers_with_another_node_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / identity.NODE_ID).write_text("node-7\n")
-    async with remote(registered()) as end:
-        run = new_run(end, tmp_path, Time(), patience=0.0)
+    async with run_scripted_registry(make_registered()) as end:
+        run = make_runner(end, tmp_path, Time(), patience=0.0)
         async with aclosing(run.transport):
             with pytest.raises(
                 RegistryUnavailableError, match="is for node node-1 instead of node-7"
@@ -239,10 +243,12 @@ async def test_registry_that_answers_with_another_node_is_not_believed(tmp_path:
 
 
 async def test_outage_leaves_one_heartbeat_to_send_and_it_is_the_newest(tmp_path: Path) -> None:
-    unavailable = refusal("UNAVAILABLE", retryable=True, retryAfterSeconds=3)
-    async with remote(registered(), recorded(), None, unavailable, HANG, recorded()) as end:
+    unavailable = make_refusal("UNAVAILABLE", retryable=True, retryAfterSeconds=3)
+    async with run_scripted_registry(
+        make_registered(), make_recorded(), None, unavailable, HANG, make_recorded()
+    ) as end:
         time = Time()
-        run = new_run(end, tmp_path, time)
+        run = make_runner(end, tmp_path, time)
         async with aclosing(run.transport):
             await run.register()
             await run.send_heartbeat()
@@ -257,9 +263,11 @@ async def test_outage_leaves_one_heartbeat_to_send_and_it_is_the_newest(tmp_path
 
 
 async def test_long_outage_is_met_with_ever_fewer_attempts(tmp_path: Path) -> None:
-    async with remote(registered(interval=1.0), *[None] * 12, recorded(interval=1.0)) as end:
+    async with run_scripted_registry(
+        make_registered(interval=1.0), *[None] * 12, make_recorded(interval=1.0)
+    ) as end:
         time = Time()
-        run = new_run(end, tmp_path, time)
+        run = make_runner(end, tmp_path, time)
         async with aclosing(run.transport):
             await run.register()
             with capture_logs() as logs:
@@ -269,10 +277,12 @@ async def test_long_outage_is_met_with_ever_fewer_attempts(tmp_path: Path) -> No
 
 
 async def test_taken_node_id_is_waited_for_and_said_each_time(tmp_path: Path) -> None:
-    taken = refusal("NODE_ID_TAKEN", retryable=True, retryAfterSeconds=20, holderHostname="twin")
-    async with remote(taken, taken, taken, registered()) as end:
+    taken = make_refusal(
+        "NODE_ID_TAKEN", retryable=True, retryAfterSeconds=20, holderHostname="twin"
+    )
+    async with run_scripted_registry(taken, taken, taken, make_registered()) as end:
         time = Time()
-        run = new_run(end, tmp_path, time)
+        run = make_runner(end, tmp_path, time)
         async with aclosing(run.transport):
             with capture_logs() as logs:
                 await run.register()
@@ -282,10 +292,10 @@ async def test_taken_node_id_is_waited_for_and_said_each_time(tmp_path: Path) ->
 
 
 async def test_bootstrap_gives_up_when_its_patience_ends(tmp_path: Path) -> None:
-    taken = refusal("NODE_ID_TAKEN", retryable=True, retryAfterSeconds=25)
-    async with remote(*[taken] * 9) as end:
+    taken = make_refusal("NODE_ID_TAKEN", retryable=True, retryAfterSeconds=25)
+    async with run_scripted_registry(*[taken] * 9) as end:
         time = Time()
-        run = new_run(end, tmp_path, time, patience=60.0)
+        run = make_runner(end, tmp_path, time, patience=60.0)
         async with aclosing(run.transport):
             with pytest.raises(RequestRejectedError, match="NODE_ID_TAKEN"):
                 await run.register()
@@ -295,22 +305,24 @@ async def test_bootstrap_gives_up_when_its_patience_ends(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "FORBIDDEN"])
 async def test_refused_token_ends_bootstrap_and_slows_a_run(tmp_path: Path, code: str) -> None:
-    async with remote(refusal(code), refusal(code), registered()) as end:
+    async with run_scripted_registry(
+        make_refusal(code), make_refusal(code), make_registered()
+    ) as end:
         time = Time()
-        hasty = new_run(end, tmp_path, time, patience=60.0)
+        hasty = make_runner(end, tmp_path, time, patience=60.0)
         async with aclosing(hasty.transport):
             with pytest.raises(RequestRejectedError, match=code):
                 await hasty.register()
         assert time.now == 0
-        patient = new_run(end, tmp_path, time)
+        patient = make_runner(end, tmp_path, time)
         async with aclosing(patient.transport):
             await patient.register()
         assert time.now >= SLOW_RETRY_SECONDS
 
 
 async def test_input_that_the_registry_finds_bad_ends_the_run(tmp_path: Path) -> None:
-    async with remote(refusal("BAD_INPUT")) as end:
-        run = new_run(end, tmp_path, Time())
+    async with run_scripted_registry(make_refusal("BAD_INPUT")) as end:
+        run = make_runner(end, tmp_path, Time())
         async with aclosing(run.transport):
             with pytest.raises(RequestRejectedError, match="BAD_INPUT"):
                 await run.run()
@@ -319,10 +331,10 @@ async def test_input_that_the_registry_finds_bad_ends_the_run(tmp_path: Path) ->
 async def test_registry_that_forgets_each_registration_is_asked_at_its_own_pace(
     tmp_path: Path,
 ) -> None:
-    forgetful = [registered(), *[refusal("NODE_NOT_FOUND"), registered()] * 3]
-    async with remote(*forgetful, refusal("STALE_BOOT")) as end:
+    forgetful = [make_registered(), *[make_refusal("NODE_NOT_FOUND"), make_registered()] * 3]
+    async with run_scripted_registry(*forgetful, make_refusal("STALE_BOOT")) as end:
         time = Time()
-        run = new_run(end, tmp_path, time)
+        run = make_runner(end, tmp_path, time)
         async with aclosing(run.transport):
             with pytest.raises(RequestRejectedError, match="STALE_BOOT"):
                 await run.run()

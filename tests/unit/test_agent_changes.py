@@ -9,7 +9,13 @@ from structlog.testing import capture_logs
 from agent.machine import Machine
 from agent.runner import REPORT_SECONDS, Runner
 from tests.support.fake_time import Time
-from tests.support.scripted_registry import new_run, recorded, refusal, registered, remote
+from tests.support.scripted_registry import (
+    make_recorded,
+    make_refusal,
+    make_registered,
+    make_runner,
+    run_scripted_registry,
+)
 
 MACHINE = Machine("gpu-1", "192.168.1.7", None, {"models": [], "cpuCount": 8}, {})
 WITH_MODEL = replace(MACHINE, capabilities={"models": ["llama3:8b"], "cpuCount": 8})
@@ -21,9 +27,9 @@ def be(run: Runner, machine: Machine) -> None:
 
 
 async def test_machine_that_stays_as_it_is_is_told_once(tmp_path: Path) -> None:
-    async with remote(registered(), recorded()) as end:
+    async with run_scripted_registry(make_registered(), make_recorded()) as end:
         time = Time()
-        run = new_run(end, tmp_path, time)
+        run = make_runner(end, tmp_path, time)
         be(run, MACHINE)
         async with aclosing(run.transport):
             await run.register()
@@ -34,9 +40,11 @@ async def test_machine_that_stays_as_it_is_is_told_once(tmp_path: Path) -> None:
 
 
 async def test_change_is_told_under_the_same_boot_id_and_not_too_often(tmp_path: Path) -> None:
-    async with remote(registered(), registered(), registered()) as end:
+    async with run_scripted_registry(
+        make_registered(), make_registered(), make_registered()
+    ) as end:
         time = Time()
-        run = new_run(end, tmp_path, time)
+        run = make_runner(end, tmp_path, time)
         be(run, MACHINE)
         async with aclosing(run.transport):
             await run.register()
@@ -60,10 +68,10 @@ async def test_change_is_told_under_the_same_boot_id_and_not_too_often(tmp_path:
 
 
 async def test_change_that_cannot_be_told_now_is_told_later(tmp_path: Path) -> None:
-    busy = refusal("RATE_LIMITED", retryable=True)
-    async with remote(registered(), None, busy, registered()) as end:
+    busy = make_refusal("RATE_LIMITED", retryable=True)
+    async with run_scripted_registry(make_registered(), None, busy, make_registered()) as end:
         time = Time()
-        run = new_run(end, tmp_path, time)
+        run = make_runner(end, tmp_path, time)
         be(run, MACHINE)
         async with aclosing(run.transport):
             await run.register()

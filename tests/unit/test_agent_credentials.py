@@ -23,7 +23,15 @@ from agent.errors import RegistryUnavailableError
 from agent.identity import StateError
 from tests.support.fake_time import Time
 from tests.support.keyring import DAY
-from tests.support.scripted_registry import HANG, NODE, new_run, recorded, refusal, remote, reply
+from tests.support.scripted_registry import (
+    HANG,
+    NODE,
+    make_recorded,
+    make_refusal,
+    make_reply,
+    make_runner,
+    run_scripted_registry,
+)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -152,16 +160,27 @@ def test_a_key_that_cannot_be_kept_is_not_shown(tmp_path: Path) -> None:
 
 def registered_with_key(expires_at: str) -> bytes:
     said = {"node": NODE, "created": True, "nextHeartbeatInSeconds": 10.0}
-    return reply({"data": {"registerNode": {**said, "key": "the-key", "keyExpiresAt": expires_at}}})
+    return make_reply(
+        {"data": {"registerNode": {**said, "key": "the-key", "keyExpiresAt": expires_at}}}
+    )
 
 
 @pytest.mark.parametrize(
-    "answer", [None, HANG, refusal("UNAVAILABLE"), refusal("FORBIDDEN"), reply({"data": None})]
+    "answer",
+    [
+        None,
+        HANG,
+        make_refusal("UNAVAILABLE"),
+        make_refusal("FORBIDDEN"),
+        make_reply({"data": None}),
+    ],
 )
 async def test_a_rotation_that_fails_costs_no_heartbeat(tmp_path: Path, answer: object) -> None:
     due = registered_with_key("2026-01-01T00:00:00+00:00")
-    async with remote(due, recorded(), answer, recorded(), recorded(), HANG) as end:
-        run = new_run(end, tmp_path, Time())
+    async with run_scripted_registry(
+        due, make_recorded(), answer, make_recorded(), make_recorded(), HANG
+    ) as end:
+        run = make_runner(end, tmp_path, Time())
         run.max_retry_seconds = 0.0
         async with aclosing(run.transport):
             with capture_logs() as logs, pytest.raises(RegistryUnavailableError):
@@ -175,8 +194,8 @@ async def test_a_rotation_that_fails_costs_no_heartbeat(tmp_path: Path, answer: 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel", 7])
 async def test_a_key_that_no_header_could_carry_is_not_believed(tmp_path: Path, key: Any) -> None:
     said = {"node": NODE, "created": True, "nextHeartbeatInSeconds": 10.0, "key": key}
-    async with remote(reply({"data": {"registerNode": said}})) as end:
-        run = new_run(end, tmp_path, Time(), patience=0.0)
+    async with run_scripted_registry(make_reply({"data": {"registerNode": said}})) as end:
+        run = make_runner(end, tmp_path, Time(), patience=0.0)
         async with aclosing(run.transport):
             with pytest.raises(
                 RegistryUnavailableError, match="does not match the schema"

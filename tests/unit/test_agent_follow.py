@@ -21,7 +21,7 @@ from agent.replies import (
     Bookmark,
 )
 from tests.support.fake_time import Time
-from tests.support.followers import SECONDS, following, next_changes, next_event
+from tests.support.followers import SECONDS, follow_changes, read_changes, read_event
 
 CUT = object()
 
@@ -153,10 +153,10 @@ async def scripted(*scripts: list[object]) -> AsyncIterator[Scripted]:
 async def test_a_socket_cut_before_it_subscribed_skips_nothing() -> None:
     async with (
         scripted([CUT], [change(6), change(7)]) as registry,
-        following(registry.url) as events,
+        follow_changes(registry.url) as events,
     ):
-        assert await next_event(events) == Bookmark(revision=5)
-        assert await next_changes(events, 2) == [6, 7]
+        assert await read_event(events) == Bookmark(revision=5)
+        assert await read_changes(events, 2) == [6, 7]
     assert registry.afters == ["5", "5"]
     assert registry.asked == 1
 
@@ -165,17 +165,17 @@ async def test_a_resync_leads_back_where_the_log_was_set_back() -> None:
     resync = {"__typename": "ResyncRequired", "revision": "3", "reason": "it was set back"}
     async with (
         scripted([change(6), resync], [change(4), change(5)]) as registry,
-        following(registry.url, after=5) as events,
+        follow_changes(registry.url, after=5) as events,
     ):
-        told = [await next_event(events) for _ in range(4)]
+        told = [await read_event(events) for _ in range(4)]
     assert [event.revision for event in told] == [6, 3, 4, 5]
     assert registry.afters == ["5", "3"]
 
 
 async def test_what_was_told_already_is_dropped() -> None:
     stutter: list[object] = [change(6), change(6), change(5), bookmark(5), change(7), bookmark(7)]
-    async with scripted(stutter) as registry, following(registry.url, after=5) as events:
-        told = [await next_event(events) for _ in range(3)]
+    async with scripted(stutter) as registry, follow_changes(registry.url, after=5) as events:
+        told = [await read_event(events) for _ in range(3)]
     assert [event.revision for event in told] == [6, 7, 7]
 
 
@@ -189,19 +189,19 @@ async def test_what_was_told_already_is_dropped() -> None:
     ],
 )
 async def test_a_token_that_is_no_good_is_raised(script: list[object], code: str) -> None:
-    async with scripted(script) as registry, following(registry.url, after=5) as events:
+    async with scripted(script) as registry, follow_changes(registry.url, after=5) as events:
         with pytest.raises(RequestRejectedError) as caught:
-            await next_event(events)
+            await read_event(events)
     assert caught.value.code == code
 
 
 async def test_the_token_goes_with_the_handshake_whose_refusal_is_raised() -> None:
     async with (
         scripted([AtHandshake(401)]) as registry,
-        following(registry.url, token="the-token") as events,
+        follow_changes(registry.url, token="the-token") as events,
     ):
         with pytest.raises(RequestRejectedError, match="UNAUTHENTICATED") as caught:
-            await next_event(events)
+            await read_event(events)
     assert registry.tokens == ["Bearer the-token"]
     assert "the-token" not in str(caught.value)
 
@@ -227,9 +227,9 @@ async def test_the_token_goes_with_the_handshake_whose_refusal_is_raised() -> No
 async def test_whatever_else_goes_wrong_the_reader_comes_back(step: object) -> None:
     async with (
         scripted([step], [change(6)]) as registry,
-        following(registry.url, after=5) as events,
+        follow_changes(registry.url, after=5) as events,
     ):
-        assert await next_changes(events, 1) == [6]
+        assert await read_changes(events, 1) == [6]
 
 
 @pytest.mark.parametrize("step", [AtInit(None), HANG_AT_QUERY])
@@ -239,9 +239,12 @@ async def test_a_registry_that_hangs_is_left_after_the_time_limit(
     for module in (websocket, follow):
         monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.1)
     with capture_logs() as logs:
-        async with scripted([step], [change(6)]) as registry, following(registry.url) as events:
-            assert await next_event(events) == Bookmark(revision=5)
-            assert await next_changes(events, 1) == [6]
+        async with (
+            scripted([step], [change(6)]) as registry,
+            follow_changes(registry.url) as events,
+        ):
+            assert await read_event(events) == Bookmark(revision=5)
+            assert await read_changes(events, 1) == [6]
     assert logs[0]["reason"] == "no answer within 0.1 s"
 
 
@@ -257,9 +260,9 @@ async def test_the_wait_that_is_asked_for_comes_before_the_readers_own(busy: obj
     time = Time()
     async with (
         scripted([busy], [change(6)]) as registry,
-        following(registry.url, after=5, clock=time.clock) as events,
+        follow_changes(registry.url, after=5, clock=time.clock) as events,
     ):
-        await next_event(events)
+        await read_event(events)
     assert time.now == 7 + 1
 
 
@@ -271,9 +274,9 @@ async def test_waits_grow_to_ten_seconds_until_something_is_received_and_their_n
     with capture_logs() as logs:
         async with (
             scripted(*scripts) as registry,
-            following(registry.url, after=5, clock=time.clock) as events,
+            follow_changes(registry.url, after=5, clock=time.clock) as events,
         ):
-            assert await next_changes(events, 2) == [6, 7]
+            assert await read_changes(events, 2) == [6, 7]
     assert time.now == (1 + 2 + 4 + 8 + 10 + 10) + 1
     told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
     assert told == ["request.failed", "registry.recovered"] * 2
@@ -283,14 +286,14 @@ async def test_waits_grow_to_ten_seconds_until_something_is_received_and_their_n
 async def test_a_slow_reader_costs_bounded_memory_and_still_gets_everything() -> None:
     note = "x" * 32_768
     script: list[object] = [change(revision, note) for revision in range(1, 1001)]
-    async with scripted(script) as registry, following(registry.url, after=0) as events:
-        assert await next_changes(events, 1) == [1]
+    async with scripted(script) as registry, follow_changes(registry.url, after=0) as events:
+        assert await read_changes(events, 1) == [1]
         sent = -1
         while sent < registry.sent:
             sent = registry.sent
             await asyncio.sleep(0.1)
         assert 1 < sent < 600  # what the kernel takes; the rest waits at the registry
-        assert await next_changes(events, 999) == list(range(2, 1001))
+        assert await read_changes(events, 999) == list(range(2, 1001))
     assert registry.afters == ["0"]
 
 
@@ -325,7 +328,7 @@ async def test_a_cancelled_reader_leaves_no_socket_while_it_waits_for_the_ack() 
 
 
 async def cancelled(url: str, arrived: asyncio.Event, left: asyncio.Event) -> None:
-    waiting = asyncio.create_task(next_event(follow_status_changes(url)))
+    waiting = asyncio.create_task(read_event(follow_status_changes(url)))
     async with asyncio.timeout(SECONDS):
         await arrived.wait()
         waiting.cancel()
@@ -335,6 +338,6 @@ async def cancelled(url: str, arrived: asyncio.Event, left: asyncio.Event) -> No
 
 
 async def test_an_address_that_is_none_is_raised() -> None:
-    async with following("ftp://registry") as events:
+    async with follow_changes("ftp://registry") as events:
         with pytest.raises(ValueError, match="expected an address"):
-            await next_event(events)
+            await read_event(events)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.migration_rules import incompatible
+from tests.support.migration_rules import find_incompatibilities
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from tests.support.migration_rules import incompatible
     ],
 )
 def test_what_would_stop_the_version_before_is_found(sql: str) -> None:
-    assert len(incompatible(sql)) == 1
+    assert len(find_incompatibilities(sql)) == 1
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_what_would_stop_the_version_before_is_found(sql: str) -> None:
     ],
 )
 def test_what_the_version_before_does_not_notice_is_let_through(sql: str) -> None:
-    assert incompatible(sql) == []
+    assert find_incompatibilities(sql) == []

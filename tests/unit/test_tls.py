@@ -26,7 +26,14 @@ from graph.auth.client_certificate import find_certified_identity
 from graph.core.settings import ConfigurationError, Settings, load_settings
 from graph.server.connection_guards import make_http_protocol, make_websocket_protocol
 from graph.server.tls_context import ReloadingContext, create_tls_context
-from tests.support.authority import BEGUN, DAY, Authority, Pair, settings_for, trusting
+from tests.support.authority import (
+    BEGUN,
+    DAY,
+    Authority,
+    Pair,
+    make_client_context,
+    make_tls_settings,
+)
 from tests.support.waiting import wait_until
 
 SECONDS = 10
@@ -66,7 +73,7 @@ class Who:
 @asynccontextmanager
 async def serving(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[Who]:
     """`who`, by the registry's own protocols."""
-    settings = load_settings(**settings_for(pair, client_ca))
+    settings = load_settings(**make_tls_settings(pair, client_ca))
     context = create_tls_context(settings)
     assert context is not None
     server = uvicorn.Server(
@@ -93,13 +100,13 @@ async def serving(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[Wh
 @LOOPS
 def test_a_certificate_makes_the_agent_of_its_node_known(run: Run, authority: Authority) -> None:
     async def scenario() -> None:
-        good = trusting(authority, authority.client("gpu-1"))
+        good = make_client_context(authority, authority.client("gpu-1"))
         async with serving(authority.server(), authority.certificate) as live:
             for _ in range(2):
                 assert await live.asked(good) == "tls/gpu-1"
                 assert await live.asked_by_websocket(good) == "tls/gpu-1"
-            assert await live.asked(trusting(authority)) == "nobody"
-            assert await live.asked_by_websocket(trusting(authority)) == "nobody"
+            assert await live.asked(make_client_context(authority)) == "nobody"
+            assert await live.asked_by_websocket(make_client_context(authority)) == "nobody"
 
     run(scenario())
 
@@ -111,7 +118,10 @@ def test_a_certificate_that_names_no_node_makes_nobody_known(
 ) -> None:
     async def scenario() -> None:
         async with serving(authority.server(), authority.certificate) as live:
-            assert await live.asked(trusting(authority, authority.client(*names))) == "nobody"
+            assert (
+                await live.asked(make_client_context(authority, authority.client(*names)))
+                == "nobody"
+            )
 
     run(scenario())
 
@@ -135,13 +145,13 @@ def test_a_certificate_that_is_not_good_ends_the_connection(
         asked_for = None if wrong == "not asked for" else authority.certificate
         async with serving(authority.server(), asked_for) as live:
             if asked_for is None:
-                assert await live.asked(trusting(authority, shown)) == "nobody"
+                assert await live.asked(make_client_context(authority, shown)) == "nobody"
                 return
             with pytest.raises((httpx.TransportError, ssl.SSLError)):
-                await live.asked(trusting(authority, shown))
+                await live.asked(make_client_context(authority, shown))
             with pytest.raises((OSError, EOFError, InvalidMessage)):
-                await live.asked_by_websocket(trusting(authority, shown))
-            assert await live.asked(trusting(authority)) == "nobody"
+                await live.asked_by_websocket(make_client_context(authority, shown))
+            assert await live.asked(make_client_context(authority)) == "nobody"
 
     run(scenario())
 
@@ -164,7 +174,7 @@ def test_new_connections_get_a_renewed_certificate_and_old_ones_stay(
         ):
             url = f"https://127.0.0.1:{live.port}"
             kept = await up.enter_async_context(
-                httpx.AsyncClient(verify=trusting(authority), timeout=SECONDS)
+                httpx.AsyncClient(verify=make_client_context(authority), timeout=SECONDS)
             )
             before = await certificate_of(live)
             assert (await kept.get(url)).text == "nobody"
@@ -178,7 +188,9 @@ def test_new_connections_get_a_renewed_certificate_and_old_ones_stay(
             assert kept._transport._pool.connections == [connection]  # type: ignore[attr-defined]  # noqa: SLF001
 
     async def certificate_of(live: Who) -> bytes | None:
-        _, writer = await asyncio.open_connection("127.0.0.1", live.port, ssl=trusting(authority))
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", live.port, ssl=make_client_context(authority)
+        )
         shown: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.close()
         await writer.wait_closed()
@@ -199,8 +211,8 @@ def test_another_authority_for_clients_counts_from_then_on(
     trusted.write_bytes(authority.certificate.read_bytes())
 
     async def scenario() -> None:
-        ours = trusting(authority, authority.client("gpu-1"))
-        theirs = trusting(authority, other.client("gpu-2", name="theirs"))
+        ours = make_client_context(authority, authority.client("gpu-1"))
+        theirs = make_client_context(authority, other.client("gpu-2", name="theirs"))
         async with serving(authority.server(), trusted) as live:
             assert await live.asked(ours) == "tls/gpu-1"
             trusted.write_bytes(other.certificate.read_bytes())
@@ -229,21 +241,21 @@ async def test_files_that_are_no_good_leave_the_old_certificate_in_use(
         spoil(pair)
         for _ in range(3):
             live.context.reload_if_changed()
-        assert await live.asked(trusting(authority)) == "nobody"
+        assert await live.asked(make_client_context(authority)) == "nobody"
         [told] = [event for event in logged if event["event"].startswith("tls")]
         assert told["event"] == "tls.unusable"
         assert told["setting"] == "tls_certificate"
         logged.remove(told)
         authority.server()
         live.context.reload_if_changed()
-        assert await live.asked(trusting(authority)) == "nobody"
+        assert await live.asked(make_client_context(authority)) == "nobody"
 
 
 async def test_the_files_are_looked_at_again_and_again(
     authority: Authority, logged: list[EventDict]
 ) -> None:
     pair = authority.server()
-    context = create_tls_context(load_settings(**settings_for(pair)))
+    context = create_tls_context(load_settings(**make_tls_settings(pair)))
     assert context is not None
     watching = asyncio.create_task(context.watch_files(0.01))
     authority.server()
@@ -276,7 +288,7 @@ def test_a_file_that_cannot_be_used_stops_the_start(
         "with a password": authority.server("locked", password=b"secret").key,
         "no certificate": no_certificate,
     }
-    said = settings_for(pair, authority.certificate) | {
+    said = make_tls_settings(pair, authority.certificate) | {
         name: files.get(value, value) for name, value in change.items()
     }
     with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{named}"):

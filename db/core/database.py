@@ -1,4 +1,4 @@
-"""The engine and its pool: the one way to a connection, and where its failures get their name."""
+"""The engine and its pool: every connection comes from here, and failures become Unavailable."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -18,31 +18,26 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool import QueuePool
 from sqlalchemy.util import greenlet_spawn
 
 from db.core.errors import Unavailable
 
 _RETRY_AFTER_SECONDS = 1.0
 LISTEN_TIMEOUT_SECONDS = 5
-"""Within which the connection beside the pool has to answer."""
+"""Time limit of each request to a connection that listens."""
 
-_TYPE_OPTIONS: dict[str, Any] = {
-    "native_inet_types": False,
-    "json_serializer": lambda value: orjson.dumps(value).decode(),
-    "json_deserializer": orjson.loads,
-}
 _TRANSIENT_SQLSTATE_CLASSES = {"08", "40", "53", "55", "57"}
-"""SQLSTATE classes that pass by themselves: connection, rollback, resources, locks, operator."""
+"""Classes of errors that pass by themselves: connection, rollback, resources, locks, operator."""
 
 
 class Database:
     """A bounded pool of connections to one PostgreSQL database.
 
-    Its blocks raise Unavailable where the database cannot be reached, is too busy, gave up a
-    statement, or has not done all that a block asks within twice the time of one statement; other
-    errors of PostgreSQL are faults of ours and pass through as they are. `failures` counts the
-    former, those of the pools beside it too.
+    Its blocks raise Unavailable if the database cannot be reached, is too busy, gave up a
+    statement, or did not do everything within a block in twice the time of one statement. Other
+    errors of PostgreSQL are bugs of the registry and pass through unchanged. `failure_count` is
+    the number of times that Unavailable was raised, by the separate pools too.
     """
 
     def __init__(
@@ -60,7 +55,9 @@ class Database:
             pool_timeout=statement_timeout_seconds / 2,
             pool_use_lifo=True,
             hide_parameters=True,  # in errors, which are logged
-            **_TYPE_OPTIONS,
+            native_inet_types=False,
+            json_serializer=lambda value: orjson.dumps(value).decode(),
+            json_deserializer=orjson.loads,
             connect_args={
                 "timeout": statement_timeout_seconds / 2,
                 "server_settings": {
@@ -68,7 +65,7 @@ class Database:
                     "statement_timeout": f"{statement_timeout_seconds:.3f}s",
                     "idle_in_transaction_session_timeout": f"{statement_timeout_seconds * 2:.3f}s",
                     "timezone": "UTC",
-                    # Planning these short statements costs less than compiling them ever saves.
+                    # Compiling these short statements costs more than it ever saves.
                     "jit": "off",
                 },
             },
@@ -78,27 +75,28 @@ class Database:
 
     @property
     def failure_count(self) -> int:
-        return self._failure_count + sum(each.failure_count for each in self._separate_pools)
+        return self._failure_count + sum(pool.failure_count for pool in self._separate_pools)
 
     @asynccontextmanager
     async def open_separate_pool(self, pool_size: int) -> AsyncIterator["Database"]:
-        """The same one by a pool apart, for what must not wait until others are done."""
-        apart = Database(
+        """The same database with a pool of its own, for work that must not wait for other work."""
+        database = Database(
             self.url,
             pool_size=pool_size,
             statement_timeout_seconds=self._statement_timeout_seconds,
         )
-        self._separate_pools.append(apart)
+        self._separate_pools.append(database)
         try:
-            yield apart
+            yield database
         finally:
-            await apart.close()
+            await database.close()
 
     @asynccontextmanager
     async def write(self, *, statement_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
-        """One transaction: committed at the end of the block, undone when it raises.
+        """One transaction: committed at the end of the block, rolled back if the block raises.
 
-        `statement_seconds` are for one whose statements give themselves another time.
+        `statement_seconds` bounds the block where its statements set a timeout of their own.
+        Raises: Unavailable.
         """
         async with (
             self._limit_time(statement_seconds),
@@ -109,7 +107,10 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """Each statement by itself, with its own snapshot and no round trip to begin or end."""
+        """A session without a transaction: each statement has its own snapshot.
+
+        No round trip is spent to begin or to end. Raises: Unavailable.
+        """
         async with (
             self._limit_time(),
             AsyncSession(self._autocommit_engine, expire_on_commit=False) as session,
@@ -118,7 +119,10 @@ class Database:
 
     @asynccontextmanager
     async def open_connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """The driver's own connection, for statements of which each stands by itself."""
+        """The driver's connection from the pool, for statements that each stand alone.
+
+        JSON arrives decoded, an inet address as text, an enum as its text. Raises: Unavailable.
+        """
         async with self._limit_time():
             pooled = await self.engine.raw_connection()
             driver = pooled.driver_connection
@@ -126,41 +130,42 @@ class Database:
             try:
                 yield driver
             except asyncio.CancelledError:
-                driver.terminate()  # what it was asked may never be answered
+                driver.terminate()  # its last request may never be answered
                 raise
             finally:
                 await greenlet_spawn(pooled.close)
 
     async def ping(self) -> None:
+        """Raises: Unavailable."""
         async with self.read() as session:
             await session.execute(text("SELECT 1"))
 
     async def measure_size_bytes(self) -> int:
-        """On disk, indexes and all."""
+        """Return the size of the database on disk in bytes, indexes included."""
         async with self.read() as session:
             size = await session.scalar(text("SELECT pg_database_size(current_database())"))
         return size or 0
 
     @asynccontextmanager
     async def open_listen_connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection beside the pool, to LISTEN on and to read with, each statement by itself.
+        """A connection outside the pool, to LISTEN on and for statements that each stand alone.
 
-        It is given up at the end of the block, without a word to the server.
+        Its values arrive as those of `open_connection`. It is cut at the end of the block without
+        a message to the server. Raises: Unavailable.
         """
         with self._translate_failures():
-            engine = create_async_engine(  # for what it teaches the connection of our types
-                self.url, poolclass=NullPool, async_creator=self.connect_to_listen, **_TYPE_OPTIONS
-            )
-            async with engine.connect() as connection:
-                driver = (await connection.get_raw_connection()).driver_connection
-                assert driver is not None  # noqa: S101  # it is connected
-                try:
-                    yield driver
-                finally:
-                    driver.terminate()
+            connection = await self.connect_to_listen()
+            try:
+                await _decode_values(connection)
+                yield connection
+            finally:
+                connection.terminate()
 
     async def connect_to_listen(self) -> asyncpg.Connection:
-        """A connection beside the pool, for LISTEN; the caller closes it."""
+        """Return a connection outside the pool, to LISTEN on. The caller closes it.
+
+        Raises: Unavailable.
+        """
         args, kwargs = self.engine.dialect.create_connect_args(self.url)
         with self._translate_failures():
             return await asyncpg.connect(
@@ -181,7 +186,7 @@ class Database:
 
     @asynccontextmanager
     async def _limit_time(self, statement_seconds: float | None = None) -> AsyncIterator[None]:
-        """A server that has vanished answers nothing, and ends no statement either."""
+        """Bound the block: a server that vanished answers nothing and ends no statement."""
         with self._translate_failures():
             async with asyncio.timeout(2 * (statement_seconds or self._statement_timeout_seconds)):
                 yield
@@ -197,29 +202,36 @@ class Database:
             raise
 
 
-def _reject_closed_connection(dbapi_connection: object, *_: object) -> None:
-    """After a restart of PostgreSQL the pool's sockets are closed already: no need to ask it."""
-    if dbapi_connection.driver_connection.is_closed():  # type: ignore[attr-defined]  # asyncpg's
+async def _decode_values(connection: asyncpg.Connection) -> None:
+    """Have the connection decode values as SQLAlchemy has those of the pool do it."""
+    await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=str, decoder=orjson.loads)
+    await connection.set_type_codec("inet", schema="pg_catalog", encoder=str, decoder=str)
+
+
+def _reject_closed_connection(dbapi_connection: Any, *_: object) -> None:
+    """Have the pool drop a socket that PostgreSQL closed as it restarted, without a round trip."""
+    if dbapi_connection.driver_connection.is_closed():
         raise DisconnectionError
 
 
 def _is_transient(error: Exception) -> bool:
+    """Return whether the same request may succeed later, unchanged."""
     match error:
         case OSError() | TimeoutError() | PoolTimeout() | DBAPIError(connection_invalidated=True):
             return True
         case InvalidRequestError():
-            # The pool says no more than this when each connection ends as soon as it is made, and
-            # a session when its connection was cut between two of its steps.
+            # The pool raises no more than this if each connection ends as soon as it is made, and
+            # a session if its connection was cut between two of its steps.
             return type(error) in {InvalidRequestError, PendingRollbackError, ResourceClosedError}
-        case DBAPIError() | EmulatedDBAPIException():  # the latter when `driver` has none made
-            said = error.orig
-            return isinstance(said, Exception) and _is_transient(said)
+        case DBAPIError() | EmulatedDBAPIException():  # the latter of raw_connection()
+            cause = error.orig
+            return isinstance(cause, Exception) and _is_transient(cause)
         case asyncpg.CheckViolationError(constraint_name=None):
-            # A row was on its way to the default partition while its own was made. Where there is
-            # no default partition, PostgreSQL names the whole table: a fault of ours.
+            # A row was on its way to the default partition while its own partition was made. If
+            # there is no default partition, PostgreSQL names the whole table: a bug of ours.
             return str(error.table_name).endswith("_default")
         case asyncpg.PostgresError():
             return (error.sqlstate or "")[:2] in _TRANSIENT_SQLSTATE_CLASSES
-    # All that asyncpg itself says of a connection that was cut between two of its steps; more
-    # special ones are mistakes of ours.
+    # What asyncpg itself raises for a connection that was cut between two of its steps; its
+    # subclasses stand for misuse.
     return type(error) in {asyncpg.InterfaceError, asyncpg.InternalClientError}

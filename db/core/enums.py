@@ -1,12 +1,12 @@
-"""The registry's closed sets of values, as PostgreSQL stores them: in lower case."""
+"""The registry's enums; their values are what PostgreSQL stores, in lower case."""
 
 from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a caller may do; `graph.auth.permissions` has which role may ask for which field.
+    """The role of a caller; `graph.auth.permissions` says which roles a field requires.
 
-    ENROLMENT is that of a key which only makes nodes known, and gives each a key of its own.
+    ENROLMENT is the role of a token that can only register nodes, each of which gets its own token.
     """
 
     AGENT = "agent"

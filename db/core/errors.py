@@ -1,4 +1,4 @@
-"""What the registry refuses, as facts: each error carries a code and the values it is about."""
+"""The errors that callers receive: each has a code and the values it is about."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,22 +8,23 @@ from db.core.token_format import redact_tokens
 
 
 class RegistryError(Exception):
-    """A refusal that a caller is told about. `code` is one of the documented ones.
+    """An error that the caller receives. `code` is one of the documented codes.
 
-    `retryable` says whether the same request may succeed later, unchanged.
+    `retryable` says whether the same request may succeed later, unchanged. `details` are the values
+    it is about, as JSON, by the names under which the API shows them.
     """
 
     code: ClassVar[str]
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, **facts: object) -> None:
+    def __init__(self, message: str, **details: object) -> None:
         super().__init__(message)
         self.message = message
-        self.details: Mapping[str, object] = facts
+        self.details: Mapping[str, object] = details
 
 
 class BadInput(RegistryError):
-    """A value is not of the documented kind; `field` is its path in the input, e.g. `labels[3]`."""
+    """A value outside its documented bounds. `field` is its path in the input, e.g. `labels[3]`."""
 
     code = "BAD_INPUT"
 
@@ -32,7 +33,7 @@ class BadInput(RegistryError):
 
 
 class Unauthenticated(RegistryError):
-    """Who asks is not known: by no credentials, or by ones that are not, or no longer, good."""
+    """The caller has no credential, or one that is not valid, or no longer."""
 
     code = "UNAUTHENTICATED"
 
@@ -51,7 +52,7 @@ class NodeNotFound(RegistryError):
 
 
 class ProfileNotFound(RegistryError):
-    """`owner` is a node's id, or a role and type."""
+    """No such profile. `owner` is a node's id, or a role and type."""
 
     code = "PROFILE_NOT_FOUND"
 
@@ -60,17 +61,17 @@ class ProfileNotFound(RegistryError):
 
 
 class TokenNotFound(RegistryError):
-    """No key that stands has this public id or name: some take the key itself for these."""
+    """No valid token has this public id or name. Some callers give the token's text instead."""
 
     code = "TOKEN_NOT_FOUND"
 
     def __init__(self, token: str) -> None:
         token = redact_tokens(token)
-        super().__init__(f"no key {token!r} stands", token=token)
+        super().__init__(f"no token {token!r} is valid", token=token)
 
 
 class VersionConflict(RegistryError):
-    """Somebody else wrote it meanwhile; `current_version` is 0 where there is no such profile."""
+    """Another caller wrote the profile meanwhile. `current_version` is 0 if it does not exist."""
 
     code = "VERSION_CONFLICT"
 
@@ -111,7 +112,7 @@ class NodeIdTaken(RegistryError):
 
 
 class StaleBoot(RegistryError):
-    """The run of the agent that sent this has been replaced by another."""
+    """The run of the agent that sent this was replaced by another run."""
 
     code = "STALE_BOOT"
 
@@ -122,20 +123,23 @@ class StaleBoot(RegistryError):
 
 
 class Unavailable(RegistryError):
-    """What the registry needs cannot be reached, or is too busy, at the moment."""
+    """`dependency`, which the registry needs, cannot be reached at the moment, or is too busy."""
 
     code = "UNAVAILABLE"
     retryable = True
 
-    def __init__(self, retry_after_seconds: float, what: str = "its database") -> None:
+    def __init__(self, retry_after_seconds: float, dependency: str = "its database") -> None:
         super().__init__(
-            f"the registry cannot reach {what} at the moment",
+            f"the registry cannot reach {dependency} at the moment",
             retryAfterSeconds=retry_after_seconds,
         )
 
 
 class EmbeddedServerFailed(Exception):
-    """`problem` is one line; `log_lines` are the last that PostgreSQL said about it, if any."""
+    """The embedded PostgreSQL cannot run. `problem` is one line.
+
+    `log_lines` are the last lines of PostgreSQL's log, if it wrote any.
+    """
 
     def __init__(self, problem: str, log_lines: Sequence[str] = ()) -> None:
         super().__init__("\n".join([problem, *log_lines]))

@@ -1,4 +1,4 @@
-"""Who asks: known by a key, a token or a certificate, or nobody in particular."""
+"""Callers: identified by a token, a JWT or a client certificate, or anonymous."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -7,15 +7,16 @@ from db.core.enums import Role
 
 JWT_PREFIX = "jwt/"
 CERTIFICATE_PREFIX = "tls/"
-"""How the names begin of those whom others vouch for. No key may be named so, and no node."""
+"""Prefixes of the names of identities that others vouch for. No token or node may have one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """`name` is what the change log and the audit trail call them.
+    """A verified caller: name, role and nodes.
 
-    `nodes` are the ids of those that an agent speaks for; other roles have none. `key_id` is the
-    row of `tokens` that they are known by, if any.
+    `name` stands in the change log and in the audit trail. `nodes` are the ids of the nodes that an
+    agent speaks for; other roles have none. `token_id` is the row of `tokens`, if a token proved
+    the identity.
     """
 
     name: str
@@ -25,12 +26,12 @@ class Identity:
 
 
 ANONYMOUS = Identity("anonymous", Role.ADMIN)
-"""Whoever asks of a registry that is open to all who reach it."""
+"""Any caller of a registry that requires no credential."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An identity and where it asks from: an IP address, None at the command line."""
+    """An identity and the IP address that its request came from, None on the command line."""
 
     identity: Identity
     address: str | None = None
@@ -41,5 +42,5 @@ class Caller:
 
     @property
     def rate_key(self) -> str:
-        """What limits count by: the identity, or the address of nobody in particular."""
+        """The name that limits count by: the identity's, or an anonymous caller's address."""
         return self.address or "" if self.identity is ANONYMOUS else self.identity.name

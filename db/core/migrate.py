@@ -1,4 +1,4 @@
-"""Brings a database to this version's schema, and says when one is behind or ahead of it."""
+"""Migrating a database to this version's schema, and refusing one at another schema."""
 
 from importlib.resources import files
 
@@ -13,7 +13,11 @@ _LOCK_NAME = "node_registry_migrations"
 
 
 class SchemaMismatch(Exception):
-    """The database's schema is not the one that this version of the registry needs."""
+    """The database is not at the schema that this version needs.
+
+    `found` is its schema, None without one; `needed` is this version's. `ahead` says that a newer
+    version of the registry made it.
+    """
 
     def __init__(self, found: str | None, needed: str, *, ahead: bool) -> None:
         self.found, self.needed, self.ahead = found, needed, ahead
@@ -30,15 +34,16 @@ class SchemaMismatch(Exception):
 async def migrate(
     engine: AsyncEngine, target: str = "head", *, lock_timeout_seconds: float = 5
 ) -> None:
-    """Applies what is missing. Replicas that start at once wait for one another.
+    """Apply the missing migrations. Replicas that start at once wait for one another.
 
-    Each migration is one transaction. Raises DBAPIError when a lock is not had in time: the
-    migration that wanted it has changed nothing then, try again.
+    Each migration is one transaction. Raises: SchemaMismatch: the database is at a newer schema.
+    DBAPIError: a lock was not acquired in time; the migration that needed it changed nothing, so
+    that it can be tried again.
     """
     async with engine.connect() as connection:
         await connection.exec_driver_sql("SET statement_timeout = '10min'")
         await connection.execute(sa.select(sa.func.pg_advisory_lock(sa.func.hashtext(_LOCK_NAME))))
-        # A migration gives way to the service: it must not queue for a lock with others behind it.
+        # A migration yields to the service: others queue behind a lock that it waits for.
         await connection.exec_driver_sql(
             f"SET lock_timeout = '{round(lock_timeout_seconds * 1000)}ms'"
         )
@@ -46,16 +51,16 @@ async def migrate(
         try:
             await connection.run_sync(_run_migrations, target)
         finally:
-            await connection.invalidate()  # gives up the lock and the settings with the session
+            await connection.invalidate()  # ends the session, and with it the lock and the settings
 
 
 def list_known_schemas() -> set[str]:
-    """Those that this version can bring to its own, which is one of them."""
+    """Return the schemas that this version can migrate to its own, its own included."""
     return _list_revisions(ScriptDirectory.from_config(_make_config()))
 
 
 async def require_current_schema(engine: AsyncEngine) -> None:
-    """Raises SchemaMismatch unless the database is exactly at this version's schema."""
+    """Raises: SchemaMismatch: the database is not exactly at this version's schema."""
     async with engine.connect() as connection:
         found = await connection.run_sync(
             lambda sync: MigrationContext.configure(sync).get_current_revision()
@@ -74,7 +79,7 @@ def _run_migrations(connection: sa.Connection, target: str) -> None:
     found = MigrationContext.configure(connection).get_current_revision()
     if found is not None and found not in _list_revisions(script):
         raise SchemaMismatch(found, script.get_current_head() or "", ahead=True)
-    connection.rollback()  # else Alembic takes this transaction for all migrations
+    connection.rollback()  # else Alembic runs all migrations in this transaction
     if target == "base":
         command.downgrade(config, target)
     else:

@@ -1,4 +1,4 @@
-"""Keyset pages: a cursor is the sort key of a row, so pages stay right while rows come and go."""
+"""Keyset pagination: a cursor is a row's sort key, so pages stay right while rows come and go."""
 
 import base64
 import binascii
@@ -25,9 +25,9 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Keyset:
-    """An order of rows without ties: the columns, their Python types, one direction for all.
+    """A total order of rows: columns, their Python types, and one direction for all of them.
 
-    `name` is part of each cursor, so that a cursor made for another order is refused.
+    `name` is part of each cursor, so that a cursor made for another order is rejected.
     """
 
     name: str
@@ -36,9 +36,10 @@ class Keyset:
     descending: bool = False
 
     def select_page(self, statement: Select[Any], *, first: int, after: str | None) -> Select[Any]:
-        """The rows behind `after`, one more than asked for: its presence tells `has_next`.
+        """Return the statement for `first` rows behind the cursor `after`, and one more.
 
-        Raises BadInput for a size that is out of bounds or a cursor from elsewhere.
+        The additional row says that there is a next page; `make_page` drops it. Raises: BadInput:
+        `first` is out of bounds, or `after` is not a cursor of this keyset.
         """
         require_page_size(first)
         if after is not None:
@@ -48,43 +49,46 @@ class Keyset:
         return statement.order_by(*order).limit(first + 1)
 
     def encode_cursor(self, *key: object) -> str:
+        """Return the cursor of the row that has this sort key."""
         content = orjson.dumps([self.name, *key], default=str)
         return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
     def decode_cursor(self, cursor: str) -> list[Any]:
-        """Raises BadInput for what `encode` of this keyset did not make."""
+        """Return the sort key. Raises: BadInput: `encode_cursor` of this keyset did not make it."""
         try:
             padded = cursor + "=" * (-len(cursor) % 4)
             name, *values = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
             _require(name == self.name)
             return [
-                _decode_value(kind, value) for kind, value in zip(self.types, values, strict=True)
+                _decode_value(type_, value) for type_, value in zip(self.types, values, strict=True)
             ]
         except (ValueError, TypeError, OverflowError, binascii.Error) as error:
             raise BadInput("after", "not a cursor of this list and order") from error
 
 
 def require_page_size(size: int, field: str = "first") -> None:
+    """Raises: BadInput: `size` is not 0 to MAX_PAGE_SIZE."""
     if not 0 <= size <= MAX_PAGE_SIZE:
         raise BadInput(field, f"must be 0 to {MAX_PAGE_SIZE}")
 
 
 def make_page(rows: Sequence[T], first: int) -> Page[T]:
+    """Return the page of `first` rows out of what the statement of `select_page` selected."""
     return Page(rows[:first], has_next=len(rows) > first)
 
 
-def _decode_value(kind: type, value: Any) -> Any:
-    if kind is int:
+def _decode_value(type_: type, value: Any) -> Any:
+    if type_ is int:
         _require(type(value) is int and -(2**63) <= value < 2**63)
         return value
     _require(isinstance(value, str) and "\0" not in value)
-    if kind is datetime:
-        instant = datetime.fromisoformat(value)
-        _require(instant.tzinfo is not None)
-        return instant.astimezone(UTC)
-    return kind(value)
+    if type_ is datetime:
+        timestamp = datetime.fromisoformat(value)
+        _require(timestamp.tzinfo is not None)
+        return timestamp.astimezone(UTC)
+    return type_(value)
 
 
-def _require(condition: bool) -> None:  # noqa: FBT001  # an assertion that is never left out
+def _require(condition: bool) -> None:  # noqa: FBT001  # an assertion that -O keeps
     if not condition:
         raise ValueError

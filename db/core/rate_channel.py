@@ -1,4 +1,4 @@
-"""What processes tell one another of the rates that they count; nothing of it is kept."""
+"""The channel on which processes send one another the rates they count; nothing is stored."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 CHANNEL = "node_registry_rates"
 MAX_PAYLOAD_BYTES = 7500
-"""Of one payload: PostgreSQL takes less than 8,000."""
+"""Size limit of one payload: PostgreSQL takes less than 8,000 bytes."""
 
 
 async def send_rates(session: AsyncSession, payloads: Sequence[str]) -> None:
-    """All processes that listen, this one included."""
-    each = func.unnest(array(payloads, type_=ARRAY(Text))).column_valued("payload")
-    await session.execute(select(func.pg_notify(CHANNEL, each)))
+    """Send the payloads to all processes that listen, this one included, at the commit."""
+    payload = func.unnest(array(payloads, type_=ARRAY(Text))).column_valued("payload")
+    await session.execute(select(func.pg_notify(CHANNEL, payload)))

@@ -1,4 +1,4 @@
-"""The tables of the registry; the migrations build the same, and a test compares the two."""
+"""The tables of the registry. The migrations build the same; a test compares the two."""
 
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
@@ -47,7 +47,7 @@ _DEFAULT_ONE = {"server_default": text("1")}
 
 
 def _make_enum_type(values: type[Any], name: str) -> Any:
-    """Text that a check constraint holds to the values of an enum."""
+    """Return the type of a text column that a check constraint limits to an enum's values."""
     return Enum(
         values,
         name=name,
@@ -59,7 +59,10 @@ def _make_enum_type(values: type[Any], name: str) -> Any:
 
 
 class Table(SQLModel):
-    """Names constraints as PostgreSQL itself does, so that the plain SQL of a migration agrees."""
+    """The base of all tables.
+
+    Names constraints as PostgreSQL itself does, so that the plain SQL of the migrations agrees.
+    """
 
     metadata: ClassVar[MetaData] = MetaData(
         naming_convention={
@@ -73,11 +76,12 @@ class Table(SQLModel):
 
 
 class Node(Table, table=True):
-    """A node as it stands. A heartbeat rewrites this row: no index covers a column it changes, and
-    they all come last, for the WAL has the row from the first byte that an update changes.
+    """The current state of a node.
 
-    A node that was deregistered stays, with `removed_at`, for the history that refers to it;
-    every question about nodes asks for `removed_at IS NULL`.
+    Every heartbeat updates this row. No index covers a column that a heartbeat changes, so that the
+    update can be HOT; these columns come last, because the WAL holds the row from the first changed
+    byte on. The row of a deregistered node remains, with `removed_at`, because its history refers
+    to it: every query for nodes has `removed_at IS NULL`.
     """
 
     __tablename__ = "nodes"
@@ -116,27 +120,29 @@ class Node(Table, table=True):
     status_since: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     maintenance_until: datetime | None = Field(sa_type=_TIMESTAMP)
     removed_at: datetime | None = Field(sa_type=_TIMESTAMP)
-    boot_id: str | None = Field(sa_type=Text, description="The run of the agent that holds the id.")
+    boot_id: str | None = Field(sa_type=Text, description="The agent's run that holds the id.")
     boot_since: datetime | None = Field(sa_type=_TIMESTAMP)
     heartbeat_interval_seconds: float = Field(
         sa_type=Double,
         sa_column_kwargs={"server_default": text("0")},
-        description="The pace last promised to the agent.",
+        description="The interval that the last reply set.",
     )
     reported_degraded: bool = Field(
-        sa_column_kwargs={"server_default": text("false")}, description="Says so of itself."
+        sa_column_kwargs={"server_default": text("false")}, description="The agent's own report."
     )
     heard_at: datetime | None = Field(
-        sa_type=_TIMESTAMP, description="The last registration or heartbeat."
+        sa_type=_TIMESTAMP, description="Time of the last registration or heartbeat."
     )
     last_sequence: int | None = Field(
-        sa_type=BigInteger, description="Of the last heartbeat within boot_id."
+        sa_type=BigInteger, description="Sequence of the last heartbeat of boot_id."
     )
     last_heartbeat_id: int | None = Field(
-        sa_type=BigInteger, description="Its row in heartbeat_log, which holds the metrics."
+        sa_type=BigInteger,
+        description="Row in heartbeat_log, which has the metrics.",
     )
     steady_since: datetime | None = Field(
-        sa_type=_TIMESTAMP, description="The last late heartbeat, while it is FLAPPING."
+        sa_type=_TIMESTAMP,
+        description="Time of the last late heartbeat, while FLAPPING.",
     )
     last_heartbeat: datetime | None = Field(sa_type=_TIMESTAMP)
 
@@ -157,7 +163,7 @@ class NodeProfile(Table, table=True):
 
 
 class RoleProfile(Table, table=True):
-    """What every node of a role and type starts from."""
+    """A profile that every node of a role and type inherits."""
 
     __tablename__ = "role_profiles"
     __table_args__ = (UniqueConstraint("node_role", "node_type", "profile_name"),)
@@ -175,11 +181,11 @@ class RoleProfile(Table, table=True):
 
 
 class Heartbeat(Table, table=True):
-    """One accepted heartbeat; partitioned by day, so that retention drops whole days.
+    """An accepted heartbeat. Partitioned by day, so that retention drops whole days.
 
-    No foreign key: the statement that writes a row has just locked its node. A check of each row
-    makes that statement a tenth slower (PostgreSQL 18, batches of 1,000 on 10,000 nodes), and each
-    new day would lock `nodes` against every heartbeat while it is made.
+    There is no foreign key: the statement that inserts a row has just locked its node. Checking
+    each row makes that statement a tenth slower (PostgreSQL 18, batches of 1,000 on 10,000 nodes),
+    and creating the partition of a day would lock `nodes` against every heartbeat.
     """
 
     __tablename__ = "heartbeat_log"
@@ -196,7 +202,7 @@ class Heartbeat(Table, table=True):
 
 
 class RolledUpHour(Table, table=True):
-    """An hour of heartbeat_log that metrics_history has, and the heartbeats that it counted."""
+    """An hour of heartbeat_log that is in metrics_history, with the number of its heartbeats."""
 
     __tablename__ = "rolled_up_hours"
 
@@ -205,7 +211,7 @@ class RolledUpHour(Table, table=True):
 
 
 class StatusChange(Table, table=True):
-    """The change log: revisions are gapless and in the order of the commits."""
+    """An entry of the change log. Revisions have no gap and the order of the commits."""
 
     __tablename__ = "status_changes"
     __table_args__ = (Index(None, "node_id", "revision"),)
@@ -225,7 +231,7 @@ class StatusChange(Table, table=True):
 
 
 class RegistryState(Table, table=True):
-    """The one row that every status change takes its revision from."""
+    """The single row from which every status change takes its revision."""
 
     __tablename__ = "registry_state"
     __table_args__ = (CheckConstraint("id", name="id"),)
@@ -241,12 +247,12 @@ class RegistryState(Table, table=True):
     lease_floor: datetime = Field(
         sa_type=_TIMESTAMP,
         sa_column_kwargs=_DEFAULT_NOW,
-        description="No lease counts from before it.",
+        description="Time before which no lease begins.",
     )
 
 
 class RegistryProcess(Table, table=True):
-    """A process of the registry that is at work; one that ends as it should is not here."""
+    """A running process of the registry. A process that stops in order deletes its row."""
 
     __tablename__ = "registry_processes"
 
@@ -256,10 +262,9 @@ class RegistryProcess(Table, table=True):
 
 
 class AuditEntry(Table, table=True):
-    """Who did what, or tried; None stands for what was not there before, or is not any more.
+    """An action or a refused attempt. `before` is None of what is new, `after` of what is gone.
 
-    Each index serves one question of one filter, newest first. The service's own role may add to
-    this table and read it, no more.
+    Each index serves one filter, newest first. The role that serves may only insert and select.
     """
 
     __tablename__ = "audit_log"
@@ -278,23 +283,23 @@ class AuditEntry(Table, table=True):
     id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
     recorded_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     actor: str = Field(sa_type=Text)
-    address: str | None = Field(sa_type=Text, description="The IP address that it came from.")
-    action: str = Field(sa_type=Text, description="What was done, e.g. profile.set.")
-    subject: str = Field(sa_type=Text, description="What it was done to, by its name.")
+    address: str | None = Field(sa_type=Text, description="IP address of the request.")
+    action: str = Field(sa_type=Text, description="The action, e.g. profile.set.")
+    subject: str = Field(sa_type=Text, description="Name of what the action is about.")
     outcome: str = Field(
         sa_type=Text,
         sa_column_kwargs={"server_default": text("'ok'")},
-        description="ok, or the code of the error that refused it.",
+        description="ok, or the code of the error that refused the action.",
     )
-    request_id: str | None = Field(sa_type=Text, description="As in the log.")
+    request_id: str | None = Field(sa_type=Text, description="The request's id in the log.")
     before: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)
     after: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)
 
 
 class Token(Table, table=True):
-    """An API key or an enrolment key, without its secret. One that is dead stays for a while.
+    """A token or an enrolment token, without its secret. It is purged a while after it ended.
 
-    `replaces` and `enrolled_by` name rows that may be gone.
+    `replaces` and `enrolled_by` may refer to rows that are purged.
     """
 
     __tablename__ = "tokens"
@@ -307,14 +312,14 @@ class Token(Table, table=True):
     )
 
     id: UUID = Field(primary_key=True, sa_column_kwargs=_DEFAULT_NEW_UUID)
-    public_id: str = Field(sa_type=Text, description="The part of its text that may be shown.")
+    public_id: str = Field(sa_type=Text, description="The public part of its text.")
     secret_hash: bytes = Field(sa_type=LargeBinary, repr=False)
-    name: str = Field(sa_type=Text, description="What the logs call who uses it.")
+    name: str = Field(sa_type=Text, description="Name of its users in the logs.")
     role: Role = Field(sa_type=_make_enum_type(Role, "role"))
     nodes: list[str] = Field(
         sa_type=ARRAY(Text),
         sa_column_kwargs=_DEFAULT_EMPTY,
-        description="Ids that an agent speaks for.",
+        description="Ids of the nodes that an agent speaks for.",
     )
     created_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     created_by: str = Field(sa_type=Text)
@@ -322,21 +327,21 @@ class Token(Table, table=True):
     revoked_at: datetime | None = Field(sa_type=_TIMESTAMP)
     last_used_at: datetime | None = Field(sa_type=_TIMESTAMP)
     lifetime: timedelta | None = Field(
-        sa_type=Interval, description="Of the keys that rotation or enrolment makes from it."
+        sa_type=Interval, description="Lifetime of the tokens that rotation or enrolment issues."
     )
-    replaces: UUID | None = Field(description="The key that was rotated.")
-    enrolled_by: UUID | None = Field(description="The enrolment key that made it, or its forebear.")
-    uses_left: int | None = Field(description="Nodes that an enrolment key may still let in.")
+    replaces: UUID | None = Field(description="The token that was rotated.")
+    enrolled_by: UUID | None = Field(description="The enrolment token that it stems from.")
+    uses_left: int | None = Field(description="Nodes that the enrolment token may still enrol.")
     node_role: NodeRole | None = Field(
         sa_type=_make_enum_type(NodeRole, "node_role"),
-        description="Of the nodes to let in; none: any.",
+        description="Type of the nodes to enrol; none: any.",
     )
     node_type: NodeType | None = Field(
         sa_type=_make_enum_type(NodeType, "node_type"),
-        description="Of the nodes to let in; none: any.",
+        description="Type of the nodes to enrol; none: any.",
     )
     labels: list[str] | None = Field(
-        sa_type=ARRAY(Text), description="That a node to let in may have; none: any."
+        sa_type=ARRAY(Text), description="Labels that a node to enrol may have; none: any."
     )
 
 
@@ -350,7 +355,7 @@ MEASURES = (
     "gpu_memory_free_mb",
     "gpu_temperature_celsius",
 )
-"""What is kept of a node's metrics by the hour: each one's least, mean and most."""
+"""The metrics that are rolled up by the hour, each to its minimum, average and maximum."""
 
 METRICS_HISTORY = sqlalchemy.Table(
     "metrics_history",
@@ -365,14 +370,14 @@ METRICS_HISTORY = sqlalchemy.Table(
     ),
     postgresql_partition_by="RANGE (hour)",
 )
-"""A node's metrics by the hour; partitioned by month."""
+"""The metrics of each node by the hour, partitioned by month."""
 
 
 def _get_columns(table: type[Table]) -> ReadOnlyColumnCollection[str, Column[Any]]:
     return Table.metadata.tables[str(table.__tablename__)].c
 
 
-# What statements are written with: SQLModel types its attributes as the values of a row.
+# Statements use these columns, because SQLModel types its attributes as the values of a row.
 NODE = _get_columns(Node)
 NODE_PROFILE = _get_columns(NodeProfile)
 ROLE_PROFILE = _get_columns(RoleProfile)

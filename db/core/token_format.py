@@ -1,7 +1,7 @@
-"""The text of a key: how it is made, told from what is no key, and compared.
+"""The text of a token: how it is generated, recognized, compared and redacted.
 
-As GitHub's tokens it has a prefix that secret scanners know it by, and ends with a checksum:
-`nrk_`, 10 characters that may be shown, 32 that are secret, and 6 of CRC-32, all in base 62.
+Like GitHub's tokens it has a prefix by which secret scanners find it, and ends with a checksum:
+`nrk_`, 10 characters of public id, 32 of secret, and 6 of CRC-32, all in base 62.
 https://github.blog/2021-04-05-behind-githubs-new-authentication-token-formats/
 """
 
@@ -28,7 +28,7 @@ _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """`text` is known here and to the one who is given it, and nowhere else."""
+    """A generated token. `text` is stored nowhere: who receives it alone has it."""
 
     public_id: str
     text: str = field(repr=False)
@@ -37,13 +37,13 @@ class NewToken:
 
 @dataclass(frozen=True, slots=True)
 class PresentedToken:
-    """What somebody shows, in the form of a key; whether it is one, the database knows."""
+    """The public id and the secret's hash of a well-formed text; it need not be a valid token."""
 
     public_id: str
     secret_hash: bytes = field(repr=False)
 
     def matches(self, secret_hash: bytes) -> bool:
-        """In a time that tells nothing of where they differ."""
+        """Return whether the secrets are the same, in a time that does not depend on them."""
         return hmac.compare_digest(self.secret_hash, secret_hash)
 
 
@@ -57,17 +57,20 @@ def generate_token() -> NewToken:
 
 
 def parse_token(text: str) -> PresentedToken | None:
-    """None for what was not made by `new_key`: most junk and every typo of a character or two."""
-    if not (key := _TOKEN.fullmatch(text)):
+    """Return the parts of the token, or None if `generate_token` cannot have made the text.
+
+    The checksum finds most junk, and every typo of one or two characters.
+    """
+    if not (match := _TOKEN.fullmatch(text)):
         return None
-    public_id, secret, checksum = key.groups()
+    public_id, secret, checksum = match.groups()
     if _compute_checksum(public_id + secret) != checksum:
         return None
     return PresentedToken(public_id, _hash_secret(secret))
 
 
 def redact_tokens(text: str) -> str:
-    """Of each key in it no more than may be shown, and of an issuer's token nothing."""
+    """Return the text with each token cut to its public id, and each JWT cut to nothing."""
     return _JWT.sub("eyJ…", _TOKEN.sub(rf"{PREFIX}\1…", text))
 
 
@@ -76,7 +79,7 @@ def _generate_random_text(length: int) -> str:
 
 
 def _hash_secret(secret: str) -> bytes:
-    # Slow hashes are for what people think up: nobody guesses one of 2^190 random texts.
+    # Slow hashes protect what people think up: nobody guesses one of 2^190 random texts.
     return hashlib.sha256(secret.encode()).digest()
 
 

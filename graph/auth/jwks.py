@@ -130,7 +130,9 @@ class KeySet:
             await self._try_again()
             found = self._meant(key_id, algorithm)
         if not self._keys:
-            raise Unavailable(self._origin.min_interval_seconds, what="the keys of the issuer")
+            raise Unavailable(
+                self._origin.min_interval_seconds, dependency="the keys of the issuer"
+            )
         if found is None:
             raise Unauthenticated("the token is signed by no key of the issuer")
         return found

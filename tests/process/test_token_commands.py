@@ -110,7 +110,7 @@ async def test_a_key_is_rotated_with_an_overlap_and_revoked(
         (["create", "--role", "viewer", "--expires", "90"], "not a duration"),
         (["create", "--role", "viewer", "--expires", "9999d"], "at most 3650d"),
         (["enrol", "--label", "no label"], "--label[0]: must be"),
-        (["revoke", "nosuchkey0"], "no key 'nosuchkey0' stands"),
+        (["revoke", "nosuchkey0"], "no token 'nosuchkey0' is valid"),
     ],
 )
 async def test_what_is_wrong_is_said_in_one_line_and_changes_nothing(

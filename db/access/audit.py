@@ -1,4 +1,4 @@
-"""The audit trail: written in the transaction of what it tells, and never changed."""
+"""The audit trail: entries are written in the transaction of their action and never changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import AUDIT_ENTRY, AuditEntry
 
 OK = "ok"
-"""The outcome of what was done; of what was refused it is the error's code."""
+"""The outcome of an action. The outcome of a refused one is the error's code."""
 
 MAX_REFUSALS_PER_MINUTE = 60
-"""Of one actor: a client that goes on trying what it may not do must not fill the trail."""
+"""Per actor, so that a client that repeats a forbidden operation does not fill the trail."""
 
 ENTRY_KEYSET = Keyset(
     "audit", (AUDIT_ENTRY.recorded_at, AUDIT_ENTRY.id), (datetime, int), descending=True
@@ -38,7 +38,10 @@ ENTRY_KEYSET = Keyset(
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """None means any; `since` is the first instant that is meant, `until` the first that is not."""
+    """The conditions that an entry meets; None means any value.
+
+    `since` is inclusive, `until` exclusive.
+    """
 
     actor: str | None = None
     action: str | None = None
@@ -64,7 +67,7 @@ class AuditFilter:
         return and_(true(), *terms)
 
 
-# In the words of the partial index, which a parameter would hide from PostgreSQL's planner.
+# As the partial index has it: with a parameter the planner would not use the index.
 _REFUSED: ColumnElement[bool] = AUDIT_ENTRY.outcome != literal_column(f"'{OK}'")
 
 
@@ -80,7 +83,10 @@ async def record_action(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """`before` and `after` are JSON; None where the subject was made or is gone."""
+    """Add the entry of an action to the transaction.
+
+    `before` and `after` are JSON: None before the subject was created, or after it is gone.
+    """
     values = {
         **_make_common_values(caller, action, subject),
         "before": before,
@@ -93,7 +99,7 @@ async def record_action(
 async def record_refusal(
     session: AsyncSession, *, caller: Caller, action: str, subject: str, code: str
 ) -> None:
-    """Nothing for an actor of whom there were REFUSALS_A_MINUTE within the last."""
+    """Add the entry of a refused action, unless the actor has MAX_REFUSALS_PER_MINUTE of them."""
     recent = (
         select(AUDIT_ENTRY.id)
         .where(
@@ -115,21 +121,25 @@ async def record_refusal(
 
 
 def select_entries(audit_filter: AuditFilter) -> Select[Any]:
+    """Return the statement for the entries that meet the filter, in no order."""
     return select(AuditEntry).where(audit_filter.condition())
 
 
 async def list_entries(
     session: AsyncSession, audit_filter: AuditFilter, *, first: int, after: str | None
 ) -> Page[AuditEntry]:
-    """A page of the trail, newest first."""
+    """Return a page of the entries that meet the filter, newest first.
+
+    Raises: BadInput: `first` is out of bounds, or `after` is not a cursor of ENTRY_KEYSET.
+    """
     statement = ENTRY_KEYSET.select_page(select_entries(audit_filter), first=first, after=after)
     return make_page((await session.scalars(statement)).all(), first)
 
 
 async def trim_entries(session: AsyncSession, *, keep_days: float, batch: int) -> int:
-    """Drops at most `batch` entries that are older, oldest first, and says how many.
+    """Delete at most `batch` entries older than `keep_days`, oldest first, and return how many.
 
-    The database keeps those of the last seven days, whatever it is asked.
+    The database keeps the entries of the last seven days in any case.
     """
     cutoff = func.now() - timedelta(days=keep_days)
     statement = select(func.trim_audit_log(cutoff, batch, type_=BigInteger))

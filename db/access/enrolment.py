@@ -1,7 +1,7 @@
-"""Enrolment: how a node that has no key comes by its own.
+"""Enrolment: how a node without a token gets one.
 
-An enrolment key is shared by many agents. It lets a bounded number of nodes in, of the role, type
-and labels that it names; each is given a key that speaks for this node alone.
+Many agents share an enrolment token. It enrols a bounded number of nodes, of the role, type and
+labels that it names; each node gets a token that speaks for this node alone.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,10 @@ async def create_enrolment_token(
     labels: Sequence[str] | None = None,
     token_lifetime: timedelta = TOKEN_LIFETIME,
 ) -> IssuedToken:
-    """An enrolment key; None lets in nodes of any role, type or labels."""
+    """Issue an enrolment token for `uses` nodes. A role, type or labels of None means any.
+
+    `valid_for` is how long it enrols; `token_lifetime` is that of the nodes' tokens.
+    """
     values = {
         "role": Role.ENROLMENT,
         "name": name,
@@ -50,23 +53,25 @@ async def create_enrolment_token(
 async def enrol_node(
     session: AsyncSession, enrolment_id: UUID, node: Node, *, caller: Caller
 ) -> IssuedToken:
-    """Takes one use, and makes the key of a node that this transaction has registered.
+    """Issue the token of a node that this transaction has registered, and count one use.
 
-    The registration has refused a node that another run of an agent is heard of; this refuses one
-    that has a token. If that key was made for this very run and never used, its answer was lost:
-    another one takes its place, and no further use is taken. Raises Forbidden.
+    The registration has refused a node for which another run of an agent sends heartbeats; this
+    refuses a node that has a valid token. If that token was issued to the same run and never used,
+    the response was lost: a new token replaces it, and no further use is counted. Raises:
+    Forbidden: the enrolment token is not valid, has no use left or is not for such a node, or the
+    node has a token.
     """
     enrolment = await _lock_enrolment_token(session, enrolment_id)
     _require_allowed_node(enrolment, node)
     held_tokens = await _list_node_tokens(session, node.node_id)
     if not all(_is_unreceived(token, enrolment, node) for token in held_tokens):
         raise Forbidden(
-            f"{node.node_id!r} has a key already: use that, or have it revoked", nodeId=node.node_id
+            f"{node.node_id!r} already has a token: use it, or have it revoked", nodeId=node.node_id
         )
     if held_tokens:
         await token_changes.mark_revoked(session, TOKEN.id.in_([token.id for token in held_tokens]))
     elif not enrolment.uses_left:
-        raise Forbidden("the enrolment key has no use left")
+        raise Forbidden("the enrolment token has no use left")
     uses_taken = 0 if held_tokens else 1
     await session.execute(
         update(Token)
@@ -84,7 +89,7 @@ async def enrol_node(
 
 
 async def _lock_enrolment_token(session: AsyncSession, enrolment_id: UUID) -> Token:
-    """Until the end of the transaction: of all who would have its last use, one has it."""
+    """Lock the enrolment token until the commit, so that one transaction gets its last use."""
     statement = (
         select(Token)
         .where(
@@ -96,17 +101,18 @@ async def _lock_enrolment_token(session: AsyncSession, enrolment_id: UUID) -> To
     )
     enrolment = (await session.scalars(statement)).one_or_none()
     if enrolment is None:
-        raise Forbidden("the enrolment key has been revoked, or its time is over")
+        raise Forbidden("the enrolment token is revoked or has expired")
     return enrolment
 
 
 async def _list_node_tokens(session: AsyncSession, node_id: str) -> Sequence[Token]:
-    """All that stand and speak for the node."""
+    """Return the valid tokens that speak for the node."""
     statement = select(Token).where(TOKEN.nodes.contains([node_id]), make_valid_condition())
     return (await session.scalars(statement)).all()
 
 
 def _is_unreceived(token: Token, enrolment: Token, node: Node) -> bool:
+    """Return whether this run of the agent asked for the token and did not receive it."""
     same_run = node.boot_since is not None and token.created_at >= node.boot_since
     unused = token.last_used_at is None and token.replaces is None
     return same_run and unused and token.enrolled_by == enrolment.id
@@ -115,13 +121,13 @@ def _is_unreceived(token: Token, enrolment: Token, node: Node) -> bool:
 def _require_allowed_node(enrolment: Token, node: Node) -> None:
     if enrolment.node_role not in {None, node.node_role}:
         raise Forbidden(
-            f"the enrolment key is for the role {enrolment.node_role}", field="input.role"
+            f"the enrolment token is for the role {enrolment.node_role}", field="input.role"
         )
     if enrolment.node_type not in {None, node.node_type}:
         raise Forbidden(
-            f"the enrolment key is for the type {enrolment.node_type}", field="input.type"
+            f"the enrolment token is for the type {enrolment.node_type}", field="input.type"
         )
     if enrolment.labels is not None and (excess := set(node.labels) - set(enrolment.labels)):
         raise Forbidden(
-            f"the enrolment key is not for the label {min(excess)!r}", field="input.labels"
+            f"the enrolment token is not for the label {min(excess)!r}", field="input.labels"
         )

@@ -1,4 +1,4 @@
-"""How keys are made, rotated and revoked. The audit trail has each change and no secret."""
+"""Issuing, rotating and revoking tokens. The audit trail has each change and no secret."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ MAX_NODES = 1000
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A key at the only moment at which its text is known."""
+    """A token and its text, which is known only now."""
 
     token: Token
     text: str = field(repr=False)
@@ -38,9 +38,13 @@ async def create_token(
     name: str | None = None,
     nodes: Sequence[str] = (),
 ) -> IssuedToken:
-    """A key of a role; one of an agent speaks for `nodes` alone. Raises BadInput."""
+    """Issue a token of a role; an agent's token speaks for `nodes` alone.
+
+    It never expires if `lifetime` is None. Raises: BadInput: the role is ENROLMENT, an agent has no
+    nodes or more than MAX_NODES, or another role has nodes.
+    """
     if role is Role.ENROLMENT:
-        raise BadInput("input.role", "an enrolment key is made another way")
+        raise BadInput("input.role", "must not be ENROLMENT: use createEnrolmentToken")
     if (role is Role.AGENT) != bool(nodes):
         raise BadInput("input.nodes", "must name the nodes of an agent, and is for agents only")
     if len(nodes) > MAX_NODES:
@@ -52,17 +56,17 @@ async def create_token(
 async def rotate_token(
     session: AsyncSession, token_id: UUID, *, overlap: timedelta, caller: Caller
 ) -> IssuedToken:
-    """A new key for the same; the old one stands beside it for `overlap`, never longer than before.
+    """Issue a successor of the token, which stays valid for `overlap`, but no longer than before.
 
-    A former successor that was never used ends: its text was lost. Raises Forbidden for a key that
-    does not stand, or whose successor is in use, and BadInput for an enrolment new_token.
+    An earlier successor that was never used is revoked: its text was lost. Raises: Forbidden: the
+    token is not valid, or its successor is in use. BadInput: it is an enrolment token.
     """
     statement = select(Token).where(TOKEN.id == token_id, make_valid_condition()).with_for_update()
     token = (await session.scalars(statement)).one_or_none()
     if token is None:
-        raise Forbidden("the key has been revoked, or its time is over")
+        raise Forbidden("the token is revoked or has expired")
     if token.role is Role.ENROLMENT:
-        raise BadInput("input.id", "an enrolment key cannot be rotated: make another one")
+        raise BadInput("input.id", "an enrolment token cannot be rotated: create another one")
     before = to_document(token)
     inherited = {"name", "role", "nodes", "lifetime", "enrolled_by"}
     columns = {**token.model_dump(include=inherited), "replaces": token.id}
@@ -82,13 +86,16 @@ async def _revoke_unused_successors(session: AsyncSession, token_id: UUID) -> No
         TOKEN.replaces == token_id, make_valid_condition()
     )
     if (successor := (await session.scalars(valid_successor.limit(1))).one_or_none()) is not None:
-        raise Forbidden(f"the key has been rotated: {successor} is in use", token=successor)
+        raise Forbidden(f"the token was rotated: {successor} is in use", token=successor)
 
 
 async def revoke_tokens(
     session: AsyncSession, id_or_name: str, *, caller: Caller
 ) -> Sequence[Token]:
-    """Ends all that stand with this public id, or this name. Raises TokenNotFound."""
+    """Revoke the valid tokens that have this public id or name, and return them.
+
+    Raises: TokenNotFound: there is none.
+    """
     revoked = await mark_revoked(
         session, or_(TOKEN.public_id == id_or_name, TOKEN.name == id_or_name)
     )
@@ -102,12 +109,15 @@ async def revoke_tokens(
 
 
 async def revoke_enrolled_tokens(session: AsyncSession, node_id: str) -> None:
-    """Ends the keys that enrolment made for this node."""
+    """Revoke the tokens that enrolment issued to this node."""
     await mark_revoked(session, and_(TOKEN.nodes == [node_id], TOKEN.enrolled_by.is_not(None)))
 
 
 async def mark_revoked(session: AsyncSession, condition: ColumnElement[bool]) -> Sequence[Token]:
-    """Revokes those that stand, locked in the order of their ids."""
+    """Mark the valid tokens that meet the condition as revoked, and return them.
+
+    They are locked in the order of their ids, so that no two transactions deadlock.
+    """
     matching_ids = (
         select(TOKEN.id)
         .where(condition, make_valid_condition())
@@ -131,9 +141,10 @@ async def issue_token(
     valid_for: timedelta | None = None,
     before: Mapping[str, Any] | None = None,
 ) -> IssuedToken:
-    """`said` are columns of Token; `before` is the document of the one that it replaces.
+    """Insert a token, and record it as created, or as rotated from the document `before`.
 
-    It stands for `valid_for`, else for its `lifetime`, else for ever.
+    `columns` are values of Token. The token is valid for `valid_for`, else for its `lifetime`, else
+    without end.
     """
     new_token = generate_token()
     values = {
@@ -173,5 +184,5 @@ async def record_change(
 
 
 def to_document(token: Token) -> dict[str, Any]:
-    """What the audit trail has of it: no secret, and no hash of one."""
+    """Return the token as the audit trail has it: without its secret's hash."""
     return token.model_dump(mode="json", exclude={"secret_hash", "last_used_at"})

@@ -1,6 +1,6 @@
-"""The keys that callers are known by: whether they stand, what they are good for, when used.
+"""The tokens of callers: whether they are valid, what they permit, when they were last used.
 
-A key stands until it is revoked or its time is over, by the database's clock.
+A token is valid until it is revoked or expires, by the database's clock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ TOKEN_KEYSET = Keyset("tokens", (TOKEN.created_at, TOKEN.id), (datetime, UUID), 
 
 
 def make_valid_condition() -> ColumnElement[bool]:
+    """Return the condition that a row of `tokens` is valid now."""
     unexpired = or_(TOKEN.expires_at.is_(None), TOKEN.expires_at > func.registry_now())
     return and_(TOKEN.revoked_at.is_(None), unexpired)
 
@@ -31,13 +32,13 @@ def to_identity(token: Token) -> Identity:
 
 
 async def find_valid_token(session: AsyncSession, presented: PresentedToken) -> Token | None:
-    """The key that was presented, if it stands."""
+    """Return the token that was presented, or None if it is unknown or not valid."""
     statement = select(Token).where(TOKEN.public_id == presented.public_id, make_valid_condition())
     token = (await session.scalars(statement)).one_or_none()
     return token if token and presented.matches(token.secret_hash) else None
 
 
-# Of thousands a few have ended: to name the others would take ten times as long.
+# A few of thousands have ended: returning the valid ones would take ten times as long.
 _FIND_ENDED = text("""
 SELECT asked.id FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
 LEFT JOIN tokens t ON t.id = asked.id AND t.revoked_at IS NULL
@@ -47,21 +48,22 @@ WHERE t.id IS NULL
 
 
 async def find_ended_tokens(session: AsyncSession, token_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of them that do not stand, or are not known."""
+    """Return those of the ids whose token is not valid or unknown."""
     return set(await session.scalars(_FIND_ENDED, {"ids": token_ids}))
 
 
 async def count_tokens(session: AsyncSession, role: Role) -> int:
-    """How many keys of the role stand."""
+    """Return the number of valid tokens of the role."""
     statement = select(func.count()).where(TOKEN.role == role, make_valid_condition())
     return (await session.scalars(statement)).one()
 
 
 async def get_expiry(session: AsyncSession, token_id: UUID) -> datetime | None:
+    """Return when the token expires; None if it never does or does not exist."""
     return await session.scalar(select(TOKEN.expires_at).where(TOKEN.id == token_id))
 
 
-# A row that is locked is being rotated, revoked or used to enrol: that says more than this would.
+# A locked row is being rotated, revoked or used to enrol, which records more than this would.
 _RECORD_USES = text("""
 UPDATE tokens t SET last_used_at = least(u.used_at, registry_now())
 FROM (
@@ -75,7 +77,7 @@ WHERE t.id = u.id
 
 
 async def record_uses(session: AsyncSession, uses: Mapping[UUID, datetime]) -> None:
-    """Records the last use of each; one that is recorded already as later stays."""
+    """Record the last use of each token, unless a later one is recorded already."""
     values = {"ids": list(uses), "used_at": list(uses.values())}
     await session.execute(_RECORD_USES, values)
 
@@ -83,14 +85,17 @@ async def record_uses(session: AsyncSession, uses: Mapping[UUID, datetime]) -> N
 async def list_tokens(
     session: AsyncSession, *, first: int, after: str | None, include_ended: bool
 ) -> Page[Token]:
-    """In the order of TOKENS; `include_ended` also those that do not stand any more."""
+    """Return a page of the valid tokens in the order of TOKEN_KEYSET, or of all of them.
+
+    Raises: BadInput: `first` is out of bounds, or `after` is not a cursor of TOKEN_KEYSET.
+    """
     statement = select(Token) if include_ended else select(Token).where(make_valid_condition())
     rows = await session.scalars(TOKEN_KEYSET.select_page(statement, first=first, after=after))
     return make_page(rows.all(), first)
 
 
 async def get_token(session: AsyncSession, public_id: str) -> Token:
-    """Raises TokenNotFound for one that does not stand."""
+    """Return the valid token with this public id. Raises: TokenNotFound: there is none."""
     statement = select(Token).where(TOKEN.public_id == public_id, make_valid_condition())
     token = (await session.scalars(statement)).one_or_none()
     if token is None:
@@ -108,5 +113,5 @@ DELETE FROM tokens WHERE id IN (
 
 
 async def purge_tokens(session: AsyncSession, *, keep: timedelta, batch: int) -> int:
-    """Deletes at most `batch` of those that have been dead for longer; returns how many."""
+    """Delete at most `batch` tokens that ended longer than `keep` ago, and return how many."""
     return len((await session.execute(_PURGE, {"keep": keep, "batch": batch})).all())

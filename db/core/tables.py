@@ -334,7 +334,7 @@ class Token(Table, table=True):
     uses_left: int | None = Field(description="Nodes that the enrolment token may still enrol.")
     node_role: NodeRole | None = Field(
         sa_type=_make_enum_type(NodeRole, "node_role"),
-        description="Type of the nodes to enrol; none: any.",
+        description="Role of the nodes to enrol; none: any.",
     )
     node_type: NodeType | None = Field(
         sa_type=_make_enum_type(NodeType, "node_type"),

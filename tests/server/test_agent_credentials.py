@@ -282,7 +282,7 @@ async def test_a_node_whose_key_stands_is_not_enrolled_by_who_has_lost_it(
         node_id = run.node_id
     (tmp_path / CREDENTIAL_FILE).unlink()
     async with running(registry, tmp_path, enrolment) as run:
-        with pytest.raises(RequestRejectedError, match="has a key already"):
+        with pytest.raises(RequestRejectedError, match="already has a token"):
             await run.register()
     assert node_id is not None
     await revoke_token(keys, node_id)

@@ -1,6 +1,7 @@
-"""Input coercion, worked out once for a type: what a resolver gets for what came as JSON.
+"""Input coercion compiled once for each type: from JSON values to what a resolver receives.
 
-Of what is right alone. What is wrong raises whatever it may, and the executor says what it is.
+A coercion handles valid values only. For any other it raises some exception, after which the
+executor reports what is wrong.
 """
 
 from collections.abc import Callable
@@ -21,38 +22,39 @@ Coercion = Callable[[Any], Any]
 
 
 def compile_coercion(kind: GraphQLInputType) -> Coercion:
+    """Return the function that coerces JSON values of this type, null included where allowed."""
     if isinstance(kind, GraphQLNonNull):
-        return _never_null(_coercion_of(kind.of_type))
-    coerce = _coercion_of(kind)
+        return _refuse_null(_compile_nullable(kind.of_type))
+    coerce = _compile_nullable(kind)
     return lambda value: None if value is None else coerce(value)
 
 
-def _coercion_of(kind: GraphQLInputType) -> Coercion:
+def _compile_nullable(kind: GraphQLInputType) -> Coercion:
     if isinstance(kind, GraphQLList):
-        return _each(compile_coercion(kind.of_type))
+        return _compile_list(compile_coercion(kind.of_type))
     if isinstance(kind, GraphQLInputObjectType):
-        return _object(kind)
-    assert is_leaf_type(kind)  # noqa: S101  # nothing else goes in
+        return _compile_object(kind)
+    assert is_leaf_type(kind)  # noqa: S101  # no other kind of input type is left
     return kind.coerce_input_value
 
 
-def _never_null(coerce: Coercion) -> Coercion:
-    def coerced(value: Any) -> Any:
+def _refuse_null(coerce: Coercion) -> Coercion:
+    def coerce_value(value: Any) -> Any:
         if value is None:
             raise TypeError("null")
         return coerce(value)
 
-    return coerced
+    return coerce_value
 
 
-def _each(coerce: Coercion) -> Coercion:
-    """A value by itself counts as a list of one."""
+def _compile_list(coerce: Coercion) -> Coercion:
+    """Coerce a list; a single value counts as a list of one (GraphQL, List input coercion)."""
     return lambda values: [
         coerce(value) for value in (values if isinstance(values, list) else [values])
     ]
 
 
-def _object(kind: GraphQLInputObjectType) -> Coercion:
+def _compile_object(kind: GraphQLInputObjectType) -> Coercion:
     fields = {
         name: (field.out_name or name, compile_coercion(field.type))
         for name, field in kind.fields.items()
@@ -65,13 +67,13 @@ def _object(kind: GraphQLInputObjectType) -> Coercion:
     required = {name for name, field in kind.fields.items() if is_required_input_field(field)}
     make = kind.out_type
 
-    def coerced(given: dict[str, Any]) -> Any:
+    def coerce_value(fields_sent: dict[str, Any]) -> Any:
         values = dict(defaults)
-        for name, value in given.items():
+        for name, value in fields_sent.items():
             own_name, coerce = fields[name]
             values[own_name] = coerce(value)
-        if not given.keys() >= required:
+        if not fields_sent.keys() >= required:
             raise KeyError
         return make(values)
 
-    return coerced
+    return coerce_value

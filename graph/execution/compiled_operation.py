@@ -1,9 +1,9 @@
-"""Plans: what executing an operation works out anew each time, worked out once.
+"""Operations compiled once instead of being executed from their documents each time.
 
-A query or mutation has one if it is a single field that takes input objects out of variables and
-gives plain attributes, as the recording of heartbeats is; a subscription has the shape of its
-events, if those are plain attributes. All else is the executor's. So is a request whose variables
-are not of their types: the executor says what is wrong with them.
+A query or mutation can be compiled if it is a single field that takes input objects from variables
+and returns plain attributes, as recordHeartbeat does; a subscription, if its events are plain
+attributes. The executor runs all other operations, and requests whose variables are not of their
+types: it reports what is wrong with them.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ from strawberry.types.field import StrawberryField
 from graph.api.context import Context, Info
 from graph.execution.compiled_input import Coercion, compile_coercion
 from graph.execution.compiled_output import (
-    OURS,
+    STRAWBERRY_DEFINITION,
     NotCompilable,
     Shape,
     collect_fields,
@@ -42,8 +42,10 @@ from graph.execution.compiled_output import (
 
 @dataclass(frozen=True, slots=True)
 class CompiledOperation:
-    """Gives the answers that the executor gives. Only of a value that the schema does not allow, a
-    fault of ours, it does not tell where it is.
+    """A query or mutation with the executor's results.
+
+    The each difference: the error of a result that the schema does not allow, which is our fault,
+    does not say where in the result it is.
     """
 
     _key: str
@@ -55,11 +57,11 @@ class CompiledOperation:
     _shape: Shape
 
     def coerce(self, variables: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """None if the variables are not of their types."""
+        """Return the resolver's arguments; None if the variables are not of their types."""
         try:
-            given = variables or {}
-            return {name: coerce(given[variable]) for name, variable, coerce in self._arguments}
-        except Exception:  # noqa: BLE001  # the executor will say which
+            values = variables or {}
+            return {name: coerce(values[variable]) for name, variable, coerce in self._arguments}
+        except Exception:  # noqa: BLE001  # the executor reports which
             return None
 
     async def run(self, arguments: Mapping[str, Any], context: Context) -> ExecutionResult:
@@ -67,41 +69,44 @@ class CompiledOperation:
         try:
             result = await self._resolve(None, info=info, **arguments)
             return ExecutionResult({self._key: self._shape(result)})
-        except Exception as error:  # noqa: BLE001  # whatever it is, it answers this operation
+        except Exception as error:  # noqa: BLE001  # any error is the response to this operation
             return ExecutionResult(None, [located_error(error, [self._node], [self._key])])
 
 
 def compile_operation(
     schema: GraphQLSchema, operation: OperationDefinitionNode
 ) -> CompiledOperation | None:
-    """Of a valid operation; None if it takes the executor."""
+    """Return the compiled form of a valid operation; None if only the executor can run it."""
     try:
-        return _plan(schema, operation)
+        return _compile(schema, operation)
     except NotCompilable:
         return None
 
 
 def compile_event_shape(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Shape | None:
-    """What a valid subscription shows of an event; None if it takes the executor. So does an event
-    for which it raises: the executor tells why.
+    """Return the shape of a valid subscription's events; None if only the executor can encode them.
+
+    An event for which the shape raises is encoded by the executor, which reports why.
     """
     try:
-        root, key, node = _only_field(schema, operation)
+        root, key, node = _get_only_field(schema, operation)
         shape = compile_shape(schema, root.fields[node.name.value].type, node.selection_set)
     except NotCompilable:
         return None
     return lambda event: {key: shape(event)}
 
 
-def _plan(schema: GraphQLSchema, operation: OperationDefinitionNode) -> CompiledOperation:
-    root, key, node = _only_field(schema, operation)
+def _compile(schema: GraphQLSchema, operation: OperationDefinitionNode) -> CompiledOperation:
+    root, key, node = _get_only_field(schema, operation)
     field = root.fields.get(node.name.value)
     if field is None:
         raise NotCompilable  # introspection
-    ours: StrawberryField = field.extensions[OURS]
-    # The error of a field that may be null would leave a response with data.
-    _expect(ours.is_async and not ours.extensions and isinstance(field.type, GraphQLNonNull))
-    resolver = ours.base_resolver
+    definition: StrawberryField = field.extensions[STRAWBERRY_DEFINITION]
+    # The error of a nullable field would leave a response with data.
+    _expect(
+        definition.is_async and not definition.extensions and isinstance(field.type, GraphQLNonNull)
+    )
+    resolver = definition.base_resolver
     if resolver is None or resolver.self_parameter is None or resolver.info_parameter is None:
         raise NotCompilable
     info = GraphQLResolveInfo(
@@ -123,45 +128,51 @@ def _plan(schema: GraphQLSchema, operation: OperationDefinitionNode) -> Compiled
     return CompiledOperation(
         key,
         node,
-        ours,
+        definition,
         resolver,
-        tuple(_arguments(operation, node, field.args)),
+        tuple(_compile_arguments(operation, node, field.args)),
         info,
         compile_shape(schema, field.type, node.selection_set),
     )
 
 
-def _only_field(
+def _get_only_field(
     schema: GraphQLSchema, operation: OperationDefinitionNode
 ) -> tuple[GraphQLObjectType, str, FieldNode]:
-    """The root, and its field with the name in the response. Raises Unforeseen."""
+    """Return the root type, the response key and the node of the only field.
+
+    Raises NotCompilable.
+    """
     root = schema.get_root_type(operation.operation)
-    assert root is not None  # noqa: S101  # a valid operation has one
+    assert root is not None  # noqa: S101  # a valid operation has each
     selected = collect_fields(schema, root, operation.selection_set)
     _expect(len(selected) == 1 and not operation.directives)
     [(key, node)] = selected.items()
     return root, key, node
 
 
-def _arguments(
+def _compile_arguments(
     operation: OperationDefinitionNode, node: FieldNode, defined: Mapping[str, GraphQLArgument]
 ) -> Iterator[tuple[str, str, Coercion]]:
-    """The name in Python, and the variable, which is of the very type. Raises Unforeseen."""
-    declared = {one.variable.name.value: one for one in operation.variable_definitions or ()}
-    given = {one.name.value: one.value for one in node.arguments or ()}
-    _expect(given.keys() == defined.keys() and len(given) == len(declared))
-    for name, value in given.items():
+    """Yield Python name, variable and coercion of each argument: a variable of exactly its type.
+
+    Raises NotCompilable.
+    """
+    definitions = {each.variable.name.value: each for each in operation.variable_definitions or ()}
+    values = {each.name.value: each.value for each in node.arguments or ()}
+    _expect(values.keys() == defined.keys() and len(values) == len(definitions))
+    for name, value in values.items():
         argument = defined[name]
         if not isinstance(value, VariableNode):
             raise NotCompilable
-        variable = declared[value.name.value]
+        variable = definitions[value.name.value]
         _expect(print_ast(variable.type) == str(argument.type))
         _expect(variable.default_value is None and not variable.directives)
-        _expect(isinstance(argument.type, GraphQLNonNull))  # others may be left out
-        # Strawberry has these made as they are checked; it would convert others by itself.
+        _expect(isinstance(argument.type, GraphQLNonNull))  # a nullable argument may be absent
+        # The schema builds input objects as it checks them; Strawberry converts other types.
         _expect(isinstance(get_named_type(argument.type), GraphQLInputObjectType))
         yield (
-            argument.extensions[OURS].python_name,
+            argument.extensions[STRAWBERRY_DEFINITION].python_name,
             value.name.value,
             compile_coercion(argument.type),
         )

@@ -1,6 +1,6 @@
-"""What a response shows of a value, worked out once for what a document selects of it.
+"""Output compiled once for each selection set: from a resolved object to its part of the response.
 
-Of objects of plain attributes alone: whatever else is selected is Unforeseen.
+Only selections of plain attributes can be compiled: any other raises NotCompilable.
 """
 
 from collections.abc import Callable
@@ -22,98 +22,100 @@ from graphql import (
 )
 
 Shape = Callable[[Any], Any]
-"""Raises whatever it may for a value that is not of its type."""
+"""Turns a resolved value into JSON; raises some exception for a value that is not of its type."""
 
-OURS = "strawberry-definition"
+STRAWBERRY_DEFINITION = "strawberry-definition"
 
 
 class NotCompilable(Exception):
-    """It takes the executor."""
+    """A selection or operation that only the executor can run."""
 
 
 def compile_shape(
     schema: GraphQLSchema, kind: GraphQLOutputType, selected: SelectionSetNode | None
 ) -> Shape:
-    """Of what a valid document selects. Raises Unforeseen."""
+    """Return the shape of a selection in a valid document. Raises NotCompilable."""
     if isinstance(kind, GraphQLNonNull):
-        return _never_null(_shape_of(schema, kind.of_type, selected))
-    shape = _shape_of(schema, kind, selected)
+        return _refuse_null(_compile_nullable(schema, kind.of_type, selected))
+    shape = _compile_nullable(schema, kind, selected)
     return lambda value: None if value is None else shape(value)
 
 
-def _shape_of(
+def _compile_nullable(
     schema: GraphQLSchema, kind: GraphQLOutputType, selected: SelectionSetNode | None
 ) -> Shape:
     if is_leaf_type(kind):
-        return _never_null(kind.coerce_output_value)
+        return _refuse_null(kind.coerce_output_value)
     if isinstance(kind, GraphQLList):
         item = compile_shape(schema, kind.of_type, selected)
         return lambda values: [item(value) for value in values]
-    assert selected is not None  # noqa: S101  # in a valid document only leaves select nothing
+    assert selected is not None  # noqa: S101  # valid documents select fields of everything but leaves
     if isinstance(kind, GraphQLObjectType):
-        return _shape_of_object(schema, kind, selected)
+        return _compile_object(schema, kind, selected)
     if isinstance(kind, GraphQLUnionType):
         shapes = {
-            member.extensions[OURS].origin: _shape_of_object(schema, member, selected)
+            member.extensions[STRAWBERRY_DEFINITION].origin: _compile_object(
+                schema, member, selected
+            )
             for member in kind.types
         }
         return lambda value: shapes[type(value)](value)
     raise NotCompilable
 
 
-def _never_null(shape: Shape) -> Shape:
-    def shown(value: Any) -> Any:
+def _refuse_null(shape: Shape) -> Shape:
+    def shape_value(value: Any) -> Any:
         result = None if value is None else shape(value)
         if result is None:
-            raise TypeError("null where the schema has none")
+            raise TypeError("null for a non-null type")
         return result
 
-    return shown
+    return shape_value
 
 
-def _shape_of_object(
+def _compile_object(
     schema: GraphQLSchema, kind: GraphQLObjectType, selected: SelectionSetNode
 ) -> Shape:
     fields = [
-        (key, *_field(schema, kind, node))
+        (key, *_compile_field(schema, kind, node))
         for key, node in collect_fields(schema, kind, selected).items()
     ]
     return lambda value: {key: shape(read(value)) for key, read, shape in fields}
 
 
-def _field(
+def _compile_field(
     schema: GraphQLSchema, kind: GraphQLObjectType, node: FieldNode
 ) -> tuple[Callable[[Any], Any], Shape]:
     if node.name.value == "__typename":
         return lambda _: kind.name, str
     field = kind.fields[node.name.value]
-    ours = field.extensions[OURS]
-    if not ours.is_basic_field:
+    definition = field.extensions[STRAWBERRY_DEFINITION]
+    if not definition.is_basic_field:
         raise NotCompilable
-    return attrgetter(ours.python_name), compile_shape(schema, field.type, node.selection_set)
+    return attrgetter(definition.python_name), compile_shape(schema, field.type, node.selection_set)
 
 
 def collect_fields(
     schema: GraphQLSchema, kind: GraphQLObjectType, selected: SelectionSetNode
 ) -> dict[str, FieldNode]:
-    """What is selected of an object, by the names in the response. Raises Unforeseen."""
+    """Return the selected fields by their response keys. Raises NotCompilable."""
     fields: dict[str, FieldNode] = {}
     for selection in selected.selections:
         if selection.directives:
             raise NotCompilable
         if isinstance(selection, FieldNode):
-            found = {(selection.alias or selection.name).value: selection}
+            selected_fields = {(selection.alias or selection.name).value: selection}
         elif isinstance(selection, InlineFragmentNode):
-            found = _fields_of_fragment(schema, kind, selection)
+            selected_fields = _collect_fragment_fields(schema, kind, selection)
         else:
             raise NotCompilable
-        if fields.keys() & found.keys():
-            raise NotCompilable  # they would have to be merged
-        fields |= found
+        if fields.keys() & selected_fields.keys():
+            raise NotCompilable  # the executor merges them
+        fields |= selected_fields
     return fields
 
 
-def _fields_of_fragment(
+def _collect_fragment_fields(
     schema: GraphQLSchema, kind: GraphQLObjectType, fragment: InlineFragmentNode
 ) -> dict[str, FieldNode]:
     condition = fragment.type_condition

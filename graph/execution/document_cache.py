@@ -1,7 +1,7 @@
-"""Parses and validates each document once, and keeps what is used, by its hash: bounded.
+"""A bounded cache of parsed and validated documents, by their hash.
 
-A document may be asked for by its id alone, if it is one of the trusted ones: those of our own
-agent and client. https://github.com/graphql/graphql-over-http, appendix A, persisted documents.
+Trusted documents, those of our own agent and client, can be requested by their id alone:
+https://github.com/graphql/graphql-over-http, appendix A, persisted documents.
 """
 
 import hashlib
@@ -50,21 +50,21 @@ MAX_USED = 256
 MAX_ON_PROBATION = 64
 MAX_KEPT_CHARACTERS = 16 * 1024
 
-OTHERS = "other"
-"""What operations of documents that are not trusted are counted as, whatever their names."""
+OTHER = "other"
+"""The name in metrics and traces of all operations in documents that are not trusted."""
 
 _TRUSTED = Path(__file__).parent / "trusted_documents.json"
 
 
 class Operation:
-    """One of a document's; what is known of it beyond its name holds if the document is valid."""
+    """An operation of a document; its cached properties require a valid document."""
 
     def __init__(self, document: "Document", node: OperationDefinitionNode) -> None:
         self.document = document
         self.node = node
         self.name = node.name.value if node.name else None
         self.kind: OperationType = node.operation
-        self.metric_name = self.name if document.trusted and self.name else OTHERS
+        self.metric_name = self.name if document.trusted and self.name else OTHER
         self.span = (
             f"{self.kind.value} {self.metric_name}",
             {
@@ -92,18 +92,18 @@ class Operation:
 
     @cached_property
     def compiled(self) -> CompiledOperation | None:
-        """None if it takes the executor."""
+        """The compiled form; None if only the executor can run it."""
         return compile_operation(self.document.schema, self.node)
 
     @cached_property
     def event_shape(self) -> Shape | None:
-        """Of a subscription; None if it takes the executor."""
+        """The shape of a subscription's events; None if only the executor can encode them."""
         return compile_event_shape(self.document.schema, self.node)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Parsed, and valid if it has no `errors`."""
+    """A parsed document; it is valid if `errors` is empty."""
 
     id: str
     schema: GraphQLSchema
@@ -113,11 +113,11 @@ class Document:
     _operations: dict[str | None, Operation] = field(default_factory=dict)
 
     def select_operation(self, name: str | None) -> Operation:
-        """Of that name, or the only one. Raises RequestRefused."""
-        known = self._operations.get(name)
-        if known is None:
-            known = self._operations[name] = Operation(self, self._find(name))
-        return known
+        """Return the operation of that name, or the only one. Raises RequestRefused."""
+        operation = self._operations.get(name)
+        if operation is None:
+            operation = self._operations[name] = Operation(self, self._find(name))
+        return operation
 
     def _find(self, name: str | None) -> OperationDefinitionNode:
         nodes = [
@@ -135,10 +135,10 @@ class Document:
 
 
 class DocumentCache:
-    """Keeps the trusted ones for good once they were asked for, others while they are used.
+    """Keeps requested trusted documents for the life of the process, others while they are used.
 
-    What was asked for only once is on probation, whence only others of its kind drive it out: a
-    flood of documents that nobody asks for again drives out none that is in use.
+    A document that was used once is on probation, from where only others on probation evict it: a
+    flood of documents that are never used again evicts none that is in use.
     """
 
     def __init__(
@@ -153,23 +153,26 @@ class DocumentCache:
         self._max_tokens = max_tokens
         self._shows_schema = shows_schema
         self._trusted = {compute_document_id(text): text for text in trusted}
-        self._kept: dict[str, Document] = {}
+        self._parsed_trusted: dict[str, Document] = {}
         self._used: OrderedDict[str, Document] = OrderedDict()
         self._on_probation: OrderedDict[str, Document] = OrderedDict()
 
     def asked_for(self, request: GraphQLRequest) -> Document:
-        """Raises GraphQLSyntaxError, QueryTooComplex, and BadInput for an id that is not known."""
-        if request.document_id is None:
-            return self._of(request.query or "")
-        if request.document_id not in self._trusted:
-            problem = "is not known: send the document itself, as `query`"
-            raise BadInput("documentId", problem)
-        return self._trusted_one(request.document_id)
+        """Return the document of a request, parsed and validated.
 
-    def _of(self, text: str) -> Document:
+        Raises GraphQLSyntaxError, QueryTooComplex, and BadInput for an unknown id.
+        """
+        if request.document_id is None:
+            return self._get_by_text(request.query or "")
+        if request.document_id not in self._trusted:
+            problem = "is not operation: send the document itself, as `query`"
+            raise BadInput("documentId", problem)
+        return self._get_trusted(request.document_id)
+
+    def _get_by_text(self, text: str) -> Document:
         key = compute_document_id(text)
         if key in self._trusted:
-            return self._trusted_one(key)
+            return self._get_trusted(key)
         if key in self._used:
             self._used.move_to_end(key)
             return self._used[key]
@@ -178,37 +181,37 @@ class DocumentCache:
             if len(self._used) > MAX_USED:
                 self._used.popitem(last=False)
             return self._used[key]
-        document = self._read(key, text)
+        document = self._parse(key, text)
         if len(text) <= MAX_KEPT_CHARACTERS:
             self._on_probation[key] = document
             if len(self._on_probation) > MAX_ON_PROBATION:
                 self._on_probation.popitem(last=False)
         return document
 
-    def _trusted_one(self, key: str) -> Document:
-        if key not in self._kept:
-            self._kept[key] = self._read(key, self._trusted[key], trusted=True)
-        return self._kept[key]
+    def _get_trusted(self, key: str) -> Document:
+        if key not in self._parsed_trusted:
+            self._parsed_trusted[key] = self._parse(key, self._trusted[key], trusted=True)
+        return self._parsed_trusted[key]
 
-    def _read(self, key: str, text: str, *, trusted: bool = False) -> Document:
+    def _parse(self, key: str, text: str, *, trusted: bool = False) -> Document:
         node = parse_document(text, max_tokens=self._max_tokens)
         errors = validate_document(self._schema, node, _RULES, shows_schema=self._shows_schema)
         return Document(key, self._schema, node, errors, trusted)
 
 
 def load_trusted_documents() -> list[str]:
-    """Those of our own agent and client, as `make documents` wrote them down."""
+    """Return the documents of our own agent and client, as `make documents` wrote them."""
     by_id: dict[str, str] = orjson.loads(_TRUSTED.read_bytes())
     return list(by_id.values())
 
 
 def compute_document_id(text: str) -> str:
-    """As the appendix on persisted documents has it."""
+    """Return the document's identifier as the appendix on persisted documents defines it."""
     return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
 
 
 class LiteralsOfCorrectTypeRule(ValuesOfCorrectTypeRule):
-    """Says where in its argument a literal is wrong, in the words used of variables."""
+    """Reports where in its argument a literal is wrong, in the format of errors in variables."""
 
     _holder = ""
 

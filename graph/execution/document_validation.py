@@ -1,8 +1,7 @@
-"""How documents are parsed and validated: in milliseconds, whatever they are, and telling no more
-of the schema than they may.
+"""Parsing and validation of documents, in milliseconds for any document.
 
-What bounds the time is how much there is to look at. The largest document in use, GraphiQL's
-introspection, has some 200 tokens.
+Limits on characters, tokens, comparisons and errors bound the time. The largest document in use,
+GraphiQL's introspection, has some 200 tokens.
 """
 
 from collections.abc import Sequence
@@ -23,17 +22,20 @@ from strawberry.schema.validation_rules.one_of import OneOfInputValidationRule
 from graph.execution.query_limits import QueryTooComplex
 
 MAX_CHARACTERS = 128 * 1024
-"""A string is read character by character. A JSON document of the largest size still fits in."""
+"""The parser reads strings character by character. The largest JSON document still fits."""
 
 MAX_ERRORS = 10
-"""Each may quote, and so print, the whole of an argument."""
+"""Each error may print a whole argument."""
 
-# Fields of one name are compared with one another, and so are the fragments around them.
+# Fields of one name, and the fragments around them, are compared in pairs.
 overlapping_fields_can_be_merged.MAX_COMPLEXITY_BUDGET = 10_000
 
 
 def parse_document(query: str, *, max_tokens: int) -> DocumentNode:
-    """Raises GraphQLSyntaxError, also for too many tokens, and QueryTooComplex."""
+    """Parse a document.
+
+    Raises GraphQLSyntaxError, also for too many tokens, and QueryTooComplex.
+    """
     if len(query) > MAX_CHARACTERS:
         raise QueryTooComplex("length", len(query), MAX_CHARACTERS)
     return parse(query, max_tokens=max_tokens)
@@ -46,8 +48,9 @@ def validate_document(
     *,
     shows_schema: bool,
 ) -> list[GraphQLError]:
-    """By `rules` and Strawberry's own. Without `shows_schema` there is no introspection, and no
-    error says what its author may have meant.
+    """Return the errors found by `rules` and Strawberry's own.
+
+    Without `shows_schema` introspection is an error, and no error suggests names of the schema.
     """
     hiding = () if shows_schema else (NoSchemaIntrospectionCustomRule,)
     return validate(

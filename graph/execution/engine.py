@@ -137,7 +137,7 @@ class Engine:
             rejections = self._services.rejections
             await record_forbidden(rejections, caller, operation, request.variables)
             raise
-        self._limits.require(operation.complexity, request.variables)
+        self._limits.check(operation.complexity, request.variables)
         return _Admitted(operation, request, caller)
 
     async def _respond(self, admitted: _Admitted) -> str:

@@ -1,4 +1,4 @@
-"""How much an operation may ask for, and the refusal of one that asks for more."""
+"""The limits on the size of an operation, and the error of one that exceeds them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,22 +10,25 @@ from graph.execution.cost_formula import Formula
 
 
 class QueryTooComplex(RegistryError):
-    """`exceeded` is depth, aliases, directives or cost; the fact of that name says by how much."""
+    """An operation over a limit: `exceeded` is depth, aliases, directives, cost or length.
+
+    The error carries the measured value under that name, and the limit.
+    """
 
     code = "QUERY_TOO_COMPLEX"
 
-    def __init__(self, exceeded: str, asked: int, limit: int) -> None:
+    def __init__(self, exceeded: str, measured: int, limit: int) -> None:
         super().__init__(
-            f"the query's {exceeded} is {asked}, and {limit} is the limit",
-            **{"exceeded": exceeded, exceeded: asked, "limit": limit},
+            f"the query's {exceeded} is {measured}, the limit is {limit}",
+            **{"exceeded": exceeded, exceeded: measured, "limit": limit},
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Complexity:
-    """Of one operation, for as long as its document is known.
+    """The size of one operation.
 
-    `root_fields` are the names of those that will be resolved, twice if under two names.
+    `root_fields` are the names of the fields that will be resolved, twice if under two aliases.
     """
 
     depth: int
@@ -37,7 +40,7 @@ class Complexity:
 
 @dataclass(frozen=True, slots=True)
 class QueryLimits:
-    """The largest query that is run."""
+    """The largest operation that is run."""
 
     depth: int
     aliases: int
@@ -53,13 +56,16 @@ class QueryLimits:
             cost=settings.max_query_cost,
         )
 
-    def require(self, asked: Complexity, variables: Mapping[str, Any] | None) -> None:
-        """Raises QueryTooComplex. `variables` are as they were sent."""
-        if asked.depth > self.depth:
-            raise QueryTooComplex("depth", asked.depth, self.depth)
-        if asked.aliases > self.aliases:
-            raise QueryTooComplex("aliases", asked.aliases, self.aliases)
-        if asked.directives > self.directives:
-            raise QueryTooComplex("directives", asked.directives, self.directives)
-        if asked.cost.most > self.cost and (cost := asked.cost.of(variables or {})) > self.cost:
+    def check(self, complexity: Complexity, variables: Mapping[str, Any] | None) -> None:
+        """Check an operation with its variables, as they were sent. Raises QueryTooComplex."""
+        if complexity.depth > self.depth:
+            raise QueryTooComplex("depth", complexity.depth, self.depth)
+        if complexity.aliases > self.aliases:
+            raise QueryTooComplex("aliases", complexity.aliases, self.aliases)
+        if complexity.directives > self.directives:
+            raise QueryTooComplex("directives", complexity.directives, self.directives)
+        if (
+            complexity.cost.maximum > self.cost
+            and (cost := complexity.cost.evaluate(variables or {})) > self.cost
+        ):
             raise QueryTooComplex("cost", cost, self.cost)

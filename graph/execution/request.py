@@ -1,4 +1,4 @@
-"""The parameters of a GraphQL request, over whatever transport it comes."""
+"""The parameters of a GraphQL request, the same over all transports."""
 
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, from_json
 
 MAX_VALUES = 50_000
-"""Of a request. The largest in use, a thousand heartbeats with two GPUs each, has 31,000."""
+"""JSON values in a request. The largest in use, 1,000 heartbeats with two GPUs each, has 31,000."""
 
 _Text = Annotated[str, Field(min_length=1)]
 _PROBLEMS = {
@@ -29,7 +29,7 @@ _PROBLEMS = {
 
 
 class GraphQLRequest(BaseModel):
-    """As GraphQL over HTTP and graphql-transport-ws define it; what else is sent is ignored.
+    """A request as GraphQL over HTTP and graphql-transport-ws define it; other members are ignored.
 
     It has either a `query` or a `document_id`.
     """
@@ -44,48 +44,52 @@ class GraphQLRequest(BaseModel):
 
     @field_validator("query")
     @classmethod
-    def _one_or_the_other(cls, query: str | None, others: ValidationInfo) -> str | None:
-        given_by_id = others.data.get("document_id", "wrongly") is not None
-        if query is None and not given_by_id:
+    def _check_query_or_id(cls, query: str | None, others: ValidationInfo) -> str | None:
+        has_id = others.data.get("document_id", "invalid") is not None
+        if query is None and not has_id:
             raise PydanticCustomError("missing", "is missing")
-        if query is not None and given_by_id:
-            raise PydanticCustomError("one_too_many", "must not be given beside documentId")
+        if query is not None and has_id:
+            raise PydanticCustomError("one_too_many", "must not be given together with documentId")
         return query
 
 
-def first_problem(error: ValidationError) -> tuple[str, str]:
-    """The path of the first value that is wrong, and what is wrong with it."""
+def find_first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return the path of the first invalid value, and what is wrong with it."""
     problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     path = ".".join(str(part) for part in problem["loc"])
     return path, _PROBLEMS.get(problem["type"], problem["msg"])
 
 
 class TooManyValues(ValueError):
-    """Each takes microseconds to check, and the smallest only two bytes."""
+    """Too many JSON values: the smallest takes two bytes to send and microseconds to check."""
 
     def __init__(self) -> None:
         super().__init__(f"must have at most {MAX_VALUES} values")
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError, saying where; also for more than 200 levels, or 4,300 digits.
+    """Parse JSON text.
 
-    A whole number stays one, however large it is; another that is beyond all bounds is infinite.
+    Integers keep their value at any size; a float out of range is infinite. Raises ValueError that
+    says where the error is, also for more than 200 levels or 4,300 digits, and TooManyValues.
     """
-    # Values, which may be keys of callers, are to be nowhere but in their request.
+    # Only keys are cached: values may be secrets, which must not outlive their request.
     value = from_json(text, allow_inf_nan=False, cache_strings="keys")
     if len(text) > 2 * MAX_VALUES:
-        _require_few(value)
+        _check_value_count(value)
     return value
 
 
-def _require_few(value: Any) -> None:
-    """Raises TooManyValues. Lists and objects are values, too."""
-    found, left = 1, [value]
-    while left:
-        each = left.pop()
-        inner = each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
-        found += len(inner)
-        if found > MAX_VALUES:
+def _check_value_count(value: Any) -> None:
+    """Check the number of values; lists and objects count. Raises TooManyValues."""
+    count, pending = 1, [value]
+    while pending:
+        current = pending.pop()
+        if isinstance(current, dict):
+            inner = list(current.values())
+        else:
+            inner = current if isinstance(current, list) else []
+        count += len(inner)
+        if count > MAX_VALUES:
             raise TooManyValues
-        left.extend(inner)
+        pending.extend(inner)

@@ -27,7 +27,7 @@ from graph.core.errors import InvalidRequest, OperationTimedOut, RateLimited
 from graph.core.headers import get_header
 from graph.execution.engine import Engine, KindNotAllowed
 from graph.execution.query_limits import QueryTooComplex
-from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
+from graph.execution.request import GraphQLRequest, TooManyValues, find_first_problem, parse_json
 from graph.execution.response import OperationRefused
 from graph.services import Services
 from graph.transport.sse import MEDIA_TYPE as EVENT_STREAM
@@ -206,7 +206,7 @@ async def _read(scope: Scope, receive: Receive, max_bytes: int) -> GraphQLReques
     try:
         return GraphQLRequest.model_validate(parameters)
     except ValidationError as error:
-        field, problem = first_problem(error)
+        field, problem = find_first_problem(error)
         raise _Refused(400, BadInput(field or "body", problem)) from error
 
 

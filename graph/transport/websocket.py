@@ -24,7 +24,7 @@ from graph.auth.credential_cache import GRANT_ENDED, Grant
 from graph.core import errors
 from graph.core.errors import RateLimited
 from graph.execution.engine import Engine
-from graph.execution.request import GraphQLRequest, TooManyValues, first_problem, parse_json
+from graph.execution.request import GraphQLRequest, TooManyValues, find_first_problem, parse_json
 from graph.execution.response import OperationRefused
 from graph.services import Services
 from graph.transport.http import refused_response, too_busy
@@ -279,7 +279,7 @@ def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete
     try:
         return _MESSAGE.validate_python(parse_json(text))
     except ValidationError as error:
-        field, problem = first_problem(error)
+        field, problem = find_first_problem(error)
         raise _Close(4400, f"Invalid message: {field or 'it'} {problem}") from error
     except TooManyValues as error:
         raise _Close(4400, f"Messages {error}") from error

@@ -81,7 +81,7 @@ async def a_feed(database: Database, max_lag: int = 100) -> ChangeFeed:
 
 
 @asynccontextmanager
-async def running(feed: ChangeFeed) -> AsyncIterator[None]:
+async def run_feed(feed: ChangeFeed) -> AsyncIterator[None]:
     task = asyncio.create_task(feed.run())
     try:
         yield
@@ -91,7 +91,7 @@ async def running(feed: ChangeFeed) -> AsyncIterator[None]:
             await task
 
 
-async def following(
+async def follow_feed(
     feed: ChangeFeed,
     database: Database,
     after: int | None = None,
@@ -124,7 +124,7 @@ async def next_revisions(events: Events, count: int) -> list[int]:
     return revisions
 
 
-async def until_at(feed: ChangeFeed, revision: int) -> None:
+async def wait_for_revision(feed: ChangeFeed, revision: int) -> None:
     await wait_until(lambda: feed.revision == revision)
 
 
@@ -208,7 +208,7 @@ class Interleaving:
         newest, (asked, only_in) = len(self.log), reader
         after = None if asked is None else asked % (newest + 1)
         node_filter = ONLY_IN if only_in else EVERY_NODE
-        events = await following(self.feed, self.database, after, node_filter, 0)
+        events = await follow_feed(self.feed, self.database, after, node_filter, 0)
         self.readers.append(Reader(events, only_in, newest if after is None else after))
 
     async def pull(self, number: int) -> None:
@@ -271,7 +271,7 @@ async def read_in_pieces(
     told: list[int] = []
     after = 2
     while after < last:
-        async with aclosing(await following(feed, database, after, node_filter, 0.01)) as events:
+        async with aclosing(await follow_feed(feed, database, after, node_filter, 0.01)) as events:
             for _ in range(chance.randint(1, 20)):
                 for each in await next_events(events):
                     assert not isinstance(each, ResyncRequired)
@@ -298,7 +298,7 @@ async def test_readers_that_come_and_go_while_changes_are_made_and_trimmed_miss_
             if chance.random() < 0.2:
                 await trim(database, 400)
 
-    async with running(feed), asyncio.timeout(60):
+    async with run_feed(feed), asyncio.timeout(60):
         reading = [
             asyncio.create_task(read_in_pieces(feed, database, node_filter, last, chance))
             for node_filter in [EVERY_NODE, ONLY_IN] * 3
@@ -318,7 +318,7 @@ async def test_readers_that_resume_together_share_the_reading_of_the_log(
     feed = await a_feed(database)
     with record_statements(database) as sent:
         reading = [
-            next_revisions(await following(feed, database, after), 11 - after)
+            next_revisions(await follow_feed(feed, database, after), 11 - after)
             for after in [0, 0, 0, 1, 3, 4, 5, 7]
         ]
         for after, told in zip(
@@ -333,7 +333,7 @@ async def test_readers_share_what_was_read_live_and_ask_nothing_themselves(
     database: Database,
 ) -> None:
     feed = await a_feed(database)
-    readers = [await following(feed, database, 2) for _ in range(5)]
+    readers = [await follow_feed(feed, database, 2) for _ in range(5)]
     reading = [asyncio.create_task(next_revisions(each, 3)) for each in readers]
     await append(database, IN, OUT, IN)
     with record_statements(database) as sent:
@@ -375,9 +375,9 @@ async def test_a_filter_that_could_not_be_asked_is_asked_again(
         outage.setattr(status_changes, "match_changes", away)
         for _ in range(2):
             with pytest.raises(Unavailable):
-                await next_events(await following(feed, database, 2, ONLY_IN))
+                await next_events(await follow_feed(feed, database, 2, ONLY_IN))
     assert feed.subscribers == 0
-    assert await next_revisions(await following(feed, database, 2, ONLY_IN), 1) == [3]
+    assert await next_revisions(await follow_feed(feed, database, 2, ONLY_IN), 1) == [3]
 
 
 async def test_a_part_of_the_log_that_could_not_be_read_is_read_again(
@@ -390,13 +390,13 @@ async def test_a_part_of_the_log_that_could_not_be_read_is_read_again(
     with monkeypatch.context() as outage:
         outage.setattr(status_changes, "list_changes_after", away)
         with pytest.raises(Unavailable):
-            await next_events(await following(feed, database, 0))
-    assert await next_revisions(await following(feed, database, 0), 2) == [1, 2]
+            await next_events(await follow_feed(feed, database, 0))
+    assert await next_revisions(await follow_feed(feed, database, 0), 2) == [1, 2]
 
 
 async def test_idle_readers_are_told_how_far_the_log_was_read(database: Database) -> None:
     feed = await a_feed(database)
-    first, second = [await following(feed, database, bookmark_seconds=0.01) for _ in range(2)]
+    first, second = [await follow_feed(feed, database, bookmark_seconds=0.01) for _ in range(2)]
     [told], [told_too] = await next_events(first), await next_events(second)
     assert told == Bookmark(2)
     assert told is told_too  # so that it is executed once
@@ -406,7 +406,7 @@ async def test_a_bookmark_passes_over_what_the_filter_hides_and_nothing_else(
     database: Database,
 ) -> None:
     feed = await a_feed(database)
-    events = await following(feed, database, 2, ONLY_IN, bookmark_seconds=0)
+    events = await follow_feed(feed, database, 2, ONLY_IN, bookmark_seconds=0)
     await append(database, OUT, OUT)
     await read_on(feed, database)
     assert await next_events(events) == [feed.make_bookmark(4)]
@@ -426,8 +426,8 @@ async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
         raise Unavailable(1)
         yield
 
-    events = await following(feed, database, bookmark_seconds=0.005)
-    async with running(feed):
+    events = await follow_feed(feed, database, bookmark_seconds=0.005)
+    async with run_feed(feed):
         assert await next_events(events) == [feed.make_bookmark(2)]
         with monkeypatch.context() as outage:
             outage.setattr(feed_module, "open_listener", away)
@@ -445,7 +445,7 @@ async def test_a_reader_that_is_quick_gets_all_of_a_commit_larger_than_what_is_k
     database: Database,
 ) -> None:
     feed = await a_feed(database, max_lag=3)
-    reading = asyncio.create_task(next_revisions(await following(feed, database, 2), 10))
+    reading = asyncio.create_task(next_revisions(await follow_feed(feed, database, 2), 10))
     await append(database, *[IN] * 10)
     await read_on(feed, database)
     assert await reading == list(range(3, 13))
@@ -456,7 +456,7 @@ async def test_a_reader_that_starts_ahead_of_the_feed_is_told_what_follows(
 ) -> None:
     feed = await a_feed(database)
     await append(database, IN, IN)
-    now, before = await following(feed, database), await following(feed, database, 3)
+    now, before = await follow_feed(feed, database), await follow_feed(feed, database, 3)
     reading = [asyncio.create_task(next_revisions(*each)) for each in [(now, 1), (before, 2)]]
     await append(database, IN)
     await read_on(feed, database)
@@ -467,7 +467,7 @@ async def test_a_log_trimmed_of_all_that_was_not_read_asks_for_a_resync_and_goes
     database: Database,
 ) -> None:
     feed = await a_feed(database)
-    waiting = await following(feed, database, 2)
+    waiting = await follow_feed(feed, database, 2)
     asked = asyncio.create_task(next_events(waiting))
     await append(database, IN, IN)
     await trim(database, 0)
@@ -477,7 +477,7 @@ async def test_a_log_trimmed_of_all_that_was_not_read_asks_for_a_resync_and_goes
     [told] = await asked
     assert isinstance(told, ResyncRequired)
     assert told.revision == 4
-    events = await following(feed, database, 4)
+    events = await follow_feed(feed, database, 4)
     await append(database, IN)
     await read_on(feed, database)
     assert await next_revisions(events, 1) == [5]
@@ -485,8 +485,8 @@ async def test_a_log_trimmed_of_all_that_was_not_read_asks_for_a_resync_and_goes
 
 async def test_false_news_do_no_harm(database: Database) -> None:
     feed = await a_feed(database)
-    events = await following(feed, database, 2)
-    async with running(feed):
+    events = await follow_feed(feed, database, 2)
+    async with run_feed(feed):
         await wait_until(lambda: feed.is_connected)
         await wait_until(lambda: fetch_rows(database, _LISTENERS))
         with record_statements(database) as sent:
@@ -511,8 +511,8 @@ async def test_a_log_set_back_while_it_is_followed_asks_for_a_resync_and_goes_on
 ) -> None:
     await append(database, IN, IN)
     feed = await a_feed(database)
-    async with running(feed):
-        behind, live, idle = [await following(feed, database, 4) for _ in range(3)]
+    async with run_feed(feed):
+        behind, live, idle = [await follow_feed(feed, database, 4) for _ in range(3)]
         asked = asyncio.create_task(next_events(idle))
         await append(database, IN, IN)
         assert await next_revisions(live, 2) == [5, 6]
@@ -524,7 +524,7 @@ async def test_a_log_set_back_while_it_is_followed_asks_for_a_resync_and_goes_on
             [told] = await reader
             assert isinstance(told, ResyncRequired)
             assert told.revision in {3, 4}
-        assert (await next_revisions(await following(feed, database, 3), 1)) == [4]
+        assert (await next_revisions(await follow_feed(feed, database, 3), 1)) == [4]
         assert feed.log_resets == 1
 
 
@@ -533,9 +533,9 @@ async def test_a_log_that_has_passed_what_it_lost_is_known_by_what_it_says_there
 ) -> None:
     """As when a standby took over that lacked the last commits, and changes went on at once."""
     feed = await a_feed(database)
-    async with running(feed):
+    async with run_feed(feed):
         await append(database, IN, IN)
-        events = await following(feed, database, 2)
+        events = await follow_feed(feed, database, 2)
         assert await next_revisions(events, 2) == [3, 4]
         with monkeypatch.context() as outage:
             outage.setattr(database, "connect_to_listen", _no_connection)
@@ -554,8 +554,8 @@ def _no_connection() -> None:
 
 async def test_a_cut_of_the_connection_alone_asks_nobody_for_a_resync(database: Database) -> None:
     feed = await a_feed(database)
-    events = await following(feed, database, 2)
-    async with running(feed):
+    events = await follow_feed(feed, database, 2)
+    async with run_feed(feed):
         for number in range(3):
             await append(database, IN)
             await cut_listeners(database)
@@ -572,14 +572,14 @@ async def test_what_is_kept_is_not_filtered_by_a_log_that_holds_it_no_more(
 ) -> None:
     """A quiet registry keeps changes that are older than its log reaches back."""
     feed = await a_feed(database)
-    first, second = [await following(feed, database, 2, ONLY_IN) for _ in range(2)]
+    first, second = [await follow_feed(feed, database, 2, ONLY_IN) for _ in range(2)]
     await append(database, IN, OUT, IN)
     await read_on(feed, database)
     await trim(database, 1)
     [told] = await next_events(first)
     assert isinstance(told, ResyncRequired)
-    assert await next_revisions(await following(feed, database, 4, ONLY_IN), 1) == [5]
-    assert await next_revisions(await following(feed, database, 2), 3) == [3, 4, 5]
+    assert await next_revisions(await follow_feed(feed, database, 4, ONLY_IN), 1) == [5]
+    assert await next_revisions(await follow_feed(feed, database, 2), 3) == [3, 4, 5]
     await second.aclose()
 
 
@@ -596,9 +596,9 @@ async def test_whatever_a_cut_connection_fails_with_the_feed_goes_on(
 
     monkeypatch.setattr(asyncpg.Connection, "add_listener", fail_first)
     feed = await a_feed(database)
-    events = await following(feed, database, 2)
+    events = await follow_feed(feed, database, 2)
     await append(database, IN)
-    async with running(feed):
+    async with run_feed(feed):
         assert await next_revisions(events, 1) == [3]
 
 

@@ -37,7 +37,9 @@ async def story(server: LiveServer, node_id: str) -> dict[str, Any]:
     return node
 
 
-async def until(server: LiveServer, node_id: str, status: str, *, beats: int = 0) -> dict[str, Any]:
+async def wait_for_status(
+    server: LiveServer, node_id: str, status: str, *, beats: int = 0
+) -> dict[str, Any]:
     async with asyncio.timeout(30):
         while True:
             node = await story(server, node_id)
@@ -59,14 +61,14 @@ async def test_sleep_is_one_offline_and_one_online_and_nothing_is_made_up_for(
         try:
             await wait_until((tmp_path / "agent" / "boot_id").exists, seconds=30)
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
-            await until(server, node_id, "ONLINE", beats=2)
+            await wait_for_status(server, node_id, "ONLINE", beats=2)
             agent.send_signal(signal.SIGSTOP)
-            asleep = await until(server, node_id, "OFFLINE")
+            asleep = await wait_for_status(server, node_id, "OFFLINE")
             slept_seconds = 3 * INTERVAL_SECONDS
             await asyncio.sleep(slept_seconds)  # it might have sent so many meanwhile
             agent.send_signal(signal.SIGCONT)
             heard = len(asleep["heartbeats"]["nodes"])
-            awake = await until(server, node_id, "ONLINE", beats=heard + 4)
+            awake = await wait_for_status(server, node_id, "ONLINE", beats=heard + 4)
         finally:
             agent.kill()
             await agent.wait()

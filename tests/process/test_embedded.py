@@ -56,7 +56,7 @@ def made_folder() -> Iterator[Path]:
 def folder(made_folder: Path) -> Iterator[Path]:
     """A data folder with a cluster. No test may leave a process behind."""
     yield made_folder
-    eventually(lambda: not find_processes(made_folder))
+    wait_for(lambda: not find_processes(made_folder))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def new_folder() -> Iterator[Path]:
     """A data folder to be. No test may leave a process behind."""
     with temporary_folder() as folder:
         yield folder / "data folder"
-        eventually(lambda: not find_processes(folder))
+        wait_for(lambda: not find_processes(folder))
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def deep_folder(folder: Path) -> Iterator[Path]:
     (deep / "postgres").rename(folder / "postgres")
 
 
-def eventually(holds: Callable[[], bool]) -> None:
+def wait_for(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not holds():
         assert time.monotonic() < deadline
@@ -320,7 +320,7 @@ def bystander(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 async def test_a_cluster_whose_making_was_killed_is_made_anew(new_folder: Path) -> None:
     with holder(new_folder):
-        eventually(lambda: any(new_folder.glob("postgres.new-*/PG_VERSION")))
+        wait_for(lambda: any(new_folder.glob("postgres.new-*/PG_VERSION")))
     assert not (new_folder / "postgres").exists()
     async with run_embedded_postgres(new_folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1

@@ -68,7 +68,7 @@ async def register(registry_url: str, **said: Any) -> None:
         assert "errors" not in reply.json()
 
 
-async def until(http: httpx.AsyncClient, path: str, wanted: Any) -> dict[str, Any]:
+async def wait_for_reply(http: httpx.AsyncClient, path: str, wanted: Any) -> dict[str, Any]:
     async with asyncio.timeout(SECONDS):
         while True:
             with suppress(httpx.TransportError):
@@ -92,13 +92,13 @@ async def test_the_router_goes_on_while_the_registry_is_killed_and_comes_back(
     await server.answers()
     try:
         async with model_server() as endpoint, router(server.url) as http:
-            await until(http, "/nodes", lambda body: body["count"] == 0)
+            await wait_for_reply(http, "/nodes", lambda body: body["count"] == 0)
             services = [{"name": "llm", "endpoint": endpoint}]
             capable = {"models": ["llama"], "services": services}
             await register(server.url, nodeId="a", capabilities=capable)
             await register(server.url, nodeId="b", role="BACKUP")
-            await until(http, "/nodes", lambda body: ids(body) == ["a", "b"])
-            await until(http, "/nodes?role=backup", lambda body: ids(body) == ["b"])
+            await wait_for_reply(http, "/nodes", lambda body: ids(body) == ["a", "b"])
+            await wait_for_reply(http, "/nodes?role=backup", lambda body: ids(body) == ["b"])
 
             asked = {"model": "llama", "prompt": "hello"}
             reply = (await http.post("/route", json=asked)).json()
@@ -122,7 +122,7 @@ async def test_the_router_goes_on_while_the_registry_is_killed_and_comes_back(
             await server.start()
             await server.answers()
             await register(server.url, nodeId="c")
-            await until(http, "/nodes", lambda body: "c" in ids(body))
+            await wait_for_reply(http, "/nodes", lambda body: "c" in ids(body))
             async with asyncio.timeout(SECONDS):
                 while (await http.post("/route", json=asked)).json()["stale"]:
                     await asyncio.sleep(0.05)

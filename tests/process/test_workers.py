@@ -67,7 +67,7 @@ class Registry:
 
 
 @asynccontextmanager
-async def registry(database_url: URL, **environment: str) -> AsyncIterator[Registry]:
+async def run_pool(database_url: URL, **environment: str) -> AsyncIterator[Registry]:
     """Two workers that both serve."""
     address = database_url.render_as_string(hide_password=False)
     settings = FAST | {"NODE_REGISTRY_DATABASE_URL": address} | environment
@@ -126,7 +126,7 @@ def refused(port: int) -> bool:
 async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_ends_them_all(
     database_url: URL,
 ) -> None:
-    async with registry(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.1") as live:
+    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.1") as live:
         workers = live.workers()
         async with client_on_each_worker(live) as clients:
             assert set(clients) == {worker.pid for worker in workers}
@@ -150,7 +150,7 @@ async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_ends
 
 
 async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_url: URL) -> None:
-    async with registry(database_url) as live:
+    async with run_pool(database_url) as live:
         killed, spared = live.workers()
         answers = Counter[str]()
         replaced = asyncio.Event()
@@ -179,7 +179,7 @@ async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_u
 
 
 async def test_a_signal_to_all_still_drains_and_a_second_one_hurries(database_url: URL) -> None:
-    async with registry(database_url, NODE_REGISTRY_DRAIN_SECONDS="300") as live:
+    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="300") as live:
         workers = live.workers()
         async with client_on_each_worker(live) as clients:
             for process in (*workers, psutil.Process(live.parent.process.pid)):
@@ -195,7 +195,7 @@ async def test_a_signal_to_all_still_drains_and_a_second_one_hurries(database_ur
 async def test_a_killed_parent_takes_its_workers_along_and_they_free_the_port_at_once(
     database_url: URL,
 ) -> None:
-    async with registry(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.3") as live:
+    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.3") as live:
         workers = live.workers()
         async with client_on_each_worker(live):
             live.parent.process.kill()

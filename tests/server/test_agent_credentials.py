@@ -209,7 +209,7 @@ async def heard(keys: Database) -> int:
     return count
 
 
-async def heard_more(keys: Database) -> None:
+async def wait_for_heartbeat(keys: Database) -> None:
     before = await heard(keys)
 
     async def is_heard_again() -> bool:
@@ -230,7 +230,7 @@ async def test_an_agent_that_runs_for_long_outlives_its_key(
     async with running(registry, tmp_path) as run, beating(run):
         second = await _key_other_than(first.public_id, tmp_path)
         await revoke_token(keys, first.public_id)
-        await heard_more(keys)
+        await wait_for_heartbeat(keys)
         assert await _key_other_than(first.public_id, tmp_path) == second, "which is young"
 
 
@@ -242,7 +242,7 @@ async def test_a_key_that_was_revoked_is_followed_by_a_new_one_while_heartbeats_
         first = await _key_other_than(None, tmp_path)
         await revoke_token(keys, first)
         await _key_other_than(first, tmp_path)
-        await heard_more(keys)
+        await wait_for_heartbeat(keys)
 
 
 async def _key_other_than(former: str | None, directory: Path) -> str:

@@ -79,7 +79,7 @@ async def beating(
         yield Beating(over, paces=paces)
 
 
-async def lost() -> None:
+async def wait_until_lost() -> None:
     """Until the agent knows that its websocket is gone."""
     await wait_until(
         lambda: not any("_receive_data_loop" in repr(t.get_coro()) for t in asyncio.all_tasks())
@@ -175,7 +175,7 @@ async def test_a_websocket_that_was_cut_is_opened_anew_for_the_next_heartbeat(
     async with run_proxy(server.url) as between, beating(between.url) as node:
         await node.beat()
         between.cut()
-        await lost()
+        await wait_until_lost()
         assert between.taken == 1  # all that lost theirs at once do not come back at once
         await node.beat()
         assert between.taken == 2
@@ -202,7 +202,7 @@ async def test_a_dead_websocket_is_found_before_the_next_heartbeat(
     async with run_proxy(server.url) as between, beating(between.url) as node:
         await node.beat()
         between.starve()
-        await lost()
+        await wait_until_lost()
         await node.beat()
         assert between.taken == 2
 
@@ -230,12 +230,12 @@ async def test_a_registry_that_said_goodbye_is_restarting_and_not_away(
         over = beating(server.graphql_url, time)
         node = await over.__aenter__()
         await node.beat()
-    await lost()
+    await wait_until_lost()
     with pytest.raises(RegistryRestartingError):
         await node.beat()
     async with start_server(http_port=port):
         await node.beat()
-    await lost()
+    await wait_until_lost()
     time.slept += RESTART_SECONDS
     with pytest.raises(RegistryUnavailableError) as caught:
         await node.beat()
@@ -413,6 +413,6 @@ async def test_closing_leaves_neither_a_socket_nor_a_task(server: LiveServer) ->
     await register(server, "a")
     async with beating(server.graphql_url) as node:
         await node.beat()
-    await lost()
+    await wait_until_lost()
     await wait_until(lambda: not server.services.sweeper.pace.followers)
     assert not [t for t in asyncio.all_tasks() if "_follow_pace" in repr(t.get_coro())]

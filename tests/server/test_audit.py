@@ -281,7 +281,7 @@ async def test_a_refusal_is_told_even_if_the_trail_cannot_be_written(
     assert (lost["actor"], lost["subject"]) == ("agent-7", "x")
 
 
-async def waiting(database: Database) -> None:
+async def wait_for_write_lock(database: Database) -> None:
     """Until a write waits for its lock."""
     question = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     async with asyncio.timeout(10):
@@ -308,9 +308,9 @@ async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
             await session.execute(text("LOCK TABLE audit_log"))
             async with connect(server.websocket_url, headers=headers) as client:
                 await client.subscribe("1", DEREGISTER, input={"nodeId": "x"})
-                await waiting(database)
+                await wait_for_write_lock(database)
             await wait_until(lambda: not gauge(server, "node_registry_connections"))
-            await waiting(database)
+            await wait_for_write_lock(database)
             await stack.aclose()
         code = "NODE_NOT_FOUND" if role is Role.ADMIN else "FORBIDDEN"
         assert (await entries(database))[1:] == [("node.deregister", "x", code)]

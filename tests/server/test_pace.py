@@ -8,7 +8,7 @@ from tests.support.waiting import wait_until
 PACE = "subscription { heartbeatPace { intervalSeconds } }"
 
 
-async def told(client: Client) -> float:
+async def read_pace(client: Client) -> float:
     message = await client.receive()
     seconds: float = message["payload"]["data"]["heartbeatPace"]["intervalSeconds"]
     return seconds
@@ -27,13 +27,13 @@ async def test_agents_are_told_the_pace_and_then_that_it_has_changed(
         async with connect(server.websocket_url) as one, connect(server.websocket_url) as other:
             for client in (one, other):
                 await client.subscribe("1", PACE)
-                assert await told(client) == 20
+                assert await read_pace(client) == 20
             await server.execute(DEREGISTER, input={"nodeId": "node-0"})
             await sweep()  # 15 seconds: no news
             await server.execute(DEREGISTER, input={"nodeId": "node-1"})
             await sweep()
             for client in (one, other):
-                assert await told(client) == 10
+                assert await read_pace(client) == 10
             metrics = (await server.http.get("/metrics")).text
             assert 'node_registry_subscribers{stream="pace"} 2.0' in metrics
         await wait_until(lambda: not server.services.sweeper.pace.followers)
@@ -42,4 +42,4 @@ async def test_agents_are_told_the_pace_and_then_that_it_has_changed(
 async def test_the_pace_is_known_before_anyone_asks(server: LiveServer) -> None:
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", PACE)
-        assert await told(client) == server.services.settings.heartbeat_min_interval_seconds
+        assert await read_pace(client) == server.services.settings.heartbeat_min_interval_seconds

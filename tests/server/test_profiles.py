@@ -50,7 +50,7 @@ async def set_role(server: LiveServer, **given: Any) -> dict[str, Any]:
     return profile["profile"]  # type: ignore[no-any-return]  # JSON
 
 
-async def refusal(server: LiveServer, query: str, **given: Any) -> dict[str, Any]:
+async def get_error(server: LiveServer, query: str, **given: Any) -> dict[str, Any]:
     [error] = (await server.post(query, input=given))["errors"]
     extensions: dict[str, Any] = error["extensions"]
     return extensions
@@ -131,10 +131,10 @@ async def test_who_expects_another_version_is_told_which_it_is(
     role = {**ROLE, "expectedVersion": expected}
     content = {"config": {"model": "x"}}
     for refused in (
-        await refusal(server, SET_NODE, **node, type="LLM", **content),
-        await refusal(server, DELETE_NODE, **node),
-        await refusal(server, SET_ROLE, **role, profileType="LLM", **content),
-        await refusal(server, DELETE_ROLE, **role),
+        await get_error(server, SET_NODE, **node, type="LLM", **content),
+        await get_error(server, DELETE_NODE, **node),
+        await get_error(server, SET_ROLE, **role, profileType="LLM", **content),
+        await get_error(server, DELETE_ROLE, **role),
     ):
         assert (refused["code"], refused["currentVersion"]) == ("VERSION_CONFLICT", 2)
     assert (await set_node(server, expectedVersion=2))["version"] == 3
@@ -143,7 +143,7 @@ async def test_who_expects_another_version_is_told_which_it_is(
 
 async def test_version_0_expects_that_there_is_none(server: LiveServer) -> None:
     assert (await set_role(server, expectedVersion=0))["version"] == 1
-    missing = await refusal(
+    missing = await get_error(
         server, SET_ROLE, **ROLE | {"name": "x"}, profileType="LLM", config={}, expectedVersion=1
     )
     assert (missing["code"], missing["currentVersion"]) == ("VERSION_CONFLICT", 0)
@@ -166,11 +166,11 @@ async def test_of_those_who_make_the_same_profile_each_writes_in_turn(server: Li
 
 async def test_what_is_not_there_is_said(server: LiveServer) -> None:
     await register(server, "a")
-    nobody = await refusal(server, SET_NODE, nodeId="x", name="llm", type="LLM", config={})
+    nobody = await get_error(server, SET_NODE, nodeId="x", name="llm", type="LLM", config={})
     assert nobody["code"] == "NODE_NOT_FOUND"
-    nothing = await refusal(server, DELETE_NODE, nodeId="a", name="llm")
+    nothing = await get_error(server, DELETE_NODE, nodeId="a", name="llm")
     assert (nothing["code"], nothing["owner"]) == ("PROFILE_NOT_FOUND", "a")
-    nothing = await refusal(server, DELETE_ROLE, **ROLE)
+    nothing = await get_error(server, DELETE_ROLE, **ROLE)
     assert (nothing["code"], nothing["owner"]) == ("PROFILE_NOT_FOUND", "production/worker")
 
 
@@ -194,8 +194,8 @@ async def test_a_config_that_is_not_of_its_type_is_refused_by_its_path(
     await register(server, "a")
     said = {"name": "p", "config": config}
     for refused, at in (
-        (await refusal(server, SET_NODE, nodeId="a", type=profile_type, **said), "input"),
-        (await refusal(server, SET_ROLE, **ROLE | said, profileType=profile_type), "input"),
+        (await get_error(server, SET_NODE, nodeId="a", type=profile_type, **said), "input"),
+        (await get_error(server, SET_ROLE, **ROLE | said, profileType=profile_type), "input"),
     ):
         assert (refused["code"], refused["field"]) == ("BAD_INPUT", f"{at}.config{path}")
     registration = {
@@ -207,7 +207,7 @@ async def test_a_config_that_is_not_of_its_type_is_refused_by_its_path(
     register_node = (
         "mutation R($input: RegisterNodeInput!) { registerNode(input: $input) {created}}"
     )
-    refused = await refusal(server, register_node, **registration)
+    refused = await get_error(server, register_node, **registration)
     assert refused["field"] == f"input.profiles[0].config{path}"
     assert await trail(server) == []
 

@@ -128,7 +128,7 @@ async def subscribe(
             yield payload
 
 
-async def told(engine: Engine, asked: GraphQLRequest, by: Caller = ONE) -> list[str]:
+async def collect_events(engine: Engine, asked: GraphQLRequest, by: Caller = ONE) -> list[str]:
     async with aclosing(subscribe(engine, asked, by)) as payloads:
         return [orjson.loads(payload)["data"]["said"]["toldTo"] async for payload in payloads]
 
@@ -149,7 +149,7 @@ async def test_what_differs_is_executed_for_each(engine: Engine) -> None:
         request("Two"),
         request(document=DOCUMENT + "# another document"),
     ):
-        assert await told(engine, asked) == ["first for viewer", "second for viewer"]
+        assert await collect_events(engine, asked) == ["first for viewer", "second for viewer"]
     assert STAGE.executed["first"] == 4
 
 
@@ -166,7 +166,7 @@ async def test_nobody_gets_what_was_made_for_a_caller_of_other_rights(
     ]
     tasks = []
     for each in callers * 2:
-        tasks.append(asyncio.create_task(told(engine, request(), each)))
+        tasks.append(asyncio.create_task(collect_events(engine, request(), each)))
         await asyncio.sleep(0)
     STAGE.may_go_on.set()
     of_each = ["viewer", "operator", "agent a", "agent b", "agent a b"]
@@ -181,13 +181,13 @@ async def test_what_looks_alike_to_all_is_executed_once_whatever_their_rights(
 ) -> None:
     asked = request("All", "subscription All { said: cried { toldTo } }")
     for by in (caller(Role.VIEWER), caller(Role.AGENT, "a"), caller(Role.AGENT, "b")):
-        assert await told(engine, asked, by) == ["first for viewer", "second for viewer"]
+        assert await collect_events(engine, asked, by) == ["first for viewer", "second for viewer"]
     assert STAGE.executed == {"first": 1, "second": 1}
 
 
 async def test_callers_of_the_same_rights_share(engine: Engine) -> None:
     for name in ("one", "two"):
-        await told(engine, request(), caller(name=name))
+        await collect_events(engine, request(), caller(name=name))
     assert STAGE.executed == {"first": 1, "second": 1}
 
 
@@ -196,12 +196,12 @@ async def test_what_failed_is_executed_anew_for_who_comes_later(engine: Engine) 
     payloads = [payload async for payload in subscribe(engine, request())]
     assert all("UNAVAILABLE" in payload for payload in payloads)
     STAGE.failing = False
-    assert await told(engine, request()) == ["first for viewer", "second for viewer"]
+    assert await collect_events(engine, request()) == ["first for viewer", "second for viewer"]
 
 
 async def test_one_that_leaves_in_the_middle_disturbs_nobody(engine: Engine) -> None:
     STAGE.may_go_on.clear()
-    leaves, stays = [asyncio.create_task(told(engine, request())) for _ in range(2)]
+    leaves, stays = [asyncio.create_task(collect_events(engine, request())) for _ in range(2)]
     await wait_until(lambda: STAGE.executed)
     leaves.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -34,7 +34,7 @@ async def plain_socket(server: LiveServer, sent: bytes = b"") -> AsyncIterator[s
         yield plain
 
 
-async def until_cut(plain: socket.socket) -> None:
+async def wait_until_cut(plain: socket.socket) -> None:
     """Until the server has reset the connection, without a read."""
     await wait_until(lambda: plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0)
 
@@ -45,7 +45,7 @@ async def test_who_does_not_read_a_big_response_is_cut_and_delays_nobody(
     async with start_server(stalled_reader_seconds=0.1, **MANY_FIELDS) as server:
         await register(server, "a", metadata={"much": "x" * 50_000})
         async with plain_socket(server, make_request(make_big_query(8))) as stalled:
-            cut = asyncio.create_task(until_cut(stalled))
+            cut = asyncio.create_task(wait_until_cut(stalled))
             answers = 0
             while not cut.done():
                 assert await server.execute("{ __typename }")

@@ -39,7 +39,7 @@ def revision_of(event: StatusEvent) -> int:
     return event.change.revision
 
 
-async def following(feed: ChangeFeed, subscribers: int = 1) -> None:
+async def wait_for_subscribers(feed: ChangeFeed, subscribers: int = 1) -> None:
     """Until so many subscriptions are under way."""
     await wait_until(lambda: feed.subscribers >= subscribers)
 
@@ -54,7 +54,7 @@ async def make_changes(server: LiveServer, node_id: str, count: int, *, begin: i
 async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -> None:
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES)
-        await following(server.services.change_feed)
+        await wait_for_subscribers(server.services.change_feed)
         await register(server, "a", profiles=[{"name": "p", "type": "LLM", "config": {}}])
         event = await next_event(client)
     assert event == {
@@ -76,7 +76,7 @@ async def test_a_removed_node_is_told_without_the_node(server: LiveServer) -> No
     await register(server, "a", labels=["mine"])
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES, filter={"labels": {"all": ["mine"]}})
-        await following(server.services.change_feed)
+        await wait_for_subscribers(server.services.change_feed)
         await server.execute(DEREGISTER, input={"nodeId": "a"})
         event = await next_event(client)
     assert event["change"]["reason"] == "DEREGISTERED"
@@ -116,7 +116,7 @@ async def test_a_filter_lets_only_its_nodes_through(server: LiveServer) -> None:
     wanted = {"labels": {"any": ["gpu"]}, "statuses": ["DEGRADED"]}
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES, filter=wanted)
-        await following(server.services.change_feed)
+        await wait_for_subscribers(server.services.change_feed)
         await make_changes(server, "out", 3)
         await make_changes(server, "in", 3)
         events = [await next_event(client) for _ in range(2)]
@@ -193,8 +193,8 @@ async def test_two_servers_tell_the_changes_of_both_in_the_same_order(
     ):
         await first.subscribe("1", CHANGES)
         await second.subscribe("1", CHANGES)
-        await following(one.services.change_feed)
-        await following(two.services.change_feed)
+        await wait_for_subscribers(one.services.change_feed)
+        await wait_for_subscribers(two.services.change_feed)
         await register(one, "a")
         await register(two, "b")
         await asyncio.gather(make_changes(one, "a", 20), make_changes(two, "b", 20))
@@ -207,7 +207,7 @@ async def test_a_lost_listening_connection_costs_no_event(server: LiveServer) ->
     await register(server, "a")
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES)
-        await following(server.services.change_feed)
+        await wait_for_subscribers(server.services.change_feed)
         for number in range(5):
             async with server.services.database.write() as session:
                 await session.execute(
@@ -228,7 +228,7 @@ async def test_a_lost_notification_is_made_up_for(start_server: StartServer) -> 
         connect(server.websocket_url) as client,
     ):
         await client.subscribe("1", CHANGES)
-        await following(server.services.change_feed)
+        await wait_for_subscribers(server.services.change_feed)
         async with server.services.database.write() as session:
             await session.execute(
                 text(
@@ -248,7 +248,7 @@ async def test_subscribers_hold_no_database_connection(start_server: StartServer
     ):
         for number in range(60):
             await client.subscribe(str(number), CHANGES)
-        await following(server.services.change_feed, 60)
+        await wait_for_subscribers(server.services.change_feed, 60)
         await wait_until(lambda: not server.services.database.count_connections_in_use())
         await server.execute(MAINTENANCE, input={"nodeId": "node-2-macbook-m4max", "enabled": True})
         ids = {(await client.receive())["id"] for _ in range(60)}

@@ -60,7 +60,7 @@ ROTATE_MINE = "mutation { rotateNodeKey { key keyExpiresAt } }"
 GPU_1 = {"nodeId": "gpu-1", "role": "PRODUCTION", "type": "WORKER", "bootId": "boot-1"}
 
 
-async def ask(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
+async def post(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
     response = await server.http.post(
         "/graphql",
         json={"query": query, "variables": variables},
@@ -70,18 +70,18 @@ async def ask(server: LiveServer, key: str, query: str, **variables: Any) -> dic
     return body
 
 
-async def told(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
+async def run_query(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
     """The data of the one field that is asked for."""
-    body = await ask(server, key, query, **variables)
+    body = await post(server, key, query, **variables)
     assert "errors" not in body, body["errors"]
     [data] = body["data"].values()
     assert isinstance(data, dict)
     return data
 
 
-async def refusal(server: LiveServer, key: str, query: str, **variables: Any) -> str:
+async def find_error_code(server: LiveServer, key: str, query: str, **variables: Any) -> str:
     """The code, and the field if it names one."""
-    body = await ask(server, key, query, **variables)
+    body = await post(server, key, query, **variables)
     assert "errors" in body, body
     [error] = body["errors"]
     facts = error["extensions"]
@@ -110,7 +110,7 @@ async def test_an_admin_makes_keys_that_are_shown_once(
     guarded: LiveServer, keys: Database, admin: str
 ) -> None:
     said = {"role": "AGENT", "name": "rack-1", "nodes": ["a", "b", "a"], "expiresInSeconds": 60}
-    made = await told(guarded, admin, CREATE, input=said)
+    made = await run_query(guarded, admin, CREATE, input=said)
     key = await find_token(keys, made["key"])
     assert key is not None
     assert key.expires_at == key.created_at + timedelta(minutes=1)
@@ -123,7 +123,7 @@ async def test_an_admin_makes_keys_that_are_shown_once(
         "createdBy": "root",
         "lastUsedAt": None,
     }
-    assert made["key"] not in str(await told(guarded, admin, TOKENS))
+    assert made["key"] not in str(await run_query(guarded, admin, TOKENS))
 
 
 async def test_an_admin_makes_enrolment_keys(
@@ -137,7 +137,7 @@ async def test_an_admin_makes_enrolment_keys(
         "labels": ["gpu"],
         "keyExpiresInSeconds": 86400,
     }
-    made = await told(guarded, admin, CREATE_ENROLMENT, input=said)
+    made = await run_query(guarded, admin, CREATE_ENROLMENT, input=said)
     assert made["token"] == {
         "role": "ENROLMENT",
         "usesLeft": 5,
@@ -178,7 +178,7 @@ async def test_an_admin_makes_enrolment_keys(
 async def test_what_cannot_be_is_refused_with_its_field_and_makes_no_key(
     guarded: LiveServer, admin: str, query: str, said: dict[str, Any], field: str
 ) -> None:
-    assert await refusal(guarded, admin, query, input=said) == f"BAD_INPUT {field}"
+    assert await find_error_code(guarded, admin, query, input=said) == f"BAD_INPUT {field}"
     made = await fetch_rows(guarded.services.database, "SELECT name FROM tokens")
     assert made == [("root",)]
 
@@ -188,37 +188,37 @@ async def test_an_admin_rotates_and_revokes_keys(
 ) -> None:
     old = await create_token(keys, name="grafana")
     said = {"id": old.token.public_id, "overlapSeconds": 0}
-    made = await told(guarded, admin, ROTATE, input=said)
+    made = await run_query(guarded, admin, ROTATE, input=said)
     assert made["token"]["name"] == "grafana"
     assert await list_valid_tokens(keys, old) == []
     assert await find_token(keys, made["key"]) is not None
-    ended = await told(guarded, admin, REVOKE, input={"id": made["token"]["id"]})
+    ended = await run_query(guarded, admin, REVOKE, input={"id": made["token"]["id"]})
     assert [token["id"] for token in ended["tokens"]] == [made["token"]["id"]]
     assert await find_token(keys, made["key"]) is None
     gone = {"id": made["token"]["id"]}
     for query in (ROTATE, REVOKE):
-        assert await refusal(guarded, admin, query, input=gone) == "TOKEN_NOT_FOUND"
+        assert await find_error_code(guarded, admin, query, input=gone) == "TOKEN_NOT_FOUND"
 
 
 async def test_keys_are_listed_in_pages(guarded: LiveServer, keys: Database, admin: str) -> None:
     for n in range(3):
         await create_token(keys, name=f"key-{n}")
     await revoke_token(keys, "key-1")
-    page = await told(guarded, admin, TOKENS, first=1)
+    page = await run_query(guarded, admin, TOKENS, first=1)
     assert [token["name"] for token in page["nodes"]] == ["key-2"]
     assert page["pageInfo"] == {"hasNextPage": True, "endCursor": page["edges"][0]["cursor"]}
-    page = await told(guarded, admin, TOKENS, after=page["pageInfo"]["endCursor"])
+    page = await run_query(guarded, admin, TOKENS, after=page["pageInfo"]["endCursor"])
     assert [token["name"] for token in page["nodes"]] == ["key-0", "root"]
-    everything = (await told(guarded, admin, TOKENS, standing=False))["nodes"]
+    everything = (await run_query(guarded, admin, TOKENS, standing=False))["nodes"]
     assert [bool(token["revokedAt"]) for token in everything] == [False, True, False, False]
-    assert await refusal(guarded, admin, TOKENS, first=1001) == "BAD_INPUT first"
+    assert await find_error_code(guarded, admin, TOKENS, first=1001) == "BAD_INPUT first"
 
 
 async def test_a_registration_by_an_enrolment_key_brings_the_nodes_own_key(
     guarded: LiveServer, keys: Database
 ) -> None:
     enrolment = await create_enrolment(keys)
-    registered = await told(guarded, enrolment.text, REGISTER, input=GPU_1)
+    registered = await run_query(guarded, enrolment.text, REGISTER, input=GPU_1)
     key = await find_token(keys, registered["key"])
     assert key is not None
     assert tokens.to_identity(key) == Identity("gpu-1", Role.AGENT, frozenset({"gpu-1"}), key.id)
@@ -232,7 +232,7 @@ async def test_an_enrolment_that_is_refused_leaves_no_node_behind(
     enrolment = await create_enrolment(keys, labels=[])
     said = GPU_1 | {"labels": ["gpu"]}
     caller = enrolment.text
-    assert await refusal(guarded, caller, REGISTER, input=said) == "FORBIDDEN input.labels"
+    assert await find_error_code(guarded, caller, REGISTER, input=said) == "FORBIDDEN input.labels"
     assert await fetch_rows(keys, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
 
 
@@ -241,7 +241,7 @@ async def test_a_registration_by_a_nodes_own_key_tells_when_it_ends_and_brings_n
 ) -> None:
     own = await create_token(keys, Role.AGENT, nodes=["gpu-1"])
     assert own.token.expires_at is not None
-    assert await told(guarded, own.text, REGISTER, input=GPU_1) == {
+    assert await run_query(guarded, own.text, REGISTER, input=GPU_1) == {
         "key": None,
         "keyExpiresAt": own.token.expires_at.isoformat(),
         "node": {"nodeId": "gpu-1"},
@@ -249,7 +249,7 @@ async def test_a_registration_by_a_nodes_own_key_tells_when_it_ends_and_brings_n
 
 
 async def test_a_registration_by_an_admin_brings_no_key(guarded: LiveServer, admin: str) -> None:
-    registered = await told(guarded, admin, REGISTER, input=GPU_1)
+    registered = await run_query(guarded, admin, REGISTER, input=GPU_1)
     assert (registered["key"], registered["keyExpiresAt"]) == (None, None)
 
 
@@ -259,13 +259,13 @@ async def test_an_agent_rotates_its_own_key_and_both_stand_for_the_overlap(
     async with start_server(auth="required", node_key_overlap_seconds=3600) as server:
         keys = server.services.database
         old = await create_token(keys, Role.AGENT, nodes=["gpu-1"], lifetime=10 * DAY)
-        made = await told(server, old.text, ROTATE_MINE)
+        made = await run_query(server, old.text, ROTATE_MINE)
         new = await find_token(keys, made["key"])
         assert new is not None
         assert (new.nodes, new.replaces) == (["gpu-1"], old.token.id)
         assert datetime.fromisoformat(made["keyExpiresAt"]) == new.expires_at
         assert await list_valid_tokens(keys, old) == [old]
-        registered = await told(server, old.text, REGISTER, input=GPU_1)
+        registered = await run_query(server, old.text, REGISTER, input=GPU_1)
         ends = datetime.fromisoformat(registered["keyExpiresAt"])
         assert ends == new.created_at + HOUR, "one that has lost the answer learns that it must"
         await age_tokens(keys, HOUR)
@@ -279,24 +279,24 @@ async def test_nobody_but_an_agent_rotates_the_key_that_asks(
 ) -> None:
     enrols = role is Role.ENROLMENT
     key = await (create_enrolment(keys) if enrols else create_token(keys, role))
-    assert await refusal(guarded, key.text, ROTATE_MINE) == "FORBIDDEN rotateNodeKey"
+    assert await find_error_code(guarded, key.text, ROTATE_MINE) == "FORBIDDEN rotateNodeKey"
 
 
 async def test_a_key_that_was_revoked_meanwhile_is_not_rotated(
     guarded: LiveServer, keys: Database
 ) -> None:
     own = await create_token(keys, Role.AGENT, nodes=["gpu-1"])
-    await told(guarded, own.text, REGISTER, input=GPU_1)
+    await run_query(guarded, own.text, REGISTER, input=GPU_1)
     await revoke_token(keys, own.token.public_id)
-    assert await refusal(guarded, own.text, ROTATE_MINE) == "FORBIDDEN"
+    assert await find_error_code(guarded, own.text, ROTATE_MINE) == "FORBIDDEN"
 
 
 async def test_a_key_that_enrolment_or_rotation_made_is_good_at_once(
     guarded: LiveServer, keys: Database
 ) -> None:
     enrolment = await create_enrolment(keys)
-    first = (await told(guarded, enrolment.text, REGISTER, input=GPU_1))["key"]
-    second = (await told(guarded, first, ROTATE_MINE))["key"]
+    first = (await run_query(guarded, enrolment.text, REGISTER, input=GPU_1))["key"]
+    second = (await run_query(guarded, first, ROTATE_MINE))["key"]
     for key in (first, second):
-        assert (await told(guarded, key, REGISTER, input=GPU_1))["node"] == {"nodeId": "gpu-1"}
-    assert await refusal(guarded, enrolment.text, REGISTER, input=GPU_1) == "FORBIDDEN"
+        assert (await run_query(guarded, key, REGISTER, input=GPU_1))["node"] == {"nodeId": "gpu-1"}
+    assert await find_error_code(guarded, enrolment.text, REGISTER, input=GPU_1) == "FORBIDDEN"

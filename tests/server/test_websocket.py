@@ -36,7 +36,7 @@ async def lives(client: Client) -> None:
     assert await client.receive() == {"type": "complete", "id": "still-there"}
 
 
-async def refusal(client: Client, operation_id: str) -> dict[str, Any]:
+async def receive_error(client: Client, operation_id: str) -> dict[str, Any]:
     """The one error of the `error` message that ends an operation before it begins."""
     message = await client.receive()
     assert message.keys() == {"type", "id", "payload"}
@@ -201,7 +201,7 @@ async def test_a_bad_operation_gets_one_error_and_the_connection_lives(
     async with connect(shared_server.websocket_url) as client:
         for _ in range(2):  # after an error the id is free again
             await client.send({"type": "subscribe", "id": "1", "payload": payload})
-            error = await refusal(client, "1")
+            error = await receive_error(client, "1")
             assert error["extensions"]["code"] == "BAD_INPUT"
             assert error["extensions"]["retryable"] is False
             assert not INTERNALS.search(error["message"].replace("Syntax Error", ""))
@@ -211,7 +211,7 @@ async def test_a_bad_operation_gets_one_error_and_the_connection_lives(
 async def test_a_revision_in_the_future_is_refused_and_named(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.subscribe("1", CHANGES, after="3000")
-        error = await refusal(client, "1")
+        error = await receive_error(client, "1")
         assert error["extensions"]["field"] == "after"
         await lives(client)
     assert shared_server.services.change_feed.subscribers == 0
@@ -440,7 +440,7 @@ async def test_operations_beyond_the_limit_are_refused_and_the_others_go_on(
         await following(client, server, "1")
         await following(client, server, "2")
         await client.subscribe("3", FOLLOW)
-        error = await refusal(client, "3")
+        error = await receive_error(client, "3")
         assert error["extensions"]["code"] == "RATE_LIMITED"
         assert error["extensions"]["retryable"] is True
         await client.send({"type": "complete", "id": "1"})
@@ -476,7 +476,7 @@ async def test_a_fault_of_ours_leaks_nothing_and_the_connection_lives(
         [of_query] = message["payload"]["errors"]
         assert await client.receive() == {"type": "complete", "id": "1"}
         await client.subscribe("2", CHANGES, after="0")
-        of_stream = await refusal(client, "2")
+        of_stream = await receive_error(client, "2")
         await lives(client)
     failures = [event for event in logged if event["event"] == "request.failed"]
     logged[:] = [event for event in logged if event not in failures]
@@ -552,7 +552,7 @@ async def test_subscriptions_of_one_caller_are_limited_over_all_connections(
         await following(one, server, "1")
         await following(two, server, "1")
         await two.subscribe("2", CHANGES)
-        assert (await refusal(two, "2"))["extensions"]["code"] == "RATE_LIMITED"
+        assert (await receive_error(two, "2"))["extensions"]["code"] == "RATE_LIMITED"
         await lives(two)
         await one.send({"id": "1", "type": "complete"})
         await wait_until(lambda: server.services.change_feed.subscribers == 1)

@@ -1,4 +1,4 @@
-"""`python -m graph` is the command `node-registry`."""
+"""`python -m graph` runs the command `node-registry`."""
 
 from graph.cli.main import main
 

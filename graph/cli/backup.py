@@ -17,26 +17,26 @@ _PATH = click.Path(path_type=Path, dir_okay=False)
 @click.command("backup")
 @click.argument("file", type=_PATH)
 def backup_command(file: Path) -> None:
-    """Write the whole database to FILE, as it is at this moment; the registry may go on.
+    """Write the whole database as it is now to FILE; the registry may keep running.
 
-    FILE is replaced when all of the new one is there. It is for nobody but its owner: who has it
-    has the hashes of all keys. `pg_restore` reads it too.
+    An existing FILE is replaced once the new backup is complete. Only its owner can read FILE,
+    because it contains the hashes of all API keys. `pg_restore` reads it too.
     """
     _print_summary(asyncio.run(_backup(load_command_settings(), file)), f"{file} has")
 
 
 @click.command("restore")
 @click.argument("file", type=_PATH)
-@click.option("--replace", is_flag=True, help="Give up all that the database has.")
-@click.option("--check", "only_check", is_flag=True, help="Only see that FILE is whole.")
+@click.option("--replace", is_flag=True, help="Overwrite everything in the database.")
+@click.option("--check", "only_check", is_flag=True, help="Only check that FILE is complete.")
 def restore_command(file: Path, *, replace: bool, only_check: bool) -> None:
-    """Make the database what it was when FILE was written: all of it, or nothing is changed.
+    """Restore the database to what it was when FILE was written; on an error, change nothing.
 
-    No registry may be at work on it. It has to be empty, or made by `migrate` or `init-database`
-    and not used yet, unless --replace is given; restore as its owner, as you migrate.
+    No registry may be using the database. It must be empty, or created by `migrate` or
+    `init-database` and unused, unless --replace is given. Restore as its owner, as for `migrate`.
     """
     if only_check:
-        _print_summary(asyncio.run(check_backup(file)), f"{file} is whole, and has")
+        _print_summary(asyncio.run(check_backup(file)), f"{file} is complete and has")
     else:
         _print_summary(
             asyncio.run(_restore(load_command_settings(), file, replace=replace)),

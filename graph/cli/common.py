@@ -1,4 +1,4 @@
-"""What a command of an operator starts from: the configuration, and who gives it."""
+"""The settings and the caller of commands that an operator runs."""
 
 import getpass
 
@@ -9,11 +9,15 @@ from graph.telemetry import logs
 
 
 def load_command_settings() -> Settings:
+    """Return the settings, and configure logging to show warnings and errors only.
+
+    Raises: ConfigurationError: a setting is invalid.
+    """
     settings = load_settings()
     logs.configure_logging(settings.env, "warning")
     return settings
 
 
 def identify_operator() -> Caller:
-    """Who can reach the database may do everything."""
+    """Return the caller of a command: an administrator, because the database can be reached."""
     return Caller(Identity(f"{getpass.getuser()} at the command line", Role.ADMIN))

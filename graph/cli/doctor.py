@@ -1,4 +1,4 @@
-"""The command `node-registry doctor`: what is not well, and how to mend it. It changes nothing."""
+"""The command `node-registry doctor`: it reports problems and their remedies, changing nothing."""
 
 import asyncio
 import sys
@@ -32,10 +32,10 @@ from graph.server.exit_errors import EXIT_ERRORS, format_exit_error
 
 @click.command()
 def doctor() -> None:
-    """Look this registry over: one line for each thing, with the mend of what is not well.
+    """Check this registry and print one line per check, with the remedy of each problem.
 
-    Ends with status 1 if there is a fault; a warning is none. It may run beside the registry or
-    without it, and changes nothing.
+    Exits with status 1 if there is a fault, but not for warnings. The registry may be running or
+    not. Nothing is changed.
     """
     results = asyncio.run(examine(load_command_settings()))
     for finding in results:
@@ -45,12 +45,12 @@ def doctor() -> None:
 
 
 async def examine(settings: Settings) -> Sequence[CheckResult]:
-    """Without a database that can be reached, nothing that needs one is looked at."""
+    """Return the results of all checks; those of the database only if it can be reached."""
     results = [
         CheckResult(subject, *await check(settings)) for subject, check in HOST_CHECKS.items()
     ]
     if settings.external_database is None and not _has_cluster(settings):
-        summary = f"there is none in {settings.data_dir} yet: `node-registry serve` makes it"
+        summary = f"there is none in {settings.data_dir} yet: `node-registry serve` creates it"
         return [*results, CheckResult("database", *report_warning(summary))]
     try:
         async with AsyncExitStack() as stack:
@@ -89,11 +89,11 @@ def _make_token_check(settings: Settings) -> Check:
     async def check(session: AsyncSession) -> Verdict:
         count = await tokens.count_tokens(session, Role.ADMIN)
         if count or not settings.is_authentication_required:
-            return report_ok(f"{count} of administrators stand")
+            return report_ok(f"administrators have {count} valid API keys")
         if Role.ADMIN in settings.jwt_roles.values():
-            return report_ok("administrators come with tokens of an issuer")
+            return report_ok("administrators log in with JWTs")
         return report_warning(
-            "no administrator could log in: make a key with"
+            "no administrator can log in: create an API key with"
             " `node-registry token create --role admin`"
         )
 
@@ -109,4 +109,6 @@ def _describe_outage(error: Exception, settings: Settings) -> str:
             why = f"cannot be reached, {str(error.__cause__ or error) or 'no answer in time'}"
         case _:
             why = format_exit_error(error)
-    return f"{why}: see that PostgreSQL runs, and what NODE_REGISTRY_DATABASE_URL or _DB_… say"
+    return (
+        f"{why}: check that PostgreSQL runs, and NODE_REGISTRY_DATABASE_URL or NODE_REGISTRY_DB_…"
+    )

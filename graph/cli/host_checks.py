@@ -1,4 +1,4 @@
-"""Looks the machine over on which a registry is to run: its port, certificates, disk, access."""
+"""Checks of the machine that runs the registry: access, port, certificate and disk."""
 
 import asyncio
 import shutil
@@ -29,12 +29,12 @@ async def check_access(settings: Settings) -> Verdict:
         return report_fault(str(error))
     required = settings.is_authentication_required
     return report_ok(
-        "whoever asks needs a key" if required else "anybody may do anything from here"
+        "callers need credentials" if required else "anyone on this machine has full access"
     )
 
 
 async def check_port(settings: Settings) -> Verdict:
-    """Whether a registry answers there, or one could listen."""
+    """Check that a healthy registry responds on the port, or that the port is free."""
     scheme = "http" if settings.tls_certificate is None else "https"
     url = build_url(settings.http_host, settings.http_port, scheme)
     if await _is_silent(url):
@@ -42,13 +42,13 @@ async def check_port(settings: Settings) -> Verdict:
             listen(settings).close()
         except OSError as error:
             return report_fault(
-                f"{url}: {error.strerror or error}: choose others as NODE_REGISTRY_HTTP_HOST and"
-                " _HTTP_PORT"
+                f"{url}: {error.strerror or error}: set another NODE_REGISTRY_HTTP_HOST or"
+                " NODE_REGISTRY_HTTP_PORT"
             )
-        return report_ok(f"{url} is free, no registry runs here")
+        return report_ok(f"{url} is free: no registry is running")
     try:
-        # The certificate is looked at elsewhere; it need not be for the name that is asked here.
-        # Proxies of the environment are for what is outside.
+        # Another check covers the certificate, which need not be valid for this host name.
+        # Proxies named in the environment are for other machines.
         async with httpx.AsyncClient(
             verify=False,  # noqa: S501
             trust_env=False,
@@ -60,10 +60,10 @@ async def check_port(settings: Settings) -> Verdict:
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         serves = False
     if not serves:
-        return report_fault(f"{url} is taken by something else: end it, or choose another port")
+        return report_fault(f"{url} is taken by something else: stop it, or choose another port")
     if response.status_code != httpx.codes.OK:
-        failed = ", ".join(health["failed_tasks"]) or "its database is out of reach"
-        return report_fault(f"{url}: the registry is not healthy, {failed}: see its log")
+        failed = ", ".join(health["failed_tasks"]) or "it cannot reach its database"
+        return report_fault(f"{url}: the registry is not healthy ({failed}): see its log")
     if health["version"] != VERSION:
         return report_warning(
             f"{url}: registry {health['version']} serves, this is {VERSION}: restart it"
@@ -88,30 +88,30 @@ async def check_certificate(settings: Settings) -> Verdict:
         return report_fault(str(error))
     files = [path for path in (settings.tls_certificate, settings.tls_client_ca) if path]
     if not files:
-        return report_ok("none, plain HTTP")
+        return report_ok("none: plain HTTP")
     expiry, path = min((_find_expiry(path), path) for path in files)
-    summary = f"{path} ends on {expiry:%Y-%m-%d %H:%M} UTC"
+    summary = f"{path} expires on {expiry:%Y-%m-%d %H:%M} UTC"
     left = expiry - datetime.now(UTC)
     if left < timedelta():
-        return report_fault(f"{summary}: renew it; the registry reads it again by itself")
+        return report_fault(f"{summary}: renew it; the registry then reloads it by itself")
     if left < _RENEW_BEFORE:
-        return report_warning(f"{summary}: renew it; the registry reads it again by itself")
+        return report_warning(f"{summary}: renew it; the registry then reloads it by itself")
     return report_ok(summary)
 
 
 def _find_expiry(path: Path) -> datetime:
-    """Of the first to end, of those that the file has."""
+    """Return the earliest expiry of the certificates in the file."""
     chain = x509.load_pem_x509_certificates(path.read_bytes())
     return min(certificate.not_valid_after_utc for certificate in chain)
 
 
 async def check_disk(settings: Settings) -> Verdict:
     if settings.external_database is not None:
-        return report_ok("the database's is not this machine's business")
+        return report_ok("not checked: the database is external")
     folder = next(path for path in (settings.data_dir, *settings.data_dir.parents) if path.exists())
     usage = shutil.disk_usage(folder)
     summary = f"{usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free in {folder}"
-    advice = "make room, or lower NODE_REGISTRY_HEARTBEAT_LOG_MAX_AGE_SECONDS"
+    advice = "free some space, or lower NODE_REGISTRY_HEARTBEAT_LOG_MAX_AGE_SECONDS"
     if usage.free < _LEAST_FREE_BYTES:
         return report_fault(f"{summary}: {advice}")
     if usage.free < _LEAST_FREE_SHARE * usage.total:

@@ -13,14 +13,14 @@ from sqlalchemy.exc import ArgumentError
 from db.ops.provision import ProvisionedNames, provision
 from graph.core.settings import ENV_PREFIX, find_settings_file
 
-_MAX_NAME_BYTES = 63  # PostgreSQL cuts longer ones off
+_MAX_NAME_BYTES = 63  # PostgreSQL truncates longer ones
 
 
 def _check_name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     if value is not None and not (
         value.isprintable() and 1 <= len(value.encode()) <= _MAX_NAME_BYTES
     ):
-        raise click.BadParameter(f"must be 1 to {_MAX_NAME_BYTES} bytes that can be printed")
+        raise click.BadParameter(f"must have 1 to {_MAX_NAME_BYTES} bytes, all printable")
     return value
 
 
@@ -37,21 +37,27 @@ def _parse_url(_: click.Context, __: click.Parameter, value: str | None) -> URL:
     try:
         return make_url(value)
     except ArgumentError as error:
-        raise click.BadParameter("is not a URL") from error  # which may have a password
+        raise click.BadParameter("is not a URL") from error  # not shown: it may have a password
 
 
 @click.command()
 @click.argument("administrator", callback=_parse_url, required=False)
 @click.option("--database", default="node_registry", show_default=True, callback=_check_name)
-@click.option("--owner", help="By default the database's name and _owner.", callback=_check_name)
-@click.option("--service", help="By default the database's name.", callback=_check_name)
-@click.option("--new-passwords", is_flag=True, help="Renew those of both roles.")
-@click.option("--service-only", is_flag=True, help="Keep no access of the owner's.")
+@click.option(
+    "--owner",
+    help="The owner's role; by default the database's name and _owner.",
+    callback=_check_name,
+)
+@click.option(
+    "--service", help="The service's role; by default the database's name.", callback=_check_name
+)
+@click.option("--new-passwords", is_flag=True, help="Give both roles new passwords.")
+@click.option("--service-only", is_flag=True, help="Do not keep the owner's password.")
 @click.option(
     "--write",
     "folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Write service.env and migration.env there instead of printing what they have.",
+    help="Write service.env and migration.env to this folder instead of printing their content.",
 )
 def init_database(
     administrator: URL,
@@ -63,13 +69,15 @@ def init_database(
     service_only: bool,
     folder: Path | None,
 ) -> None:
-    """Make a database in which the service cannot alter tables or edit the audit trail.
+    """Create a database in which the service cannot alter tables or edit the audit trail.
 
-    ADMINISTRATOR is the URL of a role that may make roles and databases, e.g.
-    postgresql://postgres:secret@localhost/postgres; better in NODE_REGISTRY_ADMINISTRATOR_URL, or
-    in the file that NODE_REGISTRY_SETTINGS_FILE names, than on the command line, which others may
-    see. Repeated, it makes only what is missing, and brings an older schema to this version's: who
-    runs it for each version does without the owner's access.
+    ADMINISTRATOR is the URL of a role that may create roles and databases, e.g.
+    postgresql://postgres:secret@localhost/postgres. Other users can see the command line, so
+    better put it into NODE_REGISTRY_ADMINISTRATOR_URL, or the file that
+    NODE_REGISTRY_SETTINGS_FILE names.
+
+    Repeated, the command creates only what is missing and migrates an older schema to this
+    version. If you run it for each version, you do not need the owner's password.
     """
     names = ProvisionedNames(database, owner or f"{database}_owner", service or database)
 
@@ -85,14 +93,14 @@ def init_database(
                 connection = _format_environment(administrator, names, role, passwords[role])
                 files[name] = f"# For {purpose}\n{connection}"
             else:
-                click.echo(f"The role {role} is there already, and keeps its password.")
+                click.echo(f"The role {role} exists already and keeps its password.")
         _write_files(files, folder, replace=new_passwords)
 
     was_created = asyncio.run(
         provision(administrator, names, new_passwords=new_passwords, store_passwords=save_passwords)
     )
     click.echo(
-        f"The database {database} {'was made' if was_created else 'is there already'}, "
+        f"The database {database} {'was created' if was_created else 'exists already'}, "
         "at this version's schema."
     )
 
@@ -113,9 +121,9 @@ def _format_environment(
 
 
 def _write_files(files: Mapping[str, str], folder: Path | None, *, replace: bool) -> None:
-    """In the folder for nobody but whoever runs the command, else on standard output.
+    """Write the files to the folder, readable by their owner only, or print them without one.
 
-    Raises FileExistsError, and writes nothing, where a file is there that is not to be replaced.
+    Raises: FileExistsError: a file exists and `replace` is false; nothing was written.
     """
     if folder is None:
         for text in files.values():
@@ -124,12 +132,10 @@ def _write_files(files: Mapping[str, str], folder: Path | None, *, replace: bool
     paths = {folder / name: text for name, text in files.items()}
     existing = [path for path in paths if path.exists()]
     if existing and not replace:
-        raise FileExistsError(
-            f"{existing[0]} is there already: it is replaced with --new-passwords"
-        )
+        raise FileExistsError(f"{existing[0]} exists already: --new-passwords replaces it")
     for path, text in paths.items():
         new = path.with_name(f"{path.name}.new")
         new.touch(0o600, exist_ok=False)
         new.write_text(text, encoding="utf-8")
         new.replace(path)
-        click.echo(f"{path} was written.")
+        click.echo(f"Wrote {path}.")

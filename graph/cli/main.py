@@ -1,5 +1,6 @@
-"""The command `node-registry`. GraphQL and the server are imported by the commands that need them:
-the others start sooner.
+"""The command `node-registry`.
+
+Only the commands that need GraphQL and the server import them, so that the others start sooner.
 """
 
 import asyncio
@@ -36,16 +37,18 @@ if TYPE_CHECKING:
 @click.group()
 @click.version_option(VERSION, prog_name=SERVICE_NAME)
 def commands() -> None:
-    """The node registry. It is configured by environment variables, NODE_REGISTRY_..."""
+    """The node registry, configured by environment variables NODE_REGISTRY_..."""
 
 
 commands.add_command(token)
 
 
 @commands.command("serve")
-@click.option("--workers", type=int, help="Processes that share the address; 1 by default.")
+@click.option(
+    "--workers", type=int, help="Number of processes that share the address; by default 1."
+)
 def serve_command(workers: int | None) -> None:
-    """Serve the registry until it is told to stop."""
+    """Serve the registry until it is stopped by SIGINT or SIGTERM."""
     settings = load_settings(workers=workers)
     require_safe_access(settings)
     logs.configure_logging(settings.env, settings.log_level)
@@ -60,7 +63,7 @@ def serve_command(workers: int | None) -> None:
 
 @commands.command("migrate")
 def migrate_command() -> None:
-    """Bring the database to the schema that this version needs."""
+    """Migrate the database to the schema of this version."""
     settings = load_settings()
     logs.configure_logging(settings.env, settings.log_level)
     asyncio.run(_migrate(settings))
@@ -83,7 +86,7 @@ def export_schema() -> None:
 
 @commands.group()
 def profile() -> None:
-    """Profiles of roles and types, as YAML."""
+    """Export and import the profiles of roles and types as YAML."""
 
 
 @profile.command("export")
@@ -94,10 +97,10 @@ def export_command() -> None:
 
 @profile.command("import")
 @click.argument("file", type=click.File(encoding="utf-8"))
-@click.option("--prune", is_flag=True, help="Delete the role profiles that the file does not have.")
-@click.option("--dry-run", is_flag=True, help="Print what would change, and change nothing.")
+@click.option("--prune", is_flag=True, help="Delete role profiles that FILE does not contain.")
+@click.option("--dry-run", is_flag=True, help="Print the changes without making them.")
 def import_command(file: TextIO, *, prune: bool, dry_run: bool) -> None:
-    """Make the role profiles of FILE; - is standard input."""
+    """Create or update the role profiles in FILE; - is standard input."""
     difference = asyncio.run(
         _import_profiles(load_command_settings(), file.read(), prune=prune, dry_run=dry_run)
     )
@@ -144,7 +147,7 @@ async def _migrate(settings: Settings) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """What an operator can mend ends in one line and exit status 1."""
+    """Run a command; on an error of EXIT_ERRORS print one line and exit with status 1."""
     try:
         commands(arguments)
     except EXIT_ERRORS as error:

@@ -1,4 +1,4 @@
-"""All role profiles as one YAML document: written, compared and read back."""
+"""Export and import of all role profiles as one YAML document."""
 
 import difflib
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def _lower_text(value: object) -> object:
 
 
 class _ProfileEntry(BaseModel):
-    """With the names of the API; enums in upper case as there, or in lower."""
+    """A profile with the field names of the API; its enum values in upper or lower case."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +53,7 @@ class _ProfileDocument(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What an import changes; `diff` is a unified one, of the two documents."""
+    """The changes of an import: counts of profiles, and a unified diff of the documents."""
 
     written: int
     deleted: int
@@ -61,15 +61,16 @@ class Difference:
 
 
 async def export_profiles(session: AsyncSession) -> str:
+    """Return all role profiles as a YAML document."""
     return _format_document(await _load_stored(session))
 
 
 async def import_profiles(
     session: AsyncSession, text: str, *, prune: bool, by: Caller
 ) -> Difference:
-    """Makes the profiles of the document, and with `prune` no others. Twice is as good as once.
+    """Store the profiles of the document, and with `prune` delete all others; idempotent.
 
-    Raises BadInput, and changes nothing, for a document that is not as `export_profiles` writes it.
+    Raises: BadInput: the document has not the form that `export_profiles` writes; nothing changed.
     """
     imported = _parse_document(text)
     stored = await _load_stored(session)
@@ -136,6 +137,6 @@ def _parse_document(text: str) -> dict[ProfileKey, ProfileContent]:
         content = parse_content(path, entry.name, entry.profile_type, config, enabled=entry.enabled)
         key = entry.role, entry.type, entry.name
         if key in parsed:
-            raise BadInput(path, "is there twice")
+            raise BadInput(path, "repeats an earlier profile")
         parsed[key] = content
     return parsed

@@ -1,4 +1,4 @@
-"""The commands `node-registry token …`. A key is all that they write to standard output."""
+"""The commands `node-registry token …`; a new API key is alone on standard output."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ _DURATION = re.compile(rf"([0-9]{{1,6}})([{''.join(_UNITS)}])", re.ASCII)
 
 
 class Duration(click.ParamType[timedelta]):
-    """From `minimum` to ten years."""
+    """A duration such as 90d on the command line, from `minimum` to ten years."""
 
     name = "duration"
 
@@ -50,18 +50,18 @@ _NODE_TYPES = click.Choice(NodeType, case_sensitive=False)
 
 @click.group()
 def token() -> None:
-    """API keys. A new one is shown once, on standard output."""
+    """Manage API keys. A new key is shown once, on standard output."""
 
 
 @token.command()
-@click.option("--role", type=_ROLES, required=True, help="What the key may do.")
-@click.option("--name", help="What the logs call who uses it.")
-@click.option("--node", "nodes", multiple=True, help="A node that an agent speaks for; repeatable.")
-@click.option("--expires", type=Duration(), help="Its life, e.g. 90d; without it, for ever.")
+@click.option("--role", type=_ROLES, required=True, help="The role of the key's holder.")
+@click.option("--name", help="Name of the holder in logs and the audit trail.")
+@click.option("--node", "nodes", multiple=True, help="Node that an agent may report; repeatable.")
+@click.option("--expires", type=Duration(), help="Lifetime, e.g. 90d; by default unlimited.")
 def create(
     *, role: Role, name: str | None, nodes: tuple[str, ...], expires: timedelta | None
 ) -> None:
-    """Make an API key."""
+    """Create an API key."""
     if (role is Role.AGENT) != bool(nodes):
         raise click.UsageError("--node is needed for an agent, and is for agents only")
     _print_new_token(
@@ -82,17 +82,26 @@ def create(
 
 @token.command()
 @click.option("--uses", type=click.IntRange(1, validation.MAX_USES), default=1, show_default=True)
-@click.option("--expires", type=Duration(), default="1d", show_default=True, help="Its life.")
-@click.option("--name", help="What the logs call who uses it.")
-@click.option("--node-role", type=_NODE_ROLES, help="Of the nodes to let in; else any.")
-@click.option("--node-type", type=_NODE_TYPES, help="Of the nodes to let in; else any.")
-@click.option("--label", "labels", multiple=True, help="That they may have; repeatable; else any.")
+@click.option("--expires", type=Duration(), default="1d", show_default=True, help="Lifetime.")
+@click.option("--name", help="Name of the holder in logs and the audit trail.")
+@click.option(
+    "--node-role", type=_NODE_ROLES, help="Role that the nodes must have; by default any."
+)
+@click.option(
+    "--node-type", type=_NODE_TYPES, help="Type that the nodes must have; by default any."
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    help="Label that the nodes may have; repeatable; by default any.",
+)
 @click.option(
     "--key-expires",
     type=Duration(),
     default=f"{enrolment.TOKEN_LIFETIME.days}d",
     show_default=True,
-    help="The life of each node's own key.",
+    help="Lifetime of each node's own key.",
 )
 def enrol(
     *,
@@ -104,7 +113,7 @@ def enrol(
     labels: tuple[str, ...],
     key_expires: timedelta,
 ) -> None:
-    """Make an enrolment key: nodes that register with it get keys of their own."""
+    """Create an enrolment key, with which nodes register to get keys of their own."""
     _print_new_token(
         _run_change(
             lambda session: enrolment.create_enrolment_token(
@@ -123,10 +132,10 @@ def enrol(
 
 
 @token.command("list")
-@click.option("--all", "with_dead", is_flag=True, help="Those too that do not stand any more.")
-def list_command(*, with_dead: bool) -> None:
-    """List the keys that stand, newest first."""
-    rows = [_HEADINGS, *map(_format_row, asyncio.run(_list_all(with_dead=with_dead)))]
+@click.option("--all", "include_ended", is_flag=True, help="Include revoked and expired keys.")
+def list_command(*, include_ended: bool) -> None:
+    """List the valid keys, newest first."""
+    rows = [_HEADINGS, *map(_format_row, asyncio.run(_list_all(include_ended=include_ended)))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -140,10 +149,10 @@ def list_command(*, with_dead: bool) -> None:
     type=Duration(minimum=timedelta(0)),
     default="1h",
     show_default=True,
-    help="How long the old key stands beside the new one.",
+    help="How long the old key stays valid.",
 )
 def rotate(*, id: str, overlap: timedelta) -> None:  # noqa: A002  # the argument's name
-    """Make a key that takes the place of key ID."""
+    """Create a key that replaces key ID."""
 
     async def rotate_token(session: AsyncSession) -> IssuedToken:
         old = await tokens.get_token(session, id)
@@ -157,7 +166,7 @@ def rotate(*, id: str, overlap: timedelta) -> None:  # noqa: A002  # the argumen
 @token.command()
 @click.argument("id", metavar="ID")
 def revoke(*, id: str) -> None:  # noqa: A002  # the argument's name
-    """End key ID at once; a name ends all keys of that name."""
+    """Revoke key ID at once; a name revokes all keys of that name."""
     revoked = _run_change(
         lambda session: token_changes.revoke_tokens(session, id, caller=identify_operator())
     )
@@ -176,7 +185,7 @@ def _run_change(change: Callable[[AsyncSession], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-async def _list_all(*, with_dead: bool) -> Sequence[Token]:
+async def _list_all(*, include_ended: bool) -> Sequence[Token]:
     rows: list[Token] = []
     after = None
     async with (
@@ -185,7 +194,7 @@ async def _list_all(*, with_dead: bool) -> Sequence[Token]:
     ):
         while True:
             page = await tokens.list_tokens(
-                session, first=MAX_PAGE_SIZE, after=after, include_ended=with_dead
+                session, first=MAX_PAGE_SIZE, after=after, include_ended=include_ended
             )
             rows += page.rows
             if not page.has_next:
@@ -198,16 +207,18 @@ def _check_name(name: str | None) -> str | None:
 
 
 def _print_new_token(issued: IssuedToken) -> None:
-    click.echo(f"Made {_describe(issued.token)}. It is shown this once.", err=True)
+    click.echo(f"Created {_describe(issued.token)}. It is shown only once.", err=True)
     click.echo(issued.text)
 
 
 def _describe(token_row: Token) -> str:
-    lifetime = f"until {_format_time(token_row.expires_at)}" if token_row.expires_at else "for ever"
+    lifetime = (
+        f"until {_format_time(token_row.expires_at)}" if token_row.expires_at else "without expiry"
+    )
     return f"key {token_row.public_id}, {token_row.name!r}, role {token_row.role}, {lifetime}"
 
 
-_HEADINGS = ("ID", "NAME", "ROLE", "FOR", "MADE", "EXPIRES", "LAST USED", "REVOKED")
+_HEADINGS = ("ID", "NAME", "ROLE", "FOR", "CREATED", "EXPIRES", "LAST USED", "REVOKED")
 
 
 def _format_row(token_row: Token) -> tuple[str, ...]:

@@ -245,7 +245,7 @@ async def test_a_registry_that_others_can_reach_asks_them_who_they_are(data_dir:
 async def test_a_registry_that_is_open_says_so(data_dir: Path) -> None:
     settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
     async with run_program(BIN / "node-registry", "serve", **settings) as process:
-        await process.line(r"server\.open +.*authentication=off")
+        await process.line(r"authentication\.disabled +.*address=127\.0\.0\.1")
         assert await process.stop(signal.SIGTERM) == 0
 
 

@@ -65,11 +65,11 @@ async def test_it_prints_the_access_of_each_role_once(postgres: URL, service_nam
         service_name,
     )
     assert owner["NODE_REGISTRY_DB_USER"] == f"{service_name}_owner"
-    assert "was made" in output
+    assert "was created" in output
     status, output, _ = await init(postgres, "--database", service_name)
     assert status == 0
     assert accesses(output) == []
-    assert output.count("is there already") == 3
+    assert output.count("exists already") == 3
     for access, command in ((owner, ["migrate"]), (service, ["token", "list"])):
         status, _, errors = await run_process(*command, **access)
         assert status == 0, errors

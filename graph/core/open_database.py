@@ -18,7 +18,7 @@ _OTHER_CONNECTIONS = 10  # for psql, `node-registry migrate` and PostgreSQL's ow
 async def open_database_url(settings: Settings) -> AsyncIterator[URL]:
     """Yield the URL of the configured PostgreSQL, or run an embedded server while the block lasts.
 
-    Raises: DataFolderInUse, EmbeddedServerFailed.
+    Raises: DataDirInUse, EmbeddedServerFailed.
     """
     if (external := settings.external_database) is not None:
         yield external
@@ -49,7 +49,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
 
     An embedded database is migrated; an external one must have been migrated already.
 
-    Raises: SchemaMismatch, Unavailable, DataFolderInUse, EmbeddedServerFailed.
+    Raises: SchemaMismatch, Unavailable, DataDirInUse, EmbeddedServerFailed.
     """
     async with open_database_url(settings) as url:
         database = Database(

@@ -149,7 +149,7 @@ class Settings(BaseSettings):
 
     @property
     def is_schema_visible(self) -> bool:
-        """Whether introspection works and errors suggest names, which reveals it piece by piece."""
+        """Whether introspection works and errors suggest names, for both reveal the schema."""
         return self.env == "development" if self.introspection is None else self.introspection
 
     @property

@@ -110,6 +110,7 @@ def check_search_values(field: str, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_search_value(field: str, value: str) -> str:
+    """Check a value to search for, which need not exist."""
     if len(value) > MAX_NAME_LENGTH or "\0" in value:
         raise BadInput(field, f"must have at most {MAX_NAME_LENGTH} characters, none of them NUL")
     return value

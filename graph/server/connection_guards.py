@@ -83,7 +83,7 @@ def _is_streaming(connection: HttpToolsProtocol) -> bool:
 
 
 class _RequestDeadline(HttpToolsProtocol):
-    """Closes a connection without a complete request; uvicorn would wait for ever.
+    """A mixin that closes a connection without a complete request; uvicorn would wait for ever.
 
     Parts of a request, and of a body that nobody reads, do not extend the deadline.
     """
@@ -123,6 +123,8 @@ class _RequestDeadline(HttpToolsProtocol):
 
 
 def make_http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
+    """Return uvicorn's HTTP protocol with the guards that the settings configure."""
+
     class Http(_SendDeadline, _RequestDeadline):
         stalled_seconds = settings.stalled_reader_seconds
         first_request_seconds = settings.first_request_seconds
@@ -141,7 +143,7 @@ def make_http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
 
 
 class _FrameLimit(WebSocketsSansIOProtocol):
-    """Limits pings, pongs and message fragments, which never reach the app as messages."""
+    """A mixin that limits pings, pongs and message fragments, which the app never sees."""
 
     frame_limiter: RateLimiter
 
@@ -167,6 +169,8 @@ class _FrameLimit(WebSocketsSansIOProtocol):
 
 
 def make_websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
+    """Return uvicorn's websocket protocol with the guards that the settings configure."""
+
     class WebSocket(_SendDeadline, _FrameLimit):
         stalled_seconds = settings.stalled_reader_seconds
         frame_limiter = RateLimiter(

@@ -88,7 +88,7 @@ class _WorkerRun:
 
 
 class WorkerPool:
-    """Keeps one worker running on each socket until it is stopped.
+    """The workers of an address: one on each socket, restarted until the pool is stopped.
 
     The parent keeps the sockets open too, so that clients which connect while a worker is replaced
     wait for the next one.

@@ -1,4 +1,4 @@
-"""The router's question: which nodes can do this now, best first, and why the others cannot."""
+"""The router's query for available nodes: ranked candidates, and why other nodes are excluded."""
 
 import asyncio
 import random
@@ -45,19 +45,22 @@ subscription Follow($require: NodeRequirements) {
 MINE = {"labels": {"all": ["mine"]}}
 
 
-async def ask(server: LiveServer, **asked: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = (await server.execute(AVAILABLE, **asked))["availableNodes"]
-    return answer
+async def find_available(server: LiveServer, **variables: Any) -> dict[str, Any]:
+    result: dict[str, Any] = (await server.execute(AVAILABLE, **variables))["availableNodes"]
+    return result
 
 
-async def candidates(server: LiveServer, **asked: Any) -> list[str]:
-    return [found["node"]["nodeId"] for found in (await ask(server, **asked))["candidates"]]
+async def list_candidates(server: LiveServer, **variables: Any) -> list[str]:
+    return [
+        found["node"]["nodeId"]
+        for found in (await find_available(server, **variables))["candidates"]
+    ]
 
 
-async def offer(server: LiveServer, node_id: str, **given: Any) -> None:
-    """A node of ours that has measured what is given as `metrics`."""
-    metrics = given.pop("metrics", None)
-    await register(server, node_id, labels=["mine", *given.pop("labels", [])], **given)
+async def register_own_node(server: LiveServer, node_id: str, **fields: Any) -> None:
+    """Register a node with the label `mine`, and send `metrics` in a heartbeat if there are any."""
+    metrics = fields.pop("metrics", None)
+    await register(server, node_id, labels=["mine", *fields.pop("labels", [])], **fields)
     if metrics is not None:
         await beat(server, node_id, 1, metrics=metrics)
 
@@ -70,21 +73,23 @@ async def next_event(client: Client) -> dict[str, Any]:
 
 
 async def test_the_least_loaded_node_comes_first(server: LiveServer) -> None:
-    await offer(server, "busy", metrics={"cpuPercent": 90})
-    await offer(server, "idle", metrics={"cpuPercent": 10})
-    await offer(server, "unknown")
-    answer = await ask(server)
+    await register_own_node(server, "busy", metrics={"cpuPercent": 90})
+    await register_own_node(server, "idle", metrics={"cpuPercent": 10})
+    await register_own_node(server, "unknown")
+    answer = await find_available(server)
     found = [(c["node"]["nodeId"], c["score"]) for c in answer["candidates"]]
     assert found == [("idle", 0.9), ("busy", pytest.approx(0.1)), ("unknown", 0)]
     assert answer["candidates"][0]["node"]["metrics"] == {"cpuPercent": 10}
     assert answer["revision"] == "5"
 
 
-async def test_what_is_left_out_has_its_reasons(server: LiveServer) -> None:
-    await offer(server, "a", metrics={"gpus": [{"name": "g", "memoryFreeMb": 9120}]})
-    await offer(server, "b", role="BACKUP")
+async def test_excluded_nodes_have_their_reasons(server: LiveServer) -> None:
+    await register_own_node(server, "a", metrics={"gpus": [{"name": "g", "memoryFreeMb": 9120}]})
+    await register_own_node(server, "b", role="BACKUP")
     await server.execute(MAINTENANCE, input={"nodeId": "b", "enabled": True})
-    answer = await ask(server, require={"roles": ["PRODUCTION"], "minGpuMemoryFreeMb": 16000})
+    answer = await find_available(
+        server, require={"roles": ["PRODUCTION"], "minGpuMemoryFreeMb": 16000}
+    )
     assert answer["candidates"] == []
     assert {left["nodeId"]: left["reasons"] for left in answer["excluded"]} == {
         "a": ["needs 16000 MB on one GPU, has 9120"],
@@ -106,7 +111,7 @@ async def test_what_is_left_out_has_its_reasons(server: LiveServer) -> None:
 
 
 async def test_every_requirement_counts(server: LiveServer) -> None:
-    await offer(
+    await register_own_node(
         server,
         "a",
         labels=["gpu"],
@@ -127,7 +132,7 @@ async def test_every_requirement_counts(server: LiveServer) -> None:
         "minGpuMemoryFreeMb": 9000,
         "maxCpuPercent": 20,
     }
-    assert await candidates(server, require=met) == ["a"]
+    assert await list_candidates(server, require=met) == ["a"]
     unmet: list[dict[str, Any]] = [
         {"roles": ["BACKUP"]},
         {"types": []},
@@ -139,21 +144,23 @@ async def test_every_requirement_counts(server: LiveServer) -> None:
         {"maxCpuPercent": 19.9},
     ]
     for requirement in unmet:
-        assert await candidates(server, require=met | requirement) == [], requirement
+        assert await list_candidates(server, require=met | requirement) == [], requirement
 
 
-async def test_a_degraded_node_is_a_candidate_where_it_is_asked_for(server: LiveServer) -> None:
+async def test_a_degraded_node_is_a_candidate_if_the_requirements_include_it(
+    server: LiveServer,
+) -> None:
     await register(server, "a")
     await beat(server, "a", 1, status="DEGRADED")
-    assert await candidates(server) == []
-    assert await candidates(server, require={"includeDegraded": True}) == ["a"]
+    assert await list_candidates(server) == []
+    assert await list_candidates(server, require={"includeDegraded": True}) == ["a"]
 
 
-async def test_limits_and_ranks_are_kept(server: LiveServer) -> None:
+async def test_limits_and_rankings_are_applied(server: LiveServer) -> None:
     for node_id, free in (("a", 1000), ("b", 3000), ("c", 2000)):
-        await offer(server, node_id, metrics={"memoryAvailableMb": free})
-    assert await candidates(server, rank="MOST_FREE_MEMORY", limit=2) == ["b", "c"]
-    assert await candidates(server, limit=0) == []
+        await register_own_node(server, node_id, metrics={"memoryAvailableMb": free})
+    assert await list_candidates(server, rank="MOST_FREE_MEMORY", limit=2) == ["b", "c"]
+    assert await list_candidates(server, limit=0) == []
     refused = await server.post(AVAILABLE, limit=1001)
     assert refused["errors"][0]["extensions"]["field"] == "limit"
 
@@ -168,7 +175,7 @@ async def test_limits_and_ranks_are_kept(server: LiveServer) -> None:
         ({"labels": {"any": ["x" * 256]}}, "require.labels.any[0]"),
     ],
 )
-async def test_bad_requirements_are_refused_and_named(
+async def test_bad_requirements_are_rejected_and_named(
     server: LiveServer, require: dict[str, Any], field: str
 ) -> None:
     [error] = (await server.post(AVAILABLE, require=require))["errors"]
@@ -176,39 +183,41 @@ async def test_bad_requirements_are_refused_and_named(
     assert error["extensions"]["field"] == field
 
 
-async def test_a_deeply_nested_requirement_is_refused(server: LiveServer) -> None:
+async def test_a_deeply_nested_requirement_is_rejected(server: LiveServer) -> None:
     nested: Any = {}
     for _ in range(900):
         nested = {"a": nested}
-    await ask(server)  # so that answers may be shared
+    await find_available(server)  # so that answers may be shared
     [error] = (await server.post(AVAILABLE, require={"capabilities": nested}))["errors"]
     assert error["extensions"]["code"] == "BAD_INPUT"
 
 
-async def test_a_change_is_in_the_answer_within_a_second(server: LiveServer) -> None:
-    await offer(server, "a", metrics={"cpuPercent": 10})
-    assert await candidates(server, require={"maxCpuPercent": 50}) == ["a"]
+async def test_a_change_is_in_the_result_within_a_second(server: LiveServer) -> None:
+    await register_own_node(server, "a", metrics={"cpuPercent": 10})
+    assert await list_candidates(server, require={"maxCpuPercent": 50}) == ["a"]
     changed = asyncio.get_running_loop().time()
     await beat(server, "a", 2, metrics={"cpuPercent": 99})
-    while await candidates(server, require={"maxCpuPercent": 50}):
+    while await list_candidates(server, require={"maxCpuPercent": 50}):
         assert asyncio.get_running_loop().time() < changed + 1.5
         await asyncio.sleep(0.02)
 
 
-async def test_the_same_question_costs_no_statement_until_something_changes(
+async def test_an_identical_query_costs_no_statement_until_something_changes(
     quiet_server: LiveServer,
 ) -> None:
-    await offer(quiet_server, "a")
-    await ask(quiet_server)
+    await register_own_node(quiet_server, "a")
+    await find_available(quiet_server)
     with record_statements(quiet_server.services.database) as sent:
         for _ in range(20):
-            assert await candidates(quiet_server) == ["a"]
+            assert await list_candidates(quiet_server) == ["a"]
     asked_of_nodes = [statement for statement in sent if "FROM nodes" in statement]
     assert len([s for s in asked_of_nodes if "heartbeat_log" not in s]) <= 1
 
 
-async def test_who_asks_the_same_of_one_look_is_answered_to_the_byte(server: LiveServer) -> None:
-    await offer(server, "a")
+async def test_identical_queries_of_one_snapshot_get_identical_responses(
+    server: LiveServer,
+) -> None:
+    await register_own_node(server, "a")
     asked = {"query": AVAILABLE, "variables": {"require": MINE}}
     replies = await asyncio.gather(*(server.http.post("/graphql", json=asked) for _ in range(20)))
     assert len({reply.content for reply in replies}) <= 3
@@ -216,8 +225,8 @@ async def test_who_asks_the_same_of_one_look_is_answered_to_the_byte(server: Liv
     assert other["availableNodes"]["candidates"] == []
 
 
-async def test_what_was_refused_once_is_refused_anew(server: LiveServer) -> None:
-    await ask(server)
+async def test_a_rejected_query_is_rejected_again(server: LiveServer) -> None:
+    await find_available(server)
     ids = set()
     for _ in range(3):
         [error] = (await server.post(AVAILABLE, require={"model": "x" * 256}))["errors"]
@@ -225,10 +234,10 @@ async def test_what_was_refused_once_is_refused_anew(server: LiveServer) -> None
     assert len(ids) == 3
 
 
-async def test_a_follower_is_told_the_set_and_then_what_enters_and_leaves(
+async def test_a_follower_receives_the_set_and_then_what_enters_and_leaves(
     server: LiveServer,
 ) -> None:
-    await offer(server, "a")
+    await register_own_node(server, "a")
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", FOLLOW, require=MINE)
         assert await next_event(client) == {
@@ -236,7 +245,7 @@ async def test_a_follower_is_told_the_set_and_then_what_enters_and_leaves(
             "revision": "3",
             "nodes": [{"nodeId": "a"}],
         }
-        await offer(server, "b")
+        await register_own_node(server, "b")
         assert await next_event(client) == {
             "__typename": "NodeBecameAvailable",
             "revision": "4",
@@ -254,7 +263,7 @@ async def test_a_follower_is_told_the_set_and_then_what_enters_and_leaves(
         assert (left["nodeId"], left["reasons"]) == ("b", ["is not registered any more"])
 
 
-async def test_metrics_labels_and_capabilities_make_a_node_fit_or_unfit(
+async def test_metrics_labels_and_capabilities_make_a_node_enter_and_leave(
     server: LiveServer,
 ) -> None:
     require = {
@@ -281,20 +290,20 @@ async def test_metrics_labels_and_capabilities_make_a_node_fit_or_unfit(
         assert (await next_event(client))["reasons"] == ["does not serve model llama"]
 
 
-async def test_followers_on_two_servers_learn_of_the_changes_of_both(
+async def test_followers_on_two_servers_receive_the_changes_of_both(
     start_server: StartServer,
 ) -> None:
     async with (
-        start_server() as one,
-        start_server() as two,
-        connect(one.websocket_url) as first,
-        connect(two.websocket_url) as second,
+        start_server() as server_1,
+        start_server() as server_2,
+        connect(server_1.websocket_url) as first,
+        connect(server_2.websocket_url) as second,
     ):
         for client in (first, second):
             await client.subscribe("1", FOLLOW, require=MINE)
             assert (await next_event(client))["nodes"] == []
-        await offer(one, "a")
-        await offer(two, "b")
+        await register_own_node(server_1, "a")
+        await register_own_node(server_2, "b")
         for client in (first, second):
             entered = {(await next_event(client))["node"]["nodeId"] for _ in range(2)}
             assert entered == {"a", "b"}
@@ -311,8 +320,8 @@ async def test_a_watch_ends_with_its_last_follower(server: LiveServer) -> None:
         await wait_until(lambda: not server.services.node_snapshot.subscribers)
 
 
-async def test_one_that_falls_behind_is_told_the_set_anew(server: LiveServer) -> None:
-    await offer(server, "a")
+async def test_a_follower_that_falls_behind_receives_the_set_again(server: LiveServer) -> None:
+    await register_own_node(server, "a")
     async with server.services.database.read() as session:
         row = await nodes.find_node(session, "a")
         seen = await node_delta.read_delta(session, None)
@@ -332,20 +341,20 @@ async def test_one_that_falls_behind_is_told_the_set_anew(server: LiveServer) ->
         assert isinstance(entered, CandidateEntered)
 
 
-def understand(event: dict[str, Any], known: set[str]) -> None:
+def apply_event(event: dict[str, Any], node_ids: set[str]) -> None:
     match event["__typename"]:
         case "AvailableNodesSnapshot":
-            known.clear()
-            known.update(node["nodeId"] for node in event["nodes"])
+            node_ids.clear()
+            node_ids.update(node["nodeId"] for node in event["nodes"])
         case "NodeBecameAvailable":
-            assert event["node"]["nodeId"] not in known
-            known.add(event["node"]["nodeId"])
+            assert event["node"]["nodeId"] not in node_ids
+            node_ids.add(event["node"]["nodeId"])
         case "NodeBecameUnavailable":
-            known.remove(event["nodeId"])
+            node_ids.remove(event["nodeId"])
 
 
 async def change_something(server: LiveServer, choice: random.Random, number: int) -> None:
-    """Some of it is refused, e.g. for a node that is not there."""
+    """Change a random node. Some changes are rejected, e.g. of a node that is not registered."""
     node_id = f"n{choice.randrange(6)}"
     match choice.randrange(5):
         case 0:
@@ -353,36 +362,36 @@ async def change_something(server: LiveServer, choice: random.Random, number: in
         case 1:
             await server.post(DEREGISTER, input={"nodeId": node_id})
         case 2:
-            maintained = {"nodeId": node_id, "enabled": choice.random() < 0.5}
-            await server.post(MAINTENANCE, input=maintained)
+            maintenance = {"nodeId": node_id, "enabled": choice.random() < 0.5}
+            await server.post(MAINTENANCE, input=maintenance)
         case _:
-            said = {
+            heartbeat = {
                 "nodeId": node_id,
                 "bootId": "boot-1",
                 "sequence": number,
                 "status": choice.choice(["ONLINE", "DEGRADED"]),
                 "metrics": {"cpuPercent": choice.choice([10, 90])},
             }
-            await server.post(BEAT, input=said)
+            await server.post(BEAT, input=heartbeat)
 
 
-async def test_what_followers_are_told_adds_up_to_what_is_true(server: LiveServer) -> None:
+async def test_the_events_of_followers_add_up_to_the_candidates(server: LiveServer) -> None:
     choice = random.Random(4)  # noqa: S311  # the same changes each time
-    required: list[dict[str, Any]] = [{}, MINE, {"maxCpuPercent": 50, "includeDegraded": True}]
-    told: list[set[str]] = [set() for _ in required]
+    requirements: list[dict[str, Any]] = [{}, MINE, {"maxCpuPercent": 50, "includeDegraded": True}]
+    followed: list[set[str]] = [set() for _ in requirements]
     async with connect(server.websocket_url) as client:
-        for number, require in enumerate(required):
+        for number, require in enumerate(requirements):
             await client.subscribe(str(number), FOLLOW, require=require)
         for number in range(150):
             await change_something(server, choice, number)
         await register(server, "n6", labels=["mine"])
         async with asyncio.timeout(20):
-            while "n6" not in told[0] or told != [
-                set(await candidates(server, require=require)) for require in required
+            while "n6" not in followed[0] or followed != [
+                set(await list_candidates(server, require=require)) for require in requirements
             ]:
                 with suppress(TimeoutError):
                     while True:
                         async with asyncio.timeout(0.1):
                             message = await client.receive()
                         event = message["payload"]["data"]["availableNodesChanges"]
-                        understand(event, told[int(message["id"])])
+                        apply_event(event, followed[int(message["id"])])

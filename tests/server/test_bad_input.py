@@ -1,4 +1,4 @@
-"""Input that is wrong: one typed error that names the field, and nothing is changed."""
+"""Invalid input: one typed error names the field, and nothing changes."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ NODE = {"nodeId": "bad", "role": "BACKUP", "type": "WORKER", "bootId": BOOT}
 BEAT = {"nodeId": KNOWN, "bootId": BOOT, "sequence": 1}
 ENUMS = {"role", "type", "status", "roles", "types", "statuses", "field", "direction"}
 
-# All that a refused request must leave as it was.
+# Everything that a rejected request must leave unchanged.
 CONTENT = text("""
 SELECT (SELECT md5(string_agg(n::text, ',' ORDER BY n.id)) FROM nodes n),
        (SELECT count(*) FROM status_changes),
@@ -39,14 +39,14 @@ SELECT (SELECT md5(string_agg(n::text, ',' ORDER BY n.id)) FROM nodes n),
 """)
 
 
-async def content(server: LiveServer) -> tuple[Any, ...]:
+async def read_content(server: LiveServer) -> tuple[Any, ...]:
     async with server.services.database.read() as session:
         return tuple((await session.execute(CONTENT)).one())
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def registry(shared_server: LiveServer) -> LiveServer:
-    """It knows one node, which is in maintenance, so that it stays as it is while time passes."""
+    """A server with one node, which is in maintenance, so that time does not change it."""
     await register(shared_server, KNOWN, profiles=[{"name": "p", "type": "LLM", "config": {}}])
     await shared_server.execute(MAINTENANCE, input={"nodeId": KNOWN, "enabled": True})
     return shared_server
@@ -54,18 +54,18 @@ async def registry(shared_server: LiveServer) -> LiveServer:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def unchanged(registry: LiveServer) -> AsyncIterator[None]:
-    before = await content(registry)
+    before = await read_content(registry)
     yield
-    assert await content(registry) == before
+    assert await read_content(registry) == before
 
 
-def literal(value: Any, name: str = "") -> str:
-    """The value as it is written in a document."""
+def format_literal(value: Any, name: str = "") -> str:
+    """Return the value as a literal of a GraphQL document."""
     match value:
         case dict():
-            return "{" + ", ".join(f"{k}: {literal(v, k)}" for k, v in value.items()) + "}"
+            return "{" + ", ".join(f"{k}: {format_literal(v, k)}" for k, v in value.items()) + "}"
         case list():
-            return "[" + ", ".join(literal(item, name) for item in value) + "]"
+            return "[" + ", ".join(format_literal(item, name) for item in value) + "]"
         case str() if name in ENUMS and re.fullmatch(r"\w+", value):
             return value
         case float() if not math.isfinite(value):
@@ -86,29 +86,31 @@ class Operation:
     around: tuple[str, str] = ("", "")
 
     def with_variables(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        declared = ", ".join(f"${name}: {self.types[name]}" for name in arguments)
-        query = self._query(f" ({declared})", {name: f"${name}" for name in arguments})
+        declarations = ", ".join(f"${name}: {self.types[name]}" for name in arguments)
+        query = self._query(f" ({declarations})", {name: f"${name}" for name in arguments})
         return {"query": query, "variables": arguments}
 
     def with_literals(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        literals = {name: literal(value) for name, value in arguments.items()}
+        literals = {name: format_literal(value) for name, value in arguments.items()}
         return {"query": self._query("", literals)}
 
-    def _query(self, declared: str, arguments: dict[str, str]) -> str:
-        passed = ", ".join(f"{name}: {value}" for name, value in arguments.items())
-        before, behind = self.around
-        return f"{self.kind}{declared} {{ {before}{self.name}({passed}) {self.selection}{behind} }}"
+    def _query(self, declarations: str, arguments: dict[str, str]) -> str:
+        pairs = ", ".join(f"{name}: {value}" for name, value in arguments.items())
+        before, after = self.around
+        return (
+            f"{self.kind}{declarations} {{ {before}{self.name}({pairs}) {self.selection}{after} }}"
+        )
 
 
-def mutation(name: str, selection: str) -> Operation:
+def define_mutation(name: str, selection: str) -> Operation:
     type_name = name[0].upper() + name[1:] + "Input!"
     return Operation("mutation", name, {"input": type_name}, selection)
 
 
-REGISTER = mutation("registerNode", "{ created }")
-RECORD = mutation("recordHeartbeat", "{ status }")
-MAINTAIN = mutation("setMaintenance", "{ node { id } }")
-DEREGISTER = mutation("deregisterNode", "{ revision }")
+REGISTER = define_mutation("registerNode", "{ created }")
+RECORD = define_mutation("recordHeartbeat", "{ status }")
+MAINTAIN = define_mutation("setMaintenance", "{ node { id } }")
+DEREGISTER = define_mutation("deregisterNode", "{ revision }")
 BATCH = Operation(
     "mutation", "recordHeartbeats", {"inputs": "[RecordHeartbeatInput!]!"}, "{ __typename }"
 )
@@ -125,16 +127,16 @@ LOG = Operation(
 )
 
 
-def nested(name: str, types: dict[str, str], selection: str) -> Operation:
-    """A field of the node that is known."""
+def define_node_field(name: str, types: dict[str, str], selection: str) -> Operation:
+    """Define a query for a field of the registered node."""
     return Operation("query", name, types, selection, (f'node(nodeId: "{KNOWN}") {{ ', " }"))
 
 
-NODE_BEATS = nested(
+NODE_BEATS = define_node_field(
     "heartbeats", {"since": "DateTime", "until": "DateTime", **PAGE}, "{ nodes { id } }"
 )
-NODE_LOG = nested("statusChanges", PAGE, "{ nodes { revision } }")
-AVAILABILITY = nested("availability", {"since": "DateTime!", "until": "DateTime"}, "")
+NODE_LOG = define_node_field("statusChanges", PAGE, "{ nodes { revision } }")
+AVAILABILITY = define_node_field("availability", {"since": "DateTime!", "until": "DateTime"}, "")
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Case:
     id: str = ""
 
 
-def cases(
+def make_input_cases(
     operation: Operation,
     base: dict[str, Any],
     name: str,
@@ -155,7 +157,7 @@ def cases(
     at: str | None = None,
     **options: Any,
 ) -> list[Case]:
-    """Each value for one field of `input`; `at` is what the error names."""
+    """Return a case for each value of one field of `input`; the error names the field `at`."""
     return [
         Case(
             operation,
@@ -168,24 +170,24 @@ def cases(
     ]
 
 
-def about(
+def make_argument_cases(
     operation: Operation, at: str, values: dict[str, dict[str, Any]], **options: Any
 ) -> list[Case]:
-    """Each set of arguments; `at` is what the error names."""
+    """Return a case for each set of arguments; the error names the field `at`."""
     return [
         Case(operation, arguments, at, id=f"{operation.name} {at} {label}", **options)
         for label, arguments in values.items()
     ]
 
 
-def levels(depth: int) -> dict[str, Any]:
+def nest(depth: int) -> dict[str, Any]:
     document: dict[str, Any] = {"a": 1}
     for _ in range(depth - 1):
         document = {"a": document}
     return document
 
 
-def cursor(*parts: object) -> str:
+def encode_cursor(*parts: object) -> str:
     return base64.urlsafe_b64encode(orjson.dumps(parts)).decode().rstrip("=")
 
 
@@ -257,8 +259,8 @@ NO_DOCUMENTS: dict[str, Any] = {
     "a list": [{}],
     "true": True,
     "more than 64 KiB": {"a": "x" * 65536},
-    "33 levels": levels(33),
-    "150 levels": levels(150),
+    "33 levels": nest(33),
+    "150 levels": nest(150),
     "NUL": {"a": ["b\0"]},
     "beyond 63 bits": {"a": 2**63},
     "beyond 64 bits": {"a": [2**64]},
@@ -312,32 +314,34 @@ NO_CURSORS = {
     "base64 of something else": {"after": base64.b64encode(b"hello").decode()},
     "of null": {"after": base64.b64encode(b"null").decode()},
     "of an object": {"after": base64.b64encode(b'{"nodes.node_id.asc": 1}').decode()},
-    "of nothing in a list": {"after": cursor()},
+    "of nothing in a list": {"after": encode_cursor()},
     "of deep JSON": {"after": base64.b64encode(b"[" * 10_000).decode()},
 }
 WRONG = [
-    *cases(REGISTER, NODE, "nodeId", NO_IDS | NO_STRINGS),
-    *cases(REGISTER, NODE, "bootId", NO_IDS | NO_STRINGS | {"null": None}),
-    *cases(REGISTER, NODE, "replacesBootId", NO_IDS | NO_STRINGS),
-    *cases(REGISTER, NODE, "name", NO_NAMES | NO_STRINGS),
-    *cases(REGISTER, NODE, "hostname", NO_NAMES | NO_STRINGS),
-    *cases(REGISTER, NODE, "role", NO_ENUMS),
-    *cases(REGISTER, NODE, "type", NO_ENUMS),
-    *cases(REGISTER, NODE, "ipAddress", NO_ADDRESSES),
-    *cases(REGISTER, NODE, "localIp", NO_ADDRESSES),
-    *cases(REGISTER, NODE, "metadata", NO_DOCUMENTS),
-    *cases(REGISTER, NODE, "capabilities", NO_DOCUMENTS),
-    *cases(REGISTER, NODE, "metadata", {"NUL in a key": {"a\0": 1}}, as_literal=False),
-    *cases(REGISTER, NODE, "bogus", {"unknown": 1}),
-    *cases(REGISTER, NODE, "labels", {"65": [f"l{i}" for i in range(65)], "an object": {"a": 1}}),
-    *cases(
+    *make_input_cases(REGISTER, NODE, "nodeId", NO_IDS | NO_STRINGS),
+    *make_input_cases(REGISTER, NODE, "bootId", NO_IDS | NO_STRINGS | {"null": None}),
+    *make_input_cases(REGISTER, NODE, "replacesBootId", NO_IDS | NO_STRINGS),
+    *make_input_cases(REGISTER, NODE, "name", NO_NAMES | NO_STRINGS),
+    *make_input_cases(REGISTER, NODE, "hostname", NO_NAMES | NO_STRINGS),
+    *make_input_cases(REGISTER, NODE, "role", NO_ENUMS),
+    *make_input_cases(REGISTER, NODE, "type", NO_ENUMS),
+    *make_input_cases(REGISTER, NODE, "ipAddress", NO_ADDRESSES),
+    *make_input_cases(REGISTER, NODE, "localIp", NO_ADDRESSES),
+    *make_input_cases(REGISTER, NODE, "metadata", NO_DOCUMENTS),
+    *make_input_cases(REGISTER, NODE, "capabilities", NO_DOCUMENTS),
+    *make_input_cases(REGISTER, NODE, "metadata", {"NUL in a key": {"a\0": 1}}, as_literal=False),
+    *make_input_cases(REGISTER, NODE, "bogus", {"unknown": 1}),
+    *make_input_cases(
+        REGISTER, NODE, "labels", {"65": [f"l{i}" for i in range(65)], "an object": {"a": 1}}
+    ),
+    *make_input_cases(
         REGISTER,
         NODE,
         "labels",
         {"by the thousand": [f"l{i}" for i in range(5000)]},
         as_literal=False,
     ),
-    *cases(
+    *make_input_cases(
         REGISTER,
         NODE,
         "labels",
@@ -356,7 +360,7 @@ WRONG = [
         },
         at="input.labels[2]",
     ),
-    *cases(
+    *make_input_cases(
         REGISTER,
         NODE,
         "profiles",
@@ -373,7 +377,7 @@ WRONG = [
             "config": NO_DOCUMENTS | {"null": None},
             "enabled": {"text": "true", "null": None},
         }.items()
-        for case in cases(
+        for case in make_input_cases(
             REGISTER,
             NODE,
             "profiles",
@@ -396,9 +400,9 @@ WRONG = [
         )
         for missing in ("role", "type", "bootId")
     ),
-    *cases(RECORD, BEAT, "nodeId", NO_IDS | NO_STRINGS | {"null": None}),
-    *cases(RECORD, BEAT, "bootId", NO_IDS | NO_STRINGS | {"null": None}),
-    *cases(
+    *make_input_cases(RECORD, BEAT, "nodeId", NO_IDS | NO_STRINGS | {"null": None}),
+    *make_input_cases(RECORD, BEAT, "bootId", NO_IDS | NO_STRINGS | {"null": None}),
+    *make_input_cases(
         RECORD,
         BEAT,
         "sequence",
@@ -410,9 +414,9 @@ WRONG = [
             "null": None,
         },
     ),
-    *cases(RECORD, BEAT, "sequence", {"a fraction": 1.5}),
-    *cases(RECORD, BEAT, "status", NO_ENUMS | {"not a node's to say": "OFFLINE"}),
-    *cases(RECORD, BEAT, "metrics", {"text": "x", "a list": [1, 2]}),
+    *make_input_cases(RECORD, BEAT, "sequence", {"a fraction": 1.5}),
+    *make_input_cases(RECORD, BEAT, "status", NO_ENUMS | {"not a node's to say": "OFFLINE"}),
+    *make_input_cases(RECORD, BEAT, "metrics", {"text": "x", "a list": [1, 2]}),
     *(
         case
         for name in (
@@ -422,7 +426,7 @@ WRONG = [
             "diskPercent",
             "loadAverage",
         )
-        for case in cases(
+        for case in make_input_cases(
             RECORD,
             BEAT,
             "metrics",
@@ -439,7 +443,7 @@ WRONG = [
             "memoryFreeMb": NO_MEASURES,
             "temperatureCelsius": NO_MEASURES | {"negative": -1000},
         }.items()
-        for case in cases(
+        for case in make_input_cases(
             RECORD,
             BEAT,
             "metrics",
@@ -450,14 +454,14 @@ WRONG = [
             at=f"input.metrics.gpus[1].{name}",
         )
     ),
-    *cases(
+    *make_input_cases(
         RECORD,
         BEAT,
         "metrics",
         {"gpus 65": {"gpus": [{"name": f"g{i}"} for i in range(65)]}},
         at="input.metrics.gpus",
     ),
-    *cases(
+    *make_input_cases(
         RECORD,
         BEAT,
         "metrics",
@@ -467,7 +471,7 @@ WRONG = [
         },
         at="input.metrics.extra",
     ),
-    *cases(
+    *make_input_cases(
         RECORD,
         BEAT,
         "metrics",
@@ -479,14 +483,22 @@ WRONG = [
         },
         at="input.metrics",
     ),
-    *cases(MAINTAIN, {"enabled": True}, "nodeId", {"5,000 characters": "x" * 5000, "NUL": "a\0"}),
-    *cases(MAINTAIN, {"enabled": True}, "nodeId", NO_STRINGS | {"null": None}),
-    *cases(MAINTAIN, {"nodeId": KNOWN}, "enabled", {"text": "true", "null": None, "a number": 1}),
-    *cases(MAINTAIN, {"nodeId": KNOWN, "enabled": True}, "note", NO_NOTES | NO_STRINGS),
-    *cases(MAINTAIN, {"nodeId": KNOWN, "enabled": True}, "until", NO_INSTANTS),
-    *cases(MAINTAIN, {"nodeId": KNOWN, "enabled": False}, "until", {"at an end": A_TIME}),
-    *cases(DEREGISTER, {}, "nodeId", {"5,000 characters": "x" * 5000, "NUL": "a\0"} | NO_STRINGS),
-    *cases(DEREGISTER, {"nodeId": KNOWN}, "note", NO_NOTES | NO_STRINGS),
+    *make_input_cases(
+        MAINTAIN, {"enabled": True}, "nodeId", {"5,000 characters": "x" * 5000, "NUL": "a\0"}
+    ),
+    *make_input_cases(MAINTAIN, {"enabled": True}, "nodeId", NO_STRINGS | {"null": None}),
+    *make_input_cases(
+        MAINTAIN, {"nodeId": KNOWN}, "enabled", {"text": "true", "null": None, "a number": 1}
+    ),
+    *make_input_cases(MAINTAIN, {"nodeId": KNOWN, "enabled": True}, "note", NO_NOTES | NO_STRINGS),
+    *make_input_cases(MAINTAIN, {"nodeId": KNOWN, "enabled": True}, "until", NO_INSTANTS),
+    *make_input_cases(
+        MAINTAIN, {"nodeId": KNOWN, "enabled": False}, "until", {"at an end": A_TIME}
+    ),
+    *make_input_cases(
+        DEREGISTER, {}, "nodeId", {"5,000 characters": "x" * 5000, "NUL": "a\0"} | NO_STRINGS
+    ),
+    *make_input_cases(DEREGISTER, {"nodeId": KNOWN}, "note", NO_NOTES | NO_STRINGS),
     *(
         Case(
             operation,
@@ -511,72 +523,76 @@ WRONG = [
         code="STALE_BOOT",
         id="recordHeartbeat of another run",
     ),
-    *about(BATCH, "inputs", {"1,001": {"inputs": [BEAT] * 1001}}, as_literal=False),
-    *about(
+    *make_argument_cases(BATCH, "inputs", {"1,001": {"inputs": [BEAT] * 1001}}, as_literal=False),
+    *make_argument_cases(
         GET_NODE, "nodeId", {"5,000 characters": {"nodeId": "x" * 5000}, "NUL": {"nodeId": "\0"}}
     ),
-    *about(GET_NODE, "nodeId", {label: {"nodeId": value} for label, value in NO_STRINGS.items()}),
+    *make_argument_cases(
+        GET_NODE, "nodeId", {label: {"nodeId": value} for label, value in NO_STRINGS.items()}
+    ),
     *(
         case
         for operation in (LIST, LOG, NODE_BEATS, NODE_LOG)
         for case in [
-            *about(operation, "first", NO_SIZES),
-            *about(operation, "after", NO_CURSORS),
+            *make_argument_cases(operation, "first", NO_SIZES),
+            *make_argument_cases(operation, "after", NO_CURSORS),
         ]
     ),
-    *about(
+    *make_argument_cases(
         LIST,
         "after",
         {
-            "of a field that is unknown": {"after": cursor("nodes.status.asc", "a", AN_ID)},
-            "of another order": {"after": cursor("nodes.node_name.asc", "a", AN_ID)},
-            "of the other direction": {"after": cursor("nodes.node_id.desc", "a", AN_ID)},
-            "of another list": {"after": cursor("changes", 1)},
-            "without the id": {"after": cursor("nodes.node_id.asc", "a")},
-            "with too much": {"after": cursor("nodes.node_id.asc", "a", AN_ID, 1)},
-            "with another id": {"after": cursor("nodes.node_id.asc", "a", "x")},
-            "with a number": {"after": cursor("nodes.node_id.asc", 1, AN_ID)},
-            "with NUL": {"after": cursor("nodes.node_id.asc", "a\0", AN_ID)},
+            "of a field that is unknown": {"after": encode_cursor("nodes.status.asc", "a", AN_ID)},
+            "of another order": {"after": encode_cursor("nodes.node_name.asc", "a", AN_ID)},
+            "of the other direction": {"after": encode_cursor("nodes.node_id.desc", "a", AN_ID)},
+            "of another list": {"after": encode_cursor("changes", 1)},
+            "without the id": {"after": encode_cursor("nodes.node_id.asc", "a")},
+            "with too much": {"after": encode_cursor("nodes.node_id.asc", "a", AN_ID, 1)},
+            "with another id": {"after": encode_cursor("nodes.node_id.asc", "a", "x")},
+            "with a number": {"after": encode_cursor("nodes.node_id.asc", 1, AN_ID)},
+            "with NUL": {"after": encode_cursor("nodes.node_id.asc", "a\0", AN_ID)},
             **{
                 f"with the time {time}": {
                     "orderBy": {"field": "STATUS_SINCE"},
-                    "after": cursor("nodes.status_since.asc", time, AN_ID),
+                    "after": encode_cursor("nodes.status_since.asc", time, AN_ID),
                 }
                 for time in ("x", "2026-01-01T00:00:00", 1, "0001-01-01T00:00:00+14:00")
             },
         },
     ),
-    *about(
+    *make_argument_cases(
         LOG,
         "after",
         {
-            "of nodes": {"after": cursor("nodes.node_id.asc", "a", AN_ID)},
-            "with text": {"after": cursor("changes", "1")},
-            "with null": {"after": cursor("changes", None)},
+            "of nodes": {"after": encode_cursor("nodes.node_id.asc", "a", AN_ID)},
+            "with text": {"after": encode_cursor("changes", "1")},
+            "with null": {"after": encode_cursor("changes", None)},
             "beyond 64 bits": {
                 "after": base64.b64encode(b'["changes", 18446744073709551616]').decode()
             },
         },
     ),
-    *about(
+    *make_argument_cases(
         NODE_BEATS,
         "after",
         {
-            "of changes": {"after": cursor("changes", 1)},
-            "with another time": {"after": cursor("heartbeats", "9999-12-31T23:59:59-14:00", 1)},
+            "of changes": {"after": encode_cursor("changes", 1)},
+            "with another time": {
+                "after": encode_cursor("heartbeats", "9999-12-31T23:59:59-14:00", 1)
+            },
         },
     ),
     *(
         case
         for name in ("since", "until")
-        for case in about(
+        for case in make_argument_cases(
             NODE_BEATS, name, {label: {name: value} for label, value in NO_INSTANTS.items()}
         )
     ),
-    *about(
+    *make_argument_cases(
         AVAILABILITY, "since", {label: {"since": value} for label, value in NO_INSTANTS.items()}
     ),
-    *about(
+    *make_argument_cases(
         AVAILABILITY,
         "since",
         {
@@ -585,9 +601,9 @@ WRONG = [
             "behind its end": {"since": A_TIME, "until": "2025-01-01T00:00:00Z"},
         },
     ),
-    *about(LIST, "orderBy.field", {"unknown": {"orderBy": {"field": "SECRET"}}}),
-    *about(LIST, "orderBy.field", {"absent": {"orderBy": {}}}),
-    *about(
+    *make_argument_cases(LIST, "orderBy.field", {"unknown": {"orderBy": {"field": "SECRET"}}}),
+    *make_argument_cases(LIST, "orderBy.field", {"absent": {"orderBy": {}}}),
+    *make_argument_cases(
         LIST,
         "orderBy.direction",
         {"unknown": {"orderBy": {"field": "NAME", "direction": "UP; DROP"}}},
@@ -610,7 +626,7 @@ WRONG = [
             ("labels", ".any[0]", {"NUL": {"any": ["\0"]}, "long": {"any": ["x" * 256]}}),
             ("labels", ".none[0]", {"a number": {"none": [1]}, "null": {"none": [None]}}),
         ]
-        for case in about(
+        for case in make_argument_cases(
             operation,
             f"filter.{name}{at}",
             {f"{name} {label}": {"filter": {name: value}} for label, value in values.items()},
@@ -619,23 +635,23 @@ WRONG = [
 ]
 
 
-def finite(value: Any) -> bool:
-    return not any(math.isinf(number) for number in _floats(value))
+def is_finite(value: Any) -> bool:
+    return not any(math.isinf(number) for number in _list_floats(value))
 
 
-def _floats(value: Any) -> list[float]:
+def _list_floats(value: Any) -> list[float]:
     match value:
         case float():
             return [value]
         case dict():
-            return [number for item in value.values() for number in _floats(item)]
+            return [number for item in value.values() for number in _list_floats(item)]
         case list():
-            return [number for item in value for number in _floats(item)]
+            return [number for item in value for number in _list_floats(item)]
     return []
 
 
-def expect(case: Case, response: httpx.Response) -> None:
-    """Exactly one error, of the code and about the field that the case names."""
+def assert_rejected(case: Case, response: httpx.Response) -> None:
+    """Assert that there is exactly one error, with the code and the field of the case."""
     assert response.status_code in {200, 400}
     body = response.json()
     [error] = body["errors"]
@@ -656,23 +672,21 @@ def expect(case: Case, response: httpx.Response) -> None:
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=case.id) for case in WRONG if finite(case.arguments)],
+    [pytest.param(case, id=case.id) for case in WRONG if is_finite(case.arguments)],
 )
-async def test_what_is_wrong_in_a_variable_is_refused_and_named(
-    registry: LiveServer, case: Case
-) -> None:
+async def test_an_invalid_variable_is_rejected_and_named(registry: LiveServer, case: Case) -> None:
     request = json.dumps(case.operation.with_variables(case.arguments))
     response = await registry.http.post(
         "/graphql", content=request, headers={"content-type": "application/json"}
     )
-    expect(case, response)
+    assert_rejected(case, response)
 
 
 MAX_TOKENS = Settings().max_query_tokens
 
 
-def fits(case: Case) -> bool:
-    """Whether a document may have so many tokens: lists of a thousand are sent as variables."""
+def fits_token_limit(case: Case) -> bool:
+    """Return whether the case fits in a document. Lists of a thousand fit only in variables."""
     query = case.operation.with_literals(case.arguments)["query"]
     try:
         parse(query, max_tokens=MAX_TOKENS)
@@ -683,13 +697,16 @@ def fits(case: Case) -> bool:
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.id) for case in WRONG if case.as_literal and fits(case)]
+    "case",
+    [
+        pytest.param(case, id=case.id)
+        for case in WRONG
+        if case.as_literal and fits_token_limit(case)
+    ],
 )
-async def test_what_is_wrong_in_the_document_is_refused_and_named(
-    registry: LiveServer, case: Case
-) -> None:
+async def test_an_invalid_literal_is_rejected_and_named(registry: LiveServer, case: Case) -> None:
     request = case.operation.with_literals(case.arguments)
-    expect(case, await registry.http.post("/graphql", json=request))
+    assert_rejected(case, await registry.http.post("/graphql", json=request))
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -704,7 +721,7 @@ async def test_what_is_wrong_in_the_document_is_refused_and_named(
         "metadata: {a: NaN, b: }",
     ],
 )
-async def test_a_document_with_half_a_character_is_refused(
+async def test_a_document_with_a_lone_surrogate_is_rejected(
     registry: LiveServer, written: str
 ) -> None:
     query = f"mutation {{ registerNode(input: {{{written}}}) {{ created }} }}"
@@ -723,7 +740,7 @@ async def test_a_document_with_half_a_character_is_refused(
         ("1e999", 200, "input.metrics.cpuPercent"),
     ],
 )
-async def test_a_number_that_is_not_finite_is_refused(
+async def test_a_number_that_is_not_finite_is_rejected(
     registry: LiveServer, number: str, status: int, field: str
 ) -> None:
     request = RECORD.with_variables({"input": BEAT | {"metrics": {"cpuPercent": "?"}}})
@@ -742,7 +759,7 @@ async def test_a_number_that_is_not_finite_is_refused(
 
 
 @pytest.mark.usefixtures("unchanged")
-async def test_a_value_that_a_variable_brings_into_a_literal_is_checked_too(
+async def test_a_variable_inside_a_literal_is_checked_too(
     registry: LiveServer,
 ) -> None:
     query = """
@@ -758,7 +775,7 @@ async def test_a_value_that_a_variable_brings_into_a_literal_is_checked_too(
 
 
 @pytest.mark.usefixtures("unchanged")
-async def test_what_is_wrong_in_a_batch_is_rejected_alone(registry: LiveServer) -> None:
+async def test_an_invalid_heartbeat_of_a_batch_is_rejected_alone(registry: LiveServer) -> None:
     inputs = [
         BEAT | {"nodeId": "a b"},
         BEAT | {"sequence": -1},
@@ -772,15 +789,17 @@ async def test_what_is_wrong_in_a_batch_is_rejected_alone(registry: LiveServer) 
         inputs=inputs,
     )
     rejected = data["recordHeartbeats"]
-    assert [each["nodeId"] for each in rejected] == [each["nodeId"] for each in inputs]
+    assert [rejection["nodeId"] for rejection in rejected] == [
+        rejection["nodeId"] for rejection in inputs
+    ]
     codes = ["BAD_INPUT", "BAD_INPUT", "BAD_INPUT", "NODE_NOT_FOUND", "STALE_BOOT"]
-    assert [each["code"] for each in rejected] == codes
+    assert [rejection["code"] for rejection in rejected] == codes
     fields = ["inputs[0].nodeId", "inputs[1].sequence", "inputs[2].metrics.cpuPercent"]
-    assert [each["message"].partition(": ")[0] for each in rejected[:3]] == fields
+    assert [rejection["message"].partition(": ")[0] for rejection in rejected[:3]] == fields
 
 
 @pytest.mark.usefixtures("unchanged")
-async def test_an_empty_batch_is_an_empty_answer(registry: LiveServer) -> None:
+async def test_an_empty_batch_has_an_empty_result(registry: LiveServer) -> None:
     data = await registry.execute(
         "mutation { recordHeartbeats(inputs: []) { __typename } }",
     )
@@ -788,7 +807,7 @@ async def test_an_empty_batch_is_an_empty_answer(registry: LiveServer) -> None:
 
 
 @pytest.mark.usefixtures("unchanged")
-async def test_the_same_choice_many_times_is_one_choice(registry: LiveServer) -> None:
+async def test_a_repeated_enum_value_counts_once(registry: LiveServer) -> None:
     data = await registry.execute(
         "query ($filter: NodeFilter) { nodes(filter: $filter) { totalCount } }",
         filter={"roles": ["BACKUP", "PRODUCTION"] * 15_000, "statuses": ["MAINTENANCE"] * 15_000},
@@ -800,7 +819,7 @@ async def test_the_same_choice_many_times_is_one_choice(registry: LiveServer) ->
 @pytest.mark.parametrize(
     "search", [SQL, "%", "_", "\\", "known' OR '1'='1", "\u202e", "\U0001f3c3"]
 )
-async def test_what_is_searched_for_is_never_sql(registry: LiveServer, search: str) -> None:
+async def test_search_text_is_never_sql(registry: LiveServer, search: str) -> None:
     query = "query ($filter: NodeFilter) { nodes(filter: $filter) { totalCount } }"
     for name, value in {
         "search": search,
@@ -814,7 +833,7 @@ async def test_what_is_searched_for_is_never_sql(registry: LiveServer, search: s
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_what_is_just_allowed_is_kept_to_the_letter(server: LiveServer) -> None:
+async def test_input_at_the_limits_is_stored_unchanged(server: LiveServer) -> None:
     node = {
         "nodeId": "x" * 255,
         "name": f"{SQL} Ωé\U0001f3c3",
@@ -822,7 +841,7 @@ async def test_what_is_just_allowed_is_kept_to_the_letter(server: LiveServer) ->
         "labels": [f"l{i}".ljust(63, "x") for i in range(64)],
         "ipAddress": "::ffff:10.0.0.1",
         "localIp": "fe80:0::1",
-        "metadata": levels(32),
+        "metadata": nest(32),
         "capabilities": {"a": "x" * (65536 - 8)},
     }
     await server.execute(
@@ -864,14 +883,14 @@ ANYTHING = settings(
 )
 
 
-def randomly(valid: dict[str, Any], *more: str) -> st.SearchStrategy[dict[str, Any]]:
-    """The valid input with some of its fields, and of those named, replaced by anything."""
+def vary(valid: dict[str, Any], *more: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Return inputs in which anything replaces some fields, among them those named in `more`."""
     names = st.sampled_from([*valid, *more])
     return st.dictionaries(names, st.text() | JSON, max_size=3).map(lambda junk: valid | junk)
 
 
-async def answered(server: LiveServer, request: Any) -> None:
-    """With data, or with errors of which none is a fault of ours."""
+async def assert_answered(server: LiveServer, request: Any) -> None:
+    """Assert that the response has data, or errors of which none is the registry's fault."""
     response = await server.http.post(
         "/graphql", content=json.dumps(request), headers={"content-type": "application/json"}
     )
@@ -885,29 +904,31 @@ async def answered(server: LiveServer, request: Any) -> None:
 
 @pytest.mark.asyncio(loop_scope="function")
 @ANYTHING
-@given(node=randomly(NODE, "name", "hostname", "labels", "ipAddress", "metadata", "profiles"))
+@given(node=vary(NODE, "name", "hostname", "labels", "ipAddress", "metadata", "profiles"))
 async def test_whatever_is_registered_is_answered(server: LiveServer, node: dict[str, Any]) -> None:
-    await answered(server, REGISTER.with_variables({"input": node}))
+    await assert_answered(server, REGISTER.with_variables({"input": node}))
 
 
 @pytest.mark.asyncio(loop_scope="function")
 @ANYTHING
 @given(
-    beat=randomly(BEAT, "status", "metrics"),
-    metrics=randomly({"cpuPercent": 1, "gpus": [{"name": "a"}], "extra": {}}, "loadAverage"),
+    beat=vary(BEAT, "status", "metrics"),
+    metrics=vary({"cpuPercent": 1, "gpus": [{"name": "a"}], "extra": {}}, "loadAverage"),
 )
 async def test_whatever_is_reported_is_answered(
     server: LiveServer, beat: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
-    await answered(server, RECORD.with_variables({"input": {"metrics": metrics} | beat}))
-    await answered(server, BATCH.with_variables({"inputs": [beat, BEAT | {"metrics": metrics}]}))
+    await assert_answered(server, RECORD.with_variables({"input": {"metrics": metrics} | beat}))
+    await assert_answered(
+        server, BATCH.with_variables({"inputs": [beat, BEAT | {"metrics": metrics}]})
+    )
 
 
 @pytest.mark.asyncio(loop_scope="function")
 @ANYTHING
 @given(request=JSON, query=st.text())
 async def test_whatever_is_sent_is_answered(server: LiveServer, request: Any, query: str) -> None:
-    await answered(server, request)
-    await answered(server, {"query": query})
-    await answered(server, {"query": f"{{ node(nodeId: {query}) {{ id }} }}"})
-    await answered(server, GET_NODE.with_variables({"nodeId": request}))
+    await assert_answered(server, request)
+    await assert_answered(server, {"query": query})
+    await assert_answered(server, {"query": f"{{ node(nodeId: {query}) {{ id }} }}"})
+    await assert_answered(server, GET_NODE.with_variables({"nodeId": request}))

@@ -1,4 +1,4 @@
-"""Charts over weeks: a node's metrics by the hour, over HTTP."""
+"""Charts over weeks: the hourly metrics of a node over HTTP."""
 
 from typing import Any
 
@@ -47,8 +47,8 @@ MEASURED = """
 """
 
 
-async def grow_old(server: LiveServer, hours: float) -> None:
-    """All heartbeats so far were received that much longer ago."""
+async def backdate_heartbeats(server: LiveServer, hours: float) -> None:
+    """Move the time of all heartbeats back by this many hours."""
     database = server.services.database
     async with database.write() as session:
         await session.execute(
@@ -58,11 +58,11 @@ async def grow_old(server: LiveServer, hours: float) -> None:
         await partitions.make_day_partitions(session)
 
 
-async def keep_up(server: LiveServer) -> None:
+async def run_housekeeping(server: LiveServer) -> None:
     await Housekeeping(server.services.database, server.services.settings, Metrics()).once()
 
 
-def ranged(least: float, mean: float, most: float) -> dict[str, float]:
+def make_range(least: float, mean: float, most: float) -> dict[str, float]:
     return {"min": least, "avg": mean, "max": most}
 
 
@@ -72,9 +72,9 @@ async def test_the_hours_of_a_node_come_in_pages_newest_first(server: LiveServer
         for n in range(hour + 1):
             metrics = {"cpuPercent": 10 * hour + n}
             await beat(server, "gpu-1", 10 * hour + n, metrics=metrics)
-        await grow_old(server, 1)
-    await grow_old(server, 1)
-    await keep_up(server)
+        await backdate_heartbeats(server, 1)
+    await backdate_heartbeats(server, 1)
+    await run_housekeeping(server)
 
     async def page(**asked: Any) -> dict[str, Any]:
         data = await server.execute(CHART, **asked)
@@ -85,11 +85,11 @@ async def test_the_hours_of_a_node_come_in_pages_newest_first(server: LiveServer
     hours = chart["nodes"]
     assert [hour["heartbeats"] for hour in hours] == [5, 4, 3, 2, 1]
     assert [hour["cpuPercent"] for hour in hours] == [
-        ranged(40, 42, 44),
-        ranged(30, 31.5, 33),
-        ranged(20, 21, 22),
-        ranged(10, 10.5, 11),
-        ranged(0, 0, 0),
+        make_range(40, 42, 44),
+        make_range(30, 31.5, 33),
+        make_range(20, 21, 22),
+        make_range(10, 10.5, 11),
+        make_range(0, 0, 0),
     ]
     assert [hour["loadAverage"] for hour in hours] == [None] * 5
     starts = [hour["startsAt"] for hour in hours]
@@ -130,8 +130,8 @@ async def test_every_measure_is_kept_and_many_nodes_cost_one_statement(
     }
     await beat(server, "gpu-1", 1, metrics=metrics)
     await beat(server, "gpu-2", 1)
-    await grow_old(server, 2)
-    await keep_up(server)
+    await backdate_heartbeats(server, 2)
+    await run_housekeeping(server)
     with record_statements(server.services.database) as sent:
         data = await server.execute(MEASURED)
     assert len([statement for statement in sent if "metrics_history" in statement]) == 1
@@ -139,22 +139,22 @@ async def test_every_measure_is_kept_and_many_nodes_cost_one_statement(
     expected = (1, 2, 3, 4, 5, 15, 20, 50)
     [measured], [nothing] = found["gpu-1"], found["gpu-2"]
     assert measured.pop("heartbeats") == nothing.pop("heartbeats") == 1
-    assert list(measured.values()) == [ranged(value, value, value) for value in expected]
+    assert list(measured.values()) == [make_range(value, value, value) for value in expected]
     assert set(nothing.values()) == {None}
 
 
-async def test_the_hour_that_runs_and_a_node_without_heartbeats_have_no_history(
+async def test_the_current_hour_and_a_node_without_heartbeats_have_no_history(
     server: LiveServer,
 ) -> None:
     await register(server, "gpu-1")
     await beat(server, "gpu-1", 1)
-    await keep_up(server)
+    await run_housekeeping(server)
     data = await server.execute(CHART)
     assert data["node"]["metricsHistory"]["nodes"] == []
 
 
 @pytest.mark.parametrize("asked", [{"first": 1001}, {"first": -1}, {"after": "nothing"}])
-async def test_a_page_of_no_size_or_place_is_refused(
+async def test_an_invalid_page_size_or_cursor_is_rejected(
     server: LiveServer, asked: dict[str, Any]
 ) -> None:
     await register(server, "gpu-1")
@@ -163,7 +163,7 @@ async def test_a_page_of_no_size_or_place_is_refused(
     assert body["errors"][0]["extensions"]["field"] == next(iter(asked))
 
 
-async def test_what_was_dropped_is_no_longer_the_metrics_of_a_node_but_its_history(
+async def test_dropped_heartbeats_are_in_the_history_but_not_in_the_metrics(
     server: LiveServer,
 ) -> None:
     await register(server, "gpu-1")
@@ -175,8 +175,8 @@ async def test_what_was_dropped_is_no_longer_the_metrics_of_a_node_but_its_histo
     } }
     """
     assert (await server.execute(query))["node"]["metrics"] == {"cpuPercent": 7}
-    await grow_old(server, 20 * 24)
-    await keep_up(server)
+    await backdate_heartbeats(server, 20 * 24)
+    await run_housekeeping(server)
     node = (await server.execute(query))["node"]
     assert node.pop("lastHeartbeat") is not None
     assert node == {

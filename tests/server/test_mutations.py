@@ -1,4 +1,4 @@
-"""Mutations over HTTP: what they answer, and what they leave behind."""
+"""Mutations over HTTP: their responses and their effects."""
 
 import asyncio
 
@@ -18,8 +18,8 @@ mutation Batch($inputs: [RecordHeartbeatInput!]!) {
 """
 
 
-async def age(server: LiveServer, node_id: str, seconds: float) -> None:
-    """Lets time pass for a node: it was last heard so much earlier."""
+async def backdate_node(server: LiveServer, node_id: str, seconds: float) -> None:
+    """Move a node's last heartbeat, and the lease floor, back by this many seconds."""
     floor = text("UPDATE registry_state SET lease_floor = lease_floor - :s * interval '1s'")
     earlier = text("UPDATE nodes SET heard_at = heard_at - :s * interval '1s' WHERE node_id = :n")
     async with server.services.database.write() as session:
@@ -46,7 +46,7 @@ async def test_a_node_that_registers_again_is_the_same_node(server: LiveServer) 
     assert again["node"]["name"] == "A"
 
 
-async def test_an_id_is_made_from_the_hostname_and_is_unique(server: LiveServer) -> None:
+async def test_a_unique_id_is_derived_from_the_hostname(server: LiveServer) -> None:
     ids = set()
     for boot in ("b1", "b2"):
         data = await server.execute(
@@ -64,7 +64,7 @@ async def test_two_registrations_of_one_new_id_make_one_node(server: LiveServer)
     assert len({payload["node"]["id"] for payload in payloads}) == 1
 
 
-async def test_an_id_that_is_held_is_refused_and_the_holder_named(server: LiveServer) -> None:
+async def test_an_id_in_use_is_rejected_and_its_holder_named(server: LiveServer) -> None:
     await register(server, "a", hostname="holder", localIp="10.0.0.1")
     body = await server.post(
         REGISTER,
@@ -88,14 +88,14 @@ async def test_a_restart_on_the_same_machine_need_not_wait(server: LiveServer) -
     assert body["errors"][0]["extensions"]["code"] == "STALE_BOOT"
 
 
-async def test_a_heartbeat_is_recorded_and_the_next_one_asked_for(server: LiveServer) -> None:
+async def test_a_heartbeat_is_recorded_and_the_next_one_scheduled(server: LiveServer) -> None:
     await register(server, "a")
     recorded = await beat(server, "a", 1)
     assert recorded["status"] == "ONLINE"
     assert 10 <= recorded["nextHeartbeatInSeconds"] <= 11
 
 
-async def test_a_doubled_heartbeat_changes_nothing(server: LiveServer) -> None:
+async def test_a_repeated_heartbeat_changes_nothing(server: LiveServer) -> None:
     await register(server, "a")
     first = await beat(server, "a", 5, metrics={"cpuPercent": 1})
     again = await beat(server, "a", 5, metrics={"cpuPercent": 2})
@@ -115,7 +115,7 @@ async def test_a_heartbeat_of_an_unknown_node_tells_the_agent_to_register(
     assert body["errors"][0]["extensions"]["nodeId"] == "a"
 
 
-async def test_heartbeats_and_sweeps_wait_for_no_connection_that_callers_have(
+async def test_heartbeats_and_sweeps_do_not_wait_for_connections_in_use_by_callers(
     start_server: StartServer,
 ) -> None:
     async with start_server(db_pool_size=2) as server:
@@ -163,7 +163,7 @@ async def test_silence_degrades_a_node_then_takes_it_offline_and_a_heartbeat_bri
     assert (await sweep()).changed_nodes == 0
     seen = []
     for silence in (17, 25):
-        await age(server, "a", silence)
+        await backdate_node(server, "a", silence)
         assert (await sweep()).changed_nodes == 1
         data = await server.execute('{ node(nodeId: "a") { status statusReason } }')
         seen.append(tuple(data["node"].values()))
@@ -188,7 +188,7 @@ async def test_maintenance_survives_heartbeats_and_registrations(server: LiveSer
     }
 
 
-async def test_maintenance_that_would_be_over_already_is_refused(server: LiveServer) -> None:
+async def test_maintenance_that_ends_in_the_past_is_rejected(server: LiveServer) -> None:
     await register(server, "a")
     past = {"nodeId": "a", "enabled": True, "until": "2020-01-01T00:00:00Z"}
     body = await server.post(MAINTENANCE, input=past)

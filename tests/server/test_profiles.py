@@ -1,4 +1,4 @@
-"""Profiles by the API: written by who knew the version before, checked by type, audited."""
+"""Profile mutations: optimistic locking by version, checks by type, audit entries."""
 
 import asyncio
 from typing import Any
@@ -38,25 +38,29 @@ ROLE_PROFILES = "{ roleProfiles(role: PRODUCTION) { name type version } }"
 ROLE = {"role": "PRODUCTION", "type": "WORKER", "name": "llm"}
 
 
-async def set_node(server: LiveServer, **given: Any) -> dict[str, Any]:
-    said = {"nodeId": "a", "name": "llm", "type": "LLM", "config": {}, **given}
-    profile: dict[str, Any] = (await server.execute(SET_NODE, input=said))["setNodeProfile"]
+async def set_node(server: LiveServer, **fields: Any) -> dict[str, Any]:
+    profile_input = {"nodeId": "a", "name": "llm", "type": "LLM", "config": {}, **fields}
+    profile: dict[str, Any] = (await server.execute(SET_NODE, input=profile_input))[
+        "setNodeProfile"
+    ]
     return profile["profile"]  # type: ignore[no-any-return]  # JSON
 
 
-async def set_role(server: LiveServer, **given: Any) -> dict[str, Any]:
-    said = {**ROLE, "profileType": "LLM", "config": {}, **given}
-    profile: dict[str, Any] = (await server.execute(SET_ROLE, input=said))["setRoleProfile"]
+async def set_role(server: LiveServer, **fields: Any) -> dict[str, Any]:
+    profile_input = {**ROLE, "profileType": "LLM", "config": {}, **fields}
+    profile: dict[str, Any] = (await server.execute(SET_ROLE, input=profile_input))[
+        "setRoleProfile"
+    ]
     return profile["profile"]  # type: ignore[no-any-return]  # JSON
 
 
-async def get_error(server: LiveServer, query: str, **given: Any) -> dict[str, Any]:
-    [error] = (await server.post(query, input=given))["errors"]
+async def get_error(server: LiveServer, query: str, **fields: Any) -> dict[str, Any]:
+    [error] = (await server.post(query, input=fields))["errors"]
     extensions: dict[str, Any] = error["extensions"]
     return extensions
 
 
-async def trail(server: LiveServer) -> list[tuple[Any, ...]]:
+async def list_audit_entries(server: LiveServer) -> list[tuple[Any, ...]]:
     async with server.services.database.read() as session:
         rows = await session.execute(
             text(
@@ -84,7 +88,7 @@ async def test_a_node_profile_is_made_replaced_and_deleted(server: LiveServer) -
     assert (await server.execute(EFFECTIVE, nodeId="a"))["node"]["profiles"] == []
 
 
-async def test_a_role_profile_is_what_its_nodes_start_from(server: LiveServer) -> None:
+async def test_a_role_profile_applies_to_the_nodes_of_its_role(server: LiveServer) -> None:
     await register(server, "a")
     config = {"model": "llama", "temperature": 0.5, "endpoint": "http://10.0.0.1:11434"}
     await set_role(server, config=config)
@@ -120,7 +124,7 @@ async def test_role_profiles_are_listed_by_role_type_and_name(server: LiveServer
 
 
 @pytest.mark.parametrize("expected", [0, 1, 3])
-async def test_who_expects_another_version_is_told_which_it_is(
+async def test_a_version_conflict_contains_the_current_version(
     server: LiveServer, expected: int
 ) -> None:
     await register(server, "a")
@@ -141,7 +145,7 @@ async def test_who_expects_another_version_is_told_which_it_is(
     assert (await set_role(server, expectedVersion=2))["version"] == 3
 
 
-async def test_version_0_expects_that_there_is_none(server: LiveServer) -> None:
+async def test_version_0_requires_that_the_profile_does_not_exist(server: LiveServer) -> None:
     assert (await set_role(server, expectedVersion=0))["version"] == 1
     missing = await get_error(
         server, SET_ROLE, **ROLE | {"name": "x"}, profileType="LLM", config={}, expectedVersion=1
@@ -149,22 +153,25 @@ async def test_version_0_expects_that_there_is_none(server: LiveServer) -> None:
     assert (missing["code"], missing["currentVersion"]) == ("VERSION_CONFLICT", 0)
 
 
-async def test_of_writers_that_know_the_same_version_one_wins(server: LiveServer) -> None:
+async def test_one_of_several_writers_of_the_same_version_wins(server: LiveServer) -> None:
     await set_role(server)
-    said = {**ROLE, "profileType": "LLM", "expectedVersion": 1}
+    profile_input = {**ROLE, "profileType": "LLM", "expectedVersion": 1}
     replies = await asyncio.gather(
-        *(server.post(SET_ROLE, input={**said, "config": {"model": str(i)}}) for i in range(10))
+        *(
+            server.post(SET_ROLE, input={**profile_input, "config": {"model": str(i)}})
+            for i in range(10)
+        )
     )
     codes = [reply["errors"][0]["extensions"]["code"] for reply in replies if "errors" in reply]
     assert codes == ["VERSION_CONFLICT"] * 9
 
 
-async def test_of_those_who_make_the_same_profile_each_writes_in_turn(server: LiveServer) -> None:
+async def test_concurrent_creations_of_one_profile_are_written_in_turn(server: LiveServer) -> None:
     versions = [p["version"] for p in await asyncio.gather(*(set_role(server) for _ in range(8)))]
     assert sorted(versions) == list(range(1, 9))
 
 
-async def test_what_is_not_there_is_said(server: LiveServer) -> None:
+async def test_a_missing_node_or_profile_is_an_error(server: LiveServer) -> None:
     await register(server, "a")
     nobody = await get_error(server, SET_NODE, nodeId="x", name="llm", type="LLM", config={})
     assert nobody["code"] == "NODE_NOT_FOUND"
@@ -188,36 +195,42 @@ async def test_what_is_not_there_is_said(server: LiveServer) -> None:
         ("LLM", {"x": "y" * 65536}, ""),
     ],
 )
-async def test_a_config_that_is_not_of_its_type_is_refused_by_its_path(
+async def test_a_config_that_does_not_fit_its_type_is_rejected_with_its_path(
     server: LiveServer, profile_type: str, config: Any, path: str
 ) -> None:
     await register(server, "a")
-    said = {"name": "p", "config": config}
+    profile_input = {"name": "p", "config": config}
     for refused, at in (
-        (await get_error(server, SET_NODE, nodeId="a", type=profile_type, **said), "input"),
-        (await get_error(server, SET_ROLE, **ROLE | said, profileType=profile_type), "input"),
+        (
+            await get_error(server, SET_NODE, nodeId="a", type=profile_type, **profile_input),
+            "input",
+        ),
+        (
+            await get_error(server, SET_ROLE, **ROLE | profile_input, profileType=profile_type),
+            "input",
+        ),
     ):
         assert (refused["code"], refused["field"]) == ("BAD_INPUT", f"{at}.config{path}")
     registration = {
         "role": "BACKUP",
         "type": "WORKER",
         "bootId": "b",
-        "profiles": [{**said, "type": profile_type}],
+        "profiles": [{**profile_input, "type": profile_type}],
     }
     register_node = (
         "mutation R($input: RegisterNodeInput!) { registerNode(input: $input) {created}}"
     )
     refused = await get_error(server, register_node, **registration)
     assert refused["field"] == f"input.profiles[0].config{path}"
-    assert await trail(server) == []
+    assert await list_audit_entries(server) == []
 
 
-async def test_keys_that_are_not_known_are_kept(server: LiveServer) -> None:
+async def test_unknown_keys_are_kept(server: LiveServer) -> None:
     config = {"model": "llama", "ours": {"deep": [1, None]}}
     assert (await set_role(server, config=config))["config"] == config
 
 
-async def test_each_write_says_in_the_audit_trail_who_changed_what(server: LiveServer) -> None:
+async def test_each_write_records_in_the_audit_log_who_changed_what(server: LiveServer) -> None:
     await register(server, "a", profiles=[{"name": "llm", "type": "LLM", "config": {}}])
     await register(server, "a", profiles=[{"name": "llm", "type": "LLM", "config": {}}])
     await set_node(server, config={"model": "x"})
@@ -225,7 +238,7 @@ async def test_each_write_says_in_the_audit_trail_who_changed_what(server: LiveS
     await server.execute(DELETE_NODE, input={"nodeId": "a", "name": "llm"})
     empty = {"type": "llm", "config": {}, "enabled": True}
     changed = {"type": "llm", "config": {"model": "x"}, "enabled": True}
-    assert await trail(server) == [
+    assert await list_audit_entries(server) == [
         ("anonymous", "profile.set", "a/llm", None, empty),
         ("anonymous", "profile.set", "a/llm", empty, changed),
         ("anonymous", "profile.set", "production/worker/llm", None, empty),

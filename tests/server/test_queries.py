@@ -1,4 +1,4 @@
-"""Queries over HTTP, on a registry that runs."""
+"""Queries over HTTP against a running registry."""
 
 import pytest
 from sqlalchemy import text
@@ -38,7 +38,7 @@ query Everything($first: Int) {
 """
 
 
-async def test_registry_tells_its_version_mode_and_counts(server: LiveServer) -> None:
+async def test_registry_returns_its_version_mode_and_counts(server: LiveServer) -> None:
     data = await server.execute(
         "{ registry { version environment mode modeReason revision"
         " nodeCounts { total online degraded offline maintenance } } }"
@@ -53,7 +53,7 @@ async def test_registry_tells_its_version_mode_and_counts(server: LiveServer) ->
     }
 
 
-async def test_the_known_nodes_are_there_from_the_start(server: LiveServer) -> None:
+async def test_the_seeded_nodes_exist_from_the_start(server: LiveServer) -> None:
     data = await server.execute("{ nodes { nodes { nodeId name status statusReason } } }")
     assert data["nodes"]["nodes"] == [
         {
@@ -76,7 +76,7 @@ async def test_a_node_that_is_not_registered_is_null(server: LiveServer) -> None
     assert data == {"node": None}
 
 
-async def test_a_node_shows_all_that_its_agent_said(server: LiveServer) -> None:
+async def test_a_node_shows_all_that_its_agent_reported(server: LiveServer) -> None:
     await register(
         server,
         "gpu-7",
@@ -159,7 +159,7 @@ async def test_a_page_with_profiles_and_last_changes_costs_six_statements(
     assert len(sent) == 6
 
 
-async def test_total_count_costs_nothing_where_it_is_not_asked_for(
+async def test_total_count_costs_nothing_unless_it_is_requested(
     quiet_server: LiveServer,
 ) -> None:
     with record_statements(quiet_server.services.database) as sent:
@@ -211,7 +211,7 @@ async def test_the_revision_of_a_list_is_where_its_live_changes_begin(server: Li
     assert int(after["nodes"]["revision"]) == int(before["nodes"]["revision"]) + 1
 
 
-async def test_the_change_log_is_read_newest_first_and_by_pages(server: LiveServer) -> None:
+async def test_the_change_log_is_returned_newest_first_in_pages(server: LiveServer) -> None:
     await register(server, "a")
     await beat(server, "a", 1, status="DEGRADED")
     query = """query Log($after: String, $filter: NodeFilter) {
@@ -237,7 +237,7 @@ async def test_the_change_log_is_read_newest_first_and_by_pages(server: LiveServ
     assert not last["pageInfo"]["hasNextPage"]
 
 
-async def test_a_change_is_found_by_the_status_that_it_led_to(server: LiveServer) -> None:
+async def test_the_status_filter_matches_the_new_status_of_a_change(server: LiveServer) -> None:
     await register(server, "a")
     await beat(server, "a", 1, status="DEGRADED")
     await beat(server, "a", 2)

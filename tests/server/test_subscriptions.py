@@ -1,4 +1,4 @@
-"""Status changes, followed live: none lost, none doubled, all in order."""
+"""Subscriptions to status changes: none lost, none repeated, all in order."""
 
 import asyncio
 from contextlib import aclosing
@@ -25,7 +25,7 @@ async def next_event(client: Client) -> dict[str, Any]:
 
 
 async def next_revisions(client: Client, count: int) -> list[int]:
-    """The revisions of the next changes; bookmarks are passed over."""
+    """Return the revisions of the next changes, without bookmarks."""
     revisions: list[int] = []
     while len(revisions) < count:
         event = await next_event(client)
@@ -34,24 +34,24 @@ async def next_revisions(client: Client, count: int) -> list[int]:
     return revisions
 
 
-def revision_of(event: StatusEvent) -> int:
+def get_revision(event: StatusEvent) -> int:
     assert isinstance(event, StatusChanged)
     return event.change.revision
 
 
 async def wait_for_subscribers(feed: ChangeFeed, subscribers: int = 1) -> None:
-    """Until so many subscriptions are under way."""
+    """Wait until the feed has this many subscribers."""
     await wait_until(lambda: feed.subscribers >= subscribers)
 
 
 async def make_changes(server: LiveServer, node_id: str, count: int, *, begin: int = 0) -> None:
-    """So many changes of a registered node, each by a heartbeat, numbered from `begin` on."""
+    """Change a registered node's status this many times, by heartbeats numbered from `begin`."""
     for sequence in range(begin, begin + count):
         status = "ONLINE" if sequence % 2 else "DEGRADED"
         await beat(server, node_id, sequence, status=status)
 
 
-async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -> None:
+async def test_a_change_is_delivered_with_the_current_node(server: LiveServer) -> None:
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES)
         await wait_for_subscribers(server.services.change_feed)
@@ -72,7 +72,7 @@ async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -
     }
 
 
-async def test_a_removed_node_is_told_without_the_node(server: LiveServer) -> None:
+async def test_a_removal_is_delivered_without_the_node(server: LiveServer) -> None:
     await register(server, "a", labels=["mine"])
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", CHANGES, filter={"labels": {"all": ["mine"]}})
@@ -83,7 +83,7 @@ async def test_a_removed_node_is_told_without_the_node(server: LiveServer) -> No
     assert event["node"] is None
 
 
-async def test_what_was_missed_is_replayed_and_then_goes_on_live(server: LiveServer) -> None:
+async def test_missed_changes_are_replayed_before_live_ones(server: LiveServer) -> None:
     await register(server, "a")
     await make_changes(server, "a", 4)
     async with connect(server.websocket_url) as client:
@@ -93,7 +93,7 @@ async def test_what_was_missed_is_replayed_and_then_goes_on_live(server: LiveSer
         assert await next_revisions(client, 1) == [8]
 
 
-async def test_no_change_is_lost_or_doubled_where_replay_and_live_meet(server: LiveServer) -> None:
+async def test_no_change_is_lost_or_repeated_where_replay_and_live_meet(server: LiveServer) -> None:
     await register(server, "a")
     changes = asyncio.create_task(make_changes(server, "a", 60))
     async with connect(server.websocket_url) as client:
@@ -113,9 +113,9 @@ async def test_no_change_is_lost_or_doubled_where_replay_and_live_meet(server: L
 async def test_a_filter_lets_only_its_nodes_through(server: LiveServer) -> None:
     await register(server, "in", labels=["gpu"])
     await register(server, "out")
-    wanted = {"labels": {"any": ["gpu"]}, "statuses": ["DEGRADED"]}
+    node_filter = {"labels": {"any": ["gpu"]}, "statuses": ["DEGRADED"]}
     async with connect(server.websocket_url) as client:
-        await client.subscribe("1", CHANGES, filter=wanted)
+        await client.subscribe("1", CHANGES, filter=node_filter)
         await wait_for_subscribers(server.services.change_feed)
         await make_changes(server, "out", 3)
         await make_changes(server, "in", 3)
@@ -133,7 +133,9 @@ async def test_an_idle_subscriber_gets_a_bookmark(start_server: StartServer) -> 
         assert await next_event(client) == {"__typename": "Bookmark", "revision": "2"}
 
 
-async def test_a_bookmark_moves_on_past_what_the_filter_hides(start_server: StartServer) -> None:
+async def test_a_bookmark_advances_past_changes_that_the_filter_hides(
+    start_server: StartServer,
+) -> None:
     async with (
         start_server(bookmark_interval_seconds=0.05) as server,
         connect(server.websocket_url) as client,
@@ -145,7 +147,7 @@ async def test_a_bookmark_moves_on_past_what_the_filter_hides(start_server: Star
                 pass
 
 
-async def test_a_revision_that_the_log_no_longer_holds_asks_for_a_resync(
+async def test_a_revision_that_the_log_no_longer_holds_requires_a_resync(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
@@ -161,7 +163,7 @@ async def test_a_revision_that_the_log_no_longer_holds_asks_for_a_resync(
         assert await next_revisions(client, 1) == [3]
 
 
-async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(
+async def test_a_subscriber_that_is_too_slow_is_told_to_resync(
     start_server: StartServer,
 ) -> None:
     async with start_server(subscriber_max_lag=3) as server:
@@ -173,7 +175,7 @@ async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(
         ) as events:
             await make_changes(server, "a", 2)
             await wait_for_revision(server, 5)
-            assert [revision_of(event) for event in await anext(events)] == [4]
+            assert [get_revision(event) for event in await anext(events)] == [4]
             await make_changes(server, "a", 4, begin=2)
             await wait_for_revision(server, 9)
             resync = ResyncRequired(9, "the subscriber was too slow")
@@ -182,22 +184,22 @@ async def test_a_subscriber_that_is_too_slow_is_told_to_start_anew(
                 await anext(events)
 
 
-async def test_two_servers_tell_the_changes_of_both_in_the_same_order(
+async def test_two_servers_deliver_the_changes_of_both_in_the_same_order(
     start_server: StartServer,
 ) -> None:
     async with (
-        start_server() as one,
-        start_server() as two,
-        connect(one.websocket_url) as first,
-        connect(two.websocket_url) as second,
+        start_server() as server_1,
+        start_server() as server_2,
+        connect(server_1.websocket_url) as first,
+        connect(server_2.websocket_url) as second,
     ):
         await first.subscribe("1", CHANGES)
         await second.subscribe("1", CHANGES)
-        await wait_for_subscribers(one.services.change_feed)
-        await wait_for_subscribers(two.services.change_feed)
-        await register(one, "a")
-        await register(two, "b")
-        await asyncio.gather(make_changes(one, "a", 20), make_changes(two, "b", 20))
+        await wait_for_subscribers(server_1.services.change_feed)
+        await wait_for_subscribers(server_2.services.change_feed)
+        await register(server_1, "a")
+        await register(server_2, "b")
+        await asyncio.gather(make_changes(server_1, "a", 20), make_changes(server_2, "b", 20))
         expected = list(range(3, 45))
         assert await next_revisions(first, 42) == expected
         assert await next_revisions(second, 42) == expected
@@ -222,7 +224,7 @@ async def test_a_lost_listening_connection_costs_no_event(server: LiveServer) ->
         assert await next_revisions(client, 5) == [4, 5, 6, 7, 8]
 
 
-async def test_a_lost_notification_is_made_up_for(start_server: StartServer) -> None:
+async def test_a_lost_notification_loses_no_event(start_server: StartServer) -> None:
     async with (
         start_server(listen_check_seconds=0.05) as server,
         connect(server.websocket_url) as client,

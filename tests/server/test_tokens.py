@@ -1,4 +1,4 @@
-"""API keys by the API: what admins do with them, and how an agent comes by its own."""
+"""Token mutations: what admins do with tokens, and how an agent gets a token of its own."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -71,7 +71,7 @@ async def post(server: LiveServer, key: str, query: str, **variables: Any) -> di
 
 
 async def run_query(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
-    """The data of the one field that is asked for."""
+    """Return the data of the only root field."""
     body = await post(server, key, query, **variables)
     assert "errors" not in body, body["errors"]
     [data] = body["data"].values()
@@ -80,7 +80,7 @@ async def run_query(server: LiveServer, key: str, query: str, **variables: Any) 
 
 
 async def find_error_code(server: LiveServer, key: str, query: str, **variables: Any) -> str:
-    """The code, and the field if it names one."""
+    """Return the error's code, and its field if it names one."""
     body = await post(server, key, query, **variables)
     assert "errors" in body, body
     [error] = body["errors"]
@@ -89,32 +89,32 @@ async def find_error_code(server: LiveServer, key: str, query: str, **variables:
 
 
 @pytest.fixture
-async def guarded(start_server: StartServer) -> AsyncIterator[LiveServer]:
-    """It notices by itself no key that ends."""
+async def server_with_auth(start_server: StartServer) -> AsyncIterator[LiveServer]:
+    """A server that requires authentication and does not look for tokens that expire."""
     options = {"sweep_interval_seconds": 3600, "key_check_seconds": 60}
     async with start_server(auth="required", **options) as live:
         yield live
 
 
 @pytest.fixture
-def keys(guarded: LiveServer) -> Database:
-    return guarded.services.database
+def registry_database(server_with_auth: LiveServer) -> Database:
+    return server_with_auth.services.database
 
 
 @pytest.fixture
-async def admin(keys: Database) -> str:
-    return (await create_token(keys, Role.ADMIN, name="root")).text
+async def admin(registry_database: Database) -> str:
+    return (await create_token(registry_database, Role.ADMIN, name="root")).text
 
 
-async def test_an_admin_makes_keys_that_are_shown_once(
-    guarded: LiveServer, keys: Database, admin: str
+async def test_an_admin_creates_tokens_that_are_shown_once(
+    server_with_auth: LiveServer, registry_database: Database, admin: str
 ) -> None:
     said = {"role": "AGENT", "name": "rack-1", "nodes": ["a", "b", "a"], "expiresInSeconds": 60}
-    made = await run_query(guarded, admin, CREATE, input=said)
-    key = await find_token(keys, made["key"])
+    issued = await run_query(server_with_auth, admin, CREATE, input=said)
+    key = await find_token(registry_database, issued["key"])
     assert key is not None
     assert key.expires_at == key.created_at + timedelta(minutes=1)
-    assert made["token"] == {
+    assert issued["token"] == {
         "id": key.public_id,
         "name": "rack-1",
         "role": "AGENT",
@@ -123,11 +123,11 @@ async def test_an_admin_makes_keys_that_are_shown_once(
         "createdBy": "root",
         "lastUsedAt": None,
     }
-    assert made["key"] not in str(await run_query(guarded, admin, TOKENS))
+    assert issued["key"] not in str(await run_query(server_with_auth, admin, TOKENS))
 
 
-async def test_an_admin_makes_enrolment_keys(
-    guarded: LiveServer, keys: Database, admin: str
+async def test_an_admin_creates_enrolment_tokens(
+    server_with_auth: LiveServer, registry_database: Database, admin: str
 ) -> None:
     said = {
         "uses": 5,
@@ -137,15 +137,15 @@ async def test_an_admin_makes_enrolment_keys(
         "labels": ["gpu"],
         "keyExpiresInSeconds": 86400,
     }
-    made = await run_query(guarded, admin, CREATE_ENROLMENT, input=said)
-    assert made["token"] == {
+    issued = await run_query(server_with_auth, admin, CREATE_ENROLMENT, input=said)
+    assert issued["token"] == {
         "role": "ENROLMENT",
         "usesLeft": 5,
         "nodeRole": "BACKUP",
         "nodeType": "GATEWAY",
         "labels": ["gpu"],
     }
-    key = await find_token(keys, made["key"])
+    key = await find_token(registry_database, issued["key"])
     assert key is not None
     assert (key.lifetime, key.expires_at) == (DAY, key.created_at + HOUR)
 
@@ -175,128 +175,146 @@ async def test_an_admin_makes_enrolment_keys(
         (REVOKE, {"id": "\0"}, "input.id"),
     ],
 )
-async def test_what_cannot_be_is_refused_with_its_field_and_makes_no_key(
-    guarded: LiveServer, admin: str, query: str, said: dict[str, Any], field: str
+async def test_invalid_input_is_rejected_with_its_field_and_creates_no_token(
+    server_with_auth: LiveServer, admin: str, query: str, said: dict[str, Any], field: str
 ) -> None:
-    assert await find_error_code(guarded, admin, query, input=said) == f"BAD_INPUT {field}"
-    made = await fetch_rows(guarded.services.database, "SELECT name FROM tokens")
-    assert made == [("root",)]
+    assert await find_error_code(server_with_auth, admin, query, input=said) == f"BAD_INPUT {field}"
+    issued = await fetch_rows(server_with_auth.services.database, "SELECT name FROM tokens")
+    assert issued == [("root",)]
 
 
-async def test_an_admin_rotates_and_revokes_keys(
-    guarded: LiveServer, keys: Database, admin: str
+async def test_an_admin_rotates_and_revokes_tokens(
+    server_with_auth: LiveServer, registry_database: Database, admin: str
 ) -> None:
-    old = await create_token(keys, name="grafana")
+    old = await create_token(registry_database, name="grafana")
     said = {"id": old.token.public_id, "overlapSeconds": 0}
-    made = await run_query(guarded, admin, ROTATE, input=said)
-    assert made["token"]["name"] == "grafana"
-    assert await list_valid_tokens(keys, old) == []
-    assert await find_token(keys, made["key"]) is not None
-    ended = await run_query(guarded, admin, REVOKE, input={"id": made["token"]["id"]})
-    assert [token["id"] for token in ended["tokens"]] == [made["token"]["id"]]
-    assert await find_token(keys, made["key"]) is None
-    gone = {"id": made["token"]["id"]}
+    issued = await run_query(server_with_auth, admin, ROTATE, input=said)
+    assert issued["token"]["name"] == "grafana"
+    assert await list_valid_tokens(registry_database, old) == []
+    assert await find_token(registry_database, issued["key"]) is not None
+    ended = await run_query(server_with_auth, admin, REVOKE, input={"id": issued["token"]["id"]})
+    assert [token["id"] for token in ended["tokens"]] == [issued["token"]["id"]]
+    assert await find_token(registry_database, issued["key"]) is None
+    gone = {"id": issued["token"]["id"]}
     for query in (ROTATE, REVOKE):
-        assert await find_error_code(guarded, admin, query, input=gone) == "TOKEN_NOT_FOUND"
+        assert (
+            await find_error_code(server_with_auth, admin, query, input=gone) == "TOKEN_NOT_FOUND"
+        )
 
 
-async def test_keys_are_listed_in_pages(guarded: LiveServer, keys: Database, admin: str) -> None:
+async def test_tokens_are_listed_in_pages(
+    server_with_auth: LiveServer, registry_database: Database, admin: str
+) -> None:
     for n in range(3):
-        await create_token(keys, name=f"key-{n}")
-    await revoke_token(keys, "key-1")
-    page = await run_query(guarded, admin, TOKENS, first=1)
+        await create_token(registry_database, name=f"key-{n}")
+    await revoke_token(registry_database, "key-1")
+    page = await run_query(server_with_auth, admin, TOKENS, first=1)
     assert [token["name"] for token in page["nodes"]] == ["key-2"]
     assert page["pageInfo"] == {"hasNextPage": True, "endCursor": page["edges"][0]["cursor"]}
-    page = await run_query(guarded, admin, TOKENS, after=page["pageInfo"]["endCursor"])
+    page = await run_query(server_with_auth, admin, TOKENS, after=page["pageInfo"]["endCursor"])
     assert [token["name"] for token in page["nodes"]] == ["key-0", "root"]
-    everything = (await run_query(guarded, admin, TOKENS, standing=False))["nodes"]
+    everything = (await run_query(server_with_auth, admin, TOKENS, standing=False))["nodes"]
     assert [bool(token["revokedAt"]) for token in everything] == [False, True, False, False]
-    assert await find_error_code(guarded, admin, TOKENS, first=1001) == "BAD_INPUT first"
+    assert await find_error_code(server_with_auth, admin, TOKENS, first=1001) == "BAD_INPUT first"
 
 
-async def test_a_registration_by_an_enrolment_key_brings_the_nodes_own_key(
-    guarded: LiveServer, keys: Database
+async def test_a_registration_with_an_enrolment_token_returns_the_nodes_own_token(
+    server_with_auth: LiveServer, registry_database: Database
 ) -> None:
-    enrolment = await create_enrolment(keys)
-    registered = await run_query(guarded, enrolment.text, REGISTER, input=GPU_1)
-    key = await find_token(keys, registered["key"])
+    enrolment = await create_enrolment(registry_database)
+    registered = await run_query(server_with_auth, enrolment.text, REGISTER, input=GPU_1)
+    key = await find_token(registry_database, registered["key"])
     assert key is not None
     assert tokens.to_identity(key) == Identity("gpu-1", Role.AGENT, frozenset({"gpu-1"}), key.id)
     assert key.expires_at is not None
     assert registered["keyExpiresAt"] == key.expires_at.isoformat()
 
 
-async def test_an_enrolment_that_is_refused_leaves_no_node_behind(
-    guarded: LiveServer, keys: Database
+async def test_a_rejected_enrolment_registers_no_node(
+    server_with_auth: LiveServer, registry_database: Database
 ) -> None:
-    enrolment = await create_enrolment(keys, labels=[])
+    enrolment = await create_enrolment(registry_database, labels=[])
     said = GPU_1 | {"labels": ["gpu"]}
     caller = enrolment.text
-    assert await find_error_code(guarded, caller, REGISTER, input=said) == "FORBIDDEN input.labels"
-    assert await fetch_rows(keys, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
+    assert (
+        await find_error_code(server_with_auth, caller, REGISTER, input=said)
+        == "FORBIDDEN input.labels"
+    )
+    assert await fetch_rows(registry_database, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
 
 
-async def test_a_registration_by_a_nodes_own_key_tells_when_it_ends_and_brings_none(
-    guarded: LiveServer, keys: Database
+async def test_a_registration_with_a_nodes_own_token_returns_its_expiry_and_no_token(
+    server_with_auth: LiveServer, registry_database: Database
 ) -> None:
-    own = await create_token(keys, Role.AGENT, nodes=["gpu-1"])
+    own = await create_token(registry_database, Role.AGENT, nodes=["gpu-1"])
     assert own.token.expires_at is not None
-    assert await run_query(guarded, own.text, REGISTER, input=GPU_1) == {
+    assert await run_query(server_with_auth, own.text, REGISTER, input=GPU_1) == {
         "key": None,
         "keyExpiresAt": own.token.expires_at.isoformat(),
         "node": {"nodeId": "gpu-1"},
     }
 
 
-async def test_a_registration_by_an_admin_brings_no_key(guarded: LiveServer, admin: str) -> None:
-    registered = await run_query(guarded, admin, REGISTER, input=GPU_1)
+async def test_a_registration_by_an_admin_returns_no_token(
+    server_with_auth: LiveServer, admin: str
+) -> None:
+    registered = await run_query(server_with_auth, admin, REGISTER, input=GPU_1)
     assert (registered["key"], registered["keyExpiresAt"]) == (None, None)
 
 
-async def test_an_agent_rotates_its_own_key_and_both_stand_for_the_overlap(
+async def test_an_agent_rotates_its_own_token_and_both_are_valid_for_the_overlap(
     start_server: StartServer,
 ) -> None:
     async with start_server(auth="required", node_key_overlap_seconds=3600) as server:
-        keys = server.services.database
-        old = await create_token(keys, Role.AGENT, nodes=["gpu-1"], lifetime=10 * DAY)
-        made = await run_query(server, old.text, ROTATE_MINE)
-        new = await find_token(keys, made["key"])
+        database = server.services.database
+        old = await create_token(database, Role.AGENT, nodes=["gpu-1"], lifetime=10 * DAY)
+        issued = await run_query(server, old.text, ROTATE_MINE)
+        new = await find_token(database, issued["key"])
         assert new is not None
         assert (new.nodes, new.replaces) == (["gpu-1"], old.token.id)
-        assert datetime.fromisoformat(made["keyExpiresAt"]) == new.expires_at
-        assert await list_valid_tokens(keys, old) == [old]
+        assert datetime.fromisoformat(issued["keyExpiresAt"]) == new.expires_at
+        assert await list_valid_tokens(database, old) == [old]
         registered = await run_query(server, old.text, REGISTER, input=GPU_1)
         ends = datetime.fromisoformat(registered["keyExpiresAt"])
         assert ends == new.created_at + HOUR, "one that has lost the answer learns that it must"
-        await age_tokens(keys, HOUR)
-        assert await list_valid_tokens(keys, old) == []
-        assert await find_token(keys, made["key"]) is not None
+        await age_tokens(database, HOUR)
+        assert await list_valid_tokens(database, old) == []
+        assert await find_token(database, issued["key"]) is not None
 
 
 @pytest.mark.parametrize("role", [Role.ENROLMENT, Role.VIEWER, Role.ADMIN])
-async def test_nobody_but_an_agent_rotates_the_key_that_asks(
-    guarded: LiveServer, keys: Database, role: Role
+async def test_only_an_agent_rotates_its_own_token(
+    server_with_auth: LiveServer, registry_database: Database, role: Role
 ) -> None:
     enrols = role is Role.ENROLMENT
-    key = await (create_enrolment(keys) if enrols else create_token(keys, role))
-    assert await find_error_code(guarded, key.text, ROTATE_MINE) == "FORBIDDEN rotateNodeKey"
+    key = await (
+        create_enrolment(registry_database) if enrols else create_token(registry_database, role)
+    )
+    assert (
+        await find_error_code(server_with_auth, key.text, ROTATE_MINE) == "FORBIDDEN rotateNodeKey"
+    )
 
 
-async def test_a_key_that_was_revoked_meanwhile_is_not_rotated(
-    guarded: LiveServer, keys: Database
+async def test_a_token_revoked_in_the_meantime_is_not_rotated(
+    server_with_auth: LiveServer, registry_database: Database
 ) -> None:
-    own = await create_token(keys, Role.AGENT, nodes=["gpu-1"])
-    await run_query(guarded, own.text, REGISTER, input=GPU_1)
-    await revoke_token(keys, own.token.public_id)
-    assert await find_error_code(guarded, own.text, ROTATE_MINE) == "FORBIDDEN"
+    own = await create_token(registry_database, Role.AGENT, nodes=["gpu-1"])
+    await run_query(server_with_auth, own.text, REGISTER, input=GPU_1)
+    await revoke_token(registry_database, own.token.public_id)
+    assert await find_error_code(server_with_auth, own.text, ROTATE_MINE) == "FORBIDDEN"
 
 
-async def test_a_key_that_enrolment_or_rotation_made_is_good_at_once(
-    guarded: LiveServer, keys: Database
+async def test_a_token_from_enrolment_or_rotation_is_valid_immediately(
+    server_with_auth: LiveServer, registry_database: Database
 ) -> None:
-    enrolment = await create_enrolment(keys)
-    first = (await run_query(guarded, enrolment.text, REGISTER, input=GPU_1))["key"]
-    second = (await run_query(guarded, first, ROTATE_MINE))["key"]
+    enrolment = await create_enrolment(registry_database)
+    first = (await run_query(server_with_auth, enrolment.text, REGISTER, input=GPU_1))["key"]
+    second = (await run_query(server_with_auth, first, ROTATE_MINE))["key"]
     for key in (first, second):
-        assert (await run_query(guarded, key, REGISTER, input=GPU_1))["node"] == {"nodeId": "gpu-1"}
-    assert await find_error_code(guarded, enrolment.text, REGISTER, input=GPU_1) == "FORBIDDEN"
+        assert (await run_query(server_with_auth, key, REGISTER, input=GPU_1))["node"] == {
+            "nodeId": "gpu-1"
+        }
+    assert (
+        await find_error_code(server_with_auth, enrolment.text, REGISTER, input=GPU_1)
+        == "FORBIDDEN"
+    )

@@ -1,13 +1,13 @@
-"""Each mutation names itself in the audit log."""
+"""The audit log names the action of each mutation."""
 
 from graph.api.audited_field import AuditedField
 from graph.api.schema import schema
 
 
-def test_every_mutation_but_heartbeats_says_what_it_is_in_the_trail() -> None:
+def test_every_mutation_except_heartbeats_declares_its_action() -> None:
     root = schema.graphql.mutation_type
     assert root is not None
-    silent = {
+    without_action = {
         name
         for name, field in root.fields.items()
         if not any(
@@ -15,4 +15,4 @@ def test_every_mutation_but_heartbeats_says_what_it_is_in_the_trail() -> None:
             for extension in field.extensions["strawberry-definition"].extensions
         )
     }
-    assert silent == {"recordHeartbeat", "recordHeartbeats"}
+    assert without_action == {"recordHeartbeat", "recordHeartbeats"}

@@ -1,4 +1,4 @@
-"""The schema as a promise: written down, described throughout, and true to the contract."""
+"""The schema: up to date in schema.graphql, described everywhere, compatible with the contract."""
 
 from pathlib import Path
 
@@ -26,37 +26,43 @@ def test_schema_graphql_is_what_the_registry_serves() -> None:
     assert schema.as_str() + "\n" == WRITTEN, "run `make schema`"
 
 
-def test_the_contract_is_kept() -> None:
+def test_the_schema_is_compatible_with_the_contract() -> None:
     assert find_breaking_changes(CONTRACT, OURS) == []
 
 
-def described(named: GraphQLNamedType) -> dict[str, str | None]:
-    found = {named.name: named.description}
-    if isinstance(named, GraphQLObjectType | GraphQLInterfaceType):
-        for name, field in named.fields.items():
-            found[f"{named.name}.{name}"] = field.description
+def list_descriptions(named_type: GraphQLNamedType) -> dict[str, str | None]:
+    descriptions = {named_type.name: named_type.description}
+    if isinstance(named_type, GraphQLObjectType | GraphQLInterfaceType):
+        for name, field in named_type.fields.items():
+            descriptions[f"{named_type.name}.{name}"] = field.description
             for argument, definition in field.args.items():
-                found[f"{named.name}.{name}({argument})"] = definition.description
-    if isinstance(named, GraphQLInputObjectType):
-        found |= {f"{named.name}.{n}": field.description for n, field in named.fields.items()}
-    if isinstance(named, GraphQLEnumType):
-        found |= {f"{named.name}.{n}": value.description for n, value in named.values.items()}
-    return found
+                descriptions[f"{named_type.name}.{name}({argument})"] = definition.description
+    if isinstance(named_type, GraphQLInputObjectType):
+        descriptions |= {
+            f"{named_type.name}.{n}": field.description for n, field in named_type.fields.items()
+        }
+    if isinstance(named_type, GraphQLEnumType):
+        descriptions |= {
+            f"{named_type.name}.{n}": value.description for n, value in named_type.values.items()
+        }
+    return descriptions
 
 
 @pytest.mark.parametrize(
-    "named",
+    "named_type",
     [
-        named
-        for name, named in OURS.type_map.items()
-        if not name.startswith("__") and not is_specified_scalar_type(named)
+        named_type
+        for name, named_type in OURS.type_map.items()
+        if not name.startswith("__") and not is_specified_scalar_type(named_type)
     ],
     ids=str,
 )
-def test_everything_has_a_description(named: GraphQLNamedType) -> None:
-    assert [name for name, description in described(named).items() if not description] == []
+def test_everything_has_a_description(named_type: GraphQLNamedType) -> None:
+    assert [
+        name for name, description in list_descriptions(named_type).items() if not description
+    ] == []
 
 
 @pytest.mark.parametrize("name", ["DateTime", "JSON", "IPAddress", "Revision"])
-def test_scalars_are_described_as_the_contract_has_it(name: str) -> None:
+def test_scalars_have_the_descriptions_of_the_contract(name: str) -> None:
     assert OURS.type_map[name].description == CONTRACT.type_map[name].description

@@ -1,4 +1,4 @@
-"""The audit trail by the API: what is done, what is refused, and how administrators ask for it."""
+"""The audit log over the API: successful and rejected actions, and the query of administrators."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -61,36 +61,38 @@ def engine(server: LiveServer) -> Engine:
     return Engine(schema, server.services)
 
 
-async def answer(engine: Engine, query: str, operation: str | None = None, **given: Any) -> str:
-    asked = {"query": query, "operationName": operation, "variables": {"input": given}}
-    response = await engine.handle(GraphQLRequest.model_validate(asked), KNOWN)
+async def handle(
+    engine: Engine, query: str, operation: str | None = None, **mutation_input: Any
+) -> str:
+    request = {"query": query, "operationName": operation, "variables": {"input": mutation_input}}
+    response = await engine.handle(GraphQLRequest.model_validate(request), KNOWN)
     assert isinstance(response, str)
     return response
 
 
-async def code_of(
-    engine: Engine, query: str, operation: str | None = None, **given: Any
+async def get_error_code(
+    engine: Engine, query: str, operation: str | None = None, **mutation_input: Any
 ) -> str | None:
-    """The error's code, None of what succeeds."""
+    """Return the code of the error, or None if the operation succeeds."""
     try:
-        body = orjson.loads(await answer(engine, query, operation, **given))
-    except Forbidden as refused:
-        return refused.code
+        body = orjson.loads(await handle(engine, query, operation, **mutation_input))
+    except Forbidden as error:
+        return error.code
     return body["errors"][0]["extensions"]["code"] if "errors" in body else None
 
 
-async def entries(database: Database) -> list[tuple[str, str, str]]:
+async def list_entries(database: Database) -> list[tuple[str, str, str]]:
     async with database.read() as session:
         page = await audit.list_entries(session, EVERY_ENTRY, first=1000, after=None)
     return [(entry.action, entry.subject, entry.outcome) for entry in reversed(page.rows)]
 
 
-async def trail(server: LiveServer, **variables: Any) -> dict[str, Any]:
+async def query_audit_log(server: LiveServer, **variables: Any) -> dict[str, Any]:
     log: dict[str, Any] = (await server.execute(TRAIL, **variables))["auditLog"]
     return log
 
 
-async def test_administrators_read_who_did_what_newest_first(server: LiveServer) -> None:
+async def test_administrators_read_the_audit_log_newest_first(server: LiveServer) -> None:
     await server.http.post(
         "/graphql",
         json={
@@ -103,7 +105,7 @@ async def test_administrators_read_who_did_what_newest_first(server: LiveServer)
     )
     await beat(server, "a", 1, boot_id="b")
     await server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": True})
-    newest, oldest = (await trail(server))["nodes"]
+    newest, oldest = (await query_audit_log(server))["nodes"]
     assert (oldest["actor"], oldest["requestId"]) == ("anonymous", "request-1")
     assert (oldest["action"], oldest["subject"], oldest["outcome"]) == ("node.register", "a", "ok")
     assert oldest["before"] is None
@@ -112,12 +114,12 @@ async def test_administrators_read_who_did_what_newest_first(server: LiveServer)
     assert newest["recordedAt"] > oldest["recordedAt"]
 
 
-async def test_pages_lead_through_the_whole_trail(server: LiveServer) -> None:
+async def test_pages_cover_the_whole_audit_log(server: LiveServer) -> None:
     for name in "abcde":
         await register(server, name)
     seen, after = [], None
     while True:
-        page = await trail(server, first=2, after=after)
+        page = await query_audit_log(server, first=2, after=after)
         assert [edge["cursor"] for edge in page["edges"]][-1] == page["pageInfo"]["endCursor"]
         assert page["pageInfo"]["hasPreviousPage"] is (after is not None)
         seen += [entry["subject"] for entry in page["nodes"]]
@@ -127,12 +129,12 @@ async def test_pages_lead_through_the_whole_trail(server: LiveServer) -> None:
     assert seen == list("edcba")
 
 
-async def test_a_filter_means_what_fits_all_of_it(server: LiveServer) -> None:
+async def test_a_filter_selects_entries_that_meet_all_its_conditions(server: LiveServer) -> None:
     for name in "ab":
         await register(server, name)
         await server.execute(MAINTENANCE, input={"nodeId": name, "enabled": True})
-    instant = (await trail(server))["nodes"][1]["recordedAt"]  # of the registration of b
-    for given, meant in (
+    instant = (await query_audit_log(server))["nodes"][1]["recordedAt"]  # of the registration of b
+    for conditions, expected in (
         ({"subject": "a"}, ["node.set_maintenance a", "node.register a"]),
         ({"subject": "a", "action": "node.register"}, ["node.register a"]),
         ({"since": instant, "actor": "anonymous"}, ["node.set_maintenance b", "node.register b"]),
@@ -141,12 +143,12 @@ async def test_a_filter_means_what_fits_all_of_it(server: LiveServer) -> None:
         ({"actor": "nobody"}, []),
         ({"outcome": "FORBIDDEN"}, []),
     ):
-        found = (await trail(server, filter=given))["nodes"]
-        assert [f"{entry['action']} {entry['subject']}" for entry in found] == meant, given
+        found = (await query_audit_log(server, filter=conditions))["nodes"]
+        assert [f"{entry['action']} {entry['subject']}" for entry in found] == expected, conditions
 
 
 @pytest.mark.parametrize(
-    ("given", "field"),
+    ("variables", "field"),
     [
         ({"first": 1001}, "first"),
         ({"after": "x"}, "after"),
@@ -154,10 +156,10 @@ async def test_a_filter_means_what_fits_all_of_it(server: LiveServer) -> None:
         ({"filter": {"subject": "\0"}}, "filter.subject"),
     ],
 )
-async def test_a_question_that_makes_no_sense_is_refused(
-    server: LiveServer, given: dict[str, Any], field: str
+async def test_an_invalid_filter_is_rejected(
+    server: LiveServer, variables: dict[str, Any], field: str
 ) -> None:
-    [error] = (await server.post(TRAIL, **given))["errors"]
+    [error] = (await server.post(TRAIL, **variables))["errors"]
     assert (error["extensions"]["code"], error["extensions"]["field"]) == ("BAD_INPUT", field)
 
 
@@ -167,7 +169,7 @@ ROLE = {"role": "PRODUCTION", "type": "WORKER", "name": "llm"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "given", "entry"),
+    ("operation", "mutation_input", "entry"),
     [
         (
             (REGISTER, None),
@@ -226,78 +228,80 @@ ROLE = {"role": "PRODUCTION", "type": "WORKER", "name": "llm"}
         ((TOKENS, "Own"), {}, ("token.rotate", "", "FORBIDDEN")),
     ],
 )
-async def test_what_a_known_caller_is_refused_is_an_entry(
+async def test_a_rejection_of_a_known_caller_is_recorded(
     server: LiveServer,
     engine: Engine,
-    asked: tuple[str, str | None],
-    given: dict[str, Any],
+    operation: tuple[str, str | None],
+    mutation_input: dict[str, Any],
     entry: tuple[str, str, str],
 ) -> None:
     await register(server, "a")
-    assert await code_of(engine, *asked, **given) == entry[2]
-    assert await entries(server.services.database) == [("node.register", "a", "ok"), entry]
-    refused = (await trail(server, first=1))["nodes"][0]
+    assert await get_error_code(engine, *operation, **mutation_input) == entry[2]
+    assert await list_entries(server.services.database) == [("node.register", "a", "ok"), entry]
+    refused = (await query_audit_log(server, first=1))["nodes"][0]
     assert (refused["actor"], refused["address"]) == ("agent-7", "192.0.2.7")
     assert (refused["before"], refused["after"]) == (None, None)
 
 
 @pytest.mark.parametrize("operation", ["Revoke", "Rotate"])
-async def test_a_key_that_was_given_where_its_id_belongs_is_not_told(
+async def test_a_token_sent_instead_of_its_id_is_not_recorded(
     server: LiveServer, engine: Engine, logged: list[EventDict], operation: str
 ) -> None:
     key = generate_token()
-    told = await answer(engine, TOKENS, operation, id=key.text)
-    assert f"nrk_{key.public_id}…" in told
-    assert key.text not in told + repr(logged)
-    [entry] = await entries(server.services.database)
+    response = await handle(engine, TOKENS, operation, id=key.text)
+    assert f"nrk_{key.public_id}…" in response
+    assert key.text not in response + repr(logged)
+    [entry] = await list_entries(server.services.database)
     action = f"token.{operation.lower()}"
     assert entry == (action, f"nrk_{key.public_id}…", "TOKEN_NOT_FOUND")
 
 
-async def test_what_somebody_unknown_is_refused_is_no_entry(server: LiveServer) -> None:
+async def test_a_rejection_of_an_unknown_caller_is_not_recorded(server: LiveServer) -> None:
     body = await server.post(DEREGISTER, input={"nodeId": "x"})
     assert body["errors"][0]["extensions"]["code"] == "NODE_NOT_FOUND"
-    assert await entries(server.services.database) == []
+    assert await list_entries(server.services.database) == []
 
 
-async def test_refusals_of_heartbeats_are_no_entries(server: LiveServer, engine: Engine) -> None:
+async def test_rejections_of_heartbeats_are_not_recorded(
+    server: LiveServer, engine: Engine
+) -> None:
     beat_of = (
         "mutation($input: RecordHeartbeatInput!) { recordHeartbeat(input: $input) { status } }"
     )
-    refused = await code_of(engine, beat_of, nodeId="x", bootId="b", sequence=1)
+    refused = await get_error_code(engine, beat_of, nodeId="x", bootId="b", sequence=1)
     assert refused == "NODE_NOT_FOUND"
-    assert await entries(server.services.database) == []
+    assert await list_entries(server.services.database) == []
 
 
-async def test_a_refusal_is_told_even_if_the_trail_cannot_be_written(
+async def test_a_rejection_is_returned_even_if_it_cannot_be_recorded(
     start_server: StartServer, database: Database, logged: list[EventDict]
 ) -> None:
     async with start_server(db_statement_timeout_seconds=0.5) as server:
         engine = Engine(schema, server.services)
         async with database.write() as session:
             await session.execute(text("LOCK TABLE audit_log"))
-            assert await code_of(engine, DEREGISTER, nodeId="x") == "NODE_NOT_FOUND"
+            assert await get_error_code(engine, DEREGISTER, nodeId="x") == "NODE_NOT_FOUND"
     [lost] = [event for event in logged if event["event"] == "audit.refusal_lost"]
     assert (lost["actor"], lost["subject"]) == ("agent-7", "x")
 
 
 async def wait_for_write_lock(database: Database) -> None:
-    """Until a write waits for its lock."""
-    question = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    """Wait until a write waits for its lock."""
+    waiting_locks = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     async with asyncio.timeout(10):
         while True:
             async with database.read() as session:
-                if await session.scalar(question):
+                if await session.scalar(waiting_locks):
                     return
             await asyncio.sleep(0.005)
 
 
-def gauge(server: LiveServer, name: str) -> float | None:
+def get_metric(server: LiveServer, name: str) -> float | None:
     return server.services.metrics.registry.get_sample_value(name)
 
 
 @pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER], ids=["refused", "forbidden"])
-async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
+async def test_a_rejection_of_a_caller_that_disconnects_is_recorded(
     start_server: StartServer, database: Database, role: Role
 ) -> None:
     key = await create_token(database, role)
@@ -309,24 +313,24 @@ async def test_who_leaves_at_once_leaves_an_entry_all_the_same(
             async with connect(server.websocket_url, headers=headers) as client:
                 await client.subscribe("1", DEREGISTER, input={"nodeId": "x"})
                 await wait_for_write_lock(database)
-            await wait_until(lambda: not gauge(server, "node_registry_connections"))
+            await wait_until(lambda: not get_metric(server, "node_registry_connections"))
             await wait_for_write_lock(database)
             await stack.aclose()
         code = "NODE_NOT_FOUND" if role is Role.ADMIN else "FORBIDDEN"
-        assert (await entries(database))[1:] == [("node.deregister", "x", code)]
+        assert (await list_entries(database))[1:] == [("node.deregister", "x", code)]
 
 
-async def forbid(server: LiveServer, query: str, **variables: Any) -> None:
+async def record_forbidden_operation(server: LiveServer, query: str, **variables: Any) -> None:
     document = DocumentCache(schema.graphql).asked_for(GraphQLRequest(query=query))
     assert document.errors == []
     rejections = server.services.rejections
     await record_forbidden(rejections, KNOWN, document.select_operation(None), variables)
 
 
-async def test_an_operation_that_is_forbidden_tells_what_it_would_have_done(
+async def test_a_forbidden_operation_is_recorded_with_its_action(
     server: LiveServer,
 ) -> None:
-    await forbid(
+    await record_forbidden_operation(
         server,
         """
         mutation Many($input: DeleteRoleProfileInput!, $id: String!) {
@@ -343,32 +347,32 @@ async def test_an_operation_that_is_forbidden_tells_what_it_would_have_done(
         input=ROLE,
         id="a",
     )
-    await forbid(server, "{ registry { version } __typename }")
-    assert await entries(server.services.database) == [
+    await record_forbidden_operation(server, "{ registry { version } __typename }")
+    assert await list_entries(server.services.database) == [
         ("node.deregister", "a", "FORBIDDEN"),
         ("node.deregister", "b", "FORBIDDEN"),
         ("profile.delete", "production/worker/llm", "FORBIDDEN"),
     ]
 
 
-@pytest.mark.parametrize("given", [None, 1, "x", [], {}, {"nodeId": 1}, {"nodeId": ["a"]}])
+@pytest.mark.parametrize("mutation_input", [None, 1, "x", [], {}, {"nodeId": 1}, {"nodeId": ["a"]}])
 async def test_a_forbidden_operation_may_have_any_variables(
-    server: LiveServer, given: object
+    server: LiveServer, mutation_input: object
 ) -> None:
-    await forbid(server, DEREGISTER, input=given)
-    await forbid(server, DEREGISTER)
+    await record_forbidden_operation(server, DEREGISTER, input=mutation_input)
+    await record_forbidden_operation(server, DEREGISTER)
     huge = (
         f'mutation {{ deregisterNode(input: {{nodeId: "a", note: "{"9" * 5000}"}}) {{ nodeId }} }}'
     )
-    await forbid(server, huge)
-    assert await entries(server.services.database) == [
+    await record_forbidden_operation(server, huge)
+    assert await list_entries(server.services.database) == [
         ("node.deregister", "", "FORBIDDEN"),
         ("node.deregister", "", "FORBIDDEN"),
         ("node.deregister", "a", "FORBIDDEN"),
     ]
 
 
-async def test_what_a_key_may_not_ask_for_is_an_entry_and_what_it_asks_of_heartbeats_is_not(
+async def test_forbidden_operations_are_recorded_except_heartbeats(
     start_server: StartServer, database: Database
 ) -> None:
     async with start_server(auth="required") as server:
@@ -393,16 +397,16 @@ async def test_what_a_key_may_not_ask_for_is_an_entry_and_what_it_asks_of_heartb
     ]
 
 
-async def test_one_forbidden_operation_makes_few_entries(server: LiveServer) -> None:
+async def test_a_forbidden_operation_records_few_entries(server: LiveServer) -> None:
     fields = " ".join(
         f'f{n}: deregisterNode(input: {{nodeId: "{n}"}}) {{ nodeId }}' for n in range(50)
     )
     for _ in range(MAX_REFUSALS_PER_MINUTE // MAX_ATTEMPTS + 2):
-        await forbid(server, f"mutation {{ {fields} }}")
-    assert len(await entries(server.services.database)) == MAX_REFUSALS_PER_MINUTE
+        await record_forbidden_operation(server, f"mutation {{ {fields} }}")
+    assert len(await list_entries(server.services.database)) == MAX_REFUSALS_PER_MINUTE
 
 
-async def test_the_trail_is_kept_for_as_long_as_is_configured(server: LiveServer) -> None:
+async def test_the_audit_log_is_kept_for_the_configured_time(server: LiveServer) -> None:
     database, settings = server.services.database, server.services.settings
     aged = """
     INSERT INTO audit_log (recorded_at, actor, action, subject)
@@ -412,5 +416,5 @@ async def test_the_trail_is_kept_for_as_long_as_is_configured(server: LiveServer
         await session.execute(text(aged))
     upkeep = Housekeeping(database, settings, Metrics())
     assert await upkeep.trim_audit_log() == 2
-    assert [subject for _, subject, _ in await entries(database)] == ["399"]
+    assert [subject for _, subject, _ in await list_entries(database)] == ["399"]
     assert await upkeep.trim_audit_log() == 0

@@ -1,4 +1,4 @@
-"""The table of rights: each field of the schema, and who may ask for it over a real socket."""
+"""The permissions of each field of the schema, tested over a real socket."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ EVERYBODY = set(Role)
 READERS = {Role.ROUTER, Role.VIEWER, Role.OPERATOR, Role.ADMIN}
 OPERATORS = {Role.OPERATOR, Role.ADMIN}
 ADMINS = {Role.ADMIN}
-WHO_SPEAKS_FOR_NODES = {Role.AGENT, Role.ADMIN}
+NODE_WRITERS = {Role.AGENT, Role.ADMIN}
 
 PROFILE = 'name: "p", expectedVersion: 9'
 OF_NODE = f'nodeId: "own", {PROFILE}'
@@ -31,7 +31,7 @@ OF_ROLE = f"role: BACKUP, type: WORKER, {PROFILE}"
 NODE = 'role: BACKUP, type: WORKER, bootId: "b"'
 BEAT = 'nodeId: "own", bootId: "b", sequence: 1'
 
-# Each field of the roots: who may ask, and a question.
+# Each field of the root types: the roles that may use it, and an operation.
 ROOTS: dict[str, tuple[set[Role], str]] = {
     "Query.registry": (EVERYBODY, "{ registry { version } }"),
     "Query.node": (READERS | {Role.AGENT}, '{ node(nodeId: "own") { nodeId } }'),
@@ -40,15 +40,15 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
     "Query.roleProfiles": (READERS, "{ roleProfiles { id } }"),
     "Query.statusChanges": (READERS, "{ statusChanges { nodes { revision } } }"),
     "Mutation.registerNode": (
-        {*WHO_SPEAKS_FOR_NODES, Role.ENROLMENT},
+        {*NODE_WRITERS, Role.ENROLMENT},
         f"mutation {{ registerNode(input: {{{NODE}}}) {{ created }} }}",
     ),
     "Mutation.recordHeartbeat": (
-        WHO_SPEAKS_FOR_NODES,
+        NODE_WRITERS,
         f"mutation {{ recordHeartbeat(input: {{{BEAT}}}) {{ status }} }}",
     ),
     "Mutation.recordHeartbeats": (
-        WHO_SPEAKS_FOR_NODES,
+        NODE_WRITERS,
         f"mutation {{ recordHeartbeats(inputs: [{{{BEAT}}}]) {{ __typename }} }}",
     ),
     "Mutation.setMaintenance": (
@@ -121,7 +121,7 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
     ),
 }
 
-# What lies below is for whoever may ask for a field that leads there: nothing in it is narrower.
+# The fields of other types. They are open to each role that may use a root field that leads there.
 BELOW = {
     "AuditEntry": "id recordedAt actor address action subject outcome requestId before after",
     "AuditEntryEdge": "cursor node",
@@ -180,96 +180,100 @@ BELOW = {
 
 
 @dataclass(frozen=True)
-class Keyed:
-    """A server that requires authentication, and a key of each role."""
+class ServerWithTokens:
+    """A server that requires authentication, and a token of each role."""
 
     server: LiveServer
-    keys: dict[Role, str]
+    tokens: dict[Role, str]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def keyed(
+async def server_with_tokens(
     shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Keyed]:
+) -> AsyncIterator[ServerWithTokens]:
     folder = tmp_path_factory.mktemp("keyed")
     async with (
         run_server(shared_database_url, folder, auth="required", keepalive_seconds=0.1) as server,
         server.services.database.write() as session,
     ):
-        keys = {}
+        tokens = {}
         for role in Role:
             if role is Role.ENROLMENT:
-                made = await enrolment.create_enrolment_token(
+                issued = await enrolment.create_enrolment_token(
                     session, uses=9, valid_for=timedelta(days=1), caller=ADMIN
                 )
             else:
-                made = await token_changes.create_token(
+                issued = await token_changes.create_token(
                     session,
                     role=role,
                     lifetime=None,
                     caller=ADMIN,
                     nodes=["own"] if role is Role.AGENT else [],
                 )
-            keys[role] = made.text
+            tokens[role] = issued.text
         await session.commit()
-        yield Keyed(server, keys)
+        yield ServerWithTokens(server, tokens)
 
 
-async def code_of(keyed: Keyed, role: Role | None, query: str) -> tuple[int, str | None]:
-    """The status and the code of the first error, if there is one, over HTTP or as a stream."""
-    headers = {} if role is None else {"authorization": f"Bearer {keyed.keys[role]}"}
+async def find_error_code(
+    server_with_tokens: ServerWithTokens, role: Role | None, query: str
+) -> tuple[int, str | None]:
+    """Return the status of a response or stream, and the code of its first error."""
+    headers = {} if role is None else {"authorization": f"Bearer {server_with_tokens.tokens[role]}"}
     if query.startswith("subscription"):
         headers["accept"] = "text/event-stream"
-    async with keyed.server.http.stream(
+    async with server_with_tokens.server.http.stream(
         "POST", "/graphql", json={"query": query}, headers=headers
     ) as response:
         if response.headers["content-type"].startswith("text/event-stream"):
-            told = await anext(response.aiter_text())
+            text = await anext(response.aiter_text())
         else:
-            told = (await response.aread()).decode()
+            text = (await response.aread()).decode()
     for code in ("FORBIDDEN", "UNAUTHENTICATED"):
-        if f'"code":"{code}"' in told:
+        if f'"code":"{code}"' in text:
             return response.status_code, code
     return response.status_code, None
 
 
-async def test_each_field_of_the_schema_has_its_row() -> None:
+async def test_each_field_of_the_schema_is_in_the_table() -> None:
     roots: set[str] = set()
     below: dict[str, set[str]] = {}
-    for name, kind in schema.graphql.type_map.items():
-        if not isinstance(kind, GraphQLObjectType) or is_introspection_type(kind):
+    for name, graphql_type in schema.graphql.type_map.items():
+        if not isinstance(graphql_type, GraphQLObjectType) or is_introspection_type(graphql_type):
             continue
         if name in {"Query", "Mutation", "Subscription"}:
-            roots |= {f"{name}.{field}" for field in kind.fields}
+            roots |= {f"{name}.{field}" for field in graphql_type.fields}
         else:
-            below[name] = set(kind.fields)
+            below[name] = set(graphql_type.fields)
     assert roots == set(ROOTS)
     assert below == {name: set(fields.split()) for name, fields in BELOW.items()}
 
 
-async def test_each_field_says_who_may_ask_for_it() -> None:
+async def test_each_description_lists_the_roles() -> None:
     for row, (roles, _) in ROOTS.items():
         root, _, name = row.partition(".")
-        kind = schema.graphql.type_map[root]
-        assert isinstance(kind, GraphQLObjectType)
-        said = kind.fields[name].description or ""
-        assert roles == EVERYBODY if "All roles." in said else "Roles: " in said
-        named = said.rpartition("oles: ")[2]
-        assert roles == EVERYBODY or {role for role in Role if role in named} == roles
+        graphql_type = schema.graphql.type_map[root]
+        assert isinstance(graphql_type, GraphQLObjectType)
+        description = graphql_type.fields[name].description or ""
+        assert roles == EVERYBODY if "All roles." in description else "Roles: " in description
+        role_names = description.rpartition("oles: ")[2]
+        assert roles == EVERYBODY or {role for role in Role if role in role_names} == roles
 
 
 @pytest.mark.parametrize("row", ROOTS)
-async def test_a_field_is_refused_to_whom_the_table_does_not_name(keyed: Keyed, row: str) -> None:
+async def test_a_field_is_forbidden_to_roles_that_the_table_does_not_list(
+    server_with_tokens: ServerWithTokens, row: str
+) -> None:
     roles, query = ROOTS[row]
     assert not validate(schema.graphql, parse(query))
     for role in Role:
-        # The node of this run has a key, so that it is not enrolled.
-        asked = query.replace('"b"', '"c"') if role is Role.ENROLMENT else query
-        status, code = await code_of(keyed, role, asked)
+        # The node of this run has a token already, so that it could not enrol.
+        operation_of_role = query.replace('"b"', '"c"') if role is Role.ENROLMENT else query
+        status, code = await find_error_code(server_with_tokens, role, operation_of_role)
         assert code == (None if role in roles else "FORBIDDEN"), role
         if code and not query.startswith("subscription"):
             assert status == 403
-    assert await code_of(keyed, None, query) == (401, "UNAUTHENTICATED")
+    assert await find_error_code(server_with_tokens, None, query) == (401, "UNAUTHENTICATED")
 
 
 @pytest.mark.parametrize(
@@ -284,11 +288,13 @@ async def test_a_field_is_refused_to_whom_the_table_does_not_name(keyed: Keyed, 
         "query A { registry { version } } query B { nodes { totalCount } }",
     ],
 )
-async def test_a_field_is_found_wherever_an_operation_hides_it(keyed: Keyed, query: str) -> None:
-    headers = {"authorization": f"Bearer {keyed.keys[Role.AGENT]}"}
+async def test_a_field_is_forbidden_wherever_an_operation_hides_it(
+    server_with_tokens: ServerWithTokens, query: str
+) -> None:
+    headers = {"authorization": f"Bearer {server_with_tokens.tokens[Role.AGENT]}"}
     operation = "B" if "query B" in query else None
     body = {"query": query, "operationName": operation}
-    response = await keyed.server.http.post("/graphql", json=body, headers=headers)
+    response = await server_with_tokens.server.http.post("/graphql", json=body, headers=headers)
     assert response.status_code == 403
     [error] = response.json()["errors"]
     assert error["extensions"]["code"] == "FORBIDDEN"
@@ -306,15 +312,20 @@ OF_ANOTHER = {
 
 
 @pytest.mark.parametrize("query", OF_ANOTHER.values(), ids=OF_ANOTHER)
-async def test_an_agent_speaks_for_its_own_node_alone(keyed: Keyed, query: str) -> None:
-    assert (await code_of(keyed, Role.AGENT, query))[1] == "FORBIDDEN"
-    assert (await code_of(keyed, Role.ADMIN, query))[1] is None
-
-
-async def test_a_batch_refuses_what_is_not_the_agents_own_and_takes_the_rest(
-    keyed: Keyed,
+async def test_an_agent_acts_for_its_own_node_only(
+    server_with_tokens: ServerWithTokens, query: str
 ) -> None:
-    http, headers = keyed.server.http, {"authorization": f"Bearer {keyed.keys[Role.AGENT]}"}
+    assert (await find_error_code(server_with_tokens, Role.AGENT, query))[1] == "FORBIDDEN"
+    assert (await find_error_code(server_with_tokens, Role.ADMIN, query))[1] is None
+
+
+async def test_a_batch_rejects_heartbeats_of_other_nodes_and_accepts_the_rest(
+    server_with_tokens: ServerWithTokens,
+) -> None:
+    http, headers = (
+        server_with_tokens.server.http,
+        {"authorization": f"Bearer {server_with_tokens.tokens[Role.AGENT]}"},
+    )
 
     async def ask(query: str) -> Any:
         response: httpx.Response = await http.post(

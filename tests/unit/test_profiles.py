@@ -1,4 +1,4 @@
-"""Profiles: kept, merged and put together; the merge is RFC 7396's."""
+"""The merge of profiles by RFC 7396."""
 
 import copy
 from typing import Any
@@ -30,13 +30,11 @@ from db.registry.profiles import merge_patch
         ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
     ],
 )
-def test_a_merge_is_that_of_the_examples_of_rfc_7396(
-    original: Any, patch: Any, result: Any
-) -> None:
+def test_merges_match_the_examples_of_rfc_7396(original: Any, patch: Any, result: Any) -> None:
     assert merge_patch(original, patch) == result
 
 
-def test_a_merge_is_that_of_the_document_in_rfc_7396() -> None:
+def test_the_merge_matches_the_document_in_rfc_7396() -> None:
     article = {
         "title": "Goodbye!",
         "author": {"givenName": "John", "familyName": "Doe"},
@@ -58,7 +56,7 @@ def test_a_merge_is_that_of_the_document_in_rfc_7396() -> None:
     }
 
 
-def documents(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def make_documents(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.recursive(
         leaves,
         lambda inner: (
@@ -68,34 +66,34 @@ def documents(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-WHOLE = documents(st.booleans() | st.integers(0, 2) | st.just("x"))
-ANY = documents(st.none() | st.integers(0, 2))
+WHOLE = make_documents(st.booleans() | st.integers(0, 2) | st.just("x"))
+ANY = make_documents(st.none() | st.integers(0, 2))
 
 
 @given(ANY, ANY)
-def test_a_merge_said_twice_is_said_once(target: Any, patch: Any) -> None:
-    once = merge_patch(target, patch)
-    assert merge_patch(once, patch) == once
+def test_a_merge_is_idempotent(target: Any, patch: Any) -> None:
+    merged = merge_patch(target, patch)
+    assert merge_patch(merged, patch) == merged
 
 
 @given(ANY, ANY)
-def test_a_merge_changes_neither_of_its_two(target: Any, patch: Any) -> None:
+def test_a_merge_changes_neither_argument(target: Any, patch: Any) -> None:
     before = copy.deepcopy((target, patch))
     merge_patch(target, patch)
     assert (target, patch) == before
 
 
 @given(ANY)
-def test_an_empty_patch_leaves_an_object_as_it_is(target: Any) -> None:
+def test_an_empty_patch_leaves_an_object_unchanged(target: Any) -> None:
     assert merge_patch(target, {}) == (target if isinstance(target, dict) else {})
 
 
-def patch_between(old: Any, new: Any) -> Any:
-    """The patch that leads from one document to another."""
+def make_patch(old: Any, new: Any) -> Any:
+    """Return the patch that turns one document into another."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
     changed = {
-        key: patch_between(old.get(key), value)
+        key: make_patch(old.get(key), value)
         for key, value in new.items()
         if key not in old or old[key] != value or type(old[key]) is not type(value)
     }
@@ -103,5 +101,5 @@ def patch_between(old: Any, new: Any) -> Any:
 
 
 @given(WHOLE, WHOLE)
-def test_a_patch_leads_from_any_document_to_any_without_nulls(old: Any, new: Any) -> None:
-    assert merge_patch(old, patch_between(old, new)) == new
+def test_a_patch_turns_any_document_into_any_other_without_nulls(old: Any, new: Any) -> None:
+    assert merge_patch(old, make_patch(old, new)) == new

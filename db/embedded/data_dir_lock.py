@@ -1,4 +1,4 @@
-"""The data folder, held by one process at a time."""
+"""The lock of the data directory, which one process holds at a time."""
 
 import fcntl
 import os
@@ -10,7 +10,10 @@ from db.core.errors import EmbeddedServerFailed
 
 
 class DataDirInUse(Exception):
-    """Another server holds the folder; `holder_pid` is None if it has not yet said who it is."""
+    """Another process holds the data directory.
+
+    `holder_pid` is None if that process has not written its id yet.
+    """
 
     def __init__(self, data_dir: Path, holder_pid: int | None) -> None:
         super().__init__(f"{data_dir} is in use by process {holder_pid or '(unknown)'}")
@@ -20,14 +23,18 @@ class DataDirInUse(Exception):
 
 @contextmanager
 def lock_data_dir(data_dir: Path) -> Iterator[Path]:
-    """Locks the folder for this process; the kernel lets go when the process dies, however."""
+    """Hold the data directory's lock in the block, and yield its absolute path.
+
+    The directory is made if missing. The kernel releases the lock however the process ends.
+    Raises: DataDirInUse. EmbeddedServerFailed: the directory cannot be used.
+    """
     resolved = data_dir.resolve()
     try:
         resolved.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Closed on exec, like all that Python opens: PostgreSQL would hold it beyond our own death.
+        # Python opens it close-on-exec, else PostgreSQL would hold the lock after this process.
         descriptor = os.open(resolved / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise EmbeddedServerFailed(f"the data folder cannot be used: {error}") from error
+        raise EmbeddedServerFailed(f"the data directory cannot be used: {error}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

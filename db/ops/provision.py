@@ -1,6 +1,6 @@
-"""Makes a database whose service may not do what its owner may: two roles, and the rights of each.
+"""Provisioning a database with two roles: its owner, and the service with fewer privileges.
 
-PostgreSQL is never sent a password, only what it keeps of one: its log may have every statement.
+PostgreSQL is never sent a password but its SCRAM verifier: its log may have every statement.
 """
 
 import base64
@@ -18,16 +18,16 @@ from sqlalchemy.pool import NullPool
 
 from db.core.migrate import migrate
 
-_SCRAM_ITERATIONS = 4096  # as PostgreSQL itself has it
+_SCRAM_ITERATIONS = 4096  # PostgreSQL's own default
 
 
 class ProvisioningRefused(Exception):
-    """What is there already is not as it has to be; the message is one line that says what."""
+    """An existing database or role is not as it must be. The message is one line that says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProvisionedNames:
-    """`owner` is the role that migrates, `service` the one that serves."""
+    """The names of a database, of the role that migrates it and of the role that serves."""
 
     database: str
     owner: str
@@ -41,12 +41,12 @@ async def provision(
     new_passwords: bool,
     store_passwords: Callable[[Mapping[str, str]], None],
 ) -> bool:
-    """Makes what is missing, the schema too, as its owner; says whether the database is new.
+    """Make the missing roles and database, migrate it as its owner, and return whether it is new.
 
-    `store_passwords` gets the password of each role that is made, of both with `new_passwords`,
-    before they count; if it raises, nothing was done. The administrator needs CREATEROLE and
-    CREATEDB, and becomes a member of the owner. Raises ProvisioningRefused, and DBAPIError for what
-    PostgreSQL refuses.
+    `store_passwords` receives the password by the name of each role that is made, with
+    `new_passwords` of both, before they take effect; if it raises, nothing has changed. The
+    administrator needs CREATEROLE and CREATEDB, and becomes a member of the owner. Raises:
+    ProvisioningRefused. DBAPIError: PostgreSQL refuses a statement.
     """
     async with _open_connection(administrator) as connection, connection.begin():
         store_passwords(await _make_roles(connection, names, renew=new_passwords))
@@ -61,8 +61,8 @@ async def provision(
         await _run_statements(connection, names, *_GRANT_PRIVILEGES)
         if await _query_scalar(connection, _HAS_EXCESS_PRIVILEGES, service=names.service):
             raise ProvisioningRefused(
-                f"the role {names.service!r} has rights from elsewhere: it could make tables, or"
-                " change the audit trail"
+                f"the role {names.service!r} has privileges from elsewhere: it could make tables"
+                " or change the audit trail"
             )
     return is_new
 
@@ -82,7 +82,7 @@ async def _make_roles(
             await _run_statements(
                 connection, names, f"{statement} '{_make_scram_verifier(passwords[name])}'"
             )
-    # A superuser may do as any role does.
+    # A superuser can act as any role.
     if not await _query_scalar(
         connection, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"
     ):
@@ -91,7 +91,7 @@ async def _make_roles(
         connection, _HAS_EXCESS_ATTRIBUTES, owner=names.owner, service=names.service
     ):
         raise ProvisioningRefused(
-            f"the role {names.service!r} may do more than a service should: name another one"
+            f"the role {names.service!r} has more privileges than a service should: name another"
         )
     return passwords
 
@@ -119,7 +119,7 @@ async def _make_database(connection: AsyncConnection, names: ProvisionedNames) -
     return owner is None
 
 
-# Of what migrations make, now and later.
+# For everything that migrations make, now and later.
 _GRANT_FUTURE_PRIVILEGES = (
     "REVOKE ALL ON DATABASE {database} FROM PUBLIC",
     "GRANT CONNECT ON DATABASE {database} TO {service}",
@@ -137,7 +137,7 @@ _GRANT_FUTURE_PRIVILEGES = (
     """,
 )
 
-# Of what is there: the database may be older than its roles.
+# For what exists: the database may be older than its roles.
 _GRANT_PRIVILEGES = (
     "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC",
     "REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC",
@@ -175,7 +175,7 @@ async def _query_scalar(connection: AsyncConnection, query: str, **values: str) 
 async def _run_statements(
     connection: AsyncConnection, names: ProvisionedNames, *statements: str
 ) -> None:
-    """With the names filled in, quoted."""
+    """Run the statements with the quoted names filled in."""
     quote = connection.dialect.identifier_preparer.quote_identifier
     quoted = {role: quote(name) for role, name in asdict(names).items()}
     for statement in statements:
@@ -183,7 +183,7 @@ async def _run_statements(
 
 
 def _make_scram_verifier(password: str) -> str:
-    """What PostgreSQL keeps of it: RFC 5803's format, as in its documentation of pg_authid."""
+    """Return what PostgreSQL stores of a password: RFC 5803's format, as pg_authid documents it."""
     salt = secrets.token_bytes(16)
     salted_password = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _SCRAM_ITERATIONS)
     stored_key = hashlib.sha256(hmac.digest(salted_password, b"Client Key", "sha256")).digest()

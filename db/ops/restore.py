@@ -1,4 +1,4 @@
-"""Makes a database what it was when a backup was taken: all of it, or nothing has changed."""
+"""Restoring a database from a backup, completely or not at all."""
 
 import asyncio
 from asyncio.subprocess import PIPE
@@ -15,10 +15,10 @@ from db.ops.backup import BackupRefused, Manifest, read_manifest
 from db.ops.pg_client_tools import Program, run_program
 
 REVISIONS_SKIPPED = 1_000_000_000
-"""By which the change log goes on after what was restored.
+"""The gap in the change log after the restored revisions.
 
-Who followed it knows revisions that were given after the backup. None of them is given again, so
-that each such follower is told to resync, instead of missing what has its numbers now.
+Followers know revisions that were given after the backup. None of them is given again, so that each
+of these followers is told to resync, instead of missing the changes that would have their numbers.
 """
 
 _TRANSACTION_TIMEOUT = b"SET transaction_timeout = 0;\n"
@@ -26,11 +26,14 @@ _SINCE_POSTGRES = 17
 
 
 async def check_backup(path: Path) -> Manifest:
-    """Reads all of it, and touches no database. Raises BackupRefused and ProgramMissing."""
+    """Read the whole backup, without a database, and return its manifest.
+
+    Raises: BackupRefused: it is damaged or of an unknown schema. ProgramMissing, ProgramFailed.
+    """
     manifest = await asyncio.to_thread(read_manifest, path)
     if manifest.schema_version not in list_known_schemas():
         raise BackupRefused(
-            f"{path} is of schema {manifest.schema_version}, which this version does not know:"
+            f"{path} is at schema {manifest.schema_version}, which this version does not know:"
             " restore it with the version that made it, or a newer one"
         )
     async with run_program(
@@ -41,10 +44,11 @@ async def check_backup(path: Path) -> Manifest:
 
 
 async def restore_backup(url: URL, path: Path, *, replace: bool) -> Manifest:
-    """In one transaction; a backup of an older schema is then brought to this version's.
+    """Restore the backup in one transaction, then migrate the database to this version's schema.
 
-    The rights of other roles are those that the database itself has for new tables. Raises
-    BackupRefused, ProgramMissing, Unavailable and DBAPIError.
+    With `replace` the database need not be empty. Other roles get the database's default privileges
+    for new tables. Raises: BackupRefused: the backup or the database is not suitable.
+    ProgramMissing, ProgramFailed, Unavailable, DBAPIError.
     """
     manifest = await check_backup(path)
     database = Database(url)
@@ -53,7 +57,7 @@ async def restore_backup(url: URL, path: Path, *, replace: bool) -> Manifest:
             server_version = await _check_target(connection, manifest)
             if not replace and await _has_content(connection):
                 raise BackupRefused(
-                    f"the database {url.database} is not empty: --replace gives up all that it has"
+                    f"the database {url.database} is not empty: --replace deletes all that it has"
                 )
         await _load_archive(url, path, manifest, server_version)
         await migrate(database.engine)
@@ -73,7 +77,7 @@ SELECT CAST(current_setting('server_version_num') AS int) / 10000,
 
 
 async def _check_target(connection: AsyncConnection, manifest: Manifest) -> int:
-    """Its major version. Raises BackupRefused where the backup does not belong."""
+    """Return the server's major version. Raises: BackupRefused: the target is not suitable."""
     postgres, registry_count, owner, user = (await connection.execute(_TARGET_STATE)).one()
     if postgres < manifest.postgres:
         raise BackupRefused(
@@ -81,9 +85,9 @@ async def _check_target(connection: AsyncConnection, manifest: Manifest) -> int:
             f" to {manifest.postgres} or newer"
         )
     if registry_count:
-        raise BackupRefused("a registry is at work on the database: stop it first")
+        raise BackupRefused("a registry runs on the database: stop it first")
     if owner not in {None, user}:
-        raise BackupRefused(f"the tables are {owner}'s, not {user}'s: restore as their owner")
+        raise BackupRefused(f"the tables belong to {owner}, not to {user}: restore as their owner")
     return int(postgres)
 
 
@@ -98,7 +102,7 @@ SELECT EXISTS (SELECT FROM status_changes WHERE reason <> 'seeded')
 
 
 async def _has_content(connection: AsyncConnection) -> bool:
-    """More than migrations make."""
+    """Return whether the database has more in it than migrations make."""
     has_tables, has_registry = (await connection.execute(_HAS_TABLES)).one()
     return has_tables and (not has_registry or bool(await connection.scalar(_HAS_ROWS)))
 
@@ -125,7 +129,7 @@ BEGIN
 END $$;
 """
 
-# What was made anew has the rights that the database gives by default: too many for some of it.
+# Recreated tables have the database's default privileges: too many for some of them.
 _REVOKE_DEFAULT_PRIVILEGES = """
 RESET search_path;
 DO $$ DECLARE
@@ -151,7 +155,7 @@ END $$;
 
 def _make_closing_statements(manifest: Manifest) -> bytes:
     row_checks = "".join(
-        f"IF (SELECT count(*) FROM {table}) <> {count} THEN RAISE EXCEPTION"  # noqa: S608  # letters
+        f"IF (SELECT count(*) FROM {table}) <> {count} THEN RAISE EXCEPTION"  # noqa: S608  # only letters
         f" '{table} has not the {count} rows of the backup'; END IF;\n"
         for table, count in manifest.rows.items()
     )
@@ -161,7 +165,7 @@ def _make_closing_statements(manifest: Manifest) -> bytes:
 
 
 async def _load_archive(url: URL, path: Path, manifest: Manifest, server_version: int) -> None:
-    """Through psql, which commits nothing unless it was told all of it."""
+    """Load the archive through psql, which commits only at the last statement."""
     reading = run_program(
         "pg_restore",
         *("--file=-", "--schema=public", "--no-owner", "--no-privileges", "--no-tablespaces"),
@@ -177,7 +181,7 @@ async def _load_archive(url: URL, path: Path, manifest: Manifest, server_version
         stdin=PIPE,
     )
     async with reading as reader, writing as writer:
-        with suppress(ConnectionError):  # psql has ended, and says why
+        with suppress(ConnectionError):  # psql has ended, and finish() raises why
             await writer.write(_DROP_EVERYTHING.encode())
             async for chunk in _read_statements(reader, server_version):
                 await writer.write(chunk)
@@ -187,11 +191,11 @@ async def _load_archive(url: URL, path: Path, manifest: Manifest, server_version
 
 
 async def _read_statements(reader: Program, server_version: int) -> AsyncIterator[bytes]:
-    """What pg_restore prints, without what an older server does not know."""
+    """Yield what pg_restore prints, without settings that an older server does not know."""
     async for line in reader.read_lines():
         if line != _TRANSACTION_TIMEOUT or server_version >= _SINCE_POSTGRES:
             yield line
         if line.startswith(b"SELECT pg_catalog.set_config('search_path'"):
-            break  # behind the settings; a line of data may be long
+            break  # the settings end here; a line of data may be long
     async for chunk in reader.read_chunks():
         yield chunk

@@ -1,4 +1,4 @@
-"""Looks the registry's database over: schema, rights, clock, partitions, wear."""
+"""Checks of the registry's database: schema, privileges, clock, partitions, bloat."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ _MAX_DEAD_ROWS = 10_000
 _MIN_UPDATES = 10_000
 _MIN_HOT_SHARE = 0.8
 
-# What init-database gives to the role that serves.
+# What init-database grants to the role that serves.
 _REQUIRED_PRIVILEGES = {
     table.name: "SELECT, INSERT" if table.name == "audit_log" else "SELECT, INSERT, UPDATE, DELETE"
     for table in Table.metadata.sorted_tables
@@ -31,7 +31,7 @@ def make_schema_check(database: Database) -> Check:
             await require_current_schema(database.engine)
         except SchemaMismatch as mismatch:
             return report_fault(str(mismatch))
-        return report_ok("at this version's")
+        return report_ok("is this version's")
 
     return check
 
@@ -66,12 +66,13 @@ async def check_privileges(session: AsyncSession) -> Verdict:
         return report_fault(f"{role} lacks {missing}: run `node-registry init-database` again")
     if owner:
         return report_ok(f"{role} owns the tables; the role that init-database makes does not")
-    return report_ok(f"{role} may do its work, and owns nothing")
+    return report_ok(f"{role} has the privileges it needs, and owns nothing")
 
 
 async def check_clock(session: AsyncSession) -> Verdict:
-    """Of the database against this machine's: keys go by the one, tokens of issuers and
-    certificates by the other.
+    """Compare the database's clock, by which tokens expire, with this machine's.
+
+    JWTs and certificates expire by the latter.
     """
     begun = time.time()
     database_time: datetime = (await session.execute(text("SELECT registry_now()"))).scalar_one()
@@ -80,12 +81,12 @@ async def check_clock(session: AsyncSession) -> Verdict:
     if abs(ahead_seconds) <= _MAX_CLOCK_DIFFERENCE_SECONDS:
         return report_ok("the database's and this machine's agree")
     direction = "ahead of" if ahead_seconds > 0 else "behind"
-    difference = f"the database's is {abs(ahead_seconds):,.1f} s {direction} ours"
+    difference = f"the database's is {abs(ahead_seconds):,.1f} s {direction} this machine's"
     if await session.scalar(text("SELECT nullif(current_setting('node_registry.now', true), '')")):
         return report_fault(
-            f"{difference}: node_registry.now is set, take it from the database and the role"
+            f"{difference}: node_registry.now is set, reset it for the database and the role"
         )
-    return report_fault(f"{difference}: let NTP set both machines'")
+    return report_fault(f"{difference}: synchronize both machines by NTP")
 
 
 _LIVENESS_STATE = text("""
@@ -100,11 +101,11 @@ async def check_liveness(session: AsyncSession) -> Verdict:
     processes, mode, reason = (
         await session.execute(_LIVENESS_STATE, {"silent_after": _PROCESS_SILENT_SECONDS})
     ).one()
-    running = f"{processes or 'no'} process{'' if processes == 1 else 'es'} at work"
+    running = f"{processes or 'no'} process{'' if processes == 1 else 'es'} running"
     if mode == "protected":
         return report_warning(
-            f"{running}, PROTECTED: {reason}; it ends by itself: see why so many fall silent at"
-            " once, the network first"
+            f"{running}, PROTECTED: {reason}; it ends by itself: find out why so many nodes are"
+            " silent at once, beginning with the network"
         )
     return report_ok(running)
 
@@ -120,18 +121,18 @@ async def check_partitions_ahead(session: AsyncSession) -> Verdict:
     ]
     if missing:
         return report_warning(
-            f"heartbeat_log has none for {missing[0]}: a registry makes them as it starts and every"
-            " five minutes; start it, or see `upkeep` in its log"
+            f"heartbeat_log has none for {missing[0]}: a registry makes them at its start and every"
+            " five minutes; start one, or see `upkeep` in its log"
         )
-    return report_ok(f"those of heartbeat_log are there for {partitions.DAYS_AHEAD - 1} days ahead")
+    return report_ok(f"heartbeat_log has those of {partitions.DAYS_AHEAD - 1} days ahead")
 
 
 async def check_default_partition(session: AsyncSession) -> Verdict:
     count = await partitions.count_misplaced_heartbeats(session)
     if count:
         return report_warning(
-            f"{count} heartbeats lie in heartbeat_log_default: a registry moves those of the last"
-            " month within five minutes; delete others, they are of a clock that was wrong"
+            f"{count} heartbeats are in heartbeat_log_default: a registry moves those of the last"
+            " month within five minutes; delete the others, which a wrong clock has caused"
         )
     return report_ok("empty, as it should be")
 
@@ -148,10 +149,10 @@ WHERE s.relid = CAST('nodes' AS regclass)
 
 
 async def check_bloat(session: AsyncSession) -> Verdict:
-    """Of the one table that every heartbeat rewrites. The log's partitions are only added to."""
+    """Check `nodes`, which every heartbeat updates. The log's partitions only grow."""
     live, dead, updates, hot, options, holder = (await session.execute(_NODES_STATISTICS)).one()
     share = hot / updates if updates else 1
-    summary = f"nodes has {dead:,} dead rows beside {live:,}, {share:.0%} of its updates were HOT"
+    summary = f"nodes has {dead:,} dead and {live:,} live rows, {share:.0%} of its updates were HOT"
     if "autovacuum_enabled=false" in (options or []):
         return report_fault(
             f"{summary}; autovacuum is off for it: ALTER TABLE nodes RESET (autovacuum_enabled)"
@@ -161,7 +162,7 @@ async def check_bloat(session: AsyncSession) -> Verdict:
         return report_warning(f"{summary}: {remedy}")
     if updates > _MIN_UPDATES and share < _MIN_HOT_SHARE:
         return report_warning(
-            f"{summary}: drop indexes that are not the registry's own, then VACUUM nodes"
+            f"{summary}: drop indexes that the registry did not make, then VACUUM nodes"
         )
     return report_ok(summary)
 

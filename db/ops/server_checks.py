@@ -1,4 +1,4 @@
-"""Looks a PostgreSQL server over, whatever its database has in it."""
+"""Checks of a PostgreSQL server, whatever its database contains."""
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.ops.check_result import Check, Verdict, report_fault, report_ok, report_warning
 
 SUPPORTED_VERSIONS = range(15, 19)
-"""Major versions of PostgreSQL."""
+"""Major versions of PostgreSQL on which the registry is tested."""
 
 _MAX_USED_SHARE = 0.9
 _MAX_LAG_SECONDS = 30
@@ -18,12 +18,10 @@ async def check_version(session: AsyncSession) -> Verdict:
     major = int(str(number).partition(".")[0])
     if major in SUPPORTED_VERSIONS:
         return report_ok(f"PostgreSQL {number}")
-    supported = (
-        f"{SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]} are what the registry is tested on"
-    )
+    supported = f"{SUPPORTED_VERSIONS[0]} to {SUPPORTED_VERSIONS[-1]} are the tested versions"
     if major > SUPPORTED_VERSIONS[-1]:
         return report_warning(f"PostgreSQL {number}; {supported}")
-    return report_fault(f"PostgreSQL {number}; {supported}: move to one of them")
+    return report_fault(f"PostgreSQL {number}; {supported}: upgrade to one of them")
 
 
 _WRITE_STATE = text("""
@@ -37,19 +35,19 @@ async def check_writable(session: AsyncSession) -> Verdict:
     standby, read_only, disabled = (await session.execute(_WRITE_STATE)).one()
     if standby:
         return report_fault(
-            "is a standby, which takes no writes: name the primary, or promote this one"
+            "is a standby, which accepts no writes: connect to the primary, or promote this one"
         )
     if read_only:
         return report_fault(
-            "takes no writes: set default_transaction_read_only to off, for the role and the"
+            "accepts no writes: set default_transaction_read_only to off, for the role and the"
             " database too"
         )
     if disabled:
         return report_fault(
-            f"{', '.join(disabled)} off: what was acknowledged may be lost when the machine"
+            f"{', '.join(disabled)} off: acknowledged writes may be lost when the machine"
             " fails; set it to on"
         )
-    return report_ok("takes writes, and keeps what it acknowledged")
+    return report_ok("accepts writes, and keeps what it acknowledged")
 
 
 _CONNECTIONS = text("""
@@ -60,18 +58,18 @@ SELECT (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backe
 
 
 def make_connections_check(needed: int) -> Check:
-    """`needed` is what the registry's processes on this machine may open."""
+    """Return the check that the server allows the `needed` connections of a registry here."""
 
     async def check(session: AsyncSession) -> Verdict:
         used, allowed = (await session.execute(_CONNECTIONS)).one()
-        summary = f"{used} of {allowed} in use, {needed} are the most that a registry here opens"
+        summary = f"{used} of {allowed} in use, a registry on this machine opens at most {needed}"
         if needed > allowed:
             return report_fault(
                 f"{summary}: raise max_connections, or lower NODE_REGISTRY_WORKERS or _DB_POOL_SIZE"
             )
         if used > _MAX_USED_SHARE * allowed:
             return report_warning(
-                f"{summary}: raise max_connections, or see in pg_stat_activity whose"
+                f"{summary}: raise max_connections, or see pg_stat_activity for their owners"
             )
         return report_ok(summary)
 
@@ -96,12 +94,12 @@ ORDER BY application_name
 
 
 async def check_replication(session: AsyncSession) -> Verdict:
-    """How far standbys are behind a role without pg_monitor does not see; then it is no fault."""
+    """Check slots and standbys. A role without pg_monitor sees no lag, and gets no warning."""
     slots = (await session.execute(_LIST_BROKEN_SLOTS)).all()
     for name, status, _ in slots:
         if status in {"unreserved", "lost"}:
             return report_fault(
-                f"slot {name}: the WAL that its standby needs is {status}: build it anew"
+                f"slot {name}: the WAL that its standby needs is {status}: rebuild the standby"
             )
     standbys = (await session.execute(_LIST_STANDBYS)).all()
     synchronous_names = await session.scalar(
@@ -109,7 +107,7 @@ async def check_replication(session: AsyncSession) -> Verdict:
     )
     if synchronous_names and not any(synchronous for *_, synchronous in standbys):
         return report_fault(
-            f"every write waits for a standby out of {synchronous_names!r}, and none is there:"
+            f"every write waits for a standby of {synchronous_names!r}, and none is connected:"
             " start one, or empty synchronous_standby_names"
         )
     for name, _, retained in slots:

@@ -407,7 +407,7 @@ async def test_a_mighty_role_is_not_taken_for_the_services(
             await run(f"ALTER ROLE {service} {might}")
         else:
             await run(f"GRANT {owner} TO {service}")
-    with pytest.raises(ProvisioningRefused, match="more than a service should"):
+    with pytest.raises(ProvisioningRefused, match="more privileges than a service should"):
         await provisioning.run()
 
 
@@ -417,7 +417,7 @@ async def test_a_role_with_rights_from_elsewhere_is_not_taken_for_the_services(
     async with open_administrator(provisioning.administrator) as run:
         await run(f"CREATE ROLE {quote(provisioning.names.service)} LOGIN")
         await run(f"GRANT pg_write_all_data TO {quote(provisioning.names.service)}")
-    with pytest.raises(ProvisioningRefused, match="rights from elsewhere"):
+    with pytest.raises(ProvisioningRefused, match="privileges from elsewhere"):
         await provisioning.run()
 
 

@@ -131,8 +131,8 @@ async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
         pytest.param(
             "ALTER ROLE patient SET default_transaction_read_only = on",
             "ALTER ROLE patient RESET default_transaction_read_only",
-            ("writing", Severity.FAULT, "takes no writes", "default_transaction_read_only"),
-            id="a database that takes no writes",
+            ("writing", Severity.FAULT, "accepts no writes", "default_transaction_read_only"),
+            id="a database that accepts no writes",
         ),
         pytest.param(
             "ALTER ROLE patient SET synchronous_commit = off",
@@ -143,7 +143,7 @@ async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
         pytest.param(
             "ALTER ROLE patient SET node_registry.now = '2026-01-01 00:00+00'",
             "ALTER ROLE patient RESET node_registry.now",
-            ("clock", Severity.FAULT, "behind ours", "node_registry.now"),
+            ("clock", Severity.FAULT, "behind this machine's", "node_registry.now"),
             id="a clock that stands still",
         ),
         pytest.param(
@@ -205,7 +205,7 @@ async def test_it_finds_dead_rows_and_the_index_that_makes_them(patient: Patient
     )
     shows(await ill(patient.settings()), "bloat", Severity.WARNING, "VACUUM nodes")
     await patient.sql("VACUUM nodes")
-    says = "drop indexes that are not the registry's own"
+    says = "drop indexes that the registry did not make"
     shows(await ill(patient.settings()), "bloat", Severity.WARNING, says)
     await patient.sql(
         "DROP INDEX of_somebody",
@@ -284,7 +284,7 @@ async def test_it_finds_a_certificate_that_has_ended_or_soon_will(
 
 async def test_it_finds_more_connections_wanted_than_allowed(patient: Patient) -> None:
     settings = patient.settings(workers=64, db_pool_size=100)
-    says = ("6592 are the most", "raise max_connections")
+    says = ("a registry on this machine opens at most 6592", "raise max_connections")
     shows(await ill(settings), "connections", Severity.FAULT, *says)
 
 

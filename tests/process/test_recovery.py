@@ -133,7 +133,7 @@ async def test_what_is_newer_than_this_version_is_not_restored(
     backup = tmp_path / "backup"
     await backed_up(database_url, backup)
     claim(backup, schema_version="9999")
-    with pytest.raises(BackupRefused, match="is of schema 9999, which this version does not know"):
+    with pytest.raises(BackupRefused, match="is at schema 9999, which this version does not know"):
         await restore_backup(empty_database_url, backup, replace=False)
     claim(backup, schema_version="0001", postgres=99)
     with pytest.raises(ProgramMissing, match="pg_restore of PostgreSQL 99 or newer is needed"):
@@ -192,7 +192,7 @@ async def test_no_registry_may_be_at_work_on_what_is_restored(
     backup = tmp_path / "backup"
     async with start_server():
         await backed_up(database_url, backup)
-        with pytest.raises(BackupRefused, match="a registry is at work"):
+        with pytest.raises(BackupRefused, match="a registry runs on"):
             await restore_backup(database_url, backup, replace=True)
 
 

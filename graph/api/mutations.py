@@ -58,12 +58,12 @@ class RecordHeartbeatPayload:
     )
 
     @classmethod
-    def from_recorded(cls, recorded: HeartbeatAck) -> "RecordHeartbeatPayload":
+    def from_ack(cls, ack: HeartbeatAck) -> "RecordHeartbeatPayload":
         return cls(
-            node_id=recorded.node_id,
-            status=recorded.status,
-            received_at=recorded.received_at,
-            next_heartbeat_in_seconds=recorded.interval_seconds,
+            node_id=ack.node_id,
+            status=ack.status,
+            received_at=ack.received_at,
+            next_heartbeat_in_seconds=ack.interval_seconds,
         )
 
 
@@ -141,7 +141,7 @@ class Mutation(ProfileMutations, TokenMutations):
         [outcome] = await context.services.heartbeat_writer.record([report])
         if isinstance(outcome, RegistryError):
             raise outcome
-        return RecordHeartbeatPayload.from_recorded(outcome)
+        return RecordHeartbeatPayload.from_ack(outcome)
 
     @strawberry.mutation(
         **declare(
@@ -251,4 +251,4 @@ def _show_outcome(
 ) -> RecordHeartbeatPayload | HeartbeatRejected:
     if isinstance(outcome, RegistryError):
         return HeartbeatRejected(node_id=node_id, code=outcome.code, message=outcome.message)
-    return RecordHeartbeatPayload.from_recorded(outcome)
+    return RecordHeartbeatPayload.from_ack(outcome)

@@ -134,6 +134,9 @@ def _remove_duplicates(values: Iterable[ValueT] | None) -> tuple[ValueT, ...] | 
 
 
 def _encode_document(path: str, value: object, max_bytes: int = MAX_DOCUMENT_BYTES) -> str:
-    """Return the canonical JSON of a document. Raises BadInput as `check_document` does."""
+    """Return the canonical JSON of a document.
+
+    Raises: BadInput: the document is not an object, or larger than `max_bytes`.
+    """
     document = validation.check_document(path, value, max_bytes)
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS).decode()

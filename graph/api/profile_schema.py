@@ -70,7 +70,10 @@ CONFIG_MODELS: Mapping[ProfileType, type[BaseModel]] = {
 def parse_content(
     path: str, name: str, profile_type: ProfileType, config: object, *, enabled: bool
 ) -> ProfileContent:
-    """Return the checked content of a profile. Raises BadInput with the path of what is wrong."""
+    """Return the checked content of a profile.
+
+    Raises: BadInput: a value is wrong; `field` is its path, which begins with `path`.
+    """
     document = validation.check_document(f"{path}.config", config)
     return ProfileContent(
         name=validation.check_name(f"{path}.name", name),
@@ -83,7 +86,10 @@ def parse_content(
 def check_config(
     field: str, profile_type: ProfileType, config: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Return the config unchanged. Raises BadInput with the path of the first wrong value."""
+    """Return the config unchanged.
+
+    Raises: BadInput: a value is wrong; `field` is the path of the first one.
+    """
     try:
         CONFIG_MODELS[profile_type].model_validate(config)
     except ValidationError as error:

@@ -50,7 +50,7 @@ def declare(
 def find_permission(schema: GraphQLSchema, root: str, name: str) -> Permission | None:
     """Return the permission of a root field, or None for introspection, which every schema has.
 
-    Raises KeyError for a field that declares none.
+    Raises: KeyError: the field declares none.
     """
     metadata = _find_metadata(schema, root, name)
     if metadata is None:

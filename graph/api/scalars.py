@@ -60,7 +60,9 @@ def parse_json(value: object) -> object:
     """Return a JSON value that PostgreSQL can store, with at most 32 levels.
 
     It contains no NUL and no whole number beyond 64 bits. A variable in a literal that has no
-    value removes its key from an object and is null in a list. Raises ValueError for other values.
+    value removes its key from an object and is null in a list.
+
+    Raises: ValueError: PostgreSQL cannot store the value, or it has more levels.
     """
     return _parse_json_value(value, MAX_JSON_DEPTH)
 

@@ -287,7 +287,9 @@ async def issue_node_token(
     """Return the token that an enrolment issues for a registered node, and when the token expires.
 
     The text is None unless the caller has an enrolment token, and the expiry is None unless the
-    caller has a token of this kind or an agent's token. Raises Forbidden.
+    caller has a token of this kind or an agent's token.
+
+    Raises: Forbidden: the enrolment token does not admit the node, or the node has a token.
     """
     identity = caller.identity
     if identity.token_id is None:

@@ -1,4 +1,4 @@
-"""Several processes on one address: they share the work, replace one another and end together."""
+"""Workers on one address: they share connections, are replaced and end together."""
 
 import asyncio
 import re
@@ -58,7 +58,7 @@ class Registry:
         return found
 
     def worker_of(self, client: Client) -> int:
-        """The pid of the process that holds the other end."""
+        """Return the pid of the process at the other end of the connection."""
         ours = client.socket.local_address
         for worker in self.workers():
             if any(each.raddr == ours for each in worker.net_connections("tcp")):
@@ -68,10 +68,10 @@ class Registry:
 
 @asynccontextmanager
 async def run_pool(database_url: URL, **environment: str) -> AsyncIterator[Registry]:
-    """Two workers that both serve."""
+    """A registry of two workers, both of which serve."""
     address = database_url.render_as_string(hide_password=False)
     settings = FAST | {"NODE_REGISTRY_DATABASE_URL": address} | environment
-    # Some end it so that it cannot clear up.
+    # Some tests kill the parent, so that it cannot clean up.
     with tempfile.TemporaryDirectory() as folder:
         settings["TMPDIR"] = folder
         async with run_program(*SERVE, **settings) as parent:
@@ -88,7 +88,7 @@ async def run_pool(database_url: URL, **environment: str) -> AsyncIterator[Regis
 
 
 def runs(process: psutil.Process) -> bool:
-    """A zombie has ended: whether anybody reaps an orphan is the machine's affair."""
+    """Return whether a process runs; a zombie has ended, even if nothing reaps it."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
@@ -96,7 +96,7 @@ def runs(process: psutil.Process) -> bool:
 
 @asynccontextmanager
 async def client_on_each_worker(live: Registry) -> AsyncIterator[dict[int, Client]]:
-    """The kernel deals connections at random: they are opened until each worker has one."""
+    """Yield a client of each worker; the kernel distributes connections at random."""
     clients: dict[int, Client] = {}
     async with AsyncExitStack() as stack:
         for _ in range(200):
@@ -133,7 +133,7 @@ async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_ends
             for client in clients.values():
                 nodes = {"nodeIds": ["a", "node-1-hetzner-gex44"]}
                 await client.subscribe("1", CHANGES, after="0", filter=nodes)
-                assert await reason_of_change(client) == "SEEDED"  # so it has begun
+                assert await reason_of_change(client) == "SEEDED"  # so the subscription has started
             await ask_until_answered(live.url, REGISTER, input=NODE | {"nodeId": "a"})
             for client in clients.values():
                 assert await reason_of_change(client) == "REGISTERED"
@@ -162,7 +162,7 @@ async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_u
                         response = await http.post(live.url, json={"query": "{ __typename }"})
                         answers[str(response.status_code)] += 1
                 except (httpx.ReadError, httpx.RemoteProtocolError):
-                    answers["cut"] += 1  # those that the killed worker was at
+                    answers["cut"] += 1  # requests that the killed worker was serving
 
         asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
         await wait_until(lambda: answers["200"] > 20, seconds=SECONDS)
@@ -224,7 +224,7 @@ async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_nothing_r
 
 @asynccontextmanager
 async def role_with_one_connection(database_url: URL) -> AsyncIterator[URL]:
-    """Enough to check the database, too few to serve."""
+    """Yield the URL of a role with too few connections to serve, but enough to check the schema."""
     name, password = f"role_{secrets.token_hex(6)}", secrets.token_hex(6)
     engine = create_async_engine(database_url, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
@@ -261,7 +261,7 @@ Played = Callable[[str], WorkerPool]
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Played]:
-    """Workers that are a few lines of Python instead, in a folder of the test's own."""
+    """Yield a function that returns a pool whose workers run a Python script."""
     monkeypatch.setattr("graph.server.worker_pool._LONGEST_DELAY_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     with listen(Settings(http_port=0)) as listening:
@@ -276,7 +276,7 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Played]:
 
 
 def taken(logged: list[EventDict], event: str) -> list[EventDict]:
-    """Out of the log, where an error would fail the test."""
+    """Remove and return the entries of an event, whose errors would fail the test."""
     found = [each for each in logged if each["event"] == event]
     logged[:] = [each for each in logged if each["event"] != event]
     return found

@@ -1,4 +1,4 @@
-"""The logs: what they must never hold."""
+"""Logs contain neither tokens nor local variables."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ except RuntimeError as error:
 
 @pytest.mark.parametrize("environment", ["development", "production"])
 def test_a_logged_fault_shows_where_it_happened_but_no_local_variable(environment: str) -> None:
-    """They hold what callers sent, and rendering deep ones stopped the server for minutes."""
+    """Local variables hold requests, and formatting deep ones blocked the server for minutes."""
     source = FAULT.format(environment=environment)
     run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert "request.failed" in run.stderr

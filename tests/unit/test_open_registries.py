@@ -1,4 +1,4 @@
-"""Which settings may leave a registry open to everybody."""
+"""The settings with which a registry may serve without authentication."""
 
 from typing import Any
 

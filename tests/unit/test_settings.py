@@ -1,4 +1,4 @@
-"""The file that NODE_REGISTRY_SETTINGS_FILE names."""
+"""Settings from the file that NODE_REGISTRY_SETTINGS_FILE names."""
 
 from pathlib import Path
 

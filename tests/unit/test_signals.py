@@ -1,4 +1,4 @@
-"""Signals: which end a registry, and which do not."""
+"""SIGHUP stops a registry at a terminal, and no other."""
 
 import asyncio
 import os
@@ -10,13 +10,13 @@ from graph.server.signals import handle_stop_signals
 
 
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "daemon"])
-async def test_a_hangup_ends_what_runs_at_a_terminal_and_nothing_else(
+async def test_a_hangup_stops_only_a_process_at_a_terminal(
     monkeypatch: pytest.MonkeyPatch, *, terminal: bool
 ) -> None:
     monkeypatch.setattr(os, "isatty", lambda _: terminal)
-    goes_on = False
+    continued = False
     with handle_stop_signals():
         signal.raise_signal(signal.SIGHUP)
         await asyncio.sleep(0.05)
-        goes_on = True
-    assert goes_on is not terminal
+        continued = True
+    assert continued is not terminal

@@ -1,4 +1,4 @@
-"""Work done once for all who ask at once; answers kept up to a bound, failures never."""
+"""Single-flight: shared work, a bounded cache of results, and no cached failures."""
 
 import asyncio
 import gc
@@ -15,12 +15,12 @@ from structlog.types import EventDict
 from graph.core.single_flight import SingleFlight
 
 KEYS = "abc"
-MOST = 5
+MAX_WEIGHT = 5
 
 
 @dataclass
 class Work:
-    """Ends when the test says so; counts how often each key's was begun."""
+    """Work that ends when the test says so, and counts its starts per key."""
 
     begun: Counter[str] = field(default_factory=Counter)
     running: dict[str, asyncio.Future[int]] = field(default_factory=dict)
@@ -36,180 +36,180 @@ class Work:
 
         return work
 
-    async def ended(self, key: str, outcome: int | Exception) -> None:
+    async def end(self, key: str, outcome: int | Exception) -> None:
         if isinstance(outcome, Exception):
             self.running[key].set_exception(outcome)
         else:
             self.running[key].set_result(outcome)
-        await settled()
+        await settle()
 
 
-async def settled() -> None:
-    """Until all that is due to run has run."""
+async def settle() -> None:
+    """Return once all callbacks that are due have run."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-def once() -> SingleFlight[str, int]:
-    """Each answer weighs what it is."""
-    return SingleFlight(MOST, weigh=lambda answer: answer)
+def make_flight() -> SingleFlight[str, int]:
+    """Return a single-flight whose results are their own weights."""
+    return SingleFlight(MAX_WEIGHT, weigh=lambda result: result)
 
 
-def instant(answer: int) -> Callable[[], Coroutine[Any, Any, int]]:
+def instant(result: int) -> Callable[[], Coroutine[Any, Any, int]]:
     async def work() -> int:
-        return answer
+        return result
 
     return work
 
 
-async def is_kept(kept: SingleFlight[str, int], key: str) -> bool:
-    """Asks for it in vain where it is not: what answers is forgotten again."""
-    answer = await kept.get(key, instant(0))
-    if answer == 0:
-        kept.forget(key)
-    return answer != 0
+async def is_cached(flight: SingleFlight[str, int], key: str) -> bool:
+    """Return whether a result is cached, without leaving one behind."""
+    result = await flight.get(key, instant(0))
+    if result == 0:
+        flight.forget(key)
+    return result != 0
 
 
-async def test_those_who_ask_at_once_share_the_work_and_later_ones_the_answer() -> None:
-    kept, work = once(), Work()
-    asking = [asyncio.create_task(kept.get("a", work.of("a"))) for _ in range(3)]
-    await settled()
-    await work.ended("a", 2)
-    assert await asyncio.gather(*asking) == [2, 2, 2]
-    assert await kept.get("a", work.of("a")) == 2
+async def test_concurrent_callers_share_the_work_and_later_callers_the_result() -> None:
+    flight, work = make_flight(), Work()
+    callers = [asyncio.create_task(flight.get("a", work.of("a"))) for _ in range(3)]
+    await settle()
+    await work.end("a", 2)
+    assert await asyncio.gather(*callers) == [2, 2, 2]
+    assert await flight.get("a", work.of("a")) == 2
     assert work.begun == {"a": 1}
 
 
-async def test_the_work_goes_on_when_the_one_who_asked_first_is_cancelled() -> None:
-    kept, work = once(), Work()
-    first, second = (asyncio.create_task(kept.get("a", work.of("a"))) for _ in range(2))
-    await settled()
+async def test_the_work_continues_when_the_first_caller_is_cancelled() -> None:
+    flight, work = make_flight(), Work()
+    first, second = (asyncio.create_task(flight.get("a", work.of("a"))) for _ in range(2))
+    await settle()
     first.cancel()
-    await work.ended("a", 2)
+    await work.end("a", 2)
     assert await second == 2
     assert work.begun == {"a": 1}
 
 
-async def test_a_failure_reaches_all_who_wait_and_is_not_remembered() -> None:
-    kept, work = once(), Work()
-    asking = [asyncio.create_task(kept.get("a", work.of("a"))) for _ in range(2)]
-    await settled()
-    await work.ended("a", ValueError("no"))
-    for task in asking:
+async def test_a_failure_reaches_all_callers_and_is_not_cached() -> None:
+    flight, work = make_flight(), Work()
+    callers = [asyncio.create_task(flight.get("a", work.of("a"))) for _ in range(2)]
+    await settle()
+    await work.end("a", ValueError("no"))
+    for task in callers:
         with pytest.raises(ValueError, match="no"):
             await task
-    assert await kept.get("a", instant(2)) == 2
+    assert await flight.get("a", instant(2)) == 2
 
 
-async def test_work_that_was_cancelled_is_not_remembered() -> None:
-    kept, work = once(), Work()
-    task = kept.start("a", work.of("a"))
-    await settled()
+async def test_cancelled_work_is_not_cached() -> None:
+    flight, work = make_flight(), Work()
+    task = flight.start("a", work.of("a"))
+    await settle()
     task.cancel()
-    await settled()
-    assert await kept.get("a", instant(2)) == 2
+    await settle()
+    assert await flight.get("a", instant(2)) == 2
 
 
-async def test_the_answers_used_last_are_kept_up_to_the_weight() -> None:
-    kept = once()
+async def test_the_most_recently_used_results_are_cached_up_to_the_weight() -> None:
+    flight = make_flight()
     for key in "abc":
-        await kept.get(key, instant(2))
-        await kept.get("a", instant(0))
-    assert [await is_kept(kept, key) for key in "abc"] == [True, False, True]
+        await flight.get(key, instant(2))
+        await flight.get("a", instant(0))
+    assert [await is_cached(flight, key) for key in "abc"] == [True, False, True]
 
 
-async def test_an_answer_that_is_too_heavy_by_itself_drives_out_no_other() -> None:
-    kept = once()
-    await kept.get("a", instant(2))
-    assert await kept.get("b", instant(MOST + 1)) == MOST + 1
-    assert await is_kept(kept, "a")
-    assert not await is_kept(kept, "b")
+async def test_a_result_above_the_maximum_weight_evicts_no_other() -> None:
+    flight = make_flight()
+    await flight.get("a", instant(2))
+    assert await flight.get("b", instant(MAX_WEIGHT + 1)) == MAX_WEIGHT + 1
+    assert await is_cached(flight, "a")
+    assert not await is_cached(flight, "b")
 
 
-async def test_what_is_under_way_is_driven_out_by_nothing() -> None:
-    kept, work = once(), Work()
-    asking = asyncio.create_task(kept.get("a", work.of("a")))
-    await settled()
+async def test_running_work_is_never_evicted() -> None:
+    flight, work = make_flight(), Work()
+    caller = asyncio.create_task(flight.get("a", work.of("a")))
+    await settle()
     for key in "bcdef":
-        await kept.get(key, instant(3))
-    again = asyncio.create_task(kept.get("a", work.of("a")))
-    await settled()
-    await work.ended("a", 1)
-    assert (await asking, await again) == (1, 1)
+        await flight.get(key, instant(3))
+    again = asyncio.create_task(flight.get("a", work.of("a")))
+    await settle()
+    await work.end("a", 1)
+    assert (await caller, await again) == (1, 1)
     assert work.begun == {"a": 1}
 
 
-async def test_what_was_forgotten_while_under_way_is_not_remembered_and_weighs_nothing() -> None:
-    kept, work = once(), Work()
-    forgotten = kept.start("a", work.of("a"))
-    await settled()
-    kept.forget("a")
-    work.running["a"].set_result(MOST)
-    await settled()
-    assert await forgotten == MOST
+async def test_work_forgotten_while_running_is_not_cached_and_weighs_nothing() -> None:
+    flight, work = make_flight(), Work()
+    forgotten = flight.start("a", work.of("a"))
+    await settle()
+    flight.forget("a")
+    work.running["a"].set_result(MAX_WEIGHT)
+    await settle()
+    assert await forgotten == MAX_WEIGHT
     for key in "ab":
-        await kept.get(key, instant(2))
-    assert [await is_kept(kept, key) for key in "ab"] == [True, True]
+        await flight.get(key, instant(2))
+    assert [await is_cached(flight, key) for key in "ab"] == [True, True]
 
 
-async def test_an_answer_forgotten_the_moment_it_comes_weighs_nothing_afterwards() -> None:
-    kept = once()
-    task = kept.start("a", instant(MOST))
-    # Behind the work's last step, before anybody is told of its end.
-    asyncio.get_running_loop().call_soon(kept.forget, "a")
-    assert await task == MOST
-    await settled()
+async def test_a_result_forgotten_as_its_work_ends_weighs_nothing() -> None:
+    flight = make_flight()
+    task = flight.start("a", instant(MAX_WEIGHT))
+    # Runs after the last step of the work and before the callbacks of its task.
+    asyncio.get_running_loop().call_soon(flight.forget, "a")
+    assert await task == MAX_WEIGHT
+    await settle()
     for key in "abc":
-        await kept.get(key, instant(2))
-    assert [await is_kept(kept, key) for key in "abc"] == [False, True, True]
+        await flight.get(key, instant(2))
+    assert [await is_cached(flight, key) for key in "abc"] == [False, True, True]
 
 
-async def test_a_failure_may_be_forgotten_the_moment_it_comes() -> None:
-    kept, work = once(), Work()
-    task = kept.start("a", work.of("a"))
-    await settled()
+async def test_a_failure_may_be_forgotten_as_its_work_ends() -> None:
+    flight, work = make_flight(), Work()
+    task = flight.start("a", work.of("a"))
+    await settle()
     work.running["a"].set_exception(ValueError("no"))
     while not task.done():
         await asyncio.sleep(0)
-    kept.forget("a")
-    assert await kept.get("a", instant(2)) == 2
+    flight.forget("a")
+    assert await flight.get("a", instant(2)) == 2
 
 
-async def test_a_failure_that_nobody_waits_for_any_more_is_no_error_of_the_loop(
+async def test_a_failure_without_callers_is_not_an_error_of_the_event_loop(
     logged: list[EventDict],
 ) -> None:
-    kept, work = once(), Work()
-    kept.start("a", work.of("a"))
-    await settled()
-    kept.forget("a")
-    await work.ended("a", ValueError("no"))
+    flight, work = make_flight(), Work()
+    flight.start("a", work.of("a"))
+    await settle()
+    flight.forget("a")
+    await work.end("a", ValueError("no"))
     work.running.clear()
     work.every.clear()
     gc.collect()
     assert not logged
 
 
-async def test_what_took_no_waiting_is_kept_as_well_and_as_bounded() -> None:
-    kept, work = once(), Work()
-    kept.store("a", 2)
-    assert kept.get_stored("a") == await kept.get("a", work.of("a")) == 2
-    kept.store("a", MOST)
-    kept.store("b", MOST + 1)
-    assert (kept.get_stored("a"), kept.get_stored("b")) == (MOST, None)
-    kept.store("b", 1)
-    assert (kept.get_stored("a"), kept.get_stored("b")) == (None, 1)
+async def test_stored_results_are_cached_within_the_same_bound() -> None:
+    flight, work = make_flight(), Work()
+    flight.store("a", 2)
+    assert flight.get_stored("a") == await flight.get("a", work.of("a")) == 2
+    flight.store("a", MAX_WEIGHT)
+    flight.store("b", MAX_WEIGHT + 1)
+    assert (flight.get_stored("a"), flight.get_stored("b")) == (MAX_WEIGHT, None)
+    flight.store("b", 1)
+    assert (flight.get_stored("a"), flight.get_stored("b")) == (None, 1)
     assert not work.begun
 
 
 class Model:
-    """What is kept, oldest first, as plainly as it can be said."""
+    """A simple model of the cache, least recently used first."""
 
     def __init__(self) -> None:
         self.kept: dict[str, int] = {}
         self.running: set[str] = set()
 
     def begin(self, key: str) -> bool:
-        """Whether the work has to be done."""
+        """Return whether the work has to be started."""
         if key in self.kept:
             self.kept[key] = self.kept.pop(key)
         elif key not in self.running:
@@ -219,9 +219,9 @@ class Model:
 
     def end(self, key: str, outcome: int) -> None:
         self.running.discard(key)
-        if 0 < outcome <= MOST:
+        if 0 < outcome <= MAX_WEIGHT:
             self.kept[key] = outcome
-            while sum(self.kept.values()) > MOST:
+            while sum(self.kept.values()) > MAX_WEIGHT:
                 del self.kept[next(iter(self.kept))]
 
     def forget(self, key: str) -> None:
@@ -233,7 +233,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(["begin", "begin", "end", "end", "end and forget", "forget"]),
         st.sampled_from(KEYS),
-        st.integers(0, MOST + 1),
+        st.integers(0, MAX_WEIGHT + 1),
     ),
     min_size=10,
     max_size=40,
@@ -242,18 +242,18 @@ STEPS = st.lists(
 
 @given(STEPS)
 @settings(max_examples=200)
-async def test_whatever_is_begun_ended_and_forgotten_the_newest_that_fit_are_kept(
+async def test_the_cache_matches_the_model_after_any_steps(
     steps: list[tuple[str, str, int]],
 ) -> None:
-    """An outcome of 0 is a failure. What ends is one of those under way."""
-    kept, model, work, begun = once(), Model(), Work(), Counter[str]()
+    """An outcome of 0 is a failure; 'end' applies to any running work."""
+    flight, model, work, begun = make_flight(), Model(), Work(), Counter[str]()
     for action, key, number in steps:
         if action == "begin":
             begun[key] += model.begin(key)
-            _ = kept.get_stored(key) or kept.start(key, work.of(key))
+            _ = flight.get_stored(key) or flight.start(key, work.of(key))
         elif action == "forget":
             model.forget(key)
-            kept.forget(key)
+            flight.forget(key)
         elif model.running:
             ending = min(model.running)
             if number:
@@ -261,19 +261,19 @@ async def test_whatever_is_begun_ended_and_forgotten_the_newest_that_fit_are_kep
             else:
                 work.running[ending].set_exception(ValueError("no"))
             if action == "end and forget":
-                await asyncio.sleep(0)  # the work ends, and nobody has been told
+                await asyncio.sleep(0)  # the work ends before the callbacks of its task run
                 model.forget(ending)
-                kept.forget(ending)
+                flight.forget(ending)
             else:
                 model.end(ending, number)
-        await settled()
+        await settle()
         assert work.begun == begun
     for key in KEYS:
-        asked = asyncio.create_task(kept.get(key, instant(-1)))
-        await settled()
+        lookup = asyncio.create_task(flight.get(key, instant(-1)))
+        await settle()
         if key not in model.running:
-            assert await asked == model.kept.get(key, -1)
-        asked.cancel()
-    for unended in work.every:
-        unended.cancel()
-    await settled()
+            assert await lookup == model.kept.get(key, -1)
+        lookup.cancel()
+    for running in work.every:
+        running.cancel()
+    await settle()

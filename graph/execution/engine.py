@@ -190,7 +190,7 @@ class Engine:
             return Response.from_result(await run_executor(executor, executor.execute_operation))
 
     def _build_executor(self, admitted: _Admitted) -> "Executor[Any]":
-        """Raises OperationRefused for variables that are not of their types."""
+        """Return a new executor. Raises OperationRefused for variables of wrong types."""
         executor = self._schema.execution_context_class.build(
             self._schema.graphql,
             admitted.operation.document.node,

@@ -40,7 +40,7 @@ class EncodedEvent:
 
 @dataclass(frozen=True, slots=True)
 class EventView:
-    """How a subscription sees events.
+    """The form in which a subscription sees events.
 
     `fingerprint` is equal for subscriptions that see every event alike; `show` makes the API's
     object of an event; `shape` encodes that object, unless it takes the executor.

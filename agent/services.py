@@ -1,7 +1,6 @@
 """The services of this machine: models of Ollama or of an OpenAI-compatible API, and Docker."""
 
 import asyncio
-import ipaddress
 import json
 import ssl
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+
+from agent.settings import is_loopback
 
 QUERY_TIMEOUT_SECONDS = 3.0
 CONNECT_TIMEOUT_SECONDS = 1.0
@@ -99,7 +100,7 @@ def _load_authorities() -> ssl.SSLContext:
 async def _find_endpoint(base: str, local_ip: str | None) -> str | None:
     """Return the URL at which other machines reach the server, None if they cannot."""
     url = urlsplit(base)
-    if not _is_loopback(url.hostname or ""):
+    if not is_loopback(base):
         return base
     if local_ip is None:
         return None
@@ -112,13 +113,6 @@ async def _find_endpoint(base: str, local_ip: str | None) -> str | None:
     writer.close()
     host = f"[{local_ip}]" if ":" in local_ip else local_ip
     return url._replace(netloc=f"{host}:{port}").geturl()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def parse_docker(body: object) -> DiscoveredService | None:

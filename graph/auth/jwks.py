@@ -1,7 +1,6 @@
 """The public keys of whoever issues tokens: a JSON Web Key Set (RFC 7517), kept up to date."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
 from db.core.errors import Unauthenticated, Unavailable
+from graph.core.file_fingerprint import fingerprint_file
 from graph.core.settings import is_loopback
 
 log = structlog.get_logger()
@@ -53,8 +53,7 @@ class File:
         self._seen: tuple[int, int, int] | None = None
 
     async def read(self) -> bytes | None:
-        stat = os.stat(self._path)  # noqa: PTH116  # no slower than asking another thread to
-        seen = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        seen = fingerprint_file(self._path)  # no slower than asking another thread to
         if seen == self._seen:
             return None
         self._seen = seen

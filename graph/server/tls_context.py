@@ -10,6 +10,7 @@ from typing import Any, Self
 import structlog
 from cryptography import x509
 
+from graph.core.file_fingerprint import fingerprint_file
 from graph.core.settings import ConfigurationError, Settings
 
 log = structlog.get_logger()
@@ -63,7 +64,7 @@ class ReloadingContext(ssl.SSLContext):
             self.reload_if_changed()
 
     def _look(self) -> Sequence[object]:
-        return [_state(path) for path in (self._certificate, self._key, self._client_ca)]
+        return [_fingerprint(path) for path in (self._certificate, self._key, self._client_ca)]
 
     def _load(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -102,10 +103,9 @@ def create_tls_context(settings: Settings) -> ReloadingContext | None:
         raise ConfigurationError(f"NODE_REGISTRY_{error.setting.upper()}: {error}") from error
 
 
-def _state(path: Path | None) -> object:
-    """Another one once the file was written, or is gone."""
+def _fingerprint(path: Path | None) -> object:
+    """Return a value that changes when the file is written, replaced or removed."""
     try:
-        stat = path.stat() if path else None
+        return path and fingerprint_file(path)
     except OSError as error:
         return error.errno
-    return stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns)

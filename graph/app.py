@@ -86,7 +86,7 @@ async def open_services(
         await feed.start()
         fleet = NodeSnapshot(database, feed)
         upkeep = Housekeeping(database, settings, metrics)
-        await upkeep.make_days()
+        await upkeep.make_day_partitions()
         # Whatever callers ask, heartbeats are written and nodes are looked after.
         vital = await stack.enter_async_context(database.open_separate_pool(RESERVED_CONNECTIONS))
         tracer.trace_statements(vital)

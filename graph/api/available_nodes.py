@@ -71,7 +71,7 @@ class AvailableNodes:
         ranking: NodeRanking,
         limit: int,
     ) -> Self:
-        ranked = await snapshot.answer(requirements, ranking, limit)
+        ranked = await snapshot.rank_candidates(requirements, ranking, limit)
         revision, observed_at = snapshot.revision, snapshot.observed_at
         return cls(
             requirements=requirements,

@@ -77,7 +77,7 @@ class Subscription:
     ) -> AsyncIterator[AvailableNodesEvent]:
         requirements = NO_REQUIREMENTS if require is None else require.to_requirements()
         return EventBatches(
-            follow_candidates(info.context.services.node_snapshot.watching(requirements)),
+            follow_candidates(info.context.services.node_snapshot.open_watch(requirements)),
             show_candidate_event,
         )
 
@@ -124,5 +124,5 @@ async def _follow_heartbeats(
     tail: HeartbeatTail, node: tables.Node
 ) -> AsyncGenerator[Sequence[tables.Heartbeat], None]:
     with tail.subscribe(node.id, node.last_heartbeat_id or 0) as subscriber:
-        async for batch in subscriber.heartbeats():
+        async for batch in subscriber.follow_heartbeats():
             yield batch

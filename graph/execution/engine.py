@@ -173,7 +173,7 @@ class Engine:
         """Execute, once for all identical queries of the current snapshot where that suffices."""
         execute = partial(self._execute, admitted)
         if admitted.operation.is_cached_by_snapshot:
-            snapshot = self._services.node_snapshot.current_look()
+            snapshot = self._services.node_snapshot.get_version()
             if snapshot is not None:
                 key = admitted.compute_fingerprint(), snapshot
                 return await self._responses.get(key, execute)

@@ -25,7 +25,7 @@ class BackgroundTasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self.failed: list[str] = []
-        self.when_failed: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = lambda: None
 
     def start(self, name: str, work: Coroutine[None, None, None]) -> None:
         self._tasks.add(asyncio.create_task(self._watch(name, work), name=name))
@@ -35,7 +35,7 @@ class BackgroundTasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def require_all(self) -> None:
+    def check_all(self) -> None:
         """Raises BackgroundTaskDied."""
         if self.failed:
             raise BackgroundTaskDied(self.failed[0])
@@ -49,7 +49,7 @@ class BackgroundTasks:
             log.critical("background.ended", task=name)
         self.failed.append(name)
         if len(self.failed) == 1:
-            self.when_failed()
+            self.on_failure()
 
 
 @asynccontextmanager

@@ -43,11 +43,11 @@ class CandidateWatch:
         self.step = 0
         self.followers = 0
 
-    def entering(self, changed: Iterable[Candidate]) -> list[Candidate]:
+    def find_entering(self, changed: Iterable[Candidate]) -> list[Candidate]:
         fit, _ = partition(self._requirements, changed)
         return [offer for offer in fit if offer.id not in self._available]
 
-    def see(
+    def apply_delta(
         self,
         revision: int,
         changed: Sequence[Candidate],
@@ -77,12 +77,12 @@ class CandidateWatch:
             self._steps.pop(self.step - MAX_STEPS, None)
             self._moved.notify()
 
-    async def snapshot(self) -> tuple[int, CandidatesSnapshot]:
+    async def load_snapshot(self) -> tuple[int, CandidatesSnapshot]:
         """The set, and the step that it was at."""
         step = self.step
         return step, await self._snapshots.get(step, partial(self._load, self._revision))
 
-    async def behind(self, step: int) -> Sequence[CandidateEvent] | None:
+    async def wait_for_step(self, step: int) -> Sequence[CandidateEvent] | None:
         """The next step, as soon as there is one; None when it is no longer kept."""
         while step == self.step:
             await self._moved.wait()
@@ -100,8 +100,8 @@ async def follow_candidates(
     """The set as it stands, then what enters and leaves; the set again for one that fell behind."""
     async with watching as watch:
         while True:
-            step, snapshot = await watch.snapshot()
+            step, snapshot = await watch.load_snapshot()
             yield [snapshot]
-            while (events := await watch.behind(step)) is not None:
+            while (events := await watch.wait_for_step(step)) is not None:
                 yield events
                 step += 1

@@ -125,7 +125,7 @@ class ChangeFeed:
         self.revision = 0
         self.is_connected = False
         self.log_resets = 0
-        self.subscribers = 0
+        self.subscriber_count = 0
 
     async def start(self) -> None:
         async with self._database.read() as session:
@@ -179,11 +179,11 @@ class ChangeFeed:
 
     @contextmanager
     def count_subscriber(self) -> Iterator[None]:
-        self.subscribers += 1
+        self.subscriber_count += 1
         try:
             yield
         finally:
-            self.subscribers -= 1
+            self.subscriber_count -= 1
 
     def has_kept(self, position: int) -> bool:
         """Whether all that follows the position is still kept."""

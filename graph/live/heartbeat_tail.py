@@ -28,7 +28,7 @@ class HeartbeatSubscriber:
     waiting: deque[Heartbeat] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def heartbeats(self) -> AsyncIterator[list[Heartbeat]]:
+    async def follow_heartbeats(self) -> AsyncIterator[list[Heartbeat]]:
         while True:
             await self.arrived.wait()
             self.arrived.clear()
@@ -47,7 +47,7 @@ class HeartbeatTail:
         self._wanted = asyncio.Event()
 
     @property
-    def subscribers(self) -> int:
+    def subscriber_count(self) -> int:
         return len(self._subscribers)
 
     @contextmanager
@@ -69,12 +69,12 @@ class HeartbeatTail:
                 self._wanted.clear()
                 continue
             try:
-                await self._hand_on()
+                await self._deliver()
             except Unavailable as error:
                 log.warning("heartbeat_feed.unavailable", cause=repr(error.__cause__))
             await asyncio.sleep(self._interval_seconds)
 
-    async def _hand_on(self) -> None:
+    async def _deliver(self) -> None:
         behind: dict[UUID, int] = {}
         for subscriber in self._subscribers:
             known = behind.get(subscriber.node, subscriber.last_id)

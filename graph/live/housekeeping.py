@@ -62,19 +62,19 @@ class Housekeeping:
         """For ever, over outages of the database."""
         while True:
             await asyncio.sleep(_INTERVAL_SECONDS)
-            await self.once()
+            await self.run_once()
 
-    async def once(self) -> None:
+    async def run_once(self) -> None:
         """What cannot be done now is left for the next time, and keeps nothing else from it."""
         began, whole = time.perf_counter(), True
         for work in (
-            self.make_days,
+            self.make_day_partitions,
             self.trim_change_log,
-            self.purge_keys,
+            self.purge_tokens,
             self.trim_audit_log,
-            self.roll_up,
-            self.drop_days,
-            self.drop_months,
+            self.roll_up_hours,
+            self.drop_old_days,
+            self.drop_old_months,
         ):
             try:
                 await work()
@@ -85,7 +85,7 @@ class Housekeeping:
         if whole:
             self._done_at = time.time()
 
-    async def make_days(self) -> None:
+    async def make_day_partitions(self) -> None:
         """The days of the heartbeat log long before they begin; and looks for what has none."""
         async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
             await partitions.make_day_partitions(session)
@@ -98,7 +98,7 @@ class Housekeeping:
 
     async def trim_change_log(self) -> int:
         """Drops what lies beyond the configured count and age."""
-        dropped = await self._in_batches(
+        dropped = await self._trim_in_batches(
             partial(
                 status_changes.trim_log,
                 keep_rows=self._settings.change_log_max_rows,
@@ -110,40 +110,40 @@ class Housekeeping:
             log.info("change_log.trimmed", changes=dropped)
         return dropped
 
-    async def purge_keys(self) -> None:
+    async def purge_tokens(self) -> None:
         """Forgets the keys that have been dead for 90 days."""
-        await self._in_batches(
+        await self._trim_in_batches(
             partial(tokens.purge_tokens, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH)
         )
 
     async def trim_audit_log(self) -> int:
         """Drops what is older than the configured age."""
         keep_days = self._settings.audit_retention_days
-        dropped = await self._in_batches(
+        dropped = await self._trim_in_batches(
             partial(audit.trim_entries, keep_days=keep_days, batch=_TRIM_BATCH)
         )
         if dropped:
             log.info("audit_log.trimmed", entries=dropped)
         return dropped
 
-    async def roll_up(self) -> None:
+    async def roll_up_hours(self) -> None:
         """The hours that are over, the oldest first."""
         async with self._database.read() as session:
             days = await partitions.list_partitions(session, "heartbeat_log")
             hours = await metrics_rollup.list_due_hours(session, days[0].begin) if days else []
         self._hours_due = len(hours)
         for hour in hours:
-            if not await self._roll_up(hour):
+            if not await self._roll_up_hour(hour):
                 return
             self._hours_due -= 1
 
-    async def drop_days(self) -> None:
+    async def drop_old_days(self) -> None:
         """Those of the heartbeat log that are older than configured, each once it is rolled up."""
-        for day in await self._old("heartbeat_log", self._settings.heartbeat_log_max_age_seconds):
+        for day in await self._list_old("heartbeat_log", self._settings.heartbeat_log_max_age_seconds):
             for hour in (day.begin + n * _HOUR for n in range(24)):
                 async with self._database.read() as session:
                     complete = await metrics_rollup.is_complete(session, hour)
-                if not complete and not await self._roll_up(hour):
+                if not complete and not await self._roll_up_hour(hour):
                     return
             async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
                 await metrics_rollup.unmark_rolled_up(session, day)
@@ -151,16 +151,16 @@ class Housekeeping:
             if dropped:
                 log.info("heartbeat_log.dropped", day=day.begin.date().isoformat())
 
-    async def drop_months(self) -> None:
+    async def drop_old_months(self) -> None:
         """Those of the metrics history that are older than configured."""
         max_age_seconds = self._settings.metrics_history_max_age_seconds
-        for month in await self._old("metrics_history", max_age_seconds):
+        for month in await self._list_old("metrics_history", max_age_seconds):
             async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
                 dropped = await partitions.drop_partition(session, month)
             if dropped:
                 log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
 
-    async def _in_batches(self, trim: Callable[[AsyncSession], Awaitable[int]]) -> int:
+    async def _trim_in_batches(self, trim: Callable[[AsyncSession], Awaitable[int]]) -> int:
         """Each in a transaction of its own, until one is not full."""
         dropped = 0
         while True:
@@ -170,13 +170,13 @@ class Housekeeping:
             if batch < _TRIM_BATCH:
                 return dropped
 
-    async def _old(self, table: str, max_age_seconds: float) -> list[Partition]:
+    async def _list_old(self, table: str, max_age_seconds: float) -> list[Partition]:
         async with self._database.read() as session:
             return await partitions.list_old_partitions(
                 session, table, max(max_age_seconds, metrics_rollup.SETTLE_SECONDS)
             )
 
-    async def _roll_up(self, hour: datetime) -> bool:
+    async def _roll_up_hour(self, hour: datetime) -> bool:
         """False, and it is not done, while another process rolls up."""
         async with self._database.read() as session:
             shares = await metrics_rollup.split_nodes(session, hour)

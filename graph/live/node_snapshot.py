@@ -66,24 +66,24 @@ class NodeSnapshot:
         self.observed_at = datetime.min.replace(tzinfo=UTC)
 
     @property
-    def subscribers(self) -> int:
+    def subscriber_count(self) -> int:
         return sum(watch.followers for watch in self._watches.values())
 
-    def current_look(self) -> int | None:
+    def get_version(self) -> int | None:
         """The number of the last look, if an answer may still be given by it."""
-        self._keep_looking()
+        self._note_use()
         return None if self._is_old() else self._looks
 
-    async def answer(self, requirements: Requirements, ranking: NodeRanking, limit: int) -> Ranking:
+    async def rank_candidates(self, requirements: Requirements, ranking: NodeRanking, limit: int) -> Ranking:
         """Return the answer as of at most a second ago, once for all who ask the same.
 
         Raises: Unavailable: the database did not answer.
         """
-        await self._be_current()
+        await self._ensure_current()
         question = requirements, ranking, limit
-        return await self._answers.get(question, partial(self._answer, *question))
+        return await self._answers.get(question, partial(self._rank_candidates, *question))
 
-    async def _answer(
+    async def _rank_candidates(
         self, requirements: Requirements, ranking: NodeRanking, limit: int
     ) -> Ranking:
         fit, unfit = partition(requirements, self._offers.values())
@@ -100,9 +100,9 @@ class NodeSnapshot:
         return Ranking(candidates, excluded)
 
     @asynccontextmanager
-    async def watching(self, requirements: Requirements) -> AsyncIterator[CandidateWatch]:
+    async def open_watch(self, requirements: Requirements) -> AsyncIterator[CandidateWatch]:
         """One watch for all who ask for the same. Raises Unavailable as `answer` does."""
-        await self._be_current()
+        await self._ensure_current()
         async with self._looking:  # a look that is under way knows nothing of this watch
             watch = self._watches.get(requirements)
             if watch is None:
@@ -126,34 +126,34 @@ class NodeSnapshot:
                 await self._asked.wait()
             try:
                 async with self._looking:
-                    await self._look()
+                    await self._refresh()
             except Unavailable as error:
                 log.warning("fleet.unavailable", cause=repr(error.__cause__))
             await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
             await self._feed.wait_for_change(_LOOK_SECONDS - _BETWEEN_LOOKS_SECONDS)
 
-    async def _be_current(self) -> None:
-        self._keep_looking()
+    async def _ensure_current(self) -> None:
+        self._note_use()
         if self._is_old():
             async with self._looking:
                 if self._is_old():
-                    await self._look()
+                    await self._refresh()
 
-    def _keep_looking(self) -> None:
+    def _note_use(self) -> None:
         self._asked_at = _now()
         self._asked.set()
 
     def _is_old(self) -> bool:
         return _now() - self._looked_at > MAX_AGE_SECONDS
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         began = _now()
         async with self._database.read() as session:
             seen = await node_delta.read_delta(session, self._horizon)
             entering = {
                 offer.id
                 for watch in self._watches.values()
-                for offer in watch.entering(seen.changed)
+                for offer in watch.find_entering(seen.changed)
             }
             rows = await nodes.find_nodes_by_uuid(session, list(entering)) if entering else {}
         self._offers.update((offer.id, offer) for offer in seen.changed)
@@ -161,7 +161,7 @@ class NodeSnapshot:
         if seen.changed or removed:
             self._answers = SingleFlight(_MAX_ANSWERS)
         for watch in self._watches.values():
-            watch.see(seen.revision, seen.changed, removed, rows)
+            watch.apply_delta(seen.revision, seen.changed, removed, rows)
         self._horizon, self._looked_at, self._looks = seen.horizon, began, self._looks + 1
         self.revision, self.observed_at = seen.revision, seen.observed_at
 

@@ -43,7 +43,7 @@ class Sweeper:
         while True:
             async with self._database.write() as session:
                 swept = await sweep.sweep(session, self._process, self.rules)
-            self._learn(swept)
+            self._apply_result(swept)
             if not swept.has_more:
                 self._metrics.sweep_seconds.observe(time.perf_counter() - started)
                 self.swept_at = time.time()
@@ -64,7 +64,7 @@ class Sweeper:
                 async with self._database.write() as session:
                     await process_heartbeats.remove_process(session, self._process)
 
-    def _learn(self, swept: SweepResult) -> None:
+    def _apply_result(self, swept: SweepResult) -> None:
         self.mode = swept.mode
         if swept.outage_since is not None and swept.live_nodes:
             # Those who could not be heard come back together: they are told to spread.
@@ -77,11 +77,11 @@ class Sweeper:
         self.rules = replace(
             self.rules,
             live_nodes=swept.live_nodes,
-            jitter=self._jitter(swept.live_nodes),
+            jitter=self._choose_jitter(swept.live_nodes),
         )
         self.pace.update(self.rules.interval)
 
-    def _jitter(self, live_nodes: int) -> float:
+    def _choose_jitter(self, live_nodes: int) -> float:
         """After a silence a fleet is spread the wider the larger it is."""
         returning = time.monotonic() < self._spread_until
         wide = min(_MAX_JITTER, live_nodes / self.rules.target_rate) if returning else 0.0

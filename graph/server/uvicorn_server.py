@@ -167,9 +167,9 @@ async def run_until_stopped(
 
     Raises: BackgroundTaskDied.
     """
-    background_tasks.when_failed = server.drain
+    background_tasks.on_failure = server.drain
     if background_tasks.failed:
         server.drain()
     _freeze_heap()
     await server.serve(sockets=[listener])
-    background_tasks.require_all()
+    background_tasks.check_all()

@@ -97,7 +97,7 @@ def _watch_registry(services: Services) -> None:
     metrics.add_gauge(
         "node_registry_heartbeats_waiting",
         "Heartbeats that wait to be written.",
-        lambda: heartbeats.waiting,
+        lambda: heartbeats.queued,
     )
 
 
@@ -111,9 +111,9 @@ def _watch_subscriptions(services: Services) -> None:
     subscribers = Gauge(
         "node_registry_subscribers", "Open subscriptions.", ["stream"], registry=metrics.registry
     )
-    subscribers.labels("status_changes").set_function(lambda: feed.subscribers)
-    subscribers.labels("heartbeats").set_function(lambda: heartbeat_feed.subscribers)
-    subscribers.labels("available_nodes").set_function(lambda: fleet.subscribers)
+    subscribers.labels("status_changes").set_function(lambda: feed.subscriber_count)
+    subscribers.labels("heartbeats").set_function(lambda: heartbeat_feed.subscriber_count)
+    subscribers.labels("available_nodes").set_function(lambda: fleet.subscriber_count)
     subscribers.labels("pace").set_function(lambda: pace.followers)
     metrics.add_gauge(
         "node_registry_max_connections",

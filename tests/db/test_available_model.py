@@ -172,7 +172,7 @@ async def test_the_answers_are_those_of_a_plain_model(
     known = {f"n{number}": subject for number, subject in enumerate(subjects)}
     for need in needs:
         fit = {name for name, subject in known.items() if fits(need, subject)}
-        answer = await fleet.answer(need, ranking, limit)
+        answer = await fleet.rank_candidates(need, ranking, limit)
         found = [(node.node_id, score) for node, score in answer.candidates]
         names = {name for name, _ in found}
         scores = [score for _, score in found]

@@ -229,7 +229,7 @@ class Interleaving:
             while not reader.ended and reader.known < len(self.log):
                 await self.pull_one(reader)
             await reader.events.aclose()
-        assert self.feed.subscribers == 0
+        assert self.feed.subscriber_count == 0
 
 
 STEP = st.one_of(
@@ -376,7 +376,7 @@ async def test_a_filter_that_could_not_be_asked_is_asked_again(
         for _ in range(2):
             with pytest.raises(Unavailable):
                 await next_events(await follow_feed(feed, database, 2, ONLY_IN))
-    assert feed.subscribers == 0
+    assert feed.subscriber_count == 0
     assert await next_revisions(await follow_feed(feed, database, 2, ONLY_IN), 1) == [3]
 
 

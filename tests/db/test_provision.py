@@ -112,18 +112,18 @@ async def test_the_services_role_looks_after_tables_that_it_does_not_own(
                 )
             )
         upkeep = Housekeeping(database, server.services.settings, Metrics())
-        await upkeep.make_days()
+        await upkeep.make_day_partitions()
         assert await parts(database, "heartbeat_log") == 12  # the default one is one of them
-        await upkeep.roll_up()
+        await upkeep.roll_up_hours()
         months = await parts(database, "metrics_history")
-        await upkeep.drop_days()
+        await upkeep.drop_old_days()
         assert await parts(database, "heartbeat_log") == 10
-        await upkeep.drop_months()
+        await upkeep.drop_old_months()
         assert await parts(database, "metrics_history") == months - 1
         assert await fetch_rows(database, "SELECT sum(heartbeats) FROM metrics_history") == [(2,)]
         assert await upkeep.trim_audit_log() == 1
         assert await upkeep.trim_change_log() == 2
-        await upkeep.purge_keys()
+        await upkeep.purge_tokens()
 
 
 async def test_the_services_role_cannot_drop_what_is_not_over(provisioning: Provisioning) -> None:

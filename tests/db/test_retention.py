@@ -59,7 +59,7 @@ def sample(registry: CollectorRegistry, name: str) -> float | None:
 
 async def test_old_days_are_dropped_and_their_history_stays(database: Database) -> None:
     await hear(database, 1, 14, 15, 40)
-    await upkeep(database).once()
+    await upkeep(database).run_once()
     assert await fetch_rows(database, LOG) == [(1, 96), (14, 96)]
     assert await fetch_rows(database, HISTORY) == whole(1, 14, 15, 40)
     assert await fetch_rows(database, "SELECT count(*), sum(heartbeats) FROM rolled_up_hours") == [
@@ -71,10 +71,10 @@ async def test_no_day_is_dropped_while_it_cannot_be_rolled_up(database: Database
     await hear(database, 15)
     async with database.write() as other:
         assert await metrics_rollup.try_lock(other)
-        await upkeep(database).once()
+        await upkeep(database).run_once()
         assert await fetch_rows(database, LOG) == [(15, 96)]
         assert await fetch_rows(database, HISTORY) == []
-    await upkeep(database).once()
+    await upkeep(database).run_once()
     assert await fetch_rows(database, LOG) == []
     assert await fetch_rows(database, HISTORY) == whole(15)
 
@@ -82,11 +82,11 @@ async def test_no_day_is_dropped_while_it_cannot_be_rolled_up(database: Database
 async def test_what_came_late_is_counted_before_its_day_is_dropped(database: Database) -> None:
     await hear(database, 15)
     patient = upkeep(database, heartbeat_log_max_age_seconds=30 * DAY)
-    await patient.once()
+    await patient.run_once()
     await hear(database, 15)
-    await patient.once()
+    await patient.run_once()
     assert await fetch_rows(database, HISTORY) == whole(15)
-    await upkeep(database).once()
+    await upkeep(database).run_once()
     assert await fetch_rows(database, LOG) == []
     [(_, _, heartbeats, *measured)] = await fetch_rows(database, HISTORY)
     assert (heartbeats, measured) == (2 * 12 * len(NODES), [0, 5.5, 11])
@@ -116,7 +116,7 @@ async def test_upkeep_that_is_ended_anywhere_is_gone_on_with(
     monkeypatch.setattr(metrics_rollup, "_MAX_ROWS_AT_ONCE", 10)
     await hear(database, 1, 15, 16)
     for place in range(1, 1000):
-        task = asyncio.create_task(upkeep(database).once())
+        task = asyncio.create_task(upkeep(database).run_once())
         with cancelled_at(database, place, task):
             await asyncio.wait([task])
         days = [day for day, _ in await fetch_rows(database, LOG)]
@@ -134,15 +134,15 @@ async def test_processes_that_do_it_at_once_do_not_disturb_one_another(
     at_once = [upkeep(database) for _ in range(3)]
     async with asyncio.timeout(30):
         while await fetch_rows(database, HISTORY) != whole(1, 15, 16):
-            await asyncio.gather(*(process.once() for process in at_once))
+            await asyncio.gather(*(process.run_once() for process in at_once))
     assert await fetch_rows(database, LOG) == [(1, 96)]
 
 
 async def test_old_months_of_the_history_are_dropped(database: Database) -> None:
     await hear(database, 1, 70, 500)
-    await upkeep(database).once()
+    await upkeep(database).run_once()
     assert await fetch_rows(database, HISTORY) == whole(1, 70)
-    await upkeep(database, metrics_history_max_age_seconds=32 * DAY).once()
+    await upkeep(database, metrics_history_max_age_seconds=32 * DAY).run_once()
     assert await fetch_rows(database, HISTORY) == whole(1)
 
 
@@ -152,7 +152,7 @@ async def test_heartbeats_without_a_day_are_told_of(
     metrics = Metrics()
     name = "node_registry_misplaced_heartbeats"
     keeper = upkeep(database, metrics)
-    await keeper.once()
+    await keeper.run_once()
     assert sample(metrics.registry, name) == 0
     assert not [e for e in logged if e["event"] == "heartbeat_log.misplaced"]
     async with database.write() as session:
@@ -162,7 +162,7 @@ async def test_heartbeats_without_a_day_are_told_of(
                 " VALUES (now() + interval '30 days', gen_random_uuid(), 'online')"
             )
         )
-    await keeper.once()
+    await keeper.run_once()
     assert sample(metrics.registry, name) == 1
     assert {"event": "heartbeat_log.misplaced", "log_level": "warning", "heartbeats": 1} in logged
 
@@ -174,9 +174,9 @@ async def test_what_waits_to_be_rolled_up_is_told(database: Database) -> None:
     name = "node_registry_roll_up_lag_seconds"
     async with database.write() as other:
         assert await metrics_rollup.try_lock(other)
-        await keeper.once()
+        await keeper.run_once()
         assert sample(metrics.registry, name) == 4 * 3600
-    await keeper.once()
+    await keeper.run_once()
     assert sample(metrics.registry, name) == 0
 
 
@@ -187,11 +187,11 @@ async def test_what_cannot_be_done_now_keeps_nothing_else_from_being_done(
     await register(database, "node-3")
     async with database.write() as reader:
         await reader.execute(text("LOCK TABLE ONLY heartbeat_log IN ACCESS SHARE MODE"))
-        keeping = asyncio.create_task(upkeep(database).once())
+        keeping = asyncio.create_task(upkeep(database).run_once())
         await wait_for_lock(database)
         await beat(database, "node-3")
         await keeping
     assert [e["work"] for e in logged if e["event"] == "upkeep.unavailable"] == ["drop_days"]
     assert await fetch_rows(database, HISTORY) == whole(15)
-    await upkeep(database).once()
+    await upkeep(database).run_once()
     assert [day for day, _ in await fetch_rows(database, LOG)] == [0]

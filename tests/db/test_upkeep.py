@@ -13,6 +13,6 @@ async def test_keys_that_have_been_dead_for_90_days_are_forgotten(database: Data
     await revoke_token(database, dead.token.public_id)
     for expected in (2, 1):
         await age_tokens(database, 46 * DAY)
-        await Housekeeping(database, Settings(), Metrics()).purge_keys()
+        await Housekeeping(database, Settings(), Metrics()).purge_tokens()
         assert await fetch_rows(database, "SELECT count(*) FROM tokens") == [(expected,)]
     assert await list_valid_tokens(database, alive) == [alive]

@@ -177,7 +177,7 @@ async def test_aclose_closes_the_socket_and_leaves_no_task(server: LiveServer) -
             assert tasks_of_readers()
         assert not tasks_of_readers()
         await wait_until(
-            lambda: not (between.carried or server.services.change_feed.subscribers),
+            lambda: not (between.carried or server.services.change_feed.subscriber_count),
             seconds=SECONDS,
         )
 

@@ -314,10 +314,10 @@ async def test_a_watch_ends_with_its_last_follower(server: LiveServer) -> None:
         for operation in ("1", "2"):
             await client.subscribe(operation, FOLLOW, require=MINE)
             await client.receive()
-        assert server.services.node_snapshot.subscribers == 2
+        assert server.services.node_snapshot.subscriber_count == 2
         for operation in ("1", "2"):
             await client.send({"id": operation, "type": "complete"})
-        await wait_until(lambda: not server.services.node_snapshot.subscribers)
+        await wait_until(lambda: not server.services.node_snapshot.subscriber_count)
 
 
 async def test_a_follower_that_falls_behind_receives_the_set_again(server: LiveServer) -> None:
@@ -333,10 +333,10 @@ async def test_a_follower_that_falls_behind_receives_the_set_again(server: LiveS
         [first] = await anext(events)
         assert isinstance(first, CandidatesSnapshot)
         for step in range(MAX_STEPS + 1):
-            watch.see(seen.revision, [online if step % 2 else offline], [], {row.id: row})
+            watch.apply_delta(seen.revision, [online if step % 2 else offline], [], {row.id: row})
         [anew] = await anext(events)
         assert anew == CandidatesSnapshot(3, [])
-        watch.see(seen.revision, [online], [], {row.id: row})
+        watch.apply_delta(seen.revision, [online], [], {row.id: row})
         [entered] = await anext(events)
         assert isinstance(entered, CandidateEntered)
 

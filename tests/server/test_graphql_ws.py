@@ -26,7 +26,7 @@ async def test_a_subscription_is_followed_and_completed(client: Path, server: Li
     seen = await npm.play_scenario(client, "subscribe", server.websocket_url)
     revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
     assert revisions == ["1", "2"]
-    await wait_until(lambda: not server.services.change_feed.subscribers)
+    await wait_until(lambda: not server.services.change_feed.subscriber_count)
 
 
 async def test_a_document_that_is_not_valid_is_refused(client: Path, server: LiveServer) -> None:

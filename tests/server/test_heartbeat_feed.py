@@ -26,7 +26,7 @@ async def next_heartbeat(client: Client) -> dict[str, Any]:
 
 
 async def followed(server: LiveServer, subscribers: int = 1) -> None:
-    await wait_until(lambda: server.services.heartbeat_tail.subscribers >= subscribers)
+    await wait_until(lambda: server.services.heartbeat_tail.subscriber_count >= subscribers)
 
 
 async def test_heartbeats_arrive_in_order_and_from_now_on(start_server: StartServer) -> None:
@@ -96,7 +96,7 @@ async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartS
         with record_statements(server.services.database) as sent:
             await wait_until(lambda: sent)
         await client.send({"id": "1", "type": "complete"})
-        await wait_until(lambda: not server.services.heartbeat_tail.subscribers)
+        await wait_until(lambda: not server.services.heartbeat_tail.subscriber_count)
         await asyncio.sleep(0.1)
         with record_statements(server.services.database) as sent:
             await asyncio.sleep(0.1)

@@ -59,7 +59,7 @@ async def backdate_heartbeats(server: LiveServer, hours: float) -> None:
 
 
 async def run_housekeeping(server: LiveServer) -> None:
-    await Housekeeping(server.services.database, server.services.settings, Metrics()).once()
+    await Housekeeping(server.services.database, server.services.settings, Metrics()).run_once()
 
 
 def make_range(least: float, mean: float, most: float) -> dict[str, float]:

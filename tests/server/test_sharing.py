@@ -239,7 +239,7 @@ async def test_a_filter_and_nested_fields_are_asked_of_the_database_once_for_all
     async with connect(server.websocket_url) as client:
         for number in range(10):
             await client.subscribe(str(number), CHANGES, filter=mine, after="7")
-        await wait_until(lambda: server.services.change_feed.subscribers >= 10)
+        await wait_until(lambda: server.services.change_feed.subscriber_count >= 10)
         with record_statements(server.services.database) as sent:
             await server.execute(MAINTENANCE, input={"nodeId": "n0", "enabled": True})
             for _ in range(10):

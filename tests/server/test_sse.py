@@ -66,7 +66,7 @@ async def test_a_subscription_is_replayed_and_goes_on_live(server: LiveServer) -
         await beat(server, "a", 1, status="DEGRADED")
         change = result_in(await anext(events))["data"]["nodeStatusChanges"]["change"]
         assert change["revision"] == "4"
-    await wait_until(lambda: server.services.change_feed.subscribers == 0)
+    await wait_until(lambda: server.services.change_feed.subscriber_count == 0)
 
 
 async def test_a_query_or_mutation_has_one_result_and_is_complete(server: LiveServer) -> None:
@@ -128,7 +128,7 @@ async def test_a_browser_subscribes_by_get(server: LiveServer) -> None:
         asyncio.timeout(SECONDS),
         server.http.stream("GET", "/graphql", headers=STREAM, params={"query": FOLLOW}) as response,
     ):
-        await wait_until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
         assert response.status_code == 200
 
 
@@ -153,8 +153,8 @@ async def test_an_idle_stream_is_kept_alive_by_comments(start_server: StartServe
 
 async def test_a_client_that_leaves_ends_its_subscription(server: LiveServer) -> None:
     async with streaming(server, FOLLOW):
-        await wait_until(lambda: server.services.change_feed.subscribers == 1)
-    await wait_until(lambda: server.services.change_feed.subscribers == 0)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
+    await wait_until(lambda: server.services.change_feed.subscriber_count == 0)
 
 
 async def test_a_server_that_stops_lets_streams_go_without_a_last_event(
@@ -168,7 +168,7 @@ async def test_a_server_that_stops_lets_streams_go_without_a_last_event(
                 ),
                 stream=True,
             )
-            await wait_until(lambda: server.services.change_feed.subscribers == 1)
+            await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
             began = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - began < 4
         with pytest.raises(httpx.RemoteProtocolError):
@@ -179,7 +179,7 @@ async def test_connections_beyond_the_limit_are_refused_and_others_go_on(
     start_server: StartServer,
 ) -> None:
     async with start_server(max_connections=1) as server, streaming(server, FOLLOW) as events:
-        await wait_until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
         refused = await server.http.post("/graphql", headers=STREAM, json={"query": FOLLOW})
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "5"
@@ -193,14 +193,14 @@ async def test_connections_beyond_the_limit_are_refused_and_others_go_on(
 async def test_subscriptions_of_one_caller_are_limited(start_server: StartServer) -> None:
     async with start_server(max_subscriptions_per_caller=1) as server:
         async with streaming(server, FOLLOW):
-            await wait_until(lambda: server.services.change_feed.subscribers == 1)
+            await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
             async with streaming(server, FOLLOW) as events:
                 [error] = result_in(await anext(events))["errors"]
             assert error["extensions"]["code"] == "RATE_LIMITED"
             assert error["extensions"]["retryAfterSeconds"] > 0
-        await wait_until(lambda: server.services.change_feed.subscribers == 0)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 0)
         async with streaming(server, FOLLOW):
-            await wait_until(lambda: server.services.change_feed.subscribers == 1)
+            await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def get_revision(event: StatusEvent) -> int:
 
 async def wait_for_subscribers(feed: ChangeFeed, subscribers: int = 1) -> None:
     """Wait until the feed has this many subscribers."""
-    await wait_until(lambda: feed.subscribers >= subscribers)
+    await wait_until(lambda: feed.subscriber_count >= subscribers)
 
 
 async def make_changes(server: LiveServer, node_id: str, count: int, *, begin: int = 0) -> None:

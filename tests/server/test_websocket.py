@@ -48,9 +48,9 @@ async def receive_error(client: Client, operation_id: str) -> dict[str, Any]:
 
 async def following(client: Client, server: LiveServer, operation_id: str) -> None:
     """Subscribes, and waits until the server has begun to follow the change log."""
-    before = server.services.change_feed.subscribers
+    before = server.services.change_feed.subscriber_count
     await client.subscribe(operation_id, CHANGES)
-    await wait_until(lambda: server.services.change_feed.subscribers > before)
+    await wait_until(lambda: server.services.change_feed.subscriber_count > before)
 
 
 async def test_a_query_is_answered_and_completed(shared_server: LiveServer) -> None:
@@ -214,7 +214,7 @@ async def test_a_revision_in_the_future_is_refused_and_named(shared_server: Live
         error = await receive_error(client, "1")
         assert error["extensions"]["field"] == "after"
         await lives(client)
-    assert shared_server.services.change_feed.subscribers == 0
+    assert shared_server.services.change_feed.subscriber_count == 0
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ async def test_an_id_that_is_in_use_closes(shared_server: LiveServer) -> None:
         await following(client, shared_server, "same")
         await client.subscribe("same", TYPENAME)
         assert await client.closed() == (4409, "Subscriber for same already exists")
-    await wait_until(lambda: shared_server.services.change_feed.subscribers == 0)
+    await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
 
 
 async def test_the_reason_of_a_close_is_never_too_long(shared_server: LiveServer) -> None:
@@ -382,7 +382,7 @@ async def test_an_id_may_be_used_again_once_it_is_completed(shared_server: LiveS
         for _ in range(3):
             await following(client, shared_server, "1")
             await client.send({"type": "complete", "id": "1"})
-            await wait_until(lambda: shared_server.services.change_feed.subscribers == 0)
+            await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
         await lives(client)
 
 
@@ -404,7 +404,7 @@ async def test_two_subscriptions_share_a_socket_and_one_is_completed(server: Liv
             event = message["payload"]["data"]["nodeStatusChanges"]
             assert event["change"]["nodeId"] == "a"
         await client.send({"type": "complete", "id": "first"})
-        await wait_until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
         await register(server, "b")
         message = await client.receive()
         assert message["id"] == "second"
@@ -417,7 +417,7 @@ async def test_a_socket_that_is_cut_ends_its_subscriptions(shared_server: LiveSe
         for i in range(3):
             await following(client, shared_server, str(i))
         client.socket.transport.abort()
-        await wait_until(lambda: shared_server.services.change_feed.subscribers == 0)
+        await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
         with pytest.raises(ConnectionClosed):
             await client.receive()
     assert await shared_server.execute(TYPENAME)
@@ -426,7 +426,7 @@ async def test_a_socket_that_is_cut_ends_its_subscriptions(shared_server: LiveSe
 async def test_a_socket_that_is_closed_ends_its_subscriptions(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await following(client, shared_server, "1")
-    await wait_until(lambda: shared_server.services.change_feed.subscribers == 0)
+    await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
 
 
 @pytest.mark.asyncio(loop_scope="function")
@@ -444,7 +444,7 @@ async def test_operations_beyond_the_limit_are_refused_and_the_others_go_on(
         assert error["extensions"]["code"] == "RATE_LIMITED"
         assert error["extensions"]["retryable"] is True
         await client.send({"type": "complete", "id": "1"})
-        await wait_until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
         await lives(client)
 
 
@@ -497,11 +497,11 @@ async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: Start
         await register(server, "a", metadata={"much": "x" * 60_000})
         await stalled.subscribe("live", CHANGES)
         async with asyncio.timeout(SECONDS):
-            await wait_until(lambda: server.services.change_feed.subscribers != 0)
+            await wait_until(lambda: server.services.change_feed.subscriber_count != 0)
             stalled.socket.transport.pause_reading()
             for number in range(10):
                 await stalled.subscribe(str(number), f"{{ {megabytes} }}")
-            while server.services.change_feed.subscribers:
+            while server.services.change_feed.subscriber_count:
                 await other.subscribe("q", "{ registry { mode } }")
                 assert (await other.receive())["type"] == "next"
                 assert (await other.receive())["type"] == "complete"
@@ -516,9 +516,9 @@ async def test_a_peer_that_answers_no_ping_is_cut(start_server: StartServer) -> 
     ):
         for client in (lives, dead):
             await client.subscribe("1", CHANGES)
-        await wait_until(lambda: server.services.change_feed.subscribers == 2)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 2)
         dead.socket.transport.pause_reading()
-        await wait_until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
         await register(server, "a")
         assert (await lives.receive())["type"] == "next"
         dead.socket.transport.abort()
@@ -555,7 +555,7 @@ async def test_subscriptions_of_one_caller_are_limited_over_all_connections(
         assert (await receive_error(two, "2"))["extensions"]["code"] == "RATE_LIMITED"
         await lives(two)
         await one.send({"id": "1", "type": "complete"})
-        await wait_until(lambda: server.services.change_feed.subscribers == 1)
+        await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
         await following(two, server, "2")
 
 

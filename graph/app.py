@@ -65,59 +65,64 @@ async def open_tracer(settings: Settings) -> AsyncIterator[Tracer]:
 async def open_services(
     settings: Settings, peer_metrics: PeerMetrics | None = None
 ) -> AsyncIterator[Services]:
-    """Raises what `open_database` raises, before it serves."""
+    """Build all parts, start the background tasks, and close everything in reverse order.
+
+    Raises what `open_database` raises.
+    """
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))
         tracer = await stack.enter_async_context(open_tracer(settings))
         tracer.trace_statements(database)
         metrics = Metrics()
         limits = CallerLimits(settings, metrics)
-        keyring = CredentialCache(
+        credential_cache = CredentialCache(
             database, await jwt_verifier(settings), check_seconds=settings.key_check_seconds
         )
-        authentication = Authentication(settings, keyring)
-        shared_rates = RateSync(database, [*limits.rates, authentication.failures])
-        feed = ChangeFeed(
+        authentication = Authentication(settings, credential_cache)
+        rate_sync = RateSync(database, [*limits.rates, authentication.failures])
+        change_feed = ChangeFeed(
             database,
             check_seconds=settings.listen_check_seconds,
             max_lag=settings.subscriber_max_lag,
-            others={rate_channel.CHANNEL: shared_rates.hear},
+            others={rate_channel.CHANNEL: rate_sync.hear},
         )
-        await feed.start()
-        fleet = NodeSnapshot(database, feed)
-        upkeep = Housekeeping(database, settings, metrics)
-        await upkeep.make_day_partitions()
-        # Whatever callers ask, heartbeats are written and nodes are looked after.
-        vital = await stack.enter_async_context(database.open_separate_pool(RESERVED_CONNECTIONS))
-        tracer.trace_statements(vital)
-        pacemaker = Sweeper(vital, settings, metrics)
-        heartbeats = HeartbeatWriter(vital, pacemaker, metrics, tracer)
-        heartbeat_feed = HeartbeatTail(database, interval_seconds=settings.heartbeat_stream_seconds)
-        await pacemaker.sweep()
+        await change_feed.start()
+        node_snapshot = NodeSnapshot(database, change_feed)
+        housekeeping = Housekeeping(database, settings, metrics)
+        await housekeeping.make_day_partitions()
+        # Callers cannot take the connections of heartbeats and the sweep.
+        reserved = await stack.enter_async_context(
+            database.open_separate_pool(RESERVED_CONNECTIONS)
+        )
+        tracer.trace_statements(reserved)
+        sweeper = Sweeper(reserved, settings, metrics)
+        heartbeats = HeartbeatWriter(reserved, sweeper, metrics, tracer)
+        heartbeat_tail = HeartbeatTail(database, interval_seconds=settings.heartbeat_stream_seconds)
+        await sweeper.sweep()
         rejections = RejectionLog(database)
         stack.push_async_callback(rejections.drain)
-        supervisor = await stack.enter_async_context(open_background_tasks())
-        supervisor.start("feed", feed.run())
-        supervisor.start("fleet", fleet.run())
-        supervisor.start("liveness", pacemaker.run())
-        supervisor.start("upkeep", upkeep.run())
-        supervisor.start("heartbeats", heartbeats.run())
-        supervisor.start("heartbeat_feed", heartbeat_feed.run())
-        supervisor.start("keys", keyring.run())
-        supervisor.start("rates", shared_rates.run())
+        background_tasks = await stack.enter_async_context(open_background_tasks())
+        background_tasks.start("change_feed", change_feed.run())
+        background_tasks.start("node_snapshot", node_snapshot.run())
+        background_tasks.start("sweeper", sweeper.run())
+        background_tasks.start("housekeeping", housekeeping.run())
+        background_tasks.start("heartbeat_writer", heartbeats.run())
+        background_tasks.start("heartbeat_tail", heartbeat_tail.run())
+        background_tasks.start("credential_cache", credential_cache.run())
+        background_tasks.start("rate_sync", rate_sync.run())
         yield Services(
             settings,
             authentication,
             database,
-            feed,
-            fleet,
-            pacemaker,
+            change_feed,
+            node_snapshot,
+            sweeper,
             heartbeats,
-            heartbeat_feed,
+            heartbeat_tail,
             limits,
             metrics,
             rejections,
-            supervisor,
+            background_tasks,
             tracer,
             peer_metrics,
         )

@@ -122,7 +122,7 @@ async def check_partitions_ahead(session: AsyncSession) -> Verdict:
     if missing:
         return report_warning(
             f"heartbeat_log has none for {missing[0]}: a registry makes them at its start and every"
-            " five minutes; start one, or see `upkeep` in its log"
+            " five minutes; start one, or see `housekeeping.unavailable` in its log"
         )
     return report_ok(f"heartbeat_log has those of {partitions.DAYS_AHEAD - 1} days ahead")
 

@@ -1,4 +1,4 @@
-"""Background tasks: each runs for as long as the app does, and one that dies is not overlooked."""
+"""Supervised background tasks: each runs as long as the app; the death of one is reported."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -10,16 +10,17 @@ log = structlog.get_logger()
 
 
 class BackgroundTaskDied(Exception):
-    """The log has why; what it did is not done any more."""
+    """A background task has ended although it should run for ever."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"the background task {name!r} died; the log has why")
+        super().__init__(f"the background task {name!r} died; see the log for the cause")
 
 
 class BackgroundTasks:
-    """`failed` names the tasks that ended although they should not: the app is not ready then.
+    """The background tasks of an app.
 
-    `when_failed` is called once, after the first of them.
+    `failed` has the names of those that ended, after which the app is not ready. `on_failure` is
+    called once, after the first.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class BackgroundTasks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check_all(self) -> None:
-        """Raises BackgroundTaskDied."""
+        """Check that no task has ended. Raises BackgroundTaskDied."""
         if self.failed:
             raise BackgroundTaskDied(self.failed[0])
 
@@ -44,9 +45,9 @@ class BackgroundTasks:
         try:
             await work
         except Exception as error:
-            log.critical("background.died", task=name, exc_info=error)
+            log.critical("background_task.died", task=name, exc_info=error)
         else:
-            log.critical("background.ended", task=name)
+            log.critical("background_task.ended", task=name)
         self.failed.append(name)
         if len(self.failed) == 1:
             self.on_failure()
@@ -54,12 +55,12 @@ class BackgroundTasks:
 
 @asynccontextmanager
 async def open_background_tasks() -> AsyncIterator[BackgroundTasks]:
-    """Cancels what still runs at the end of the block, and waits for it.
+    """Yield background tasks that are cancelled and awaited at the end of the block.
 
-    Not a TaskGroup: that would hide what the block itself raises in a group.
+    This is no TaskGroup because that would wrap the block's own errors in a group.
     """
-    supervisor = BackgroundTasks()
+    tasks = BackgroundTasks()
     try:
-        yield supervisor
+        yield tasks
     finally:
-        await supervisor.stop()
+        await tasks.stop()

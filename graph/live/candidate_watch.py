@@ -1,4 +1,4 @@
-"""The nodes that meet requirements, as the set changes: worked out once for all who follow it."""
+"""Changes of the set of nodes that meet some requirements, computed once for all followers."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -20,32 +20,32 @@ from graph.live.stream_events import (
 )
 
 MAX_STEPS = 64
-"""Changes of the set by which a follower may lag before it is told the whole set anew."""
+"""Steps that are kept; a follower further behind receives the whole set again."""
 
 
 class CandidateWatch:
-    """Each step is what one look has changed; `step` counts them."""
+    """The set and its latest steps: the changes of one refresh each. `step` counts them."""
 
     def __init__(
         self,
         database: Database,
         requirements: Requirements,
-        offers: Iterable[Candidate],
+        candidates: Iterable[Candidate],
         revision: int,
     ) -> None:
         self._database = database
         self._requirements = requirements
-        self._available = {offer.id for offer in partition(requirements, offers)[0]}
+        self._available = {candidate.id for candidate in partition(requirements, candidates)[0]}
         self._revision = revision
         self._steps: dict[int, Sequence[CandidateEvent]] = {}
         self._snapshots: SingleFlight[int, CandidatesSnapshot] = SingleFlight(1)
-        self._moved = Broadcast()
+        self._stepped = Broadcast()
         self.step = 0
         self.followers = 0
 
     def find_entering(self, changed: Iterable[Candidate]) -> list[Candidate]:
-        fit, _ = partition(self._requirements, changed)
-        return [offer for offer in fit if offer.id not in self._available]
+        matching, _ = partition(self._requirements, changed)
+        return [candidate for candidate in matching if candidate.id not in self._available]
 
     def apply_delta(
         self,
@@ -54,38 +54,45 @@ class CandidateWatch:
         removed: Iterable[Candidate],
         rows: Mapping[UUID, tables.Node],
     ) -> None:
-        """`rows` has the nodes of `entering`, but for those that are gone again."""
+        """Move by one step. `rows` has the nodes of `find_entering` that still exist."""
         self._revision = revision
-        fit, unfit = partition(self._requirements, changed)
-        leaving = [(offer, list_unmet_requirements(self._requirements, offer)) for offer in unfit]
-        leaving += [(offer, ["is not registered any more"]) for offer in removed]
+        matching, others = partition(self._requirements, changed)
+        leaving = [
+            (candidate, list_unmet_requirements(self._requirements, candidate))
+            for candidate in others
+        ]
+        leaving += [(candidate, ["is no longer registered"]) for candidate in removed]
         events: list[CandidateEvent] = []
-        # First, for a node that was removed may be here again under the same id.
-        for offer, reasons in leaving:
-            if offer.id in self._available:
-                self._available.remove(offer.id)
-                events.append(CandidateLeft(revision, offer.node_id, reasons))
-        for offer in fit:
-            row = rows.get(offer.id)
-            # One that is not what it offered any more comes with the next look.
-            if offer.id not in self._available and row is not None and row.status is offer.status:
-                self._available.add(offer.id)
+        # Leaving comes first: a removed node may be registered again under the same id.
+        for candidate, reasons in leaving:
+            if candidate.id in self._available:
+                self._available.remove(candidate.id)
+                events.append(CandidateLeft(revision, candidate.node_id, reasons))
+        for candidate in matching:
+            row = rows.get(candidate.id)
+            # A node whose status has changed since comes with the next refresh.
+            if (
+                candidate.id not in self._available
+                and row is not None
+                and row.status is candidate.status
+            ):
+                self._available.add(candidate.id)
                 events.append(CandidateEntered(revision, row))
         if events:
             self.step += 1
             self._steps[self.step] = events
             self._steps.pop(self.step - MAX_STEPS, None)
-            self._moved.notify()
+            self._stepped.notify()
 
     async def load_snapshot(self) -> tuple[int, CandidatesSnapshot]:
-        """The set, and the step that it was at."""
+        """Return the current step, and the set at it."""
         step = self.step
         return step, await self._snapshots.get(step, partial(self._load, self._revision))
 
     async def wait_for_step(self, step: int) -> Sequence[CandidateEvent] | None:
-        """The next step, as soon as there is one; None when it is no longer kept."""
+        """Wait for the step after `step`; return its events, None if they are no longer kept."""
         while step == self.step:
-            await self._moved.wait()
+            await self._stepped.wait()
         return self._steps.get(step + 1)
 
     async def _load(self, revision: int) -> CandidatesSnapshot:
@@ -95,10 +102,10 @@ class CandidateWatch:
 
 
 async def follow_candidates(
-    watching: AbstractAsyncContextManager[CandidateWatch],
+    opening: AbstractAsyncContextManager[CandidateWatch],
 ) -> AsyncGenerator[Sequence[CandidateEvent], None]:
-    """The set as it stands, then what enters and leaves; the set again for one that fell behind."""
-    async with watching as watch:
+    """Yield the set, then what enters and leaves it; after falling behind, the set again."""
+    async with opening as watch:
         while True:
             step, snapshot = await watch.load_snapshot()
             yield [snapshot]

@@ -1,4 +1,4 @@
-"""Heartbeats as they arrive, for live charts: read from the log, whichever process wrote them."""
+"""Heartbeats as they arrive, for live charts, read from the log that all processes write."""
 
 import asyncio
 from collections import deque
@@ -21,7 +21,7 @@ MAX_WAITING = 100
 
 @dataclass(slots=True, eq=False)
 class HeartbeatSubscriber:
-    """One reader of one node; of what it is too slow for, the oldest is dropped."""
+    """One reader of one node. A slow reader loses its oldest waiting heartbeats."""
 
     node: UUID
     last_id: int
@@ -38,13 +38,13 @@ class HeartbeatSubscriber:
 
 
 class HeartbeatTail:
-    """Asks the log once in a while, for all subscribers at once; not at all without any."""
+    """Polls the log at an interval for all subscribers together, and not without any."""
 
     def __init__(self, database: Database, *, interval_seconds: float) -> None:
         self._database = database
         self._interval_seconds = interval_seconds
         self._subscribers: set[HeartbeatSubscriber] = set()
-        self._wanted = asyncio.Event()
+        self._has_subscribers = asyncio.Event()
 
     @property
     def subscriber_count(self) -> int:
@@ -52,35 +52,35 @@ class HeartbeatTail:
 
     @contextmanager
     def subscribe(self, node: UUID, last_id: int) -> Iterator[HeartbeatSubscriber]:
-        """What was received after the heartbeat `last_id`."""
+        """Yield a subscriber to the heartbeats received after the one with id `last_id`."""
         subscriber = HeartbeatSubscriber(node, last_id)
         self._subscribers.add(subscriber)
-        self._wanted.set()
+        self._has_subscribers.set()
         try:
             yield subscriber
         finally:
             self._subscribers.discard(subscriber)
 
     async def run(self) -> None:
-        """For ever, over outages of the database."""
+        """Poll for ever, through outages of the database."""
         while True:
-            await self._wanted.wait()
+            await self._has_subscribers.wait()
             if not self._subscribers:
-                self._wanted.clear()
+                self._has_subscribers.clear()
                 continue
             try:
                 await self._deliver()
             except Unavailable as error:
-                log.warning("heartbeat_feed.unavailable", cause=repr(error.__cause__))
+                log.warning("heartbeat_tail.unavailable", cause=repr(error.__cause__))
             await asyncio.sleep(self._interval_seconds)
 
     async def _deliver(self) -> None:
-        behind: dict[UUID, int] = {}
+        last_ids: dict[UUID, int] = {}
         for subscriber in self._subscribers:
-            known = behind.get(subscriber.node, subscriber.last_id)
-            behind[subscriber.node] = min(known, subscriber.last_id)
+            last_id = last_ids.get(subscriber.node, subscriber.last_id)
+            last_ids[subscriber.node] = min(last_id, subscriber.last_id)
         async with self._database.read() as session:
-            arrived = await history.list_heartbeats_after(session, behind)
+            arrived = await history.list_heartbeats_after(session, last_ids)
         for subscriber in self._subscribers:
             for heartbeat in arrived.get(subscriber.node, ()):
                 if heartbeat.id > subscriber.last_id:

@@ -1,4 +1,4 @@
-"""Group commit: the heartbeats that arrive while one write is under way share the next one."""
+"""Group commit of heartbeats: those that arrive during one write share the next."""
 
 import asyncio
 import time
@@ -33,103 +33,111 @@ Outcome = HeartbeatAck | RegistryError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Waiting:
+class _Request:
     reports: Sequence[HeartbeatReport]
     outcomes: asyncio.Future[list[Outcome]]
     link: Any
 
 
 class HeartbeatWriter:
-    """Acknowledges nothing before its commit. A heartbeat that comes alone is written at once."""
+    """Writes heartbeats in batches and acknowledges each after its commit.
+
+    A heartbeat that arrives alone is written at once.
+    """
 
     def __init__(
-        self, database: Database, pacemaker: Sweeper, metrics: Metrics, tracer: Tracer
+        self, database: Database, sweeper: Sweeper, metrics: Metrics, tracer: Tracer
     ) -> None:
         self._database = database
-        self._pacemaker = pacemaker
+        self._sweeper = sweeper
         self._metrics = metrics
         self._tracer = tracer
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_Request] = deque()
         self._arrived = asyncio.Event()
         self.queued = 0
         self._write_seconds = 0.0
 
     async def record(self, reports: Sequence[HeartbeatReport]) -> list[Outcome]:
-        """The outcome of each, in order. Raises Unavailable at once when too many wait already."""
+        """Write the reports; return the outcome of each, in order.
+
+        Raises: Unavailable: MAX_WAITING reports are waiting, or the database did not answer.
+        """
         if not reports:
             return []
         if self.queued >= MAX_WAITING:
             self._metrics.count_heartbeats(Unavailable.code, len(reports))
             raise Unavailable(_RETRY_AFTER_SECONDS)
         outcomes = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(reports, outcomes, self._tracer.current_link())
-        self._queue.append(waiting)
+        request = _Request(reports, outcomes, self._tracer.current_link())
+        self._queue.append(request)
         self.queued += len(reports)
         self._arrived.set()
-        return await waiting.outcomes
+        return await request.outcomes
 
     async def run(self) -> None:
-        """Writes for ever; what cannot be written is told to those who wait for it."""
+        """Write batches for ever; those who wait for one that fails receive its error."""
         try:
             while True:
                 await self._arrived.wait()
                 if batch := self._take_batch():
-                    links = [waiting.link for waiting in batch[:MAX_LINKS]]
+                    links = [request.link for request in batch[:MAX_LINKS]]
                     with self._tracer.open_span("heartbeats.write", links=links):
                         await self._write(batch)
                 else:
                     self._arrived.clear()
         finally:
-            for waiting in self._queue:
-                _fail(waiting, Unavailable(_RETRY_AFTER_SECONDS))
+            for request in self._queue:
+                _fail(request, Unavailable(_RETRY_AFTER_SECONDS))
 
     def _stretch_rules(self) -> LivenessRules:
-        """The longer a heartbeat waits for its commit, the longer the next may take to come."""
+        """Return the rules with longer intervals the longer a heartbeat waits for its commit."""
         wait_seconds = self._write_seconds * (1 + self.queued / MAX_BATCH)
-        return replace(self._pacemaker.rules, stretch=min(MAX_STRETCH, 1 + wait_seconds))
+        return replace(self._sweeper.rules, stretch=min(MAX_STRETCH, 1 + wait_seconds))
 
-    def _take_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _take_batch(self) -> list[_Request]:
+        batch: list[_Request] = []
         size = 0
         while self._queue and (not batch or size + len(self._queue[0].reports) <= MAX_BATCH):
-            waiting = self._queue.popleft()
-            size += len(waiting.reports)
-            batch.append(waiting)
+            request = self._queue.popleft()
+            size += len(request.reports)
+            batch.append(request)
         self.queued -= size
         return batch
 
-    async def _write(self, batch: list[_Waiting]) -> None:
-        reports = [report for waiting in batch for report in waiting.reports]
+    async def _write(self, batch: list[_Request]) -> None:
+        reports = [report for request in batch for report in request.reports]
         started = time.perf_counter()
         try:
-            written = await heartbeats.record_batch(self._database, reports, self._stretch_rules())
+            all_outcomes = await heartbeats.record_batch(
+                self._database, reports, self._stretch_rules()
+            )
         except asyncio.CancelledError:
-            self._queue.extendleft(reversed(batch))  # whether it is committed nobody knows
+            self._queue.extendleft(reversed(batch))  # it may or may not be committed
             raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is theirs who wait
+        except Exception as error:  # noqa: BLE001  # any error belongs to those who wait
             await self._handle_failure(batch, error)
             return
         self._write_seconds = time.perf_counter() - started
-        self._metrics.observe_batch(written, self._write_seconds)
-        outcomes = iter(written)
-        for waiting in batch:
-            own = [next(outcomes) for _ in waiting.reports]
-            if not waiting.outcomes.done():
-                waiting.outcomes.set_result(own)
+        self._metrics.observe_batch(all_outcomes, self._write_seconds)
+        outcomes = iter(all_outcomes)
+        for request in batch:
+            own_outcomes = [next(outcomes) for _ in request.reports]
+            if not request.outcomes.done():
+                request.outcomes.set_result(own_outcomes)
 
-    async def _handle_failure(self, batch: list[_Waiting], error: Exception) -> None:
-        """A fault may lie in one of them alone: each is then tried by itself."""
+    async def _handle_failure(self, batch: list[_Request], error: Exception) -> None:
+        """Report an outage to all; after any other error write each caller's reports alone."""
         if isinstance(error, Unavailable) or len(batch) == 1:
             code = error.code if isinstance(error, RegistryError) else INTERNAL
-            for waiting in batch:
-                self._metrics.count_heartbeats(code, len(waiting.reports))
-                _fail(waiting, error)
+            for request in batch:
+                self._metrics.count_heartbeats(code, len(request.reports))
+                _fail(request, error)
             return
         log.error("heartbeats.batch_failed", size=len(batch), exc_info=error)
-        for waiting in batch:
-            await self._write([waiting])
+        for request in batch:
+            await self._write([request])
 
 
-def _fail(waiting: _Waiting, error: Exception) -> None:
-    if not waiting.outcomes.done():
-        waiting.outcomes.set_exception(error)
+def _fail(request: _Request, error: Exception) -> None:
+    if not request.outcomes.done():
+        request.outcomes.set_exception(error)

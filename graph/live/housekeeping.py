@@ -1,4 +1,4 @@
-"""The housekeeping that a running registry does for its tables."""
+"""Periodic work on the tables: making and dropping partitions, trimming logs, roll-ups."""
 
 import asyncio
 import time
@@ -22,29 +22,28 @@ log = structlog.get_logger()
 
 _INTERVAL_SECONDS = 300
 _TRIM_BATCH = 10_000
-_DEAD_KEYS_KEPT = timedelta(days=90)
+_ENDED_TOKENS_KEPT = timedelta(days=90)
 _HOUR = timedelta(hours=1)
 
 
 class Housekeeping:
-    """Every process does it. What it does is safe to do twice, and to leave half done."""
+    """Runs in every process. Each step may run twice, at once, or stop half-way."""
 
     def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:
         self._database = database
         self._settings = settings
         self._metrics = metrics
         self._misplaced = self._hours_due = 0
-        self._days_end = self._done_at = (
-            time.time()
-        )  # or begun: what is never done is missed in time
+        # Start at the current time, so that an alert fires when the work is never done.
+        self._days_end = self._completed_at = time.time()
         metrics.add_gauge(
             "node_registry_misplaced_heartbeats",
-            "Heartbeats in the default partition, because that of their day was missing.",
+            "Heartbeats in the default partition because the partition of their day was missing.",
             lambda: self._misplaced,
         )
         metrics.add_gauge(
             "node_registry_roll_up_lag_seconds",
-            "Of hours that are over, but not yet in the metrics history.",
+            "Length of the past hours that are not yet in the metrics history.",
             lambda: self._hours_due * _HOUR.total_seconds(),
         )
         metrics.add_gauge(
@@ -54,20 +53,20 @@ class Housekeeping:
         )
         metrics.add_gauge(
             "node_registry_last_upkeep_timestamp_seconds",
-            "When the housekeeping was last done, all of it; until then, when the process began.",
-            lambda: self._done_at,
+            "Time of the last complete round of housekeeping; at first, of the process start.",
+            lambda: self._completed_at,
         )
 
     async def run(self) -> None:
-        """For ever, over outages of the database."""
+        """Run a round every five minutes, for ever, through outages of the database."""
         while True:
             await asyncio.sleep(_INTERVAL_SECONDS)
             await self.run_once()
 
     async def run_once(self) -> None:
-        """What cannot be done now is left for the next time, and keeps nothing else from it."""
-        began, whole = time.perf_counter(), True
-        for work in (
+        """Run each step once. A step that fails is logged and retried in the next round."""
+        started, completed = time.perf_counter(), True
+        for step in (
             self.make_day_partitions,
             self.trim_change_log,
             self.purge_tokens,
@@ -77,16 +76,18 @@ class Housekeeping:
             self.drop_old_months,
         ):
             try:
-                await work()
+                await step()
             except Unavailable as error:
-                whole = False
-                log.warning("upkeep.unavailable", work=work.__name__, cause=repr(error.__cause__))
-        self._metrics.housekeeping_seconds.observe(time.perf_counter() - began)
-        if whole:
-            self._done_at = time.time()
+                completed = False
+                log.warning(
+                    "housekeeping.unavailable", step=step.__name__, cause=repr(error.__cause__)
+                )
+        self._metrics.housekeeping_seconds.observe(time.perf_counter() - started)
+        if completed:
+            self._completed_at = time.time()
 
     async def make_day_partitions(self) -> None:
-        """The days of the heartbeat log long before they begin; and looks for what has none."""
+        """Make the day partitions a week ahead, and count heartbeats that have none."""
         async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
             await partitions.make_day_partitions(session)
         async with self._database.read() as session:
@@ -97,7 +98,7 @@ class Housekeeping:
             log.warning("heartbeat_log.misplaced", heartbeats=self._misplaced)
 
     async def trim_change_log(self) -> int:
-        """Drops what lies beyond the configured count and age."""
+        """Drop changes beyond the configured count or age; return how many."""
         dropped = await self._trim_in_batches(
             partial(
                 status_changes.trim_log,
@@ -111,13 +112,13 @@ class Housekeeping:
         return dropped
 
     async def purge_tokens(self) -> None:
-        """Forgets the keys that have been dead for 90 days."""
+        """Delete tokens that ended 90 days ago or earlier."""
         await self._trim_in_batches(
-            partial(tokens.purge_tokens, keep=_DEAD_KEYS_KEPT, batch=_TRIM_BATCH)
+            partial(tokens.purge_tokens, keep=_ENDED_TOKENS_KEPT, batch=_TRIM_BATCH)
         )
 
     async def trim_audit_log(self) -> int:
-        """Drops what is older than the configured age."""
+        """Drop audit entries older than the configured age; return how many."""
         keep_days = self._settings.audit_retention_days
         dropped = await self._trim_in_batches(
             partial(audit.trim_entries, keep_days=keep_days, batch=_TRIM_BATCH)
@@ -127,7 +128,7 @@ class Housekeeping:
         return dropped
 
     async def roll_up_hours(self) -> None:
-        """The hours that are over, the oldest first."""
+        """Roll up the past hours, oldest first."""
         async with self._database.read() as session:
             days = await partitions.list_partitions(session, "heartbeat_log")
             hours = await metrics_rollup.list_due_hours(session, days[0].begin) if days else []
@@ -138,8 +139,10 @@ class Housekeeping:
             self._hours_due -= 1
 
     async def drop_old_days(self) -> None:
-        """Those of the heartbeat log that are older than configured, each once it is rolled up."""
-        for day in await self._list_old("heartbeat_log", self._settings.heartbeat_log_max_age_seconds):
+        """Drop days of the heartbeat log older than configured, each once it is rolled up."""
+        for day in await self._list_old(
+            "heartbeat_log", self._settings.heartbeat_log_max_age_seconds
+        ):
             for hour in (day.begin + n * _HOUR for n in range(24)):
                 async with self._database.read() as session:
                     complete = await metrics_rollup.is_complete(session, hour)
@@ -152,7 +155,7 @@ class Housekeeping:
                 log.info("heartbeat_log.dropped", day=day.begin.date().isoformat())
 
     async def drop_old_months(self) -> None:
-        """Those of the metrics history that are older than configured."""
+        """Drop months of the metrics history older than configured."""
         max_age_seconds = self._settings.metrics_history_max_age_seconds
         for month in await self._list_old("metrics_history", max_age_seconds):
             async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
@@ -161,7 +164,7 @@ class Housekeeping:
                 log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
 
     async def _trim_in_batches(self, trim: Callable[[AsyncSession], Awaitable[int]]) -> int:
-        """Each in a transaction of its own, until one is not full."""
+        """Trim in one transaction a batch, until a batch is not full; return the rows dropped."""
         dropped = 0
         while True:
             async with self._database.write() as session:
@@ -177,7 +180,7 @@ class Housekeeping:
             )
 
     async def _roll_up_hour(self, hour: datetime) -> bool:
-        """False, and it is not done, while another process rolls up."""
+        """Roll up one hour; return False if another process is rolling up."""
         async with self._database.read() as session:
             shares = await metrics_rollup.split_nodes(session, hour)
         heartbeats = 0

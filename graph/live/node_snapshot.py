@@ -1,7 +1,7 @@
-"""The fleet as this process sees it: what every node offers, not much older than a second.
+"""This process's copy in memory of what the router's question needs of every node.
 
-It looks only while somebody asks. A look costs two statements at most, and tells what has changed
-since the last one, whoever changed it.
+It is at most about a second old, and is refreshed only while it is used. A refresh costs at most
+two statements and reads what has changed since the last one, whichever process changed it.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ from graph.live.change_feed import ChangeFeed
 log = structlog.get_logger()
 
 MAX_AGE_SECONDS = 1.0
-"""How old an answer may be."""
+"""The maximum age of an answer."""
 
-_LOOK_SECONDS = 0.5
-_BETWEEN_LOOKS_SECONDS = 0.05
+_REFRESH_SECONDS = 0.5
+_MIN_PAUSE_SECONDS = 0.05
 _IDLE_SECONDS = 10.0
-_MAX_ANSWERS = 64
+_MAX_RANKINGS = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,21 +47,21 @@ class Ranking:
 
 
 class NodeSnapshot:
-    """`revision` and `observed_at` are those of the last look."""
+    """The candidates of all nodes; `revision` and `observed_at` are of the last refresh."""
 
-    def __init__(self, database: Database, feed: ChangeFeed) -> None:
+    def __init__(self, database: Database, change_feed: ChangeFeed) -> None:
         self._database = database
-        self._feed = feed
-        self._offers: dict[UUID, Candidate] = {}
-        self._answers: SingleFlight[tuple[Requirements, NodeRanking, int], Ranking] = SingleFlight(
-            _MAX_ANSWERS
+        self._change_feed = change_feed
+        self._candidates: dict[UUID, Candidate] = {}
+        self._rankings: SingleFlight[tuple[Requirements, NodeRanking, int], Ranking] = SingleFlight(
+            _MAX_RANKINGS
         )
         self._watches: dict[Requirements, CandidateWatch] = {}
         self._horizon: int | None = None
-        self._looked_at = self._asked_at = float("-inf")
-        self._looks = 0
-        self._asked = asyncio.Event()
-        self._looking = asyncio.Lock()
+        self._refreshed_at = self._used_at = float("-inf")
+        self._version = 0
+        self._used = asyncio.Event()
+        self._refreshing = asyncio.Lock()
         self.revision = 0
         self.observed_at = datetime.min.replace(tzinfo=UTC)
 
@@ -70,44 +70,49 @@ class NodeSnapshot:
         return sum(watch.followers for watch in self._watches.values())
 
     def get_version(self) -> int | None:
-        """The number of the last look, if an answer may still be given by it."""
+        """Return the number of the last refresh, or None if that is too old for an answer."""
         self._note_use()
-        return None if self._is_old() else self._looks
+        return None if self._is_old() else self._version
 
-    async def rank_candidates(self, requirements: Requirements, ranking: NodeRanking, limit: int) -> Ranking:
-        """Return the answer as of at most a second ago, once for all who ask the same.
+    async def rank_candidates(
+        self, requirements: Requirements, ranking: NodeRanking, limit: int
+    ) -> Ranking:
+        """Return the ranking as of at most a second ago, computed once for all who ask the same.
 
         Raises: Unavailable: the database did not answer.
         """
         await self._ensure_current()
         question = requirements, ranking, limit
-        return await self._answers.get(question, partial(self._rank_candidates, *question))
+        return await self._rankings.get(question, partial(self._rank_candidates, *question))
 
     async def _rank_candidates(
         self, requirements: Requirements, ranking: NodeRanking, limit: int
     ) -> Ranking:
-        fit, unfit = partition(requirements, self._offers.values())
-        best = rank(fit, ranking)[:limit]
-        excluded = sorted(unfit, key=lambda offer: offer.node_id)
+        matching, others = partition(requirements, self._candidates.values())
+        best = rank(matching, ranking)[:limit]
+        excluded = sorted(others, key=lambda candidate: candidate.node_id)
         async with self._database.read() as session:
-            rows = await nodes.find_nodes_by_uuid(session, [offer.id for offer, _ in best])
-        candidates = [
+            rows = await nodes.find_nodes_by_uuid(session, [candidate.id for candidate, _ in best])
+        ranked = [
             (row, score)
-            for offer, score in best
-            # A node whose status has changed since the last look is left out.
-            if (row := rows.get(offer.id)) is not None and row.status is offer.status
+            for candidate, score in best
+            # A node whose status has changed since the last refresh is left out.
+            if (row := rows.get(candidate.id)) is not None and row.status is candidate.status
         ]
-        return Ranking(candidates, excluded)
+        return Ranking(ranked, excluded)
 
     @asynccontextmanager
     async def open_watch(self, requirements: Requirements) -> AsyncIterator[CandidateWatch]:
-        """One watch for all who ask for the same. Raises Unavailable as `answer` does."""
+        """Yield the watch of these requirements, one for all who follow them.
+
+        Raises: Unavailable: the database did not answer.
+        """
         await self._ensure_current()
-        async with self._looking:  # a look that is under way knows nothing of this watch
+        async with self._refreshing:  # a refresh under way does not know this watch
             watch = self._watches.get(requirements)
             if watch is None:
                 watch = CandidateWatch(
-                    self._database, requirements, self._offers.values(), self.revision
+                    self._database, requirements, self._candidates.values(), self.revision
                 )
                 self._watches[requirements] = watch
             watch.followers += 1
@@ -119,51 +124,51 @@ class NodeSnapshot:
                 del self._watches[requirements]
 
     async def run(self) -> None:
-        """Keeps it current for as long as somebody asks, over outages of the database."""
+        """Refresh for as long as the snapshot is used, through outages of the database."""
         while True:
-            if not self._watches and _now() - self._asked_at > _IDLE_SECONDS:
-                self._asked.clear()
-                await self._asked.wait()
+            if not self._watches and _now() - self._used_at > _IDLE_SECONDS:
+                self._used.clear()
+                await self._used.wait()
             try:
-                async with self._looking:
+                async with self._refreshing:
                     await self._refresh()
             except Unavailable as error:
-                log.warning("fleet.unavailable", cause=repr(error.__cause__))
-            await asyncio.sleep(_BETWEEN_LOOKS_SECONDS)
-            await self._feed.wait_for_change(_LOOK_SECONDS - _BETWEEN_LOOKS_SECONDS)
+                log.warning("node_snapshot.unavailable", cause=repr(error.__cause__))
+            await asyncio.sleep(_MIN_PAUSE_SECONDS)
+            await self._change_feed.wait_for_change(_REFRESH_SECONDS - _MIN_PAUSE_SECONDS)
 
     async def _ensure_current(self) -> None:
         self._note_use()
         if self._is_old():
-            async with self._looking:
+            async with self._refreshing:
                 if self._is_old():
                     await self._refresh()
 
     def _note_use(self) -> None:
-        self._asked_at = _now()
-        self._asked.set()
+        self._used_at = _now()
+        self._used.set()
 
     def _is_old(self) -> bool:
-        return _now() - self._looked_at > MAX_AGE_SECONDS
+        return _now() - self._refreshed_at > MAX_AGE_SECONDS
 
     async def _refresh(self) -> None:
-        began = _now()
+        started = _now()
         async with self._database.read() as session:
-            seen = await node_delta.read_delta(session, self._horizon)
+            delta = await node_delta.read_delta(session, self._horizon)
             entering = {
-                offer.id
+                candidate.id
                 for watch in self._watches.values()
-                for offer in watch.find_entering(seen.changed)
+                for candidate in watch.find_entering(delta.changed)
             }
             rows = await nodes.find_nodes_by_uuid(session, list(entering)) if entering else {}
-        self._offers.update((offer.id, offer) for offer in seen.changed)
-        removed = [self._offers.pop(node) for node in seen.removed if node in self._offers]
-        if seen.changed or removed:
-            self._answers = SingleFlight(_MAX_ANSWERS)
+        self._candidates.update((candidate.id, candidate) for candidate in delta.changed)
+        removed = [self._candidates.pop(node) for node in delta.removed if node in self._candidates]
+        if delta.changed or removed:
+            self._rankings = SingleFlight(_MAX_RANKINGS)
         for watch in self._watches.values():
-            watch.apply_delta(seen.revision, seen.changed, removed, rows)
-        self._horizon, self._looked_at, self._looks = seen.horizon, began, self._looks + 1
-        self.revision, self.observed_at = seen.revision, seen.observed_at
+            watch.apply_delta(delta.revision, delta.changed, removed, rows)
+        self._horizon, self._refreshed_at, self._version = delta.horizon, started, self._version + 1
+        self.revision, self.observed_at = delta.revision, delta.observed_at
 
 
 def _now() -> float:

@@ -1,4 +1,4 @@
-"""The liveness loop: sweeps at its interval and keeps the rules by which replies are made."""
+"""The loop that marks overdue nodes, and keeps the liveness rules that replies follow."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ _MAX_JITTER = 1.0
 
 
 class Sweeper:
-    """Holds the rules as of the last sweep. One for each process."""
+    """Sweeps at an interval; one for each process. `rules` are those of the last sweep."""
 
     def __init__(self, database: Database, settings: Settings, metrics: Metrics) -> None:
         self._database = database
@@ -35,22 +35,22 @@ class Sweeper:
         self.rules: LivenessRules = settings.to_liveness_rules()
         self.pace = HeartbeatPace(self.rules.interval)
         self.mode = RegistryMode.NORMAL
-        self.swept_at = 0.0  # by the system's clock, as Prometheus compares it
+        self.swept_at = 0.0  # system time, which Prometheus compares with its own
 
     async def sweep(self) -> SweepResult:
-        """One round, repeated until nothing is due."""
+        """Sweep until no node is due; return the last result."""
         started = time.perf_counter()
         while True:
             async with self._database.write() as session:
-                swept = await sweep.sweep(session, self._process, self.rules)
-            self._apply_result(swept)
-            if not swept.has_more:
+                result = await sweep.sweep(session, self._process, self.rules)
+            self._apply_result(result)
+            if not result.has_more:
                 self._metrics.sweep_seconds.observe(time.perf_counter() - started)
                 self.swept_at = time.time()
-                return swept
+                return result
 
     async def run(self) -> None:
-        """Sweeps for ever; goes on when the database was away and comes back."""
+        """Sweep for ever, through outages of the database."""
         try:
             while True:
                 await asyncio.sleep(self._interval_seconds)
@@ -64,25 +64,25 @@ class Sweeper:
                 async with self._database.write() as session:
                     await process_heartbeats.remove_process(session, self._process)
 
-    def _apply_result(self, swept: SweepResult) -> None:
-        self.mode = swept.mode
-        if swept.outage_since is not None and swept.live_nodes:
-            # Those who could not be heard come back together: they are told to spread.
+    def _apply_result(self, result: SweepResult) -> None:
+        self.mode = result.mode
+        if result.outage_since is not None and result.live_nodes:
+            # Nodes that could not be heard return together: their replies spread them.
             self._spread_until = time.monotonic() + 2 * self.rules.interval
-            log.warning("registry.was_deaf", since=swept.outage_since.isoformat())
-        if swept.mode_changed:
-            log.warning("registry.mode", mode=swept.mode, reason=swept.mode_reason)
-        if swept.changed_nodes or swept.removed_nodes:
-            log.info("sweep.changed", nodes=swept.changed_nodes, removed=swept.removed_nodes)
+            log.warning("registry.outage_ended", since=result.outage_since.isoformat())
+        if result.mode_changed:
+            log.warning("registry.mode", mode=result.mode, reason=result.mode_reason)
+        if result.changed_nodes or result.removed_nodes:
+            log.info("sweep.changed", nodes=result.changed_nodes, removed=result.removed_nodes)
         self.rules = replace(
             self.rules,
-            live_nodes=swept.live_nodes,
-            jitter=self._choose_jitter(swept.live_nodes),
+            live_nodes=result.live_nodes,
+            jitter=self._choose_jitter(result.live_nodes),
         )
         self.pace.update(self.rules.interval)
 
     def _choose_jitter(self, live_nodes: int) -> float:
-        """After a silence a fleet is spread the wider the larger it is."""
+        """Return the jitter of replies: after an outage it grows with the fleet."""
         returning = time.monotonic() < self._spread_until
-        wide = min(_MAX_JITTER, live_nodes / self.rules.target_rate) if returning else 0.0
-        return max(JITTER, wide)
+        outage_jitter = min(_MAX_JITTER, live_nodes / self.rules.target_rate) if returning else 0.0
+        return max(JITTER, outage_jitter)

@@ -39,7 +39,7 @@ class Scrape:
             "node_registry_database_size_bytes", "Disk that the database takes.", registry=registry
         )
         if services.peer_metrics is not None:
-            services.background_tasks.start("siblings", services.peer_metrics.serve(self._own))
+            services.background_tasks.start("peer_metrics", services.peer_metrics.serve(self._own))
 
     async def text(self) -> bytes:
         """In Prometheus's text format, of all processes that share the address."""
@@ -103,7 +103,7 @@ def _watch_registry(services: Services) -> None:
 
 def _watch_subscriptions(services: Services) -> None:
     metrics, feed = services.metrics, services.change_feed
-    heartbeat_feed, fleet, pace = (
+    heartbeat_tail, node_snapshot, pace = (
         services.heartbeat_tail,
         services.node_snapshot,
         services.sweeper.pace,
@@ -112,8 +112,8 @@ def _watch_subscriptions(services: Services) -> None:
         "node_registry_subscribers", "Open subscriptions.", ["stream"], registry=metrics.registry
     )
     subscribers.labels("status_changes").set_function(lambda: feed.subscriber_count)
-    subscribers.labels("heartbeats").set_function(lambda: heartbeat_feed.subscriber_count)
-    subscribers.labels("available_nodes").set_function(lambda: fleet.subscriber_count)
+    subscribers.labels("heartbeats").set_function(lambda: heartbeat_tail.subscriber_count)
+    subscribers.labels("available_nodes").set_function(lambda: node_snapshot.subscriber_count)
     subscribers.labels("pace").set_function(lambda: pace.followers)
     metrics.add_gauge(
         "node_registry_max_connections",

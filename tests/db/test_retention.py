@@ -191,7 +191,9 @@ async def test_what_cannot_be_done_now_keeps_nothing_else_from_being_done(
         await wait_for_lock(database)
         await beat(database, "node-3")
         await keeping
-    assert [e["work"] for e in logged if e["event"] == "upkeep.unavailable"] == ["drop_days"]
+    assert [e["step"] for e in logged if e["event"] == "housekeeping.unavailable"] == [
+        "drop_old_days"
+    ]
     assert await fetch_rows(database, HISTORY) == whole(15)
     await upkeep(database).run_once()
     assert [day for day, _ in await fetch_rows(database, LOG)] == [0]

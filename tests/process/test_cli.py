@@ -96,7 +96,9 @@ async def test_a_registry_that_cannot_do_all_of_its_work_ends_and_says_so(
         async with engine.begin() as connection:
             await connection.execute(text("DROP TABLE registry_processes"))
         await engine.dispose()
-        await registry.line("background.died .*liveness")
-        await registry.line("node-registry: the background task 'liveness' died; the log has why")
+        await registry.line("background_task.died .*sweeper")
+        await registry.line(
+            "node-registry: the background task 'sweeper' died; see the log for the cause"
+        )
         async with asyncio.timeout(30):
             assert await registry.process.wait() == 1

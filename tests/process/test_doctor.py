@@ -150,7 +150,7 @@ async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
             "DO $$ BEGIN EXECUTE 'DROP TABLE ' || to_char(now() AT TIME ZONE 'UTC'"
             " + interval '1 day', '\"heartbeat_log_\"YYYYMMDD'); END $$",
             "SELECT make_heartbeat_day(CAST(now() AT TIME ZONE 'UTC' AS date) + 1)",
-            ("partitions", Severity.WARNING, "has none for", "`upkeep`"),
+            ("partitions", Severity.WARNING, "has none for", "`housekeeping.unavailable`"),
             id="a day without a partition",
         ),
         pytest.param(

@@ -225,7 +225,7 @@ async def test_a_registry_that_was_stopped_marks_nobody_offline(
             process.process.send_signal(signal.SIGSTOP)
             await agent.line("request.failed")  # it waits ten seconds for its answer
             process.process.send_signal(signal.SIGCONT)
-            await process.line("registry.was_deaf")
+            await process.line("registry.outage_ended")
             await agent.line("registry.recovered")
             log = "{ statusChanges { nodes { status reason } } }"
             changes = (await ask_until_answered(url, log))["statusChanges"]["nodes"]

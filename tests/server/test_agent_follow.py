@@ -227,7 +227,7 @@ async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: Live
         await server.execute(DEREGISTER, input={"nodeId": "a"})
         left = await anext(events)
         assert isinstance(left, NodeBecameUnavailable)
-        assert (left.node_id, left.reasons) == ("a", ["is not registered any more"])
+        assert (left.node_id, left.reasons) == ("a", ["is no longer registered"])
         between.cut()
         again = await anext(events)
         assert isinstance(again, AvailableNodesSnapshot)

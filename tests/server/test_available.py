@@ -260,7 +260,7 @@ async def test_a_follower_receives_the_set_and_then_what_enters_and_leaves(
         }
         await server.execute(DEREGISTER, input={"nodeId": "b"})
         left = await next_event(client)
-        assert (left["nodeId"], left["reasons"]) == ("b", ["is not registered any more"])
+        assert (left["nodeId"], left["reasons"]) == ("b", ["is no longer registered"])
 
 
 async def test_metrics_labels_and_capabilities_make_a_node_enter_and_leave(

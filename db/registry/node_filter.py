@@ -1,29 +1,60 @@
-"""Which nodes are meant: one filter, one SQL condition, for lists, change logs and live streams."""
+"""The node filter: as a condition of SQL for lists, as a predicate in Python for live streams."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 from sqlalchemy import ColumnElement, and_, exists, or_, true
 
 from db.core.enums import NodeRole, NodeStatus, NodeType
+from db.core.jsonb_contains import contains
 from db.core.tables import NODE, NODE_PROFILE, ROLE_PROFILE
+
+MAX_CAPABILITIES_IN_PYTHON = 4096
+"""Length of the JSON text above which PostgreSQL evaluates `capabilities`.
+
+The worst document of this length takes some 20 ms for a node; one of 64 KiB, most of a second.
+"""
+
+Predicate: TypeAlias = Callable[[Any, NodeStatus], bool]
+"""Takes a row with the attributes of Node, and the status that `statuses` is compared with."""
+
+
+class LabelChecks(NamedTuple):
+    """The conditions of a label selector, each on a node's labels; None where it has none."""
+
+    all: Callable[[Iterable[str]], bool] | None
+    any: Callable[[Iterable[str]], bool] | None
+    none: Callable[[Iterable[str]], bool] | None
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSelector:
-    """None asks for nothing; an empty `any` is met by no node."""
+    """Labels a node must have all of, at least one of, or none of.
+
+    None places no condition; an empty `any` matches no node.
+    """
 
     all: tuple[str, ...] | None = None
     any: tuple[str, ...] | None = None
     none: tuple[str, ...] | None = None
 
+    def to_checks(self) -> LabelChecks:
+        some = None if self.any is None else frozenset(self.any)
+        return LabelChecks(
+            None if self.all is None else frozenset(self.all).issubset,
+            None if some is None else lambda labels: not some.isdisjoint(labels),
+            None if self.none is None else frozenset(self.none).isdisjoint,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class NodeFilter:
-    """Every part that is given must hold; an empty collection of ids, roles… is met by no node.
+    """Conditions that must all hold; an empty collection of ids, roles… matches no node.
 
-    Hashable, so that what one filter means is asked once, whoever uses it.
+    It is hashable, so that callers with equal filters can share one evaluation.
     """
 
     node_ids: tuple[str, ...] | None = None
@@ -32,64 +63,112 @@ class NodeFilter:
     statuses: tuple[NodeStatus, ...] | None = None
     labels: LabelSelector | None = None
     capabilities: str | None = None
-    """JSON text: what a node's capabilities must contain, by PostgreSQL's `@>`."""
+    """JSON text that a node's capabilities must contain, by PostgreSQL's `@>`."""
     profile: str | None = None
+    """The name of an enabled profile of the node or of its role and type."""
     search: str | None = None
+    """Part of the node id, name or hostname, in any case."""
 
     def to_condition(self, status: ColumnElement[Any] = NODE.status) -> ColumnElement[bool]:
-        """True of the rows of `nodes` that the filter means, those of removed nodes included.
+        """Return the filter as a condition on `nodes`; rows of removed nodes can match it too.
 
-        `status` is what `statuses` is about: of a change, the status that it led to.
+        `statuses` is compared with `status`: for a change, that is the status it led to.
         """
-        terms: list[ColumnElement[bool]] = []
+        conditions: list[ColumnElement[bool]] = []
         if self.node_ids is not None:
-            terms.append(NODE.node_id.in_(self.node_ids))
+            conditions.append(NODE.node_id.in_(self.node_ids))
         if self.roles is not None:
-            terms.append(NODE.node_role.in_(self.roles))
+            conditions.append(NODE.node_role.in_(self.roles))
         if self.types is not None:
-            terms.append(NODE.node_type.in_(self.types))
+            conditions.append(NODE.node_type.in_(self.types))
         if self.statuses is not None:
-            terms.append(status.in_(self.statuses))
+            conditions.append(status.in_(self.statuses))
         if self.labels is not None:
-            terms.extend(_make_label_conditions(self.labels))
+            conditions.extend(_make_label_conditions(self.labels))
         if self.capabilities is not None:
-            terms.append(NODE.capabilities.contains(orjson.loads(self.capabilities)))
+            conditions.append(NODE.capabilities.contains(orjson.loads(self.capabilities)))
         if self.profile is not None:
-            terms.append(_make_profile_condition(self.profile))
+            conditions.append(_make_profile_condition(self.profile))
         if self.search is not None:
-            terms.append(
-                or_(
-                    *(
-                        column.icontains(self.search, autoescape=True)
-                        for column in (NODE.node_id, NODE.node_name, NODE.hostname)
-                    )
-                )
-            )
-        return and_(true(), *terms)
+            conditions.append(_make_search_condition(self.search))
+        return and_(true(), *conditions)
+
+    def to_predicate(self) -> Predicate:
+        """Return the filter without its database part, to be evaluated on rows in memory."""
+        checks = list(self._make_checks())
+        return lambda node, status: all(check(node, status) for check in checks)
+
+    def get_database_part(self) -> "NodeFilter | None":
+        """Return the conditions that only the database can evaluate, None if there are none.
+
+        A node's row does not hold its profiles; a search ignores case by the rules of the
+        database's locale; capabilities longer than MAX_CAPABILITIES_IN_PYTHON would take too long.
+        """
+        part = NodeFilter(
+            capabilities=self.capabilities if self._has_large_capabilities() else None,
+            profile=self.profile,
+            search=self.search,
+        )
+        return None if part == EVERY_NODE else part
+
+    def _has_large_capabilities(self) -> bool:
+        return self.capabilities is not None and len(self.capabilities) > MAX_CAPABILITIES_IN_PYTHON
+
+    def _make_checks(self) -> Iterator[Predicate]:
+        if self.node_ids is not None:
+            node_ids = frozenset(self.node_ids)
+            yield lambda node, _: node.node_id in node_ids
+        if self.roles is not None:
+            roles = frozenset(self.roles)
+            yield lambda node, _: node.node_role in roles
+        if self.types is not None:
+            types = frozenset(self.types)
+            yield lambda node, _: node.node_type in types
+        if self.statuses is not None:
+            statuses = frozenset(self.statuses)
+            yield lambda _, status: status in statuses
+        if self.labels is not None:
+            for has_labels in self.labels.to_checks():
+                if has_labels is not None:
+                    yield partial(_check_labels, has_labels)
+        if self.capabilities is not None and not self._has_large_capabilities():
+            capabilities = orjson.loads(self.capabilities)
+            yield lambda node, _: contains(node.capabilities, capabilities)  # the slowest, so last
 
 
 EVERY_NODE = NodeFilter()
 
 
+def _check_labels(
+    has_labels: Callable[[Iterable[str]], bool], node: Any, _status: NodeStatus
+) -> bool:
+    return has_labels(node.labels)
+
+
 def _make_label_conditions(labels: LabelSelector) -> list[ColumnElement[bool]]:
-    terms: list[ColumnElement[bool]] = []
+    conditions: list[ColumnElement[bool]] = []
     if labels.all is not None:
-        terms.append(NODE.labels.contains(list(labels.all)))
+        conditions.append(NODE.labels.contains(list(labels.all)))
     if labels.any is not None:
-        terms.append(NODE.labels.overlap(list(labels.any)))
+        conditions.append(NODE.labels.overlap(list(labels.any)))
     if labels.none is not None:
-        terms.append(~NODE.labels.overlap(list(labels.none)))
-    return terms
+        conditions.append(~NODE.labels.overlap(list(labels.none)))
+    return conditions
+
+
+def _make_search_condition(search: str) -> ColumnElement[bool]:
+    columns = (NODE.node_id, NODE.node_name, NODE.hostname)
+    return or_(*(column.icontains(search, autoescape=True) for column in columns))
 
 
 def _make_profile_condition(name: str) -> ColumnElement[bool]:
-    own = exists().where(
+    own_profile = exists().where(
         NODE_PROFILE.node_id == NODE.id, NODE_PROFILE.profile_name == name, NODE_PROFILE.enabled
     )
-    of_role = exists().where(
+    role_profile = exists().where(
         ROLE_PROFILE.node_role == NODE.node_role,
         ROLE_PROFILE.node_type == NODE.node_type,
         ROLE_PROFILE.profile_name == name,
         ROLE_PROFILE.enabled,
     )
-    return or_(own, of_role)
+    return or_(own_profile, role_profile)

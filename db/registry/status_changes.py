@@ -4,10 +4,12 @@ Whoever changes a status locks the node's row first and calls `apply` last: the 
 one row, so its lock puts the changes of all processes in one order, the order of their commits.
 """
 
+import asyncio
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from time import perf_counter
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -15,6 +17,7 @@ import asyncpg
 from sqlalchemy import Enum, func, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
 from db.core.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
 from db.registry.node_filter import NodeFilter
@@ -151,7 +154,7 @@ _CHANGE_COLUMNS = (
     *("logged.status", "logged.reason", "logged.note", "logged.actor", "logged.changed_at"),
 )
 
-# A node, which may be large, comes with the last of its changes alone.
+# A row of a node may be large, so it comes only with the last of the node's changes.
 _LIST_AFTER = f"""
 SELECT {", ".join(_CHANGE_COLUMNS)},
        {", ".join(f"standing.{column.name}" for column in _NODE_COLUMNS.values())}
@@ -167,7 +170,6 @@ FROM (
 JOIN nodes named ON named.id = logged.node_id
 LEFT JOIN nodes standing
     ON standing.id = logged.node_id AND logged.revision = logged.last
-    AND standing.removed_at IS NULL
 ORDER BY logged.revision
 """  # noqa: S608  # nothing in it comes from outside
 _ENUM_COLUMNS = [
@@ -176,6 +178,7 @@ _ENUM_COLUMNS = [
     if isinstance(column.type, Enum) and column.type.enum_class
 ]
 _MAX_REVISION = 2**63 - 1
+_MAX_BLOCKING_SECONDS = 0.005
 
 NodeRow: TypeAlias = Any
 """A tuple with the attributes of Node, by name."""
@@ -191,9 +194,9 @@ _make_node_row = _make_row_type(_NODE_COLUMNS)
 async def list_changes_after(
     connection: asyncpg.Connection, revision: int, *, upto: int | None = None, limit: int = 1000
 ) -> tuple[list[LoggedChange], dict[UUID, NodeRow]]:
-    """The changes behind `revision`, in order, and those of their nodes that are registered.
+    """Return the changes after `revision`, in order, and the nodes that they are about.
 
-    The latter are rows with the attributes of Node.
+    The nodes are rows with the attributes of Node, by its id; those removed by now are among them.
     """
     upto = _MAX_REVISION if upto is None else upto
     changes, nodes = [], {}
@@ -210,18 +213,36 @@ async def list_changes_after(
 
 
 async def match_changes(
-    session: AsyncSession, revisions: range, node_filter: NodeFilter
-) -> dict[int, bool]:
-    """Whether the filter means them: of those revisions that the log still holds.
+    database: Database,
+    changes: Sequence[LoggedChange],
+    nodes: Mapping[UUID, NodeRow],
+    node_filter: NodeFilter,
+) -> set[int]:
+    """Return the revisions of the changes that match the filter, by the rows of their nodes.
 
-    The last changes of removed nodes are judged too.
+    A removed node's changes can match too. Only `get_database_part` of the filter needs the
+    database; it is evaluated on the nodes as they are now.
+
+    Raises: Unavailable: the database did not answer.
     """
-    rows = await session.execute(
-        select(STATUS_CHANGE.revision, node_filter.to_condition(status=STATUS_CHANGE.status))
-        .join(Node, STATUS_CHANGE.node_id == NODE.id)
-        .where(STATUS_CHANGE.revision >= revisions.start, STATUS_CHANGE.revision < revisions.stop)
-    )
-    return {revision: bool(meant) for revision, meant in rows}
+    matches = node_filter.to_predicate()
+    matching: list[LoggedChange] = []
+    resumed_at = perf_counter()
+    for change in changes:
+        if perf_counter() - resumed_at > _MAX_BLOCKING_SECONDS:
+            await asyncio.sleep(0)  # comparing large documents must not block the event loop
+            resumed_at = perf_counter()
+        if matches(nodes[change.node], change.status):
+            matching.append(change)
+    part = node_filter.get_database_part()
+    if part is not None and matching:
+        ids = {change.node for change in matching}
+        async with database.read() as session:
+            found = set(
+                await session.scalars(select(NODE.id).where(NODE.id.in_(ids), part.to_condition()))
+            )
+        matching = [change for change in matching if change.node in found]
+    return {change.revision for change in matching}
 
 
 _TRIM = text("""

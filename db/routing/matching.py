@@ -9,9 +9,9 @@ from typing import NamedTuple
 import orjson
 
 from db.core.enums import NodeRole, NodeStatus, NodeType
+from db.core.jsonb_contains import contains
 from db.registry.node_filter import LabelSelector
 from db.routing.candidates import Candidate
-from db.routing.jsonb_contains import contains
 
 _MAX_NAMES = 5
 _MAX_TEXT = 120
@@ -122,23 +122,24 @@ def _check_membership(attribute: str, accepted: Sequence[NodeRole] | Sequence[No
 
 
 def _check_labels(selector: LabelSelector) -> Iterator[_Check]:
-    if selector.all is not None:
-        every = frozenset(selector.all)
+    has_all, has_any, has_none = selector.to_checks()
+    if has_all is not None:
+        required = frozenset(selector.all or ())
         yield _Check(
-            lambda candidate: every <= candidate.labels,
-            lambda candidate: f"lacks {_name_labels(every - candidate.labels)}",
+            lambda candidate: has_all(candidate.labels),
+            lambda candidate: f"lacks {_name_labels(required - candidate.labels)}",
         )
-    if selector.any is not None:
-        some = frozenset(selector.any)
+    if has_any is not None:
+        some = frozenset(selector.any or ())
         line = (
             f"has none of the labels {_join_names(some)}" if some else "needs a label, one of none"
         )
-        yield _Check(lambda candidate: not some.isdisjoint(candidate.labels), lambda _: line)
-    if selector.none is not None:
-        no = frozenset(selector.none)
+        yield _Check(lambda candidate: has_any(candidate.labels), lambda _: line)
+    if has_none is not None:
+        excluded = frozenset(selector.none or ())
         yield _Check(
-            lambda candidate: no.isdisjoint(candidate.labels),
-            lambda candidate: f"has {_name_labels(no & candidate.labels)}",
+            lambda candidate: has_none(candidate.labels),
+            lambda candidate: f"has {_name_labels(excluded & candidate.labels)}",
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from uuid import UUID
 
 import asyncpg
 import structlog
@@ -20,7 +21,7 @@ from db.core.errors import Unavailable
 from db.registry import status_changes
 from db.registry.change_listener import NO_HANDLERS, NotificationHandler, open_listener
 from db.registry.node_filter import EVERY_NODE, NodeFilter
-from db.registry.status_changes import LoggedChange
+from db.registry.status_changes import LoggedChange, NodeRow
 from graph.core.broadcast import Broadcast
 from graph.core.single_flight import SingleFlight
 from graph.live.stream_events import Bookmark, StatusChanged
@@ -42,36 +43,41 @@ class GapInLog(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Consecutive changes of the log, each with its node as it stood when they were read."""
+    """Consecutive changes of the log, with the rows of their nodes as of when they were read.
+
+    `nodes` has the rows of removed nodes too, by which a filter matches their last changes.
+    """
 
     database: Database
     revisions: range
     events: list[StatusChanged]
-    _judged: SingleFlight[NodeFilter, dict[int, bool]] = field(
+    nodes: Mapping[UUID, NodeRow]
+    _matches: SingleFlight[NodeFilter, set[int]] = field(
         default_factory=lambda: SingleFlight(_MAX_FILTERS)
     )
 
-    async def behind(self, position: int, node_filter: NodeFilter) -> list[StatusChanged]:
-        """Those behind the position that the filter means.
+    async def list_events_after(
+        self, position: int, node_filter: NodeFilter
+    ) -> list[StatusChanged]:
+        """Return the events after the position that match the filter.
 
-        Who asks the same at about the same time shares the answer. Raises HoleInLog when the log
-        was trimmed of some of them: what a filter means can be asked only of what is logged.
+        Callers with equal filters share one evaluation for SHARED_SECONDS.
+
+        Raises: Unavailable: the database did not answer.
         """
         events = self.events
         if position >= self.revisions.start:
             events = [event for event in events if event.change.revision > position]
         if node_filter == EVERY_NODE:
             return events
-        judged = await self._judged.get(node_filter, partial(self._ask, node_filter))
-        if any(event.change.revision not in judged for event in events):
-            raise GapInLog("the change log no longer reaches back so far")
-        return [event for event in events if judged[event.change.revision]]
+        matches = await self._matches.get(node_filter, partial(self._match, node_filter))
+        return [event for event in events if event.change.revision in matches]
 
-    async def _ask(self, node_filter: NodeFilter) -> dict[int, bool]:
-        # Thousands of batches are kept, many of a single change: not the answers too.
-        asyncio.get_running_loop().call_later(SHARED_SECONDS, self._judged.forget, node_filter)
-        async with self.database.read() as session:
-            return await status_changes.match_changes(session, self.revisions, node_filter)
+    async def _match(self, node_filter: NodeFilter) -> set[int]:
+        # Thousands of batches are kept, most of a single change: their matches are not.
+        asyncio.get_running_loop().call_later(SHARED_SECONDS, self._matches.forget, node_filter)
+        changes = [event.change for event in self.events]
+        return await status_changes.match_changes(self.database, changes, self.nodes, node_filter)
 
 
 async def read_batch(
@@ -82,16 +88,18 @@ async def read_batch(
     limit: int,
     upto: int | None = None,
 ) -> Batch | None:
-    """The next changes behind a revision; None when there are none."""
-    logged, standing = await status_changes.list_changes_after(
+    """Return the next changes after a revision; None if there are none."""
+    changes, nodes = await status_changes.list_changes_after(
         connection, after, upto=upto, limit=limit
     )
-    if not logged:
+    if not changes:
         return None
+    registered = {id_: node for id_, node in nodes.items() if node.removed_at is None}
     return Batch(
         database,
-        range(logged[0].revision, logged[-1].revision + 1),
-        [StatusChanged(change, standing.get(change.node)) for change in logged],
+        range(changes[0].revision, changes[-1].revision + 1),
+        [StatusChanged(change, registered.get(change.node)) for change in changes],
+        nodes,
     )
 
 

@@ -64,7 +64,7 @@ async def _follow(
                 else:
                     batch = await feed.read_replay(position, set_backs)
                 if batch is not None:
-                    if events := await batch.behind(position, node_filter):
+                    if events := await batch.list_events_after(position, node_filter):
                         yield events
                         silent_since = clock()
                     position = batch.revisions[-1]

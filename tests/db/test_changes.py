@@ -252,7 +252,7 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
     )
 
 
-async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
+async def test_changes_are_read_with_their_nodes_once_and_removed_nodes_are_marked(
     database: Database,
 ) -> None:
     await register(database, "stays")
@@ -263,7 +263,8 @@ async def test_changes_are_read_with_their_nodes_once_and_without_those_removed(
     async with database.open_connection() as connection:
         logged, standing = await status_changes.list_changes_after(connection, 2)
     assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
-    assert [node.node_id for node in standing.values()] == ["stays"]
+    assert [node.node_id for node in standing.values()] == ["stays", "gone"]
+    assert [node.node_id for node in standing.values() if node.removed_at is None] == ["stays"]
     assert standing[logged[0].node].status is NodeStatus.DEGRADED
 
 
@@ -288,9 +289,11 @@ async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_l
 
     async def matching(revisions: range, **parts: object) -> set[int]:
         node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words
-        async with database.read() as session:
-            judged = await status_changes.match_changes(session, revisions, node_filter)
-        return {revision for revision, meant in judged.items() if meant}
+        async with database.open_connection() as connection:
+            changes, changed_nodes = await status_changes.list_changes_after(
+                connection, revisions.start - 1, upto=revisions.stop - 1
+            )
+        return await status_changes.match_changes(database, changes, changed_nodes, node_filter)
 
     assert await matching(range(1, 6), node_ids=("node-3",)) == {3, 4, 5}
     assert await matching(range(1, 5), node_ids=("node-3",)) == {3, 4}

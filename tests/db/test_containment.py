@@ -9,28 +9,11 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.core import jsonb_contains
 from db.core.database import Database
-from db.routing import jsonb_contains
-from db.routing.jsonb_contains import contains
+from db.core.jsonb_contains import contains
 from tests.support.fleet import limit_examples
-from tests.support.json_documents import DOCUMENTS
-
-
-@st.composite
-def pruned(draw: st.DrawFn, document: Any) -> Any:
-    """Mostly contained in the document: something left out, doubled, put elsewhere, or changed."""
-    if draw(st.integers(0, 19)) == 0:
-        return draw(DOCUMENTS)
-    if isinstance(document, dict):
-        keys = draw(st.lists(st.sampled_from([*document, None]), unique=True))
-        return {key: draw(pruned(document[key])) for key in keys if key is not None}
-    if isinstance(document, list):
-        places = draw(st.lists(st.sampled_from([*range(len(document)), None]), max_size=4))
-        return [draw(pruned(document[place])) for place in places if place is not None]
-    if isinstance(document, (int, float)) and not isinstance(document, bool):
-        return draw(st.sampled_from([document, float(document)]))
-    return document
-
+from tests.support.json_documents import DOCUMENTS, pruned
 
 PAIRS = DOCUMENTS.flatmap(
     lambda whole: st.tuples(

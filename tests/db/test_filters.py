@@ -1,7 +1,7 @@
 """Each part of a filter means what plain Python says it means, over random fleets."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,16 +9,20 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Select, event, insert, select, text
+from sqlalchemy import Select, event, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.database import Database
-from db.core.enums import NodeRole, NodeStatus, NodeType, ProfileType
-from db.core.tables import NODE, Node, NodeProfile, RoleProfile
-from db.registry import nodes
+from db.core.enums import NodeRole, NodeStatus, NodeType, ProfileType, StatusReason
+from db.core.tables import NODE, STATUS_CHANGE, Node, NodeProfile, RoleProfile
+from db.registry import node_filter as node_filter_module
+from db.registry import nodes, status_changes
 from db.registry.node_filter import EVERY_NODE, LabelSelector, NodeFilter
 from db.registry.nodes import NodeOrder
+from db.registry.status_changes import Transition
 from tests.support.fleet import OPERATOR, clear, limit_examples, register
+from tests.support.json_documents import DOCUMENTS as JSON_DOCUMENTS
+from tests.support.json_documents import pruned
 
 LABELS = st.lists(st.sampled_from(["gpu", "router", "a=b", "GPU"]), max_size=3)
 TEXTS = st.text("aB%_\\/'", max_size=4)
@@ -96,6 +100,33 @@ FILTERS = st.builds(
     profile=maybe(NAMES),
     search=maybe(TEXTS),
 )
+ODD_TEXTS = st.text("aAiI\u0131\u0130kK\u212aßẞ\u03c3ς\u03a3Éé%_\\/日", max_size=3)
+"""Letters whose case Python and the locales of databases change in different ways."""
+
+ODD_LABELS = st.lists(ODD_TEXTS, max_size=3)
+ODD_SUBJECTS = st.builds(
+    replace,
+    SUBJECTS,
+    node_id=ODD_TEXTS,
+    node_name=ODD_TEXTS,
+    hostname=st.none() | ODD_TEXTS,
+    labels=ODD_LABELS,
+    capabilities=st.dictionaries(st.sampled_from(["a", "b", "é", ""]), JSON_DOCUMENTS, max_size=3),
+)
+ODD_FILTERS = st.builds(
+    replace,
+    FILTERS,
+    node_ids=some(ODD_TEXTS),
+    labels=maybe(
+        st.builds(
+            LabelSelector,
+            all=maybe(ODD_LABELS.map(tuple)),
+            any=maybe(ODD_LABELS.map(tuple)),
+            none=maybe(ODD_LABELS.map(tuple)),
+        )
+    ),
+    search=maybe(ODD_TEXTS),
+)
 PARTS = ["node_ids", "roles", "types", "statuses", "labels", "capabilities", "profile", "search"]
 
 
@@ -146,7 +177,8 @@ async def build(
     session: AsyncSession,
     fleet: list[Subject],
     of_role: Mapping[tuple[NodeRole, NodeType, str], bool],
-) -> None:
+) -> dict[str, UUID]:
+    """Write the nodes and profiles; return the nodes' ids by their node ids."""
     ids: dict[str, UUID] = {subject.node_id: uuid4() for subject in fleet}
     for table, made in (
         (
@@ -196,6 +228,7 @@ async def build(
     ):
         if made:
             await session.execute(insert(table).values(made))
+    return ids
 
 
 async def found(session: AsyncSession, node_filter: NodeFilter) -> set[str]:
@@ -221,6 +254,79 @@ async def test_a_filter_finds_the_nodes_that_it_means(
             for node_filter in [whole, *parts]:
                 expected = {s.node_id for s in fleet if means(node_filter, s, of_role)}
                 assert await found(session, node_filter) == expected
+
+
+def is_object(document: Any) -> bool:
+    return isinstance(document, dict)
+
+
+@st.composite
+def fleets_and_filters(draw: st.DrawFn) -> tuple[list[Subject], list[NodeFilter]]:
+    """Nodes with capabilities of all kinds, and filters by documents that may be part of theirs."""
+    fleet = draw(st.lists(ODD_SUBJECTS, max_size=4, unique_by=lambda subject: subject.node_id))
+    filters = draw(st.lists(ODD_FILTERS, min_size=1, max_size=3))
+    for i, subject in enumerate(fleet):
+        part = orjson.dumps(draw(pruned(subject.capabilities).filter(is_object))).decode()
+        filters += [
+            NodeFilter(capabilities=part),
+            replace(filters[i % len(filters)], capabilities=part),
+        ]
+    return fleet, filters
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 3), st.sampled_from(NodeStatus), st.booleans()), max_size=8
+)
+"""Each of the node with that number; the last says whether it is removed at the end."""
+
+
+@given(fleets_and_filters(), ROLE_PROFILES, CHANGES, st.sampled_from([0, 4096]))
+@limit_examples(100)
+async def test_changes_in_memory_match_a_filter_when_the_database_says_so(
+    database: Database,
+    fleet_and_filters: tuple[list[Subject], list[NodeFilter]],
+    of_role: dict[tuple[NodeRole, NodeType, str], bool],
+    changes: list[tuple[int, NodeStatus, bool]],
+    max_capabilities_in_python: int,
+) -> None:
+    fleet, wholes = fleet_and_filters
+    async with database.write() as session:
+        await clear(session)
+        ids = list((await build(session, fleet, of_role)).values())
+        changes = [change for change in changes if change[0] < len(ids)]
+        for i, status, is_removed in changes:
+            transition = Transition(ids[i], None, status, StatusReason.SEEDED)
+            await status_changes.apply_transitions(session, [transition])
+            removed_at = func.registry_now() if is_removed else None
+            await session.execute(
+                update(Node).where(NODE.id == ids[i]).values(removed_at=removed_at)
+            )
+    async with database.open_connection() as connection:
+        logged, changed_nodes = await status_changes.list_changes_after(connection, 0)
+    assert len(logged) == len(changes)
+    filters = [
+        node_filter
+        for whole in wholes
+        for node_filter in (whole, *(NodeFilter(**{part: getattr(whole, part)}) for part in PARTS))
+    ]
+    conditions = [
+        node_filter.to_condition(status=STATUS_CHANGE.status).label(f"filter_{i}")
+        for i, node_filter in enumerate(filters)
+    ]
+    async with database.read() as session:
+        rows = (
+            await session.execute(
+                select(STATUS_CHANGE.revision, *conditions).join(
+                    Node, STATUS_CHANGE.node_id == NODE.id
+                )
+            )
+        ).all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node_filter_module, "MAX_CAPABILITIES_IN_PYTHON", max_capabilities_in_python)
+        for i, node_filter in enumerate(filters, 1):
+            assert await status_changes.match_changes(
+                database, logged, changed_nodes, node_filter
+            ) == {row[0] for row in rows if row[i]}
 
 
 async def test_no_filter_finds_every_node_that_is_registered(database: Database) -> None:

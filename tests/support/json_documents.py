@@ -1,5 +1,7 @@
 """JSON documents as hypothesis makes them up."""
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 WHOLE = [0, 1, -1, 100, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 10**16]
@@ -15,3 +17,19 @@ DOCUMENTS = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+@st.composite
+def pruned(draw: st.DrawFn, document: Any) -> Any:
+    """Mostly contained in the document: something left out, doubled, put elsewhere, or changed."""
+    if draw(st.integers(0, 19)) == 0:
+        return draw(DOCUMENTS)
+    if isinstance(document, dict):
+        keys = draw(st.lists(st.sampled_from([*document, None]), unique=True))
+        return {key: draw(pruned(document[key])) for key in keys if key is not None}
+    if isinstance(document, list):
+        places = draw(st.lists(st.sampled_from([*range(len(document)), None]), max_size=4))
+        return [draw(pruned(document[place])) for place in places if place is not None]
+    if isinstance(document, (int, float)) and not isinstance(document, bool):
+        return draw(st.sampled_from([document, float(document)]))
+    return document

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.core.enums import NodeRanking, NodeRole, NodeStatus, NodeType
+from db.core.jsonb_contains import contains
 from db.registry.node_filter import LabelSelector
 from db.routing.candidates import Candidate, extract_models, make_candidate
-from db.routing.jsonb_contains import contains
 from db.routing.matching import Requirements, list_unmet_requirements, partition
 from db.routing.scoring import HALF_SCORE_MB, rank
 from tests.support.json_documents import DOCUMENTS, TEXTS

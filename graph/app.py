@@ -13,7 +13,7 @@ from graph.api.schema import schema
 from graph.auth.authentication import Authentication
 from graph.auth.caller_limits import CallerLimits
 from graph.auth.credential_cache import CredentialCache
-from graph.auth.jwt_verifier import jwt_verifier
+from graph.auth.jwt_verifier import create_jwt_verifier
 from graph.auth.rate_sync import RateSync
 from graph.core.open_database import open_database
 from graph.core.settings import RESERVED_CONNECTIONS, ConfigurationError, Settings
@@ -31,7 +31,7 @@ from graph.services import Services
 from graph.telemetry.metrics import Metrics
 from graph.telemetry.peer_metrics import PeerMetrics
 from graph.telemetry.spans import NoTracer, Tracer
-from graph.transport.dashboard import STATIC, Assets, dashboard
+from graph.transport.dashboard import STATIC, Assets, show_dashboard
 from graph.transport.http import GraphQLOverHTTP
 from graph.transport.request_id import RequestIdMiddleware
 from graph.transport.status_pages import Pages
@@ -76,7 +76,7 @@ async def open_services(
         metrics = Metrics()
         limits = CallerLimits(settings, metrics)
         credential_cache = CredentialCache(
-            database, await jwt_verifier(settings), check_seconds=settings.key_check_seconds
+            database, await create_jwt_verifier(settings), check_seconds=settings.key_check_seconds
         )
         authentication = Authentication(settings, credential_cache)
         rate_sync = RateSync(database, [*limits.rates, authentication.failures])
@@ -84,7 +84,7 @@ async def open_services(
             database,
             check_seconds=settings.listen_check_seconds,
             max_lag=settings.subscriber_max_lag,
-            others={rate_channel.CHANNEL: rate_sync.hear},
+            others={rate_channel.CHANNEL: rate_sync.receive},
         )
         await change_feed.start()
         node_snapshot = NodeSnapshot(database, change_feed)
@@ -167,7 +167,7 @@ def build_app(services: Services) -> ASGIApp:
             Route("/health/live", pages.live),
             Route("/metrics", pages.metrics),
             Route("/graphql", graphql),
-            Route("/dashboard", dashboard),
+            Route("/dashboard", show_dashboard),
             Mount("/static", Assets(directory=STATIC)),
         ],
     )

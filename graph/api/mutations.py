@@ -107,7 +107,7 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[RegisterNodeInput, INPUT],
     ) -> RegisterNodePayload:
         context = info.context
-        context.services.caller_limits.registration(context.caller)
+        context.services.caller_limits.charge_registration(context.caller)
         content = input.to_registration()
         content = replace(content, node_id=resolve_node_id(context.caller, content.node_id))
         async with context.services.database.write() as session:
@@ -136,7 +136,7 @@ class Mutation(ProfileMutations, TokenMutations):
         input: Annotated[RecordHeartbeatInput, INPUT],
     ) -> RecordHeartbeatPayload:
         context = info.context
-        context.services.caller_limits.heartbeats(context.caller, 1)
+        context.services.caller_limits.charge_heartbeats(context.caller, 1)
         report = _parse_report("input", input, context.caller)
         [outcome] = await context.services.heartbeat_writer.record([report])
         if isinstance(outcome, RegistryError):
@@ -162,7 +162,7 @@ class Mutation(ProfileMutations, TokenMutations):
         if len(inputs) > validation.MAX_BATCH_SIZE:
             raise BadInput("inputs", f"must be at most {validation.MAX_BATCH_SIZE}")
         context = info.context
-        context.services.caller_limits.heartbeats(context.caller, len(inputs))
+        context.services.caller_limits.charge_heartbeats(context.caller, len(inputs))
         reports = [
             _parse_report_or_error(f"inputs[{i}]", heartbeat, context.caller)
             for i, heartbeat in enumerate(inputs)

@@ -24,48 +24,48 @@ class Authentication:
     """`required` says whether nobody in particular is refused."""
 
     def __init__(self, settings: Settings, keyring: CredentialCache) -> None:
-        self.required = settings.is_authentication_required
+        self.is_required = settings.is_authentication_required
         self._keyring = keyring
         self._open = Grant(ANONYMOUS)
         self._by_loopback_names = is_loopback(settings.http_host)
         self.failures = RateLimiter.per_minute("failed logins", settings.failed_logins_per_minute)
 
-    async def of_request(self, scope: Scope) -> Grant:
+    async def authenticate_request(self, scope: Scope) -> Grant:
         """Raises Unauthenticated, RateLimited, Forbidden and Unavailable."""
-        return await self.of_handshake(scope) or self._nobody(scope)
+        return await self.authenticate_handshake(scope) or self._grant_anonymous(scope)
 
-    async def of_handshake(self, scope: Scope) -> Grant | None:
+    async def authenticate_handshake(self, scope: Scope) -> Grant | None:
         """None where connection_init has to say more. Raises as `of_request`."""
         given = get_header(scope, b"authorization")
         if given is not None:
-            return await self._of(given, scope)
+            return await self._authenticate(given, scope)
         certified = find_certified_identity(scope)
-        return None if certified is None else self._keyring.trusted(*certified)
+        return None if certified is None else self._keyring.grant_certified(*certified)
 
-    async def of_init(self, scope: Scope, payload: Mapping[str, Any] | None) -> Grant:
+    async def authenticate_init(self, scope: Scope, payload: Mapping[str, Any] | None) -> Grant:
         """Of a payload such as {"Authorization": "Bearer …"}. Raises as `of_request`."""
         for name, value in (payload or {}).items():
             if name.lower() == "authorization":
-                return await self._of(value if isinstance(value, str) else "", scope)
-        return self._nobody(scope)
+                return await self._authenticate(value if isinstance(value, str) else "", scope)
+        return self._grant_anonymous(scope)
 
-    async def _of(self, given: str, scope: Scope) -> Grant:
+    async def _authenticate(self, given: str, scope: Scope) -> Grant:
         scheme, _, credentials = given.strip().partition(" ")
         if scheme.lower() != _SCHEME or not credentials:
             raise Unauthenticated("credentials have the form: Bearer KEY")
-        known = self._keyring.known(credentials)
+        known = self._keyring.find_grant(credentials)
         if known is not None:
             return known
-        address = address_of(scope)
-        self.failures.require_left(address)
+        address = get_client_address(scope)
+        self.failures.require_available(address)
         try:
-            return await self._keyring.grant(credentials)
+            return await self._keyring.verify(credentials)
         except Unauthenticated:
             self.failures.take(address)
             raise
 
-    def _nobody(self, scope: Scope) -> Grant:
-        if self.required:
+    def _grant_anonymous(self, scope: Scope) -> Grant:
+        if self.is_required:
             raise Unauthenticated("credentials are needed: Authorization: Bearer KEY")
         # A page of somebody else's that a browser opened by a name which now leads here.
         if self._by_loopback_names and not _is_loopback_name(get_header(scope, b"host") or ""):
@@ -82,7 +82,7 @@ def require_same_origin(scope: Scope, settings: Settings) -> None:
         raise Forbidden(f"pages of {origin} may not ask", origin=origin)
 
 
-def address_of(scope: Scope) -> str:
+def get_client_address(scope: Scope) -> str:
     """The caller's, or its proxy's."""
     client = scope.get("client")
     return str(client[0]) if client else ""

@@ -27,15 +27,15 @@ class CallerLimits:
         self._metrics = metrics
         self._connections = 0
         self._subscriptions: Counter[str] = Counter()
-        self._requests = _quota("requests", settings.requests_per_second)
-        self._requests_of_address = _quota(
+        self._requests = _make_limiter("requests", settings.requests_per_second)
+        self._requests_of_address = _make_limiter(
             "requests from one address", settings.requests_per_second_per_address
         )
-        self._messages = _quota("messages", settings.requests_per_second)
-        self._messages_of_address = _quota(
+        self._messages = _make_limiter("messages", settings.requests_per_second)
+        self._messages_of_address = _make_limiter(
             "messages from one address", settings.requests_per_second_per_address
         )
-        self._heartbeats = _quota("heartbeats", settings.heartbeats_per_second)
+        self._heartbeats = _make_limiter("heartbeats", settings.heartbeats_per_second)
         self._registrations = RateLimiter.per_minute(
             "registrations", settings.registrations_per_minute
         )
@@ -50,27 +50,27 @@ class CallerLimits:
             self._registrations,
         ]
 
-    def request(self, caller: Caller) -> None:
+    def charge_request(self, caller: Caller) -> None:
         """Raises RateLimited."""
-        _take(caller, self._requests, self._requests_of_address)
+        _charge(caller, self._requests, self._requests_of_address)
 
-    def message(self, caller: Caller) -> None:
+    def charge_message(self, caller: Caller) -> None:
         """Of a websocket's that is no request, or one too many. Raises RateLimited."""
-        _take(caller, self._messages, self._messages_of_address)
+        _charge(caller, self._messages, self._messages_of_address)
 
-    def heartbeats(self, caller: Caller, count: int) -> None:
+    def charge_heartbeats(self, caller: Caller, count: int) -> None:
         """Raises RateLimited."""
         self._heartbeats.take(caller.rate_key, count)
 
-    def registration(self, caller: Caller) -> None:
+    def charge_registration(self, caller: Caller) -> None:
         """Raises RateLimited."""
         self._registrations.take(caller.rate_key)
 
     @contextmanager
-    def connection(self) -> Iterator[None]:
+    def hold_connection(self) -> Iterator[None]:
         """Raises RateLimited when there are too many already."""
         if self._connections >= self._max_connections:
-            raise _too_many(f"at most {self._max_connections} connections to one process")
+            raise _make_limit_error(f"at most {self._max_connections} connections to one process")
         self._connections += 1
         try:
             with self._metrics.connections.track_inprogress():
@@ -79,11 +79,11 @@ class CallerLimits:
             self._connections -= 1
 
     @contextmanager
-    def subscription(self, caller: Caller) -> Iterator[None]:
+    def hold_subscription(self, caller: Caller) -> Iterator[None]:
         """Raises RateLimited when the caller has too many already."""
         counted_as = caller.rate_key
         if self._subscriptions[counted_as] >= self._max_subscriptions:
-            raise _too_many(f"at most {self._max_subscriptions} subscriptions of one caller")
+            raise _make_limit_error(f"at most {self._max_subscriptions} subscriptions of one caller")
         self._subscriptions[counted_as] += 1
         try:
             yield
@@ -93,15 +93,15 @@ class CallerLimits:
                 del self._subscriptions[counted_as]
 
 
-def _take(caller: Caller, of_identity: RateLimiter, of_address: RateLimiter) -> None:
+def _charge(caller: Caller, of_identity: RateLimiter, of_address: RateLimiter) -> None:
     if caller.identity is not ANONYMOUS:
         of_identity.take(caller.identity.name)
     of_address.take(caller.address or "")
 
 
-def _quota(what: str, per_second: float) -> RateLimiter:
+def _make_limiter(what: str, per_second: float) -> RateLimiter:
     return RateLimiter(what, per_second=per_second, burst=per_second * _BURST_SECONDS)
 
 
-def _too_many(message: str) -> RateLimited:
+def _make_limit_error(message: str) -> RateLimited:
     return RateLimited(message, retryAfterSeconds=RETRY_AFTER_SECONDS)

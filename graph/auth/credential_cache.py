@@ -24,7 +24,7 @@ from graph.core.single_flight import SingleFlight
 log = structlog.get_logger()
 
 MAX_KEPT = 50_000
-USE_SECONDS = 60.0
+RECORD_USE_SECONDS = 60.0
 GRANT_ENDED = "the credentials were revoked, or their time is over"
 
 
@@ -35,7 +35,7 @@ class Grant:
 
     def __init__(self, identity: Identity, ends_at: datetime | None = None) -> None:
         self.identity = identity
-        self.ends_at = ends_at
+        self.expires_at = ends_at
         self.ended = False
         self._watchers: set[Callable[[], object]] = set()
 
@@ -72,27 +72,27 @@ class CredentialCache:
         self._granted: WeakSet[Grant] = WeakSet()  # whoever still holds one, kept or not
         self._used: dict[UUID, datetime] = {}
 
-    def known(self, shown: str) -> Grant | None:
+    def find_grant(self, shown: str) -> Grant | None:
         """What was granted for it already, if that still counts."""
-        grant = self._kept.get_stored(_digest(shown))
+        grant = self._kept.get_stored(_hash_credential(shown))
         if grant is None or grant.ended:
             return None
-        self._use(grant)
+        self._note_use(grant)
         return grant
 
-    async def grant(self, shown: str) -> Grant:
+    async def verify(self, shown: str) -> Grant:
         """Raises Unauthenticated, Forbidden for a token of another issuer that gives no role here,
         and Unavailable when the database, or that issuer, cannot be asked.
         """
-        digest = _digest(shown)
-        grant = await self._kept.get(digest, partial(self._ask, shown))
+        digest = _hash_credential(shown)
+        grant = await self._kept.get(digest, partial(self._verify, shown))
         if grant.ended:
             self._kept.forget(digest)
-            grant = await self._kept.get(digest, partial(self._ask, shown))
-        self._use(grant)
+            grant = await self._kept.get(digest, partial(self._verify, shown))
+        self._note_use(grant)
         return grant
 
-    def trusted(self, identity: Identity, ends_at: datetime) -> Grant:
+    def grant_certified(self, identity: Identity, ends_at: datetime) -> Grant:
         """Of what somebody else vouches for, until then."""
         grant = Grant(identity, ends_at)
         self._granted.add(grant)
@@ -105,18 +105,18 @@ class CredentialCache:
         while True:
             await asyncio.sleep(self._check_seconds)
             try:
-                await self.look()
-                if loop.time() - recorded_at >= USE_SECONDS:
-                    await self.record_use()
+                await self.end_invalid_grants()
+                if loop.time() - recorded_at >= RECORD_USE_SECONDS:
+                    await self.record_uses()
                     recorded_at = loop.time()
             except Unavailable as error:
                 log.warning("keys.unavailable", cause=repr(error.__cause__))
 
-    async def look(self) -> None:
+    async def end_invalid_grants(self) -> None:
         """Ends what no longer counts: of our own keys, by the database's clock."""
         now = datetime.now(UTC)
         for grant in list(self._granted):
-            if grant.ends_at is not None and grant.ends_at <= now:
+            if grant.expires_at is not None and grant.expires_at <= now:
                 self._end(grant)
         asked = {key for grant in self._granted if (key := grant.identity.token_id) is not None}
         if not asked:
@@ -127,16 +127,16 @@ class CredentialCache:
             if grant.identity.token_id in ended:
                 self._end(grant)
 
-    async def record_use(self) -> None:
+    async def record_uses(self) -> None:
         used, self._used = self._used, {}
         if used:
             async with self._database.write() as session:
                 await tokens.record_uses(session, used)
 
-    async def _ask(self, shown: str) -> Grant:
+    async def _verify(self, shown: str) -> Grant:
         presented = token_format.parse_token(shown)
         if presented is None and self._verifier is not None:
-            return self.trusted(*await self._verifier.verify(shown))
+            return self.grant_certified(*await self._verifier.verify(shown))
         if presented is None:
             raise Unauthenticated("that is no key of this registry")
         async with self._database.read() as session:
@@ -147,7 +147,7 @@ class CredentialCache:
         self._granted.add(grant)
         return grant
 
-    def _use(self, grant: Grant) -> None:
+    def _note_use(self, grant: Grant) -> None:
         if grant.identity.token_id is not None:
             self._used[grant.identity.token_id] = datetime.now(UTC)
 
@@ -157,6 +157,6 @@ class CredentialCache:
         log.info("key.ended", name=grant.identity.name)
 
 
-def _digest(shown: str) -> bytes:
+def _hash_credential(shown: str) -> bytes:
     """What is kept does not tell the key."""
     return hashlib.sha256(shown.encode(errors="replace")).digest()

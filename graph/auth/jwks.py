@@ -34,7 +34,7 @@ class BadKeySet(Exception):
     """What was read is no set of public keys; the message says why."""
 
 
-class Source(Protocol):
+class KeySource(Protocol):
     max_age_seconds: float
     min_interval_seconds: float
 
@@ -42,7 +42,7 @@ class Source(Protocol):
         """None if it is as it was. Raises OSError, BadKeySet and httpx.HTTPError."""
 
 
-class File:
+class KeyFile:
     """Looked at each time, and read when it was written again."""
 
     max_age_seconds = 0.0
@@ -60,7 +60,7 @@ class File:
         return await asyncio.to_thread(self._path.read_bytes)
 
 
-class Address:
+class KeyAddress:
     """Asked when what it said is old, and when a token names a key that it did not say."""
 
     max_age_seconds = MAX_AGE_SECONDS
@@ -89,22 +89,22 @@ class Address:
         return bytes(content)
 
 
-def source(said: str) -> Source:
+def parse_source(said: str) -> KeySource:
     """An address or the path of a file. Raises ValueError for an address that anybody between
     here and there could answer for.
     """
     url = urlsplit(said)
     if url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or "")):
-        return Address(said)
+        return KeyAddress(said)
     if "://" in said:
         raise ValueError("must be an https address or the path of a file")
-    return File(Path(said))
+    return KeyFile(Path(said))
 
 
 class KeySet:
     """What was read last stays while nothing better can be read."""
 
-    def __init__(self, origin: Source, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, origin: KeySource, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._origin = origin
         self._clock = clock
         self._keys: Sequence[PyJWK] = ()
@@ -116,18 +116,18 @@ class KeySet:
         """Raises OSError, BadKeySet and httpx.HTTPError."""
         content = await self._origin.read()
         if content is not None:
-            self._keys = public_keys(content)
+            self._keys = parse_public_keys(content)
         self._read_at = self._tried_at = self._clock()
         self._complaint = None
 
     async def find(self, key_id: str | None, algorithm: object) -> PyJWK:
         """The one key that is meant. Raises Unauthenticated, and Unavailable without any keys."""
         if self._clock() - self._read_at >= self._origin.max_age_seconds:
-            await self._try_again()
-        found = self._meant(key_id, algorithm)
+            await self._reload()
+        found = self._select(key_id, algorithm)
         if found is None:
-            await self._try_again()
-            found = self._meant(key_id, algorithm)
+            await self._reload()
+            found = self._select(key_id, algorithm)
         if not self._keys:
             raise Unavailable(
                 self._origin.min_interval_seconds, dependency="the keys of the issuer"
@@ -136,7 +136,7 @@ class KeySet:
             raise Unauthenticated("the token is signed by no key of the issuer")
         return found
 
-    def _meant(self, key_id: str | None, algorithm: object) -> PyJWK | None:
+    def _select(self, key_id: str | None, algorithm: object) -> PyJWK | None:
         found = [
             key
             for key in self._keys
@@ -144,7 +144,7 @@ class KeySet:
         ]
         return found[0] if len(found) == 1 else None
 
-    async def _try_again(self) -> None:
+    async def _reload(self) -> None:
         """Those who come meanwhile wait for the same answer."""
         async with self._reading:
             if self._clock() - self._tried_at < self._origin.min_interval_seconds:
@@ -159,7 +159,7 @@ class KeySet:
                 self._complaint = reason
 
 
-def public_keys(content: bytes) -> list[PyJWK]:
+def parse_public_keys(content: bytes) -> list[PyJWK]:
     """Those that verify signatures by one of ALGORITHMS; others are passed over.
 
     Raises BadKeySet, also if one of them is secret: whoever can read the set could sign by it.
@@ -173,13 +173,13 @@ def public_keys(content: bytes) -> list[PyJWK]:
         raise BadKeySet("it has no list of keys")
     if any(key.get("kty") == "oct" or "d" in key for key in listed):
         raise BadKeySet("it has a secret key")
-    keys = [_key(key, algorithm) for key in listed if (algorithm := _algorithm(key)) is not None]
+    keys = [_make_key(key, algorithm) for key in listed if (algorithm := _find_algorithm(key)) is not None]
     if not keys:
         raise BadKeySet(f"none of its keys is for {', '.join(ALGORITHMS.values())}")
     return keys
 
 
-def _algorithm(key: dict[str, Any]) -> str | None:
+def _find_algorithm(key: dict[str, Any]) -> str | None:
     """None for a key that is for something else."""
     kind, curve, operations = key.get("kty"), key.get("crv"), key.get("key_ops", ["verify"])
     if not isinstance(kind, str) or not isinstance(curve, str | None):
@@ -190,7 +190,7 @@ def _algorithm(key: dict[str, Any]) -> str | None:
     return algorithm if signs and verifies else None
 
 
-def _key(key: dict[str, Any], algorithm: str) -> PyJWK:
+def _make_key(key: dict[str, Any], algorithm: str) -> PyJWK:
     try:
         made = PyJWK(key, algorithm)
         too_short = made.Algorithm.check_key_length(made.key)

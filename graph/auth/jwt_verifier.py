@@ -21,7 +21,7 @@ from jwt.exceptions import (
 from db.core.enums import Role
 from db.core.errors import Forbidden, Unauthenticated
 from db.core.identity import JWT_PREFIX, Identity
-from graph.auth.jwks import ALGORITHMS, BadKeySet, File, KeySet, source
+from graph.auth.jwks import ALGORITHMS, BadKeySet, KeyFile, KeySet, parse_source
 from graph.core.settings import ConfigurationError, Settings
 from graph.core.validation import MAX_NAME_LENGTH
 
@@ -70,26 +70,26 @@ class JwtVerifier:
                 options={"require": ["exp", "sub"]},
             )
         except (PyJWTError, UnicodeError) as error:
-            raise _not_good(error) from None
-        return self._identity(claims), self._ends_at(claims["exp"])
+            raise _make_invalid_token_error(error) from None
+        return self._parse_identity(claims), self._parse_expiry(claims["exp"])
 
-    def _identity(self, claims: Mapping[str, Any]) -> Identity:
+    def _parse_identity(self, claims: Mapping[str, Any]) -> Identity:
         name = claims["sub"]
         if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
             raise Unauthenticated("the token's subject is no name")
-        said = set(_texts(claim(claims, self._role_claim)))
+        said = set(_list_texts(get_claim(claims, self._role_claim)))
         given = {self._roles[each] for each in said if each in self._roles}
         role = next((role for role in STRONGEST_FIRST if role in given), None)
         if role is None:
             raise Forbidden(f"the token's {self._role_claim} give no role in this registry")
         nodes = frozenset[str]()
         if role is Role.AGENT:
-            nodes = frozenset(_texts(claim(claims, self._nodes_claim)))
+            nodes = frozenset(_list_texts(get_claim(claims, self._nodes_claim)))
             if not nodes:
                 raise Forbidden(f"the token's {self._nodes_claim} do not say whose agent it is for")
         return Identity(f"{JWT_PREFIX}{name}", role, nodes)
 
-    def _ends_at(self, expires: object) -> datetime:
+    def _parse_expiry(self, expires: object) -> datetime:
         if not isinstance(expires, int | float) or isinstance(expires, bool):
             raise Unauthenticated("the token's exp is no number")
         try:
@@ -98,7 +98,7 @@ class JwtVerifier:
             raise Unauthenticated("the token's exp is no time") from None
 
 
-async def jwt_verifier(
+async def create_jwt_verifier(
     settings: Settings, *, clock: Callable[[], float] = time.monotonic
 ) -> JwtVerifier | None:
     """None where tokens are not configured. Raises ConfigurationError, also for a file that holds
@@ -113,16 +113,16 @@ async def jwt_verifier(
     if Role.ENROLMENT in settings.jwt_roles.values():
         raise ConfigurationError("NODE_REGISTRY_JWT_ROLES: enrolment is for keys alone")
     try:
-        origin = source(told["jwt_jwks"])
+        origin = parse_source(told["jwt_jwks"])
         keys = KeySet(origin, clock=clock)
-        if isinstance(origin, File):
+        if isinstance(origin, KeyFile):
             await keys.load()
     except (ValueError, OSError, BadKeySet) as error:
         raise ConfigurationError(f"NODE_REGISTRY_JWT_JWKS: {error}") from error
     return JwtVerifier(settings, keys)
 
 
-def claim(claims: Mapping[str, Any], path: str) -> object:
+def get_claim(claims: Mapping[str, Any], path: str) -> object:
     """None where there is none. `realm_access.roles` is the claim of that name, if there is one,
     else what is called `roles` in `realm_access`.
     """
@@ -130,16 +130,16 @@ def claim(claims: Mapping[str, Any], path: str) -> object:
         return claims[path]
     outer, _, inner = path.partition(".")
     held = claims.get(outer)
-    return claim(held, inner) if inner and isinstance(held, Mapping) else None
+    return get_claim(held, inner) if inner and isinstance(held, Mapping) else None
 
 
-def _texts(value: object) -> Iterable[str]:
+def _list_texts(value: object) -> Iterable[str]:
     """Of a text, or a list of them. What else there is says nothing."""
     values = value if isinstance(value, list) else [value]
     return (each for each in values if isinstance(each, str))
 
 
-def _not_good(error: PyJWTError | UnicodeError) -> Unauthenticated:
+def _make_invalid_token_error(error: PyJWTError | UnicodeError) -> Unauthenticated:
     """In words of ours: the library's quote the token."""
     if isinstance(error, MissingRequiredClaimError):
         return Unauthenticated(f"the token is not good: it has no {error.claim}")

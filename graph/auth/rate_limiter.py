@@ -37,7 +37,7 @@ class RateLimiter:
         burst: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.what = what
+        self.name = what
         self._interval = 1 / per_second
         self._tolerance = burst * self._interval
         self._clock = clock
@@ -59,20 +59,20 @@ class RateLimiter:
         until = paid_until + amount * self._interval
         too_early = until - now - self._tolerance
         if too_early > _ROUNDING_SECONDS and paid_until > now:
-            raise self._refusal(min(too_early, paid_until - now))
+            raise self._make_error(min(too_early, paid_until - now))
         account.paid_until = until
         account.taken += amount
         self._accounts.move_to_end(key)
 
-    def require_left(self, key: str) -> None:
+    def require_available(self, key: str) -> None:
         """Raises RateLimited when not even one is left."""
         account = self._accounts.get(key)
         ahead = 0.0 if account is None else account.paid_until - self._clock()
         too_early = ahead + self._interval - self._tolerance
         if too_early > _ROUNDING_SECONDS and ahead > 0:
-            raise self._refusal(too_early)
+            raise self._make_error(too_early)
 
-    def used(self, seconds: float) -> Iterator[tuple[str, float]]:
+    def collect_use(self, seconds: float) -> Iterator[tuple[str, float]]:
         """Of each key that was used within the last seconds: for how long its rate would give what
         was taken since this was asked before.
         """
@@ -84,7 +84,7 @@ class RateLimiter:
                 yield key, account.taken * self._interval
                 account.taken = 0.0
 
-    def charge(self, key: str, seconds: float) -> None:
+    def charge_remote_use(self, key: str, seconds: float) -> None:
         """What was let through elsewhere, as `used` has it: it is paid for here, up to a minute."""
         account = self._account(key)
         paid = min(max(seconds, 0.0), MAX_CHARGE_SECONDS)
@@ -98,5 +98,5 @@ class RateLimiter:
                 self._accounts.popitem(last=False)
         return account
 
-    def _refusal(self, seconds: float) -> RateLimited:
-        return RateLimited(f"too many {self.what}", retryAfterSeconds=round(seconds, 3))
+    def _make_error(self, seconds: float) -> RateLimited:
+        return RateLimited(f"too many {self.name}", retryAfterSeconds=round(seconds, 3))

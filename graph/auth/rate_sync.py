@@ -22,23 +22,23 @@ from graph.auth.rate_limiter import RateLimiter
 log = structlog.get_logger()
 
 INTERVAL_SECONDS = 1.0
-NEAR = 0.05
+MIN_SENT_FRACTION = 0.05
 """The part of a rate below which nothing is told: of twenty processes it would be the whole."""
 
-MAX_TOLD = 1000
+MAX_SENT_KEYS = 1000
 """Keys, at each time; those that used most of their rates."""
 
-Told = tuple[str, str, float]
+RateUse = tuple[str, str, float]
 """The quota's name, the key, and the seconds of its rate that were used."""
 
 
-_PAYLOAD: TypeAdapter[tuple[str, list[Told]]] = TypeAdapter(tuple[str, list[Told]])
+_PAYLOAD: TypeAdapter[tuple[str, list[RateUse]]] = TypeAdapter(tuple[str, list[RateUse]])
 
 
 class RateSync:
     def __init__(self, database: Database, quotas: Sequence[RateLimiter]) -> None:
         self._database = database
-        self._quotas = {quota.what: quota for quota in quotas}
+        self._quotas = {quota.name: quota for quota in quotas}
         self._own = secrets.token_hex(8)
 
     async def run(self) -> None:
@@ -47,7 +47,7 @@ class RateSync:
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
             now = loop.time()
-            payloads = self.payloads(now - told_at)
+            payloads = self.make_payloads(now - told_at)
             told_at = now
             if payloads:
                 try:
@@ -56,18 +56,18 @@ class RateSync:
                 except Unavailable as error:
                     log.warning("rates.not_shared", cause=repr(error.__cause__))
 
-    def payloads(self, seconds: float) -> list[str]:
+    def make_payloads(self, seconds: float) -> list[str]:
         """Of what was let through since the last time, so many seconds ago."""
         used = (
-            (quota.what, key, used)
+            (quota.name, key, used)
             for quota in self._quotas.values()
-            for key, used in quota.used(seconds)
-            if used >= NEAR * seconds
+            for key, used in quota.collect_use(seconds)
+            if used >= MIN_SENT_FRACTION * seconds
         )
-        most = heapq.nlargest(MAX_TOLD, used, key=lambda told: told[2])
-        return [orjson.dumps([self._own, part]).decode() for part in _parts(most)]
+        most = heapq.nlargest(MAX_SENT_KEYS, used, key=lambda told: told[2])
+        return [orjson.dumps([self._own, part]).decode() for part in _split_into_payloads(most)]
 
-    def hear(self, payload: str) -> None:
+    def receive(self, payload: str) -> None:
         """Nothing of what no process of ours would say: others may send notifications, too."""
         try:
             whose, told = _PAYLOAD.validate_json(payload)
@@ -77,12 +77,12 @@ class RateSync:
         if whose != self._own:
             for what, key, used in told:
                 if what in self._quotas:  # a newer version may count more
-                    self._quotas[what].charge(key, used)
+                    self._quotas[what].charge_remote_use(key, used)
 
 
-def _parts(told: Sequence[Told]) -> Iterator[list[Told]]:
+def _split_into_payloads(told: Sequence[RateUse]) -> Iterator[list[RateUse]]:
     """As many in each as a payload bears."""
-    part: list[Told] = []
+    part: list[RateUse] = []
     size = 0
     for each in told:
         own_size = len(orjson.dumps(each)) + 1

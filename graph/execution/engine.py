@@ -121,7 +121,7 @@ class Engine:
     async def _admit(
         self, request: GraphQLRequest, caller: Caller, allowed: Collection[OperationType]
     ) -> _Admitted:
-        self._services.caller_limits.request(caller)
+        self._services.caller_limits.charge_request(caller)
         try:
             document = self._documents.asked_for(request)
         except GraphQLSyntaxError as error:
@@ -208,7 +208,7 @@ class Engine:
         with (
             refusing_on_error(),
             releasing(executor),
-            self._services.caller_limits.subscription(admitted.caller),
+            self._services.caller_limits.hold_subscription(admitted.caller),
         ):
             source = await await_maybe(create_source_event_stream(executor))
             if isinstance(source, ExecutionResult):

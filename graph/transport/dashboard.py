@@ -22,7 +22,7 @@ _HEADERS = {
 }
 
 
-async def dashboard(_: Request) -> Response:
+async def show_dashboard(_: Request) -> Response:
     """One page for all addresses of the dashboard, which are told apart by their parameters."""
     return FileResponse(_PAGE, headers=_HEADERS)
 

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from db.core.errors import BadInput, Forbidden, RegistryError, Unauthenticated, Unavailable
 from db.core.identity import Caller
-from graph.auth.authentication import address_of
+from graph.auth.authentication import get_client_address
 from graph.auth.caller_limits import RETRY_AFTER_SECONDS
 from graph.core import errors
 from graph.core.errors import InvalidRequest, OperationTimedOut, RateLimited
@@ -31,7 +31,7 @@ from graph.execution.request import GraphQLRequest, TooManyValues, find_first_pr
 from graph.execution.response import OperationRefused
 from graph.services import Services
 from graph.transport.sse import MEDIA_TYPE as EVENT_STREAM
-from graph.transport.sse import EventStream, one
+from graph.transport.sse import EventStream, stream_one
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
@@ -70,7 +70,7 @@ _STATUS: dict[type[RegistryError], int] = {
 }
 
 
-class _Refused(Exception):
+class _RejectedRequest(Exception):
     """Answered before anything was parsed; `status` is HTTP's."""
 
     def __init__(self, status: int, error: RegistryError, **headers: str) -> None:
@@ -89,31 +89,31 @@ class GraphQLOverHTTP:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            wants_page = self._settings.has_graphiql and _wants_page(scope)
-            response = _GRAPHIQL if wants_page else await self._answer(scope, receive)
+            wants_page = self._settings.has_graphiql and _is_browser_navigation(scope)
+            response = _GRAPHIQL if wants_page else await self._respond(scope, receive)
         except ClientDisconnect:
             return  # in the middle of its request: nobody waits for an answer
         try:
             await response(scope, receive, send)
         except RateLimited as refused:  # before it began
-            await too_busy(refused)(scope, receive, send)
+            await make_overload_response(refused)(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Response | EventStream:
-        negotiated = _negotiated(get_header(scope, b"accept"))
+    async def _respond(self, scope: Scope, receive: Receive) -> Response | EventStream:
+        negotiated = _negotiate_media_type(get_header(scope, b"accept"))
         streams = negotiated == EVENT_STREAM
         media_type = JSON if negotiated is None or streams else negotiated
         try:
             _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
-            grant = await self._authentication.of_request(scope)
-            caller = Caller(grant.identity, address_of(scope))
-            request = await _read(scope, receive, self._settings.max_body_bytes)
+            grant = await self._authentication.authenticate_request(scope)
+            caller = Caller(grant.identity, get_client_address(scope))
+            request = await _read_request(scope, receive, self._settings.max_body_bytes)
             allowed = _KINDS[scope["method"]] | (_STREAMED if streams else set())
             payload = await self._engine.handle(request, caller, allowed)
             if not isinstance(payload, str):
                 return EventStream(
                     payload,
                     keepalive_seconds=self._settings.keepalive_seconds,
-                    connection=self._limits.connection(),
+                    connection=self._limits.hold_connection(),
                     grant=grant,
                 )
             status = STATUS_EXECUTED
@@ -121,17 +121,17 @@ class GraphQLOverHTTP:
             payload = orjson.dumps({"errors": refused.errors}).decode()
             status = STATUS_EXECUTED if media_type == JSON else STATUS_NOT_EXECUTED
         except KindNotAllowed as error:
-            return _respond_refused(_wrong_way(error.kind), media_type)
-        except _Refused as refused:
-            return _respond_refused(refused, media_type)
+            return _respond_rejected(_reject_kind(error.kind), media_type)
+        except _RejectedRequest as refused:
+            return _respond_rejected(refused, media_type)
         except RegistryError as refusal:
-            return refused_response(refusal, media_type)
+            return make_error_response(refusal, media_type)
         if streams:
-            return EventStream(one(payload), keepalive_seconds=self._settings.keepalive_seconds)
-        return _response(status, payload, media_type)
+            return EventStream(stream_one(payload), keepalive_seconds=self._settings.keepalive_seconds)
+        return _make_response(status, payload, media_type)
 
 
-def refused_response(refusal: RegistryError, media_type: str = JSON) -> Response:
+def make_error_response(refusal: RegistryError, media_type: str = JSON) -> Response:
     """To who may not ask, or not now; before anything was parsed or begun."""
     headers = {}
     seconds = refusal.details.get("retryAfterSeconds")
@@ -139,19 +139,19 @@ def refused_response(refusal: RegistryError, media_type: str = JSON) -> Response
         headers["retry-after"] = str(math.ceil(seconds))
     if isinstance(refusal, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
-    return _response(_STATUS[type(refusal)], _errors(refusal), media_type, headers)
+    return _make_response(_STATUS[type(refusal)], _encode_error(refusal), media_type, headers)
 
 
-def _respond_refused(refused: _Refused, media_type: str) -> Response:
-    return _response(refused.status, _errors(refused.error), media_type, refused.headers)
+def _respond_rejected(refused: _RejectedRequest, media_type: str) -> Response:
+    return _make_response(refused.status, _encode_error(refused.error), media_type, refused.headers)
 
 
-def too_busy(refused: RateLimited) -> Response:
+def make_overload_response(refused: RateLimited) -> Response:
     headers = {"retry-after": str(round(RETRY_AFTER_SECONDS))}
-    return _response(503, _errors(refused), JSON, headers)
+    return _make_response(503, _encode_error(refused), JSON, headers)
 
 
-def _wants_page(scope: Scope) -> bool:
+def _is_browser_navigation(scope: Scope) -> bool:
     """A browser that opens the address, not a client that asks something."""
     return (
         scope["method"] == "GET"
@@ -160,7 +160,7 @@ def _wants_page(scope: Scope) -> bool:
     )
 
 
-def _negotiated(accept: str | None) -> str | None:
+def _negotiate_media_type(accept: str | None) -> str | None:
     """The media type to answer with; None when none of ours is accepted.
 
     What the client would rather have: by `q`, and among equals the first.
@@ -173,18 +173,18 @@ def _negotiated(accept: str | None) -> str | None:
     for part in accept.split(","):
         media_range, _, parameters = part.partition(";")
         media_type = _RANGES.get(media_range.strip().lower())
-        quality = _quality(_parameter(parameters, "q"))
-        utf8 = _parameter(parameters, "charset") in _UTF8
+        quality = _parse_quality(_find_parameter(parameters, "q"))
+        utf8 = _find_parameter(parameters, "charset") in _UTF8
         if media_type and utf8 and quality > best_quality:
             best, best_quality = media_type, quality
     return best
 
 
-def _quality(q: str | None) -> float:
+def _parse_quality(q: str | None) -> float:
     return 1.0 if q is None else float(q) if _QUALITY.fullmatch(q) else 0.0
 
 
-def _parameter(parameters: str, name: str) -> str | None:
+def _find_parameter(parameters: str, name: str) -> str | None:
     for parameter in parameters.split(";"):
         key, _, value = parameter.partition("=")
         if key.strip().lower() == name:
@@ -192,29 +192,29 @@ def _parameter(parameters: str, name: str) -> str | None:
     return None
 
 
-async def _read(scope: Scope, receive: Receive, max_bytes: int) -> GraphQLRequest:
+async def _read_request(scope: Scope, receive: Receive, max_bytes: int) -> GraphQLRequest:
     method = scope["method"]
     if method == "GET":
-        parameters = _from_query_string(QueryParams(scope["query_string"]))
+        parameters = _parse_query_string(QueryParams(scope["query_string"]))
     elif method == "POST":
         _require_json(scope)
-        parameters = _parsed("body", await _body(scope, receive, max_bytes))
+        parameters = _parse_json("body", await _read_body(scope, receive, max_bytes))
     else:
-        raise _Refused(
+        raise _RejectedRequest(
             405, InvalidRequest(f"{method} is not GraphQL: use GET or POST"), Allow="GET, POST"
         )
     try:
         return GraphQLRequest.model_validate(parameters)
     except ValidationError as error:
         field, problem = find_first_problem(error)
-        raise _Refused(400, BadInput(field or "body", problem)) from error
+        raise _RejectedRequest(400, BadInput(field or "body", problem)) from error
 
 
-def _from_query_string(query: QueryParams) -> dict[str, Any]:
+def _parse_query_string(query: QueryParams) -> dict[str, Any]:
     """A parameter that is there but empty counts as absent."""
     given = {name: value for name, value in query.items() if value}
     return given | {
-        name: _parsed(name, given[name]) for name in ("variables", "extensions") if name in given
+        name: _parse_json(name, given[name]) for name in ("variables", "extensions") if name in given
     }
 
 
@@ -224,11 +224,11 @@ def _require_json(scope: Scope) -> None:
         return
     content_type, _, parameters = given.partition(";")
     _require(content_type.strip().lower() == JSON, 415, "Content-Type", f"must be {JSON}")
-    utf8 = _parameter(parameters, "charset") in _UTF8
+    utf8 = _find_parameter(parameters, "charset") in _UTF8
     _require(utf8, 415, "Content-Type", "the charset must be utf-8")
 
 
-async def _body(scope: Scope, receive: Receive, max_bytes: int) -> str:
+async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> str:
     declared = get_header(scope, b"content-length") or ""
     size = int(declared) if declared.isdecimal() else 0
     too_large = f"must be at most {max_bytes} bytes"
@@ -245,41 +245,41 @@ async def _body(scope: Scope, receive: Receive, max_bytes: int) -> str:
                 _require(len(body) <= max_bytes, 413, "body", too_large)
     except TimeoutError as error:
         problem = f"must arrive within {_BODY_SECONDS} seconds"
-        raise _Refused(408, BadInput("body", problem), Connection="close") from error
+        raise _RejectedRequest(408, BadInput("body", problem), Connection="close") from error
     try:
         return body.decode()
     except UnicodeDecodeError as error:
-        raise _Refused(400, BadInput("body", "must be UTF-8")) from error
+        raise _RejectedRequest(400, BadInput("body", "must be UTF-8")) from error
 
 
 def _require(condition: bool, status: int, field: str, problem: str) -> None:  # noqa: FBT001  # an assertion
     if not condition:
-        raise _Refused(status, BadInput(field, problem))
+        raise _RejectedRequest(status, BadInput(field, problem))
 
 
-def _parsed(field: str, text: str) -> Any:
+def _parse_json(field: str, text: str) -> Any:
     try:
         return parse_json(text)
     except TooManyValues as error:
-        raise _Refused(400, BadInput(field, str(error))) from error
+        raise _RejectedRequest(400, BadInput(field, str(error))) from error
     except ValueError as error:
-        raise _Refused(400, BadInput(field, f"is not JSON: {error}")) from error
+        raise _RejectedRequest(400, BadInput(field, f"is not JSON: {error}")) from error
 
 
-def _wrong_way(kind: OperationType) -> _Refused:
+def _reject_kind(kind: OperationType) -> _RejectedRequest:
     if kind is OperationType.MUTATION:
-        return _Refused(405, InvalidRequest("mutations are sent by POST"), Allow="POST")
+        return _RejectedRequest(405, InvalidRequest("mutations are sent by POST"), Allow="POST")
     refusal = InvalidRequest(
         f"subscriptions are sent over a websocket at this address, or with Accept: {EVENT_STREAM}"
     )
-    return _Refused(400, refusal)
+    return _RejectedRequest(400, refusal)
 
 
-def _errors(error: RegistryError) -> str:
+def _encode_error(error: RegistryError) -> str:
     return orjson.dumps({"errors": errors.format_registry_error(error)}).decode()
 
 
-def _response(
+def _make_response(
     status: int, body: str, media_type: str, headers: dict[str, str] | None = None
 ) -> Response:
     content_type = f"{media_type}; charset=utf-8"

@@ -12,7 +12,7 @@ from graph.core.version import VERSION
 from graph.services import Services
 
 
-class Scrape:
+class PrometheusScrape:
     """One for each app. What cannot be known now is not shown as it was last: a number is NaN."""
 
     def __init__(self, services: Services) -> None:
@@ -39,16 +39,16 @@ class Scrape:
             "node_registry_database_size_bytes", "Disk that the database takes.", registry=registry
         )
         if services.peer_metrics is not None:
-            services.background_tasks.start("peer_metrics", services.peer_metrics.serve(self._own))
+            services.background_tasks.start("peer_metrics", services.peer_metrics.serve(self._render_own))
 
-    async def text(self) -> bytes:
+    async def render(self) -> bytes:
         """In Prometheus's text format, of all processes that share the address."""
         peer_metrics = self._services.peer_metrics
-        return await (self._own() if peer_metrics is None else peer_metrics.collect())
+        return await (self._render_own() if peer_metrics is None else peer_metrics.collect())
 
-    async def _own(self) -> bytes:
+    async def _render_own(self) -> bytes:
         try:
-            await self._ask(self._services.database)
+            await self._read_database(self._services.database)
             self._up.set(1)
         except Unavailable:
             self._up.set(0)
@@ -57,7 +57,7 @@ class Scrape:
                 unknown.set(math.nan)
         return generate_latest(self._services.metrics.registry)
 
-    async def _ask(self, database: Database) -> None:
+    async def _read_database(self, database: Database) -> None:
         async with database.read() as session:
             counts = await nodes.count_nodes_by_status(session)
             revision, seconds = await status_changes.measure_lag(

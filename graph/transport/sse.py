@@ -58,15 +58,15 @@ class EventStream:
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        telling = asyncio.create_task(self._tell(send))
-        tasks = [telling, *map(asyncio.create_task, (self._keep_alive(send), _left(receive)))]
+        telling = asyncio.create_task(self._send_payloads(send))
+        tasks = [telling, *map(asyncio.create_task, (self._keep_alive(send), _wait_for_disconnect(receive)))]
         try:
             if self._grant:
                 self._grant.watch(telling.cancel)
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if telling.cancelled():
                 shown = errors.format_registry_error(Unauthenticated(GRANT_ENDED))
-                await _write(send, _next(_encoded(shown)) + _COMPLETE)
+                await _write(send, _format_next(_encode_errors(shown)) + _COMPLETE)
                 await send({"type": "http.response.body", "body": b""})
             elif telling.done():
                 telling.result()
@@ -78,13 +78,13 @@ class EventStream:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _tell(self, send: Send) -> None:
+    async def _send_payloads(self, send: Send) -> None:
         try:
             async with aclosing(self._payloads) as payloads:
                 async for payload in payloads:
-                    await _write(send, _next(payload))
+                    await _write(send, _format_next(payload))
         except OperationRefused as refused:
-            await _write(send, _next(_encoded(refused.errors)))
+            await _write(send, _format_next(_encode_errors(refused.errors)))
         await _write(send, _COMPLETE)
 
     async def _keep_alive(self, send: Send) -> None:
@@ -93,12 +93,12 @@ class EventStream:
             await _write(send, _COMMENT)
 
 
-async def one(payload: str) -> AsyncGenerator[str, None]:
+async def stream_one(payload: str) -> AsyncGenerator[str, None]:
     """The stream of what has one result."""
     yield payload
 
 
-async def _left(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -107,9 +107,9 @@ async def _write(send: Send, event: bytes) -> None:
     await send({"type": "http.response.body", "body": event, "more_body": True})
 
 
-def _encoded(shown: list[dict[str, Any]]) -> str:
+def _encode_errors(shown: list[dict[str, Any]]) -> str:
     return orjson.dumps({"errors": shown}).decode()
 
 
-def _next(payload: str) -> bytes:
+def _format_next(payload: str) -> bytes:
     return f"event: next\ndata: {payload}\n\n".encode()

@@ -13,8 +13,8 @@ from starlette.responses import HTMLResponse, Response
 from db.core.errors import RegistryError, Unavailable
 from graph.core.version import SERVICE_NAME, STARTED_AT, VERSION
 from graph.services import Services
-from graph.transport.http import refused_response
-from graph.transport.prometheus import Scrape
+from graph.transport.http import make_error_response
+from graph.transport.prometheus import PrometheusScrape
 
 LINKS = {
     "dashboard": "/dashboard",
@@ -29,7 +29,7 @@ _INDEX = (Path(__file__).parent / "static" / "index.html").read_text(encoding="u
 class Pages:
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._scrape = Scrape(services)
+        self._scrape = PrometheusScrape(services)
 
     async def index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
@@ -51,7 +51,7 @@ class Pages:
             connected = False
         failed = self._services.background_tasks.failed
         healthy = connected and not failed
-        details = {} if self._services.authentication.required else _place(url)
+        details = {} if self._services.authentication.is_required else _describe_database(url)
         body = {
             "status": "healthy" if healthy else "unhealthy",
             "service": SERVICE_NAME,
@@ -68,13 +68,13 @@ class Pages:
         """For whoever is known, in whatever role."""
         if not self._services.settings.metrics_open:
             try:
-                await self._services.authentication.of_request(request.scope)
+                await self._services.authentication.authenticate_request(request.scope)
             except RegistryError as refusal:
-                return refused_response(refusal)
-        return Response(await self._scrape.text(), headers={"content-type": CONTENT_TYPE_LATEST})
+                return make_error_response(refusal)
+        return Response(await self._scrape.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-def _place(url: URL) -> dict[str, Any]:
+def _describe_database(url: URL) -> dict[str, Any]:
     """Of the database: what an operator wants to know of it, and no stranger should."""
     return {
         "host": url.host or url.query.get("host"),

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from db.core.errors import Forbidden, RegistryError, Unauthenticated
 from db.core.identity import ANONYMOUS, Caller
-from graph.auth.authentication import address_of, require_same_origin
+from graph.auth.authentication import get_client_address, require_same_origin
 from graph.auth.credential_cache import GRANT_ENDED, Grant
 from graph.core import errors
 from graph.core.errors import RateLimited
@@ -27,7 +27,7 @@ from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest, TooManyValues, find_first_problem, parse_json
 from graph.execution.response import OperationRefused
 from graph.services import Services
-from graph.transport.http import refused_response, too_busy
+from graph.transport.http import make_error_response, make_overload_response
 from graph.transport.request_id import make_request_id
 
 log = structlog.get_logger()
@@ -96,12 +96,12 @@ class GraphQLOverWebSocket:
         websocket = WebSocket(scope, receive, send)
         try:
             require_same_origin(scope, self._services.settings)
-            with self._services.caller_limits.connection():
+            with self._services.caller_limits.hold_connection():
                 await self._serve(websocket)
         except Forbidden as refused:
-            await websocket.send_denial_response(refused_response(refused))
+            await websocket.send_denial_response(make_error_response(refused))
         except RateLimited as refused:
-            await websocket.send_denial_response(too_busy(refused))
+            await websocket.send_denial_response(make_overload_response(refused))
 
     async def _serve(self, websocket: WebSocket) -> None:
         offered = websocket.scope["subprotocols"]
@@ -144,30 +144,30 @@ class _Connection:
         try:
             async with asyncio.timeout(self._services.settings.connection_init_seconds) as limit:
                 self._limit = limit
-                self._grant = await _granted(authentication.of_handshake(self._websocket.scope))
+                self._grant = await _close_on_rejection(authentication.authenticate_handshake(self._websocket.scope))
                 while (received := await self._websocket.receive())["type"] != _DISCONNECT:
-                    await self._handle(_message(received.get("text")), tasks)
+                    await self._handle(_parse_message(received.get("text")), tasks)
         except TimeoutError as error:
             if self._caller is None:
                 raise _Close(4408, "Connection initialisation timeout") from error
             raise _Close(4401, GRANT_ENDED) from error
         finally:
             if self._grant is not None:
-                self._grant.unwatch(self._end)
+                self._grant.unwatch(self._expire)
 
-    async def _initialise(self, message: _Init) -> None:
+    async def _initialize(self, message: _Init) -> None:
         if self._caller is not None:
             raise _Close(4429, "Too many initialisation requests")
         scope = self._websocket.scope
         if self._grant is None:
             authentication = self._services.authentication
-            self._grant = await _granted(authentication.of_init(scope, message.payload))
-        self._caller = Caller(self._grant.identity, address_of(scope))
+            self._grant = await _close_on_rejection(authentication.authenticate_init(scope, message.payload))
+        self._caller = Caller(self._grant.identity, get_client_address(scope))
         self._limit.reschedule(None)
-        self._grant.watch(self._end)
+        self._grant.watch(self._expire)
         await self._send({"type": "connection_ack"})
 
-    def _end(self) -> None:
+    def _expire(self) -> None:
         """The grant no longer counts."""
         self._limit.reschedule(asyncio.get_running_loop().time())
 
@@ -176,24 +176,24 @@ class _Connection:
     ) -> None:
         match message:
             case _Init():
-                await self._initialise(message)
+                await self._initialize(message)
             case _Ping():
-                self._count()
-                await self._send_text(_pong(message.payload))
+                self._charge_message()
+                await self._send_text(_format_pong(message.payload))
             case _Pong():
-                self._count()
+                self._charge_message()
             case _Subscribe():
                 await self._subscribe(message, tasks)
             case _Complete():
-                self._count()
+                self._charge_message()
                 if operation := self._running.pop(message.id, None):
                     operation.cancel()
 
-    def _count(self) -> None:
+    def _charge_message(self) -> None:
         """What costs no request. Requests that are refused because of a limit count here."""
-        caller = self._caller or Caller(ANONYMOUS, address_of(self._websocket.scope))
+        caller = self._caller or Caller(ANONYMOUS, get_client_address(self._websocket.scope))
         try:
-            self._services.caller_limits.message(caller)
+            self._services.caller_limits.charge_message(caller)
         except RateLimited as refused:
             raise _Close(1008, refused.message) from refused
 
@@ -205,7 +205,7 @@ class _Connection:
         limit = self._services.settings.max_operations_per_connection
         if len(self._running) >= limit:
             refused = RateLimited(f"at most {limit} operations at once on one connection")
-            self._count()
+            self._charge_message()
             await self._send_error(message.id, errors.format_registry_error(refused))
             return
         run = self._run(message.id, message.payload, self._caller)
@@ -228,7 +228,7 @@ class _Connection:
         except OperationRefused as refused:
             await self._send_error(operation_id, refused.errors)
         except RateLimited as refused:
-            self._count()
+            self._charge_message()
             await self._send_error(operation_id, errors.format_registry_error(refused))
         except Exception as error:  # noqa: BLE001  # a fault of ours ends this operation alone
             broken = GraphQLError(str(error), original_error=error)
@@ -257,7 +257,7 @@ class _Connection:
         await self._websocket.send_text(text)
 
 
-async def _granted(asking: Awaitable[GrantT]) -> GrantT:
+async def _close_on_rejection(asking: Awaitable[GrantT]) -> GrantT:
     try:
         return await asking
     except RegistryError as refused:
@@ -265,7 +265,7 @@ async def _granted(asking: Awaitable[GrantT]) -> GrantT:
         raise _Close(_CODES.get(type(refused), 1013), refused.message) from refused
 
 
-def _pong(payload: dict[str, Any] | None) -> str:
+def _format_pong(payload: dict[str, Any] | None) -> str:
     echoed = {} if payload is None else {"payload": payload}
     try:
         return json.dumps({"type": "pong", **echoed}, allow_nan=False)
@@ -273,7 +273,7 @@ def _pong(payload: dict[str, Any] | None) -> str:
         raise _Close(4400, f"Invalid message: ping.payload: {error}") from error
 
 
-def _message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete:
+def _parse_message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete:
     if text is None:
         raise _Close(4400, "Messages must be text")
     try:

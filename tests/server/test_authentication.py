@@ -128,7 +128,7 @@ async def test_a_key_is_asked_of_the_database_once(
 async def test_the_last_use_of_a_key_is_recorded_without_a_write_for_each(
     start_server: StartServer, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graph.auth.credential_cache.USE_SECONDS", 0)
+    monkeypatch.setattr("graph.auth.credential_cache.RECORD_USE_SECONDS", 0)
     key = await create_token(database, Role.VIEWER)
     async with (
         start_server(auth="required", key_check_seconds=SOON) as server,
@@ -369,7 +369,7 @@ async def test_what_was_granted_goes_on_while_the_database_is_away(
                     await asyncio.sleep(SOON)
             unknown = await ask(guarded, headers=bearer(await create_token(database, Role.VIEWER)))
             assert (unknown.status_code, code_of(unknown)) == (503, "UNAVAILABLE")
-        assert keyring.required
+        assert keyring.is_required
         guarded.http.headers.update(bearer(await create_token(database, Role.ADMIN)))
         await register(guarded, "a")
         await wait_for_revision(guarded, 3)

@@ -12,7 +12,7 @@ from tests.support.waiting import wait_until
 
 def left(failures: RateLimiter) -> bool:
     try:
-        failures.require_left("127.0.0.1")
+        failures.require_available("127.0.0.1")
     except RateLimited:
         return False
     return True

@@ -23,8 +23,8 @@ from structlog.types import EventDict
 from db.core.enums import Role
 from db.core.errors import BadInput, Forbidden, Unauthenticated, Unavailable
 from db.core.identity import Identity
-from graph.auth.jwks import MAX_AGE_SECONDS, MAX_BYTES, MIN_INTERVAL_SECONDS, BadKeySet, public_keys
-from graph.auth.jwt_verifier import MAX_TOKEN_LENGTH, JwtVerifier, jwt_verifier
+from graph.auth.jwks import MAX_AGE_SECONDS, MAX_BYTES, MIN_INTERVAL_SECONDS, BadKeySet, parse_public_keys
+from graph.auth.jwt_verifier import MAX_TOKEN_LENGTH, JwtVerifier, create_jwt_verifier
 from graph.core import validation
 from graph.core.settings import ConfigurationError, Settings, load_settings
 from tests.support.issuer import (
@@ -61,7 +61,7 @@ def settings(where: object, **given: Any) -> Settings:
 
 
 async def verifier(where: object, clock: Any = time.monotonic, **given: Any) -> JwtVerifier:
-    made = await jwt_verifier(settings(where, **given), clock=clock)
+    made = await create_jwt_verifier(settings(where, **given), clock=clock)
     assert made is not None
     return made
 
@@ -498,14 +498,14 @@ async def test_a_file_of_keys_is_read_again_when_it_was_written(
 )
 def test_a_set_that_cannot_be_trusted_is_refused(said: bytes, problem: str) -> None:
     with pytest.raises(BadKeySet, match=problem):
-        public_keys(said)
+        parse_public_keys(said)
 
 
 def test_keys_for_something_else_are_passed_over() -> None:
     said = to_jwks(
         to_jwk(RSA, "e", use="enc"), to_jwk(OTHER_CURVE, "c"), to_jwk(RSA, "s", use="sig")
     )
-    assert [key.key_id for key in public_keys(said)] == ["s"]
+    assert [key.key_id for key in parse_public_keys(said)] == ["s"]
 
 
 @pytest.mark.parametrize(
@@ -532,17 +532,17 @@ async def test_a_configuration_that_is_not_whole_is_named(
         **given,
     }
     with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{named}"):
-        await jwt_verifier(load_settings(**told))
+        await create_jwt_verifier(load_settings(**told))
 
 
 async def test_a_file_without_keys_stops_the_start(jwks_file: Path) -> None:
     write(jwks_file, b'{"keys": []}')
     with pytest.raises(ConfigurationError, match="JWT_JWKS: none of its keys"):
-        await jwt_verifier(settings(jwks_file))
+        await create_jwt_verifier(settings(jwks_file))
 
 
 async def test_without_an_issuer_there_are_no_tokens() -> None:
-    assert await jwt_verifier(load_settings()) is None
+    assert await create_jwt_verifier(load_settings()) is None
 
 
 def test_a_role_that_is_none_is_named() -> None:

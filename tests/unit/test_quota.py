@@ -85,14 +85,14 @@ def test_whether_one_is_left_is_asked_without_taking_it() -> None:
     clock = Clock()
     limited = RateLimiter("failed logins", per_second=1, burst=2, clock=clock)
     for _ in range(10):
-        limited.require_left("a")
+        limited.require_available("a")
     limited.take("a")
-    limited.require_left("a")
+    limited.require_available("a")
     limited.take("a")
     with pytest.raises(RateLimited, match="failed logins"):
-        limited.require_left("a")
+        limited.require_available("a")
     clock.now += 1.001
-    limited.require_left("a")
+    limited.require_available("a")
 
 
 def test_keys_are_forgotten_from_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from db.core import rate_channel
 from db.core.database import Database
 from graph.auth import rate_sync
 from graph.auth.rate_limiter import MAX_CHARGE_SECONDS, RateLimiter
-from graph.auth.rate_sync import INTERVAL_SECONDS, MAX_TOLD, NEAR, RateSync
+from graph.auth.rate_sync import INTERVAL_SECONDS, MAX_SENT_KEYS, MIN_SENT_FRACTION, RateSync
 from graph.core.errors import RateLimited
 from tests.support.waiting import wait_until
 
@@ -39,10 +39,10 @@ class Process:
 
 
 def exchange(processes: list[Process], seconds: float = INTERVAL_SECONDS) -> None:
-    told = [payload for process in processes for payload in process.rates.payloads(seconds)]
+    told = [payload for process in processes for payload in process.rates.make_payloads(seconds)]
     for process in processes:
         for payload in told:
-            process.rates.hear(payload)
+            process.rates.receive(payload)
 
 
 @given(
@@ -65,7 +65,7 @@ def test_all_together_let_through_one_limit_and_what_they_could_within_a_second(
         Process.now += INTERVAL_SECONDS
         exchange(processes)
     unknown = count * (burst + per_second * INTERVAL_SECONDS)
-    untold = count * NEAR * per_second
+    untold = count * MIN_SENT_FRACTION * per_second
     for first in range(len(taken)):
         for last in range(first, len(taken)):
             span = (last - first) * INTERVAL_SECONDS
@@ -88,24 +88,24 @@ def test_one_key_pays_for_no_other_and_what_is_far_from_its_limit_is_not_told() 
     for _ in range(200):
         one.takes("a")
     one.takes("b")
-    [told] = one.rates.payloads(1)
+    [told] = one.rates.make_payloads(1)
     assert '"a"' in told
     assert '"b"' not in told
-    assert one.rates.payloads(1) == []
-    other.rates.hear(told)
-    one.rates.hear(told)
+    assert one.rates.make_payloads(1) == []
+    other.rates.receive(told)
+    one.rates.receive(told)
     assert not other.takes("a")
     assert all(process.takes("b") for process in processes)
 
 
 def test_what_is_told_is_bounded_and_fits_its_payloads() -> None:
     process = Process(1, 2)
-    for number in range(2 * MAX_TOLD):
+    for number in range(2 * MAX_SENT_KEYS):
         process.takes(f"{number}-{'ü' * 50}")
-    told = process.rates.payloads(1)
+    told = process.rates.make_payloads(1)
     assert all(len(payload.encode()) < rate_channel.MAX_PAYLOAD_BYTES + 100 for payload in told)
-    assert sum(payload.count("requests") for payload in told) == MAX_TOLD
-    assert process.rates.payloads(1) == []
+    assert sum(payload.count("requests") for payload in told) == MAX_SENT_KEYS
+    assert process.rates.make_payloads(1) == []
 
 
 async def test_while_the_database_is_away_each_counts_by_itself(
@@ -126,7 +126,7 @@ async def test_while_the_database_is_away_each_counts_by_itself(
 @pytest.mark.parametrize("payload", ["", "{", "[]", '["x", [["requests", "a", null]]]', '["x", 1]'])
 def test_what_no_process_would_say_changes_nothing(payload: str, logged: list[EventDict]) -> None:
     process = Process(1, 1)
-    process.rates.hear(payload)
+    process.rates.receive(payload)
     assert process.takes("a")
     assert [event["event"] for event in logged] == ["rates.not_understood"]
 
@@ -134,8 +134,8 @@ def test_what_no_process_would_say_changes_nothing(payload: str, logged: list[Ev
 def test_false_rates_neither_lift_a_limit_nor_shut_somebody_out_for_long() -> None:
     process = Process(1, 1)
     assert process.takes("a")
-    process.rates.hear('["x", [["requests", "a", -1000]]]')
+    process.rates.receive('["x", [["requests", "a", -1000]]]')
     assert not process.takes("a")
-    process.rates.hear('["x", [["requests", "a", 1e300]]]')
+    process.rates.receive('["x", [["requests", "a", 1e300]]]')
     Process.now += MAX_CHARGE_SECONDS + 1
     assert process.takes("a")

@@ -1,7 +1,7 @@
-"""Who asks: by an Authorization header, a certificate, a websocket's connection_init, or nobody.
+"""Authentication by an Authorization header, a client certificate or a connection_init message.
 
-In development on a loopback address anybody may do anything; whoever shows credentials is held to
-them there, too.
+In development on a loopback address no credential is needed; a credential that is sent counts
+there, too.
 """
 
 from collections.abc import Mapping
@@ -21,75 +21,90 @@ _SCHEME = "bearer"
 
 
 class Authentication:
-    """`required` says whether nobody in particular is refused."""
+    """Turns what a request shows into a grant; `is_required` says whether it must show anything."""
 
-    def __init__(self, settings: Settings, keyring: CredentialCache) -> None:
+    def __init__(self, settings: Settings, credential_cache: CredentialCache) -> None:
         self.is_required = settings.is_authentication_required
-        self._keyring = keyring
-        self._open = Grant(ANONYMOUS)
-        self._by_loopback_names = is_loopback(settings.http_host)
+        self._credential_cache = credential_cache
+        self._anonymous = Grant(ANONYMOUS)
+        self._requires_loopback_host = is_loopback(settings.http_host)
         self.failures = RateLimiter.per_minute("failed logins", settings.failed_logins_per_minute)
 
     async def authenticate_request(self, scope: Scope) -> Grant:
-        """Raises Unauthenticated, RateLimited, Forbidden and Unavailable."""
+        """Return the grant of an HTTP request.
+
+        Raises Unauthenticated, RateLimited, Forbidden and Unavailable.
+        """
         return await self.authenticate_handshake(scope) or self._grant_anonymous(scope)
 
     async def authenticate_handshake(self, scope: Scope) -> Grant | None:
-        """None where connection_init has to say more. Raises as `of_request`."""
-        given = get_header(scope, b"authorization")
-        if given is not None:
-            return await self._authenticate(given, scope)
-        certified = find_certified_identity(scope)
-        return None if certified is None else self._keyring.grant_certified(*certified)
+        """Return the grant of a handshake, None if only connection_init can tell.
+
+        Raises as `authenticate_request` does.
+        """
+        header = get_header(scope, b"authorization")
+        if header is not None:
+            return await self._authenticate(header, scope)
+        identity_and_expiry = find_certified_identity(scope)
+        return (
+            None
+            if identity_and_expiry is None
+            else self._credential_cache.grant_certified(*identity_and_expiry)
+        )
 
     async def authenticate_init(self, scope: Scope, payload: Mapping[str, Any] | None) -> Grant:
-        """Of a payload such as {"Authorization": "Bearer …"}. Raises as `of_request`."""
+        """Return the grant of a payload such as {"Authorization": "Bearer …"}.
+
+        Raises as `authenticate_request` does.
+        """
         for name, value in (payload or {}).items():
             if name.lower() == "authorization":
                 return await self._authenticate(value if isinstance(value, str) else "", scope)
         return self._grant_anonymous(scope)
 
-    async def _authenticate(self, given: str, scope: Scope) -> Grant:
-        scheme, _, credentials = given.strip().partition(" ")
+    async def _authenticate(self, header: str, scope: Scope) -> Grant:
+        scheme, _, credentials = header.strip().partition(" ")
         if scheme.lower() != _SCHEME or not credentials:
-            raise Unauthenticated("credentials have the form: Bearer KEY")
-        known = self._keyring.find_grant(credentials)
-        if known is not None:
-            return known
+            raise Unauthenticated("credentials must have the form: Bearer TOKEN")
+        grant = self._credential_cache.find_grant(credentials)
+        if grant is not None:
+            return grant
         address = get_client_address(scope)
         self.failures.require_available(address)
         try:
-            return await self._keyring.verify(credentials)
+            return await self._credential_cache.verify(credentials)
         except Unauthenticated:
             self.failures.take(address)
             raise
 
     def _grant_anonymous(self, scope: Scope) -> Grant:
         if self.is_required:
-            raise Unauthenticated("credentials are needed: Authorization: Bearer KEY")
-        # A page of somebody else's that a browser opened by a name which now leads here.
-        if self._by_loopback_names and not _is_loopback_name(get_header(scope, b"host") or ""):
-            raise Forbidden("without credentials only by a loopback name, as in http://127.0.0.1")
-        return self._open
+            raise Unauthenticated("credentials are required: Authorization: Bearer TOKEN")
+        # DNS rebinding: a foreign page that a browser opened by a name which now resolves to us.
+        if self._requires_loopback_host and not _is_loopback_name(get_header(scope, b"host") or ""):
+            raise Forbidden(
+                "without credentials the Host must be a loopback name, as in http://127.0.0.1"
+            )
+        return self._anonymous
 
 
 def require_same_origin(scope: Scope, settings: Settings) -> None:
-    """Raises Forbidden for a page of another origin that opens a websocket: browsers let it."""
+    """Check the origin of a websocket, which browsers do not. Raises Forbidden."""
     origin = get_header(scope, b"origin")
     if origin is None or origin in settings.allowed_origins:
         return
     if origin.partition("://")[2] != get_header(scope, b"host"):
-        raise Forbidden(f"pages of {origin} may not ask", origin=origin)
+        raise Forbidden(f"pages of the origin {origin} are not allowed", origin=origin)
 
 
 def get_client_address(scope: Scope) -> str:
-    """The caller's, or its proxy's."""
+    """Return the address of the caller, or of its proxy if that is not trusted."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 
 
 def _is_loopback_name(host: str) -> bool:
-    """Of a Host header, with its port."""
+    """Return whether a Host header, with its port, names a loopback address."""
     if host.startswith("["):
         return is_loopback(host[1:].partition("]")[0])
     return is_loopback(host.partition(":")[0])

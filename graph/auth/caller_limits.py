@@ -1,4 +1,4 @@
-"""How much of a process one caller, and all together, may use and hold open."""
+"""Limits of a process: name one caller, and all together, may use and keep open."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ _BURST_SECONDS = 2.0
 
 
 class CallerLimits:
-    """Connections are websockets and event streams: what stays open.
+    """Limits on rates, open connections (websockets and event streams) and subscriptions.
 
-    Whoever is known is counted by name, and everybody by address: what one is refused for costs
-    no other.
+    Known callers are counted by name, and all callers by address: one caller's excess does not
+    cost another.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -42,7 +42,7 @@ class CallerLimits:
 
     @property
     def rates(self) -> list[RateLimiter]:
-        """Of which all processes together are to let no more through than one may."""
+        """The rate limits that all processes share (`graph.auth.rate_sync`)."""
         return [
             self._requests,
             self._requests_of_address,
@@ -51,24 +51,27 @@ class CallerLimits:
         ]
 
     def charge_request(self, caller: Caller) -> None:
-        """Raises RateLimited."""
+        """Charge the caller for an operation. Raises RateLimited."""
         _charge(caller, self._requests, self._requests_of_address)
 
     def charge_message(self, caller: Caller) -> None:
-        """Of a websocket's that is no request, or one too many. Raises RateLimited."""
+        """Charge for a websocket message that is no operation, or was rate-limited.
+
+        Raises RateLimited.
+        """
         _charge(caller, self._messages, self._messages_of_address)
 
     def charge_heartbeats(self, caller: Caller, count: int) -> None:
-        """Raises RateLimited."""
+        """Charge the caller for heartbeats. Raises RateLimited."""
         self._heartbeats.take(caller.rate_key, count)
 
     def charge_registration(self, caller: Caller) -> None:
-        """Raises RateLimited."""
+        """Charge the caller for a registration. Raises RateLimited."""
         self._registrations.take(caller.rate_key)
 
     @contextmanager
     def hold_connection(self) -> Iterator[None]:
-        """Raises RateLimited when there are too many already."""
+        """Count a connection during the block. Raises RateLimited at the limit."""
         if self._connections >= self._max_connections:
             raise _make_limit_error(f"at most {self._max_connections} connections to one process")
         self._connections += 1
@@ -80,27 +83,29 @@ class CallerLimits:
 
     @contextmanager
     def hold_subscription(self, caller: Caller) -> Iterator[None]:
-        """Raises RateLimited when the caller has too many already."""
-        counted_as = caller.rate_key
-        if self._subscriptions[counted_as] >= self._max_subscriptions:
-            raise _make_limit_error(f"at most {self._max_subscriptions} subscriptions of one caller")
-        self._subscriptions[counted_as] += 1
+        """Count a subscription of the caller during the block. Raises RateLimited at the limit."""
+        key = caller.rate_key
+        if self._subscriptions[key] >= self._max_subscriptions:
+            raise _make_limit_error(
+                f"at most {self._max_subscriptions} subscriptions of one caller"
+            )
+        self._subscriptions[key] += 1
         try:
             yield
         finally:
-            self._subscriptions[counted_as] -= 1
-            if not self._subscriptions[counted_as]:
-                del self._subscriptions[counted_as]
+            self._subscriptions[key] -= 1
+            if not self._subscriptions[key]:
+                del self._subscriptions[key]
 
 
-def _charge(caller: Caller, of_identity: RateLimiter, of_address: RateLimiter) -> None:
+def _charge(caller: Caller, by_identity: RateLimiter, by_address: RateLimiter) -> None:
     if caller.identity is not ANONYMOUS:
-        of_identity.take(caller.identity.name)
-    of_address.take(caller.address or "")
+        by_identity.take(caller.identity.name)
+    by_address.take(caller.address or "")
 
 
-def _make_limiter(what: str, per_second: float) -> RateLimiter:
-    return RateLimiter(what, per_second=per_second, burst=per_second * _BURST_SECONDS)
+def _make_limiter(name: str, per_second: float) -> RateLimiter:
+    return RateLimiter(name, per_second=per_second, burst=per_second * _BURST_SECONDS)
 
 
 def _make_limit_error(message: str) -> RateLimited:

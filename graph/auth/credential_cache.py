@@ -1,6 +1,6 @@
-"""Who shows which key: asked of the database once, kept, and looked after until it ends.
+"""Verified credentials: looked up once, cached, and checked until they are revoked or expire.
 
-A key that was revoked, or whose time is over, is noticed by every process at its next look.
+Every process notices the end of a credential at its next check.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from graph.core.single_flight import SingleFlight
 
 log = structlog.get_logger()
 
-MAX_KEPT = 50_000
+MAX_CACHED = 50_000
 RECORD_USE_SECONDS = 60.0
-GRANT_ENDED = "the credentials were revoked, or their time is over"
+GRANT_ENDED = "the credentials were revoked or have expired"
 
 
 class Grant:
-    """That an identity was shown; `ended` once that no longer counts."""
+    """A verified credential. `ended` turns true when it is revoked or expires."""
 
-    __slots__ = ("__weakref__", "_watchers", "ended", "ends_at", "identity")
+    __slots__ = ("__weakref__", "_watchers", "ended", "expires_at", "identity")
 
-    def __init__(self, identity: Identity, ends_at: datetime | None = None) -> None:
+    def __init__(self, identity: Identity, expires_at: datetime | None = None) -> None:
         self.identity = identity
-        self.expires_at = ends_at
+        self.expires_at = expires_at
         self.ended = False
         self._watchers: set[Callable[[], object]] = set()
 
@@ -44,62 +44,64 @@ class Grant:
         for watcher in list(self._watchers):
             watcher()
 
-    def watch(self, when_ended: Callable[[], object]) -> None:
-        """Calls it when the grant ends, or now if it has."""
+    def watch(self, on_end: Callable[[], object]) -> None:
+        """Call the function when the grant ends, or now if it has."""
         if self.ended:
-            when_ended()
+            on_end()
         else:
-            self._watchers.add(when_ended)
+            self._watchers.add(on_end)
 
-    def unwatch(self, when_ended: Callable[[], object]) -> None:
-        self._watchers.discard(when_ended)
+    def unwatch(self, on_end: Callable[[], object]) -> None:
+        self._watchers.discard(on_end)
 
 
 class CredentialCache:
-    """`check_seconds` pass between two looks at what is kept.
+    """The grants of this process, checked every `check_seconds`.
 
-    That a key is used is recorded once a minute, not at each use.
+    The use of a token is recorded once a minute, not at each use.
     """
 
     def __init__(
         self, database: Database, verifier: JwtVerifier | None, *, check_seconds: float
     ) -> None:
-        """Without a verifier no token of another issuer is good."""
+        """Without a verifier no JSON Web Token is accepted."""
         self._database = database
         self._verifier = verifier
         self._check_seconds = check_seconds
-        self._kept: SingleFlight[bytes, Grant] = SingleFlight(MAX_KEPT)
-        self._granted: WeakSet[Grant] = WeakSet()  # whoever still holds one, kept or not
+        self._cached: SingleFlight[bytes, Grant] = SingleFlight(MAX_CACHED)
+        self._active: WeakSet[Grant] = WeakSet()  # those in use, cached or not
         self._used: dict[UUID, datetime] = {}
 
-    def find_grant(self, shown: str) -> Grant | None:
-        """What was granted for it already, if that still counts."""
-        grant = self._kept.get_stored(_hash_credential(shown))
+    def find_grant(self, credential: str) -> Grant | None:
+        """Return the cached grant of a credential, None if there is none or it has ended."""
+        grant = self._cached.get_stored(_hash_credential(credential))
         if grant is None or grant.ended:
             return None
         self._note_use(grant)
         return grant
 
-    async def verify(self, shown: str) -> Grant:
-        """Raises Unauthenticated, Forbidden for a token of another issuer that gives no role here,
-        and Unavailable when the database, or that issuer, cannot be asked.
+    async def verify(self, credential: str) -> Grant:
+        """Return the grant of a credential, from the cache, the database or the issuer's keys.
+
+        Raises Unauthenticated, Forbidden for a JSON Web Token that gives no role here, and
+        Unavailable when the database or the issuer does not answer.
         """
-        digest = _hash_credential(shown)
-        grant = await self._kept.get(digest, partial(self._verify, shown))
+        digest = _hash_credential(credential)
+        grant = await self._cached.get(digest, partial(self._verify, credential))
         if grant.ended:
-            self._kept.forget(digest)
-            grant = await self._kept.get(digest, partial(self._verify, shown))
+            self._cached.forget(digest)
+            grant = await self._cached.get(digest, partial(self._verify, credential))
         self._note_use(grant)
         return grant
 
-    def grant_certified(self, identity: Identity, ends_at: datetime) -> Grant:
-        """Of what somebody else vouches for, until then."""
-        grant = Grant(identity, ends_at)
-        self._granted.add(grant)
+    def grant_certified(self, identity: Identity, expires_at: datetime) -> Grant:
+        """Return a grant for an identity that an issuer or authority certifies."""
+        grant = Grant(identity, expires_at)
+        self._active.add(grant)
         return grant
 
     async def run(self) -> None:
-        """Looks for ever. While the database is away, what was granted goes on."""
+        """Check grants for ever. While the database is away, they continue."""
         loop = asyncio.get_running_loop()
         recorded_at = loop.time()
         while True:
@@ -110,20 +112,22 @@ class CredentialCache:
                     await self.record_uses()
                     recorded_at = loop.time()
             except Unavailable as error:
-                log.warning("keys.unavailable", cause=repr(error.__cause__))
+                log.warning("credential_cache.unavailable", cause=repr(error.__cause__))
 
     async def end_invalid_grants(self) -> None:
-        """Ends what no longer counts: of our own keys, by the database's clock."""
+        """End the grants that have expired or were revoked; our tokens by the database's clock."""
         now = datetime.now(UTC)
-        for grant in list(self._granted):
+        for grant in list(self._active):
             if grant.expires_at is not None and grant.expires_at <= now:
                 self._end(grant)
-        asked = {key for grant in self._granted if (key := grant.identity.token_id) is not None}
-        if not asked:
+        token_ids = {
+            token_id for grant in self._active if (token_id := grant.identity.token_id) is not None
+        }
+        if not token_ids:
             return
         async with self._database.read() as session:
-            ended = await tokens.find_ended_tokens(session, list(asked))
-        for grant in list(self._granted):
+            ended = await tokens.find_ended_tokens(session, list(token_ids))
+        for grant in list(self._active):
             if grant.identity.token_id in ended:
                 self._end(grant)
 
@@ -133,18 +137,18 @@ class CredentialCache:
             async with self._database.write() as session:
                 await tokens.record_uses(session, used)
 
-    async def _verify(self, shown: str) -> Grant:
-        presented = token_format.parse_token(shown)
+    async def _verify(self, credential: str) -> Grant:
+        presented = token_format.parse_token(credential)
         if presented is None and self._verifier is not None:
-            return self.grant_certified(*await self._verifier.verify(shown))
+            return self.grant_certified(*await self._verifier.verify(credential))
         if presented is None:
-            raise Unauthenticated("that is no key of this registry")
+            raise Unauthenticated("the token is not one of this registry")
         async with self._database.read() as session:
             token = await tokens.find_valid_token(session, presented)
         if token is None:
-            raise Unauthenticated("the key is not known, was revoked, or its time is over")
+            raise Unauthenticated("the token is unknown, revoked or expired")
         grant = Grant(tokens.to_identity(token))
-        self._granted.add(grant)
+        self._active.add(grant)
         return grant
 
     def _note_use(self, grant: Grant) -> None:
@@ -153,10 +157,10 @@ class CredentialCache:
 
     def _end(self, grant: Grant) -> None:
         grant.end()
-        self._granted.discard(grant)
-        log.info("key.ended", name=grant.identity.name)
+        self._active.discard(grant)
+        log.info("token.ended", name=grant.identity.name)
 
 
-def _hash_credential(shown: str) -> bytes:
-    """What is kept does not tell the key."""
-    return hashlib.sha256(shown.encode(errors="replace")).digest()
+def _hash_credential(credential: str) -> bytes:
+    """Return the cache key, which does not reveal the credential."""
+    return hashlib.sha256(credential.encode(errors="replace")).digest()

@@ -1,6 +1,6 @@
-"""Bearer tokens of an external issuer: JSON Web Tokens (RFC 7519), signed by its public keys.
+"""Bearer tokens of an external issuer: JSON Web Tokens (RFC 7519), verified by its public keys.
 
-PyJWT does the cryptography. RFC 8725 has what to beware of.
+PyJWT does the cryptography. RFC 8725 lists the pitfalls.
 """
 
 import time
@@ -30,15 +30,15 @@ MAX_TOKEN_LENGTH = 8192
 STRONGEST_FIRST = (Role.ADMIN, Role.OPERATOR, Role.VIEWER, Role.ROUTER, Role.AGENT)
 
 _REASONS: dict[type[Exception], str] = {
-    ExpiredSignatureError: "its time is over",
-    ImmatureSignatureError: "its time has not come",
-    InvalidAudienceError: "it is for somebody else",
-    InvalidIssuerError: "it is of another issuer",
+    ExpiredSignatureError: "it has expired",
+    ImmatureSignatureError: "it is not valid yet",
+    InvalidAudienceError: "it has another audience",
+    InvalidIssuerError: "it has another issuer",
 }
 
 
 class JwtVerifier:
-    """For one issuer and one audience; `settings` have both, and where its keys are."""
+    """Verifies tokens of the issuer and audience in the settings."""
 
     def __init__(self, settings: Settings, keys: KeySet) -> None:
         self._keys = keys
@@ -50,10 +50,10 @@ class JwtVerifier:
         self._nodes_claim = settings.jwt_nodes_claim
 
     async def verify(self, token: str) -> tuple[Identity, datetime]:
-        """Who it stands for, and until when.
+        """Return the identity of a token, and when it expires.
 
-        Raises Unauthenticated for one that is not good, Forbidden for a good one that gives no
-        role here, and Unavailable while the issuer's keys are not known.
+        Raises Unauthenticated for an invalid token, Forbidden for a valid one that gives no role
+        here, and Unavailable while the issuer's keys are unknown.
         """
         if len(token) > MAX_TOKEN_LENGTH:
             raise Unauthenticated("the token is too long")
@@ -76,10 +76,10 @@ class JwtVerifier:
     def _parse_identity(self, claims: Mapping[str, Any]) -> Identity:
         name = claims["sub"]
         if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
-            raise Unauthenticated("the token's subject is no name")
-        said = set(_list_texts(get_claim(claims, self._role_claim)))
-        given = {self._roles[each] for each in said if each in self._roles}
-        role = next((role for role in STRONGEST_FIRST if role in given), None)
+            raise Unauthenticated("the token's subject is not a valid name")
+        claimed = set(_list_texts(get_claim(claims, self._role_claim)))
+        roles = {self._roles[each] for each in claimed if each in self._roles}
+        role = next((role for role in STRONGEST_FIRST if role in roles), None)
         if role is None:
             raise Forbidden(f"the token's {self._role_claim} give no role in this registry")
         nodes = frozenset[str]()
@@ -91,31 +91,38 @@ class JwtVerifier:
 
     def _parse_expiry(self, expires: object) -> datetime:
         if not isinstance(expires, int | float) or isinstance(expires, bool):
-            raise Unauthenticated("the token's exp is no number")
+            raise Unauthenticated("the token's exp is not a number")
         try:
             return datetime.fromtimestamp(int(expires) + self._leeway_seconds, UTC)
         except (OverflowError, ValueError, OSError):
-            raise Unauthenticated("the token's exp is no time") from None
+            raise Unauthenticated("the token's exp is not a valid time") from None
 
 
 async def create_jwt_verifier(
     settings: Settings, *, clock: Callable[[], float] = time.monotonic
 ) -> JwtVerifier | None:
-    """None where tokens are not configured. Raises ConfigurationError, also for a file that holds
-    no keys; an address need not answer yet.
+    """Return the verifier of the settings, None where they configure no issuer.
+
+    Raises ConfigurationError, also for a file without keys; an address need not respond yet.
     """
-    told = {name: getattr(settings, name) for name in ("jwt_issuer", "jwt_audience", "jwt_jwks")}
-    if not any(told.values()):
+    required = {
+        name: getattr(settings, name) for name in ("jwt_issuer", "jwt_audience", "jwt_jwks")
+    }
+    if not any(required.values()):
         return None
-    for name, value in {**told, "jwt_roles": settings.jwt_roles}.items():
+    for name, value in {**required, "jwt_roles": settings.jwt_roles}.items():
         if not value:
-            raise ConfigurationError(f"NODE_REGISTRY_{name.upper()}: is needed for tokens")
+            raise ConfigurationError(
+                f"NODE_REGISTRY_{name.upper()}: is required for tokens of an issuer"
+            )
     if Role.ENROLMENT in settings.jwt_roles.values():
-        raise ConfigurationError("NODE_REGISTRY_JWT_ROLES: enrolment is for keys alone")
+        raise ConfigurationError(
+            "NODE_REGISTRY_JWT_ROLES: enrolment is a role of our own tokens only"
+        )
     try:
-        origin = parse_source(told["jwt_jwks"])
-        keys = KeySet(origin, clock=clock)
-        if isinstance(origin, KeyFile):
+        source = parse_source(required["jwt_jwks"])
+        keys = KeySet(source, clock=clock)
+        if isinstance(source, KeyFile):
             await keys.load()
     except (ValueError, OSError, BadKeySet) as error:
         raise ConfigurationError(f"NODE_REGISTRY_JWT_JWKS: {error}") from error
@@ -123,25 +130,26 @@ async def create_jwt_verifier(
 
 
 def get_claim(claims: Mapping[str, Any], path: str) -> object:
-    """None where there is none. `realm_access.roles` is the claim of that name, if there is one,
-    else what is called `roles` in `realm_access`.
+    """Return the claim at a path, None if there is none.
+
+    `realm_access.roles` is the claim of that name, or else `roles` within `realm_access`.
     """
     if path in claims:
         return claims[path]
     outer, _, inner = path.partition(".")
-    held = claims.get(outer)
-    return get_claim(held, inner) if inner and isinstance(held, Mapping) else None
+    container = claims.get(outer)
+    return get_claim(container, inner) if inner and isinstance(container, Mapping) else None
 
 
 def _list_texts(value: object) -> Iterable[str]:
-    """Of a text, or a list of them. What else there is says nothing."""
+    """Return the strings of a string or list; other values are ignored."""
     values = value if isinstance(value, list) else [value]
     return (each for each in values if isinstance(each, str))
 
 
 def _make_invalid_token_error(error: PyJWTError | UnicodeError) -> Unauthenticated:
-    """In words of ours: the library's quote the token."""
+    """Return an error in our own words: those of the library quote the token."""
     if isinstance(error, MissingRequiredClaimError):
-        return Unauthenticated(f"the token is not good: it has no {error.claim}")
-    reason = _REASONS.get(type(error), "it is not one of the issuer's")
-    return Unauthenticated(f"the token is not good: {reason}")
+        return Unauthenticated(f"the token is invalid: it has no {error.claim}")
+    reason = _REASONS.get(type(error), "it was not issued by the issuer")
+    return Unauthenticated(f"the token is invalid: {reason}")

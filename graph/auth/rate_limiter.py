@@ -1,6 +1,6 @@
-"""Rate limits by the generic cell rate algorithm: one number for each key.
+"""Rate limits by the generic cell rate algorithm (GCRA): one number for each key.
 
-GCRA is of ITU-T I.371; https://brandur.org/rate-limiting tells it for programs.
+GCRA is defined in ITU-T I.371; https://brandur.org/rate-limiting describes it for programs.
 """
 
 import time
@@ -24,34 +24,35 @@ class _Account:
 
 
 class RateLimiter:
-    """`per_second` on average, `burst` at once, for each key.
+    """Allows each key `per_second` on average and `burst` at once.
 
-    The keys that were used longest ago are forgotten when there are too many: they start anew.
+    Beyond MAX_KEYS the least recently used keys are forgotten and start again.
     """
 
     def __init__(
         self,
-        what: str,
+        name: str,
         *,
         per_second: float,
         burst: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = what
+        self.name = name
         self._interval = 1 / per_second
         self._tolerance = burst * self._interval
         self._clock = clock
         self._accounts: OrderedDict[str, _Account] = OrderedDict()  # by when they were used
 
     @classmethod
-    def per_minute(cls, what: str, most: float) -> Self:
-        """As many at once as in a minute."""
-        return cls(what, per_second=most / 60, burst=most)
+    def per_minute(cls, name: str, limit: float) -> Self:
+        """Return a limiter whose burst is a whole minute's rate."""
+        return cls(name, per_second=limit / 60, burst=limit)
 
     def take(self, key: str, amount: float = 1) -> None:
-        """Raises RateLimited, and takes nothing, when there is not enough left.
+        """Take an amount from the key's rate. Raises RateLimited if that is too much.
 
-        An amount beyond the burst is let through to a key that has used nothing, and paid later.
+        A rejected amount takes nothing. An amount larger than the burst passes for an unused key,
+        which then waits longer.
         """
         now = self._clock()
         account = self._account(key)
@@ -65,7 +66,7 @@ class RateLimiter:
         self._accounts.move_to_end(key)
 
     def require_available(self, key: str) -> None:
-        """Raises RateLimited when not even one is left."""
+        """Check that the key has at least one left. Raises RateLimited."""
         account = self._accounts.get(key)
         ahead = 0.0 if account is None else account.paid_until - self._clock()
         too_early = ahead + self._interval - self._tolerance
@@ -73,8 +74,9 @@ class RateLimiter:
             raise self._make_error(too_early)
 
     def collect_use(self, seconds: float) -> Iterator[tuple[str, float]]:
-        """Of each key that was used within the last seconds: for how long its rate would give what
-        was taken since this was asked before.
+        """Yield each key used within the last seconds, with its use since the previous call.
+
+        The use is the time in seconds in which the key's rate allows it.
         """
         since = self._clock() - seconds
         for key, account in reversed(self._accounts.items()):
@@ -85,7 +87,7 @@ class RateLimiter:
                 account.taken = 0.0
 
     def charge_remote_use(self, key: str, seconds: float) -> None:
-        """What was let through elsewhere, as `used` has it: it is paid for here, up to a minute."""
+        """Charge a key for its use in another process, in seconds of its rate, a minute at most."""
         account = self._account(key)
         paid = min(max(seconds, 0.0), MAX_CHARGE_SECONDS)
         account.paid_until = max(account.paid_until, self._clock()) + paid

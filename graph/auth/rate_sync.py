@@ -1,8 +1,8 @@
-"""Rates that several processes count: each tells the others, once a second, what it let through.
+"""Rate limits that processes share: use sends the others, once a second, name it let through.
 
-Told is what comes near a limit alone. What the others let through is paid for here too, so all of
-them together let through no more than the limit, and what they could within that second. While the
-database is away each counts by itself.
+Only use near a limit is sent. Use in other processes is charged here, too: so all together let
+through no more than the limit, and name fits into that second. While the database is away use
+process counts alone.
 """
 
 import asyncio
@@ -23,73 +23,77 @@ log = structlog.get_logger()
 
 INTERVAL_SECONDS = 1.0
 MIN_SENT_FRACTION = 0.05
-"""The part of a rate below which nothing is told: of twenty processes it would be the whole."""
+"""The part of a rate below which its use is not sent: in twenty processes it adds up to one."""
 
 MAX_SENT_KEYS = 1000
-"""Keys, at each time; those that used most of their rates."""
+"""Keys in one round: those that used largest of their rates."""
 
 RateUse = tuple[str, str, float]
-"""The quota's name, the key, and the seconds of its rate that were used."""
+"""The limiter's name, the key, and the seconds of its rate that were used."""
 
 
 _PAYLOAD: TypeAdapter[tuple[str, list[RateUse]]] = TypeAdapter(tuple[str, list[RateUse]])
 
 
 class RateSync:
-    def __init__(self, database: Database, quotas: Sequence[RateLimiter]) -> None:
+    """Sends the use of this process's limiters, and charges them for use elsewhere."""
+
+    def __init__(self, database: Database, limiters: Sequence[RateLimiter]) -> None:
         self._database = database
-        self._quotas = {quota.name: quota for quota in quotas}
-        self._own = secrets.token_hex(8)
+        self._limiters = {limiter.name: limiter for limiter in limiters}
+        self._process = secrets.token_hex(8)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        told_at = loop.time()
+        sent_at = loop.time()
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
             now = loop.time()
-            payloads = self.make_payloads(now - told_at)
-            told_at = now
+            payloads = self.make_payloads(now - sent_at)
+            sent_at = now
             if payloads:
                 try:
                     async with self._database.read() as session:
                         await rate_channel.send_rates(session, payloads)
                 except Unavailable as error:
-                    log.warning("rates.not_shared", cause=repr(error.__cause__))
+                    log.warning("rate_sync.unavailable", cause=repr(error.__cause__))
 
     def make_payloads(self, seconds: float) -> list[str]:
-        """Of what was let through since the last time, so many seconds ago."""
+        """Return the payloads for the use since the previous call, this many seconds ago."""
         used = (
-            (quota.name, key, used)
-            for quota in self._quotas.values()
-            for key, used in quota.collect_use(seconds)
+            (limiter.name, key, used)
+            for limiter in self._limiters.values()
+            for key, used in limiter.collect_use(seconds)
             if used >= MIN_SENT_FRACTION * seconds
         )
-        most = heapq.nlargest(MAX_SENT_KEYS, used, key=lambda told: told[2])
-        return [orjson.dumps([self._own, part]).decode() for part in _split_into_payloads(most)]
+        largest = heapq.nlargest(MAX_SENT_KEYS, used, key=lambda use: use[2])
+        return [
+            orjson.dumps([self._process, part]).decode() for part in _split_into_payloads(largest)
+        ]
 
     def receive(self, payload: str) -> None:
-        """Nothing of what no process of ours would say: others may send notifications, too."""
+        """Charge the use in a payload. An invalid one is logged: anyone may send notifications."""
         try:
-            whose, told = _PAYLOAD.validate_json(payload)
+            sender, uses = _PAYLOAD.validate_json(payload)
         except ValidationError:
-            log.warning("rates.not_understood")
+            log.warning("rate_sync.invalid_payload")
             return
-        if whose != self._own:
-            for what, key, used in told:
-                if what in self._quotas:  # a newer version may count more
-                    self._quotas[what].charge_remote_use(key, used)
+        if sender != self._process:
+            for name, key, used in uses:
+                if name in self._limiters:  # a newer version may have more limiters
+                    self._limiters[name].charge_remote_use(key, used)
 
 
-def _split_into_payloads(told: Sequence[RateUse]) -> Iterator[list[RateUse]]:
-    """As many in each as a payload bears."""
+def _split_into_payloads(uses: Sequence[RateUse]) -> Iterator[list[RateUse]]:
+    """Yield lists that use fit into one payload."""
     part: list[RateUse] = []
     size = 0
-    for each in told:
-        own_size = len(orjson.dumps(each)) + 1
+    for use in uses:
+        own_size = len(orjson.dumps(use)) + 1
         if size + own_size > rate_channel.MAX_PAYLOAD_BYTES:
             yield part
             part, size = [], 0
-        part.append(each)
+        part.append(use)
         size += own_size
     if part:
         yield part

@@ -1,4 +1,4 @@
-"""The dashboard: files that hold no data, for anybody; its pages ask over GraphQL as others do."""
+"""The dashboard's files, which hold no data; its pages read from the GraphQL API."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ STATIC = Path(__file__).parent / "static"
 
 _PAGE = STATIC / "dashboard" / "index.html"
 _HEADERS = {
-    # What it shows came from whoever registers nodes: nothing of it may run, or leave.
+    # The data shown comes from registered nodes: none of it may run as script or leave the page.
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'none'; require-trusted-types-for 'script'",
@@ -23,14 +23,14 @@ _HEADERS = {
 
 
 async def show_dashboard(_: Request) -> Response:
-    """One page for all addresses of the dashboard, which are told apart by their parameters."""
+    """Return the one page of the dashboard; its parameters say what it shows."""
     return FileResponse(_PAGE, headers=_HEADERS)
 
 
 class Assets(StaticFiles):
-    """What pages are made of. Pages themselves have addresses, and policies, of their own.
+    """Scripts, styles and images. Pages have addresses and policies of their own.
 
-    Browsers look each time whether a file changed: modules of two versions never meet.
+    Browsers revalidate each file, so that modules of two versions never mix.
     """
 
     async def get_response(self, path: str, scope: Scope) -> Response:

@@ -1,7 +1,7 @@
-"""GraphQL over HTTP, as the specification's draft has it, around Strawberry's schema.
+"""GraphQL over HTTP, as the draft of the specification defines it (2025).
 
-https://graphql.github.io/graphql-over-http/draft/ (2025). Strawberry's own view answers 500 or
-plain text to much malformed input and does not know the specification's media type.
+https://graphql.github.io/graphql-over-http/draft/. Strawberry's own view answers malformed input
+with 500 or plain text and does not know the specification's media type.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ from graph.transport.sse import EventStream, stream_one
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
 
-# Where the drafts differ: 400 for what is wrong with the document or its variables (newer ones
-# want 422), 200 once anything was executed (newer ones want 294 where there are errors).
+# The drafts differ: 400 for a wrong document or wrong variables (newer drafts: 422), 200 once
+# anything was executed (newer drafts: 294 with errors).
 STATUS_NOT_EXECUTED = 400
 STATUS_EXECUTED = 200
 
@@ -71,7 +71,7 @@ _STATUS: dict[type[RegistryError], int] = {
 
 
 class _RejectedRequest(Exception):
-    """Answered before anything was parsed; `status` is HTTP's."""
+    """A request rejected before it was parsed; `status` is the HTTP status."""
 
     def __init__(self, status: int, error: RegistryError, **headers: str) -> None:
         super().__init__(status)
@@ -79,7 +79,7 @@ class _RejectedRequest(Exception):
 
 
 class GraphQLOverHTTP:
-    """The ASGI endpoint."""
+    """The ASGI endpoint of GraphQL over HTTP."""
 
     def __init__(self, engine: Engine, services: Services) -> None:
         self._engine = engine
@@ -92,10 +92,10 @@ class GraphQLOverHTTP:
             wants_page = self._settings.has_graphiql and _is_browser_navigation(scope)
             response = _GRAPHIQL if wants_page else await self._respond(scope, receive)
         except ClientDisconnect:
-            return  # in the middle of its request: nobody waits for an answer
+            return  # during its request: nobody waits for a response
         try:
             await response(scope, receive, send)
-        except RateLimited as refused:  # before it began
+        except RateLimited as refused:  # before the stream began
             await make_overload_response(refused)(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response | EventStream:
@@ -127,12 +127,14 @@ class GraphQLOverHTTP:
         except RegistryError as refusal:
             return make_error_response(refusal, media_type)
         if streams:
-            return EventStream(stream_one(payload), keepalive_seconds=self._settings.keepalive_seconds)
+            return EventStream(
+                stream_one(payload), keepalive_seconds=self._settings.keepalive_seconds
+            )
         return _make_response(status, payload, media_type)
 
 
 def make_error_response(refusal: RegistryError, media_type: str = JSON) -> Response:
-    """To who may not ask, or not now; before anything was parsed or begun."""
+    """Return the response to a request rejected before execution."""
     headers = {}
     seconds = refusal.details.get("retryAfterSeconds")
     if isinstance(seconds, float):
@@ -152,7 +154,7 @@ def make_overload_response(refused: RateLimited) -> Response:
 
 
 def _is_browser_navigation(scope: Scope) -> bool:
-    """A browser that opens the address, not a client that asks something."""
+    """Return whether a browser opens the address, rather than a client that sends a query."""
     return (
         scope["method"] == "GET"
         and QueryParams(scope["query_string"]).keys().isdisjoint({"query", "documentId"})
@@ -161,9 +163,9 @@ def _is_browser_navigation(scope: Scope) -> bool:
 
 
 def _negotiate_media_type(accept: str | None) -> str | None:
-    """The media type to answer with; None when none of ours is accepted.
+    """Return the media type of the response, None when the client accepts none of ours.
 
-    What the client would rather have: by `q`, and among equals the first.
+    The client's preference is by `q`, and among equals by order.
     """
     if not accept:
         return JSON
@@ -201,7 +203,9 @@ async def _read_request(scope: Scope, receive: Receive, max_bytes: int) -> Graph
         parameters = _parse_json("body", await _read_body(scope, receive, max_bytes))
     else:
         raise _RejectedRequest(
-            405, InvalidRequest(f"{method} is not GraphQL: use GET or POST"), Allow="GET, POST"
+            405,
+            InvalidRequest(f"the method {method} is not allowed: use GET or POST"),
+            Allow="GET, POST",
         )
     try:
         return GraphQLRequest.model_validate(parameters)
@@ -211,18 +215,20 @@ async def _read_request(scope: Scope, receive: Receive, max_bytes: int) -> Graph
 
 
 def _parse_query_string(query: QueryParams) -> dict[str, Any]:
-    """A parameter that is there but empty counts as absent."""
-    given = {name: value for name, value in query.items() if value}
-    return given | {
-        name: _parse_json(name, given[name]) for name in ("variables", "extensions") if name in given
+    """Return the parameters; an empty one counts as absent."""
+    parameters = {name: value for name, value in query.items() if value}
+    return parameters | {
+        name: _parse_json(name, parameters[name])
+        for name in ("variables", "extensions")
+        if name in parameters
     }
 
 
 def _require_json(scope: Scope) -> None:
-    given = get_header(scope, b"content-type") or ""
-    if given == JSON:
+    header = get_header(scope, b"content-type") or ""
+    if header == JSON:
         return
-    content_type, _, parameters = given.partition(";")
+    content_type, _, parameters = header.partition(";")
     _require(content_type.strip().lower() == JSON, 415, "Content-Type", f"must be {JSON}")
     utf8 = _find_parameter(parameters, "charset") in _UTF8
     _require(utf8, 415, "Content-Type", "the charset must be utf-8")
@@ -268,9 +274,10 @@ def _parse_json(field: str, text: str) -> Any:
 
 def _reject_kind(kind: OperationType) -> _RejectedRequest:
     if kind is OperationType.MUTATION:
-        return _RejectedRequest(405, InvalidRequest("mutations are sent by POST"), Allow="POST")
+        return _RejectedRequest(405, InvalidRequest("mutations must be sent by POST"), Allow="POST")
     refusal = InvalidRequest(
-        f"subscriptions are sent over a websocket at this address, or with Accept: {EVENT_STREAM}"
+        "subscriptions must be sent over a websocket at this address,"
+        f" or with Accept: {EVENT_STREAM}"
     )
     return _RejectedRequest(400, refusal)
 

@@ -1,4 +1,4 @@
-"""What /metrics shows: what was counted, and what is looked up when it is scraped."""
+"""The metrics page: what was counted as it happened, and what is read when it is scraped."""
 
 import math
 
@@ -13,7 +13,7 @@ from graph.services import Services
 
 
 class PrometheusScrape:
-    """One for each app. What cannot be known now is not shown as it was last: a number is NaN."""
+    """Renders the metrics; one for each app. A value that cannot be read now is NaN."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -39,10 +39,12 @@ class PrometheusScrape:
             "node_registry_database_size_bytes", "Disk that the database takes.", registry=registry
         )
         if services.peer_metrics is not None:
-            services.background_tasks.start("peer_metrics", services.peer_metrics.serve(self._render_own))
+            services.background_tasks.start(
+                "peer_metrics", services.peer_metrics.serve(self._render_own)
+            )
 
     async def render(self) -> bytes:
-        """In Prometheus's text format, of all processes that share the address."""
+        """Return the metrics of all workers, in Prometheus's text format."""
         peer_metrics = self._services.peer_metrics
         return await (self._render_own() if peer_metrics is None else peer_metrics.collect())
 
@@ -71,7 +73,7 @@ class PrometheusScrape:
 
 
 def _watch_registry(services: Services) -> None:
-    pacemaker, heartbeats = services.sweeper, services.heartbeat_writer
+    sweeper, heartbeats = services.sweeper, services.heartbeat_writer
     metrics, settings = services.metrics, services.settings
     Gauge(
         "node_registry_build_info",
@@ -82,17 +84,17 @@ def _watch_registry(services: Services) -> None:
     metrics.add_gauge(
         "node_registry_protected",
         "1 while the registry holds expiry back, else 0.",
-        lambda: pacemaker.mode is RegistryMode.PROTECTED,
+        lambda: sweeper.mode is RegistryMode.PROTECTED,
     )
     metrics.add_gauge(
         "node_registry_last_sweep_timestamp_seconds",
         "When a sweep was last done.",
-        lambda: pacemaker.swept_at,
+        lambda: sweeper.swept_at,
     )
     metrics.add_gauge(
         "node_registry_heartbeat_interval_seconds",
-        "The pace that agents are told.",
-        lambda: pacemaker.rules.interval,
+        "The heartbeat interval that replies set.",
+        lambda: sweeper.rules.interval,
     )
     metrics.add_gauge(
         "node_registry_heartbeats_waiting",
@@ -117,7 +119,7 @@ def _watch_subscriptions(services: Services) -> None:
     subscribers.labels("pace").set_function(lambda: pace.followers)
     metrics.add_gauge(
         "node_registry_max_connections",
-        "Websockets and event streams that are let in.",
+        "The maximum of open websockets and event streams.",
         lambda: services.settings.max_connections,
     )
     metrics.add_gauge(
@@ -132,7 +134,7 @@ def _watch_subscriptions(services: Services) -> None:
     )
     metrics.add_counter(
         "node_registry_feed_set_backs",
-        "How often the change log was found to be another than the one read so far.",
+        "How often the change log was found to differ from the one read before.",
         lambda: feed.log_resets,
     )
 
@@ -141,16 +143,16 @@ def _watch_pool(services: Services) -> None:
     metrics, database = services.metrics, services.database
     metrics.add_gauge(
         "node_registry_pool_connections",
-        "Database connections in use for what callers ask.",
+        "Database connections in use by requests.",
         database.count_connections_in_use,
     )
     metrics.add_gauge(
         "node_registry_pool_max_connections",
-        "Database connections that may be in use for what callers ask.",
+        "Database connections available to requests.",
         lambda: database.pool_size,
     )
     metrics.add_counter(
         "node_registry_database_failures",
-        "Units of work that the database could not do: away, too busy, or too slow.",
+        "Units of work that failed because the database was unreachable, busy or slow.",
         lambda: database.failure_count,
     )

@@ -1,7 +1,7 @@
 """GraphQL over server-sent events, in distinct connections mode: one stream for each operation.
 
-https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md. For clients behind proxies that
-break websockets.
+https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md. It serves clients behind proxies
+that break websockets.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from graph.execution.response import OperationRefused
 MEDIA_TYPE = "text/event-stream"
 
 IS_STREAM = "node_registry.is_stream"
-"""In the scope of a request whose response has no end of its own."""
+"""The key in the scope of a request whose response does not end by itself."""
 
 _HEADERS = [
     (b"content-type", f"{MEDIA_TYPE}; charset=utf-8".encode()),
@@ -32,7 +32,7 @@ _COMPLETE = b"event: complete\ndata: \n\n"
 
 
 class EventStream:
-    """The response whose events are these payloads. Comments keep it alive in between."""
+    """A response whose events are these payloads; comments in between keep it alive."""
 
     def __init__(
         self,
@@ -42,8 +42,9 @@ class EventStream:
         connection: AbstractContextManager[None] | None = None,
         grant: Grant | None = None,
     ) -> None:
-        """`connection` is entered before anything is sent, and may refuse; the stream ends with the
-        grant.
+        """`connection` is entered before anything is sent and may raise.
+
+        The stream ends with `grant`.
         """
         self._payloads = payloads
         self._keepalive_seconds = keepalive_seconds
@@ -51,29 +52,32 @@ class EventStream:
         self._grant = grant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ends with the last event, or at once when the client leaves."""
+        """Send the stream until its last event, or until the client disconnects."""
         with self._connection:
             scope[IS_STREAM] = True
             await self._stream(receive, send)
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        telling = asyncio.create_task(self._send_payloads(send))
-        tasks = [telling, *map(asyncio.create_task, (self._keep_alive(send), _wait_for_disconnect(receive)))]
+        sending = asyncio.create_task(self._send_payloads(send))
+        tasks = [
+            sending,
+            *map(asyncio.create_task, (self._keep_alive(send), _wait_for_disconnect(receive))),
+        ]
         try:
             if self._grant:
-                self._grant.watch(telling.cancel)
+                self._grant.watch(sending.cancel)
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if telling.cancelled():
-                shown = errors.format_registry_error(Unauthenticated(GRANT_ENDED))
-                await _write(send, _format_next(_encode_errors(shown)) + _COMPLETE)
+            if sending.cancelled():
+                formatted = errors.format_registry_error(Unauthenticated(GRANT_ENDED))
+                await _write(send, _format_next(_encode_errors(formatted)) + _COMPLETE)
                 await send({"type": "http.response.body", "body": b""})
-            elif telling.done():
-                telling.result()
+            elif sending.done():
+                sending.result()
                 await send({"type": "http.response.body", "body": b""})
         finally:
             if self._grant:
-                self._grant.unwatch(telling.cancel)
+                self._grant.unwatch(sending.cancel)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -94,7 +98,7 @@ class EventStream:
 
 
 async def stream_one(payload: str) -> AsyncGenerator[str, None]:
-    """The stream of what has one result."""
+    """Yield the single response of a query or mutation."""
     yield payload
 
 
@@ -107,8 +111,8 @@ async def _write(send: Send, event: bytes) -> None:
     await send({"type": "http.response.body", "body": event, "more_body": True})
 
 
-def _encode_errors(shown: list[dict[str, Any]]) -> str:
-    return orjson.dumps({"errors": shown}).decode()
+def _encode_errors(formatted: list[dict[str, Any]]) -> str:
+    return orjson.dumps({"errors": formatted}).decode()
 
 
 def _format_next(payload: str) -> bytes:

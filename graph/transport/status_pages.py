@@ -1,4 +1,4 @@
-"""What the registry answers beside GraphQL: what it is, how it is, what it measures."""
+"""The pages beside GraphQL: the index, health and metrics."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,8 @@ _INDEX = (Path(__file__).parent / "static" / "index.html").read_text(encoding="u
 
 
 class Pages:
+    """The handlers of the pages."""
+
     def __init__(self, services: Services) -> None:
         self._services = services
         self._scrape = PrometheusScrape(services)
@@ -37,11 +39,11 @@ class Pages:
         return _json({"service": SERVICE_NAME, "version": VERSION, "links": LINKS})
 
     async def live(self, _: Request) -> Response:
-        """200 for as long as the process answers at all."""
+        """Answer 200 for as long as the process answers at all."""
         return _json({"status": "alive"})
 
     async def health(self, _: Request) -> Response:
-        """200 when the registry can do its work, 503 when it cannot; says which part fails."""
+        """Answer 200 when the registry can do its work, else 503; the body names what fails."""
         now = datetime.now(UTC)
         url = self._services.database.url
         try:
@@ -65,7 +67,7 @@ class Pages:
         return _json(body, 200 if healthy else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """For whoever is known, in whatever role."""
+        """Answer any authenticated caller."""
         if not self._services.settings.metrics_open:
             try:
                 await self._services.authentication.authenticate_request(request.scope)
@@ -75,7 +77,7 @@ class Pages:
 
 
 def _describe_database(url: URL) -> dict[str, Any]:
-    """Of the database: what an operator wants to know of it, and no stranger should."""
+    """Return details of the database that operators may see and strangers may not."""
     return {
         "host": url.host or url.query.get("host"),
         "port": url.port or int(str(url.query.get("port", 5432))),

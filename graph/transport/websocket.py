@@ -1,7 +1,7 @@
-"""GraphQL over websockets: the graphql-transport-ws protocol around Strawberry's schema.
+"""GraphQL over websockets by the graphql-transport-ws protocol.
 
-https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md. Strawberry's own handler dies of
-malformed messages, closes the socket for a syntax error and lets no one bound or share its work.
+https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md. Strawberry's own handler fails on
+malformed messages, closes the socket for a syntax error, and cannot bound or share its work.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ log = structlog.get_logger()
 PROTOCOL = "graphql-transport-ws"
 _MAX_REASON_BYTES = 123
 _DISCONNECT = "websocket.disconnect"
-# Others are no word about the caller: 1013 is RFC 6455's "try again later", 1008 its "policy
-# violation", after which clients do not come back by themselves.
+# Other errors are not the caller's: they close with 1013 (RFC 6455: try again later). After 1008
+# (policy violation) clients do not reconnect by themselves.
 _CODES: dict[type[RegistryError], int] = {Unauthenticated: 4401, Forbidden: 4403}
 
 GrantT = TypeVar("GrantT", Grant, Grant | None)
@@ -78,7 +78,7 @@ _MESSAGE: TypeAdapter[_Init | _Ping | _Pong | _Subscribe | _Complete] = TypeAdap
 
 
 class _Close(Exception):
-    """Ends the connection with one of the protocol's codes."""
+    """The end of a connection, with a close code of the protocol."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(code, reason)
@@ -86,7 +86,7 @@ class _Close(Exception):
 
 
 class GraphQLOverWebSocket:
-    """The ASGI endpoint; each connection is a `_Connection`."""
+    """The ASGI endpoint of GraphQL over websockets."""
 
     def __init__(self, engine: Engine, services: Services) -> None:
         self._engine = engine
@@ -118,11 +118,11 @@ class _Connection:
         self._engine = engine
         self._services = services
         self._grant: Grant | None = None
-        self._caller: Caller | None = None  # once it is acknowledged
+        self._caller: Caller | None = None  # set when the connection is acknowledged
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
-        """Until either side ends the connection; operations that still run are cancelled then."""
+        """Serve until either side ends the connection, then cancel operations that still run."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 try:
@@ -132,7 +132,7 @@ class _Connection:
                         operation.cancel()
         except* _Close as closes:
             close = next(iter(closes.exceptions))
-            assert isinstance(close, _Close)  # noqa: S101  # what `except*` promises
+            assert isinstance(close, _Close)  # noqa: S101  # guaranteed by `except*`
             reason = close.reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 await self._websocket.close(close.code, reason)
@@ -144,7 +144,9 @@ class _Connection:
         try:
             async with asyncio.timeout(self._services.settings.connection_init_seconds) as limit:
                 self._limit = limit
-                self._grant = await _close_on_rejection(authentication.authenticate_handshake(self._websocket.scope))
+                self._grant = await _close_on_rejection(
+                    authentication.authenticate_handshake(self._websocket.scope)
+                )
                 while (received := await self._websocket.receive())["type"] != _DISCONNECT:
                     await self._handle(_parse_message(received.get("text")), tasks)
         except TimeoutError as error:
@@ -161,14 +163,16 @@ class _Connection:
         scope = self._websocket.scope
         if self._grant is None:
             authentication = self._services.authentication
-            self._grant = await _close_on_rejection(authentication.authenticate_init(scope, message.payload))
+            self._grant = await _close_on_rejection(
+                authentication.authenticate_init(scope, message.payload)
+            )
         self._caller = Caller(self._grant.identity, get_client_address(scope))
         self._limit.reschedule(None)
         self._grant.watch(self._expire)
         await self._send({"type": "connection_ack"})
 
     def _expire(self) -> None:
-        """The grant no longer counts."""
+        """Close the connection, because its grant has ended."""
         self._limit.reschedule(asyncio.get_running_loop().time())
 
     async def _handle(
@@ -190,7 +194,7 @@ class _Connection:
                     operation.cancel()
 
     def _charge_message(self) -> None:
-        """What costs no request. Requests that are refused because of a limit count here."""
+        """Charge the caller for a message that is not an operation, or was rate-limited."""
         caller = self._caller or Caller(ANONYMOUS, get_client_address(self._websocket.scope))
         try:
             self._services.caller_limits.charge_message(caller)
@@ -230,19 +234,19 @@ class _Connection:
         except RateLimited as refused:
             self._charge_message()
             await self._send_error(operation_id, errors.format_registry_error(refused))
-        except Exception as error:  # noqa: BLE001  # a fault of ours ends this operation alone
-            broken = GraphQLError(str(error), original_error=error)
-            await self._send_error(operation_id, errors.format_errors([broken]))
+        except Exception as error:  # noqa: BLE001  # any error ends this operation alone
+            wrapped = GraphQLError(str(error), original_error=error)
+            await self._send_error(operation_id, errors.format_errors([wrapped]))
         finally:
             self._forget(operation_id)
 
     async def _send_next(self, operation_id: str, payload: str) -> None:
-        """The payload is encoded already, once for all who ask the same."""
+        """Send a payload, which was encoded once for all subscribers with the same view."""
         quoted = orjson.dumps(operation_id).decode()
         await self._send_text(f'{{"id":{quoted},"type":"next","payload":{payload}}}')
 
     def _forget(self, operation_id: str) -> None:
-        """Before the last message is sent, after which the client may use the id again."""
+        """Free the operation's id before its last message, after which the client may reuse it."""
         if self._running.get(operation_id) is asyncio.current_task():
             del self._running[operation_id]
 
@@ -257,18 +261,18 @@ class _Connection:
         await self._websocket.send_text(text)
 
 
-async def _close_on_rejection(asking: Awaitable[GrantT]) -> GrantT:
+async def _close_on_rejection(pending: Awaitable[GrantT]) -> GrantT:
     try:
-        return await asking
+        return await pending
     except RegistryError as refused:
         errors.ERROR_COUNTER.labels(refused.code).inc()
         raise _Close(_CODES.get(type(refused), 1013), refused.message) from refused
 
 
 def _format_pong(payload: dict[str, Any] | None) -> str:
-    echoed = {} if payload is None else {"payload": payload}
+    echo = {} if payload is None else {"payload": payload}
     try:
-        return json.dumps({"type": "pong", **echoed}, allow_nan=False)
+        return json.dumps({"type": "pong", **echo}, allow_nan=False)
     except ValueError as error:
         raise _Close(4400, f"Invalid message: ping.payload: {error}") from error
 

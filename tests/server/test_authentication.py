@@ -210,7 +210,7 @@ async def test_a_websocket_ends_with_the_key_it_was_opened_by(
         await revoke_token(database, key.token.public_id)
         async with asyncio.timeout(10):
             code, reason = await ending.closed()
-        assert (code, reason) == (4401, "the credentials were revoked, or their time is over")
+        assert (code, reason) == (4401, "the credentials were revoked or have expired")
         guarded.http.headers.update(bearer(await create_token(database, Role.ADMIN)))
         await register(guarded, "a")
         message = await staying.receive()
@@ -365,7 +365,7 @@ async def test_what_was_granted_goes_on_while_the_database_is_away(
         with pytest.MonkeyPatch.context() as away:
             away.setattr(guarded.services.database, "read", _away)
             async with asyncio.timeout(10):
-                while not any(event["event"] == "keys.unavailable" for event in logged):
+                while not any(event["event"] == "credential_cache.unavailable" for event in logged):
                     await asyncio.sleep(SOON)
             unknown = await ask(guarded, headers=bearer(await create_token(database, Role.VIEWER)))
             assert (unknown.status_code, code_of(unknown)) == (503, "UNAVAILABLE")

@@ -119,7 +119,7 @@ async def test_while_the_database_is_away_each_counts_by_itself(
         process.takes("a", 10)
         await wait_until(lambda: len(logged) != already)  # noqa: B023  # it is called at once
     assert not process.takes("a")
-    assert {event["event"] for event in logged} == {"rates.not_shared"}
+    assert {event["event"] for event in logged} == {"rate_sync.unavailable"}
     task.cancel()
 
 
@@ -128,7 +128,7 @@ def test_what_no_process_would_say_changes_nothing(payload: str, logged: list[Ev
     process = Process(1, 1)
     process.rates.receive(payload)
     assert process.takes("a")
-    assert [event["event"] for event in logged] == ["rates.not_understood"]
+    assert [event["event"] for event in logged] == ["rate_sync.invalid_payload"]
 
 
 def test_false_rates_neither_lift_a_limit_nor_shut_somebody_out_for_long() -> None:

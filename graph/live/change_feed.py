@@ -138,7 +138,7 @@ class ChangeFeed:
     async def start(self) -> None:
         async with self._database.read() as session:
             newest = await status_changes.read_revision(session)
-        await self._go_to(newest)
+        await self._jump_to(newest)
 
     async def run(self) -> None:
         """Follows the log for ever, over restarts of PostgreSQL and cut connections."""
@@ -149,7 +149,7 @@ class ChangeFeed:
                     self._reading = listener.open_connection
                     newest = await listener.read_revision()
                     if not await self._is_same_log():
-                        await self._set_back(newest)
+                        await self._handle_log_reset(newest)
                     await self.read_up_to(newest, listener.read_revision)
                     log.info("feed.listening", revision=self.revision)
                     failures, self.is_connected = 0, True
@@ -173,17 +173,17 @@ class ChangeFeed:
 
         News may be old, and anybody who may use the database may send false ones.
         """
-        while self.revision < told and await self._hand_on():
+        while self.revision < told and await self._read_next():
             pass
         if self.revision == told:
             return
         newest = await ask()
         if newest < self.revision:
-            await self._set_back(newest)
+            await self._handle_log_reset(newest)
         while self.revision < newest:
-            if not await self._hand_on():
+            if not await self._read_next():
                 log.warning("feed.log_trimmed", read=self.revision, revision=newest)
-                await self._go_to(newest)
+                await self._jump_to(newest)
 
     @contextmanager
     def count_subscriber(self) -> Iterator[None]:
@@ -211,10 +211,10 @@ class ChangeFeed:
         None after the timeout, or if something else has happened. Raises HoleInLog when it is no
         longer kept, or the log was set back since `set_backs` was read.
         """
-        self._refuse_set_back(set_backs)
+        self._check_no_reset(set_backs)
         if position >= self.revision:
             await self.wait_for_change(timeout_seconds)
-            self._refuse_set_back(set_backs)
+            self._check_no_reset(set_backs)
             if position >= self.revision:
                 return None
         batch = self._recent.get(position + 1)
@@ -230,8 +230,8 @@ class ChangeFeed:
         """
         start = position - position % BATCH_SIZE
         wanted = (start, min(start + BATCH_SIZE, self.revision))
-        batch = await self._replays.get(wanted, partial(self._read, *wanted))
-        self._refuse_set_back(set_backs)
+        batch = await self._replays.get(wanted, partial(self._read_batch, *wanted))
+        self._check_no_reset(set_backs)
         if batch is None or position + 1 not in batch.revisions:
             raise GapInLog("the change log no longer reaches back so far")
         return batch
@@ -242,12 +242,12 @@ class ChangeFeed:
             self._bookmark = Bookmark(position)
         return self._bookmark
 
-    async def _read(self, after: int, upto: int) -> Batch | None:
+    async def _read_batch(self, after: int, upto: int) -> Batch | None:
         asyncio.get_running_loop().call_later(SHARED_SECONDS, self._replays.forget, (after, upto))
         async with self._database.open_connection() as connection:
             return await read_batch(self._database, connection, after, upto=upto, limit=BATCH_SIZE)
 
-    async def _hand_on(self) -> bool:
+    async def _read_next(self) -> bool:
         """False when the log holds nothing newer."""
         # Not more at once than is kept: a subscriber that is quick has to get it all.
         limit = min(BATCH_SIZE, self._max_lag)
@@ -264,28 +264,28 @@ class ChangeFeed:
         self._arrived.notify()
         return True
 
-    async def _go_to(self, revision: int) -> None:
-        last = await self._logged(revision)
+    async def _jump_to(self, revision: int) -> None:
+        last = await self._read_change(revision)
         self._recent.clear()
         self.revision, self._last = revision, last
         self._arrived.notify()
 
-    async def _set_back(self, revision: int) -> None:
+    async def _handle_log_reset(self, revision: int) -> None:
         log.warning("feed.log_set_back", read=self.revision, revision=revision)
-        await self._go_to(revision)
+        await self._jump_to(revision)
         self.log_resets += 1
         self._replays = SingleFlight(_MAX_REPLAYS)
 
-    def _refuse_set_back(self, set_backs: int) -> None:
+    def _check_no_reset(self, set_backs: int) -> None:
         if self.log_resets != set_backs:
             raise GapInLog("the change log was set back")
 
     async def _is_same_log(self) -> bool:
         """By the change read last: a revision that was lost is given anew to another change."""
-        logged = await self._logged(self.revision)
+        logged = await self._read_change(self.revision)
         return logged is None or logged == self._last
 
-    async def _logged(self, revision: int) -> LoggedChange | None:
+    async def _read_change(self, revision: int) -> LoggedChange | None:
         async with self._database.open_connection() as connection:
             logged, _ = await status_changes.list_changes_after(
                 connection, revision - 1, upto=revision

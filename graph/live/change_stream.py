@@ -27,7 +27,7 @@ async def follow_changes(
     """
     set_backs = feed.log_resets
     if after is not None and feed.has_kept(after):
-        return _follow(feed, node_filter, after, set_backs, bookmark_seconds)
+        return _follow_from(feed, node_filter, after, set_backs, bookmark_seconds)
     async with database.read() as session:
         held = await status_changes.read_revision_range(session)
     newest = held.stop - 1
@@ -36,15 +36,15 @@ async def follow_changes(
     if after > newest:
         raise BadInput("after", "lies in the future of the change log")
     if after < held.start - 1:
-        return _only(_resync(newest, "the change log no longer reaches back so far"))
-    return _follow(feed, node_filter, after, set_backs, bookmark_seconds)
+        return _yield_one(_resync(newest, "the change log no longer reaches back so far"))
+    return _follow_from(feed, node_filter, after, set_backs, bookmark_seconds)
 
 
-async def _only(event: StatusEvent) -> AsyncGenerator[Sequence[StatusEvent], None]:
+async def _yield_one(event: StatusEvent) -> AsyncGenerator[Sequence[StatusEvent], None]:
     yield [event]
 
 
-async def _follow(
+async def _follow_from(
     feed: ChangeFeed,
     node_filter: NodeFilter,
     position: int,

@@ -84,7 +84,7 @@ async def open_services(
             database,
             check_seconds=settings.listen_check_seconds,
             max_lag=settings.subscriber_max_lag,
-            others={rate_channel.CHANNEL: rate_sync.receive},
+            handlers={rate_channel.CHANNEL: rate_sync.receive},
         )
         await change_feed.start()
         node_snapshot = NodeSnapshot(database, change_feed)

@@ -64,7 +64,7 @@ class CredentialCache:
     def __init__(
         self, database: Database, verifier: JwtVerifier | None, *, check_seconds: float
     ) -> None:
-        """Without a verifier no JSON Web Token is accepted."""
+        """`verifier` checks JSON Web Tokens; without one none is accepted."""
         self._database = database
         self._verifier = verifier
         self._check_seconds = check_seconds

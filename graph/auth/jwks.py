@@ -35,7 +35,7 @@ class BadKeySet(Exception):
 
 
 class KeySource(Protocol):
-    """Where a key set is read from."""
+    """The place that a key set is read from."""
 
     max_age_seconds: float
     min_interval_seconds: float

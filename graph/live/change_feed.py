@@ -1,8 +1,8 @@
-"""The live end of the change log: reads what is new once, for every subscriber of the process.
+"""The change feed: reads new changes of the log once for all subscribers of the process.
 
-Subscribers hold no database connection, and no queue either: each is a position in the log, and
-what lies behind it is kept once for all. A lost notification, a dropped connection or a pause
-costs a re-read, never an event.
+A subscriber holds neither a database connection nor a queue: it is a position in the log, and the
+changes after it are kept once for all. A lost notification, a dropped connection or a pause costs
+a re-read, never an event.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 BATCH_SIZE = 500
 SHARED_SECONDS = 1.0
-"""How long what was asked of the database for one subscriber serves the others."""
+"""Time for which a result of the database for one subscriber serves the handlers."""
 
 _MAX_REPLAYS = 16
 _MAX_FILTERS = 256
@@ -38,7 +38,7 @@ _MAX_BACKOFF_SECONDS = 5.0
 
 
 class GapInLog(Exception):
-    """What comes next can no longer be told; the message says why."""
+    """The next change can no longer be delivered; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,11 +104,11 @@ async def read_batch(
 
 
 class ChangeFeed:
-    """`revision` is the newest change that was read; the newest `max_lag` are kept.
+    """Follows the log; `revision` is the newest change read, and the newest `max_lag` are kept.
 
-    `in_touch` says whether the database would be heard if it had anything new. `set_backs` counts
-    how often the log was found not to be the one that was read so far: as when a backup was
-    restored, or a standby took over that had not got everything.
+    `is_connected` says whether notifications of new changes arrive. `log_resets` counts how often
+    the log turned out to be another one than was read: after a backup was restored, or a standby
+    without the newest changes was promoted.
     """
 
     def __init__(
@@ -117,17 +117,17 @@ class ChangeFeed:
         *,
         check_seconds: float,
         max_lag: int,
-        others: Mapping[str, NotificationHandler] = NO_HANDLERS,
+        handlers: Mapping[str, NotificationHandler] = NO_HANDLERS,
     ) -> None:
-        """`others` hear what is told on other channels: a process has one connection to listen."""
+        """`handlers` receive other channels: a process has only one connection for LISTEN."""
         self._database = database
-        self._others = others
+        self._handlers = handlers
         self._check_seconds = check_seconds
         self._max_lag = max_lag
-        self._recent: dict[int, Batch] = {}  # by each of its revisions: no gap between them
+        self._recent: dict[int, Batch] = {}  # by each of its revisions, without a gap
         self._replays: SingleFlight[tuple[int, int], Batch | None] = SingleFlight(_MAX_REPLAYS)
-        self._arrived = Broadcast()
-        self._reading = database.open_connection
+        self._changed = Broadcast()
+        self._open_connection = database.open_connection
         self._bookmark = Bookmark(0)
         self._last: LoggedChange | None = None
         self.revision = 0
@@ -136,22 +136,23 @@ class ChangeFeed:
         self.subscriber_count = 0
 
     async def start(self) -> None:
+        """Begin after the newest change."""
         async with self._database.read() as session:
             newest = await status_changes.read_revision(session)
         await self._jump_to(newest)
 
     async def run(self) -> None:
-        """Follows the log for ever, over restarts of PostgreSQL and cut connections."""
+        """Follow the log for ever, through restarts of PostgreSQL and cut connections."""
         failures = 0
         while True:
             try:
-                async with open_listener(self._database, self._others) as listener:
-                    self._reading = listener.open_connection
+                async with open_listener(self._database, self._handlers) as listener:
+                    self._open_connection = listener.open_connection
                     newest = await listener.read_revision()
                     if not await self._is_same_log():
                         await self._handle_log_reset(newest)
                     await self.read_up_to(newest, listener.read_revision)
-                    log.info("feed.listening", revision=self.revision)
+                    log.info("change_feed.connected", revision=self.revision)
                     failures, self.is_connected = 0, True
                     while True:
                         newest = await listener.wait_for_change(self._check_seconds)
@@ -160,33 +161,34 @@ class ChangeFeed:
                 delay = random.uniform(0, min(_MAX_BACKOFF_SECONDS, 0.1 * 2**failures))  # noqa: S311  # no secret
                 failures = min(failures + 1, 10)
                 log.warning(
-                    "feed.disconnected",
+                    "change_feed.disconnected",
                     cause=repr(error.__cause__ or error),
                     retry_in_seconds=round(delay, 3),
                 )
             finally:
-                self.is_connected, self._reading = False, self._database.open_connection
+                self.is_connected, self._open_connection = False, self._database.open_connection
             await asyncio.sleep(delay)
 
-    async def read_up_to(self, told: int, ask: Callable[[], Awaitable[int]]) -> None:
-        """Up to the revision that was told; one that leads nowhere is asked for again.
+    async def read_up_to(self, notified: int, read_newest: Callable[[], Awaitable[int]]) -> None:
+        """Read up to the notified revision, or to `read_newest()` if the log does not lead there.
 
-        News may be old, and anybody who may use the database may send false ones.
+        A notification may be old or false: every user of the database can send one.
         """
-        while self.revision < told and await self._read_next():
+        while self.revision < notified and await self._read_next():
             pass
-        if self.revision == told:
+        if self.revision == notified:
             return
-        newest = await ask()
+        newest = await read_newest()
         if newest < self.revision:
             await self._handle_log_reset(newest)
         while self.revision < newest:
             if not await self._read_next():
-                log.warning("feed.log_trimmed", read=self.revision, revision=newest)
+                log.warning("change_feed.log_trimmed", read=self.revision, revision=newest)
                 await self._jump_to(newest)
 
     @contextmanager
     def count_subscriber(self) -> Iterator[None]:
+        """Count a subscriber during the block."""
         self.subscriber_count += 1
         try:
             yield
@@ -194,27 +196,27 @@ class ChangeFeed:
             self.subscriber_count -= 1
 
     def has_kept(self, position: int) -> bool:
-        """Whether all that follows the position is still kept."""
+        """Return whether all changes after the position are still kept."""
         return position == self.revision or position + 1 in self._recent
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
-        """Returns when the revision has changed, or after the timeout."""
+        """Return when the revision has changed, or after the timeout."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                await self._arrived.wait()
+                await self._changed.wait()
 
     async def wait_for_batch(
-        self, position: int, set_backs: int, timeout_seconds: float
+        self, position: int, log_resets: int, timeout_seconds: float
     ) -> Batch | None:
-        """The batch that follows the position, as soon as there is one.
+        """Wait for the batch after the position; return None after the timeout, or earlier.
 
-        None after the timeout, or if something else has happened. Raises HoleInLog when it is no
-        longer kept, or the log was set back since `set_backs` was read.
+        Raises: GapInLog: the batch is no longer kept, or the log was reset since `log_resets` was
+        read.
         """
-        self._check_no_reset(set_backs)
+        self._check_no_reset(log_resets)
         if position >= self.revision:
             await self.wait_for_change(timeout_seconds)
-            self._check_no_reset(set_backs)
+            self._check_no_reset(log_resets)
             if position >= self.revision:
                 return None
         batch = self._recent.get(position + 1)
@@ -222,22 +224,23 @@ class ChangeFeed:
             raise GapInLog("the subscriber was too slow")
         return batch
 
-    async def read_replay(self, position: int, set_backs: int) -> Batch:
-        """The batch that holds what follows the position, from the log.
+    async def read_replay(self, position: int, log_resets: int) -> Batch:
+        """Read the batch after the position from the log.
 
-        Its borders are the same whoever asks: subscribers that resume together share it. Raises
-        HoleInLog when the log was trimmed of it, or set back since `set_backs` was read.
+        Batches have fixed borders, so that subscribers that resume together share them.
+
+        Raises: GapInLog: the log was trimmed, or was reset since `log_resets` was read.
         """
         start = position - position % BATCH_SIZE
-        wanted = (start, min(start + BATCH_SIZE, self.revision))
-        batch = await self._replays.get(wanted, partial(self._read_batch, *wanted))
-        self._check_no_reset(set_backs)
+        borders = (start, min(start + BATCH_SIZE, self.revision))
+        batch = await self._replays.get(borders, partial(self._read_batch, *borders))
+        self._check_no_reset(log_resets)
         if batch is None or position + 1 not in batch.revisions:
             raise GapInLog("the change log no longer reaches back so far")
         return batch
 
     def make_bookmark(self, position: int) -> Bookmark:
-        """One for all that have come as far."""
+        """Return the bookmark of a position, one object for all subscribers there."""
         if self._bookmark.revision != position:
             self._bookmark = Bookmark(position)
         return self._bookmark
@@ -248,46 +251,46 @@ class ChangeFeed:
             return await read_batch(self._database, connection, after, upto=upto, limit=BATCH_SIZE)
 
     async def _read_next(self) -> bool:
-        """False when the log holds nothing newer."""
-        # Not more at once than is kept: a subscriber that is quick has to get it all.
+        """Read the next batch; return False if the log has no newer change."""
+        # A batch is never larger than what is kept: a quick subscriber must get all of it.
         limit = min(BATCH_SIZE, self._max_lag)
-        async with self._reading() as connection:
+        async with self._open_connection() as connection:
             batch = await read_batch(self._database, connection, self.revision, limit=limit)
         if batch is None:
             return False
         if batch.revisions.start != self.revision + 1:
-            self._recent.clear()  # the log was trimmed of what lies between
+            self._recent.clear()  # the changes in between were trimmed
         self._recent.update(dict.fromkeys(batch.revisions, batch))
         self.revision, self._last = batch.revisions[-1], batch.events[-1].change
         while len(self._recent) > self._max_lag:
             del self._recent[self.revision - len(self._recent) + 1]
-        self._arrived.notify()
+        self._changed.notify()
         return True
 
     async def _jump_to(self, revision: int) -> None:
         last = await self._read_change(revision)
         self._recent.clear()
         self.revision, self._last = revision, last
-        self._arrived.notify()
+        self._changed.notify()
 
     async def _handle_log_reset(self, revision: int) -> None:
-        log.warning("feed.log_set_back", read=self.revision, revision=revision)
+        log.warning("change_feed.log_reset", read=self.revision, revision=revision)
         await self._jump_to(revision)
         self.log_resets += 1
         self._replays = SingleFlight(_MAX_REPLAYS)
 
-    def _check_no_reset(self, set_backs: int) -> None:
-        if self.log_resets != set_backs:
-            raise GapInLog("the change log was set back")
+    def _check_no_reset(self, log_resets: int) -> None:
+        if self.log_resets != log_resets:
+            raise GapInLog("the change log was reset")
 
     async def _is_same_log(self) -> bool:
-        """By the change read last: a revision that was lost is given anew to another change."""
-        logged = await self._read_change(self.revision)
-        return logged is None or logged == self._last
+        """Return whether the change read last is still in the log: a lost revision is reused."""
+        change = await self._read_change(self.revision)
+        return change is None or change == self._last
 
     async def _read_change(self, revision: int) -> LoggedChange | None:
         async with self._database.open_connection() as connection:
-            logged, _ = await status_changes.list_changes_after(
+            change, _ = await status_changes.list_changes_after(
                 connection, revision - 1, upto=revision
             )
-        return logged[0] if logged else None
+        return change[0] if change else None

@@ -1,4 +1,4 @@
-"""One subscriber's view of the change log: replayed from a revision, then live, without a seam."""
+"""One subscriber's stream of the change log: a replay from a revision, then live changes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -19,25 +19,27 @@ async def follow_changes(
     after: int | None,
     bookmark_seconds: float,
 ) -> AsyncGenerator[Sequence[StatusEvent], None]:
-    """Each change that matches, once and in order; ends with ResyncRequired where that cannot be.
+    """Return a stream of each matching change, once and in order.
 
-    After `bookmark_seconds` in which nothing matched it says how far it has come; not while the
-    feed is out of touch, for silence is what tells a reader that it may be behind. Without `after`
-    it begins behind what is committed now. Raises BadInput for a revision still to come.
+    It ends with ResyncRequired where it cannot go on without a gap. After `bookmark_seconds`
+    without a match it yields a bookmark, except while the feed is disconnected: silence then tells
+    the reader that it may be behind. Without `after` it begins after the newest committed change.
+
+    Raises: BadInput: `after` is a future revision. Unavailable: the database did not answer.
     """
-    set_backs = feed.log_resets
+    log_resets = feed.log_resets
     if after is not None and feed.has_kept(after):
-        return _follow_from(feed, node_filter, after, set_backs, bookmark_seconds)
+        return _follow_from(feed, node_filter, after, log_resets, bookmark_seconds)
     async with database.read() as session:
-        held = await status_changes.read_revision_range(session)
-    newest = held.stop - 1
+        kept_revisions = await status_changes.read_revision_range(session)
+    newest = kept_revisions.stop - 1
     if after is None:
         after = newest
     if after > newest:
         raise BadInput("after", "lies in the future of the change log")
-    if after < held.start - 1:
+    if after < kept_revisions.start - 1:
         return _yield_one(_resync(newest, "the change log no longer reaches back so far"))
-    return _follow_from(feed, node_filter, after, set_backs, bookmark_seconds)
+    return _follow_from(feed, node_filter, after, log_resets, bookmark_seconds)
 
 
 async def _yield_one(event: StatusEvent) -> AsyncGenerator[Sequence[StatusEvent], None]:
@@ -48,32 +50,32 @@ async def _follow_from(
     feed: ChangeFeed,
     node_filter: NodeFilter,
     position: int,
-    set_backs: int,
+    log_resets: int,
     bookmark_seconds: float,
 ) -> AsyncGenerator[Sequence[StatusEvent], None]:
     clock = asyncio.get_running_loop().time
-    silent_since = clock()
+    last_event_at = clock()
     live = False
     with feed.count_subscriber():
         try:
             while True:
                 live = live or feed.has_kept(position) or position > feed.revision
                 if live:
-                    left = silent_since + bookmark_seconds - clock()
-                    batch = await feed.wait_for_batch(position, set_backs, left)
+                    timeout_seconds = last_event_at + bookmark_seconds - clock()
+                    batch = await feed.wait_for_batch(position, log_resets, timeout_seconds)
                 else:
-                    batch = await feed.read_replay(position, set_backs)
+                    batch = await feed.read_replay(position, log_resets)
                 if batch is not None:
                     if events := await batch.list_events_after(position, node_filter):
                         yield events
-                        silent_since = clock()
+                        last_event_at = clock()
                     position = batch.revisions[-1]
-                if clock() - silent_since >= bookmark_seconds:
+                if clock() - last_event_at >= bookmark_seconds:
                     if feed.is_connected:
                         yield [feed.make_bookmark(position)]
-                    silent_since = clock()
-        except GapInLog as hole:
-            yield [_resync(feed.revision, str(hole))]
+                    last_event_at = clock()
+        except GapInLog as gap:
+            yield [_resync(feed.revision, str(gap))]
 
 
 def _resync(revision: int, reason: str) -> ResyncRequired:

@@ -18,7 +18,7 @@ MAX_PENDING = 100
 
 
 class Attempt(NamedTuple):
-    """What a mutation would have done, and to what."""
+    """The action that a mutation would have performed, and its subject."""
 
     action: str
     subject: str

@@ -1,4 +1,4 @@
-"""What subscriptions deliver, as plain data; `graph.api.events` shows it as objects of the API.
+"""The events of subscriptions as plain data; `graph.api.events` shows them as API objects.
 
 An event is one object for all subscribers that receive it: its identity is the key under which
 `graph.execution.event_sharing` keeps its encoded form.
@@ -24,7 +24,7 @@ class StatusChanged:
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """Nothing that matches has happened up to this revision."""
+    """A sign of progress: no matching change up to this revision."""
 
     revision: int
 

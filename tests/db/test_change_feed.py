@@ -559,7 +559,7 @@ async def test_a_log_that_has_passed_what_it_lost_is_known_by_what_it_says_there
             await append(database, OUT, OUT, OUT)
         [told] = await next_events(events)
         assert isinstance(told, ResyncRequired)
-        assert told.reason == "the change log was set back"
+        assert told.reason == "the change log was reset"
         assert told.revision == 6
 
 

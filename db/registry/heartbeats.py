@@ -1,10 +1,10 @@
-"""Recording heartbeats: many in one statement, each with its own outcome."""
+"""The writing of heartbeats: many in one statement, each with its own outcome."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -21,7 +21,7 @@ from db.registry.sweep import OVERDUE_AT
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReport:
-    """One heartbeat as an agent sends it; `metrics` is None where it measured nothing."""
+    """The checked content of one heartbeat; `metrics` is None if the agent measured nothing."""
 
     node_id: str
     boot_id: str
@@ -33,34 +33,37 @@ class HeartbeatReport:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatAck:
-    """The node after a heartbeat was heard, or was too old to say anything new."""
+    """The node after a heartbeat that was written, or that was not newer than the last one."""
 
     node_id: str
     status: NodeStatus
     received_at: datetime
+    """When the registry received the node's last heartbeat."""
     interval_seconds: float
+    """The interval until the next heartbeat."""
 
 
-# Rows are locked in the order of their ids, so that two batches never wait for one another in a
-# ring. What a heartbeat changes of the status is decided here and made by changes.apply; where $9
-# is false, nothing is written of those that change it. LIMIT tells that registry_state has one row:
-# until its first ANALYZE PostgreSQL would plan for hundreds. The parameters are numbered, as
-# asyncpg takes them, in the order of `_make_parameters`: most batches go to the driver itself.
-_RECORD = f"""
+HeartbeatOutcome: TypeAlias = HeartbeatAck | RegistryError
+
+
+# Rows are locked in the order of their ids, so that two batches cannot deadlock. LIMIT tells the
+# planner that registry_state has one row: until its first ANALYZE it would plan for hundreds. The
+# parameters are numbered as asyncpg takes them, in the order of `_make_parameters`.
+_JUDGE = f"""
 WITH report AS (
     SELECT * FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]),
                          CAST($3 AS bigint[]), CAST($4 AS boolean[]),
                          CAST($5 AS text[]), CAST($6 AS double precision[]))
         WITH ORDINALITY
         AS r (node_id, boot_id, sequence, degraded, metrics, interval_seconds, ordinal)
-), held AS (
+), locked AS (
     SELECT n.id, n.status, n.status_reason, n.last_heartbeat, n.boot_id = r.boot_id AS same_boot,
-           n.steady_since, n.heartbeat_interval_seconds AS promised_seconds,
+           n.steady_since, n.heartbeat_interval_seconds AS current_interval_seconds,
            r.ordinal, r.sequence, r.degraded, r.metrics, r.interval_seconds,
            greatest(registry_now(), n.heard_at) AS heard_at,
-           n.boot_id = r.boot_id AND r.sequence > coalesce(n.last_sequence, -1) AS newer,
-           n.status = 'degraded' AND n.status_reason = 'flapping' AS flapping,
-           {OVERDUE_AT.replace(":grace", "$7")} <= registry_now() AS late
+           n.boot_id = r.boot_id AND r.sequence > coalesce(n.last_sequence, -1) AS is_newer,
+           n.status = 'degraded' AND n.status_reason = 'flapping' AS is_flapping,
+           {OVERDUE_AT.replace(":grace", "$7")} <= registry_now() AS is_late
     FROM report r
     JOIN nodes n
       ON n.node_id = r.node_id AND n.removed_at IS NULL AND n.boot_id IS NOT NULL
@@ -68,147 +71,151 @@ WITH report AS (
     ORDER BY n.id
     FOR UPDATE OF n
 ), judged AS (
-    SELECT *, newer AND NOT unsteady
-              AND (status <> next OR next = 'degraded' AND status_reason <> 'self_reported')
-              AS changes
+    SELECT *, is_newer AND NOT is_unsteady
+              AND (status <> next_status
+                   OR next_status = 'degraded' AND status_reason <> 'self_reported')
+              AS changes_status
     FROM (
         SELECT *, CASE WHEN status = 'maintenance' THEN status
-                       WHEN degraded OR unsteady THEN 'degraded'
-                       ELSE 'online' END AS next
+                       WHEN degraded OR is_unsteady THEN 'degraded'
+                       ELSE 'online' END AS next_status
         FROM (
-            SELECT *, flapping
-                      AND (late OR steady_since > heard_at - make_interval(secs => $8))
-                      AS unsteady
-            FROM held
-        ) held
-    ) held
-), logged AS (
+            SELECT *, is_flapping
+                      AND (is_late OR steady_since > heard_at - make_interval(secs => $8))
+                      AS is_unsteady
+            FROM locked
+        ) locked
+    ) locked
+)"""  # noqa: S608  # nothing in it comes from outside
+_LOG = """logged AS (
     INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
-    SELECT heard_at, id, next, CAST(metrics AS jsonb) FROM judged
-    WHERE newer AND (NOT changes OR $9)
+    SELECT heard_at, id, next_status, CAST(metrics AS jsonb) FROM judged
+    WHERE is_newer"""
+_RENEW_LEASES = """
     RETURNING id AS heartbeat_id, node_id, timestamp
 ), renewed AS (
     UPDATE nodes n
-    SET last_heartbeat = l.timestamp, heard_at = l.timestamp, last_sequence = h.sequence,
-        last_heartbeat_id = l.heartbeat_id, reported_degraded = h.degraded,
-        heartbeat_interval_seconds = h.interval_seconds,
-        steady_since = CASE WHEN h.flapping AND h.late THEN h.heard_at ELSE h.steady_since END
-    FROM judged h JOIN logged l ON l.node_id = h.id
-    WHERE n.id = h.id
+    SET last_heartbeat = l.timestamp, heard_at = l.timestamp, last_sequence = j.sequence,
+        last_heartbeat_id = l.heartbeat_id, reported_degraded = j.degraded,
+        heartbeat_interval_seconds = j.interval_seconds,
+        steady_since = CASE WHEN j.is_flapping AND j.is_late THEN j.heard_at
+                            ELSE j.steady_since END
+    FROM judged j JOIN logged l ON l.node_id = j.id
+    WHERE n.id = j.id
 )
-SELECT ordinal, id, same_boot, status, next, changes,
-       CASE WHEN newer THEN heard_at ELSE last_heartbeat END AS received_at,
-       CASE WHEN newer THEN interval_seconds ELSE promised_seconds END AS interval_seconds
+SELECT ordinal, id, same_boot, status, next_status, changes_status,
+       CASE WHEN is_newer THEN heard_at ELSE last_heartbeat END AS received_at,
+       CASE WHEN is_newer THEN interval_seconds ELSE current_interval_seconds END
+       AS interval_seconds
 FROM judged
 ORDER BY ordinal
-"""  # noqa: S608  # nothing in it comes from outside
+"""
+
+# Writes every newer heartbeat. The caller then changes the statuses that it finds in the rows.
+_RECORD_ALL = f"{_JUDGE}, {_LOG}{_RENEW_LEASES}"
+
+# Writes those that change no status, so that it can stand alone, without a transaction.
+_RECORD_UNCHANGED = f"{_JUDGE}, {_LOG} AND NOT changes_status{_RENEW_LEASES}"
 
 
 async def record_batch(
     database: Database, reports: Sequence[HeartbeatReport], rules: LivenessRules
-) -> list[HeartbeatAck | RegistryError]:
-    """The outcome of each report, in the order given, as `record` has it, once it is committed.
+) -> list[HeartbeatOutcome]:
+    """Write heartbeats and return the outcome of each, in the order given, after the commit.
 
-    Those that change no status, nearly all, are written in a single round trip, and stand though
-    the others should be Unavailable. Raises Unavailable when none could be written.
+    Those that change no status, nearly all, are written in one round trip, and stay written if the
+    others turn out Unavailable.
+
+    Raises: Unavailable: none could be written.
     """
+    outcomes: list[HeartbeatOutcome | None] = [None] * len(reports)
     first, *later = _split_into_rounds(reports) or [[]]
-    outcomes: list[HeartbeatAck | RegistryError] = [
-        NodeNotFound(report.node_id) for report in reports
-    ]
-    left = list(chain(*later))
+    remaining = list(chain(*later))
+    parameters = _make_parameters([reports[i] for i in first], rules)
     async with database.open_connection() as connection:
-        terms = _make_parameters([reports[i] for i in first], rules, whole=False)
-        rows = await connection.fetch(_RECORD, *terms)
+        rows = await connection.fetch(_RECORD_UNCHANGED, *parameters)
     for row in rows:
         i = first[row["ordinal"] - 1]
-        if row["changes"]:
-            left.append(i)
+        if row["changes_status"]:
+            remaining.append(i)
         else:
             outcomes[i] = _make_outcome(reports[i], row, row["status"])
-    if left:
-        left.sort()
-        recorded: Sequence[HeartbeatAck | RegistryError]
+    if remaining:
+        remaining.sort()
+        recorded: Sequence[HeartbeatOutcome]
         try:
             async with database.write() as session:
-                recorded = await record_in_transaction(session, [reports[i] for i in left], rules)
-        except Unavailable as away:
-            recorded = [away] * len(left)
-        for i, outcome in zip(left, recorded, strict=True):
+                recorded = await record_in_transaction(
+                    session, [reports[i] for i in remaining], rules
+                )
+        except Unavailable as error:
+            recorded = [error] * len(remaining)
+        for i, outcome in zip(remaining, recorded, strict=True):
             outcomes[i] = outcome
-    return outcomes
+    return _fill_in_not_found(reports, outcomes)
 
 
 async def record_in_transaction(
     session: AsyncSession, reports: Sequence[HeartbeatReport], rules: LivenessRules
-) -> list[HeartbeatAck | RegistryError]:
-    """The outcome of each report, in the order given; none fails the others.
+) -> list[HeartbeatOutcome]:
+    """Write heartbeats, change statuses, and return the outcome of each, in the order given.
 
-    A report that is not newer than the node's last one changes nothing and tells how the node
-    stands. The log gets one row for each that is accepted.
+    One that fails does not fail the others. A report that is not newer than the node's last one
+    changes nothing and is answered with the node's current state. Each report that is accepted
+    adds a row to the heartbeat log.
     """
-    outcomes: list[HeartbeatAck | RegistryError] = [
-        NodeNotFound(report.node_id) for report in reports
-    ]
+    outcomes: list[HeartbeatOutcome | None] = [None] * len(reports)
     unknown: set[str] = set()
-    for turn in _split_into_rounds(reports):
-        # A turn locks no node that the first one did not: the log's counter may be locked by now.
-        asked = [i for i in turn if reports[i].node_id not in unknown]
-        outcomes_of_turn = await _record_round(session, [reports[i] for i in asked], rules)
-        for i, outcome in zip(asked, outcomes_of_turn, strict=True):
+    for indexes_of_round in _split_into_rounds(reports):
+        # Later rounds lock only nodes that the first one locked: the change log's counter may be
+        # locked by now, and it is always the last to be locked.
+        indexes = [i for i in indexes_of_round if reports[i].node_id not in unknown]
+        recorded = await _record_round(session, [reports[i] for i in indexes], rules)
+        for i, outcome in zip(indexes, recorded, strict=True):
             outcomes[i] = outcome
-            if isinstance(outcome, NodeNotFound):
+            if outcome is None:
                 unknown.add(reports[i].node_id)
-    return outcomes
+    return _fill_in_not_found(reports, outcomes)
 
 
 def _split_into_rounds(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
-    """The indexes of the reports, in turns in which no node occurs twice."""
-    seen: dict[str, int] = {}
-    turns: list[list[int]] = []
+    """Return the indexes of the reports in rounds, none of which has two reports of one node."""
+    counts: dict[str, int] = {}
+    rounds: list[list[int]] = []
     for i, report in enumerate(reports):
-        turn = seen.get(report.node_id, 0)
-        seen[report.node_id] = turn + 1
-        if turn == len(turns):
-            turns.append([])
-        turns[turn].append(i)
-    return turns
+        number = counts.get(report.node_id, 0)
+        counts[report.node_id] = number + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(i)
+    return rounds
 
 
 async def _record_round(
     session: AsyncSession, reports: Sequence[HeartbeatReport], rules: LivenessRules
-) -> list[HeartbeatAck | RegistryError]:
+) -> list[HeartbeatOutcome | None]:
+    """Write reports of different nodes; the outcome is None for a node that is not registered."""
     connection = await session.connection()
-    result = await connection.exec_driver_sql(_RECORD, _make_parameters(reports, rules, whole=True))
+    result = await connection.exec_driver_sql(_RECORD_ALL, _make_parameters(reports, rules))
     rows = result.mappings().all()
-    judged = [(reports[row["ordinal"] - 1], row) for row in rows]
-    transitions = [
-        Transition(
-            row["id"],
-            NodeStatus(row["status"]),
-            NodeStatus(row["next"]),
-            StatusReason.SELF_REPORTED if report.degraded else StatusReason.HEARTBEAT,
-            report.actor,
+    statuses: dict[int, str] = {row["ordinal"]: row["status"] for row in rows}
+    changing = [row for row in rows if row["changes_status"]]
+    if changing:
+        transitions = await damp_flapping(
+            session, [_make_transition(reports[row["ordinal"] - 1], row) for row in changing], rules
         )
-        for report, row in judged
-        if row["changes"]
-    ]
-    if transitions:
-        transitions = await damp_flapping(session, transitions, rules)
         await status_changes.apply_transitions(session, transitions)
-    status = {t.node: t.status for t in transitions}
-    outcomes: list[HeartbeatAck | RegistryError] = [
-        NodeNotFound(report.node_id) for report in reports
-    ]
-    for report, row in judged:
-        outcomes[row["ordinal"] - 1] = _make_outcome(
-            report, row, status.get(row["id"], row["status"])
-        )
+        for row, transition in zip(changing, transitions, strict=True):
+            statuses[row["ordinal"]] = transition.status
+    outcomes: list[HeartbeatOutcome | None] = [None] * len(reports)
+    for row in rows:
+        i = row["ordinal"] - 1
+        outcomes[i] = _make_outcome(reports[i], row, statuses[row["ordinal"]])
     return outcomes
 
 
 def _make_parameters(
-    reports: Sequence[HeartbeatReport], rules: LivenessRules, *, whole: bool
+    reports: Sequence[HeartbeatReport], rules: LivenessRules
 ) -> tuple[object, ...]:
     return (
         [report.node_id for report in reports],
@@ -219,15 +226,27 @@ def _make_parameters(
         [rules.draw_interval() for _ in reports],
         rules.grace,
         rules.flap_steady,
-        whole,
     )
 
 
-def _make_outcome(
-    report: HeartbeatReport, row: Mapping[Any, Any], status: str
-) -> HeartbeatAck | RegistryError:
+def _make_transition(report: HeartbeatReport, row: Mapping[Any, Any]) -> Transition:
+    reason = StatusReason.SELF_REPORTED if report.degraded else StatusReason.HEARTBEAT
+    status, next_status = NodeStatus(row["status"]), NodeStatus(row["next_status"])
+    return Transition(row["id"], status, next_status, reason, report.actor)
+
+
+def _make_outcome(report: HeartbeatReport, row: Mapping[Any, Any], status: str) -> HeartbeatOutcome:
     if not row["same_boot"]:
         return StaleBoot(report.node_id)
     return HeartbeatAck(
         report.node_id, NodeStatus(status), row["received_at"], row["interval_seconds"]
     )
+
+
+def _fill_in_not_found(
+    reports: Sequence[HeartbeatReport], outcomes: Sequence[HeartbeatOutcome | None]
+) -> list[HeartbeatOutcome]:
+    return [
+        NodeNotFound(report.node_id) if outcome is None else outcome
+        for report, outcome in zip(reports, outcomes, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""Hears of status changes: LISTEN on a connection of its own."""
+"""The notification of status changes: LISTEN on a connection of its own."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,73 +13,76 @@ from db.core.database import LISTEN_TIMEOUT_SECONDS, Database
 from db.registry.status_changes import CHANNEL
 
 NotificationHandler: TypeAlias = Callable[[str], object]
-"""Gets the payload of each notification on a channel."""
+"""Takes the payload of a notification."""
 
 NO_HANDLERS: Mapping[str, NotificationHandler] = MappingProxyType({})
 
 
 class ChangeListener:
-    """Wakes its caller when a change was committed, by whatever process."""
+    """A connection that is notified of each status change that any process commits."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
-        self._woken = asyncio.Event()
-        self._newest = 0
+        self._notified = asyncio.Event()
+        self._newest_revision = 0
 
     async def wait_for_change(self, timeout_seconds: float) -> int:
-        """The log's revision, after the next change or after the timeout.
+        """Return the log's revision after the next change, or after the timeout.
 
-        Raises OSError, TimeoutError or asyncpg's errors when the connection is lost.
+        Raises: OSError, TimeoutError or an error of asyncpg: the connection is lost.
         """
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._woken.wait()
+                await self._notified.wait()
         except TimeoutError:
             return await self.read_revision()
-        self._woken.clear()
+        self._notified.clear()
         if self._connection.is_closed():
-            raise ConnectionError("the connection that listens was closed")
-        return self._newest
+            raise ConnectionError("the listening connection was closed")
+        return self._newest_revision
 
     async def read_revision(self) -> int:
-        """Asks the connection itself: so a dead one is found, and no notification is relied on."""
+        """Read the log's revision over this connection, which finds out if it is dead.
+
+        So the caller depends on no notification that could have been lost.
+        """
         revision: int = await self._connection.fetchval("SELECT revision FROM registry_state")
         return revision
 
     @asynccontextmanager
     async def open_connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """Its own connection: what is new is read without waiting for one of the pool."""
+        """Return this connection, on which new changes are read without waiting for the pool."""
         yield self._connection
 
     def handle_notification(
         self, _connection: object, _pid: int, _channel: str, payload: str
     ) -> None:
-        self._newest = int(payload)  # they come in the order of the commits
-        self._woken.set()
+        self._newest_revision = int(payload)  # notifications arrive in the order of the commits
+        self._notified.set()
 
     def handle_close(self, _connection: object) -> None:
-        self._woken.set()
+        self._notified.set()
 
 
 @asynccontextmanager
 async def open_listener(
-    database: Database, others: Mapping[str, NotificationHandler] = NO_HANDLERS
+    database: Database, handlers: Mapping[str, NotificationHandler] = NO_HANDLERS
 ) -> AsyncIterator[ChangeListener]:
-    """`others` hear the payloads on other channels, on the same connection.
+    """Listen for status changes, and on the channels of `handlers` over the same connection.
 
-    Raises Unavailable when there is no connection to be had, or it is lost.
+    Raises: Unavailable: no connection could be made, or it was lost.
     """
     async with database.open_listen_connection() as connection:
         listener = ChangeListener(connection)
         connection.add_termination_listener(listener.handle_close)
         async with asyncio.timeout(LISTEN_TIMEOUT_SECONDS):
             await connection.add_listener(CHANNEL, listener.handle_notification)
-            for channel, hear in others.items():
-                await connection.add_listener(channel, partial(_handle_notification, hear))
+            for channel, handler in handlers.items():
+                await connection.add_listener(channel, partial(_handle_notification, handler))
         yield listener
 
 
 def _handle_notification(
-    hear: NotificationHandler, _connection: object, _pid: int, _channel: str, payload: str
+    handler: NotificationHandler, _connection: object, _pid: int, _channel: str, payload: str
 ) -> None:
-    hear(payload)
+    handler(payload)

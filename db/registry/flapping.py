@@ -1,4 +1,4 @@
-"""Flap damping: a node that changes too often is held at DEGRADED until it has been steady."""
+"""Flap damping: a node that changes too often is kept DEGRADED until it has been steady."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +10,10 @@ from db.core.enums import NodeStatus, StatusReason
 from db.registry.liveness_rules import LivenessRules
 from db.registry.status_changes import Transition
 
-# Flapping is what silence does: the falls that it causes, and the returns from them. What a node
-# says of itself, or an operator of it, is no flapping. One that is held already was steady for long
-# enough when it comes back; that it was held weighs as much as all that it was free to do.
+# Only transitions caused by missed heartbeats and the returns from them count as flapping, not
+# what a node reports of itself or an operator sets. A node returns from FLAPPING after it was
+# steady for long enough; that return counts for the whole limit, so its next fall within the
+# window makes it FLAPPING again.
 _FIND_FLAPPING = text("""
 SELECT n.id
 FROM nodes n, LATERAL (
@@ -36,16 +37,19 @@ WHERE n.id = ANY(CAST(:nodes AS uuid[])) AND n.status_reason <> 'flapping'
 async def damp_flapping(
     session: AsyncSession, transitions: Sequence[Transition], rules: LivenessRules
 ) -> list[Transition]:
-    """The transitions, but those to ONLINE that come once too often lead to FLAPPING instead."""
-    rising = [t.node for t in transitions if t.status is NodeStatus.ONLINE and t.previous]
-    if not rising:
+    """Return the transitions, with DEGRADED for FLAPPING in place of ONLINE for flapping nodes.
+
+    The result has one transition for each given, in the same order.
+    """
+    returning = [t.node for t in transitions if t.status is NodeStatus.ONLINE and t.previous]
+    if not returning:
         return list(transitions)
-    terms = {
-        "nodes": rising,
+    parameters = {
+        "nodes": returning,
         "transitions": rules.flap_transitions,
         "window": rules.flap_window,
     }
-    flapping = set(await session.scalars(_FIND_FLAPPING, terms))
+    flapping = set(await session.scalars(_FIND_FLAPPING, parameters))
     return [
         replace(t, status=NodeStatus.DEGRADED, reason=StatusReason.FLAPPING)
         if t.node in flapping and t.status is NodeStatus.ONLINE

@@ -1,6 +1,6 @@
-"""What happened to nodes: their heartbeats, their metrics, their status changes over time.
+"""The history of nodes: their heartbeats, metrics, status changes and availability over time.
 
-Each question is asked for many nodes at once, so that a list costs as few statements as one node.
+Each function reads for many nodes at once, so that a list costs as few statements as one node.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,10 @@ async def list_heartbeats(
     since: datetime | None,
     until: datetime | None,
 ) -> dict[UUID, Page[Heartbeat]]:
-    """A page of each node's heartbeats, newest first: those from `since` on and before `until`."""
+    """Return a page of each node's heartbeats from `since` on and before `until`, newest first.
+
+    Raises: BadInput: `first` is out of bounds, or `after` is not a cursor of HEARTBEAT_ORDER.
+    """
     statement = select(Heartbeat).where(HEARTBEAT.node_id == NODE.id)
     if since is not None:
         statement = statement.where(HEARTBEAT.timestamp >= since)
@@ -55,7 +58,7 @@ async def list_heartbeats(
     return _make_pages(nodes, ((row.node_id, row) for row in rows), first)
 
 
-# A node's heartbeats are written under its lock: their ids are in the order of their commits.
+# A node's heartbeats are written under its lock, so their ids are in the order of their commits.
 _LIST_HEARTBEATS_AFTER = text("""
 SELECT h.id, h.timestamp, h.node_id, h.status, h.metrics
 FROM unnest(CAST(:nodes AS uuid[]), CAST(:last_ids AS bigint[])) AS w (node, last_id), LATERAL (
@@ -73,19 +76,25 @@ ORDER BY h.id
 async def list_heartbeats_after(
     session: AsyncSession, last_ids: Mapping[UUID, int]
 ) -> dict[UUID, list[Heartbeat]]:
-    """Each node's heartbeats behind that id, in order: the newest 100 of the last hour."""
+    """Return each node's heartbeats after its last id, in order: the newest 100 of the last hour.
+
+    Nodes without any are left out.
+    """
     rows = await session.scalars(
         select(Heartbeat).from_statement(_LIST_HEARTBEATS_AFTER),
         {"nodes": list(last_ids), "last_ids": list(last_ids.values())},
     )
-    found: dict[UUID, list[Heartbeat]] = {}
+    by_node: dict[UUID, list[Heartbeat]] = {}
     for row in rows:
-        found.setdefault(row.node_id, []).append(row)
-    return found
+        by_node.setdefault(row.node_id, []).append(row)
+    return by_node
 
 
 async def find_latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Any]:
-    """The metrics of each node's last heartbeat; a node of which the log has none is left out."""
+    """Return the metrics of each node's last heartbeat.
+
+    Nodes whose last heartbeat is not in the log are left out.
+    """
     rows = await session.execute(
         select(NODE.id, HEARTBEAT.metrics)
         .join(
@@ -106,9 +115,11 @@ async def list_hourly_metrics(
     since: datetime | None,
     until: datetime | None,
 ) -> dict[UUID, Page[Row[Any]]]:
-    """A page of each node's rolled up hours, newest first: those that began in that time.
+    """Return a page of each node's roll-ups, newest first.
 
-    The rows have the columns of metrics_history.
+    They are those of the hours that begin from `since` on and before `until`, as rows with the
+    columns of metrics_history. Raises: BadInput: `first` is out of bounds, or `after` is not a
+    cursor of METRICS_ORDER.
     """
     hour = METRICS_HISTORY.c.hour
     statement = select(METRICS_HISTORY).where(METRICS_HISTORY.c.node_id == NODE.id)
@@ -130,7 +141,10 @@ async def list_hourly_metrics(
 async def list_status_changes(
     session: AsyncSession, node_filter: NodeFilter, *, first: int, after: str | None
 ) -> Page[LoggedChange]:
-    """A page of the changes of all nodes that the filter means, newest first."""
+    """Return a page of the status changes that match the filter, newest first.
+
+    Raises: BadInput: `first` is out of bounds, or `after` is not a cursor of STATUS_CHANGE_ORDER.
+    """
     statement = STATUS_CHANGE_ORDER.select_page(
         status_changes.SELECT_CHANGES.where(node_filter.to_condition(status=STATUS_CHANGE.status)),
         first=first,
@@ -142,7 +156,10 @@ async def list_status_changes(
 async def list_status_changes_by_node(
     session: AsyncSession, nodes: Sequence[UUID], *, first: int, after: str | None
 ) -> dict[UUID, Page[LoggedChange]]:
-    """A page of each node's own changes, newest first."""
+    """Return a page of each node's status changes, newest first.
+
+    Raises: BadInput: `first` is out of bounds, or `after` is not a cursor of STATUS_CHANGE_ORDER.
+    """
     subject = aliased(Node)
     page = STATUS_CHANGE_ORDER.select_page(
         status_changes.SELECT_CHANGES.where(STATUS_CHANGE.node_id == subject.id),
@@ -160,9 +177,9 @@ async def list_status_changes_by_node(
     return _make_pages(nodes, ((change.node, change) for change in logged), first)
 
 
-# The last change before the period tells the status at its start; before a node was registered,
-# and after it was removed, it was not available. What a trimmed log no longer says is taken from
-# the first change that it holds, or, without one, from the node.
+# The last change before the period gives the status at its start. A node was not available before
+# it was registered and after it was removed. What a trimmed log no longer holds is taken from the
+# first change that it holds or, without one, from the node.
 _AVAILABILITY = text("""
 WITH held AS (
     SELECT node_id, previous_status, status, changed_at, revision
@@ -197,9 +214,11 @@ GROUP BY node_id
 async def compute_availability(
     session: AsyncSession, nodes: Sequence[UUID], *, since: datetime, until: datetime | None
 ) -> dict[UUID, float]:
-    """The part of the time from `since` to `until`, 0 to 1, that each was ONLINE or DEGRADED.
+    """Return the fraction of the time, 0 to 1, in which each node was ONLINE or DEGRADED.
 
-    What lies in the future does not count. Raises BadInput when no time is left.
+    The time is that from `since` to `until`, or to now, which also bounds it.
+
+    Raises: BadInput: `since` is not before both `until` and now.
     """
     now: datetime = (await session.execute(select(func.registry_now()))).scalar_one()
     end = min(until or now, now)
@@ -212,10 +231,10 @@ async def compute_availability(
 
 
 def _make_pages(
-    nodes: Sequence[UUID], found: Iterable[tuple[UUID, EntryT]], first: int
+    nodes: Sequence[UUID], entries: Iterable[tuple[UUID, EntryT]], first: int
 ) -> dict[UUID, Page[EntryT]]:
-    """Of each node what was found of it, in order; none may have been."""
+    """Return a page of the entries of each node, in order; it may be empty."""
     by_node: dict[UUID, list[EntryT]] = {node: [] for node in nodes}
-    for node, entry in found:
+    for node, entry in entries:
         by_node[node].append(entry)
-    return {node: make_page(entries, first) for node, entries in by_node.items()}
+    return {node: make_page(page, first) for node, page in by_node.items()}

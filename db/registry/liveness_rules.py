@@ -1,4 +1,7 @@
-"""The rules of liveness: pure, and all in seconds. `db.registry.sweep` applies them."""
+"""The rules of liveness, without I/O; all times are in seconds.
+
+`db.registry.sweep` applies them.
+"""
 
 import random
 from collections.abc import Mapping
@@ -8,7 +11,7 @@ from datetime import datetime, timedelta
 from db.core.enums import RegistryMode
 
 TTL_INTERVALS = 3
-"""A lease ends so many intervals, and the grace, after its node was last heard."""
+"""The intervals, in addition to the grace, after which the lease of a silent node ends."""
 
 JITTER = 0.1
 _RETURN_FRACTION = 0.5
@@ -16,19 +19,20 @@ _RETURN_FRACTION = 0.5
 
 @dataclass(frozen=True, slots=True)
 class LivenessRules:
-    """What is configured, and how things stand: `live_nodes`, `stretch` and `jitter` change.
+    """The configuration of liveness, and the state of the fleet that it is applied to.
 
-    A node is overdue one interval and the grace after it was last heard (DEGRADED); its lease ends
-    after three intervals and the grace (OFFLINE). The interval is the one that its agent was
-    promised. More than `flap_transitions` changes within `flap_window` hold a node at DEGRADED
-    until it was steady, or silent, for `flap_steady`; let go, it is held again by its first fall
-    within the window.
+    A node is overdue (DEGRADED) one interval and the grace after it was last heard; its lease ends
+    (OFFLINE) after three intervals and the grace. The interval is the one that the last reply to
+    its agent set. More than `flap_transitions` changes within `flap_window` keep a node DEGRADED
+    until it was steady, or silent, for `flap_steady`; after that, its first fall within the window
+    makes it flapping again. `live_nodes`, `stretch` and `jitter` change at run time.
     """
 
     min_interval: float = 10.0
     grace: float = 5.0
     target_rate: float = 1000.0
     process_timeout: float = 6.0
+    """After which a process of the registry without a heartbeat counts as silent."""
     protect_fraction: float = 0.5
     protect_min_nodes: int = 10
     protect_max: float = 600.0
@@ -36,7 +40,7 @@ class LivenessRules:
     flap_window: float = 3600.0
     flap_steady: float = 300.0
     remove_offline_after: Mapping[str, float] = field(default_factory=dict)
-    """By label: after how long a node that is OFFLINE is removed."""
+    """By label, the time after which an OFFLINE node with that label is removed."""
 
     live_nodes: int = 0
     stretch: float = 1.0
@@ -44,21 +48,21 @@ class LivenessRules:
 
     @property
     def interval(self) -> float:
-        """The pace of the fleet: so slow that all together do not exceed the target rate."""
+        """The heartbeat interval at which the whole fleet does not exceed the target rate."""
         return max(self.min_interval, self.live_nodes / self.target_rate) * self.stretch
 
     def draw_interval(self) -> float:
-        """What one agent is promised: never less than the interval, and never in step."""
-        return self.interval * random.uniform(1, 1 + self.jitter)  # noqa: S311  # no secret
+        """Return the interval for one reply: at least `interval`, spread at random by `jitter`."""
+        return self.interval * random.uniform(1, 1 + self.jitter)  # noqa: S311  # not a secret
 
     def has_had_outage(self, now: datetime, heartbeats: "ProcessHeartbeats") -> bool:
-        """Whether heartbeats may have gone unheard since the registry was last seen at work.
+        """Return whether the registry may have missed heartbeats since its processes last ran.
 
-        So it is when nobody was at work for longer than the patience (a restart, an outage of the
-        database, a jump of its clock), and when one process of several fell silent (it was
-        stopped, or it died: its agents need time to find the others). The latter is believed once
-        in two TTLs, or one process that keeps dying, or is always slow, would let no node ever be
-        found dead.
+        That is so after no process ran for longer than `process_timeout` (a restart, an outage of
+        the database, a jump of its clock), and after one of several processes fell silent (it was
+        suspended or died, and its agents need time to find the others). The second case counts at
+        most once in two TTLs: otherwise a process that keeps dying, or is always slow, would keep
+        every node from being marked OFFLINE.
         """
         patience = timedelta(seconds=self.process_timeout)
         if (
@@ -71,28 +75,32 @@ class LivenessRules:
         return now - heartbeats.oldest > patience and now - heartbeats.lease_floor > 2 * ttl
 
     def decide_mode(self, state: "FleetState", now: datetime) -> tuple[RegistryMode, str | None]:
-        """PROTECTED while more than the fraction of the live nodes is silent; bounded in time.
+        """Return the next mode and its reason: PROTECTED while too many live nodes are silent.
 
-        `silent` counts, in NORMAL mode, only those that fell silent since the mode began: what
-        PROTECTED mode gave up on must not bring it back. In PROTECTED mode it counts all that are
-        truly silent: a fresh lease is no heartbeat, so a restart does not end the mode.
+        PROTECTED lasts `protect_max` at most. In NORMAL mode `silent_nodes` counts only nodes that
+        fell silent since the mode began, so that those that PROTECTED mode gave up on do not start
+        it again. In PROTECTED mode it counts every node without heartbeats, whatever its lease, so
+        that a restart, which renews leases, does not end the mode.
         """
         live, silent = state.live_nodes, state.silent_nodes
-        enough = live >= self.protect_min_nodes
+        is_large_enough = live >= self.protect_min_nodes
         if state.mode is RegistryMode.NORMAL:
-            if enough and silent > self.protect_fraction * live:
+            if is_large_enough and silent > self.protect_fraction * live:
                 return RegistryMode.PROTECTED, f"{silent} of {live} live nodes fell silent at once"
             return RegistryMode.NORMAL, None
-        returned = silent <= self.protect_fraction * _RETURN_FRACTION * live
-        over = now - state.since >= timedelta(seconds=self.protect_max)
-        if returned or over or not enough:
+        have_returned = silent <= self.protect_fraction * _RETURN_FRACTION * live
+        is_over = now - state.since >= timedelta(seconds=self.protect_max)
+        if have_returned or is_over or not is_large_enough:
             return RegistryMode.NORMAL, None
         return RegistryMode.PROTECTED, state.reason
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessHeartbeats:
-    """When the processes of the registry were last seen at work; None where there is none."""
+    """The newest and the oldest heartbeat of the registry's processes, and the lease floor.
+
+    The first two are None if there is no process.
+    """
 
     newest: datetime | None
     oldest: datetime | None
@@ -101,7 +109,7 @@ class ProcessHeartbeats:
 
 @dataclass(frozen=True, slots=True)
 class FleetState:
-    """The fleet and the registry at one moment."""
+    """The mode of the registry and the counts of nodes at one moment."""
 
     mode: RegistryMode
     reason: str | None

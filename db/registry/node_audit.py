@@ -1,4 +1,4 @@
-"""What the audit trail tells of a node."""
+"""Nodes as the audit log records them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +14,9 @@ _LARGE_FIELDS = ("capabilities", "metadata")
 
 
 def to_document(node: Node) -> dict[str, Any]:
-    """What an operator knows of it, as JSON. The boot id is left out: who knows it could pass for
-    the agent.
+    """Return what an operator may see of a node, as a JSON object.
+
+    The boot id is left out, because anybody who knows it could pose as the agent.
     """
     return {
         "name": node.node_name,
@@ -35,7 +36,7 @@ def to_document(node: Node) -> dict[str, Any]:
 
 
 def apply_to_document(document: Mapping[str, Any], transition: Transition) -> dict[str, Any]:
-    """The document once the transition is made."""
+    """Return the document as it is after the transition."""
     return {
         **document,
         "status": transition.status.value,
@@ -46,17 +47,21 @@ def apply_to_document(document: Mapping[str, Any], transition: Transition) -> di
 async def record_node_action(
     session: AsyncSession,
     *,
-    by: Caller,
+    caller: Caller,
     action: str,
     node_id: str,
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any] | None,
 ) -> None:
-    """What an agent says at length is left out where it stays the same: agents start often."""
+    """Write an audit entry about a node.
+
+    Capabilities and metadata that did not change are left out: they are large, and agents register
+    at each start.
+    """
     if before is not None and after is not None:
-        same = {name for name in _LARGE_FIELDS if before[name] == after[name]}
-        before = {name: value for name, value in before.items() if name not in same}
-        after = {name: value for name, value in after.items() if name not in same}
+        unchanged = {name for name in _LARGE_FIELDS if before[name] == after[name]}
+        before = {name: value for name, value in before.items() if name not in unchanged}
+        after = {name: value for name, value in after.items() if name not in unchanged}
     await audit.record_action(
-        session, caller=by, action=action, subject=node_id, before=before, after=after
+        session, caller=caller, action=action, subject=node_id, before=before, after=after
     )

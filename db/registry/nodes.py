@@ -1,4 +1,4 @@
-"""Nodes: finding, listing, maintaining and removing them."""
+"""Finding, listing, maintaining and removing nodes."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -25,7 +25,7 @@ _IS_REGISTERED = NODE.removed_at.is_(None)
 
 
 class NodeOrder(Enum):
-    """How a list of nodes may be sorted; ties fall to the node's id."""
+    """The columns by which a list of nodes can be sorted; ties are broken by the row's id."""
 
     NODE_ID = "node_id"
     NAME = "node_name"
@@ -33,11 +33,11 @@ class NodeOrder(Enum):
     REGISTERED_AT = "registered_at"
 
     def to_keyset(self, *, descending: bool) -> Keyset:
-        kind = datetime if self in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT} else str
+        type_ = datetime if self in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT} else str
         return Keyset(
             f"nodes.{self.value}.{'desc' if descending else 'asc'}",
             (getattr(Node, self.value), NODE.id),
-            (kind, UUID),
+            (type_, UUID),
             descending=descending,
         )
 
@@ -46,12 +46,13 @@ class NodeOrder(Enum):
 
 
 async def find_node(session: AsyncSession, node_id: str) -> Node | None:
+    """Return the registered node of that node id, or None."""
     statement = select(Node).where(NODE.node_id == node_id, _IS_REGISTERED)
     return (await session.scalars(statement)).one_or_none()
 
 
 async def find_nodes_by_uuid(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Node]:
-    """Those of them that are still registered."""
+    """Return the nodes that are registered, by id; removed and unknown ones are left out."""
     rows = await session.scalars(select(Node).where(NODE.id.in_(nodes), _IS_REGISTERED))
     return {node.id: node for node in rows}
 
@@ -64,6 +65,10 @@ async def list_nodes(
     first: int,
     after: str | None,
 ) -> Page[Node]:
+    """Return a page of the registered nodes that match the filter.
+
+    Raises: BadInput: `first` is out of bounds, or `after` is not a cursor of this order.
+    """
     statement = order.select_page(
         select(Node).where(_IS_REGISTERED, node_filter.to_condition()), first=first, after=after
     )
@@ -78,6 +83,7 @@ async def count_nodes(session: AsyncSession, node_filter: NodeFilter) -> int:
 
 
 async def count_nodes_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
+    """Return the number of registered nodes of each status, 0 included."""
     rows = await session.execute(
         select(NODE.status, func.count().label("nodes")).where(_IS_REGISTERED).group_by(NODE.status)
     )
@@ -85,65 +91,82 @@ async def count_nodes_by_status(session: AsyncSession) -> dict[NodeStatus, int]:
 
 
 async def start_maintenance(
-    session: AsyncSession, node_id: str, *, note: str | None, until: datetime | None, by: Caller
+    session: AsyncSession, node_id: str, *, note: str | None, until: datetime | None, caller: Caller
 ) -> Node:
-    """Takes the node out of use until an operator, or `until`, ends it.
+    """Put a node into MAINTENANCE until an operator ends it, or until the time `until`.
 
-    Raises NodeNotFound, and BadInput for an `until` that is past.
+    Raises: NodeNotFound: no such node is registered. BadInput: `until` lies in the past.
     """
     node = await lock_node(session, node_id)
     before = node_audit.to_document(node)
     if until is not None and until <= (await session.scalars(select(func.registry_now()))).one():
         raise BadInput("input.until", "must lie in the future")
     await session.execute(update(Node).where(NODE.id == node.id).values(maintenance_until=until))
-    started = Transition(
+    transition = Transition(
         node.id,
         node.status,
         NodeStatus.MAINTENANCE,
         StatusReason.MAINTENANCE_STARTED,
-        by.name,
+        caller.name,
         note,
     )
-    after = {**node_audit.apply_to_document(before, started), "maintenanceUntil": until}
+    after = {**node_audit.apply_to_document(before, transition), "maintenanceUntil": until}
     await node_audit.record_node_action(
-        session, by=by, action="node.set_maintenance", node_id=node_id, before=before, after=after
+        session,
+        caller=caller,
+        action="node.set_maintenance",
+        node_id=node_id,
+        before=before,
+        after=after,
     )
-    await status_changes.apply_transitions(session, [started])
+    await status_changes.apply_transitions(session, [transition])
     await session.refresh(node)
     return node
 
 
 async def end_maintenance(
-    session: AsyncSession, node_id: str, *, rules: LivenessRules, note: str | None, by: Caller
+    session: AsyncSession, node_id: str, *, rules: LivenessRules, note: str | None, caller: Caller
 ) -> Node:
-    """Leaves the node in the status that its heartbeats say. Raises NodeNotFound."""
+    """End a node's maintenance; its status becomes the one that its heartbeats imply.
+
+    Raises: NodeNotFound: no such node is registered.
+    """
     node = await lock_node(session, node_id)
     before = after = node_audit.to_document(node)
-    ended = []
+    transitions = []
     if node.status is NodeStatus.MAINTENANCE:
         status = await read_status_by_heartbeats(session, node.id, rules)
         reason = StatusReason.MAINTENANCE_ENDED
-        ended = [Transition(node.id, node.status, status, reason, by.name, note)]
-        after = {**node_audit.apply_to_document(before, ended[0]), "maintenanceUntil": None}
+        transitions = [Transition(node.id, node.status, status, reason, caller.name, note)]
+        after = {**node_audit.apply_to_document(before, transitions[0]), "maintenanceUntil": None}
     await node_audit.record_node_action(
-        session, by=by, action="node.set_maintenance", node_id=node_id, before=before, after=after
+        session,
+        caller=caller,
+        action="node.set_maintenance",
+        node_id=node_id,
+        before=before,
+        after=after,
     )
-    if ended:
-        await status_changes.apply_transitions(session, ended)
+    if transitions:
+        await status_changes.apply_transitions(session, transitions)
         await session.refresh(node)
     return node
 
 
-async def deregister(session: AsyncSession, node_id: str, *, note: str | None, by: Caller) -> int:
-    """Removes the node, keeps its history, returns the change's revision. Raises NodeNotFound.
+async def deregister(
+    session: AsyncSession, node_id: str, *, note: str | None, caller: Caller
+) -> int:
+    """Remove a node and return the revision of the change; its history is kept.
 
-    The key that enrolment gave it ends.
+    The token that it got by enrolment is revoked.
+
+    Raises: NodeNotFound: no such node is registered.
     """
     node = await lock_node(session, node_id)
     await token_changes.revoke_enrolled_tokens(session, node_id)
     await node_audit.record_node_action(
         session,
-        by=by,
+        caller=caller,
         action="node.deregister",
         node_id=node_id,
         before=node_audit.to_document(node),
@@ -153,12 +176,15 @@ async def deregister(session: AsyncSession, node_id: str, *, note: str | None, b
         update(Node).where(NODE.id == node.id).values(removed_at=func.registry_now())
     )
     reason = StatusReason.DEREGISTERED
-    removed = Transition(node.id, node.status, NodeStatus.OFFLINE, reason, by.name, note)
-    return await status_changes.apply_transitions(session, [removed])
+    transition = Transition(node.id, node.status, NodeStatus.OFFLINE, reason, caller.name, note)
+    return await status_changes.apply_transitions(session, [transition])
 
 
 async def lock_node(session: AsyncSession, node_id: str) -> Node:
-    """For this transaction. Raises NodeNotFound."""
+    """Lock a node's row for this transaction and return it.
+
+    Raises: NodeNotFound: no such node is registered.
+    """
     statement = select(Node).where(NODE.node_id == node_id, _IS_REGISTERED).with_for_update()
     node = (await session.scalars(statement)).one_or_none()
     if node is None:

@@ -1,4 +1,4 @@
-"""The registry's own pulse: which processes are at work, and since when leases count."""
+"""The registry's own heartbeats: which of its processes run, and from when on leases count."""
 
 from datetime import datetime
 from uuid import UUID
@@ -20,7 +20,7 @@ VALUES (:process, registry_now(), registry_now())
 ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at
 """)
 
-# One that was stopped in the middle of its sweep holds its row: nobody waits for it.
+# A process that was suspended during its sweep still locks its row, so locked rows are skipped.
 _DELETE_SILENT_PROCESSES = text("""
 DELETE FROM registry_processes
 WHERE id IN (
@@ -31,9 +31,9 @@ WHERE id IN (
 )
 """)
 
-# After the clock was set back, what was heard "later" than now would never be overdue, and a mode
+# After the clock was set back, a node heard "later" than now would never be overdue, and a mode
 # that began "later" would not end. Nodes are locked in the order of their ids and before the
-# registry's row, as heartbeats do it.
+# registry's row, as heartbeats lock them.
 _CLAMP_FUTURE_TIMES = text("""
 UPDATE nodes
 SET heard_at = registry_now(), steady_since = least(steady_since, registry_now())
@@ -52,15 +52,18 @@ _DELETE_PROCESS = text("DELETE FROM registry_processes WHERE id = :process")
 async def record_process_heartbeat(
     session: AsyncSession, process: UUID, rules: LivenessRules
 ) -> datetime | None:
-    """Says that this process is at work; if the registry was deaf, since when it may have been.
+    """Record that this process runs; after an outage, return since when it may have lasted.
 
-    Then every lease begins anew: nobody is marked for time in which nobody could hear.
+    After an outage of the registry the lease floor is raised to now, so that no node is marked for
+    heartbeats that could not be received.
     """
     row = (await session.execute(_READ_PROCESS_HEARTBEATS)).one()
-    deaf = rules.has_had_outage(row.now, ProcessHeartbeats(row.newest, row.oldest, row.lease_floor))
+    has_had_outage = rules.has_had_outage(
+        row.now, ProcessHeartbeats(row.newest, row.oldest, row.lease_floor)
+    )
     await session.execute(_DELETE_SILENT_PROCESSES, {"patience": rules.process_timeout})
     await session.execute(_WRITE_PROCESS_HEARTBEAT, {"process": process})
-    if not deaf:
+    if not has_had_outage:
         return None
     await session.execute(_CLAMP_FUTURE_TIMES)
     await session.execute(_RAISE_LEASE_FLOOR)
@@ -69,5 +72,5 @@ async def record_process_heartbeat(
 
 
 async def remove_process(session: AsyncSession, process: UUID) -> None:
-    """A process that ends as it should is not missed."""
+    """Forget a process that ends normally, so that it does not count as silent."""
     await session.execute(_DELETE_PROCESS, {"process": process})

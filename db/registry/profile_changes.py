@@ -1,4 +1,4 @@
-"""Writes profiles: each write is a new version, made by who knew the one before, and audited."""
+"""The writing of profiles: each write is a new version, compared and set, and audited."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,30 +23,30 @@ ProfileT = TypeVar("ProfileT", NodeProfile, RoleProfile)
 
 @dataclass(frozen=True, slots=True)
 class _ProfileKey(Generic[ProfileT]):
-    """Where a profile stands; `owner` names it for people: a node's id, or a role and type."""
+    """The key of a profile; `owner` names its owner in messages: a node id, or role/type."""
 
     table: type[ProfileT]
     columns: Any
-    keys: dict[str, Any]
+    values: dict[str, Any]
     owner: str
 
     @property
     def name(self) -> str:
-        name: str = self.keys["profile_name"]
+        name: str = self.values["profile_name"]
         return name
 
     def to_condition(self) -> Any:
-        return and_(*(self.columns[column] == value for column, value in self.keys.items()))
+        return and_(*(self.columns[column] == value for column, value in self.values.items()))
 
 
 def _make_node_key(node: UUID, node_id: str, name: str) -> _ProfileKey[NodeProfile]:
-    keys = {"node_id": node, "profile_name": name}
-    return _ProfileKey(NodeProfile, NODE_PROFILE, keys, node_id)
+    values = {"node_id": node, "profile_name": name}
+    return _ProfileKey(NodeProfile, NODE_PROFILE, values, node_id)
 
 
 def _make_role_key(role: NodeRole, node_type: NodeType, name: str) -> _ProfileKey[RoleProfile]:
-    keys = {"node_role": role, "node_type": node_type, "profile_name": name}
-    return _ProfileKey(RoleProfile, ROLE_PROFILE, keys, f"{role}/{node_type}")
+    values = {"node_role": role, "node_type": node_type, "profile_name": name}
+    return _ProfileKey(RoleProfile, ROLE_PROFILE, values, f"{role}/{node_type}")
 
 
 async def set_node_profile(
@@ -55,23 +55,30 @@ async def set_node_profile(
     content: ProfileContent,
     *,
     expected_version: int | None,
-    by: Caller,
+    caller: Caller,
 ) -> NodeProfile:
-    """Raises NodeNotFound, and VersionConflict unless the version is the one that was expected.
+    """Write a profile of a node, if its version is the expected one, and return it.
 
-    0 expects that there is no such profile yet; None expects nothing.
+    The expected version 0 means that there is no such profile yet; None accepts any version.
+
+    Raises: NodeNotFound: no such node is registered. VersionConflict: the profile is at another
+    version.
     """
     node = await nodes.lock_node(session, node_id)
-    place = _make_node_key(node.id, node_id, content.name)
-    return await _set_profile(session, place, content, expected_version, by)
+    key = _make_node_key(node.id, node_id, content.name)
+    return await _set_profile(session, key, content, expected_version, caller)
 
 
 async def delete_node_profile(
-    session: AsyncSession, node_id: str, name: str, *, expected_version: int | None, by: Caller
+    session: AsyncSession, node_id: str, name: str, *, expected_version: int | None, caller: Caller
 ) -> None:
-    """Raises NodeNotFound, ProfileNotFound and VersionConflict."""
+    """Delete a profile of a node, if its version is the expected one; None accepts any version.
+
+    Raises: NodeNotFound: no such node is registered. ProfileNotFound: the node has no such
+    profile of its own. VersionConflict: the profile is at another version.
+    """
     node = await nodes.lock_node(session, node_id)
-    await _delete_profile(session, _make_node_key(node.id, node_id, name), expected_version, by)
+    await _delete_profile(session, _make_node_key(node.id, node_id, name), expected_version, caller)
 
 
 async def set_role_profile(
@@ -81,11 +88,14 @@ async def set_role_profile(
     content: ProfileContent,
     *,
     expected_version: int | None,
-    by: Caller,
+    caller: Caller,
 ) -> RoleProfile:
-    """Raises VersionConflict, as for nodes."""
-    place = _make_role_key(role, node_type, content.name)
-    return await _set_profile(session, place, content, expected_version, by)
+    """Write a profile of a role and type, as `set_node_profile` does of a node.
+
+    Raises: VersionConflict: the profile is at another version.
+    """
+    key = _make_role_key(role, node_type, content.name)
+    return await _set_profile(session, key, content, expected_version, caller)
 
 
 async def delete_role_profile(
@@ -95,10 +105,14 @@ async def delete_role_profile(
     name: str,
     *,
     expected_version: int | None,
-    by: Caller,
+    caller: Caller,
 ) -> None:
-    """Raises ProfileNotFound and VersionConflict."""
-    await _delete_profile(session, _make_role_key(role, node_type, name), expected_version, by)
+    """Delete a profile of a role and type, if its version is the expected one.
+
+    Raises: ProfileNotFound: the role and type have no such profile. VersionConflict: the
+    profile is at another version.
+    """
+    await _delete_profile(session, _make_role_key(role, node_type, name), expected_version, caller)
 
 
 async def write_registered_profiles(
@@ -107,93 +121,99 @@ async def write_registered_profiles(
     node_id: str,
     contents: Sequence[ProfileContent],
     *,
-    by: Caller,
+    caller: Caller,
 ) -> None:
-    """What a registration brings, of a node that is locked; what says nothing new is kept."""
+    """Write the profiles of a registration; one that is unchanged keeps its version.
+
+    The node must be locked.
+    """
     for content in contents:
-        place = _make_node_key(node, node_id, content.name)
-        held = await _lock_profile(session, place)
-        if held is None or _encode(to_document(held)) != _encode(content.to_document()):
-            await _write_profile(session, place, held, content, by)
+        key = _make_node_key(node, node_id, content.name)
+        current = await _lock_profile(session, key)
+        if current is None or _encode(to_document(current)) != _encode(content.to_document()):
+            await _write_profile(session, key, current, content, caller)
 
 
 def _encode(document: dict[str, Any]) -> bytes:
-    # To Python 1 and true are equal.
+    # Compared as text, because 1 and true are equal in Python.
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
 
 async def _set_profile(
     session: AsyncSession,
-    place: _ProfileKey[ProfileT],
+    key: _ProfileKey[ProfileT],
     content: ProfileContent,
     expected_version: int | None,
-    by: Caller,
+    caller: Caller,
 ) -> ProfileT:
-    held = await _lock_profile(session, place)
-    _require_version(place, held, expected_version)
-    return await _write_profile(session, place, held, content, by)
+    current = await _lock_profile(session, key)
+    _require_version(key, current, expected_version)
+    return await _write_profile(session, key, current, content, caller)
 
 
 async def _delete_profile(
-    session: AsyncSession, place: _ProfileKey[ProfileT], expected_version: int | None, by: Caller
+    session: AsyncSession,
+    key: _ProfileKey[ProfileT],
+    expected_version: int | None,
+    caller: Caller,
 ) -> None:
-    held = await _lock_profile(session, place)
-    if held is None:
-        raise ProfileNotFound(place.owner, place.name)
-    _require_version(place, held, expected_version)
-    before = to_document(held)
-    await session.execute(delete(place.table).where(place.to_condition()))
-    await _record_action(session, place, "profile.delete", before=before, after=None, by=by)
+    current = await _lock_profile(session, key)
+    if current is None:
+        raise ProfileNotFound(key.owner, key.name)
+    _require_version(key, current, expected_version)
+    before = to_document(current)
+    await session.execute(delete(key.table).where(key.to_condition()))
+    await _record_action(session, key, "profile.delete", before=before, after=None, caller=caller)
 
 
-async def _lock_profile(session: AsyncSession, place: _ProfileKey[ProfileT]) -> ProfileT | None:
-    """The profile, whose place is locked for this transaction, whether it is there or not."""
-    subject = f"profile {place.owner} {place.name}"
+async def _lock_profile(session: AsyncSession, key: _ProfileKey[ProfileT]) -> ProfileT | None:
+    """Lock the key for this transaction and return its profile, None if there is none."""
+    subject = f"profile {key.owner} {key.name}"
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(subject, 0))))
-    return (await session.scalars(select(place.table).where(place.to_condition()))).one_or_none()
+    return (await session.scalars(select(key.table).where(key.to_condition()))).one_or_none()
 
 
 def _require_version(
-    place: _ProfileKey[ProfileT], held: ProfileT | None, expected_version: int | None
+    key: _ProfileKey[ProfileT], current: ProfileT | None, expected_version: int | None
 ) -> None:
-    current = held.version if held else 0
-    if expected_version not in {None, current}:
-        raise VersionConflict(place.owner, place.name, current)
+    version = current.version if current else 0
+    if expected_version not in {None, version}:
+        raise VersionConflict(key.owner, key.name, version)
 
 
 async def _write_profile(
     session: AsyncSession,
-    place: _ProfileKey[ProfileT],
-    held: ProfileT | None,
+    key: _ProfileKey[ProfileT],
+    current: ProfileT | None,
     content: ProfileContent,
-    by: Caller,
+    caller: Caller,
 ) -> ProfileT:
-    before = to_document(held) if held else None
-    said = {"profile_type": content.type, "config": content.config, "enabled": content.enabled}
+    before = to_document(current) if current else None
+    values = {"profile_type": content.type, "config": content.config, "enabled": content.enabled}
     statement = (
-        update(place.table)
-        .where(place.to_condition())
-        .values(**said, version=place.columns.version + 1, updated_at=func.registry_now())
-        if held
-        else insert(place.table).values(**place.keys, **said)
+        update(key.table)
+        .where(key.to_condition())
+        .values(**values, version=key.columns.version + 1, updated_at=func.registry_now())
+        if current
+        else insert(key.table).values(**key.values, **values)
     )
-    written = (await session.scalars(statement.returning(place.table))).one()
+    written = (await session.scalars(statement.returning(key.table))).one()
     await session.refresh(written)
     after = content.to_document()
-    await _record_action(session, place, "profile.set", before=before, after=after, by=by)
+    await _record_action(session, key, "profile.set", before=before, after=after, caller=caller)
     return written
 
 
 async def _record_action(
     session: AsyncSession,
-    place: _ProfileKey[ProfileT],
+    key: _ProfileKey[ProfileT],
     action: str,
     *,
     before: dict[str, Any] | None,
     after: dict[str, Any] | None,
-    by: Caller,
+    caller: Caller,
 ) -> None:
-    subject = f"{place.owner}/{place.name}"
+    subject = f"{key.owner}/{key.name}"
     await audit.record_action(
-        session, caller=by, action=action, subject=subject, before=before, after=after
+        session, caller=caller, action=action, subject=subject, before=before, after=after
     )

@@ -1,6 +1,6 @@
-"""Profiles: what a node is set up to do, and what its role says it starts from.
+"""Profiles: how a node is configured, on top of the defaults of its role and type.
 
-`db.registry.profile_changes` writes them.
+This module reads them; `db.registry.profile_changes` writes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,8 @@ from db.core.tables import NODE, NODE_PROFILE, ROLE_PROFILE, NodeProfile, RolePr
 
 @dataclass(frozen=True, slots=True)
 class ProfileContent:
+    """The content of a profile to be written."""
+
     name: str
     type: ProfileType
     config: Mapping[str, Any]
@@ -28,6 +30,8 @@ class ProfileContent:
 
 @dataclass(frozen=True, slots=True)
 class EffectiveProfile:
+    """A profile that applies to a node, and the levels that it was merged from."""
+
     name: str
     type: ProfileType
     config: Any
@@ -36,7 +40,7 @@ class EffectiveProfile:
 
 
 def to_document(profile: NodeProfile | RoleProfile) -> dict[str, Any]:
-    """What a profile says, as JSON; two that are equal say the same."""
+    """Return the content of a profile as a JSON object; equal contents have equal objects."""
     return {
         "type": profile.profile_type.value,
         "config": profile.config,
@@ -47,7 +51,7 @@ def to_document(profile: NodeProfile | RoleProfile) -> dict[str, Any]:
 async def list_node_profiles(
     session: AsyncSession, nodes: Sequence[UUID]
 ) -> dict[UUID, list[NodeProfile]]:
-    """Each node's own profiles, by name."""
+    """Return each node's own profiles, sorted by name."""
     found: dict[UUID, list[NodeProfile]] = {node: [] for node in nodes}
     rows = await session.scalars(
         select(NodeProfile)
@@ -62,7 +66,7 @@ async def list_node_profiles(
 async def list_role_profiles(
     session: AsyncSession, role: NodeRole | None = None, node_type: NodeType | None = None
 ) -> list[RoleProfile]:
-    """By role, type and name."""
+    """Return the profiles of roles and types, sorted by role, type and name; None selects all."""
     statement = select(RoleProfile).order_by(
         ROLE_PROFILE.node_role, ROLE_PROFILE.node_type, ROLE_PROFILE.profile_name
     )
@@ -76,9 +80,12 @@ async def list_role_profiles(
 async def compute_effective_profiles(
     session: AsyncSession, nodes: Sequence[UUID]
 ) -> dict[UUID, list[EffectiveProfile]]:
-    """For each node, by name: its role's enabled profiles with its own enabled ones merged over."""
+    """Return each node's effective profiles, sorted by name.
+
+    These are the enabled profiles of its role and type, with its own enabled ones merged over them.
+    """
     merged: dict[UUID, dict[str, EffectiveProfile]] = {node: {} for node in nodes}
-    of_role = await session.execute(
+    role_rows = await session.execute(
         select(NODE.id, RoleProfile)
         .join(
             RoleProfile,
@@ -90,7 +97,7 @@ async def compute_effective_profiles(
         )
         .where(NODE.id.in_(nodes))
     )
-    for node, profile in of_role:
+    for node, profile in role_rows:
         merged[node][profile.profile_name] = EffectiveProfile(
             profile.profile_name,
             profile.profile_type,
@@ -98,8 +105,8 @@ async def compute_effective_profiles(
             from_role=True,
             from_node=False,
         )
-    for node, own in (await list_node_profiles(session, nodes)).items():
-        for profile in own:
+    for node, own_profiles in (await list_node_profiles(session, nodes)).items():
+        for profile in own_profiles:
             if profile.enabled:
                 base = merged[node].get(profile.profile_name)
                 merged[node][profile.profile_name] = EffectiveProfile(
@@ -110,13 +117,16 @@ async def compute_effective_profiles(
                     from_node=True,
                 )
     return {
-        node: sorted(found.values(), key=lambda profile: profile.name)
-        for node, found in merged.items()
+        node: sorted(by_name.values(), key=lambda profile: profile.name)
+        for node, by_name in merged.items()
     }
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch, RFC 7396: objects merge, null removes, anything else replaces."""
+    """Return the target with a JSON Merge Patch applied (RFC 7396).
+
+    Objects are merged, null removes a member, and anything else replaces.
+    """
     if not isinstance(patch, Mapping):
         return patch
     merged = dict(target) if isinstance(target, Mapping) else {}

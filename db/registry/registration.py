@@ -1,4 +1,4 @@
-"""Registration: how an agent's run comes to hold a node's id."""
+"""Registration: how a run of an agent takes hold of a node id."""
 
 import re
 import secrets
@@ -29,7 +29,7 @@ _IS_REGISTERED = NODE.removed_at.is_(None)
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What an agent says of its node. None leaves what is known as it is."""
+    """What an agent reports of its node. None leaves the stored value as it is."""
 
     role: NodeRole
     type: NodeType
@@ -46,8 +46,8 @@ class Registration:
     replaces_boot_id: str | None = None
 
     def to_columns(self) -> dict[str, Any]:
-        """The attributes of Node that it sets."""
-        said = {
+        """Return the attributes of Node that the registration sets, with their values."""
+        optional = {
             "node_name": self.name,
             "labels": None if self.labels is None else list(self.labels),
             "ip_address": self.ip_address,
@@ -56,23 +56,25 @@ class Registration:
             "capabilities": self.capabilities,
             "metadata_": self.metadata,
         }
-        known = {column: value for column, value in said.items() if value is not None}
-        return {"node_role": self.role, "node_type": self.type, **known}
+        present = {column: value for column, value in optional.items() if value is not None}
+        return {"node_role": self.role, "node_type": self.type, **present}
 
 
 async def register(
-    session: AsyncSession, registration: Registration, *, rules: LivenessRules, by: Caller
+    session: AsyncSession, registration: Registration, *, rules: LivenessRules, caller: Caller
 ) -> tuple[Node, bool]:
-    """The node as it stands afterwards, and whether it is new.
+    """Register a node, new or known; return it as it is afterwards, and whether it is new.
 
-    Of two registrations of one new id at once, one makes the node and the other finds it. Raises
-    NodeIdTaken while another run of an agent holds the id and is still heard.
+    If two runs register the same new id at once, one creates the node and the other finds it.
+
+    Raises: NodeIdTaken: another run of an agent holds the id and still sends heartbeats.
+    Unavailable: no free node id was found in several attempts.
     """
     for attempt in range(_ATTEMPTS):
-        held = await _lock_existing(session, registration)
-        if held is not None:
-            return await _update_node(session, held, registration, rules, by), False
-        created = await _create_node(session, registration, rules, by, plain_id=attempt == 0)
+        existing = await _lock_existing(session, registration)
+        if existing is not None:
+            return await _update_node(session, existing, registration, rules, caller), False
+        created = await _create_node(session, registration, rules, caller, plain_id=attempt == 0)
         if created is not None:
             return created, True
     raise Unavailable(retry_after_seconds=1)
@@ -80,16 +82,20 @@ async def register(
 
 async def _lock_existing(session: AsyncSession, registration: Registration) -> Node | None:
     if registration.node_id is not None:
-        mine = NODE.node_id == registration.node_id
+        condition = NODE.node_id == registration.node_id
     else:
-        # The reply to an agent's first registration may be lost: its boot id finds the node again.
+        # The reply to an agent's first registration may get lost; its boot id finds the node again.
         await session.execute(
             select(func.pg_advisory_xact_lock(func.hashtextextended(registration.boot_id, 0)))
         )
-        mine = NODE.boot_id == registration.boot_id
+        condition = NODE.boot_id == registration.boot_id
     return (
         await session.scalars(
-            select(Node).where(mine, _IS_REGISTERED).order_by(NODE.id).limit(1).with_for_update()
+            select(Node)
+            .where(condition, _IS_REGISTERED)
+            .order_by(NODE.id)
+            .limit(1)
+            .with_for_update()
         )
     ).first()
 
@@ -98,7 +104,7 @@ async def _create_node(
     session: AsyncSession,
     registration: Registration,
     rules: LivenessRules,
-    by: Caller,
+    caller: Caller,
     *,
     plain_id: bool,
 ) -> Node | None:
@@ -124,23 +130,29 @@ async def _create_node(
         return None
     await node_audit.record_node_action(
         session,
-        by=by,
+        caller=caller,
         action=_REGISTER_ACTION,
         node_id=node.node_id,
         before=None,
         after=node_audit.to_document(node),
     )
-    await write_registered_profiles(session, node.id, node.node_id, registration.profiles, by=by)
+    await write_registered_profiles(
+        session, node.id, node.node_id, registration.profiles, caller=caller
+    )
     await status_changes.apply_transitions(
         session,
-        [Transition(node.id, None, NodeStatus.ONLINE, StatusReason.REGISTERED, by.name)],
+        [Transition(node.id, None, NodeStatus.ONLINE, StatusReason.REGISTERED, caller.name)],
     )
     await session.refresh(node)
     return node
 
 
 async def _update_node(
-    session: AsyncSession, node: Node, registration: Registration, rules: LivenessRules, by: Caller
+    session: AsyncSession,
+    node: Node,
+    registration: Registration,
+    rules: LivenessRules,
+    caller: Caller,
 ) -> Node:
     values: dict[str, Any] = {
         "heard_at": func.greatest(NODE.heard_at, func.registry_now()),
@@ -163,19 +175,26 @@ async def _update_node(
     )
     node = written.one()
     after = node_audit.to_document(node)
-    back: list[Transition] = []
-    held = node.status_reason is StatusReason.FLAPPING
-    if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE} and not held:
+    transitions: list[Transition] = []
+    is_flapping = node.status_reason is StatusReason.FLAPPING
+    if node.status not in {NodeStatus.ONLINE, NodeStatus.MAINTENANCE} and not is_flapping:
         reason = StatusReason.REGISTERED
-        online = Transition(node.id, node.status, NodeStatus.ONLINE, reason, by.name)
-        back = await damp_flapping(session, [online], rules)
-        after = node_audit.apply_to_document(after, back[0])
+        online = Transition(node.id, node.status, NodeStatus.ONLINE, reason, caller.name)
+        transitions = await damp_flapping(session, [online], rules)
+        after = node_audit.apply_to_document(after, transitions[0])
     await node_audit.record_node_action(
-        session, by=by, action=_REGISTER_ACTION, node_id=node.node_id, before=before, after=after
+        session,
+        caller=caller,
+        action=_REGISTER_ACTION,
+        node_id=node.node_id,
+        before=before,
+        after=after,
     )
-    await write_registered_profiles(session, node.id, node.node_id, registration.profiles, by=by)
-    if back:
-        await status_changes.apply_transitions(session, back)
+    await write_registered_profiles(
+        session, node.id, node.node_id, registration.profiles, caller=caller
+    )
+    if transitions:
+        await status_changes.apply_transitions(session, transitions)
         await session.refresh(node)
     return node
 
@@ -192,20 +211,21 @@ FROM nodes n, registry_state s WHERE n.id = :id
 async def _require_silent_holder(
     session: AsyncSession, node: Node, registration: Registration, rules: LivenessRules
 ) -> None:
-    """Two machines may claim one id, e.g. after a disk was cloned: the one that is heard keeps it.
+    """Raise NodeIdTaken while the run that holds the id still sends heartbeats.
 
-    An agent that started again proves it by naming the run before it from the same host and
-    address; it need not wait until that run has fallen silent.
+    Two machines may claim one id, e.g. after a disk was cloned; the one that is heard keeps it. An
+    agent that was restarted names its previous run, from the same host and address, and need not
+    wait until that run counts as silent.
     """
     if node.boot_id is None:
         return
-    said = {
+    claim = {
         "replaces_boot_id": registration.replaces_boot_id,
         "hostname": registration.hostname,
         "local_ip": registration.local_ip,
     }
     holder = (
-        await session.execute(_CHECK_HOLDER, {"grace": rules.grace, "id": node.id, **said})
+        await session.execute(_CHECK_HOLDER, {"grace": rules.grace, "id": node.id, **claim})
     ).one()
     if holder.silent_in > 0 and not holder.restarted:
         raise NodeIdTaken(

@@ -1,7 +1,8 @@
 """The change log, and the only place that sets a node's status.
 
-Whoever changes a status locks the node's row first and calls `apply` last: the log's counter is
-one row, so its lock puts the changes of all processes in one order, the order of their commits.
+A transaction that changes a status locks the node's row first and calls `apply_transitions` last:
+the log's counter is one row, whose lock puts the changes of all processes in the order of their
+commits.
 """
 
 import asyncio
@@ -23,15 +24,15 @@ from db.core.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistrySt
 from db.registry.node_filter import NodeFilter
 
 CHANNEL = "node_registry_changes"
-"""Where NOTIFY tells the newest revision, and nothing else."""
+"""The channel of NOTIFY; the payload is the newest revision."""
 
 REGISTRY_ACTOR = "registry"
-"""The actor of a change that nobody asked for."""
+"""The actor of a change that the registry itself decided on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change about to be made; `previous` is None for a node that is new."""
+    """A status change to be made; `previous` is None for a new node."""
 
     node: UUID
     previous: NodeStatus | None
@@ -70,7 +71,7 @@ SELECT revision, pg_notify('{CHANNEL}', revision::text) FROM counter
 
 
 async def apply_transitions(session: AsyncSession, transitions: Sequence[Transition]) -> int:
-    """Makes the changes, gives them the next revisions in order, and returns the last of these."""
+    """Make the changes under the next revisions, in order, and return the last revision."""
     row = await session.execute(
         _APPLY,
         {
@@ -106,13 +107,16 @@ LEFT JOIN status_changes next ON next.revision = :read + 1
 
 
 async def measure_lag(session: AsyncSession, read: int) -> tuple[int, float]:
-    """The newest revision, and the age in seconds of the oldest change behind `read`."""
+    """Return the newest revision, and the age in seconds of the oldest change after `read`."""
     revision, seconds = (await session.execute(_LAG, {"read": read})).one()
     return revision, float(seconds)
 
 
 async def read_revision_range(session: AsyncSession) -> range:
-    """The revisions that the log holds; empty, but placed, when it was trimmed to nothing."""
+    """Return the revisions that the log holds.
+
+    The range of a log that was trimmed to nothing is empty and starts at the next revision.
+    """
     oldest = select(func.min(STATUS_CHANGE.revision)).scalar_subquery()
     newest = REGISTRY_STATE.revision
     row = (await session.execute(select(func.coalesce(oldest, newest + 1), newest))).one()
@@ -121,7 +125,7 @@ async def read_revision_range(session: AsyncSession) -> range:
 
 @dataclass(frozen=True, slots=True)
 class LoggedChange:
-    """A row of the log with the name of its node."""
+    """A row of the change log with its node's id."""
 
     revision: int
     node: UUID
@@ -145,7 +149,7 @@ SELECT_CHANGES = select(
     STATUS_CHANGE.actor,
     STATUS_CHANGE.changed_at,
 ).join_from(StatusChange, Node, STATUS_CHANGE.node_id == NODE.id)
-"""Selects the parts of LoggedChange, in order."""
+"""Selects the fields of LoggedChange, in order."""
 
 
 _NODE_COLUMNS = {each.key: each.columns[0] for each in inspect(Node).column_attrs}
@@ -181,11 +185,11 @@ _MAX_REVISION = 2**63 - 1
 _MAX_BLOCKING_SECONDS = 0.005
 
 NodeRow: TypeAlias = Any
-"""A tuple with the attributes of Node, by name."""
+"""A named tuple with the attributes of Node."""
 
 
 def _make_row_type(attributes: Iterable[str]) -> Callable[..., NodeRow]:
-    return namedtuple("NodeRow", attributes)  # noqa: PYI024  # the attributes are the table's
+    return namedtuple("NodeRow", attributes)  # noqa: PYI024  # the table defines the attributes
 
 
 _make_node_row = _make_row_type(_NODE_COLUMNS)
@@ -202,7 +206,7 @@ async def list_changes_after(
     changes, nodes = [], {}
     for record in await connection.fetch(_LIST_AFTER, revision, upto, limit):
         values = list(record)
-        for place, enum in _ENUM_COLUMNS:  # the driver makes text of them
+        for place, enum in _ENUM_COLUMNS:  # the driver returns them as text
             if values[place] is not None:
                 values[place] = enum(values[place])
         changes.append(LoggedChange(*values[: len(_CHANGE_COLUMNS)]))
@@ -261,11 +265,12 @@ WHERE revision IN (
 async def trim_log(
     session: AsyncSession, *, keep_rows: int, keep_seconds: float, batch: int
 ) -> int:
-    """Drops the oldest changes, those beyond the count or the age; returns how many.
+    """Delete the oldest changes, beyond the count or the age in seconds; return how many.
 
-    changed_at never decreases, so this leaves no gap. Rows are counted, for a restored backup did.
+    changed_at never decreases, so no gap arises. Rows are counted instead of revisions, because a
+    restored backup may have left a gap in the revisions.
     """
-    terms = {"keep_rows": keep_rows, "keep_seconds": keep_seconds, "batch": batch}
-    result = await session.execute(_TRIM, terms)
-    dropped: int = result.rowcount  # type: ignore[attr-defined]  # of a cursor, as DELETE has
+    parameters = {"keep_rows": keep_rows, "keep_seconds": keep_seconds, "batch": batch}
+    result = await session.execute(_TRIM, parameters)
+    dropped: int = result.rowcount  # type: ignore[attr-defined]  # DELETE returns a cursor result
     return dropped

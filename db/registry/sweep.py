@@ -1,7 +1,7 @@
-"""The engine of liveness: applies the rules to all nodes at once, by the database's clock alone.
+"""The sweep: one transaction that applies the liveness rules to all nodes, by the database's clock.
 
-A sweep is one transaction, and time stands still in it: should its process be stopped in the
-middle, what it marks is still judged by the moment at which it began.
+Time stands still within a sweep: even if its process is suspended half-way, it marks nodes as of
+the moment at which it began.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from db.registry.status_changes import Transition
 
 SWEEP_LIMIT = 1000
 
-# As a query of its own it is asked once for a statement, not for each row.
+# As a subquery it is evaluated once for a statement, not for each row.
 _NOW = "(SELECT registry_now())"
 
-# Of a row of `nodes` beside the row of `registry_state`.
+# Expressions on a row `n` of `nodes` and the row `s` of `registry_state`.
 _HEARD_AT = "greatest(n.heard_at, s.lease_floor)"
 _OVERDUE_AFTER = "make_interval(secs => n.heartbeat_interval_seconds + :grace)"
 OVERDUE_AT = f"{_HEARD_AT} + {_OVERDUE_AFTER}"
@@ -37,7 +37,7 @@ CASE WHEN n.heard_at IS NULL
      WHEN n.reported_degraded OR {OVERDUE_AT} <= {_NOW} THEN 'degraded'
      ELSE 'online' END
 """
-"""What the heartbeats say of a node, maintenance aside; PROTECTED holds OFFLINE back."""
+"""The status of a node by its heartbeats, without maintenance; PROTECTED holds OFFLINE back."""
 
 _IS_LIVE = "n.status IN ('online', 'degraded')"
 _IS_DUE = f"""
@@ -61,7 +61,7 @@ FROM registry_state s, LATERAL (
 ) c
 """)  # noqa: S608  # nothing in it comes from outside
 
-# A sweep waits for no row, so that it may lock them in any order: no sort.
+# A sweep waits for no row, so it may lock rows in any order and needs no sort.
 _SELECT_DUE = text(f"""
 SELECT n.id, n.status, {STATUS_BY_HEARTBEATS} AS next
 FROM nodes n, registry_state s
@@ -76,7 +76,7 @@ WHERE mode <> :mode
 RETURNING mode
 """)
 
-_SELECT_REMOVABLE = text(f"""
+_SELECT_EXPIRED = text(f"""
 SELECT n.id
 FROM nodes n, registry_state s
 WHERE n.removed_at IS NULL AND n.status = 'offline' AND s.mode <> 'protected'
@@ -96,7 +96,7 @@ UPDATE nodes SET removed_at = registry_now() WHERE id = ANY(CAST(:nodes AS uuid[
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What one sweep found and did. `more` asks for another at once."""
+    """What a sweep found and did."""
 
     changed_nodes: int
     removed_nodes: int
@@ -106,35 +106,36 @@ class SweepResult:
     mode_reason: str | None
     outage_since: datetime | None
     has_more: bool
+    """Whether a limit was reached, so that another sweep should follow at once."""
 
 
 async def sweep(session: AsyncSession, process: UUID, rules: LivenessRules) -> SweepResult:
-    """One round of the engine: the pulse, the mode, the nodes that are due, those to be removed.
+    """Record the process heartbeat, set the mode, mark nodes that are due, remove expired ones.
 
-    At most 1,000 nodes of each. Replicas may sweep at once: each row is one sweep's alone, and a
-    sweep waits for no row and lets no heartbeat wait for longer than it writes.
+    A sweep marks and removes at most 1,000 nodes each. Several processes may sweep at once: each
+    row is locked by one sweep, which waits for no row and blocks heartbeats only while it writes.
     """
-    deaf_since = await process_heartbeats.record_process_heartbeat(session, process, rules)
+    outage_since = await process_heartbeats.record_process_heartbeat(session, process, rules)
     row = (await session.execute(_CENSUS, _make_parameters(rules))).one()
-    before = RegistryMode(row.mode)
-    standing = FleetState(before, row.mode_reason, row.mode_since, row.live, row.silent)
-    mode, reason = rules.decide_mode(standing, row.now)
-    mode_changed = mode is not before and (
+    previous_mode = RegistryMode(row.mode)
+    fleet = FleetState(previous_mode, row.mode_reason, row.mode_since, row.live, row.silent)
+    mode, reason = rules.decide_mode(fleet, row.now)
+    mode_changed = mode is not previous_mode and (
         await session.scalar(_SET_MODE, {"mode": mode, "reason": reason}) is not None
     )
     due = await _find_due(session, rules) if row.due or mode_changed else []
-    removable = await _remove_expired(session, rules)
-    if due or removable:
-        await status_changes.apply_transitions(session, [*due, *removable])
+    expired = await _remove_expired(session, rules)
+    if due or expired:
+        await status_changes.apply_transitions(session, [*due, *expired])
     return SweepResult(
         changed_nodes=len(due),
-        removed_nodes=len(removable),
+        removed_nodes=len(expired),
         live_nodes=row.live,
         mode=mode,
         mode_changed=mode_changed,
         mode_reason=reason,
-        outage_since=deaf_since,
-        has_more=SWEEP_LIMIT in {len(due), len(removable)},
+        outage_since=outage_since,
+        has_more=SWEEP_LIMIT in {len(due), len(expired)},
     )
 
 
@@ -156,17 +157,21 @@ async def _find_due(session: AsyncSession, rules: LivenessRules) -> list[Transit
 async def _remove_expired(session: AsyncSession, rules: LivenessRules) -> list[Transition]:
     if not rules.remove_offline_after:
         return []
-    after = rules.remove_offline_after
+    seconds_by_label = rules.remove_offline_after
     rows = await session.scalars(
-        _SELECT_REMOVABLE,
-        {"labels": list(after), "seconds": list(after.values()), **_make_parameters(rules)},
+        _SELECT_EXPIRED,
+        {
+            "labels": list(seconds_by_label),
+            "seconds": list(seconds_by_label.values()),
+            **_make_parameters(rules),
+        },
     )
-    removable = list(rows)
-    if removable:
-        await session.execute(_REMOVE, {"nodes": removable})
+    expired = list(rows)
+    if expired:
+        await session.execute(_REMOVE, {"nodes": expired})
     return [
         Transition(node, NodeStatus.OFFLINE, NodeStatus.OFFLINE, StatusReason.DEREGISTERED)
-        for node in removable
+        for node in expired
     ]
 
 
@@ -177,9 +182,9 @@ def _make_parameters(rules: LivenessRules) -> dict[str, float]:
 async def read_status_by_heartbeats(
     session: AsyncSession, node: UUID, rules: LivenessRules
 ) -> NodeStatus:
-    """What the heartbeats say of a node that was in maintenance."""
-    said = await session.execute(
+    """Return the status that a node has by its heartbeats, as when its maintenance ends."""
+    result = await session.execute(
         text(f"SELECT {STATUS_BY_HEARTBEATS} FROM nodes n, registry_state s WHERE n.id = :node"),  # noqa: S608  # as above
         {"node": node, **_make_parameters(rules)},
     )
-    return NodeStatus(said.scalar_one())
+    return NodeStatus(result.scalar_one())

@@ -112,7 +112,7 @@ class Mutation(ProfileMutations, TokenMutations):
         content = replace(content, node_id=resolve_node_id(context.caller, content.node_id))
         async with context.services.database.write() as session:
             node, created = await registration.register(
-                session, content, rules=context.services.sweeper.rules, by=context.caller
+                session, content, rules=context.services.sweeper.rules, caller=context.caller
             )
             key, key_expires_at = await issue_node_token(session, node, context.caller)
         return RegisterNodePayload(
@@ -200,7 +200,7 @@ class Mutation(ProfileMutations, TokenMutations):
         async with context.services.database.write() as session:
             if input.enabled:
                 node = await nodes.start_maintenance(
-                    session, node_id, note=note, until=input.until, by=context.caller
+                    session, node_id, note=note, until=input.until, caller=context.caller
                 )
             else:
                 node = await nodes.end_maintenance(
@@ -208,7 +208,7 @@ class Mutation(ProfileMutations, TokenMutations):
                     node_id,
                     rules=context.services.sweeper.rules,
                     note=note,
-                    by=context.caller,
+                    caller=context.caller,
                 )
         return SetMaintenancePayload(node=Node.from_row(node))
 
@@ -227,7 +227,9 @@ class Mutation(ProfileMutations, TokenMutations):
         node_id = validation.check_search_value("input.nodeId", input.node_id)
         note = validation.check_optional(validation.check_note, "input.note", input.note)
         async with info.context.services.database.write() as session:
-            revision = await nodes.deregister(session, node_id, note=note, by=info.context.caller)
+            revision = await nodes.deregister(
+                session, node_id, note=note, caller=info.context.caller
+            )
         return DeregisterNodePayload(node_id=node_id, revision=Revision(revision))
 
 

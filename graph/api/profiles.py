@@ -134,7 +134,11 @@ class ProfileMutations:
         expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
             profile = await profile_changes.set_node_profile(
-                session, node_id, content, expected_version=expected_version, by=info.context.caller
+                session,
+                node_id,
+                content,
+                expected_version=expected_version,
+                caller=info.context.caller,
             )
         return SetNodeProfilePayload(profile=NodeProfile.from_row(profile))
 
@@ -156,7 +160,11 @@ class ProfileMutations:
         expected_version = _check_expected_version(input.expected_version)
         async with info.context.services.database.write() as session:
             await profile_changes.delete_node_profile(
-                session, node_id, name, expected_version=expected_version, by=info.context.caller
+                session,
+                node_id,
+                name,
+                expected_version=expected_version,
+                caller=info.context.caller,
             )
         return DeleteNodeProfilePayload(name=name)
 
@@ -184,7 +192,7 @@ class ProfileMutations:
                 input.type,
                 content,
                 expected_version=expected_version,
-                by=info.context.caller,
+                caller=info.context.caller,
             )
         return SetRoleProfilePayload(profile=RoleProfile.from_row(profile))
 
@@ -209,7 +217,7 @@ class ProfileMutations:
                 input.type,
                 name,
                 expected_version=expected_version,
-                by=info.context.caller,
+                caller=info.context.caller,
             )
         return DeleteRoleProfilePayload(name=name)
 

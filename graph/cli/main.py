@@ -130,7 +130,7 @@ async def _import_profiles(
     from graph.cli.profile_yaml import import_profiles
 
     async with open_shared_database(settings) as database, database.write() as session:
-        difference = await import_profiles(session, text, prune=prune, by=identify_operator())
+        difference = await import_profiles(session, text, prune=prune, caller=identify_operator())
         if dry_run:
             await session.rollback()
         return difference

@@ -66,7 +66,7 @@ async def export_profiles(session: AsyncSession) -> str:
 
 
 async def import_profiles(
-    session: AsyncSession, text: str, *, prune: bool, by: Caller
+    session: AsyncSession, text: str, *, prune: bool, caller: Caller
 ) -> Difference:
     """Store the profiles of the document, and with `prune` delete all others; idempotent.
 
@@ -80,11 +80,11 @@ async def import_profiles(
     for role, node_type, name in written:
         content = imported[role, node_type, name]
         await profile_changes.set_role_profile(
-            session, role, node_type, content, expected_version=None, by=by
+            session, role, node_type, content, expected_version=None, caller=caller
         )
     for role, node_type, name in deleted:
         await profile_changes.delete_role_profile(
-            session, role, node_type, name, expected_version=None, by=by
+            session, role, node_type, name, expected_version=None, caller=caller
         )
     before, after = _format_document(stored), _format_document(kept | imported)
     lines = difflib.unified_diff(

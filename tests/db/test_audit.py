@@ -36,16 +36,16 @@ async def trail(database: Database, audit_filter: AuditFilter = EVERY_ENTRY) -> 
 async def set_maintenance(database: Database, *, enabled: bool) -> None:
     async with database.write() as session:
         if enabled:
-            await nodes.start_maintenance(session, "a", note=None, until=None, by=OPERATOR)
+            await nodes.start_maintenance(session, "a", note=None, until=None, caller=OPERATOR)
         else:
-            await nodes.end_maintenance(session, "a", rules=RULES, note=None, by=OPERATOR)
+            await nodes.end_maintenance(session, "a", rules=RULES, note=None, caller=OPERATOR)
 
 
-async def refuse(database: Database, by: Caller = OPERATOR, times: int = 1) -> None:
+async def refuse(database: Database, caller: Caller = OPERATOR, times: int = 1) -> None:
     for _ in range(times):
         async with database.write() as session:
             await audit.record_refusal(
-                session, caller=by, action="node.deregister", subject="a", code="FORBIDDEN"
+                session, caller=caller, action="node.deregister", subject="a", code="FORBIDDEN"
             )
 
 
@@ -64,14 +64,14 @@ async def test_an_entry_says_who_did_it_from_where_and_under_which_request(
 async def test_what_is_undone_leaves_no_entry(database: Database) -> None:
     await register(database, "a")
     async with database.write() as session:
-        await nodes.deregister(session, "a", note=None, by=OPERATOR)
+        await nodes.deregister(session, "a", note=None, caller=OPERATOR)
         await session.rollback()
     with pytest.raises(NodeNotFound):
         async with database.write() as session:
-            await nodes.deregister(session, "b", note=None, by=OPERATOR)
+            await nodes.deregister(session, "b", note=None, caller=OPERATOR)
     with pytest.raises(BadInput):
         async with database.write() as session:
-            await nodes.start_maintenance(session, "a", note=None, until=EPOCH, by=OPERATOR)
+            await nodes.start_maintenance(session, "a", note=None, until=EPOCH, caller=OPERATOR)
     with pytest.raises(NodeIdTaken):
         await register(database, "a", "boot-2")
     assert [entry.action for entry in await trail(database)] == ["node.register"]
@@ -166,7 +166,7 @@ async def test_maintenance_and_removal_tell_the_node_before_and_after(database: 
     await set_maintenance(database, enabled=False)
     await set_maintenance(database, enabled=False)
     async with database.write() as session:
-        await nodes.deregister(session, "a", note=None, by=OPERATOR)
+        await nodes.deregister(session, "a", note=None, caller=OPERATOR)
     told = [
         (
             entry.action,

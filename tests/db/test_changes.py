@@ -72,7 +72,7 @@ async def act(
     match action:
         case "register":
             await registration.register(
-                session, make_registration(node_id, boot_id), rules=RULES, by=AGENT
+                session, make_registration(node_id, boot_id), rules=RULES, caller=AGENT
             )
         case "beat" | "degrade":
             batch = [
@@ -91,12 +91,14 @@ async def act(
             await mark_registry_running(session)
             await sweep.sweep(session, PROCESS, RULES)
         case "maintain":
-            await nodes.start_maintenance(session, node_id, note="why", until=LATER, by=OPERATOR)
+            await nodes.start_maintenance(
+                session, node_id, note="why", until=LATER, caller=OPERATOR
+            )
             await expire_maintenance(session, node_id)
         case "end":
-            await nodes.end_maintenance(session, node_id, rules=RULES, note=None, by=OPERATOR)
+            await nodes.end_maintenance(session, node_id, rules=RULES, note=None, caller=OPERATOR)
         case "deregister":
-            await nodes.deregister(session, node_id, note=None, by=OPERATOR)
+            await nodes.deregister(session, node_id, note=None, caller=OPERATOR)
 
 
 async def write(database: Database, steps: Sequence[Step], sequence: "count[int]") -> None:
@@ -177,7 +179,7 @@ async def test_a_notification_tells_the_newest_revision_and_only_after_the_commi
         async with database.write() as session:
             for node_id in FLEET:
                 await registration.register(
-                    session, make_registration(node_id), rules=RULES, by=AGENT
+                    session, make_registration(node_id), rules=RULES, caller=AGENT
                 )
             async with hearing(database) as probe:
                 await asyncio.sleep(0.05)
@@ -200,7 +202,9 @@ async def test_a_sweep_of_many_is_one_notification(database: Database) -> None:
 async def test_what_is_undone_leaves_no_gap_and_tells_nobody(database: Database) -> None:
     async with hearing(database) as heard:
         async with undone(database) as session:
-            await registration.register(session, make_registration("node-3"), rules=RULES, by=AGENT)
+            await registration.register(
+                session, make_registration("node-3"), rules=RULES, caller=AGENT
+            )
         node, _ = await register(database, "node-4")
         await arrived(heard, [3])
     assert [change.revision for change in await list_changes(database, node.id)] == [3]
@@ -219,7 +223,7 @@ async def test_a_heartbeat_without_news_takes_no_revision(database: Database) ->
 async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
     """So a revision is never visible before those below it."""
     async with database.write() as session:
-        await registration.register(session, make_registration("node-3"), rules=RULES, by=AGENT)
+        await registration.register(session, make_registration("node-3"), rules=RULES, caller=AGENT)
         second = asyncio.create_task(register(database, "node-4"))
         await wait_for_lock(database)
         assert not second.done()
@@ -259,7 +263,7 @@ async def test_changes_are_read_with_their_nodes_once_and_removed_nodes_are_mark
     await beat(database, "stays", degraded=True)
     await register(database, "gone")
     async with database.write() as session:
-        await nodes.deregister(session, "gone", note=None, by=OPERATOR)
+        await nodes.deregister(session, "gone", note=None, caller=OPERATOR)
     async with database.open_connection() as connection:
         logged, standing = await status_changes.list_changes_after(connection, 2)
     assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
@@ -285,7 +289,7 @@ async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_l
     await register(database, "node-3", labels=["gpu"])
     await beat(database, "node-3", degraded=True)
     async with database.write() as session:
-        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
+        await nodes.deregister(session, "node-3", note=None, caller=OPERATOR)
 
     async def matching(revisions: range, **parts: object) -> set[int]:
         node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words

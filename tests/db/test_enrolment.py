@@ -53,7 +53,7 @@ async def uses_left(database: Database, key: IssuedToken) -> int:
 
 async def deregister(database: Database, node_id: str) -> None:
     async with database.write() as session:
-        await nodes.deregister(session, node_id, note=None, by=ADMIN)
+        await nodes.deregister(session, node_id, note=None, caller=ADMIN)
 
 
 async def test_an_enrolled_node_has_a_key_that_speaks_for_it_alone(database: Database) -> None:

@@ -333,7 +333,7 @@ async def test_no_filter_finds_every_node_that_is_registered(database: Database)
     await register(database, "node-3")
     node, _ = await register(database, "node-4")
     async with database.write() as session:
-        await nodes.deregister(session, "node-4", note=None, by=OPERATOR)
+        await nodes.deregister(session, "node-4", note=None, caller=OPERATOR)
     async with database.read() as session:
         assert len(await found(session, EVERY_NODE)) == 3
         assert set(await nodes.find_nodes_by_uuid(session, [node.id])) == set()

@@ -194,7 +194,7 @@ async def test_maintenance_stays_and_remembers_what_the_node_said(database: Data
     await register(database, "node-3")
     until = datetime.now(UTC) + timedelta(hours=1)
     async with database.write() as session:
-        await nodes.start_maintenance(session, "node-3", note=None, until=until, by=OPERATOR)
+        await nodes.start_maintenance(session, "node-3", note=None, until=until, caller=OPERATOR)
     assert (await beat(database, "node-3", degraded=True)).status is NodeStatus.MAINTENANCE
     node = await get_node(database, "node-3")
     assert (node.status, node.reported_degraded) == (NodeStatus.MAINTENANCE, True)
@@ -253,7 +253,9 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
     fleet = [f"node-{n:03}" for n in range(200)]
     async with database.write() as session:
         for node_id in fleet:
-            await registration.register(session, make_registration(node_id), rules=RULES, by=AGENT)
+            await registration.register(
+                session, make_registration(node_id), rules=RULES, caller=AGENT
+            )
 
     async def write(writer: int) -> list[HeartbeatAck]:
         heard = []
@@ -324,7 +326,7 @@ async def test_a_heartbeat_never_moves_back_when_a_node_was_heard(database: Data
 async def test_a_removed_node_is_not_brought_back(database: Database) -> None:
     node, _ = await register(database, "node-3")
     async with database.write() as session:
-        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
+        await nodes.deregister(session, "node-3", note=None, caller=OPERATOR)
     [outcome] = await record(database, make_report("node-3"))
     assert isinstance(outcome, NodeNotFound)
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
@@ -357,10 +359,10 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
         )
         await mark_registry_running(other)
         await registration.register(
-            other, make_registration("replaced", "boot-2"), rules=RULES, by=AGENT
+            other, make_registration("replaced", "boot-2"), rules=RULES, caller=AGENT
         )
-        await nodes.deregister(other, "removed", note=None, by=OPERATOR)
-        await nodes.start_maintenance(other, "maintained", note=None, until=None, by=OPERATOR)
+        await nodes.deregister(other, "removed", note=None, caller=OPERATOR)
+        await nodes.start_maintenance(other, "maintained", note=None, until=None, caller=OPERATOR)
         await sweep.sweep(other, PROCESS, RULES)
         recording = asyncio.create_task(record(database, *batch))
         await wait_for_lock(database)

@@ -152,7 +152,7 @@ async def test_availability_of_no_time_is_refused(
 async def test_a_removed_node_is_no_longer_available(database: Database) -> None:
     node, _ = await register(database, "node-3")
     async with database.write() as session:
-        await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
+        await nodes.deregister(session, "node-3", note=None, caller=OPERATOR)
     [(removed_at,)] = await fetch_rows(database, "SELECT max(changed_at) FROM status_changes")
     async with database.read() as session:
         assert await history.compute_availability(

@@ -87,7 +87,7 @@ async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
     await register(database, "node-3")
     async with database.write() as session:
         slow = LivenessRules(min_interval=100)
-        await registration.register(session, make_registration("node-4"), rules=slow, by=AGENT)
+        await registration.register(session, make_registration("node-4"), rules=slow, caller=AGENT)
     await age(database, EXPIRED)
     assert await run_sweep(database) == 1
     assert (await get_node(database, "node-3")).status is NodeStatus.OFFLINE
@@ -121,12 +121,16 @@ async def start_maintenance(
     database: Database, until: datetime | None, note: str | None = None
 ) -> Node:
     async with database.write() as session:
-        return await nodes.start_maintenance(session, "node-3", note=note, until=until, by=OPERATOR)
+        return await nodes.start_maintenance(
+            session, "node-3", note=note, until=until, caller=OPERATOR
+        )
 
 
 async def end_maintenance(database: Database) -> Node:
     async with database.write() as session:
-        return await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, by=OPERATOR)
+        return await nodes.end_maintenance(
+            session, "node-3", rules=RULES, note=None, caller=OPERATOR
+        )
 
 
 async def test_maintenance_is_entered_with_its_note_and_actor(database: Database) -> None:
@@ -183,7 +187,7 @@ async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
 async def test_a_node_never_heard_leaves_maintenance_offline(database: Database) -> None:
     async with database.write() as session:
         await nodes.start_maintenance(
-            session, "node-2-macbook-m4max", note=None, until=LATER, by=OPERATOR
+            session, "node-2-macbook-m4max", note=None, until=LATER, caller=OPERATOR
         )
         await expire_maintenance(session, "node-2-macbook-m4max")
     assert await run_sweep(database) == 1
@@ -282,7 +286,7 @@ async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) ->
     for node_id in ("node-3", "node-4"):
         await register(database, node_id)
         async with database.write() as session:
-            await nodes.deregister(session, node_id, note=None, by=OPERATOR)
+            await nodes.deregister(session, node_id, note=None, caller=OPERATOR)
     async with database.write() as session:
         # As a row that was changed by hand would stand.
         await session.execute(text("UPDATE nodes SET status = 'online' WHERE node_id = 'node-4'"))
@@ -300,7 +304,7 @@ async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
     await beat(database, "node-4", degraded=True)
     await start_maintenance(database, None)
     async with database.write() as session:
-        await nodes.deregister(session, "node-5", note=None, by=OPERATOR)
+        await nodes.deregister(session, "node-5", note=None, caller=OPERATOR)
     async with database.write() as session:
         assert (await sweep.sweep(session, PROCESS, RULES)).live_nodes == 2
         assert await nodes.count_nodes_by_status(session) == {

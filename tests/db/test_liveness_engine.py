@@ -244,7 +244,7 @@ class LivenessMachine(RuleBasedStateMachine):
                 node_id,
                 note=None,
                 until=None if end is None else BASE + timedelta(seconds=end),
-                by=OPERATOR,
+                caller=OPERATOR,
             ),
         )
         self.model.start_maintenance(node_id, end)
@@ -257,7 +257,7 @@ class LivenessMachine(RuleBasedStateMachine):
         self.engine.do(
             self.model.now,
             lambda session: nodes.end_maintenance(
-                session, node_id, rules=RULES, note=None, by=OPERATOR
+                session, node_id, rules=RULES, note=None, caller=OPERATOR
             ),
         )
         self.model.end_maintenance(node_id)
@@ -269,7 +269,7 @@ class LivenessMachine(RuleBasedStateMachine):
         node_id = data.draw(st.sampled_from(sorted(self.model.nodes)))
         self.engine.do(
             self.model.now,
-            lambda session: nodes.deregister(session, node_id, note=None, by=OPERATOR),
+            lambda session: nodes.deregister(session, node_id, note=None, caller=OPERATOR),
         )
         self.model.deregister(node_id)
         self._compare()
@@ -323,7 +323,7 @@ class LivenessMachine(RuleBasedStateMachine):
                 node_id, boot, hostname=host, replaces_boot_id=replaces, labels=labels
             )
             try:
-                _, created = await registration.register(session, wanted, rules=RULES, by=AGENT)
+                _, created = await registration.register(session, wanted, rules=RULES, caller=AGENT)
             except NodeIdTaken as error:
                 return error.code
             return "created" if created else "registered"

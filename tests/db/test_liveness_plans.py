@@ -58,7 +58,7 @@ async def _plan(
         (sweep._CENSUS, TERMS),  # noqa: SLF001  # the very statement
         (sweep._SELECT_DUE, TERMS),  # noqa: SLF001  # as above
         (
-            sweep._SELECT_REMOVABLE,  # noqa: SLF001  # as above
+            sweep._SELECT_EXPIRED,  # noqa: SLF001  # as above
             {**TERMS, "labels": ["ephemeral"], "seconds": [3600.0]},
         ),
     ],

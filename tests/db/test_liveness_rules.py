@@ -55,7 +55,7 @@ class Registry:
     async def register(self, node_id: str, boot: str = "boot-1", **said: Any) -> Node:
         async with self.at_now() as session:
             node, _ = await registration.register(
-                session, make_registration(node_id, boot, **said), rules=self.rules, by=AGENT
+                session, make_registration(node_id, boot, **said), rules=self.rules, caller=AGENT
             )
         return node
 
@@ -245,7 +245,7 @@ async def test_a_heartbeat_that_races_with_the_removal_brings_nothing_back(
 ) -> None:
     node = await registry.register("node-3")
     async with registry.at_now() as removing:
-        await nodes.deregister(removing, "node-3", note=None, by=OPERATOR)
+        await nodes.deregister(removing, "node-3", note=None, caller=OPERATOR)
         racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
         await wait_for_lock(registry.database)
         assert not racing.done()
@@ -295,7 +295,9 @@ async def test_maintenance_ends_at_its_until_in_what_the_heartbeats_say(
 ) -> None:
     await registry.register("node-3")
     async with registry.at_now() as session:
-        await nodes.start_maintenance(session, "node-3", note="disks", until=after(60), by=OPERATOR)
+        await nodes.start_maintenance(
+            session, "node-3", note="disks", until=after(60), caller=OPERATOR
+        )
     while registry.now < 55:
         await registry.work(5)
         if heard:
@@ -324,7 +326,7 @@ async def test_maintenance_without_until_outlasts_everything_but_an_operator(
 ) -> None:
     await registry.register("node-3")
     async with registry.at_now() as session:
-        await nodes.start_maintenance(session, "node-3", note=None, until=None, by=OPERATOR)
+        await nodes.start_maintenance(session, "node-3", note=None, until=None, caller=OPERATOR)
     await registry.work(100)
     registry.now += 3600
     registry.process = uuid4()
@@ -393,8 +395,8 @@ async def test_what_a_node_or_an_operator_says_is_no_flapping(registry: Registry
         await registry.work(5)
         await registry.beat("node-3", degraded=n % 2 == 0)
         async with registry.at_now() as session:
-            await nodes.start_maintenance(session, "node-3", note=None, until=None, by=OPERATOR)
-            await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, by=OPERATOR)
+            await nodes.start_maintenance(session, "node-3", note=None, until=None, caller=OPERATOR)
+            await nodes.end_maintenance(session, "node-3", rules=RULES, note=None, caller=OPERATOR)
     assert (await registry.status("node-3"))[0] is ONLINE
 
 
@@ -522,10 +524,12 @@ async def test_maintenance_that_ends_while_protected_leads_to_nobody_offline(
     names = await fleet_of(registry, 20)
     async with registry.at_now() as session:
         for name in names[-2:]:
-            await nodes.start_maintenance(session, name, note=None, until=after(90), by=OPERATOR)
+            await nodes.start_maintenance(
+                session, name, note=None, until=after(90), caller=OPERATOR
+            )
     await registry.work(100, *names[:5])
     async with registry.at_now() as session:
-        await nodes.end_maintenance(session, names[-1], rules=RULES, note=None, by=OPERATOR)
+        await nodes.end_maintenance(session, names[-1], rules=RULES, note=None, caller=OPERATOR)
     for name in names[-2:]:
         assert await registry.status(name) == (DEGRADED, StatusReason.MAINTENANCE_ENDED)
     assert OFFLINE not in await registry.statuses()

@@ -16,7 +16,7 @@ from tests.support.fleet import AGENT, register
 
 async def put(database: Database, node: Node, *contents: ProfileContent) -> dict[str, NodeProfile]:
     async with database.write() as session:
-        await write_registered_profiles(session, node.id, node.node_id, contents, by=AGENT)
+        await write_registered_profiles(session, node.id, node.node_id, contents, caller=AGENT)
     async with database.read() as session:
         found = await profiles.list_node_profiles(session, [node.id])
     return {profile.profile_name: profile for profile in found[node.id]}

@@ -296,7 +296,7 @@ async def test_maintenance_survives_a_registration(database: Database) -> None:
     await register(database, "node-3")
     until = datetime.now(UTC) + timedelta(hours=1)
     async with database.write() as session:
-        await nodes.start_maintenance(session, "node-3", note=None, until=until, by=OPERATOR)
+        await nodes.start_maintenance(session, "node-3", note=None, until=until, caller=OPERATOR)
     node, _ = await register(database, "node-3", labels=["new"])
     assert (node.status, node.maintenance_until) == (NodeStatus.MAINTENANCE, until)
     assert (node.status_reason, node.labels) == (StatusReason.MAINTENANCE_STARTED, ["new"])
@@ -322,7 +322,7 @@ async def test_a_removed_id_can_be_registered_anew_and_its_history_stays(
 ) -> None:
     first, _ = await register(database, "node-3", labels=["old"])
     async with database.write() as session:
-        await nodes.deregister(session, "node-3", note="sold", by=OPERATOR)
+        await nodes.deregister(session, "node-3", note="sold", caller=OPERATOR)
     second, created = await register(database, "node-3")
     assert created
     assert second.id != first.id
@@ -344,7 +344,7 @@ async def test_registrations_and_removals_of_one_id_at_once_keep_one_node_at_mos
 ) -> None:
     async def remove() -> None:
         async with database.write() as session:
-            await nodes.deregister(session, "node-3", note=None, by=OPERATOR)
+            await nodes.deregister(session, "node-3", note=None, caller=OPERATOR)
 
     for _ in range(10):
         await register(database, "node-3")
@@ -364,7 +364,7 @@ async def test_a_registration_never_moves_back_when_a_node_was_heard(database: D
         await session.execute(text("SELECT now()"))
         recorded = await beat(database, "node-3")
         node, _ = await registration.register(
-            session, make_registration("node-3"), rules=RULES, by=AGENT
+            session, make_registration("node-3"), rules=RULES, caller=AGENT
         )
     assert node.heard_at is not None
     assert node.heard_at >= recorded.received_at

@@ -39,7 +39,7 @@ profiles:
 
 async def brought(database: Database, text: str, *, prune: bool = False) -> Difference:
     async with database.write() as session:
-        return await import_profiles(session, text, prune=prune, by=OPERATOR)
+        return await import_profiles(session, text, prune=prune, caller=OPERATOR)
 
 
 async def exported(database: Database) -> str:
@@ -90,7 +90,7 @@ async def test_others_stay_unless_they_are_pruned(database: Database) -> None:
             NodeType.ROUTER,
             ProfileContent("mine", ProfileType.LLM, {}),
             expected_version=None,
-            by=OPERATOR,
+            caller=OPERATOR,
         )
     await brought(database, FILE)
     assert "mine" in await exported(database)

@@ -55,7 +55,7 @@ async def register(
 ) -> tuple[Node, bool]:
     async with database.write() as session:
         return await registration.register(
-            session, make_registration(node_id, boot_id, **said), rules=RULES, by=AGENT
+            session, make_registration(node_id, boot_id, **said), rules=RULES, caller=AGENT
         )
 
 

@@ -39,10 +39,10 @@ async def enrol(
     database: Database, enrolment_key: Token, said: Registration
 ) -> tuple[Node, IssuedToken]:
     """As an agent does that has nothing but an enrolment key."""
-    by = Caller(tokens.to_identity(enrolment_key), "192.0.2.9")
+    caller = Caller(tokens.to_identity(enrolment_key), "192.0.2.9")
     async with database.write() as session:
-        node, _ = await registration.register(session, said, rules=RULES, by=by)
-        return node, await enrolment.enrol_node(session, enrolment_key.id, node, caller=by)
+        node, _ = await registration.register(session, said, rules=RULES, caller=caller)
+        return node, await enrolment.enrol_node(session, enrolment_key.id, node, caller=caller)
 
 
 async def rotate_token(database: Database, token: Token, overlap: timedelta = HOUR) -> IssuedToken:

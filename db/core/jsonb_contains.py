@@ -1,4 +1,4 @@
-"""Whether one JSON document contains another as jsonb's `@>` has it; of documents that are parsed.
+"""jsonb's containment, `@>`, for parsed JSON documents.
 
 https://www.postgresql.org/docs/current/datatype-json.html#JSON-CONTAINMENT
 """
@@ -9,20 +9,20 @@ from decimal import Decimal
 from typing import Any
 
 MAX_STEPS = 100_000
-"""More than it takes to go through two documents of 64 KiB; only arrays in arrays take more."""
+"""More than it takes to go through two documents of 64 KiB; only nested arrays take more."""
 
 _EXACT_BELOW = 2**53
 
 
 def contains(whole: Any, part: Any) -> bool:
-    """PostgreSQL's `whole @> part`, of two values as orjson reads them.
+    """Return PostgreSQL's `whole @> part` for two values as orjson parses them.
 
-    Asks of `whole` no more than `part` names. Only nested arrays, of which each element of `part`
-    may be in each of `whole`, can take longer than that: then both are indexed once, and the worst
-    of 64 KiB take most of a second. `part` may be as deep as Python recurses.
+    It reads no more of `whole` than `part` names. Only nested arrays, where each element of `part`
+    may be in each of `whole`, can take longer: after MAX_STEPS both are indexed once, and the worst
+    documents of 64 KiB take most of a second. `part` may be as deep as Python recurses.
     """
     if isinstance(whole, list) and not isinstance(part, (dict, list)):
-        part = [part]  # at the top alone, an array contains a bare value
+        part = [part]  # an array contains a bare value, at the top level only
     try:
         return _contains_value(whole, part, [MAX_STEPS])
     except _TooManySteps:
@@ -34,15 +34,15 @@ class _TooManySteps(Exception):
 
 
 def _contains_value(whole: Any, part: Any, steps_left: list[int]) -> bool:
-    """From the top down, trying each pair of elements that may belong together."""
+    """Compare from the top down, trying each pair of elements that may match."""
     if isinstance(part, str):
         return bool(whole == part)
     if isinstance(part, dict):
         if not isinstance(whole, dict) or len(whole) < len(part):
             return False
         _spend_steps(steps_left, 1 + len(part))
-        for key, wanted in part.items():  # a generator here would double the time
-            if key not in whole or not _contains_value(whole[key], wanted, steps_left):
+        for key, value in part.items():  # a generator here would double the time
+            if key not in whole or not _contains_value(whole[key], value, steps_left):
                 return False
         return True
     if isinstance(part, list):
@@ -52,15 +52,13 @@ def _contains_value(whole: Any, part: Any, steps_left: list[int]) -> bool:
 
 def _contains_array(whole: list[Any], part: list[Any], steps_left: list[int]) -> bool:
     _spend_steps(steps_left, 1 + len(part) + len(whole))
-    scalars = {
-        _make_comparison_key(wanted) for wanted in part if not isinstance(wanted, (dict, list))
-    }
+    scalars = {_make_comparison_key(value) for value in part if not isinstance(value, (dict, list))}
     if scalars and not scalars.issubset(map(_make_comparison_key, whole)):
         return False
-    for wanted in part:
-        if isinstance(wanted, (dict, list)):
+    for value in part:
+        if isinstance(value, (dict, list)):
             for element in whole:
-                if _contains_value(element, wanted, steps_left):
+                if _contains_value(element, value, steps_left):
                     break
             else:
                 return False
@@ -74,10 +72,10 @@ def _spend_steps(steps_left: list[int], steps: int) -> None:
 
 
 def _make_comparison_key(value: Any) -> Hashable:
-    """Of a scalar its value, equal if jsonb's are; of an object or array only which it is.
+    """Return a key that is equal for scalars that jsonb considers equal.
 
-    A boolean is no number, and a number is the decimal that it is written as: a double beyond 2**53
-    is written with fewer digits than it has.
+    The key of an object or array is its type. A boolean is not a number, and a number is the
+    decimal that it is written as: a double beyond 2**53 is written with fewer digits than it has.
     """
     if isinstance(value, bool):
         return (bool, value)
@@ -85,32 +83,36 @@ def _make_comparison_key(value: Any) -> Hashable:
         return type(value)
     if isinstance(value, float) and abs(value) >= _EXACT_BELOW:
         return int(Decimal(repr(value)))
-    return value  # type: ignore[no-any-return]  # a text, a number or None
+    return value  # type: ignore[no-any-return]  # a string, a number or None
 
 
 Edge = tuple[str | None, int]
-"""From a container to what it holds: the key, None in an array; and the number of the shape."""
+"""From a container to a value in it: the key, None in an array, and the number of its shape."""
 
 
 def _contains_by_index(whole: Any, part: Any) -> bool:
-    """From the bottom up: for each shape within `part`, all places in `whole` that contain it."""
+    """Compare from the bottom up: find, for each shape within `part`, all places that contain it.
+
+    A shape is a value with the shapes of what it holds, so equal values have the same shape. A
+    place is the index of a value in the flattened `whole`.
+    """
     nodes = _flatten(whole)
     places: dict[Hashable, set[int]] = defaultdict(set)
     for place, (value, _, _) in enumerate(nodes):
         places[_make_comparison_key(value)].add(place)
 
-    wanted = _flatten(part)
-    edges: list[set[Edge]] = [set() for _ in wanted]
+    part_nodes = _flatten(part)
+    edges: list[set[Edge]] = [set() for _ in part_nodes]
     shapes: dict[Hashable, int] = {}
-    above: dict[Edge, set[int]] = {}  # the containers of which such an edge leads to such a shape
+    above: dict[Edge, set[int]] = {}  # the places of containers with such an edge
     holders: set[int] = set()
-    for i in reversed(range(len(wanted))):  # what is held comes behind what holds it
-        value, parent, key = wanted[i]
+    for i in reversed(range(len(part_nodes))):  # contents come after their container
+        value, parent, key = part_nodes[i]
         shape = (_make_comparison_key(value), frozenset(edges[i]))
         edge = (key, shapes.setdefault(shape, len(shapes)))
         if edge not in above:
-            # The rarest first: an intersection takes as long as the smaller set.
-            rarest_first = sorted((above[held] for held in edges[i]), key=len)
+            # The rarest first, because an intersection takes as long as the smaller set.
+            rarest_first = sorted((above[edge] for edge in edges[i]), key=len)
             holders = (
                 set.intersection(*rarest_first)
                 if rarest_first
@@ -124,11 +126,11 @@ def _contains_by_index(whole: Any, part: Any) -> bool:
 
 
 def _flatten(document: Any) -> list[tuple[Any, int, str | None]]:
-    """Each value in it, itself first, with its parent's index here and its key there."""
-    laid_out: list[tuple[Any, int, str | None]] = [(document, 0, None)]
-    for place, (value, _, _) in enumerate(laid_out):  # grows while it is gone through
+    """Return all values of a document, itself first, with the parent's index and the key there."""
+    flat: list[tuple[Any, int, str | None]] = [(document, 0, None)]
+    for place, (value, _, _) in enumerate(flat):  # grows while it is iterated
         if isinstance(value, dict):
-            laid_out.extend((held, place, key) for key, held in value.items())
+            flat.extend((member, place, key) for key, member in value.items())
         elif isinstance(value, list):
-            laid_out.extend((held, place, None) for held in value)
-    return laid_out
+            flat.extend((element, place, None) for element in value)
+    return flat

@@ -1,6 +1,6 @@
 """The node filter: as a condition of SQL for lists, as a predicate in Python for live streams."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -22,12 +22,16 @@ Predicate: TypeAlias = Callable[[Any, NodeStatus], bool]
 """Takes a row with the attributes of Node, and the status that `statuses` is compared with."""
 
 
-class LabelChecks(NamedTuple):
-    """The conditions of a label selector, each on a node's labels; None where it has none."""
+LabelCheck: TypeAlias = Callable[[Any], bool]
+"""Takes a row of a node, or a candidate: anything with `labels`."""
 
-    all: Callable[[Iterable[str]], bool] | None
-    any: Callable[[Iterable[str]], bool] | None
-    none: Callable[[Iterable[str]], bool] | None
+
+class LabelChecks(NamedTuple):
+    """The conditions of a label selector; None where it has none."""
+
+    all: LabelCheck | None
+    any: LabelCheck | None
+    none: LabelCheck | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +46,13 @@ class LabelSelector:
     none: tuple[str, ...] | None = None
 
     def to_checks(self) -> LabelChecks:
-        some = None if self.any is None else frozenset(self.any)
+        required = frozenset(self.all or ())
+        some = frozenset(self.any or ())
+        excluded = frozenset(self.none or ())
         return LabelChecks(
-            None if self.all is None else frozenset(self.all).issubset,
-            None if some is None else lambda labels: not some.isdisjoint(labels),
-            None if self.none is None else frozenset(self.none).isdisjoint,
+            None if self.all is None else lambda node: required.issubset(node.labels),
+            None if self.any is None else lambda node: not some.isdisjoint(node.labels),
+            None if self.none is None else lambda node: excluded.isdisjoint(node.labels),
         )
 
 
@@ -128,9 +134,8 @@ class NodeFilter:
             statuses = frozenset(self.statuses)
             yield lambda _, status: status in statuses
         if self.labels is not None:
-            for has_labels in self.labels.to_checks():
-                if has_labels is not None:
-                    yield partial(_check_labels, has_labels)
+            for check in filter(None, self.labels.to_checks()):
+                yield partial(_check_labels, check)
         if self.capabilities is not None and not self._has_large_capabilities():
             capabilities = orjson.loads(self.capabilities)
             yield lambda node, _: contains(node.capabilities, capabilities)  # the slowest, so last
@@ -139,10 +144,8 @@ class NodeFilter:
 EVERY_NODE = NodeFilter()
 
 
-def _check_labels(
-    has_labels: Callable[[Iterable[str]], bool], node: Any, _status: NodeStatus
-) -> bool:
-    return has_labels(node.labels)
+def _check_labels(check: LabelCheck, node: Any, _status: NodeStatus) -> bool:
+    return check(node)
 
 
 def _make_label_conditions(labels: LabelSelector) -> list[ColumnElement[bool]]:

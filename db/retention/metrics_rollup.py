@@ -1,7 +1,7 @@
-"""Rolls the heartbeats of an hour up into metrics_history: each measure's least, mean and most.
+"""The roll-up of an hour's heartbeats into metrics_history: each measure's minimum, mean, maximum.
 
-An hour is rolled up when it is over, and again when more heartbeats of it have turned up since.
-Each time it is read anew and as a whole, so that it does not matter who did it before, or how far.
+An hour is rolled up when it is over, and again if more heartbeats of it arrived since. It is always
+read as a whole, so it does not matter which process did it before, or how far.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from db.retention import partitions
 from db.retention.partitions import Partition
 
 SETTLE_SECONDS = 60
-"""From the end of an hour on; a heartbeat that is committed even later is counted late."""
+"""How long after its end an hour is rolled up; a heartbeat committed later is counted later."""
 
 _MAX_ROWS_AT_ONCE = 200_000
 _UUID_COUNT = 2**128
@@ -46,7 +46,7 @@ FROM heartbeat_log
 WHERE timestamp >= :hour AND timestamp < CAST(:hour AS timestamptz) + interval '1h'
 """)
 
-# Ids are given in the order of time, or nearly so.
+# Ids follow the order of time, or nearly so.
 _ESTIMATE_ROWS = text("""
 SELECT coalesce(abs(newest.id - oldest.id) + 1, 0)
 FROM (SELECT id FROM heartbeat_log
@@ -59,7 +59,7 @@ FROM (SELECT id FROM heartbeat_log
 
 
 def _make_number_sql(value: str) -> str:
-    """Of JSON. What is no number, or one that the API does not take, is as if it was not said."""
+    """Return SQL for a JSON value as a number; NULL for other types and numbers the API rejects."""
     return f"""
     CASE jsonb_typeof({value})
         WHEN 'number' THEN CASE WHEN abs(CAST({value} AS numeric)) <= 1e15
@@ -72,7 +72,7 @@ _SCALAR_MEASURES = tuple(measure for measure in MEASURES if not measure.startswi
 _AGGREGATES = ("min", "avg", "max")
 _COLUMNS = [f"{measure}_{what}" for measure in MEASURES for what in _AGGREGATES]
 
-# OFFSET 0 keeps each value from being taken out of its document several times.
+# OFFSET 0 keeps PostgreSQL from extracting each value from its document several times.
 _ROLL_UP = text(f"""
 WITH rolled_up AS (
     SELECT node_id, count(*) AS heartbeats,
@@ -87,7 +87,7 @@ WITH rolled_up AS (
             WHERE timestamp >= :hour AND timestamp < CAST(:hour AS timestamptz) + interval '1h'
               AND node_id BETWEEN :first_node AND :last_node
             OFFSET 0
-        ) said
+        ) reported
         CROSS JOIN LATERAL (
             SELECT avg({_make_number_sql("utilization_percent")}) AS gpu_utilization_percent,
                    max({_make_number_sql("memory_free_mb")}) AS gpu_memory_free_mb,
@@ -104,14 +104,14 @@ WITH rolled_up AS (
     ) measured
     GROUP BY node_id
 ), kept AS (
-    INSERT INTO metrics_history AS known (node_id, hour, heartbeats, {", ".join(_COLUMNS)})
+    INSERT INTO metrics_history AS existing (node_id, hour, heartbeats, {", ".join(_COLUMNS)})
     SELECT node_id, :hour, heartbeats, {", ".join(_COLUMNS)} FROM rolled_up
     ON CONFLICT (node_id, hour) DO UPDATE
     SET heartbeats = excluded.heartbeats, {", ".join(f"{c} = excluded.{c}" for c in _COLUMNS)}
-    WHERE excluded.heartbeats > known.heartbeats
+    WHERE excluded.heartbeats > existing.heartbeats
 )
 SELECT coalesce(sum(heartbeats), 0) FROM rolled_up
-""")  # noqa: S608  # names of ours
+""")  # noqa: S608  # only our own names
 
 _MARK_ROLLED_UP = text("""
 INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (:hour, :heartbeats)
@@ -121,56 +121,56 @@ ON CONFLICT (hour) DO UPDATE SET heartbeats = excluded.heartbeats
 _UNMARK_ROLLED_UP = text("DELETE FROM rolled_up_hours WHERE hour >= :begin AND hour < :end")
 
 NodeRange = tuple[UUID, UUID]
-"""Of the nodes: from the first id to the last."""
+"""The first and the last id of a range of nodes."""
 
 
 async def list_due_hours(session: AsyncSession, begin: datetime) -> Sequence[datetime]:
-    """The hours since `begin` that are over, have heartbeats and were never rolled up."""
+    """Return the hours since `begin` that are over, have heartbeats and were never rolled up."""
     return (
         await session.scalars(_LIST_DUE_HOURS, {"begin": begin, "settle": SETTLE_SECONDS})
     ).all()
 
 
 async def is_complete(session: AsyncSession, hour: datetime) -> bool:
-    """Whether every heartbeat that the log has of that hour is counted."""
+    """Return whether the roll-up counts every heartbeat that the log has of that hour."""
     count = (await session.execute(_COUNT_HEARTBEATS, {"hour": hour})).one()
     return bool(count.logged == (count.rolled_up or 0))
 
 
 async def split_nodes(session: AsyncSession, hour: datetime) -> list[NodeRange]:
-    """What `roll_up` takes on at once.
+    """Return the ranges of nodes that `roll_up` should take one at a time.
 
-    While a statement runs PostgreSQL removes no old version of a row, and the updates of `nodes`
-    soon find no room beside the row that they replace: it must not take longer than a few seconds.
+    A statement must not take longer than a few seconds: while it runs PostgreSQL removes no old row
+    version, and updates of `nodes` soon find no room on the page of the row that they replace.
     """
     rows = await session.scalar(_ESTIMATE_ROWS, {"hour": hour}) or 0
     count = 1 + rows // _MAX_ROWS_AT_ONCE
-    borders = [_UUID_COUNT * n // count for n in range(count + 1)]
-    return [(UUID(int=first), UUID(int=end - 1)) for first, end in pairwise(borders)]
+    bounds = [_UUID_COUNT * n // count for n in range(count + 1)]
+    return [(UUID(int=first), UUID(int=end - 1)) for first, end in pairwise(bounds)]
 
 
 async def try_lock(session: AsyncSession) -> bool:
-    """For this transaction; False while another process rolls up."""
+    """Lock the roll-up for this transaction; return False if another process holds the lock."""
     return bool(await session.scalar(select(func.pg_try_advisory_xact_lock(func.hashtext(_LOCK)))))
 
 
-async def roll_up(session: AsyncSession, hour: datetime, share: NodeRange) -> int:
-    """Returns how many heartbeats it read.
+async def roll_up(session: AsyncSession, hour: datetime, nodes: NodeRange) -> int:
+    """Roll up the hour of a range of nodes and return how many heartbeats were read.
 
-    What is known of a node is replaced only by what more heartbeats tell: the log may have been
-    dropped since.
+    An existing roll-up is replaced only by one of more heartbeats, because part of the log may have
+    been dropped since.
     """
     await partitions.make_month_partition(session, hour)
-    terms = {"hour": hour, "first_node": share[0], "last_node": share[1]}
-    return int(await session.scalar(_ROLL_UP, terms) or 0)
+    parameters = {"hour": hour, "first_node": nodes[0], "last_node": nodes[1]}
+    return int(await session.scalar(_ROLL_UP, parameters) or 0)
 
 
 async def mark_rolled_up(session: AsyncSession, hour: datetime, heartbeats: int) -> None:
-    """Says that the hour is rolled up, with so many heartbeats in all shares together."""
+    """Record that the hour is rolled up, with the number of heartbeats of all ranges together."""
     await session.execute(_MARK_ROLLED_UP, {"hour": hour, "heartbeats": heartbeats})
 
 
 async def unmark_rolled_up(session: AsyncSession, partition: Partition) -> None:
-    """That its hours are rolled up: to be said no more once it is dropped."""
-    terms = {"begin": partition.begin, "end": partition.end}
-    await session.execute(_UNMARK_ROLLED_UP, terms)
+    """Forget that the hours of a partition are rolled up, when it is dropped."""
+    parameters = {"begin": partition.begin, "end": partition.end}
+    await session.execute(_UNMARK_ROLLED_UP, parameters)

@@ -1,7 +1,7 @@
-"""Tables in parts by time: each is made before it is needed, and dropped whole when it is old.
+"""Partitions by time: each is created before it is needed, and dropped whole when it is old.
 
-The owner of the tables makes and drops them, by functions of the database: the service's own role
-may not.
+Functions of the database create and drop them with the rights of the tables' owner, because the
+service's own role has no such right.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 DAYS_AHEAD = 7
 STATEMENT_TIMEOUT_SECONDS = 600
-"""For each statement of a transaction that makes or drops partitions. It first waits until others
-have done so.
+"""The statement timeout of a transaction that creates or drops partitions.
+
+It includes the wait for other processes that do the same.
 """
 
 _MAX_MISPLACED_DAYS = 31
@@ -22,7 +23,7 @@ _LOCK = "node_registry_partitions"
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """From `begin` on and before `end`."""
+    """A partition for the time from `begin` on and before `end`."""
 
     name: str
     begin: datetime
@@ -48,7 +49,7 @@ ORDER BY begin
 
 
 async def list_partitions(session: AsyncSession, table: str) -> list[Partition]:
-    """Those of a limited time, the oldest first."""
+    """Return the partitions of a table that have bounds, the oldest first."""
     rows = await session.execute(_LIST_PARTITIONS, {"table": table})
     return [Partition(*row) for row in rows]
 
@@ -56,7 +57,7 @@ async def list_partitions(session: AsyncSession, table: str) -> list[Partition]:
 async def list_old_partitions(
     session: AsyncSession, table: str, max_age_seconds: float
 ) -> list[Partition]:
-    """Those that ended so long ago, the oldest first."""
+    """Return the partitions that ended at least `max_age_seconds` ago, the oldest first."""
     now: datetime = (await session.execute(select(func.registry_now()))).scalar_one()
     age = timedelta(seconds=max_age_seconds)
     return [part for part in await list_partitions(session, table) if now - part.end >= age]
@@ -68,7 +69,7 @@ FROM heartbeat_log_default
 WHERE timestamp > '-infinity'
   AND timestamp < date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
 ORDER BY day LIMIT {_MAX_MISPLACED_DAYS}
-""")  # noqa: S608  # a number of ours
+""")  # noqa: S608  # only our own number
 
 
 _MAKE_DAYS = text("""
@@ -81,10 +82,10 @@ SELECT make_heartbeat_day(day) FROM (
 
 
 async def make_day_partitions(session: AsyncSession) -> None:
-    """Makes those of heartbeat_log for today and the days ahead, in UTC; replicas may at once.
+    """Create the partitions of heartbeat_log for today and the next DAYS_AHEAD days, in UTC.
 
-    So too for past days of which a heartbeat lies in the default partition: all of a day move along
-    when it is made.
+    Past days of which a heartbeat lies in the default partition get theirs too, and all heartbeats
+    of such a day move into it. Several processes may do so at once.
     """
     await _lock_partitions(session)
     behind = (await session.scalars(_LIST_MISPLACED_DAYS)).all()
@@ -92,13 +93,13 @@ async def make_day_partitions(session: AsyncSession) -> None:
 
 
 async def make_month_partition(session: AsyncSession, moment: datetime) -> None:
-    """Makes that of metrics_history in which the moment lies."""
+    """Create the partition of metrics_history for the month (UTC) of the moment."""
     await _lock_partitions(session)
     await session.execute(select(func.make_metrics_month(moment.astimezone(UTC).date())))
 
 
 async def count_misplaced_heartbeats(session: AsyncSession) -> int:
-    """How many heartbeats lie in the default partition, because theirs was not there."""
+    """Return how many heartbeats lie in the default partition, because their day had none."""
     count = await session.scalar(text("SELECT count(*) FROM heartbeat_log_default"))
     return count or 0
 
@@ -107,10 +108,12 @@ _DROP_PARTITION = text("SELECT drop_partition(CAST(CAST(:name AS text) AS regcla
 
 
 async def drop_partition(session: AsyncSession, partition: Partition) -> bool:
-    """False when another process has done so.
+    """Drop a partition; return False if another process has dropped it already.
 
-    This locks the whole table, for some milliseconds. Raises Unavailable, and has dropped nothing,
-    when it would have to wait for long. The files are removed when the lock has been released.
+    This locks the whole table for some milliseconds. The files are removed after the lock is
+    released.
+
+    Raises: Unavailable: the lock was not free soon enough; nothing was dropped.
     """
     await _lock_partitions(session)
     if await session.scalar(select(func.to_regclass(partition.name))) is None:
@@ -120,6 +123,6 @@ async def drop_partition(session: AsyncSession, partition: Partition) -> bool:
 
 
 async def _lock_partitions(session: AsyncSession) -> None:
-    """One transaction after the other, though the work of one may take its time."""
+    """Let one transaction at a time change partitions, with a long statement timeout."""
     await session.execute(text(f"SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_SECONDS}s'"))
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtext(_LOCK))))

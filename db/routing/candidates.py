@@ -1,4 +1,4 @@
-"""What a node offers to whoever looks for one: only what requirements and rankings ask about."""
+"""Candidates for a router's question: of a node, only what requirements and scores depend on."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,10 @@ from db.core.enums import NodeRole, NodeStatus, NodeType
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A metric is None where the last heartbeat did not carry it; memory is in MB."""
+    """A node as the router's question judges it.
+
+    A metric is None if the last heartbeat did not report it; memory is in MB.
+    """
 
     id: UUID
     node_id: str
@@ -25,9 +28,9 @@ class Candidate:
     memory_percent: float | None = None
     memory_available_mb: float | None = None
     gpu_percent: float | None = None
-    """The mean of its GPUs' utilization."""
+    """The mean utilization of its GPUs."""
     gpu_memory_free_mb: float | None = None
-    """The most that is free on one GPU."""
+    """The most free memory on one of its GPUs."""
 
 
 def make_candidate(
@@ -41,13 +44,13 @@ def make_candidate(
     capabilities: Any,
     metrics: Mapping[str, Any] | None,
 ) -> Candidate:
-    """Keeps `capabilities` as they are, and of `metrics` the numbers alone.
+    """Return the candidate of a node with these columns and the metrics of its last heartbeat.
 
-    A document that plain SQL wrote may hold anything: what is not of the documented kind is
-    ignored, as if it had not been said.
+    Documents that were written by plain SQL may hold anything: values that are not of the
+    documented type are ignored, as if they were absent.
     """
-    measured = metrics or {}
-    gpus = [gpu for gpu in _get_list(measured, "gpus") if isinstance(gpu, Mapping)]
+    reported = metrics or {}
+    gpus = [gpu for gpu in _get_list(reported, "gpus") if isinstance(gpu, Mapping)]
     utilizations = _get_numbers(gpus, "utilization_percent")
     return Candidate(
         row_id,
@@ -58,16 +61,16 @@ def make_candidate(
         _share_set(frozenset(labels)),
         _share_set(extract_models(capabilities)),
         capabilities,
-        _to_number(measured.get("cpu_percent")),
-        _to_number(measured.get("memory_percent")),
-        _to_number(measured.get("memory_available_mb")),
+        _to_number(reported.get("cpu_percent")),
+        _to_number(reported.get("memory_percent")),
+        _to_number(reported.get("memory_available_mb")),
         sum(utilizations) / len(utilizations) if utilizations else None,
         max(_get_numbers(gpus, "memory_free_mb"), default=None),
     )
 
 
 def extract_models(capabilities: Any) -> frozenset[str]:
-    """The names in `capabilities.models`, which lists names or objects that have a `name`."""
+    """Return the names in `capabilities.models`, a list of names or of objects with a `name`."""
     entries = _get_list(capabilities, "models")
     names = (entry.get("name") if isinstance(entry, Mapping) else entry for entry in entries)
     return frozenset(name for name in names if isinstance(name, str))
@@ -77,9 +80,12 @@ _shared_sets: WeakValueDictionary[int, frozenset[str]] = WeakValueDictionary()
 
 
 def _share_set(names: frozenset[str]) -> frozenset[str]:
-    """One set for all offers that have the same names: most of a fleet is set up alike."""
-    known = _shared_sets.setdefault(hash(names), names)
-    return known if known == names else names
+    """Return one set for all candidates with the same names, to save memory.
+
+    Most nodes of a fleet are configured alike.
+    """
+    shared = _shared_sets.setdefault(hash(names), names)
+    return shared if shared == names else names
 
 
 def _get_list(document: Any, key: str) -> list[Any]:

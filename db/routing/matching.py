@@ -1,4 +1,4 @@
-"""What a router needs of a node: which candidates meet it, and why the others do not. Pure."""
+"""A router's requirements: which candidates meet them, and why the others do not; no I/O."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,17 @@ _MAX_TEXT = 120
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """None asks for nothing; an empty collection of roles, types or `any` labels is met by no node.
+    """What a candidate must meet; None requires nothing.
 
-    A node that is OFFLINE or in MAINTENANCE meets none, whatever they are.
+    No node meets an empty collection of roles, types or `any` labels, and a node that is OFFLINE or
+    in MAINTENANCE meets no requirements at all.
     """
 
     roles: tuple[NodeRole, ...] | None = None
     types: tuple[NodeType, ...] | None = None
     labels: LabelSelector | None = None
     capabilities: str | None = None
-    """JSON text: what a node's capabilities must contain, by PostgreSQL's `@>`."""
+    """JSON text that a node's capabilities must contain, by PostgreSQL's `@>`."""
     model: str | None = None
     min_memory_available_mb: float | None = None
     min_gpu_memory_free_mb: float | None = None
@@ -42,7 +43,10 @@ NO_REQUIREMENTS = Requirements()
 def partition(
     requirements: Requirements, candidates: Iterable[Candidate]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """Return those that meet all, and the others; faster than to ask `unmet` about each."""
+    """Return the candidates that meet all requirements, and the others.
+
+    This is faster than calling `list_unmet_requirements` for each.
+    """
     tests = [check.met for check in _make_checks(requirements)]
     fit: list[Candidate] = []
     unfit: list[Candidate] = []
@@ -57,9 +61,9 @@ def partition(
 
 
 def list_unmet_requirements(requirements: Requirements, candidate: Candidate) -> list[str]:
-    """A line about each requirement that is not met, bounded in length, always in this order:
+    """Return a line of bounded length about each requirement that the candidate does not meet.
 
-    status, role, type, labels, model, memory, GPU memory, CPU, capabilities.
+    The order is status, role, type, labels, model, memory, GPU memory, CPU, capabilities.
     """
     return [
         check.line(candidate) for check in _make_checks(requirements) if not check.met(candidate)
@@ -67,57 +71,57 @@ def list_unmet_requirements(requirements: Requirements, candidate: Candidate) ->
 
 
 class _Check(NamedTuple):
-    """A requirement that was given."""
+    """One requirement: how it is tested, and what is said of a candidate that fails it."""
 
     met: Callable[[Candidate], bool]
     line: Callable[[Candidate], str]
-    """Of an candidate that does not meet it."""
+    """Returns the line about a candidate that does not meet it."""
 
 
-# Small: each holds a parsed document. It serves who asks about one candidate at a time.
+# Few, because each holds a parsed document. They serve callers that test one candidate at a time.
 @lru_cache(maxsize=16)
-def _make_checks(need: Requirements) -> tuple[_Check, ...]:
-    checks = [_check_status(include_degraded=need.include_degraded)]
-    if need.roles is not None:
-        checks.append(_check_membership("role", need.roles))
-    if need.types is not None:
-        checks.append(_check_membership("type", need.types))
-    if need.labels is not None:
-        checks.extend(_check_labels(need.labels))
-    if need.model is not None:
-        checks.append(_check_model(need.model))
-    if need.min_memory_available_mb is not None:
+def _make_checks(requirements: Requirements) -> tuple[_Check, ...]:
+    checks = [_check_status(include_degraded=requirements.include_degraded)]
+    if requirements.roles is not None:
+        checks.append(_check_membership("role", requirements.roles))
+    if requirements.types is not None:
+        checks.append(_check_membership("type", requirements.types))
+    if requirements.labels is not None:
+        checks.extend(_check_labels(requirements.labels))
+    if requirements.model is not None:
+        checks.append(_check_model(requirements.model))
+    if requirements.min_memory_available_mb is not None:
         checks.append(
             _check_minimum(
-                need.min_memory_available_mb, "memory_available_mb", "of memory available"
+                requirements.min_memory_available_mb, "memory_available_mb", "of memory available"
             )
         )
-    if need.min_gpu_memory_free_mb is not None:
+    if requirements.min_gpu_memory_free_mb is not None:
         checks.append(
-            _check_minimum(need.min_gpu_memory_free_mb, "gpu_memory_free_mb", "on one GPU")
+            _check_minimum(requirements.min_gpu_memory_free_mb, "gpu_memory_free_mb", "on one GPU")
         )
-    if need.max_cpu_percent is not None:
-        checks.append(_check_max_cpu(need.max_cpu_percent))
-    if need.capabilities is not None:
-        checks.append(_check_capabilities(need.capabilities))  # the last, for it takes longest
+    if requirements.max_cpu_percent is not None:
+        checks.append(_check_max_cpu(requirements.max_cpu_percent))
+    if requirements.capabilities is not None:
+        checks.append(_check_capabilities(requirements.capabilities))  # the slowest, so last
     return tuple(checks)
 
 
 def _check_status(*, include_degraded: bool) -> _Check:
     usable = (NodeStatus.ONLINE, NodeStatus.DEGRADED) if include_degraded else (NodeStatus.ONLINE,)
-    placed = {NodeStatus.MAINTENANCE: "in "}
+    prepositions = {NodeStatus.MAINTENANCE: "in "}
     return _Check(
         lambda candidate: candidate.status in usable,
-        lambda candidate: f"is {placed.get(candidate.status, '')}{candidate.status.name}",
+        lambda candidate: f"is {prepositions.get(candidate.status, '')}{candidate.status.name}",
     )
 
 
 def _check_membership(attribute: str, accepted: Sequence[NodeRole] | Sequence[NodeType]) -> _Check:
-    of = attrgetter(attribute)
+    get_value = attrgetter(attribute)
     needed = " or ".join(dict.fromkeys(value.name for value in accepted)) or "one of none"
     return _Check(
-        lambda candidate: of(candidate) in accepted,
-        lambda candidate: f"has {attribute} {of(candidate).name}, needs {needed}",
+        lambda candidate: get_value(candidate) in accepted,
+        lambda candidate: f"has {attribute} {get_value(candidate).name}, needs {needed}",
     )
 
 
@@ -126,7 +130,7 @@ def _check_labels(selector: LabelSelector) -> Iterator[_Check]:
     if has_all is not None:
         required = frozenset(selector.all or ())
         yield _Check(
-            lambda candidate: has_all(candidate.labels),
+            has_all,
             lambda candidate: f"lacks {_name_labels(required - candidate.labels)}",
         )
     if has_any is not None:
@@ -134,11 +138,11 @@ def _check_labels(selector: LabelSelector) -> Iterator[_Check]:
         line = (
             f"has none of the labels {_join_names(some)}" if some else "needs a label, one of none"
         )
-        yield _Check(lambda candidate: has_any(candidate.labels), lambda _: line)
+        yield _Check(has_any, lambda _: line)
     if has_none is not None:
         excluded = frozenset(selector.none or ())
         yield _Check(
-            lambda candidate: has_none(candidate.labels),
+            has_none,
             lambda candidate: f"has {_name_labels(excluded & candidate.labels)}",
         )
 
@@ -152,27 +156,28 @@ def _check_model(name: str) -> _Check:
     return _Check(lambda candidate: name in candidate.models, lambda _: line)
 
 
-def _check_minimum(needed: float, attribute: str, of_what: str) -> _Check:
-    measured: Callable[[Candidate], float | None] = attrgetter(attribute)
+def _check_minimum(minimum: float, attribute: str, subject: str) -> _Check:
+    get_value: Callable[[Candidate], float | None] = attrgetter(attribute)
 
     def met(candidate: Candidate) -> bool:
-        value = measured(candidate)
-        return value is not None and value >= needed
+        value = get_value(candidate)
+        return value is not None and value >= minimum
 
     def line(candidate: Candidate) -> str:
-        shown = _format_measurement(measured(candidate), needed)
-        return f"needs {_format_number(needed)} MB {of_what}, has {shown}"
+        shown = _format_measurement(get_value(candidate), minimum)
+        return f"needs {_format_number(minimum)} MB {subject}, has {shown}"
 
     return _Check(met, line)
 
 
-def _check_max_cpu(most: float) -> _Check:
+def _check_max_cpu(maximum: float) -> _Check:
     def line(candidate: Candidate) -> str:
-        shown = _format_measurement(candidate.cpu_percent, most)
-        return f"needs CPU at most {_format_number(most)} %, has {shown}"
+        shown = _format_measurement(candidate.cpu_percent, maximum)
+        return f"needs CPU at most {_format_number(maximum)} %, has {shown}"
 
     return _Check(
-        lambda candidate: candidate.cpu_percent is not None and candidate.cpu_percent <= most, line
+        lambda candidate: candidate.cpu_percent is not None and candidate.cpu_percent <= maximum,
+        line,
     )
 
 
@@ -196,18 +201,18 @@ def _join_names(names: frozenset[str]) -> str:
 
 
 def _format_text(text: str) -> str:
-    """On one line, bounded, and to be seen even where it is empty."""
+    """Return the text on one line of bounded length, quoted if it is empty or not printable."""
     cut = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
     return cut if cut and cut.isprintable() else repr(cut)
 
 
 def _format_measurement(value: float | None, bound: float) -> str:
-    """To one decimal, unless that would put it on the other side of the bound."""
+    """Return the value to one decimal, or exactly if rounding would move it across the bound."""
     if value is None:
         return "none measured"
     rounded = round(value, 1)
-    on_its_side = rounded != bound and (rounded > bound) == (value > bound)
-    return _format_number(rounded if on_its_side else value)
+    stays_on_its_side = rounded != bound and (rounded > bound) == (value > bound)
+    return _format_number(rounded if stays_on_its_side else value)
 
 
 def _format_number(value: float) -> str:

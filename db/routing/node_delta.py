@@ -1,4 +1,4 @@
-"""Looks at the whole fleet: what each node offers, and what has changed since the last look."""
+"""The changes of all nodes since the last read, as candidates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from db.routing.candidates import Candidate, make_candidate
 
 @dataclass(frozen=True, slots=True)
 class NodeDelta:
-    """One consistent moment. `horizon` is where the next look begins."""
+    """What changed up to one consistent moment. The next read begins at `horizon`."""
 
     horizon: int
     revision: int
@@ -23,9 +23,9 @@ class NodeDelta:
     removed: Sequence[UUID]
 
 
-# A row is new to us when it was written by a transaction that had not ended when we last looked:
-# none is missed that was slow to commit, as it would be by any timestamp. Transaction ids are
-# compared by age, for they wrap around.
+# A row counts as changed if it was written by a transaction that had not ended at the last read.
+# Any timestamp would miss a row whose commit was slow. Transaction ids are compared by age, because
+# they wrap around.
 _READ_DELTA = text("""
 SELECT s.horizon, s.revision, s.now, n.id, n.node_id, n.status, n.node_role, n.node_type, n.labels,
        n.capabilities, n.removed_at, h.metrics
@@ -51,7 +51,7 @@ _XID_MODULUS = 2**32
 
 
 async def read_delta(session: AsyncSession, horizon: int | None) -> NodeDelta:
-    """What has changed since the look that ended at the horizon; every node without one."""
+    """Return what changed since the read that returned this horizon; every node if it is None."""
     since = None if horizon is None else str(horizon % _XID_MODULUS)
     rows = (await session.execute(_READ_DELTA, {"horizon": since})).all()
     nodes = [row for row in rows if row.id is not None]

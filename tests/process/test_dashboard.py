@@ -157,7 +157,9 @@ async def test_a_key_is_asked_for_and_kept_in_memory_alone(desk: Desk) -> None:
         await page.reload()
         await expect(page.get_by_role("dialog")).to_be_visible()
         await sign_in(page, "nrk_nonsense")
-        await expect(page.get_by_role("alert")).to_contain_text("no key of this registry")
+        await expect(page.get_by_role("alert")).to_contain_text(
+            "the token is not one of this registry"
+        )
         await expect(row(page, "node-1-hetzner-gex44")).to_have_count(0)
         await page.evaluate("window.neverReloaded = true")
 

@@ -1,4 +1,4 @@
-"""The answers to the router beside a plain model of what it asks, over random fleets."""
+"""The answers to a router's question, compared with a plain model over random fleets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ MEMORY = st.sampled_from([0.0, 1000.0, 16384.0, 64000.0])
 
 @dataclass(frozen=True)
 class Subject:
-    """A node as the model knows it; `metrics` is None where it has measured nothing."""
+    """A node as the model sees it; `metrics` is None if it measured nothing."""
 
     role: NodeRole
     type: NodeType
@@ -78,13 +78,13 @@ CONTAINED: dict[str, Callable[[Subject], bool]] = {
 }
 
 
-def most_free_gpu_memory(metrics: dict[str, Any]) -> float | None:
+def find_most_free_gpu_memory(metrics: dict[str, Any]) -> float | None:
     return max(
         (gpu["memory_free_mb"] for gpu in metrics.get("gpus", ()) if len(gpu) > 1), default=None
     )
 
 
-def fits(need: Requirements, subject: Subject) -> bool:
+def is_fit(need: Requirements, subject: Subject) -> bool:
     metrics = subject.metrics or {}
     labels = set(subject.labels)
     wanted = need.labels or LabelSelector()
@@ -98,34 +98,34 @@ def fits(need: Requirements, subject: Subject) -> bool:
             wanted.none is None or not set(wanted.none) & labels,
             need.capabilities is None or CONTAINED[need.capabilities](subject),
             need.model is None or need.model in subject.models,
-            enough(metrics.get("memory_available_mb"), need.min_memory_available_mb),
-            enough(most_free_gpu_memory(metrics), need.min_gpu_memory_free_mb),
+            is_enough(metrics.get("memory_available_mb"), need.min_memory_available_mb),
+            is_enough(find_most_free_gpu_memory(metrics), need.min_gpu_memory_free_mb),
             need.max_cpu_percent is None
             or ("cpu_percent" in metrics and metrics["cpu_percent"] <= need.max_cpu_percent),
         )
     )
 
 
-def enough(free: float | None, needed: float | None) -> bool:
+def is_enough(free: float | None, needed: float | None) -> bool:
     return needed is None or (free is not None and free >= needed)
 
 
-def score_of(subject: Subject, ranking: NodeRanking) -> float:
+def compute_score(subject: Subject, ranking: NodeRanking) -> float:
     metrics = subject.metrics or {}
     used = [metrics[name] / 100 for name in ("cpu_percent", "memory_percent") if name in metrics]
     free = {
         NodeRanking.LEAST_LOADED: 1 - sum(used) / len(used) if used else 0.0,
-        NodeRanking.MOST_FREE_MEMORY: part(metrics.get("memory_available_mb")),
-        NodeRanking.MOST_FREE_GPU_MEMORY: part(most_free_gpu_memory(metrics)),
+        NodeRanking.MOST_FREE_MEMORY: score_free_memory(metrics.get("memory_available_mb")),
+        NodeRanking.MOST_FREE_GPU_MEMORY: score_free_memory(find_most_free_gpu_memory(metrics)),
     }[ranking]
     return free / 2 if subject.status is NodeStatus.DEGRADED else free
 
 
-def part(free_mb: float | None) -> float:
+def score_free_memory(free_mb: float | None) -> float:
     return (free_mb or 0) / ((free_mb or 0) + 16384)
 
 
-async def settle(database: Database, subjects: list[Subject]) -> None:
+async def write_subjects(database: Database, subjects: list[Subject]) -> None:
     async with database.write() as session:
         await clear(session)
     for number, subject in enumerate(subjects):
@@ -167,19 +167,19 @@ async def test_the_answers_are_those_of_a_plain_model(
     ranking: NodeRanking,
     limit: int,
 ) -> None:
-    await settle(database, subjects)
+    await write_subjects(database, subjects)
     fleet = NodeSnapshot(database, ChangeFeed(database, check_seconds=1, max_lag=1))
     known = {f"n{number}": subject for number, subject in enumerate(subjects)}
     for need in needs:
-        fit = {name for name, subject in known.items() if fits(need, subject)}
+        fit = {name for name, subject in known.items() if is_fit(need, subject)}
         answer = await fleet.rank_candidates(need, ranking, limit)
         found = [(node.node_id, score) for node, score in answer.candidates]
         names = {name for name, _ in found}
         scores = [score for _, score in found]
         assert names <= fit
         assert len(found) == min(limit, len(fit))
-        assert scores == pytest.approx([score_of(known[name], ranking) for name, _ in found])
+        assert scores == pytest.approx([compute_score(known[name], ranking) for name, _ in found])
         assert scores == sorted(scores, reverse=True)
-        left_out = [score_of(known[name], ranking) for name in fit - names]
+        left_out = [compute_score(known[name], ranking) for name in fit - names]
         assert not scores or max(left_out, default=0) <= scores[-1] + 1e-9
         assert [offer.node_id for offer in answer.excluded] == sorted(set(known) - fit)

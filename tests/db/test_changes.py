@@ -1,4 +1,4 @@
-"""The change log: gapless, in the order of the commits, told by NOTIFY, whoever writes at once."""
+"""The change log: gapless, in the order of commits, announced by NOTIFY, with many writers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -59,14 +59,14 @@ Step = tuple[str, str, str, str]
 
 
 @asynccontextmanager
-async def undone(database: Database) -> AsyncIterator[AsyncSession]:
-    """A transaction that is taken back at its end."""
+async def open_undone_transaction(database: Database) -> AsyncIterator[AsyncSession]:
+    """Open a transaction that is rolled back at its end."""
     async with database.write() as session:
         yield session
         await session.rollback()
 
 
-async def act(
+async def perform_action(
     session: AsyncSession, action: str, node_id: str, boot_id: str, sequence: int
 ) -> None:
     match action:
@@ -103,14 +103,14 @@ async def act(
 
 async def write(database: Database, steps: Sequence[Step], sequence: "count[int]") -> None:
     for action, node_id, boot_id, end in steps:
-        transaction = undone(database) if end == "undo" else database.write()
+        transaction = open_undone_transaction(database) if end == "undo" else database.write()
         with suppress(NodeIdTaken, NodeNotFound):
             async with transaction as session:
-                await act(session, action, node_id, boot_id, next(sequence))
+                await perform_action(session, action, node_id, boot_id, next(sequence))
 
 
 async def follow(database: Database, seen: list[int]) -> None:
-    """Reads what is new, over and over, as a subscriber would."""
+    """Read what is new, over and over, as a subscriber does."""
     while True:
         async with database.open_connection() as connection:
             logged, _ = await status_changes.list_changes_after(connection, len(seen))
@@ -137,10 +137,10 @@ async def test_any_interleaving_leaves_a_log_without_gaps_that_tells_the_truth(
     assert seen == [change.revision for change in log][: len(seen)]
     assert await fetch_rows(database, "SELECT revision FROM registry_state") == [(len(log),)]
     assert all(one.changed_at <= next_.changed_at for one, next_ in pairwise(log))
-    await tells_how_each_node_came_to_stand(database, log)
+    await assert_log_explains_each_node(database, log)
 
 
-async def tells_how_each_node_came_to_stand(database: Database, log: list[LoggedChange]) -> None:
+async def assert_log_explains_each_node(database: Database, log: list[LoggedChange]) -> None:
     stands = await fetch_rows(
         database, "SELECT id, status, status_reason, status_since, removed_at FROM nodes"
     )
@@ -155,8 +155,8 @@ async def tells_how_each_node_came_to_stand(database: Database, log: list[Logged
 
 
 @asynccontextmanager
-async def hearing(database: Database) -> AsyncIterator[list[int]]:
-    """The payloads of the notifications, as they arrive."""
+async def collect_notifications(database: Database) -> AsyncIterator[list[int]]:
+    """Yield the list of the payloads of notifications, which grows as they arrive."""
     heard: list[int] = []
     connection = await database.connect_to_listen()
     await connection.add_listener(CHANNEL, lambda *said: heard.append(int(said[-1])))
@@ -167,7 +167,7 @@ async def hearing(database: Database) -> AsyncIterator[list[int]]:
         connection.terminate()
 
 
-async def arrived(heard: list[int], revisions: list[int]) -> None:
+async def wait_for_notifications(heard: list[int], revisions: list[int]) -> None:
     await wait_until(lambda: len(heard) >= len(revisions))
     assert heard == revisions
 
@@ -175,44 +175,44 @@ async def arrived(heard: list[int], revisions: list[int]) -> None:
 async def test_a_notification_tells_the_newest_revision_and_only_after_the_commit(
     database: Database,
 ) -> None:
-    async with hearing(database) as heard:
+    async with collect_notifications(database) as heard:
         async with database.write() as session:
             for node_id in FLEET:
                 await registration.register(
                     session, make_registration(node_id), rules=RULES, caller=AGENT
                 )
-            async with hearing(database) as probe:
+            async with collect_notifications(database) as probe:
                 await asyncio.sleep(0.05)
             assert heard == probe == []
-        await arrived(heard, [3, 4, 5])
+        await wait_for_notifications(heard, [3, 4, 5])
         [batch] = await asyncio.gather(beat(database, "node-1", degraded=True))
         assert batch.status is NodeStatus.DEGRADED
-        await arrived(heard, [3, 4, 5, 6])
+        await wait_for_notifications(heard, [3, 4, 5, 6])
 
 
 async def test_a_sweep_of_many_is_one_notification(database: Database) -> None:
     for node_id in FLEET:
         await register(database, node_id)
     await age(database, EXPIRED)
-    async with hearing(database) as heard:
+    async with collect_notifications(database) as heard:
         assert await run_sweep(database) == 3
-        await arrived(heard, [8])
+        await wait_for_notifications(heard, [8])
 
 
 async def test_what_is_undone_leaves_no_gap_and_tells_nobody(database: Database) -> None:
-    async with hearing(database) as heard:
-        async with undone(database) as session:
+    async with collect_notifications(database) as heard:
+        async with open_undone_transaction(database) as session:
             await registration.register(
                 session, make_registration("node-3"), rules=RULES, caller=AGENT
             )
         node, _ = await register(database, "node-4")
-        await arrived(heard, [3])
+        await wait_for_notifications(heard, [3])
     assert [change.revision for change in await list_changes(database, node.id)] == [3]
 
 
 async def test_a_heartbeat_without_news_takes_no_revision(database: Database) -> None:
     await register(database, "node-3")
-    async with hearing(database) as heard:
+    async with collect_notifications(database) as heard:
         for sequence in range(3):
             await beat(database, "node-3", sequence)
         await run_sweep(database)
@@ -221,7 +221,7 @@ async def test_a_heartbeat_without_news_takes_no_revision(database: Database) ->
 
 
 async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
-    """So a revision is never visible before those below it."""
+    """So a revision is never visible before a lower one."""
     async with database.write() as session:
         await registration.register(session, make_registration("node-3"), rules=RULES, caller=AGENT)
         second = asyncio.create_task(register(database, "node-4"))
@@ -357,8 +357,8 @@ async def test_the_failures_of_a_pool_beside_count(database: Database) -> None:
     assert database.failure_count == 1
 
 
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """As PostgreSQL does while it recovers."""
+async def _reject_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Reject a connection as PostgreSQL does during recovery."""
     await reader.read(8)
     writer.write(b"N")  # no TLS here
     await reader.read(1000)
@@ -374,7 +374,7 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
     database: Database, way: Callable[[Database], AbstractAsyncContextManager[Any]]
 ) -> None:
-    async with await asyncio.start_server(_refuse, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(_reject_connection, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         recovering = Database(database.url.set(host="127.0.0.1", port=port, query={}))
         with pytest.raises(Unavailable):
@@ -397,7 +397,7 @@ async def test_a_server_that_vanishes_in_the_middle_of_a_statement_is_an_outage_
     way: Callable[[Database], AbstractAsyncContextManager[Any]],
     statement: object,
 ) -> None:
-    """PostgreSQL is asked through a proxy that stops to carry anything."""
+    """PostgreSQL is behind a proxy that stops to forward anything."""
     folder = Path(str(database.url.query["host"]))
     async with run_proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as between:
         far = Database(database.url.set(host="127.0.0.1", port=between.port, query={}), pool_size=1)

@@ -1,4 +1,4 @@
-"""Containment as the registry evaluates it is PostgreSQL's own."""
+"""Containment in Python gives the results of PostgreSQL's `@>`."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from db.core import jsonb_contains
 from db.core.database import Database
 from db.core.jsonb_contains import contains
 from tests.support.fleet import limit_examples
-from tests.support.json_documents import DOCUMENTS, pruned
+from tests.support.json_documents import DOCUMENTS, prune
 
 PAIRS = DOCUMENTS.flatmap(
     lambda whole: st.tuples(
         st.just(whole),
         st.lists(
-            pruned(whole)
-            | pruned(whole).map(lambda part: [part])
+            prune(whole)
+            | prune(whole).map(lambda part: [part])
             | st.sampled_from([e for e in whole if not isinstance(e, (dict, list))] or [None])
             if isinstance(whole, list)
-            else pruned(whole),
+            else prune(whole),
             min_size=1,
             max_size=4,
         ),
@@ -31,8 +31,8 @@ PAIRS = DOCUMENTS.flatmap(
 )
 
 
-async def asked(session: AsyncSession, whole: str, part: str) -> tuple[bool, str]:
-    """What PostgreSQL says of the two texts, and the first as it gives it back."""
+async def ask_postgres(session: AsyncSession, whole: str, part: str) -> tuple[bool, str]:
+    """Return whether PostgreSQL finds the part contained, and the first text as it returns it."""
     query = """
     SELECT CAST(CAST(:whole AS text) AS jsonb) @> CAST(CAST(:part AS text) AS jsonb),
            CAST(CAST(CAST(:whole AS text) AS jsonb) AS text)
@@ -41,8 +41,8 @@ async def asked(session: AsyncSession, whole: str, part: str) -> tuple[bool, str
     return contained, stored
 
 
-def by_index(whole: Any, part: Any) -> bool:
-    """As `contains` does when the pairs are too many to try."""
+def contains_by_index(whole: Any, part: Any) -> bool:
+    """Return what `contains` does when there are too many pairs to try."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonb_contains, "MAX_STEPS", 0)
         return contains(whole, part)
@@ -56,12 +56,12 @@ async def test_a_document_contains_another_when_the_database_says_so(
     whole, parts = pair
     async with database.read() as session:
         for part in parts:
-            expected, stored = await asked(
+            expected, stored = await ask_postgres(
                 session, orjson.dumps(whole).decode(), orjson.dumps(part).decode()
             )
             for given_or_stored in (whole, orjson.loads(stored)):
                 assert contains(given_or_stored, part) == expected
-                assert by_index(given_or_stored, part) == expected
+                assert contains_by_index(given_or_stored, part) == expected
 
 
 async def test_containment_is_the_database_s_in_cases_that_surprise(database: Database) -> None:
@@ -102,6 +102,6 @@ async def test_containment_is_the_database_s_in_cases_that_surprise(database: Da
     async with database.read() as session:
         for whole, part, expected in cases:
             parsed = orjson.loads(whole), orjson.loads(part)
-            assert (await asked(session, whole, part))[0] is expected, (whole, part)
+            assert (await ask_postgres(session, whole, part))[0] is expected, (whole, part)
             assert contains(*parsed) is expected, (whole, part)
-            assert by_index(*parsed) is expected, (whole, part)
+            assert contains_by_index(*parsed) is expected, (whole, part)

@@ -1,4 +1,4 @@
-"""Each part of a filter means what plain Python says it means, over random fleets."""
+"""The node filter in SQL against plain Python, and in memory against SQL, over random fleets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from db.registry.nodes import NodeOrder
 from db.registry.status_changes import Transition
 from tests.support.fleet import OPERATOR, clear, limit_examples, register
 from tests.support.json_documents import DOCUMENTS as JSON_DOCUMENTS
-from tests.support.json_documents import pruned
+from tests.support.json_documents import prune
 
 LABELS = st.lists(st.sampled_from(["gpu", "router", "a=b", "GPU"]), max_size=3)
 TEXTS = st.text("aB%_\\/'", max_size=4)
@@ -41,7 +41,7 @@ OBJECTS = st.dictionaries(st.sampled_from(["a", "b", "models"]), DOCUMENTS, max_
 
 @dataclass(frozen=True)
 class Subject:
-    """A node as a filter sees it; the profiles by name, with whether each is enabled."""
+    """A node as a filter sees it; `profiles` says by name whether each is enabled."""
 
     node_id: str
     node_name: str
@@ -74,31 +74,31 @@ ROLE_PROFILES = st.dictionaries(
 )
 
 
-def maybe(choices: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+def make_optional(choices: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.none() | choices
 
 
-def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return maybe(st.lists(values, max_size=3).map(tuple))
+def make_optional_tuples(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return make_optional(st.lists(values, max_size=3).map(tuple))
 
 
 FILTERS = st.builds(
     NodeFilter,
-    node_ids=some(TEXTS),
-    roles=some(st.sampled_from(NodeRole)),
-    types=some(st.sampled_from(NodeType)),
-    statuses=some(st.sampled_from(NodeStatus)),
-    labels=maybe(
+    node_ids=make_optional_tuples(TEXTS),
+    roles=make_optional_tuples(st.sampled_from(NodeRole)),
+    types=make_optional_tuples(st.sampled_from(NodeType)),
+    statuses=make_optional_tuples(st.sampled_from(NodeStatus)),
+    labels=make_optional(
         st.builds(
             LabelSelector,
-            all=maybe(LABELS.map(tuple)),
-            any=maybe(LABELS.map(tuple)),
-            none=maybe(LABELS.map(tuple)),
+            all=make_optional(LABELS.map(tuple)),
+            any=make_optional(LABELS.map(tuple)),
+            none=make_optional(LABELS.map(tuple)),
         )
     ),
-    capabilities=maybe(OBJECTS.map(lambda value: orjson.dumps(value).decode())),
-    profile=maybe(NAMES),
-    search=maybe(TEXTS),
+    capabilities=make_optional(OBJECTS.map(lambda value: orjson.dumps(value).decode())),
+    profile=make_optional(NAMES),
+    search=make_optional(TEXTS),
 )
 ODD_TEXTS = st.text("aAiI\u0131\u0130kK\u212aßẞ\u03c3ς\u03a3Éé%_\\/日", max_size=3)
 """Letters whose case Python and the locales of databases change in different ways."""
@@ -116,22 +116,22 @@ ODD_SUBJECTS = st.builds(
 ODD_FILTERS = st.builds(
     replace,
     FILTERS,
-    node_ids=some(ODD_TEXTS),
-    labels=maybe(
+    node_ids=make_optional_tuples(ODD_TEXTS),
+    labels=make_optional(
         st.builds(
             LabelSelector,
-            all=maybe(ODD_LABELS.map(tuple)),
-            any=maybe(ODD_LABELS.map(tuple)),
-            none=maybe(ODD_LABELS.map(tuple)),
+            all=make_optional(ODD_LABELS.map(tuple)),
+            any=make_optional(ODD_LABELS.map(tuple)),
+            none=make_optional(ODD_LABELS.map(tuple)),
         )
     ),
-    search=maybe(ODD_TEXTS),
+    search=make_optional(ODD_TEXTS),
 )
 PARTS = ["node_ids", "roles", "types", "statuses", "labels", "capabilities", "profile", "search"]
 
 
 def contains(whole: Any, part: Any) -> bool:
-    """PostgreSQL's `@>` on JSON, but for its exception for a scalar in an array at the top."""
+    """Return PostgreSQL's `@>`, without its exception for a scalar in an array at the top level."""
     if isinstance(part, Mapping):
         return isinstance(whole, Mapping) and all(
             key in whole and contains(whole[key], value) for key, value in part.items()
@@ -144,7 +144,7 @@ def contains(whole: Any, part: Any) -> bool:
     return same_kind and not isinstance(whole, (Mapping, list)) and bool(whole == part)
 
 
-def means(
+def is_match(
     node_filter: NodeFilter,
     subject: Subject,
     of_role: Mapping[tuple[NodeRole, NodeType, str], bool],
@@ -173,7 +173,7 @@ def means(
     )
 
 
-async def build(
+async def write_fleet(
     session: AsyncSession,
     fleet: list[Subject],
     of_role: Mapping[tuple[NodeRole, NodeType, str], bool],
@@ -231,7 +231,7 @@ async def build(
     return ids
 
 
-async def found(session: AsyncSession, node_filter: NodeFilter) -> set[str]:
+async def find_node_ids(session: AsyncSession, node_filter: NodeFilter) -> set[str]:
     order = NodeOrder.NODE_ID.to_keyset(descending=False)
     page = await nodes.list_nodes(session, node_filter, order, first=1000, after=None)
     assert await nodes.count_nodes(session, node_filter) == len(page.rows)
@@ -248,12 +248,12 @@ async def test_a_filter_finds_the_nodes_that_it_means(
 ) -> None:
     async with database.write() as session:
         await clear(session)
-        await build(session, fleet, of_role)
+        await write_fleet(session, fleet, of_role)
         for whole in filters:
             parts = [NodeFilter(**{part: getattr(whole, part)}) for part in PARTS]
             for node_filter in [whole, *parts]:
-                expected = {s.node_id for s in fleet if means(node_filter, s, of_role)}
-                assert await found(session, node_filter) == expected
+                expected = {s.node_id for s in fleet if is_match(node_filter, s, of_role)}
+                assert await find_node_ids(session, node_filter) == expected
 
 
 def is_object(document: Any) -> bool:
@@ -261,12 +261,12 @@ def is_object(document: Any) -> bool:
 
 
 @st.composite
-def fleets_and_filters(draw: st.DrawFn) -> tuple[list[Subject], list[NodeFilter]]:
-    """Nodes with capabilities of all kinds, and filters by documents that may be part of theirs."""
+def draw_fleet_and_filters(draw: st.DrawFn) -> tuple[list[Subject], list[NodeFilter]]:
+    """Draw nodes with any capabilities, and filters by documents that may be part of theirs."""
     fleet = draw(st.lists(ODD_SUBJECTS, max_size=4, unique_by=lambda subject: subject.node_id))
     filters = draw(st.lists(ODD_FILTERS, min_size=1, max_size=3))
     for i, subject in enumerate(fleet):
-        part = orjson.dumps(draw(pruned(subject.capabilities).filter(is_object))).decode()
+        part = orjson.dumps(draw(prune(subject.capabilities).filter(is_object))).decode()
         filters += [
             NodeFilter(capabilities=part),
             replace(filters[i % len(filters)], capabilities=part),
@@ -280,7 +280,7 @@ CHANGES = st.lists(
 """Each of the node with that number; the last says whether it is removed at the end."""
 
 
-@given(fleets_and_filters(), ROLE_PROFILES, CHANGES, st.sampled_from([0, 4096]))
+@given(draw_fleet_and_filters(), ROLE_PROFILES, CHANGES, st.sampled_from([0, 4096]))
 @limit_examples(100)
 async def test_changes_in_memory_match_a_filter_when_the_database_says_so(
     database: Database,
@@ -292,7 +292,7 @@ async def test_changes_in_memory_match_a_filter_when_the_database_says_so(
     fleet, wholes = fleet_and_filters
     async with database.write() as session:
         await clear(session)
-        ids = list((await build(session, fleet, of_role)).values())
+        ids = list((await write_fleet(session, fleet, of_role)).values())
         changes = [change for change in changes if change[0] < len(ids)]
         for i, status, is_removed in changes:
             transition = Transition(ids[i], None, status, StatusReason.SEEDED)
@@ -335,7 +335,7 @@ async def test_no_filter_finds_every_node_that_is_registered(database: Database)
     async with database.write() as session:
         await nodes.deregister(session, "node-4", note=None, caller=OPERATOR)
     async with database.read() as session:
-        assert len(await found(session, EVERY_NODE)) == 3
+        assert len(await find_node_ids(session, EVERY_NODE)) == 3
         assert set(await nodes.find_nodes_by_uuid(session, [node.id])) == set()
         assert await nodes.find_node(session, "node-4") is None
 
@@ -354,7 +354,7 @@ async def test_capabilities_are_found_as_numbers_however_they_are_written(
     ):
         async with database.read() as session:
             node_filter = NodeFilter(node_ids=("node-3",), capabilities=part)
-            assert await found(session, node_filter) == ({"node-3"} if meant else set())
+            assert await find_node_ids(session, node_filter) == ({"node-3"} if meant else set())
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ async def test_a_search_is_for_part_of_a_text_in_any_case(
 ) -> None:
     await register(database, "node-3", name="The third")
     async with database.read() as session:
-        assert await found(session, NodeFilter(search=search)) == meant
+        assert await find_node_ids(session, NodeFilter(search=search)) == meant
 
 
 async def test_a_filter_by_labels_or_capabilities_uses_an_index(database: Database) -> None:
@@ -389,10 +389,10 @@ async def test_a_filter_by_labels_or_capabilities_uses_an_index(database: Databa
             query = select(NODE.node_name).where(
                 NODE.removed_at.is_(None), node_filter.to_condition()
             )
-            assert index in await plan_of(session, query)
+            assert index in await explain_query(session, query)
 
 
-async def plan_of(session: AsyncSession, query: Select[Any]) -> str:
+async def explain_query(session: AsyncSession, query: Select[Any]) -> str:
     connection = await session.connection()
 
     @event.listens_for(connection.sync_connection, "before_cursor_execute", retval=True)

@@ -1,4 +1,4 @@
-"""Batches of heartbeats: the outcome of each, and what they leave behind."""
+"""Batches of heartbeats: the outcome of each, and what is written."""
 
 import asyncio
 import secrets
@@ -225,7 +225,7 @@ async def test_a_node_may_occur_several_times_in_a_batch(database: Database) -> 
 
 
 async def test_a_node_that_was_unknown_stays_so_for_the_whole_batch(database: Database) -> None:
-    """Else the batch would lock it when it holds the log's counter already: against the order."""
+    """Otherwise the batch would lock it after the log's counter, against the order of locks."""
     await register(database, "node-3")
     batch = [
         make_report("node-3", 1, degraded=True),
@@ -312,7 +312,7 @@ async def test_every_heartbeat_acknowledged_to_one_of_many_writers_is_one_row(
 
 
 async def test_a_heartbeat_never_moves_back_when_a_node_was_heard(database: Database) -> None:
-    """The database's clock may be set back."""
+    """The database's clock can be set back."""
     await register(database, "node-3")
     first = await beat(database, "node-3", 1)
     await age(database, -3600, "node-3")
@@ -333,8 +333,8 @@ async def test_a_removed_node_is_not_brought_back(database: Database) -> None:
     assert (await list_changes(database, node.id))[-1].reason is StatusReason.DEREGISTERED
 
 
-async def removed(database: Database, node: Node) -> None:
-    """Nothing heard it, nothing changed it."""
+async def assert_untouched(database: Database, node: Node) -> None:
+    """Assert that the node was neither heard nor changed."""
     found = await fetch_rows(
         database, "SELECT status, last_heartbeat FROM nodes WHERE id = :id", id=node.id
     )
@@ -342,7 +342,7 @@ async def removed(database: Database, node: Node) -> None:
 
 
 async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Database) -> None:
-    """Of each column: the row is the newest one, not that of the statement's snapshot."""
+    """It sees the newest version of the row, not that of the statement's snapshot."""
     for node_id in ("replaced", "removed", "overtaken", "maintained", "expired", "steady"):
         await register(database, node_id)
     gone = await get_node(database, "removed")
@@ -374,7 +374,7 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
         "online",
         "online",
     ]
-    await removed(database, gone)
+    await assert_untouched(database, gone)
     assert (await get_node(database, "replaced")).last_heartbeat is None
     assert (await get_node(database, "overtaken")).last_sequence == 6
     expired = await get_node(database, "expired")
@@ -403,7 +403,7 @@ async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_
         await register(database, node_id)
     with record_statements(database) as sent:
         await record(database, make_report("steady"), make_report("ailing"), make_report("unknown"))
-        await asyncio.sleep(0)  # the driver tells of it in the loop's next turn
+        await asyncio.sleep(0)  # the driver reports it in the loop's next iteration
     assert len(sent) == 1
     mixed = (
         make_report("steady", 2),
@@ -472,7 +472,7 @@ async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
         name = f"{way}-{secrets.token_hex(4)}"
         for number, (status, reason) in enumerate(standings):
             await register(database, f"{name}-{number}")
-            await put(database, f"{name}-{number}", status, reason)
+            await set_status(database, f"{name}-{number}", status, reason)
         reports = [
             make_report(
                 f"{name}-{number}", sequence, boot, degraded=degraded, metrics={"of": index}
@@ -490,8 +490,8 @@ async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
     assert left_behind[0] == left_behind[1]
 
 
-async def put(database: Database, node_id: str, status: str, reason: str) -> None:
-    """Where heartbeats find it, its last one a moment ago."""
+async def set_status(database: Database, node_id: str, status: str, reason: str) -> None:
+    """Give a node this status and reason, as after its heartbeat 1."""
     async with database.write() as session:
         await session.execute(
             text(

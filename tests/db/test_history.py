@@ -1,4 +1,4 @@
-"""What happened to nodes: heartbeats and changes in pages, metrics, availability."""
+"""The history of nodes: pages of heartbeats and changes, metrics, availability."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -70,8 +70,10 @@ async def build_changes(session: AsyncSession, changes: Sequence[Change]) -> Non
         )
 
 
-def available(changes: Sequence[Change], node: UUID, since: datetime, until: datetime) -> Fraction:
-    """Microsecond by microsecond, but in steps."""
+def compute_availability(
+    changes: Sequence[Change], node: UUID, since: datetime, until: datetime
+) -> Fraction:
+    """Return the exact availability, change by change."""
     own = [(at, status) for at, changed, status in changes if changed == node]
     ends = [at for at, _ in own[1:]] + [datetime.max.replace(tzinfo=UTC)]
     up = sum(
@@ -98,7 +100,7 @@ async def test_availability_is_the_part_of_the_time_in_which_a_node_was_up(
             found = await history.compute_availability(session, FLEET, since=since, until=until)
             assert list(found) == FLEET
             for node in FLEET:
-                assert found[node] == float(available(changes, node, since, until))
+                assert found[node] == float(compute_availability(changes, node, since, until))
 
 
 async def test_availability_is_exact_to_the_microsecond(database: Database) -> None:
@@ -198,7 +200,7 @@ async def test_the_heartbeats_of_each_node_come_in_pages_newest_first(
                 ),
                 reverse=True,
             )
-            page, seen = pages[node], [key(row) for row in pages[node].rows]
+            page, seen = pages[node], [get_key(row) for row in pages[node].rows]
             while page.has_next:
                 assert len(page.rows) == first
                 cursor = history.HEARTBEAT_ORDER.encode_cursor(*seen[-1])
@@ -206,11 +208,11 @@ async def test_the_heartbeats_of_each_node_come_in_pages_newest_first(
                     session, [node], first=first, after=cursor, **bounds
                 )
                 page = again[node]
-                seen += [key(row) for row in page.rows]
+                seen += [get_key(row) for row in page.rows]
             assert seen == expected
 
 
-def key(heartbeat: Heartbeat) -> tuple[datetime, int]:
+def get_key(heartbeat: Heartbeat) -> tuple[datetime, int]:
     return heartbeat.timestamp, heartbeat.id
 
 

@@ -1,4 +1,4 @@
-"""Overdue, gone, back: by the database's clock alone, exactly at the borders."""
+"""Nodes become overdue, OFFLINE and ONLINE by the database's clock alone, exactly at the limits."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -37,8 +37,8 @@ DUE = INTERVAL + RULES.grace
 GONE = 3 * INTERVAL + RULES.grace
 
 
-async def swept_after(database: Database, silence: float) -> Node:
-    """The node after a sweep at the very instant at which it has been silent for so long."""
+async def sweep_after(database: Database, silence: float) -> Node:
+    """Return the node after a sweep at the exact instant at which it was silent for so long."""
     async with database.write() as session:
         await session.execute(
             text(
@@ -67,14 +67,14 @@ async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_it_is_due
         (GONE, NodeStatus.OFFLINE),
         (1e6, NodeStatus.OFFLINE),
     ):
-        node = await swept_after(database, silence)
+        node = await sweep_after(database, silence)
         assert node.status is status
     assert node.status_reason is StatusReason.MISSED_HEARTBEATS
 
 
 async def test_a_node_that_was_missed_long_enough_is_offline_at_once(database: Database) -> None:
     node, _ = await register(database, "node-3")
-    await swept_after(database, GONE)
+    await sweep_after(database, GONE)
     assert [change.status for change in await list_changes(database, node.id)] == [
         NodeStatus.ONLINE,
         NodeStatus.OFFLINE,
@@ -218,7 +218,7 @@ async def test_maintenance_begun_again_has_the_new_end_and_is_as_old_as_it_was(
 
 
 async def enrol(database: Database, size: int) -> None:
-    """Makes a fleet at once, as registrations would."""
+    """Write a fleet by one statement, as registrations would leave it."""
     async with database.write() as session:
         await session.execute(
             text("""
@@ -288,7 +288,7 @@ async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) ->
         async with database.write() as session:
             await nodes.deregister(session, node_id, note=None, caller=OPERATOR)
     async with database.write() as session:
-        # As a row that was changed by hand would stand.
+        # As a row changed by hand would be.
         await session.execute(text("UPDATE nodes SET status = 'online' WHERE node_id = 'node-4'"))
     before = await list_changes(database)
     await age(database, EXPIRED)

@@ -1,4 +1,4 @@
-"""The engine on real PostgreSQL beside a model of its rules, driven by whatever may happen."""
+"""The engine on real PostgreSQL, compared with a model of its rules, under random events."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -47,27 +47,27 @@ BOOTS = ["boot-a", "boot-b", "boot-c"]
 HOSTS = ["host-1", "host-2"]
 PROCESSES = ["first", "second"]
 
-# At the borders of the interval, the grace, the TTL, the patience and the flap damping.
-WITHIN_PATIENCE = st.sampled_from([0, 1, 5, 10, 14, 15, 16, 19, 20])
+# At the limits of the interval, the grace, the TTL, the process timeout and the flap damping.
+WITHIN_TIMEOUT = st.sampled_from([0, 1, 5, 10, 14, 15, 16, 19, 20])
 SILENCES = st.sampled_from([1, 4, 5, 10, 15, 20, 21, 34, 35, 36, 59, 60, 90, 240])
 HOURS = st.sampled_from([-9, -5, -2, 2, 5, 9])
 
 
-def _seconds(instant: str) -> str:
+def _make_seconds_sql(instant: str) -> str:
     return f"extract(epoch FROM {instant} - CAST(:base AS timestamptz))"
 
 
 LOOK = text(f"""
 SELECT json_build_object(
-    'state', (SELECT json_build_array(mode, {_seconds("mode_since")}, {_seconds("lease_floor")},
-                                      revision)
+    'state', (SELECT json_build_array(mode, {_make_seconds_sql("mode_since")},
+                                      {_make_seconds_sql("lease_floor")}, revision)
               FROM registry_state),
     'nodes', (SELECT json_object_agg(node_id, json_build_array(
-                         status, status_reason, {_seconds("status_since")}))
+                         status, status_reason, {_make_seconds_sql("status_since")}))
               FROM nodes WHERE removed_at IS NULL),
     'rows', (SELECT json_agg(json_build_array(
                         c.revision, n.node_id, c.previous_status, c.status, c.reason, c.actor,
-                        {_seconds("c.changed_at")}) ORDER BY c.revision)
+                        {_make_seconds_sql("c.changed_at")}) ORDER BY c.revision)
              FROM status_changes c JOIN nodes n ON n.id = c.node_id WHERE c.revision > :revision))
 """)  # noqa: S608  # nothing in it comes from outside
 
@@ -80,7 +80,7 @@ BEGIN_AT_BASE = (
 
 
 class Engine:
-    """The real thing. Each example is one transaction, undone at its end."""
+    """The engine under test. Each example is one transaction, rolled back at its end."""
 
     def __init__(self, url: URL) -> None:
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
@@ -127,7 +127,7 @@ class Engine:
 
 
 class LivenessMachine(RuleBasedStateMachine):
-    """Does the same to the engine and to the model; `true_now` is time that no clock jump moves."""
+    """Applies the same steps to the engine and the model; no clock jump moves `true_now`."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -151,23 +151,23 @@ class LivenessMachine(RuleBasedStateMachine):
         self._sweep(PROCESSES[0])
 
     @rule(
-        seconds=WITHIN_PATIENCE,
+        seconds=WITHIN_TIMEOUT,
         silent=st.frozensets(st.sampled_from(NODES)),
         process=st.sampled_from(PROCESSES),
     )
     def work(self, seconds: int, silent: frozenset[str], process: str) -> None:
-        """Time passes, most nodes beat, one process sweeps."""
+        """Let time pass while most nodes send heartbeats and one process sweeps."""
         self._pass(seconds)
         self._beat_plainly(set(self.model.nodes) - silent)
         self._sweep(process)
 
     @rule(
         count=st.integers(1, 4),
-        seconds=WITHIN_PATIENCE,
+        seconds=WITHIN_TIMEOUT,
         beating=st.frozensets(st.sampled_from(NODES), max_size=3),
     )
     def work_on(self, count: int, seconds: int, beating: frozenset[str]) -> None:
-        """For a while few nodes beat, and both processes sweep."""
+        """Let few nodes send heartbeats for a while, and both processes sweep."""
         for n in range(count):
             self._pass(seconds)
             self._beat_plainly(beating)
@@ -175,7 +175,7 @@ class LivenessMachine(RuleBasedStateMachine):
 
     @rule(node_id=st.sampled_from(NODES), count=st.integers(2, 4))
     def link_wavers(self, node_id: str, count: int) -> None:
-        """All beat well, but for one that is heard late again and again."""
+        """Let all nodes send heartbeats, one of them late again and again."""
         for _ in range(count):
             self._pass(15)
             self._beat_plainly(set(self.model.nodes) - {node_id})
@@ -199,7 +199,7 @@ class LivenessMachine(RuleBasedStateMachine):
 
     @rule(seconds=SILENCES)
     def silence(self, seconds: int) -> None:
-        """Neither nodes nor processes do anything."""
+        """Let time pass without heartbeats and sweeps."""
         self._pass(seconds)
 
     @rule(process=st.sampled_from(PROCESSES))
@@ -212,12 +212,12 @@ class LivenessMachine(RuleBasedStateMachine):
 
     @rule(process=st.sampled_from(PROCESSES), cleanly=st.booleans())
     def process_ends(self, process: str, *, cleanly: bool) -> None:
-        """Another one takes its place."""
+        """End a process; another one takes its place."""
         if cleanly:
             name = self._named(process)
             self.engine.do(
                 self.model.now,
-                lambda session: process_heartbeats.remove_process(session, _uuid(name)),
+                lambda session: process_heartbeats.remove_process(session, _make_uuid(name)),
             )
             self.model.leave(name)
         self.runs[process] += 1
@@ -287,7 +287,7 @@ class LivenessMachine(RuleBasedStateMachine):
     def _sweep(self, process: str) -> None:
         name = self._named(process)
         swept = self.engine.do(
-            self.model.now, lambda session: sweep.sweep(session, _uuid(name), RULES)
+            self.model.now, lambda session: sweep.sweep(session, _make_uuid(name), RULES)
         )
         mode_before = self.model.mode
         self.model.sweep(name)
@@ -301,10 +301,10 @@ class LivenessMachine(RuleBasedStateMachine):
         for row in rows:
             if row.status == "offline" and row.reason != "deregistered":
                 assert swept.mode == "normal"
-                self._was_at_work_for_its_ttl(row)
+                self._assert_processes_ran_for_ttl(row)
 
-    def _was_at_work_for_its_ttl(self, row: Row) -> None:
-        """Nobody is OFFLINE for time in which no process was at work, whatever the clock said."""
+    def _assert_processes_ran_for_ttl(self, row: Row) -> None:
+        """Assert that a node went OFFLINE only after processes ran for its TTL, by true time."""
         begun = self.true_now - TTL
         assert self.heard[row.node_id] <= begun, row
         since = self.true_now
@@ -376,7 +376,7 @@ class LivenessMachine(RuleBasedStateMachine):
         return HeartbeatReport(node_id, boot, sequence, degraded=degraded, actor="agent")
 
     def _compare(self) -> list[Row]:
-        """The engine against the model; the rows that are new."""
+        """Compare the engine with the model; return the new rows of the change log."""
         looked = self.engine.look(self.revision)
         mode, mode_since, floor, revision = looked["state"]
         model = self.model
@@ -388,7 +388,9 @@ class LivenessMachine(RuleBasedStateMachine):
         found = looked["rows"] or []
         assert [row[0] for row in found] == list(range(self.revision + 1, revision + 1))
         rows = [Row(*row[1:]) for row in found]
-        assert sorted(rows, key=_by_node) == sorted(model.log[self.revision :], key=_by_node)
+        assert sorted(rows, key=_get_node_id) == sorted(
+            model.log[self.revision :], key=_get_node_id
+        )
         for row in rows:
             began, ended = StatusReason.MAINTENANCE_STARTED, StatusReason.MAINTENANCE_ENDED
             assert (row.status == "maintenance") == (row.reason == began)
@@ -398,11 +400,11 @@ class LivenessMachine(RuleBasedStateMachine):
         return rows
 
 
-def _by_node(row: Row) -> str:
+def _get_node_id(row: Row) -> str:
     return row.node_id
 
 
-def _uuid(name: str) -> UUID:
+def _make_uuid(name: str) -> UUID:
     return uuid5(UUID(int=0), name)
 
 

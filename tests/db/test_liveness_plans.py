@@ -1,4 +1,4 @@
-"""What a sweep asks of PostgreSQL when nothing is due: one look at each node, and no lock."""
+"""The cost of a sweep when nothing is due: PostgreSQL reads each node once and locks none."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +28,7 @@ FROM generate_series(1, CAST(:nodes AS int)) AS n
 
 @pytest.fixture
 async def fleet(database: Database) -> Database:
-    """Nodes in which nothing is due for a long time, and a registry that is at work."""
+    """Nodes of which none is due for a long time, and a registry that runs."""
     async with database.write() as session:
         await session.execute(text(FLEET), {"nodes": NODES})
         await sweep.sweep(session, uuid4(), RULES)
@@ -37,19 +37,19 @@ async def fleet(database: Database) -> Database:
     return database
 
 
-def _within(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _walk_plan(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for part in plan.get("Plans", []):
-        yield from _within(part)
+        yield from _walk_plan(part)
 
 
-async def _plan(
+async def _explain(
     session: AsyncSession, statement: TextClause, terms: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The steps of the plan, as they went."""
+    """Return the steps of the plan with what was measured when it ran."""
     explained = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
     rows = (await session.execute(explained, terms)).scalar_one()
-    return list(_within(rows[0]["Plan"]))
+    return list(_walk_plan(rows[0]["Plan"]))
 
 
 @pytest.mark.parametrize(
@@ -68,10 +68,10 @@ async def test_when_nothing_is_due_a_sweep_looks_at_each_node_once(
     fleet: Database, statement: TextClause, terms: dict[str, Any]
 ) -> None:
     async with fleet.write() as session:
-        steps = await _plan(session, statement, terms)
+        steps = await _explain(session, statement, terms)
     scans = [step for step in steps if step.get("Relation Name") == "nodes"]
     assert [scan["Actual Loops"] for scan in scans] == [1]
-    # In the order of the heap: an index would lead to each page many times.
+    # In the order of the heap: an index would visit each page many times.
     assert scans[0]["Node Type"] == "Seq Scan"
     assert not [step for step in steps if "Sort" in step["Node Type"]]
     pages = sum(scan["Shared Hit Blocks"] + scan["Shared Read Blocks"] for scan in scans)
@@ -104,6 +104,6 @@ async def test_a_sweep_does_not_wait_for_heartbeats_under_way(fleet: Database) -
         )
         async with fleet.write() as session:
             await session.execute(text("SET LOCAL lock_timeout = '1s'"))
-            # What heartbeats have in hand is left for the next sweep; so is the log they write to.
+            # Nodes locked by heartbeats are left for the next sweep, and so is the log.
             due = await session.execute(sweep._SELECT_DUE, TERMS)  # noqa: SLF001  # as above
             assert len(due.all()) == sweep.SWEEP_LIMIT

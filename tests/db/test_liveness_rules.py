@@ -1,4 +1,4 @@
-"""The rules by themselves, and the cases that a registry is known by."""
+"""The rules on real SQL, one case at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,12 +29,12 @@ OVERDUE, TTL = 15, 35
 ONLINE, DEGRADED, OFFLINE = NodeStatus.ONLINE, NodeStatus.DEGRADED, NodeStatus.OFFLINE
 
 
-def after(seconds: float) -> datetime:
+def time_after(seconds: float) -> datetime:
     return BASE + timedelta(seconds=seconds)
 
 
 class Registry:
-    """One process of the registry on real SQL, and a clock that the test moves."""
+    """One process of the registry on real SQL, with a clock that the test moves."""
 
     def __init__(self, database: Database, rules: LivenessRules = RULES) -> None:
         self.database = database
@@ -48,7 +48,7 @@ class Registry:
         async with self.database.write() as session:
             await session.execute(
                 text("SELECT set_config('node_registry.now', :now, true)"),
-                {"now": after(self.now).isoformat()},
+                {"now": time_after(self.now).isoformat()},
             )
             yield session
 
@@ -64,7 +64,7 @@ class Registry:
             return await heartbeats.record_in_transaction(session, reports, self.rules)
 
     async def beat(self, *node_ids: str, boot: str = "boot-1", **said: Any) -> None:
-        """Heartbeats that must be heard."""
+        """Send heartbeats that must be accepted."""
         self._sequence += 1
         reports = [HeartbeatReport(n, boot, self._sequence, **said) for n in node_ids]
         outcomes = await self.record(*reports)
@@ -75,7 +75,7 @@ class Registry:
             return await sweep.sweep(session, self.process, self.rules)
 
     async def work(self, seconds: float, *beating: str, every: float = 5) -> None:
-        """Time passes in which the process sweeps and the nodes beat."""
+        """Let time pass while the process sweeps and the nodes send heartbeats."""
         until = self.now + seconds
         while self.now < until:
             self.now = min(self.now + every, until)
@@ -93,7 +93,7 @@ class Registry:
         return node.status, node.status_reason
 
     async def log(self) -> list[LoggedChange]:
-        """Without what the migrations wrote."""
+        """Return the change log without what the migrations wrote."""
         async with self.database.open_connection() as connection:
             logged, _ = await status_changes.list_changes_after(connection, 0)
         return [change for change in logged if change.reason is not StatusReason.SEEDED]
@@ -204,8 +204,8 @@ async def test_late_doubled_and_unordered_heartbeats_say_nothing_new(registry: R
 
 @pytest.mark.parametrize("days", [-1, 1])
 async def test_what_an_agents_wall_clock_says_has_no_effect(registry: Registry, days: int) -> None:
-    """Nothing that an agent sends is taken for a time, whatever it calls it."""
-    wall = after(days * 86400).isoformat()
+    """Nothing that an agent sends is used as a time, whatever its name."""
+    wall = time_after(days * 86400).isoformat()
     await registry.register("node-3", metadata={"startedAt": wall})
     for _ in range(20):
         await registry.work(5)
@@ -213,7 +213,7 @@ async def test_what_an_agents_wall_clock_says_has_no_effect(registry: Registry, 
     assert await registry.statuses() == [ONLINE]
     node = await registry.node("node-3")
     assert node is not None
-    assert node.last_heartbeat == after(registry.now)
+    assert node.last_heartbeat == time_after(registry.now)
 
 
 async def test_two_sweeps_at_once_change_each_node_once(database: Database) -> None:
@@ -296,7 +296,7 @@ async def test_maintenance_ends_at_its_until_in_what_the_heartbeats_say(
     await registry.register("node-3")
     async with registry.at_now() as session:
         await nodes.start_maintenance(
-            session, "node-3", note="disks", until=after(60), caller=OPERATOR
+            session, "node-3", note="disks", until=time_after(60), caller=OPERATOR
         )
     while registry.now < 55:
         await registry.work(5)
@@ -318,7 +318,7 @@ async def test_maintenance_ends_at_its_until_in_what_the_heartbeats_say(
     assert await registry.status("node-3") == (status, StatusReason.MAINTENANCE_ENDED)
     node = await registry.node("node-3")
     assert node is not None
-    assert (node.maintenance_until, node.status_since) == (None, after(60))
+    assert (node.maintenance_until, node.status_since) == (None, time_after(60))
 
 
 async def test_maintenance_without_until_outlasts_everything_but_an_operator(
@@ -338,7 +338,7 @@ async def test_maintenance_without_until_outlasts_everything_but_an_operator(
 
 
 async def flap(registry: Registry) -> None:
-    """Three falls and returns; with the fourth, which would be a return, the node is held."""
+    """Let a node fall and return three times; on its fourth return it is FLAPPING."""
     for _ in range(2):
         await registry.work(OVERDUE)
         await registry.beat("node-3")
@@ -351,7 +351,7 @@ async def test_a_node_that_flaps_is_held_until_it_was_steady(registry: Registry)
     held = registry.now
     await registry.work(100, "node-3")
     await registry.work(OVERDUE)
-    await registry.beat("node-3")  # late once more: steady from now on
+    await registry.beat("node-3")  # late once more, so steady only from now on
     late = registry.now
     await registry.work(RULES.flap_steady - 5, "node-3")
     assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
@@ -359,13 +359,13 @@ async def test_a_node_that_flaps_is_held_until_it_was_steady(registry: Registry)
     assert registry.now == late + RULES.flap_steady
     assert await registry.status("node-3") == (ONLINE, StatusReason.HEARTBEAT)
     assert [change.changed_at for change in (await registry.log())[-2:]] == [
-        after(held),
-        after(registry.now),
+        time_after(held),
+        time_after(registry.now),
     ]
     registry.rules = replace(RULES, process_timeout=20)
     await registry.work(RULES.flap_window - OVERDUE - 1, "node-3", every=10)
     await registry.work(OVERDUE)
-    await registry.beat("node-3")  # within the window one fall more is too many
+    await registry.beat("node-3")  # one more fall within the window is too many
     assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
 
 
@@ -438,7 +438,7 @@ async def test_nobody_is_removed_for_time_in_which_nobody_could_return(registry:
     assert await registry.node("node-3") is None
 
 
-async def fleet_of(registry: Registry, count: int) -> list[str]:
+async def register_fleet(registry: Registry, count: int) -> list[str]:
     names = [f"node-{n}" for n in range(100, 100 + count)]
     for name in names:
         await registry.register(name)
@@ -447,13 +447,13 @@ async def fleet_of(registry: Registry, count: int) -> list[str]:
 
 
 async def test_a_small_fleet_is_never_held_back(registry: Registry) -> None:
-    await fleet_of(registry, 9)
+    await register_fleet(registry, 9)
     await registry.work(TTL)
     assert (await registry.statuses())[-9:] == [OFFLINE] * 9
 
 
 async def test_when_most_return_the_mode_is_left_and_the_rest_is_dead(registry: Registry) -> None:
-    names = await fleet_of(registry, 20)
+    names = await register_fleet(registry, 20)
     await registry.work(100, *names[:5])
     assert (await registry.sweep()).mode is RegistryMode.PROTECTED
     assert OFFLINE not in await registry.statuses()
@@ -466,19 +466,19 @@ async def test_when_most_return_the_mode_is_left_and_the_rest_is_dead(registry: 
 
 
 async def test_a_restart_does_not_end_the_registrys_doubt(registry: Registry) -> None:
-    names = await fleet_of(registry, 20)
+    names = await register_fleet(registry, 20)
     await registry.work(100, *names[:5])
     registry.now += 60
     registry.process = uuid4()
     swept = await registry.sweep()
-    assert swept.outage_since == after(registry.now - 60)
+    assert swept.outage_since == time_after(registry.now - 60)
     assert (swept.mode, swept.mode_changed) == (RegistryMode.PROTECTED, False)
 
 
 async def test_a_clock_set_back_while_protected_does_not_hold_the_mode_for_hours(
     registry: Registry,
 ) -> None:
-    names = await fleet_of(registry, 20)
+    names = await register_fleet(registry, 20)
     await registry.work(100, *names[:5])
     registry.now -= 5 * 3600
     await registry.work(RULES.protect_max + TTL, *names[:5])
@@ -487,13 +487,13 @@ async def test_a_clock_set_back_while_protected_does_not_hold_the_mode_for_hours
 
 
 async def test_a_clock_set_back_leaves_the_doubt_at_work(registry: Registry) -> None:
-    names = await fleet_of(registry, 20)
+    names = await register_fleet(registry, 20)
     registry.now += 5 * 3600
     await registry.beat(*names)
     await registry.work(100, *names)
     async with registry.at_now() as session:
         await session.execute(
-            text("UPDATE registry_state SET mode_since = :now"), {"now": after(registry.now)}
+            text("UPDATE registry_state SET mode_since = :now"), {"now": time_after(registry.now)}
         )
     registry.now -= 5 * 3600
     await registry.work(100, *names[:5])
@@ -521,11 +521,11 @@ async def test_a_clock_set_back_does_not_hold_a_flapping_node_for_hours(
 async def test_maintenance_that_ends_while_protected_leads_to_nobody_offline(
     registry: Registry,
 ) -> None:
-    names = await fleet_of(registry, 20)
+    names = await register_fleet(registry, 20)
     async with registry.at_now() as session:
         for name in names[-2:]:
             await nodes.start_maintenance(
-                session, name, note=None, until=after(90), caller=OPERATOR
+                session, name, note=None, until=time_after(90), caller=OPERATOR
             )
     await registry.work(100, *names[:5])
     async with registry.at_now() as session:
@@ -536,7 +536,7 @@ async def test_maintenance_that_ends_while_protected_leads_to_nobody_offline(
 
 
 async def test_a_process_that_keeps_dying_does_not_hide_the_dead(registry: Registry) -> None:
-    """One is well; another is killed and started again, as often as it is forgotten."""
+    """One process runs; another is killed and started again as soon as it is forgotten."""
     await registry.register("node-3")
     while registry.now < 5 * TTL:
         async with registry.at_now() as session:

@@ -1,4 +1,4 @@
-"""Whole fleets through outages, losses and days, in injected time and on real SQL."""
+"""Whole fleets during outages, losses and days, in injected time on real SQL."""
 
 import random
 from collections import Counter
@@ -34,7 +34,7 @@ FROM generate_series(0, CAST(:nodes AS int) - 1) AS n
 
 
 class Fleet:
-    """Nodes that beat when told to, and one process of the registry."""
+    """Nodes that send heartbeats when the test says so, and one process of the registry."""
 
     def __init__(self, database: Database, nodes: int, rules: LivenessRules = RULES) -> None:
         self.rules = rules
@@ -67,14 +67,14 @@ class Fleet:
         await self.analyze()
 
     async def analyze(self) -> None:
-        """What autovacuum does within a minute of real time."""
+        """Do what autovacuum does within a minute of real time."""
         async with self.database.read() as session:
             await session.execute(text("VACUUM ANALYZE nodes"))
 
     async def beat(self, nodes: Iterable[int]) -> None:
         self._sequence += 1
         reports = [HeartbeatReport(f"node-{n}", "boot", self._sequence) for n in nodes]
-        for batch in _batches(reports, 1000):
+        for batch in _split_into_batches(reports, 1000):
             async with self.at_now() as session:
                 outcomes = await heartbeats.record_in_transaction(session, batch, self.rules)
             assert all(isinstance(outcome, HeartbeatAck) for outcome in outcomes)
@@ -96,7 +96,7 @@ class Fleet:
             await heartbeats.record_in_transaction(session, reports, self.rules)
 
     async def live(self, seconds: float, beating: Sequence[int]) -> None:
-        """Each beats every 10 s, spread evenly; the registry sweeps every 2 s."""
+        """Let each node send a heartbeat every 10 s, spread evenly, and sweep every 2 s."""
         slots = round(RULES.min_interval / SWEEP_SECONDS)
         for _ in range(round(seconds / SWEEP_SECONDS)):
             self.now += SWEEP_SECONDS
@@ -110,7 +110,7 @@ class Fleet:
             return Counter(row.status for row in rows)
 
     async def transitions(self) -> list[tuple[int, float, str]]:
-        """Of each change of a status: the node, when, and the status it led to."""
+        """Return each status change: the node, the time, and the new status."""
         async with self.database.read() as session:
             rows = await session.execute(
                 text("""
@@ -122,7 +122,9 @@ class Fleet:
             return [(row[0], float(row[1]) - BASE.timestamp(), row[2]) for row in rows]
 
 
-def _batches(reports: list[HeartbeatReport], size: int) -> Iterable[list[HeartbeatReport]]:
+def _split_into_batches(
+    reports: list[HeartbeatReport], size: int
+) -> Iterable[list[HeartbeatReport]]:
     return (reports[i : i + size] for i in range(0, len(reports), size))
 
 
@@ -194,10 +196,10 @@ async def test_a_link_that_drops_heartbeats_does_not_flap(
         f" at most {max(by_hour.values())} in its first hour and {max(later)} in a later one"
     )
     assert average <= 2
-    # Two before the last free return, that return, a fall in two steps, and into FLAPPING.
+    # Two before the last return to ONLINE, that return, a fall in two steps, and into FLAPPING.
     assert max(by_hour.values()) <= RULES.flap_transitions + 3
     assert sum(count > 2 for count in later) <= len(later) / 1000
-    assert max(later) <= RULES.flap_transitions + 1  # let go, two steps down, and held again
+    assert max(later) <= RULES.flap_transitions + 1  # released, two steps down, and FLAPPING again
 
 
 @pytest.mark.timeout(600)
@@ -205,7 +207,7 @@ async def test_a_fleet_that_beats_normally_never_changes(
     database: Database, *, thorough: bool
 ) -> None:
     nodes, hours = (200, 24) if thorough else (20, 1)
-    # A process that sweeps as rarely as the nodes beat needs that much more patience.
+    # A process that sweeps as rarely as nodes send heartbeats needs a longer timeout.
     fleet = Fleet(database, nodes, replace(RULES, process_timeout=15))
     await fleet.begin()
     while fleet.now < hours * 3600:

@@ -1,4 +1,4 @@
-"""Pages of nodes, while nodes come and go."""
+"""Pages of nodes, while nodes are added and removed."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -33,7 +33,7 @@ NEW_NODE = st.fixed_dictionaries(
 FLEETS = st.lists(NEW_NODE, max_size=12, unique_by=lambda node: node["node_id"])
 
 
-async def add(session: AsyncSession, fleet: list[dict[str, Any]]) -> set[UUID]:
+async def insert_nodes(session: AsyncSession, fleet: list[dict[str, Any]]) -> set[UUID]:
     if not fleet:
         return set()
     rest = {
@@ -49,7 +49,7 @@ async def add(session: AsyncSession, fleet: list[dict[str, Any]]) -> set[UUID]:
     return set(made)
 
 
-async def page(
+async def read_page(
     session: AsyncSession, order: Keyset, first: int, after: str | None = None
 ) -> Page[Node]:
     return await nodes.list_nodes(session, EVERY_NODE, order, first=first, after=after)
@@ -75,10 +75,10 @@ async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_othe
     moved: set[UUID] = set()
     async with database.write() as session:
         await clear(session)
-        staying = await add(session, fleet)
+        staying = await insert_nodes(session, fleet)
         known, cursor = {node["node_id"] for node in fleet}, None
         while True:
-            found = await page(session, order, first, cursor)
+            found = await read_page(session, order, first, cursor)
             assert len(found.rows) <= first
             seen += [node.id for node in found.rows]
             if not found.has_next:
@@ -106,9 +106,9 @@ async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_othe
                 if node["node_id"] not in known
             ]
             known |= {node["node_id"] for node in come}
-            await add(session, come)
-        every = await page(session, order, MAX_PAGE_SIZE)
-    # One that moves to another place in the list may be met there again, or be passed by.
+            await insert_nodes(session, come)
+        every = await read_page(session, order, MAX_PAGE_SIZE)
+    # A node that moves within the list may appear twice, or not at all.
     steady = staying - moved
     once = [node for node in seen if node not in moved]
     assert len(once) == len(set(once))
@@ -124,7 +124,7 @@ async def test_the_pages_of_a_filter_are_of_what_it_means(database: Database) ->
     order = NodeOrder.NODE_ID.to_keyset(descending=False)
     async with database.write() as session:
         await clear(session)
-        await add(
+        await insert_nodes(
             session,
             [{"node_id": f"{kind}-{n}", "node_name": kind} for n in range(5) for kind in "ab"],
         )
@@ -144,7 +144,7 @@ async def test_a_page_holds_what_was_asked_for_and_knows_of_more(
     database: Database, first: int
 ) -> None:
     async with database.read() as session:
-        found = await page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)
+        found = await read_page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)
     assert len(found.rows) == min(first, 2)
     assert found.has_next == (first < 2)
 
@@ -153,4 +153,4 @@ async def test_a_page_holds_what_was_asked_for_and_knows_of_more(
 async def test_a_page_of_another_size_is_refused(database: Database, first: int) -> None:
     with pytest.raises(BadInput, match="first"):
         async with database.read() as session:
-            await page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)
+            await read_page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)

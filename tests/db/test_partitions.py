@@ -1,4 +1,4 @@
-"""Partitions: made before they are needed, dropped when they are old, and nobody has to wait."""
+"""Partitions: created before they are needed, dropped when old, without blocking writers."""
 
 import asyncio
 from contextlib import suppress
@@ -64,7 +64,7 @@ async def test_a_heartbeat_lands_in_the_partition_of_its_day(database: Database)
 
 
 async def test_a_partition_covers_exactly_one_day_of_utc(database: Database) -> None:
-    """Whatever the time zone of the session that makes it."""
+    """Whatever the time zone of the session that creates it."""
     [(bounds,)] = await fetch_rows(
         database,
         "SELECT pg_get_expr(relpartbound, oid) FROM pg_class"
@@ -81,7 +81,7 @@ async def test_a_partition_covers_exactly_one_day_of_utc(database: Database) -> 
 async def test_heartbeats_of_a_day_that_was_not_made_in_time_are_moved_into_it(
     database: Database,
 ) -> None:
-    """A registry whose clock was ahead, or that was not looked after, must still start."""
+    """A registry whose clock was ahead, or that was neglected, must still start."""
     node, _ = await register(database, "node-3")
     async with database.write() as session:
         await session.execute(text(f"DROP TABLE {(await fetch_rows(database, DAYS))[3][0]}"))
@@ -114,7 +114,7 @@ async def test_no_heartbeat_waits_for_a_day_that_is_being_made(database: Databas
     assert await fetch_rows(database, DAYS) == await fetch_rows(database, EXPECTED_DAYS)
 
 
-async def today_is_missing(database: Database) -> None:
+async def drop_today(database: Database) -> None:
     async with database.write() as session:
         await session.execute(text(f"DROP TABLE {(await fetch_rows(database, DAYS))[0][0]}"))
 
@@ -123,7 +123,7 @@ async def test_a_heartbeat_on_its_way_when_its_day_is_made_may_be_sent_again(
     database: Database,
 ) -> None:
     await register(database, "node-3")
-    await today_is_missing(database)
+    await drop_today(database)
     async with database.write() as session:
         await partitions.make_day_partitions(session)
         on_its_way = asyncio.create_task(record(database, make_report("node-3")))
@@ -134,8 +134,8 @@ async def test_a_heartbeat_on_its_way_when_its_day_is_made_may_be_sent_again(
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(0,)]
 
 
-async def old_day(database: Database, days: int) -> Partition:
-    """Made so long after its end, with one heartbeat of a node that is gone."""
+async def make_old_day(database: Database, days: int) -> Partition:
+    """Create the partition of a day so long ago, with one heartbeat of a removed node."""
     [(moment,)] = await fetch_rows(
         database, "SELECT now() - make_interval(days => :days)", days=days
     )
@@ -148,11 +148,11 @@ async def old_day(database: Database, days: int) -> Partition:
             {"moment": moment},
         )
         await partitions.make_day_partitions(session)
-    [day] = [day for day in await days_of(database) if day.begin <= moment < day.end]
+    [day] = [day for day in await list_days(database) if day.begin <= moment < day.end]
     return day
 
 
-async def days_of(database: Database) -> list[Partition]:
+async def list_days(database: Database) -> list[Partition]:
     async with database.read() as session:
         return await partitions.list_partitions(session, "heartbeat_log")
 
@@ -162,18 +162,18 @@ async def drop(database: Database, partition: Partition) -> None:
         await partitions.drop_partition(session, partition)
 
 
-async def drop_at_last(database: Database, partition: Partition) -> None:
-    """As upkeep does it: what cannot be done at once is tried again."""
+async def retry_drop(database: Database, partition: Partition) -> None:
+    """Drop as housekeeping does: if it is unavailable, try again."""
     async with asyncio.timeout(30):
-        while partition in await days_of(database):
+        while partition in await list_days(database):
             with suppress(Unavailable):
                 await drop(database, partition)
 
 
 async def test_a_past_day_is_made_when_a_heartbeat_of_it_turns_up(database: Database) -> None:
-    before = await days_of(database)
-    day = await old_day(database, 3)
-    assert await days_of(database) == [day, *before]
+    before = await list_days(database)
+    day = await make_old_day(database, 3)
+    assert await list_days(database) == [day, *before]
     where = "SELECT tableoid::regclass::text FROM heartbeat_log"
     assert await fetch_rows(database, where) == [(day.name,)]
     async with database.read() as session:
@@ -181,7 +181,7 @@ async def test_a_past_day_is_made_when_a_heartbeat_of_it_turns_up(database: Data
 
 
 async def test_what_has_no_time_stays_where_it_is_and_is_counted(database: Database) -> None:
-    before = await days_of(database)
+    before = await list_days(database)
     async with database.write() as session:
         await session.execute(
             text(
@@ -193,11 +193,11 @@ async def test_what_has_no_time_stays_where_it_is_and_is_counted(database: Datab
         )
         await partitions.make_day_partitions(session)
         assert await partitions.count_misplaced_heartbeats(session) == 3
-    assert await days_of(database) == before
+    assert await list_days(database) == before
 
 
 async def test_the_listed_days_are_those_of_utc_oldest_first(database: Database) -> None:
-    days = await days_of(database)
+    days = await list_days(database)
     assert [day.name for day in days] == [name for (name,) in await fetch_rows(database, DAYS)]
     for day in days:
         assert day.begin.tzinfo == UTC
@@ -231,8 +231,8 @@ async def test_a_month_is_made_once_and_ends_where_the_next_begins(
 
 
 async def test_a_partition_is_old_when_its_end_is(database: Database) -> None:
-    today = (await days_of(database))[0]
-    day = await old_day(database, 2)
+    today = (await list_days(database))[0]
+    day = await make_old_day(database, 2)
     [(age,)] = await fetch_rows(
         database,
         "SELECT extract(epoch FROM now() - CAST(:end AS timestamptz))::float8",
@@ -247,11 +247,11 @@ async def test_a_partition_is_old_when_its_end_is(database: Database) -> None:
 async def test_dropping_takes_the_whole_day_and_no_other_whoever_does_it(
     database: Database,
 ) -> None:
-    before = await days_of(database)
-    day, kept = await old_day(database, 3), await old_day(database, 2)
+    before = await list_days(database)
+    day, kept = await make_old_day(database, 3), await make_old_day(database, 2)
     await asyncio.gather(*(drop(database, day) for _ in range(4)))
     await drop(database, day)
-    assert await days_of(database) == [kept, *before]
+    assert await list_days(database) == [kept, *before]
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
 
 
@@ -260,8 +260,8 @@ async def test_a_day_that_cannot_be_dropped_at_once_stays_and_keeps_no_heartbeat
     database: Database, held: str
 ) -> None:
     await register(database, "node-3")
-    day = await old_day(database, 3)
-    before = await days_of(database)
+    day = await make_old_day(database, 3)
+    before = await list_days(database)
     async with database.write() as reader:
         table = day.name if held == "old" else f"ONLY {held}"
         await reader.execute(text(f"LOCK TABLE {table} IN ACCESS SHARE MODE"))
@@ -271,16 +271,16 @@ async def test_a_day_that_cannot_be_dropped_at_once_stays_and_keeps_no_heartbeat
             await beat(database, "node-3", 1)
         with pytest.raises(Unavailable):
             await dropping
-    assert await days_of(database) == before
+    assert await list_days(database) == before
     await drop(database, day)
-    assert await days_of(database) == before[1:]
+    assert await list_days(database) == before[1:]
 
 
 async def test_nobody_who_writes_or_reads_notices_that_days_are_dropped(
     database: Database,
 ) -> None:
     nodes = [(await register(database, f"node-{n}"))[0].id for n in range(5)]
-    days = [await old_day(database, n) for n in range(12, 2, -1)]
+    days = [await make_old_day(database, n) for n in range(12, 2, -1)]
     over = asyncio.Event()
 
     async def write(writer: int) -> int:
@@ -301,12 +301,12 @@ async def test_nobody_who_writes_or_reads_notices_that_days_are_dropped(
     work = [asyncio.create_task(write(n)) for n in range(3)]
     readers = [asyncio.create_task(read()) for _ in range(2)]
     for day in days:
-        await drop_at_last(database, day)
+        await retry_drop(database, day)
     over.set()
     written = sum(await asyncio.gather(*work))
     await asyncio.gather(*readers)
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(written,)]
-    assert not set(days) & set(await days_of(database))
+    assert not set(days) & set(await list_days(database))
 
 
 async def test_a_node_whose_last_heartbeat_was_dropped_has_no_metrics_and_is_there(
@@ -325,7 +325,7 @@ async def test_a_node_whose_last_heartbeat_was_dropped_has_no_metrics_and_is_the
         assert (await history.find_latest_metrics(session, [node.id]))[node.id] == {
             "cpu_percent": 3
         }
-    await drop(database, (await days_of(database))[0])
+    await drop(database, (await list_days(database))[0])
     async with database.read() as session:
         assert await history.find_latest_metrics(session, [node.id]) == {}
         offers = {offer.id: offer for offer in (await node_delta.read_delta(session, None)).changed}

@@ -1,4 +1,4 @@
-"""Profiles as they are kept, and put together for a node."""
+"""Profiles as they are stored, and merged for a node."""
 
 from typing import Any
 
@@ -14,7 +14,9 @@ from db.registry.profiles import EffectiveProfile, ProfileContent
 from tests.support.fleet import AGENT, register
 
 
-async def put(database: Database, node: Node, *contents: ProfileContent) -> dict[str, NodeProfile]:
+async def write_profiles(
+    database: Database, node: Node, *contents: ProfileContent
+) -> dict[str, NodeProfile]:
     async with database.write() as session:
         await write_registered_profiles(session, node.id, node.node_id, contents, caller=AGENT)
     async with database.read() as session:
@@ -38,10 +40,10 @@ async def test_a_profile_is_a_new_version_when_it_says_something_new(
     database: Database, changed: ProfileContent
 ) -> None:
     node, _ = await register(database, "node-3")
-    first = (await put(database, node, LLAMA))["llama"]
+    first = (await write_profiles(database, node, LLAMA))["llama"]
     assert (first.version, first.config) == (1, LLAMA.config)
-    assert (await put(database, node, LLAMA))["llama"] == first
-    second = (await put(database, node, changed))["llama"]
+    assert (await write_profiles(database, node, LLAMA))["llama"] == first
+    second = (await write_profiles(database, node, changed))["llama"]
     assert (second.id, second.version, second.created_at) == (first.id, 2, first.created_at)
     assert second.updated_at > first.updated_at
     assert (second.profile_type, second.config, second.enabled) == (
@@ -53,23 +55,23 @@ async def test_a_profile_is_a_new_version_when_it_says_something_new(
 
 async def test_profiles_that_are_not_named_stay(database: Database) -> None:
     node, _ = await register(database, "node-3")
-    await put(database, node, LLAMA)
-    found = await put(database, node, ProfileContent("proxy", ProfileType.SERVICE, {}))
+    await write_profiles(database, node, LLAMA)
+    found = await write_profiles(database, node, ProfileContent("proxy", ProfileType.SERVICE, {}))
     assert list(found) == ["llama", "proxy"]
-    assert await put(database, node) == found
+    assert await write_profiles(database, node) == found
 
 
 async def test_each_node_has_its_own_profiles(database: Database) -> None:
     one, _ = await register(database, "node-3")
     other, _ = await register(database, "node-4")
-    await put(database, one, LLAMA)
+    await write_profiles(database, one, LLAMA)
     async with database.read() as session:
         found = await profiles.list_node_profiles(session, [one.id, other.id])
         assert [len(found[node.id]) for node in (one, other)] == [1, 0]
         assert await profiles.list_node_profiles(session, []) == {}
 
 
-def of_role(
+def make_role_profile(
     name: str,
     config: dict[str, Any],
     *,
@@ -89,7 +91,7 @@ def of_role(
 async def test_a_node_starts_from_the_profiles_of_its_role_and_type(database: Database) -> None:
     node, _ = await register(database, "node-3")
     bare, _ = await register(database, "node-4", role=NodeRole.BACKUP)
-    await put(
+    await write_profiles(
         database,
         node,
         ProfileContent("both", ProfileType.LLM, {"a": {"x": None, "z": 3}, "new": 1}),
@@ -101,11 +103,11 @@ async def test_a_node_starts_from_the_profiles_of_its_role_and_type(database: Da
         await session.execute(
             insert(RoleProfile),
             [
-                of_role("both", {"a": {"x": 1, "y": 2}, "list": [1]}),
-                of_role("off", {"role": 1}),
-                of_role("replaces-off", {"role": 1}, enabled=False),
-                of_role("role", {"only": None}),
-                of_role("another-type", {}, node_type=NodeType.ROUTER),
+                make_role_profile("both", {"a": {"x": 1, "y": 2}, "list": [1]}),
+                make_role_profile("off", {"role": 1}),
+                make_role_profile("replaces-off", {"role": 1}, enabled=False),
+                make_role_profile("role", {"only": None}),
+                make_role_profile("another-type", {}, node_type=NodeType.ROUTER),
             ],
         )
     async with database.read() as session:

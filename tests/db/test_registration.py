@@ -1,4 +1,4 @@
-"""How runs of agents come to hold node ids, and lose them."""
+"""How runs of agents take hold of node ids, and lose them."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -306,12 +306,12 @@ async def test_the_profiles_of_a_registration_are_put(database: Database) -> Non
     llama = ProfileContent("llama", ProfileType.LLM, {"context": 8192})
     proxy = ProfileContent("proxy", ProfileType.SERVICE, {}, enabled=False)
     node, _ = await register(database, "node-3", profiles=[proxy, llama])
-    assert await profiles_of(database, node) == [("llama", 1, True), ("proxy", 1, False)]
+    assert await list_profiles(database, node) == [("llama", 1, True), ("proxy", 1, False)]
     await register(database, "node-3", profiles=[ProfileContent("proxy", ProfileType.SERVICE, {})])
-    assert await profiles_of(database, node) == [("llama", 1, True), ("proxy", 2, True)]
+    assert await list_profiles(database, node) == [("llama", 1, True), ("proxy", 2, True)]
 
 
-async def profiles_of(database: Database, node: Node) -> list[tuple[str, int, bool]]:
+async def list_profiles(database: Database, node: Node) -> list[tuple[str, int, bool]]:
     async with database.read() as session:
         found = await profiles.list_node_profiles(session, [node.id])
     return [(profile.profile_name, profile.version, profile.enabled) for profile in found[node.id]]

@@ -1,4 +1,4 @@
-"""The metrics history against a model: whatever the log holds, whenever it came, whoever counts."""
+"""The metrics history, compared with a model: for any log, in any order, by any process."""
 
 import json
 from collections.abc import Sequence
@@ -55,22 +55,22 @@ SHARES = st.lists(st.integers(1, 2**128 - 1), max_size=3, unique=True).map(
 )
 
 
-def number(value: Any) -> float | None:
+def to_number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e15:
         return None
     return float(value)
 
 
-def measured(document: Any) -> dict[str, float]:
-    """What one heartbeat says, by measure."""
+def extract_measures(document: Any) -> dict[str, float]:
+    """Return what one heartbeat reports, by measure."""
     said = document if isinstance(document, dict) else {}
     gpus = said.get("gpus")
     gpus = [gpu for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
 
     def of_gpus(key: str) -> list[float]:
-        return [n for gpu in gpus if (n := number(gpu.get(key))) is not None]
+        return [n for gpu in gpus if (n := to_number(gpu.get(key))) is not None]
 
-    found = {measure: number(said.get(measure)) for measure in MEASURES if measure[:3] != "gpu"}
+    found = {measure: to_number(said.get(measure)) for measure in MEASURES if measure[:3] != "gpu"}
     busy = of_gpus("utilization_percent")
     found["gpu_utilization_percent"] = sum(busy) / len(busy) if busy else None
     found["gpu_memory_free_mb"] = max(of_gpus("memory_free_mb"), default=None)
@@ -78,11 +78,11 @@ def measured(document: Any) -> dict[str, float]:
     return {measure: value for measure, value in found.items() if value is not None}
 
 
-def expected(beats: Sequence[Beat]) -> dict[tuple[UUID, datetime], dict[str, Any]]:
+def compute_history(beats: Sequence[Beat]) -> dict[tuple[UUID, datetime], dict[str, Any]]:
     hours: dict[tuple[UUID, datetime], list[dict[str, float]]] = {}
     for moment, node, document in beats:
         hour = moment.replace(minute=0, second=0, microsecond=0)
-        hours.setdefault((node, hour), []).append(measured(document))
+        hours.setdefault((node, hour), []).append(extract_measures(document))
     history = {}
     for key, said in hours.items():
         row: dict[str, Any] = {"heartbeats": len(said)}
@@ -105,8 +105,8 @@ FROM unnest(CAST(:moments AS timestamptz[]), CAST(:nodes AS uuid[]), CAST(:docum
 """)
 
 
-async def log(session: AsyncSession, beats: Sequence[Beat]) -> None:
-    """As plain SQL may: any JSON at any time."""
+async def log_heartbeats(session: AsyncSession, beats: Sequence[Beat]) -> None:
+    """Log heartbeats as plain SQL can: any JSON at any time."""
     moments, nodes, documents = zip(*beats, strict=True) if beats else ((), (), ())
     terms = {"moments": moments, "nodes": nodes, "documents": [*map(json.dumps, documents)]}
     await session.execute(LOG, terms)
@@ -117,12 +117,12 @@ async def roll_up(session: AsyncSession, hour: datetime, shares: Sequence[NodeRa
     await metrics_rollup.mark_rolled_up(session, hour, sum(read))
 
 
-async def history(session: AsyncSession) -> dict[tuple[UUID, datetime], dict[str, Any]]:
+async def read_history(session: AsyncSession) -> dict[tuple[UUID, datetime], dict[str, Any]]:
     found = await session.execute(select(METRICS_HISTORY))
     return {(row.pop("node_id"), row.pop("hour")): row for row in map(dict, found.mappings())}
 
 
-def same(found: dict[Any, dict[str, Any]], model: dict[Any, dict[str, Any]]) -> bool:
+def is_equal(found: dict[Any, dict[str, Any]], model: dict[Any, dict[str, Any]]) -> bool:
     return found == {
         key: {name: value if value is None else pytest.approx(value) for name, value in row.items()}
         for key, row in model.items()
@@ -145,29 +145,29 @@ async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_la
 ) -> None:
     async with database.write() as session:
         await clear(session)
-        await log(session, beats)
+        await log_heartbeats(session, beats)
         hours = await metrics_rollup.list_due_hours(session, BEGIN)
-        assert hours == sorted({hour for _, hour in expected(beats)})
+        assert hours == sorted({hour for _, hour in compute_history(beats)})
         for hour in hours:
             assert not await metrics_rollup.is_complete(session, hour)
             await roll_up(session, hour, one)
             assert await metrics_rollup.is_complete(session, hour)
-        assert same(await history(session), expected(beats))
-        await log(session, late)
+        assert is_equal(await read_history(session), compute_history(beats))
+        await log_heartbeats(session, late)
         for n in range(5):
             hour = BEGIN + n * HOUR
-            is_late = any(hour == changed for _, changed in expected(late))
+            is_late = any(hour == changed for _, changed in compute_history(late))
             assert await metrics_rollup.is_complete(session, hour) is not is_late
             if is_late:
                 await roll_up(session, hour, other)
         assert await metrics_rollup.list_due_hours(session, BEGIN) == []
-        assert same(await history(session), expected([*beats, *late]))
+        assert is_equal(await read_history(session), compute_history([*beats, *late]))
 
 
 async def test_an_hour_is_due_when_it_has_been_over_for_a_while(database: Database) -> None:
     over = BEGIN + HOUR + timedelta(seconds=metrics_rollup.SETTLE_SECONDS)
     async with database.write() as session:
-        await log(session, [(BEGIN, NODES[0], {}), (BEGIN + HOUR, NODES[0], {})])
+        await log_heartbeats(session, [(BEGIN, NODES[0], {}), (BEGIN + HOUR, NODES[0], {})])
         for now, hours in ((over - timedelta(microseconds=1), []), (over, [BEGIN])):
             await session.execute(
                 text("SELECT set_config('node_registry.now', :now, true)"), {"now": now.isoformat()}
@@ -181,17 +181,17 @@ async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes
 ) -> None:
     everyone = [(UUID(int=0), UUID(int=2**128 - 1))]
     async with database.write() as session:
-        await log(session, [(BEGIN, NODES[0], {"cpu_percent": n}) for n in (1, 2, 3)])
+        await log_heartbeats(session, [(BEGIN, NODES[0], {"cpu_percent": n}) for n in (1, 2, 3)])
         await roll_up(session, BEGIN, everyone)
-        before = await history(session)
+        before = await read_history(session)
         await session.execute(text("DELETE FROM heartbeat_log"))
         await metrics_rollup.unmark_rolled_up(session, Partition("", BEGIN, BEGIN + HOUR))
         late = [(BEGIN, NODES[0], {"cpu_percent": 99}), (BEGIN, NODES[1], {"cpu_percent": 5})]
-        await log(session, late)
+        await log_heartbeats(session, late)
         assert await metrics_rollup.list_due_hours(session, BEGIN) == [BEGIN]
         await roll_up(session, BEGIN, everyone)
         assert await metrics_rollup.is_complete(session, BEGIN)
-        assert same(await history(session), before | expected(late[1:]))
+        assert is_equal(await read_history(session), before | compute_history(late[1:]))
 
 
 async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
@@ -202,7 +202,9 @@ async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
         assert await metrics_rollup.split_nodes(session, BEGIN) == [
             (UUID(int=0), UUID(int=2**128 - 1))
         ]
-        await log(session, [(BEGIN + n * HOUR / 10, NODES[n % 3], {}) for n in range(10)])
+        await log_heartbeats(
+            session, [(BEGIN + n * HOUR / 10, NODES[n % 3], {}) for n in range(10)]
+        )
         shares = await metrics_rollup.split_nodes(session, BEGIN)
     assert len(shares) == 4
     assert [shares[0][0].int, shares[-1][1].int] == [0, 2**128 - 1]
@@ -220,7 +222,7 @@ async def test_only_one_rolls_up_at_a_time(database: Database) -> None:
 async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
     database: Database,
 ) -> None:
-    """The others of its day, and of the days before, are not read."""
+    """The other hours of its day, and earlier days, are not read."""
     [(today,)] = await fetch_rows(database, "SELECT date_trunc('day', now())")
     async with database.write() as session:
         await session.execute(
@@ -249,12 +251,12 @@ async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
             await partitions.make_month_partition(session, today)
             explained = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}")
             [plan] = (await session.execute(explained, terms)).scalar_one()
-        assert 0 < sum(read(plan["Plan"])) <= 21600 / 24 + 24
+        assert 0 < sum(list_rows_read(plan["Plan"])) <= 21600 / 24 + 24
 
 
-def read(plan: dict[str, Any]) -> list[int]:
-    """How many rows of the log each of its scans read, those that were filtered out too."""
-    found = [row for part in plan.get("Plans", []) for row in read(part)]
+def list_rows_read(plan: dict[str, Any]) -> list[int]:
+    """Return the number of log rows that each scan read, filtered ones included."""
+    found = [row for part in plan.get("Plans", []) for row in list_rows_read(part)]
     if "heartbeat_log" in plan.get("Relation Name", ""):
         per_loop = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
         found.append(round(per_loop * plan["Actual Loops"]))

@@ -93,11 +93,11 @@ async def age(database: Database, seconds: float, node_id: str | None = None) ->
 
 async def mark_registry_running(session: AsyncSession) -> None:
     """The registry has been hearing all the time: no lease begins anew."""
-    pulse = """
+    write_heartbeat = """
     INSERT INTO registry_processes (id, seen_at) VALUES (:process, now())
     ON CONFLICT (id) DO UPDATE SET seen_at = now()
     """
-    await session.execute(text(pulse), {"process": PROCESS})
+    await session.execute(text(write_heartbeat), {"process": PROCESS})
     await _forget_beginnings(session)
 
 

@@ -1,4 +1,4 @@
-"""JSON documents as hypothesis makes them up."""
+"""Strategies of hypothesis for JSON documents."""
 
 from typing import Any
 
@@ -20,16 +20,19 @@ DOCUMENTS = st.recursive(
 
 
 @st.composite
-def pruned(draw: st.DrawFn, document: Any) -> Any:
-    """Mostly contained in the document: something left out, doubled, put elsewhere, or changed."""
+def prune(draw: st.DrawFn, document: Any) -> Any:
+    """Draw a document that is mostly contained in the given one.
+
+    Parts are left out, doubled, moved or changed.
+    """
     if draw(st.integers(0, 19)) == 0:
         return draw(DOCUMENTS)
     if isinstance(document, dict):
         keys = draw(st.lists(st.sampled_from([*document, None]), unique=True))
-        return {key: draw(pruned(document[key])) for key in keys if key is not None}
+        return {key: draw(prune(document[key])) for key in keys if key is not None}
     if isinstance(document, list):
         places = draw(st.lists(st.sampled_from([*range(len(document)), None]), max_size=4))
-        return [draw(pruned(document[place])) for place in places if place is not None]
+        return [draw(prune(document[place])) for place in places if place is not None]
     if isinstance(document, (int, float)) and not isinstance(document, bool):
         return draw(st.sampled_from([document, float(document)]))
     return document

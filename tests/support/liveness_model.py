@@ -1,4 +1,4 @@
-"""The rules of liveness once more, in plain Python and one node at a time: what the SQL must do."""
+"""A model of the liveness rules in plain Python, one node at a time, to compare the SQL with."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class ModelNode:
 
 @dataclass(frozen=True)
 class Row:
-    """Of the change log."""
+    """A row of the change log."""
 
     node_id: str
     previous: str | None
@@ -111,7 +111,7 @@ class Model:
     def heartbeat(
         self, node_id: str, boot: str, sequence: int, *, degraded: bool, interval: int
     ) -> str:
-        """The outcome: a refusal's code, or the node's status."""
+        """Return the outcome: an error code, or the node's status."""
         node = self.nodes.get(node_id)
         if node is None:
             return "NODE_NOT_FOUND"
@@ -163,14 +163,14 @@ class Model:
         self.seen.pop(process, None)
 
     def sweep(self, process: str) -> None:
-        if self._deaf():
+        if self._has_had_outage():
             self.floor = self.now
             self.mode_since = min(self.mode_since, self.now)
             for node in self.nodes.values():
                 node.heard = min(node.heard, self.now)
                 node.steady = min(node.steady, self.now)
-        patience = self.rules.process_timeout
-        self.seen = {p: at for p, at in self.seen.items() if abs(self.now - at) <= patience}
+        timeout = self.rules.process_timeout
+        self.seen = {p: at for p, at in self.seen.items() if abs(self.now - at) <= timeout}
         self.seen[process] = self.now
         self._judge_itself()
         removable = list(self._removable())
@@ -179,13 +179,11 @@ class Model:
         for node in removable:
             self._change(self.nodes.pop(node.node_id), "offline", "deregistered")
 
-    def _deaf(self) -> bool:
-        patience = self.rules.process_timeout
-        if not self.seen or abs(self.now - max(self.seen.values())) > patience:
+    def _has_had_outage(self) -> bool:
+        timeout = self.rules.process_timeout
+        if not self.seen or abs(self.now - max(self.seen.values())) > timeout:
             return True
-        return (
-            self.now - min(self.seen.values()) > patience and self.now - self.floor > 2 * self.ttl
-        )
+        return self.now - min(self.seen.values()) > timeout and self.now - self.floor > 2 * self.ttl
 
     def _judge_itself(self) -> None:
         live = [node for node in self.nodes.values() if node.status in {"online", "degraded"}]

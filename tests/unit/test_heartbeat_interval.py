@@ -1,4 +1,4 @@
-"""The intervals that a fleet is promised."""
+"""The heartbeat intervals of a fleet."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""The rules of liveness that are arithmetic alone."""
+"""The rules of liveness that need no database."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -14,15 +14,17 @@ RULES = LivenessRules(jitter=0)
 OVERDUE, TTL = 15, 35
 
 
-def after(seconds: float) -> datetime:
+def time_after(seconds: float) -> datetime:
     return BASE + timedelta(seconds=seconds)
 
 
-def seconds_ago(newest: float | None, oldest: float | None, floor: float) -> ProcessHeartbeats:
+def make_process_heartbeats(
+    newest: float | None, oldest: float | None, floor: float
+) -> ProcessHeartbeats:
     return ProcessHeartbeats(
-        None if newest is None else after(-newest),
-        None if oldest is None else after(-oldest),
-        after(-floor),
+        None if newest is None else time_after(-newest),
+        None if oldest is None else time_after(-oldest),
+        time_after(-floor),
     )
 
 
@@ -45,22 +47,22 @@ def test_jitter_only_lengthens_and_only_by_its_part(jitter: float, live_nodes: i
 
 
 @pytest.mark.parametrize(
-    ("pulse_", "deaf"),
+    ("heartbeats", "has_had_outage"),
     [
-        (seconds_ago(None, None, 1000), True),
-        (seconds_ago(6, 6, 1000), False),
-        (seconds_ago(6.001, 6.001, 1000), True),
-        (seconds_ago(-6, -6, 1000), False),
-        (seconds_ago(-6.001, -6.001, 1000), True),
-        (seconds_ago(1, 6, 1000), False),
-        (seconds_ago(1, 6.001, 1000), True),
-        (seconds_ago(1, 6.001, 2 * TTL), False),
-        (seconds_ago(1, 6.001, 2 * TTL + 0.001), True),
-        (seconds_ago(7, 8, 1), True),
+        (make_process_heartbeats(None, None, 1000), True),
+        (make_process_heartbeats(6, 6, 1000), False),
+        (make_process_heartbeats(6.001, 6.001, 1000), True),
+        (make_process_heartbeats(-6, -6, 1000), False),
+        (make_process_heartbeats(-6.001, -6.001, 1000), True),
+        (make_process_heartbeats(1, 6, 1000), False),
+        (make_process_heartbeats(1, 6.001, 1000), True),
+        (make_process_heartbeats(1, 6.001, 2 * TTL), False),
+        (make_process_heartbeats(1, 6.001, 2 * TTL + 0.001), True),
+        (make_process_heartbeats(7, 8, 1), True),
     ],
     ids=[
         "the first process",
-        "within the patience",
+        "within the timeout",
         "a pause",
         "a step back of the clock",
         "a jump back of the clock",
@@ -71,21 +73,27 @@ def test_jitter_only_lengthens_and_only_by_its_part(jitter: float, live_nodes: i
         "both are silent once more",
     ],
 )
-def test_the_registry_knows_when_it_was_deaf(pulse_: ProcessHeartbeats, *, deaf: bool) -> None:
-    assert RULES.has_had_outage(BASE, pulse_) is deaf
+def test_an_outage_is_detected_by_process_heartbeats(
+    heartbeats: ProcessHeartbeats, *, has_had_outage: bool
+) -> None:
+    assert RULES.has_had_outage(BASE, heartbeats) is has_had_outage
 
 
-def standing(mode: RegistryMode, live: int, silent: int, for_seconds: float = 0) -> FleetState:
-    return FleetState(mode, "reason", after(-for_seconds), live, silent)
+def make_fleet_state(
+    mode: RegistryMode, live: int, silent: int, for_seconds: float = 0
+) -> FleetState:
+    return FleetState(mode, "reason", time_after(-for_seconds), live, silent)
 
 
 @given(live=st.integers(0, 1000), part=st.floats(0, 1), age=st.floats(0, 1200))
 def test_the_mode_is_entered_and_left_within_its_bounds(live: int, part: float, age: float) -> None:
     silent = round(live * part)
-    entered, reason = RULES.decide_mode(standing(RegistryMode.NORMAL, live, silent, age), BASE)
+    entered, reason = RULES.decide_mode(
+        make_fleet_state(RegistryMode.NORMAL, live, silent, age), BASE
+    )
     assert (entered is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 2)
     assert (reason is not None) == (entered is RegistryMode.PROTECTED)
-    held, _ = RULES.decide_mode(standing(RegistryMode.PROTECTED, live, silent, age), BASE)
+    held, _ = RULES.decide_mode(make_fleet_state(RegistryMode.PROTECTED, live, silent, age), BASE)
     assert (held is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 4 and age < 600)
 
 
@@ -95,6 +103,6 @@ def test_at_the_threshold_the_mode_does_not_go_to_and_fro(live: int) -> None:
     mode = RegistryMode.NORMAL
     seen = []
     for silent in [threshold - 1, threshold, threshold - 1, threshold] * 3:
-        mode, _ = RULES.decide_mode(standing(mode, live, silent), BASE)
+        mode, _ = RULES.decide_mode(make_fleet_state(mode, live, silent), BASE)
         seen.append(mode)
     assert seen == [RegistryMode.NORMAL, *[RegistryMode.PROTECTED] * 11]

@@ -1,4 +1,4 @@
-"""Which nodes a router may use, why not the others, and in which order; containment as jsonb's."""
+"""Requirements of routers, scores of candidates, and jsonb's containment."""
 
 import time
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ UNMEASURED = replace(
 )
 
 
-def score(subject: Candidate, ranking: NodeRanking) -> float:
+def compute_score(subject: Candidate, ranking: NodeRanking) -> float:
     [(_, scored)] = rank([subject], ranking)
     return scored
 
@@ -71,7 +71,7 @@ def test_containment_of_the_largest_documents_ends_in_time() -> None:
     assert contains(many, few[:1000]) is all(
         any(set(part) <= set(whole) for whole in many) for part in few[:1000]
     )
-    assert time.process_time() - began < 20  # seconds; pair by pair it is more than a minute
+    assert time.process_time() - began < 20  # seconds; pair by pair it takes more than a minute
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ METRICS = {
 }
 
 
-def offered(capabilities: Any, metrics: Mapping[str, Any] | None) -> Candidate:
+def make_measured(capabilities: Any, metrics: Mapping[str, Any] | None) -> Candidate:
     return make_candidate(
         NODE.id,
         NODE.node_id,
@@ -248,7 +248,7 @@ def offered(capabilities: Any, metrics: Mapping[str, Any] | None) -> Candidate:
 
 
 def test_an_offer_is_made_from_a_node_s_row_and_its_latest_metrics() -> None:
-    assert offered(NODE.capabilities, METRICS) == replace(
+    assert make_measured(NODE.capabilities, METRICS) == replace(
         NODE,
         cpu_percent=12.5,
         memory_percent=40,
@@ -256,7 +256,9 @@ def test_an_offer_is_made_from_a_node_s_row_and_its_latest_metrics() -> None:
         gpu_percent=60,
         gpu_memory_free_mb=900.5,
     )
-    assert offered(NODE.capabilities, None) == offered(NODE.capabilities, {}) == UNMEASURED
+    assert (
+        make_measured(NODE.capabilities, None) == make_measured(NODE.capabilities, {}) == UNMEASURED
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ def test_an_offer_is_made_from_a_node_s_row_and_its_latest_metrics() -> None:
     ],
 )
 def test_metrics_of_another_kind_count_as_not_measured(metrics: dict[str, Any]) -> None:
-    assert offered(NODE.capabilities, metrics) == UNMEASURED
+    assert make_measured(NODE.capabilities, metrics) == UNMEASURED
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_models_are_named_by_texts_or_by_objects_with_a_name(
 
 
 def test_offers_with_the_same_labels_share_them() -> None:
-    one, other = (offered({"models": ["only-here"]}, None) for _ in range(2))
+    one, other = (make_measured({"models": ["only-here"]}, None) for _ in range(2))
     assert one.labels is other.labels
     assert one.models is other.models
 
@@ -418,7 +420,7 @@ def _is_number(word: str) -> bool:
 def test_a_score_follows_its_formula(
     ranking: NodeRanking, node: Candidate, expected: float
 ) -> None:
-    assert score(node, ranking) == pytest.approx(expected)
+    assert compute_score(node, ranking) == pytest.approx(expected)
 
 
 def test_nodes_that_score_the_same_come_online_first_and_then_by_their_ids() -> None:
@@ -439,7 +441,7 @@ def test_a_ranking_is_total_and_a_score_is_the_node_s_alone(
     for ranking in NodeRanking:
         best_first = rank(fleet, ranking)
         assert best_first == rank(shuffled, ranking)
-        assert best_first == [(node, score(node, ranking)) for node, _ in best_first]
+        assert best_first == [(node, compute_score(node, ranking)) for node, _ in best_first]
         scores = [scored for _, scored in best_first]
         assert scores == sorted(scores, reverse=True)
         assert all(0 <= scored <= 1 for scored in scores)
@@ -460,7 +462,9 @@ def test_a_node_with_more_to_give_never_scores_less(
         (NodeRanking.MOST_FREE_GPU_MEMORY, "gpu_memory_free_mb"),
     ):
         worse, better = with_measured(attribute, less), with_measured(attribute, more)
-        assert score(worse, ranking) <= score(better, ranking)
+        assert compute_score(worse, ranking) <= compute_score(better, ranking)
     for attribute in ("cpu_percent", "memory_percent", "gpu_percent"):
         worse, better = with_measured(attribute, more / 1e4), with_measured(attribute, less / 1e4)
-        assert score(worse, NodeRanking.LEAST_LOADED) <= score(better, NodeRanking.LEAST_LOADED)
+        assert compute_score(worse, NodeRanking.LEAST_LOADED) <= compute_score(
+            better, NodeRanking.LEAST_LOADED
+        )

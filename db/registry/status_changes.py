@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy import Enum, func, inspect, select, text
+from sqlalchemy import ARRAY, Enum, Uuid, any_, func, inspect, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.database import Database
@@ -152,7 +152,7 @@ SELECT_CHANGES = select(
 """Selects the fields of LoggedChange, in order."""
 
 
-_NODE_COLUMNS = {each.key: each.columns[0] for each in inspect(Node).column_attrs}
+_NODE_COLUMNS = {attribute.key: attribute.columns[0] for attribute in inspect(Node).column_attrs}
 _CHANGE_COLUMNS = (
     *("logged.revision", "logged.node_id", "named.node_id", "logged.previous_status"),
     *("logged.status", "logged.reason", "logged.note", "logged.actor", "logged.changed_at"),
@@ -161,7 +161,7 @@ _CHANGE_COLUMNS = (
 # A row of a node may be large, so it comes only with the last of the node's changes.
 _LIST_AFTER = f"""
 SELECT {", ".join(_CHANGE_COLUMNS)},
-       {", ".join(f"standing.{column.name}" for column in _NODE_COLUMNS.values())}
+       {", ".join(f"current.{column.name}" for column in _NODE_COLUMNS.values())}
 FROM (
     SELECT slice.*, max(revision) OVER (PARTITION BY node_id) AS last
     FROM (
@@ -172,8 +172,8 @@ FROM (
     ) slice
 ) logged
 JOIN nodes named ON named.id = logged.node_id
-LEFT JOIN nodes standing
-    ON standing.id = logged.node_id AND logged.revision = logged.last
+LEFT JOIN nodes current
+    ON current.id = logged.node_id AND logged.revision = logged.last
 ORDER BY logged.revision
 """  # noqa: S608  # nothing in it comes from outside
 _ENUM_COLUMNS = [
@@ -240,10 +240,11 @@ async def match_changes(
             matching.append(change)
     part = node_filter.get_database_part()
     if part is not None and matching:
-        ids = {change.node for change in matching}
+        ids = list({change.node for change in matching})
+        is_changed = NODE.id == any_(literal(ids, ARRAY(Uuid)))
         async with database.read() as session:
             found = set(
-                await session.scalars(select(NODE.id).where(NODE.id.in_(ids), part.to_condition()))
+                await session.scalars(select(NODE.id).where(is_changed, part.to_condition()))
             )
         matching = [change for change in matching if change.node in found]
     return {change.revision for change in matching}

@@ -160,7 +160,7 @@ async def fetch_node(
 
 @asynccontextmanager
 async def open_runner(settings: AgentSettings, directory: Path) -> AsyncIterator[Runner]:
-    """A runner that has not sent anything yet, for the duration of the block."""
+    """Yield a runner that has not sent anything yet."""
     clock = Clock()
     schedule = Schedule(clock)
     credentials = Credentials(directory, settings.token, clock.uniform)

@@ -44,7 +44,10 @@ class HttpTransport:
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        """Raises: UnusableFileError: a file of `tls` cannot be used."""
+        """Load the files of `tls`.
+
+        Raises: UnusableFileError: one of them cannot be used.
+        """
         self._url = url
         self._token = token
         self._tls = tls or TlsConfig()

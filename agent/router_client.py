@@ -78,7 +78,10 @@ class RegistryClient:
         stale_seconds: float = 300.0,
         clock: Clock | None = None,
     ) -> None:
-        """Raises: ValueError: the address is invalid, or a file of `tls` cannot be used."""
+        """Check the address and load the files of `tls`.
+
+        Raises: ValueError: the address is invalid, or a file cannot be used.
+        """
         self._url = parse_graphql_url(url)
         self._token = token
         self._tls = tls or TlsConfig()

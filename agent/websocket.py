@@ -70,7 +70,7 @@ class BoundedWebsocketsTransport(WebsocketsTransport):
 async def open_websocket(
     url: str, token: str | None, tls: TlsConfig, *, open_seconds: float | None = None
 ) -> AsyncIterator[BoundedWebsocketsTransport]:
-    """A websocket to the endpoint with the http(s) address `url`, open during the block.
+    """Open a websocket to the endpoint with the http(s) address `url` for the block.
 
     Failures of the connection within the block are raised as the same errors.
 

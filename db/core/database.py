@@ -79,7 +79,7 @@ class Database:
 
     @asynccontextmanager
     async def open_separate_pool(self, pool_size: int) -> AsyncIterator["Database"]:
-        """The same database with a pool of its own, for work that must not wait for other work."""
+        """Yield the same database with its own pool, for work that must not wait for other work."""
         database = Database(
             self.url,
             pool_size=pool_size,
@@ -107,7 +107,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session without a transaction: each statement has its own snapshot.
+        """Yield a session without a transaction: each statement has its own snapshot.
 
         No round trip is spent to begin or to end. Raises: Unavailable.
         """
@@ -119,7 +119,7 @@ class Database:
 
     @asynccontextmanager
     async def open_connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """The driver's connection from the pool, for statements that each stand alone.
+        """Yield the driver's connection from the pool, for statements that each stand alone.
 
         JSON arrives decoded, an inet address as text, an enum as its text. Raises: Unavailable.
         """
@@ -136,7 +136,7 @@ class Database:
                 await greenlet_spawn(pooled.close)
 
     async def ping(self) -> None:
-        """Raises: Unavailable."""
+        """Check that the database answers. Raises: Unavailable."""
         async with self.read() as session:
             await session.execute(text("SELECT 1"))
 
@@ -148,7 +148,7 @@ class Database:
 
     @asynccontextmanager
     async def open_listen_connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection outside the pool, to LISTEN on and for statements that each stand alone.
+        """Yield a connection outside the pool, to LISTEN on and for single statements.
 
         Its values arrive as those of `open_connection`. It is cut at the end of the block without
         a message to the server. Raises: Unavailable.

@@ -60,7 +60,10 @@ def list_known_schemas() -> set[str]:
 
 
 async def require_current_schema(engine: AsyncEngine) -> None:
-    """Raises: SchemaMismatch: the database is not exactly at this version's schema."""
+    """Check the schema of the database.
+
+    Raises: SchemaMismatch: it is not exactly this version's.
+    """
     async with engine.connect() as connection:
         found = await connection.run_sync(
             lambda sync: MigrationContext.configure(sync).get_current_revision()

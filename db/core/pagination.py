@@ -67,7 +67,7 @@ class Keyset:
 
 
 def require_page_size(size: int, field: str = "first") -> None:
-    """Raises: BadInput: `size` is not 0 to MAX_PAGE_SIZE."""
+    """Check the size of a page. Raises: BadInput: it is not 0 to MAX_PAGE_SIZE."""
     if not 0 <= size <= MAX_PAGE_SIZE:
         raise BadInput(field, f"must be 0 to {MAX_PAGE_SIZE}")
 

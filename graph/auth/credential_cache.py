@@ -64,7 +64,7 @@ class CredentialCache:
     def __init__(
         self, database: Database, verifier: JwtVerifier | None, *, check_seconds: float
     ) -> None:
-        """`verifier` checks JSON Web Tokens; without one none is accepted."""
+        """Create a cache; without a verifier no JSON Web Token is accepted."""
         self._database = database
         self._verifier = verifier
         self._check_seconds = check_seconds

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.group()
 @click.version_option(VERSION, prog_name=SERVICE_NAME)
 def commands() -> None:
-    """The node registry, configured by environment variables NODE_REGISTRY_..."""
+    """Run the node registry, configured by environment variables NODE_REGISTRY_..."""
 
 
 commands.add_command(token)

@@ -118,7 +118,7 @@ class Settings(BaseSettings):
 
     @property
     def is_authentication_required(self) -> bool:
-        """By default True, except in development on a loopback address."""
+        """Whether callers need credentials: by default, except in development on loopback."""
         if self.auth is not None:
             return self.auth == "required"
         return self.env != "development" or not is_loopback(self.http_host)

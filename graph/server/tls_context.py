@@ -36,7 +36,7 @@ class ReloadingContext(ssl.SSLContext):
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, certificate: Path, key: Path | None, client_ca: Path | None) -> None:
-        """Raises: UnusableCertificate."""
+        """Load the files. Raises: UnusableCertificate."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._seen = self._look()
         self._current = self._load()

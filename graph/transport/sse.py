@@ -42,9 +42,9 @@ class EventStream:
         connection: AbstractContextManager[None] | None = None,
         grant: Grant | None = None,
     ) -> None:
-        """`connection` is entered before anything is sent and may raise.
+        """Create a response that ends with `grant`.
 
-        The stream ends with `grant`.
+        `connection` is entered before anything is sent and may raise.
         """
         self._payloads = payloads
         self._keepalive_seconds = keepalive_seconds

@@ -72,3 +72,30 @@ def test_no_test_module_imports_another() -> None:
         for path in list_modules("tests")
     }
     assert {path: names for path, names in imports.items() if names} == {}
+
+
+CONTINUES_THE_NAME = {
+    "Of",
+    "That",
+    "To",
+    "By",
+    "As",
+    "With",
+    "From",
+    "On",
+    "Those",
+    "Nothing",
+    "Until",
+}
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "bench"])
+def test_no_docstring_continues_the_name_that_it_describes(package: str) -> None:
+    described = [
+        (path.relative_to(ROOT), docstring.split("\n")[0])
+        for path in list_modules(package)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
+        and (docstring := ast.get_docstring(node))
+    ]
+    assert [each for each in described if each[1].split()[0] in CONTINUES_THE_NAME] == []

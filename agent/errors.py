@@ -1,4 +1,4 @@
-"""What can go wrong between a client and the registry, and how an answer is read for it."""
+"""The errors between a client and the registry, and how they are read from a response."""
 
 import math
 from collections.abc import Mapping

@@ -40,7 +40,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
 class RegistryTransport(Protocol):
-    """What carries requests to the registry, one at a time. It retries nothing."""
+    """A connection that sends requests to the registry one at a time, without retries."""
 
     async def execute(
         self, document: GraphQLRequest, variables: dict[str, Any], reply_type: type[ReplyT]

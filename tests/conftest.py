@@ -1,4 +1,4 @@
-"""What all tests share. The fixtures that need PostgreSQL are in `tests.support`."""
+"""Fixtures of all tests. Those that need PostgreSQL are in `tests.support`."""
 
 import gc
 import logging
@@ -55,7 +55,7 @@ def _settings_of_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[EventDict]]:
-    """What the registry logs during the test. Errors fail it, unless the test takes them out."""
+    """Collect the log of the test, which fails on errors that it does not remove."""
     with capture_logs([merge_contextvars]) as events:
         yield events
     levels = {"error", "critical"}

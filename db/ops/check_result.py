@@ -11,7 +11,7 @@ from db.core.database import Database
 
 
 class Severity(StrEnum):
-    """How bad a result is. A warning is about what works, but badly or not for long."""
+    """The severity of a result. A warning means: it works, but badly or not for long."""
 
     OK = "ok"
     WARNING = "warning"

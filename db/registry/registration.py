@@ -29,7 +29,7 @@ _IS_REGISTERED = NODE.removed_at.is_(None)
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What an agent reports of its node. None leaves the stored value as it is."""
+    """The description of a node by its agent. None keeps the stored value."""
 
     role: NodeRole
     type: NodeType

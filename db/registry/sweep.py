@@ -96,7 +96,7 @@ UPDATE nodes SET removed_at = registry_now() WHERE id = ANY(CAST(:nodes AS uuid[
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What a sweep found and did."""
+    """The findings and changes of a sweep."""
 
     changed_nodes: int
     removed_nodes: int

@@ -14,7 +14,7 @@ from db.routing.candidates import Candidate, make_candidate
 
 @dataclass(frozen=True, slots=True)
 class NodeDelta:
-    """What changed up to one consistent moment. The next read begins at `horizon`."""
+    """The changes up to one consistent moment. The next read begins at `horizon`."""
 
     horizon: int
     revision: int

@@ -74,10 +74,10 @@ async def beat(
 
 
 async def wait_until_connected(server: LiveServer) -> None:
-    """Until the server listens for changes."""
+    """Wait until the server listens for changes."""
     await wait_until(lambda: server.services.change_feed.is_connected)
 
 
 async def wait_for_revision(server: LiveServer, revision: int) -> None:
-    """Until the server has read the change log so far."""
+    """Wait until the server has read the change log up to the revision."""
     await wait_until(lambda: server.services.change_feed.revision >= revision)

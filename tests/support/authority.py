@@ -43,7 +43,7 @@ class Authority:
         self.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
     def server(self, name: str = "server", password: bytes | None = None) -> Pair:
-        """For 127.0.0.1 and localhost."""
+        """Issue a certificate for 127.0.0.1 and localhost."""
         reached_as = x509.SubjectAlternativeName(
             [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
         )
@@ -150,7 +150,7 @@ def make_tls_settings(pair: Pair, client_ca: Path | None = None) -> dict[str, An
 
 
 def make_client_context(authority: Authority, shown: Pair | None = None) -> ssl.SSLContext:
-    """What a client goes by, and which certificate it shows."""
+    """Return the context of a client: what it trusts, and the certificate that it shows."""
     context = ssl.create_default_context(cafile=authority.certificate)
     if shown is not None:
         context.load_cert_chain(shown.certificate, shown.key)

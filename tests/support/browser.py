@@ -27,7 +27,7 @@ APT = ["apt-get", "--quiet", "--yes", "--option", "DPkg::Lock::Timeout=120"]
 
 
 def find_chromium() -> str:
-    """Where it is. Skips where it is not, and cannot be installed in time."""
+    """Return the path of Chromium; skip the test where it cannot be installed in time."""
     if found := shutil.which("chromium"):
         return found
     if shutil.which("apt-get") is None or os.geteuid() != 0:
@@ -59,7 +59,7 @@ async def run_chromium() -> AsyncIterator[Browser]:
 
 
 def collect_complaints(page: Page) -> list[str]:
-    """What the browser finds wrong with the page from now on: faults, and what its policy forbids.
+    """Collect what the browser reports from now on: errors, and what the page's policy forbids.
 
     That a registry refuses, or was killed and does not answer, is no fault of the page.
     """

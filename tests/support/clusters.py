@@ -28,7 +28,7 @@ _ROOM_BYTES = 2 * 2**30
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """In memory where the machine has room there: a database's files are many, and short-lived.
+    """Yield a folder, in memory where there is room: a database has many short-lived files.
 
     Never in pytest's own folder, which root's next run shuts to the user of PostgreSQL.
     """
@@ -73,6 +73,6 @@ def new_data_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def data_dir(new_data_dir: Path, made_cluster: Path) -> Path:
-    """As `new_data_dir`, with a copy of `made_cluster`: making one is what takes time."""
+    """Yield a data directory with a copy of `made_cluster`, because making one takes long."""
     shutil.copytree(made_cluster, new_data_dir)
     return new_data_dir

@@ -39,7 +39,7 @@ async def run_process(*arguments: str, **environment: str) -> tuple[int, str, st
 
 
 async def run(*arguments: str, given: str = "", **environment: str) -> tuple[int, str, str]:
-    """As `run_process`, all but the start of Python and what it logs: that is pytest's here."""
+    """Run a command as `run_process` does, but in this process and without its logs."""
 
     def run_here() -> tuple[int, str, str]:
         with (

@@ -92,7 +92,7 @@ async def _new_database(
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def service_name(administrator: AsyncConnection) -> AsyncIterator[str]:
-    """Of a database and its service, both of which are gone when the test is."""
+    """Yield the name for a database and its service, which are dropped after the test."""
     name = f"registry {secrets.token_hex(4)}"
     yield name
     await administrator.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))

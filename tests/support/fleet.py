@@ -113,7 +113,7 @@ LATER = datetime(2100, 1, 1, tzinfo=UTC)
 
 
 async def expire_maintenance(session: AsyncSession, node_id: str) -> None:
-    """Its end has come, if it has one."""
+    """Move the end of a maintenance into the past, if it has one."""
     over = """
     UPDATE nodes SET maintenance_until = now()
     WHERE maintenance_until IS NOT NULL AND node_id = :node_id AND removed_at IS NULL
@@ -148,7 +148,7 @@ async def fetch_rows(database: Database, sql: str, **values: Any) -> list[tuple[
 
 
 async def wait_for_lock(database: Database) -> None:
-    """Until somebody does."""
+    """Wait until some transaction waits for a lock."""
     waiting = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock'"

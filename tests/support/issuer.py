@@ -20,7 +20,7 @@ ED = ed25519.Ed25519PrivateKey.generate()
 
 
 def to_jwk(key: AllowedPrivateKeys, key_id: str | None = "k", **said: Any) -> dict[str, Any]:
-    """As a JSON Web Key."""
+    """Return the key as a JSON Web Key."""
     if isinstance(key, rsa.RSAPrivateKey):
         made = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
     elif isinstance(key, ec.EllipticCurvePrivateKey):
@@ -41,7 +41,7 @@ def to_jwks(*keys: dict[str, Any]) -> bytes:
 
 
 def make_claims(**said: Any) -> dict[str, Any]:
-    """Those of a good token, unless they are said to be others; None leaves one out."""
+    """Return the claims of a valid token, changed as given; None omits a claim."""
     now = int(time.time())
     good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": now + 600, "roles": ["people"]}
     return {name: value for name, value in {**good, **said}.items() if value is not None}

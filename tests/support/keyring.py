@@ -38,7 +38,7 @@ async def create_enrolment(database: Database, **said: Any) -> IssuedToken:
 async def enrol(
     database: Database, enrolment_key: Token, said: Registration
 ) -> tuple[Node, IssuedToken]:
-    """As an agent does that has nothing but an enrolment key."""
+    """Register a node as an agent that has only an enrolment token."""
     caller = Caller(tokens.to_identity(enrolment_key), "192.0.2.9")
     async with database.write() as session:
         node, _ = await registration.register(session, said, rules=RULES, caller=caller)

@@ -1,4 +1,4 @@
-"""What a migration may not do while the version before runs."""
+"""The statements that a migration must not use while the previous version runs."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What tests need from npm: a protocol's own reference client, or what looks over a page."""
+"""The npm packages of the tests: reference clients of protocols, and a page checker."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ def install_package(name: str, folder: Path) -> Path:
 
 
 async def play_scenario(folder: Path, scenario: str, url: str) -> Any:
-    """What its client.mjs prints of a scenario, as JSON."""
+    """Run a scenario in client.mjs; return the JSON that it prints."""
     process = await asyncio.create_subprocess_exec(
         *("node", folder / "client.mjs", scenario, url), stdout=asyncio.subprocess.PIPE
     )

@@ -77,7 +77,7 @@ async def run_registry(data_dir: Path, **environment: str) -> AsyncIterator[tupl
 
 
 async def ask_until_answered(url: str, query: str, **variables: Any) -> dict[str, Any]:
-    """Until the registry answers: it may just be starting."""
+    """Repeat the request until the registry, which may be starting, answers."""
     async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http, asyncio.timeout(SECONDS):
         while True:
             with suppress(httpx.TransportError):

@@ -45,7 +45,7 @@ def find_programs(folder: Path) -> Path:
 
 
 def _done(*command: str, folder: Path) -> str | None:
-    """None when it succeeds, else what it complains of."""
+    """Return None when the program succeeds, else its complaint."""
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
     )

@@ -68,7 +68,7 @@ SCALARS = {
 def _requests(
     draw: st.DrawFn, documents: st.SearchStrategy[DocumentNode], kind: OperationType
 ) -> dict[str, Any]:
-    """With other texts in some places, and with values in variables or in the document."""
+    """Draw a request with other texts in places, and with values in variables or literals."""
     [operation] = visit(draw(documents), _Retold(draw)).definitions
     assert isinstance(operation, OperationDefinitionNode)
     operation = replace(operation, operation=kind)

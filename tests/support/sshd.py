@@ -23,7 +23,7 @@ class UnavailableError(Exception):
 
 
 def find_sshd(folder: Path) -> Path:
-    """Where sshd is. Raises UnavailableError."""
+    """Return the path of sshd. Raises UnavailableError."""
     for name in ("ssh", "ssh-keygen"):
         if shutil.which(name) is None:
             raise UnavailableError(f"{name} is not on this machine")
@@ -89,7 +89,7 @@ async def _run(*command: str) -> None:
 
 
 def _command(sshd: Path, folder: Path) -> list[str]:
-    """As root it wants a folder in /run and an account: it gets them where nobody else sees them.
+    """Return the command; root needs a folder in /run and an account, made where nobody sees them.
 
     Root's own shell there starts without what this machine's root has it do first.
     """

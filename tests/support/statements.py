@@ -1,4 +1,4 @@
-"""What is sent to the database."""
+"""The statements that are sent to the database."""
 
 import re
 from collections.abc import Iterator

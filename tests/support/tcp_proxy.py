@@ -23,7 +23,7 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}/graphql"
 
     def cut(self) -> int:
-        """How many connections it has cut."""
+        """Cut all connections; return how many."""
         for writer in self.carried:
             writer.transport.abort()
         return len(self.carried) // 2

@@ -10,7 +10,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Receiver:
-    """What came to it, in the order in which it was sent."""
+    """A receiver of spans, in the order in which they were sent."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -27,7 +27,7 @@ class Receiver:
         ]
 
     def of(self, trace: str) -> dict[str, Span]:
-        """By name; the last of those that share one."""
+        """Return the spans by name; the last of those that share one."""
         return {span.name: span for span in self.spans if span.trace_id.hex() == trace}
 
 

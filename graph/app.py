@@ -128,8 +128,8 @@ async def open_services(
         )
 
 
-def _cross_origin(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Off unless pages of other origins are named. No cookies: a page has to know a key."""
+def _add_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Return the app with CORS for the allowed origins. No cookies: a page must have a token."""
     if not settings.allowed_origins:
         return app
     return CORSMiddleware(
@@ -140,20 +140,18 @@ def _cross_origin(app: ASGIApp, settings: Settings) -> ASGIApp:
     )
 
 
-class _GraphQLFirst:
-    """Past Starlette's router and what it wraps around each message: for a heartbeat that would be
-    a tenth of its time.
-    """
+class _GraphQLDispatch:
+    """Handles one path before Starlette's router, which would take a tenth of a heartbeat."""
 
-    def __init__(self, path: str, ways: Mapping[str, ASGIApp], others: ASGIApp) -> None:
-        """`ways` there by the type of the scope."""
+    def __init__(self, path: str, handlers: Mapping[str, ASGIApp], fallback: ASGIApp) -> None:
+        """`handlers` are the apps of the path, by the type of the scope."""
         self._path = path
-        self._ways = ways
-        self._others = others
+        self._handlers = handlers
+        self._fallback = fallback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._ways.get(scope["type"]) if scope.get("path") == self._path else None
-        await (app or self._others)(scope, receive, send)
+        app = self._handlers.get(scope["type"]) if scope.get("path") == self._path else None
+        await (app or self._fallback)(scope, receive, send)
 
 
 def build_app(services: Services) -> ASGIApp:
@@ -171,9 +169,9 @@ def build_app(services: Services) -> ASGIApp:
             Mount("/static", Assets(directory=STATIC)),
         ],
     )
-    ways: dict[str, ASGIApp] = {
+    handlers: dict[str, ASGIApp] = {
         "http": graphql,
         "websocket": GraphQLOverWebSocket(engine, services),
     }
-    first = _GraphQLFirst("/graphql", ways, app)
-    return RequestIdMiddleware(_cross_origin(first, services.settings))
+    graphql_first = _GraphQLDispatch("/graphql", handlers, app)
+    return RequestIdMiddleware(_add_cors(graphql_first, services.settings))

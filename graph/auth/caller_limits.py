@@ -1,4 +1,4 @@
-"""Limits of a process: name one caller, and all together, may use and keep open."""
+"""Limits of a process: what one caller, and all together, may use and keep open."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""Rate limits that processes share: use sends the others, once a second, name it let through.
+"""Rate limits that processes share: each sends the others, once a second, what it let through.
 
 Only use near a limit is sent. Use in other processes is charged here, too: so all together let
-through no more than the limit, and name fits into that second. While the database is away use
+through no more than the limit, and what fits into that second. While the database is away each
 process counts alone.
 """
 
@@ -26,7 +26,7 @@ MIN_SENT_FRACTION = 0.05
 """The part of a rate below which its use is not sent: in twenty processes it adds up to one."""
 
 MAX_SENT_KEYS = 1000
-"""Keys in one round: those that used largest of their rates."""
+"""Keys in one round: those that used most of their rates."""
 
 RateUse = tuple[str, str, float]
 """The limiter's name, the key, and the seconds of its rate that were used."""
@@ -85,7 +85,7 @@ class RateSync:
 
 
 def _split_into_payloads(uses: Sequence[RateUse]) -> Iterator[list[RateUse]]:
-    """Yield lists that use fit into one payload."""
+    """Yield lists that each fit into one payload."""
     part: list[RateUse] = []
     size = 0
     for use in uses:

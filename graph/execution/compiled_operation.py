@@ -44,7 +44,7 @@ from graph.execution.compiled_output import (
 class CompiledOperation:
     """A query or mutation with the executor's results.
 
-    The each difference: the error of a result that the schema does not allow, which is our fault,
+    The one difference: the error of a result that the schema does not allow, which is our fault,
     does not say where in the result it is.
     """
 

@@ -64,7 +64,7 @@ class Formula:
         self.maximum = self._compute(lambda _: MAX_PAGE_SIZE)
 
     def evaluate(self, variables: Mapping[str, Any]) -> int:
-        """Return the cost with these variables, as they were sent; at maximum MAX_COUNTED_COST."""
+        """Return the cost with these variables, as they were sent; at most MAX_COUNTED_COST."""
         return self._compute(lambda size: size.read_from(variables))
 
     def _compute(self, size_of: Callable[[VariableSize], int]) -> int:

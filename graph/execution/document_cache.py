@@ -113,7 +113,7 @@ class Document:
     _operations: dict[str | None, Operation] = field(default_factory=dict)
 
     def select_operation(self, name: str | None) -> Operation:
-        """Return the operation of that name, or the only one. Raises RequestRefused."""
+        """Return the operation of that name, or the only one. Raises InvalidRequest."""
         operation = self._operations.get(name)
         if operation is None:
             operation = self._operations[name] = Operation(self, self._find(name))
@@ -157,7 +157,7 @@ class DocumentCache:
         self._used: OrderedDict[str, Document] = OrderedDict()
         self._on_probation: OrderedDict[str, Document] = OrderedDict()
 
-    def asked_for(self, request: GraphQLRequest) -> Document:
+    def get_document(self, request: GraphQLRequest) -> Document:
         """Return the document of a request, parsed and validated.
 
         Raises GraphQLSyntaxError, QueryTooComplex, and BadInput for an unknown id.

@@ -108,10 +108,10 @@ class Engine:
     ) -> str | AsyncGenerator[str, None]:
         """Run a request: return the encoded response, or those of a subscription's events.
 
-        Raises, before execution: KindNotAllowed, RequestRefused, BadInput, RateLimited,
-        QueryTooComplex, Forbidden (which the audit trail then has), and OperationRefused for a
-        document or variables that are not valid. Raises TookTooLong. The stream of a subscription
-        raises OperationRefused and RateLimited.
+        Raises, before execution: KindNotAllowed, InvalidRequest, BadInput, RateLimited,
+        QueryTooComplex, Forbidden (which the audit log then has), and OperationRefused for a
+        document or variables that are not valid. Raises OperationTimedOut. The stream of a
+        subscription raises OperationRefused and RateLimited.
         """
         admitted = await self._admit(request, caller, allowed)
         if admitted.operation.kind is OperationType.SUBSCRIPTION:
@@ -123,7 +123,7 @@ class Engine:
     ) -> _Admitted:
         self._services.caller_limits.charge_request(caller)
         try:
-            document = self._documents.asked_for(request)
+            document = self._documents.get_document(request)
         except GraphQLSyntaxError as error:
             raise OperationRefused(errors.format_errors([error])) from error
         operation = document.select_operation(request.operation_name)
@@ -219,7 +219,7 @@ class Engine:
             count = 0
             async with aclosing(source.batches) as batches:
                 async for events in batches:
-                    # All are begun together, so that their questions to the database are one.
+                    # All are started together, so that their reads from the database are combined.
                     for started in [self._events.encode(view, event) for event in events]:
                         encoded = (
                             started

@@ -321,7 +321,7 @@ async def test_a_rejection_of_a_caller_that_disconnects_is_recorded(
 
 
 async def record_forbidden_operation(server: LiveServer, query: str, **variables: Any) -> None:
-    document = DocumentCache(schema.graphql).asked_for(GraphQLRequest(query=query))
+    document = DocumentCache(schema.graphql).get_document(GraphQLRequest(query=query))
     assert document.errors == []
     rejections = server.services.rejections
     await record_forbidden(rejections, KNOWN, document.select_operation(None), variables)

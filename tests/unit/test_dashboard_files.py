@@ -28,4 +28,4 @@ def test_nothing_is_fetched_from_elsewhere_and_no_markup_is_made_of_text(file: P
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda text: text.split()[1].partition("(")[0])
 def test_what_it_asks_is_of_the_schema_and_within_its_bounds(document: str) -> None:
     assert len(DOCUMENTS) >= 10
-    assert DocumentCache(schema.graphql).asked_for(GraphQLRequest(query=document)).errors == []
+    assert DocumentCache(schema.graphql).get_document(GraphQLRequest(query=document)).errors == []

@@ -22,7 +22,7 @@ def written(number: int) -> str:
 
 
 def ask(known: DocumentCache, text: str) -> Document:
-    return known.asked_for(GraphQLRequest(query=text))
+    return known.get_document(GraphQLRequest(query=text))
 
 
 def test_a_document_is_parsed_once(known: DocumentCache) -> None:

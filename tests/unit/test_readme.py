@@ -27,7 +27,7 @@ def test_every_setting_is_in_the_table(name: str) -> None:
 
 @pytest.mark.parametrize("document", re.findall(r"```graphql\n(.*?)```", README, re.DOTALL))
 def test_every_operation_is_one_of_the_schema(document: str) -> None:
-    assert DocumentCache(schema.graphql).asked_for(GraphQLRequest(query=document)).errors == []
+    assert DocumentCache(schema.graphql).get_document(GraphQLRequest(query=document)).errors == []
 
 
 def test_it_opens_with_the_two_commands() -> None:

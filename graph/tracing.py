@@ -68,7 +68,7 @@ class OTLPTracer:
         ) as span:
             yield OTLPSpan(span)
 
-    def current_link(self) -> Link:
+    def make_link(self) -> Link:
         return Link(get_current_span().get_span_context())
 
     def trace_requests(self, app: ASGIApp) -> ASGIApp:

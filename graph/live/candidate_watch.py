@@ -41,7 +41,7 @@ class CandidateWatch:
         self._snapshots: SingleFlight[int, CandidatesSnapshot] = SingleFlight(1)
         self._stepped = Broadcast()
         self.step = 0
-        self.followers = 0
+        self.follower_count = 0
 
     def find_entering(self, changed: Iterable[Candidate]) -> list[Candidate]:
         matching, _ = partition(self._requirements, changed)

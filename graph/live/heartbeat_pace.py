@@ -15,7 +15,7 @@ class HeartbeatPace:
     def __init__(self, interval_seconds: float) -> None:
         self._current = PaceChanged(interval_seconds)
         self._changed = Broadcast()
-        self.followers = 0
+        self.follower_count = 0
 
     def update(self, interval_seconds: float) -> None:
         """Announce the interval, in seconds, if it differs enough from the last one announced."""
@@ -26,7 +26,7 @@ class HeartbeatPace:
 
     async def follow(self) -> AsyncGenerator[Sequence[PaceChanged], None]:
         """Yield the current pace, then each change; a slow reader gets only the newest."""
-        self.followers += 1
+        self.follower_count += 1
         try:
             while True:
                 delivered = self._current
@@ -34,4 +34,4 @@ class HeartbeatPace:
                 while delivered is self._current:
                     await self._changed.wait()
         finally:
-            self.followers -= 1
+            self.follower_count -= 1

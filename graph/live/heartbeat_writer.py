@@ -54,7 +54,7 @@ class HeartbeatWriter:
         self._tracer = tracer
         self._queue: deque[_Request] = deque()
         self._arrived = asyncio.Event()
-        self.queued = 0
+        self.queued_reports = 0
         self._write_seconds = 0.0
 
     async def record(self, reports: Sequence[HeartbeatReport]) -> list[Outcome]:
@@ -64,13 +64,13 @@ class HeartbeatWriter:
         """
         if not reports:
             return []
-        if self.queued >= MAX_WAITING:
+        if self.queued_reports >= MAX_WAITING:
             self._metrics.count_heartbeats(Unavailable.code, len(reports))
             raise Unavailable(_RETRY_AFTER_SECONDS)
         outcomes = asyncio.get_running_loop().create_future()
-        request = _Request(reports, outcomes, self._tracer.current_link())
+        request = _Request(reports, outcomes, self._tracer.make_link())
         self._queue.append(request)
-        self.queued += len(reports)
+        self.queued_reports += len(reports)
         self._arrived.set()
         return await request.outcomes
 
@@ -91,7 +91,7 @@ class HeartbeatWriter:
 
     def _stretch_rules(self) -> LivenessRules:
         """Return the rules with longer intervals the longer a heartbeat waits for its commit."""
-        wait_seconds = self._write_seconds * (1 + self.queued / MAX_BATCH)
+        wait_seconds = self._write_seconds * (1 + self.queued_reports / MAX_BATCH)
         return replace(self._sweeper.rules, stretch=min(MAX_STRETCH, 1 + wait_seconds))
 
     def _take_batch(self) -> list[_Request]:
@@ -101,7 +101,7 @@ class HeartbeatWriter:
             request = self._queue.popleft()
             size += len(request.reports)
             batch.append(request)
-        self.queued -= size
+        self.queued_reports -= size
         return batch
 
     async def _write(self, batch: list[_Request]) -> None:

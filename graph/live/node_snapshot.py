@@ -67,7 +67,7 @@ class NodeSnapshot:
 
     @property
     def subscriber_count(self) -> int:
-        return sum(watch.followers for watch in self._watches.values())
+        return sum(watch.follower_count for watch in self._watches.values())
 
     def get_version(self) -> int | None:
         """Return the number of the last refresh, or None if that is too old for an answer."""
@@ -115,12 +115,12 @@ class NodeSnapshot:
                     self._database, requirements, self._candidates.values(), self.revision
                 )
                 self._watches[requirements] = watch
-            watch.followers += 1
+            watch.follower_count += 1
         try:
             yield watch
         finally:
-            watch.followers -= 1
-            if not watch.followers:
+            watch.follower_count -= 1
+            if not watch.follower_count:
                 del self._watches[requirements]
 
     async def run(self) -> None:

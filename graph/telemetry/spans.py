@@ -32,7 +32,7 @@ class Tracer(Protocol):
     ) -> AbstractContextManager[Span]:
         """Return a context manager that measures its body within the current span."""
 
-    def current_link(self) -> Any:
+    def make_link(self) -> Any:
         """Return a link to the current span, for the span of work that serves several."""
 
     def trace_requests(self, app: ASGIApp) -> ASGIApp:
@@ -61,7 +61,7 @@ class NoTracer:
     ) -> AbstractContextManager[Span]:
         return self._span
 
-    def current_link(self) -> None:
+    def make_link(self) -> None:
         return None
 
     def trace_requests(self, app: ASGIApp) -> ASGIApp:

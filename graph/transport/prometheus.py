@@ -99,7 +99,7 @@ def _watch_registry(services: Services) -> None:
     metrics.add_gauge(
         "node_registry_heartbeats_waiting",
         "Heartbeats that wait to be written.",
-        lambda: heartbeats.queued,
+        lambda: heartbeats.queued_reports,
     )
 
 
@@ -116,7 +116,7 @@ def _watch_subscriptions(services: Services) -> None:
     subscribers.labels("status_changes").set_function(lambda: feed.subscriber_count)
     subscribers.labels("heartbeats").set_function(lambda: heartbeat_tail.subscriber_count)
     subscribers.labels("available_nodes").set_function(lambda: node_snapshot.subscriber_count)
-    subscribers.labels("pace").set_function(lambda: pace.followers)
+    subscribers.labels("pace").set_function(lambda: pace.follower_count)
     metrics.add_gauge(
         "node_registry_max_connections",
         "The maximum of open websockets and event streams.",

@@ -414,5 +414,5 @@ async def test_closing_leaves_neither_a_socket_nor_a_task(server: LiveServer) ->
     async with beating(server.graphql_url) as node:
         await node.beat()
     await wait_until_lost()
-    await wait_until(lambda: not server.services.sweeper.pace.followers)
+    await wait_until(lambda: not server.services.sweeper.pace.follower_count)
     assert not [t for t in asyncio.all_tasks() if "_follow_pace" in repr(t.get_coro())]

@@ -36,7 +36,7 @@ async def test_agents_are_told_the_pace_and_then_that_it_has_changed(
                 assert await read_pace(client) == 10
             metrics = (await server.http.get("/metrics")).text
             assert 'node_registry_subscribers{stream="pace"} 2.0' in metrics
-        await wait_until(lambda: not server.services.sweeper.pace.followers)
+        await wait_until(lambda: not server.services.sweeper.pace.follower_count)
 
 
 async def test_the_pace_is_known_before_anyone_asks(server: LiveServer) -> None:

@@ -27,9 +27,9 @@ async def test_heartbeats_are_counted_by_what_became_of_them(
     services = server.services
     last = {"nodeId": "a", "bootId": "boot-1", "sequence": 9}
     await server.post(BEAT, input={**last, "bootId": "boot-0"})
-    monkeypatch.setattr(services.heartbeat_writer, "queued", MAX_WAITING)
+    monkeypatch.setattr(services.heartbeat_writer, "queued_reports", MAX_WAITING)
     await server.post(BEAT, input=last)
-    monkeypatch.setattr(services.heartbeat_writer, "queued", 0)
+    monkeypatch.setattr(services.heartbeat_writer, "queued_reports", 0)
     assert counted(services, HEARTBEATS, outcome="accepted") == 5
     assert counted(services, HEARTBEATS, outcome="STALE_BOOT") == 1
     assert counted(services, HEARTBEATS, outcome="UNAVAILABLE") == 1

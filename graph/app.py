@@ -42,7 +42,9 @@ from graph.transport.websocket import GraphQLOverWebSocket
 async def open_tracer(settings: Settings) -> AsyncIterator[Tracer]:
     """Yield the tracer that sends spans where the settings say, or one that records none.
 
-    OpenTelemetry is imported only where spans are sent. Raises ConfigurationError.
+    OpenTelemetry is imported only where spans are sent.
+
+    Raises: ConfigurationError: the extra `otel` is not installed.
     """
     if settings.otlp_endpoint is None:
         yield NoTracer()
@@ -67,7 +69,7 @@ async def open_services(
 ) -> AsyncIterator[Services]:
     """Build all parts, start the background tasks, and close everything in reverse order.
 
-    Raises what `open_database` raises.
+    Raises: ConfigurationError, and the errors of `open_database`.
     """
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(settings))

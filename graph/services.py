@@ -20,7 +20,7 @@ from graph.telemetry.spans import Tracer
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """One for each app."""
+    """The parts of one app."""
 
     settings: Settings
     authentication: Authentication

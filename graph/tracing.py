@@ -78,7 +78,7 @@ class OTLPTracer:
         _StatementSpans(database, self._tracer)
 
     async def close(self) -> None:
-        """Send the spans that wait; those that cannot be sent within some seconds are lost."""
+        """Send the waiting spans; those not sent within _SEND_SECONDS are lost."""
         loop = asyncio.get_running_loop()
         deadline = loop.call_later(_SEND_SECONDS, self._exporter.shutdown)
         await asyncio.to_thread(self._provider.shutdown)
@@ -86,7 +86,7 @@ class OTLPTracer:
 
 
 class OTLPSpan:
-    """A span of OpenTelemetry as `graph.telemetry.spans` has it."""
+    """A span of OpenTelemetry behind the interface of `graph.telemetry.spans`."""
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
@@ -96,9 +96,10 @@ class OTLPSpan:
 
 
 class TracedRequests:
-    """A span for each GraphQL request over HTTP, within the trace that its `traceparent` names.
+    """Middleware that records a span for each GraphQL request over HTTP.
 
-    A websocket has none because it may stay open for days: each operation on it is a trace of its
+    The span belongs to the trace that the `traceparent` header names (W3C Trace Context). A
+    websocket has none because it may stay open for days: each operation on it is a trace of its
     own.
     """
 
@@ -122,18 +123,21 @@ class TracedRequests:
             set_status_on_exception=False,
         ) as span:
 
-            async def send_on(message: Message) -> None:
+            async def send_and_record(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     span.set_attribute("http.response.status_code", message["status"])
                     if message["status"] >= _SERVER_ERROR:
                         span.set_status(StatusCode.ERROR)
                 await send(message)
 
-            await self._app(scope, receive, send_on)
+            await self._app(scope, receive, send_and_record)
 
 
 class _StatementSpans:
-    """Spans of statements within another span: of background work each would be its own trace."""
+    """Records a span of each statement within another span.
+
+    Without that limit each statement of background work would be a trace of its own.
+    """
 
     def __init__(self, database: Database, tracer: trace.Tracer) -> None:
         self._database = database.url.database or ""

@@ -19,8 +19,8 @@ class BackgroundTaskDied(Exception):
 class BackgroundTasks:
     """The background tasks of an app.
 
-    `failed` has the names of those that ended, after which the app is not ready. `on_failure` is
-    called once, after the first.
+    `failed` holds the names of the tasks that ended; the app is not ready once there is one.
+    `on_failure` is called once, after the first.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,10 @@ class BackgroundTasks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check_all(self) -> None:
-        """Check that no task has ended. Raises BackgroundTaskDied."""
+        """Check that no task has ended.
+
+        Raises: BackgroundTaskDied: a task has; the message names the first.
+        """
         if self.failed:
             raise BackgroundTaskDied(self.failed[0])
 

@@ -24,7 +24,10 @@ MAX_STEPS = 64
 
 
 class CandidateWatch:
-    """The set and its latest steps: the changes of one refresh each. `step` counts them."""
+    """The set of matching nodes and its latest steps, each the changes of one refresh.
+
+    `step` is the number of the latest.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class CandidateWatch:
         self.follower_count = 0
 
     def find_entering(self, changed: Iterable[Candidate]) -> list[Candidate]:
+        """Return the changed candidates that match and are not in the set yet."""
         matching, _ = partition(self._requirements, changed)
         return [candidate for candidate in matching if candidate.id not in self._available]
 

@@ -75,7 +75,7 @@ class HeartbeatWriter:
         return await request.outcomes
 
     async def run(self) -> None:
-        """Write batches for ever; those who wait for one that fails receive its error."""
+        """Write batches for ever; the callers whose batch fails receive its error."""
         try:
             while True:
                 await self._arrived.wait()
@@ -114,7 +114,7 @@ class HeartbeatWriter:
         except asyncio.CancelledError:
             self._queue.extendleft(reversed(batch))  # it may or may not be committed
             raise
-        except Exception as error:  # noqa: BLE001  # any error belongs to those who wait
+        except Exception as error:  # noqa: BLE001  # any error goes to the callers who wait
             await self._handle_failure(batch, error)
             return
         self._write_seconds = time.perf_counter() - started
@@ -126,7 +126,7 @@ class HeartbeatWriter:
                 request.outcomes.set_result(own_outcomes)
 
     async def _handle_failure(self, batch: list[_Request], error: Exception) -> None:
-        """Report an outage to all; after any other error write each caller's reports alone."""
+        """Fail all requests in an outage; after any other error write each request alone."""
         if isinstance(error, Unavailable) or len(batch) == 1:
             code = error.code if isinstance(error, RegistryError) else INTERNAL
             for request in batch:

@@ -140,7 +140,7 @@ class Housekeeping:
 
     async def drop_old_days(self) -> None:
         """Drop days of the heartbeat log older than configured, each once it is rolled up."""
-        for day in await self._list_old(
+        for day in await self._list_old_partitions(
             "heartbeat_log", self._settings.heartbeat_log_max_age_seconds
         ):
             for hour in (day.begin + n * _HOUR for n in range(24)):
@@ -157,7 +157,7 @@ class Housekeeping:
     async def drop_old_months(self) -> None:
         """Drop months of the metrics history older than configured."""
         max_age_seconds = self._settings.metrics_history_max_age_seconds
-        for month in await self._list_old("metrics_history", max_age_seconds):
+        for month in await self._list_old_partitions("metrics_history", max_age_seconds):
             async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
                 dropped = await partitions.drop_partition(session, month)
             if dropped:
@@ -173,7 +173,7 @@ class Housekeeping:
             if batch < _TRIM_BATCH:
                 return dropped
 
-    async def _list_old(self, table: str, max_age_seconds: float) -> list[Partition]:
+    async def _list_old_partitions(self, table: str, max_age_seconds: float) -> list[Partition]:
         async with self._database.read() as session:
             return await partitions.list_old_partitions(
                 session, table, max(max_age_seconds, metrics_rollup.SETTLE_SECONDS)

@@ -77,7 +77,7 @@ class NodeSnapshot:
     async def rank_candidates(
         self, requirements: Requirements, ranking: NodeRanking, limit: int
     ) -> Ranking:
-        """Return the ranking as of at most a second ago, computed once for all who ask the same.
+        """Return the ranking, at most a second old; equal questions share one computation.
 
         Raises: Unavailable: the database did not answer.
         """
@@ -103,7 +103,7 @@ class NodeSnapshot:
 
     @asynccontextmanager
     async def open_watch(self, requirements: Requirements) -> AsyncIterator[CandidateWatch]:
-        """Yield the watch of these requirements, one for all who follow them.
+        """Yield the watch of these requirements, which all their followers share.
 
         Raises: Unavailable: the database did not answer.
         """

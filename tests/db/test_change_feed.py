@@ -1,4 +1,4 @@
-"""The feed of a process: each reader gets every change once and in order, or has to resync."""
+"""The change feed: each reader gets every change once and in order, or a resync."""
 
 import asyncio
 import random
@@ -28,16 +28,16 @@ from tests.support.fleet import fetch_rows, limit_examples
 from tests.support.statements import record_statements
 from tests.support.waiting import wait_until
 
-OUT, IN = "node-1-hetzner-gex44", "node-2-macbook-m4max"  # as seeded, by revisions 1 and 2
+OUT, IN = "node-1-hetzner-gex44", "node-2-macbook-m4max"  # seeded by revisions 1 and 2
 ONLY_IN = NodeFilter(node_ids=(IN,))
-FOUND_IN = NodeFilter(search="MacBook")  # ONLY_IN in words that only the database can compare
+FOUND_IN = NodeFilter(search="MacBook")  # ONLY_IN as a search, which only the database evaluates
 SECONDS = 10
 
 Events = AsyncGenerator[Sequence[StatusEvent], None]
 
 
-async def append(database: Database, *node_ids: str) -> None:
-    """A change of each, in one commit."""
+async def append_changes(database: Database, *node_ids: str) -> None:
+    """Append a change of each node, in one commit."""
     async with database.write() as session:
         ids = {node_id: await nodes.find_node(session, node_id) for node_id in set(node_ids)}
         transitions = [
@@ -48,36 +48,34 @@ async def append(database: Database, *node_ids: str) -> None:
         await status_changes.apply_transitions(session, transitions)
 
 
-async def trim(database: Database, keep: int) -> None:
+async def trim_log(database: Database, keep: int) -> None:
     async with database.write() as session:
         await status_changes.trim_log(session, keep_rows=keep, keep_seconds=1e9, batch=1000)
 
 
-async def restore(database: Database, revision: int) -> None:
-    """The log as a backup had it."""
+async def restore_log(database: Database, revision: int) -> None:
+    """Set the log back to a revision, as restoring a backup does."""
     async with database.write() as session:
-        behind = {"revision": revision}
-        await session.execute(text("DELETE FROM status_changes WHERE revision > :revision"), behind)
-        await session.execute(text("UPDATE registry_state SET revision = :revision"), behind)
+        kept = {"revision": revision}
+        await session.execute(text("DELETE FROM status_changes WHERE revision > :revision"), kept)
+        await session.execute(text("UPDATE registry_state SET revision = :revision"), kept)
 
 
-async def newest(database: Database) -> int:
-    async with database.read() as session:
-        return await status_changes.read_revision(session)
+async def let_feed_read(feed: ChangeFeed, database: Database, notified: int | None = None) -> None:
+    """Let the feed read as after a notification, by default of the newest revision."""
+
+    async def read_newest() -> int:
+        async with database.read() as session:
+            return await status_changes.read_revision(session)
+
+    await feed.read_up_to(await read_newest() if notified is None else notified, read_newest)
 
 
-async def read_on(feed: ChangeFeed, database: Database, told: int | None = None) -> None:
-    async def ask() -> int:
-        return await newest(database)
-
-    await feed.read_up_to(await ask() if told is None else told, ask)
-
-
-async def a_feed(database: Database, max_lag: int = 100) -> ChangeFeed:
-    """At the end of the log; it reads on when the test says so, or when it is run."""
+async def create_feed(database: Database, max_lag: int = 100) -> ChangeFeed:
+    """Return a feed at the end of the log that reads only in `let_feed_read` or `run_feed`."""
     feed = ChangeFeed(database, check_seconds=300, max_lag=max_lag)
     await feed.start()
-    feed.is_connected = True  # as if it were run
+    feed.is_connected = True  # else it sends no bookmarks
     return feed
 
 
@@ -109,19 +107,19 @@ async def next_events(events: Events) -> Sequence[StatusEvent]:
         return await anext(events)
 
 
-def revision_of(told: StatusEvent) -> int:
-    assert isinstance(told, StatusChanged)
-    return told.change.revision
+def get_revision(event: StatusEvent) -> int:
+    assert isinstance(event, StatusChanged)
+    return event.change.revision
 
 
 async def next_revisions(events: Events, count: int) -> list[int]:
-    """Of the next changes; bookmarks are passed over."""
+    """Return the revisions of the next changes, without bookmarks."""
     revisions: list[int] = []
     while len(revisions) < count:
-        for told in await next_events(events):
-            assert not isinstance(told, ResyncRequired)
-            if isinstance(told, StatusChanged):
-                revisions.append(told.change.revision)
+        for event in await next_events(events):
+            assert not isinstance(event, ResyncRequired)
+            if isinstance(event, StatusChanged):
+                revisions.append(event.change.revision)
     return revisions
 
 
@@ -130,25 +128,25 @@ async def wait_for_revision(feed: ChangeFeed, revision: int) -> None:
 
 
 async def cut_listeners(database: Database) -> None:
-    cut = """
+    """Cut the connections that listen, as soon as there is one."""
+    terminate = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name = 'node-registry-listen' AND datname = current_database()
     """
-    await wait_until(lambda: fetch_rows(database, cut))
+    await wait_until(lambda: fetch_rows(database, terminate))
 
 
 @dataclass
 class Reader:
-    """Pulls one batch at a time, and knows what it should have been told."""
+    """A subscriber that pulls one batch at a time and checks it against the log."""
 
     events: Events
     only_in: bool
-    known: int
-    """Up to here it has been told all."""
-    told: list[int] = field(default_factory=list)
-    ended: bool = False
+    position: int
+    """It has received every matching change up to this revision."""
+    has_ended: bool = False
 
-    def meant(self, log: list[str], after: int, upto: int) -> list[int]:
+    def list_matching(self, log: list[str], after: int, upto: int) -> list[int]:
         return [
             revision
             for revision in range(after + 1, upto + 1)
@@ -156,32 +154,37 @@ class Reader:
         ]
 
     async def pull(self, log: list[str], oldest: int, lagging_below: int) -> None:
-        """`lagging_below`: whoever has come no further may be told to resync, whatever is logged.
+        """Receive the next events and check them.
 
-        With bookmarks after no time at all each pull tells something at once.
+        A reader at a position below `lagging_below` may get a resync even if the log has its next
+        change. Bookmarks come after 0 seconds, so that each pull returns at once.
         """
-        for event_ in await next_events(self.events):
-            match event_:
+        for event in await next_events(self.events):
+            match event:
                 case StatusChanged(change=change):
-                    assert self.meant(log, self.known, change.revision) == [change.revision]
+                    assert self.list_matching(log, self.position, change.revision) == [
+                        change.revision
+                    ]
                     assert change.node_id == log[change.revision - 1]
-                    self.told.append(change.revision)
-                    self.known = change.revision
+                    self.position = change.revision
                 case Bookmark(revision=revision):
-                    assert self.known <= revision <= len(log)
-                    assert self.meant(log, self.known, revision) == []
-                    self.known = revision
+                    assert self.position <= revision <= len(log)
+                    assert self.list_matching(log, self.position, revision) == []
+                    self.position = revision
                 case ResyncRequired(revision=revision):
-                    assert self.known + 1 < oldest or self.known < lagging_below
-                    assert self.known <= revision <= len(log)
+                    assert self.position + 1 < oldest or self.position < lagging_below
+                    assert self.position <= revision <= len(log)
                     with pytest.raises(StopAsyncIteration):
                         await anext(self.events)
-                    self.ended = True
+                    self.has_ended = True
 
 
 @dataclass
 class Interleaving:
-    """A log, the feed that follows it, and readers that resume where they like."""
+    """A log, the feed that follows it, and readers that resume at any revision.
+
+    STEP draws `append`, `read`, `trim`, `resume`, `pull` and `pull_all` by name.
+    """
 
     database: Database
     feed: ChangeFeed
@@ -191,23 +194,23 @@ class Interleaving:
     readers: list[Reader] = field(default_factory=list)
 
     async def append(self, node_ids: list[str]) -> None:
-        await append(self.database, *node_ids)
+        await append_changes(self.database, *node_ids)
         self.log += node_ids
 
     async def read(self, offset: int) -> None:
-        """As news of a revision that far from the newest lets the feed do."""
+        """Notify the feed of the revision at this offset from the newest."""
         newest = len(self.log)
-        await read_on(self.feed, self.database, max(0, newest + offset))
+        await let_feed_read(self.feed, self.database, max(0, newest + offset))
         assert self.feed.revision <= newest
         assert offset < 0 or self.feed.revision == newest
 
     async def trim(self, keep: int) -> None:
-        await trim(self.database, keep)
+        await trim_log(self.database, keep)
         self.oldest = max(self.oldest, len(self.log) - keep + 1)
 
     async def resume(self, reader: tuple[int | None, bool]) -> None:
-        newest, (asked, only_in) = len(self.log), reader
-        after = None if asked is None else asked % (newest + 1)
+        newest, (start, only_in) = len(self.log), reader
+        after = None if start is None else start % (newest + 1)
         node_filter = ONLY_IN if only_in else EVERY_NODE
         events = await follow_feed(self.feed, self.database, after, node_filter, 0)
         self.readers.append(Reader(events, only_in, newest if after is None else after))
@@ -220,14 +223,14 @@ class Interleaving:
         await asyncio.gather(*map(self.pull_one, self.readers))
 
     async def pull_one(self, reader: Reader) -> None:
-        if not reader.ended:
+        if not reader.has_ended:
             await reader.pull(self.log, self.oldest, self.feed.revision - self.max_lag)
 
     async def end(self) -> None:
-        """Everybody comes to the end of the log, or has to resync."""
+        """Check that every reader reaches the end of the log or gets a resync."""
         await self.read(0)
         for reader in self.readers:
-            while not reader.ended and reader.known < len(self.log):
+            while not reader.has_ended and reader.position < len(self.log):
                 await self.pull_one(reader)
             await reader.events.aclose()
         assert self.feed.subscriber_count == 0
@@ -252,13 +255,13 @@ async def test_each_reader_gets_every_change_once_and_in_order_or_a_resync(
     batch_size: int,
     max_lag: int,
 ) -> None:
-    """Whatever is appended, read by the feed, trimmed and resumed, in whatever order."""
+    """Holds for any order of appends, reads by the feed, trims and resumptions."""
     monkeypatch.setattr(feed_module, "BATCH_SIZE", batch_size)
-    await restore(database, 0)
-    happening = Interleaving(database, await a_feed(database, max_lag), max_lag)
+    await restore_log(database, 0)
+    interleaving = Interleaving(database, await create_feed(database, max_lag), max_lag)
     for action, argument in steps:
-        await getattr(happening, action)(argument)
-    await happening.end()
+        await getattr(interleaving, action)(argument)
+    await interleaving.end()
 
 
 async def read_in_pieces(
@@ -266,110 +269,110 @@ async def read_in_pieces(
     database: Database,
     node_filter: NodeFilter,
     last: int,
-    chance: random.Random,
+    rng: random.Random,
 ) -> list[int]:
-    """Everything up to the last revision, by readers that resume one behind the other."""
-    told: list[int] = []
+    """Return the revisions up to `last` that a chain of readers receives, one after another."""
+    revisions: list[int] = []
     after = 2
     while after < last:
         async with aclosing(await follow_feed(feed, database, after, node_filter, 0.01)) as events:
-            for _ in range(chance.randint(1, 20)):
-                for each in await next_events(events):
-                    assert not isinstance(each, ResyncRequired)
-                    after = each.revision if isinstance(each, Bookmark) else revision_of(each)
-                    told += [after] if isinstance(each, StatusChanged) else []
+            for _ in range(rng.randint(1, 20)):
+                for event in await next_events(events):
+                    assert not isinstance(event, ResyncRequired)
+                    after = event.revision if isinstance(event, Bookmark) else get_revision(event)
+                    revisions += [after] if isinstance(event, StatusChanged) else []
                 if after >= last:
                     break
-    return told
+    return revisions
 
 
 async def test_readers_that_come_and_go_while_changes_are_made_and_trimmed_miss_none(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "BATCH_SIZE", 7)
-    chance, feed, last = random.Random(4), await a_feed(database, 50), 502  # noqa: S311  # no secret
+    rng, feed, last = random.Random(4), await create_feed(database, 50), 502  # noqa: S311  # no secret
     logged = [OUT, IN]
 
     async def write() -> None:
         while len(logged) < last:
-            count = min(chance.randint(1, 9), last - len(logged))
-            node_ids = chance.choices([OUT, IN], k=count)
-            await append(database, *node_ids)
+            count = min(rng.randint(1, 9), last - len(logged))
+            node_ids = rng.choices([OUT, IN], k=count)
+            await append_changes(database, *node_ids)
             logged.extend(node_ids)
-            if chance.random() < 0.2:
-                await trim(database, 400)
+            if rng.random() < 0.2:
+                await trim_log(database, 400)
 
     async with run_feed(feed), asyncio.timeout(60):
-        reading = [
-            asyncio.create_task(read_in_pieces(feed, database, node_filter, last, chance))
+        tasks = [
+            asyncio.create_task(read_in_pieces(feed, database, node_filter, last, rng))
             for node_filter in [EVERY_NODE, ONLY_IN] * 3
         ]
         await write()
-        told = [await each for each in reading]
-    assert told[::2] == [list(range(3, last + 1))] * 3
+        revisions = [await task for task in tasks]
+    assert revisions[::2] == [list(range(3, last + 1))] * 3
     of_in = [revision for revision in range(3, last + 1) if logged[revision - 1] == IN]
-    assert told[1::2] == [of_in] * 3
+    assert revisions[1::2] == [of_in] * 3
 
 
-async def test_readers_that_resume_together_share_the_reading_of_the_log(
+async def test_readers_that_resume_together_share_the_reads_of_the_log(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "BATCH_SIZE", 5)
-    await append(database, *[IN] * 9)
-    feed = await a_feed(database)
+    await append_changes(database, *[IN] * 9)
+    feed = await create_feed(database)
     with record_statements(database) as sent:
         reading = [
             next_revisions(await follow_feed(feed, database, after), 11 - after)
             for after in [0, 0, 0, 1, 3, 4, 5, 7]
         ]
-        for after, told in zip(
+        for after, revisions in zip(
             [0, 0, 0, 1, 3, 4, 5, 7], await asyncio.gather(*reading), strict=True
         ):
-            assert told == list(range(after + 1, 12))
-    parts = [statement for statement in sent if "LIMIT" in statement]
-    assert len(parts) == 3
+            assert revisions == list(range(after + 1, 12))
+    batch_reads = [statement for statement in sent if "LIMIT" in statement]
+    assert len(batch_reads) == 3
 
 
-async def test_readers_share_what_was_read_live_and_ask_nothing_themselves(
+async def test_live_readers_share_one_read_and_send_no_statements_themselves(
     database: Database,
 ) -> None:
-    feed = await a_feed(database)
+    feed = await create_feed(database)
     readers = [await follow_feed(feed, database, 2) for _ in range(5)]
-    reading = [asyncio.create_task(next_revisions(each, 3)) for each in readers]
-    await append(database, IN, OUT, IN)
+    reading = [asyncio.create_task(next_revisions(reader, 3)) for reader in readers]
+    await append_changes(database, IN, OUT, IN)
     with record_statements(database) as sent:
-        await read_on(feed, database, 5)
+        await let_feed_read(feed, database, 5)
         assert await asyncio.gather(*reading) == [[3, 4, 5]] * 5
     assert len(sent) == 1
 
 
-async def test_a_filter_on_what_the_rows_hold_asks_the_database_nothing(database: Database) -> None:
-    feed = await a_feed(database)
-    await append(database, IN, OUT, IN)
-    await read_on(feed, database)
+async def test_a_filter_on_values_of_the_rows_sends_no_statement(database: Database) -> None:
+    feed = await create_feed(database)
+    await append_changes(database, IN, OUT, IN)
+    await let_feed_read(feed, database)
     batch = await feed.wait_for_batch(2, 0, 0)
     assert batch is not None
     with record_statements(database) as sent:
-        meant = await batch.list_events_after(2, ONLY_IN)
-    assert [each.change.revision for each in meant] == [3, 5]
+        events = await batch.list_events_after(2, ONLY_IN)
+    assert [event.change.revision for event in events] == [3, 5]
     assert sent == []
 
 
-async def test_a_filter_is_asked_once_for_all_and_its_answer_not_kept_for_long(
+async def test_equal_filters_share_one_evaluation_that_is_soon_forgotten(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await append(database, IN, OUT, IN)
-    feed = await a_feed(database)
-    await append(database, IN, OUT, IN)
-    await read_on(feed, database)
+    await append_changes(database, IN, OUT, IN)
+    feed = await create_feed(database)
+    await append_changes(database, IN, OUT, IN)
+    await let_feed_read(feed, database)
     batch = await feed.wait_for_batch(5, 0, 0)
     assert batch is not None
     monkeypatch.setattr(feed_module, "SHARED_SECONDS", 0.05)
     with record_statements(database) as sent:
-        for meant in await asyncio.gather(
+        for events in await asyncio.gather(
             *[batch.list_events_after(5, FOUND_IN) for _ in range(5)]
         ):
-            assert [each.change.revision for each in meant] == [6, 8]
+            assert [event.change.revision for event in events] == [6, 8]
         assert len(sent) == 1
         async with asyncio.timeout(SECONDS):
             while len(sent) == 1:
@@ -377,17 +380,17 @@ async def test_a_filter_is_asked_once_for_all_and_its_answer_not_kept_for_long(
                 await asyncio.sleep(0.005)
 
 
-async def test_a_filter_that_could_not_be_asked_is_asked_again(
+async def test_a_filter_whose_evaluation_failed_is_evaluated_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def away(*_: object) -> dict[int, bool]:
+    async def raise_unavailable(*_: object) -> dict[int, bool]:
         raise Unavailable(1)
 
-    feed = await a_feed(database)
-    await append(database, IN, OUT)
-    await read_on(feed, database)
+    feed = await create_feed(database)
+    await append_changes(database, IN, OUT)
+    await let_feed_read(feed, database)
     with monkeypatch.context() as outage:
-        outage.setattr(status_changes, "match_changes", away)
+        outage.setattr(status_changes, "match_changes", raise_unavailable)
         for _ in range(2):
             with pytest.raises(Unavailable):
                 await next_events(await follow_feed(feed, database, 2, ONLY_IN))
@@ -395,49 +398,49 @@ async def test_a_filter_that_could_not_be_asked_is_asked_again(
     assert await next_revisions(await follow_feed(feed, database, 2, ONLY_IN), 1) == [3]
 
 
-async def test_a_part_of_the_log_that_could_not_be_read_is_read_again(
+async def test_a_batch_of_the_log_whose_read_failed_is_read_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def away(*_: object, **__: object) -> dict[Any, Any]:
+    async def raise_unavailable(*_: object, **__: object) -> dict[Any, Any]:
         raise Unavailable(1)
 
-    feed = await a_feed(database)
+    feed = await create_feed(database)
     with monkeypatch.context() as outage:
-        outage.setattr(status_changes, "list_changes_after", away)
+        outage.setattr(status_changes, "list_changes_after", raise_unavailable)
         with pytest.raises(Unavailable):
             await next_events(await follow_feed(feed, database, 0))
     assert await next_revisions(await follow_feed(feed, database, 0), 2) == [1, 2]
 
 
-async def test_idle_readers_are_told_how_far_the_log_was_read(database: Database) -> None:
-    feed = await a_feed(database)
+async def test_idle_readers_share_a_bookmark_of_the_position_read(database: Database) -> None:
+    feed = await create_feed(database)
     first, second = [await follow_feed(feed, database, bookmark_seconds=0.01) for _ in range(2)]
-    [told], [told_too] = await next_events(first), await next_events(second)
-    assert told == Bookmark(2)
-    assert told is told_too  # so that it is executed once
+    [bookmark], [same_bookmark] = await next_events(first), await next_events(second)
+    assert bookmark == Bookmark(2)
+    assert bookmark is same_bookmark  # so that it is executed once
 
 
-async def test_a_bookmark_passes_over_what_the_filter_hides_and_nothing_else(
+async def test_a_bookmark_advances_past_hidden_changes_only(
     database: Database,
 ) -> None:
-    feed = await a_feed(database)
+    feed = await create_feed(database)
     events = await follow_feed(feed, database, 2, ONLY_IN, bookmark_seconds=0)
-    await append(database, OUT, OUT)
-    await read_on(feed, database)
+    await append_changes(database, OUT, OUT)
+    await let_feed_read(feed, database)
     assert await next_events(events) == [feed.make_bookmark(4)]
-    await append(database, OUT, IN, OUT)
-    await read_on(feed, database)
+    await append_changes(database, OUT, IN, OUT)
+    await let_feed_read(feed, database)
     assert await next_revisions(events, 1) == [6]
     assert await next_events(events) == [feed.make_bookmark(7)]
 
 
-async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
+async def test_no_bookmark_is_sent_while_the_feed_is_disconnected(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feed = await a_feed(database)
+    feed = await create_feed(database)
 
     @asynccontextmanager
-    async def away(*_: object) -> AsyncIterator[None]:
+    async def raise_unavailable(*_: object) -> AsyncIterator[None]:
         raise Unavailable(1)
         yield
 
@@ -445,61 +448,64 @@ async def test_no_bookmark_tells_that_all_is_well_while_the_database_is_away(
     async with run_feed(feed):
         assert await next_events(events) == [feed.make_bookmark(2)]
         with monkeypatch.context() as outage:
-            outage.setattr(feed_module, "open_listener", away)
+            outage.setattr(feed_module, "open_listener", raise_unavailable)
             await cut_listeners(database)
             await wait_until(lambda: not feed.is_connected)
             waiting = asyncio.create_task(next_events(events))
             await asyncio.wait([waiting], timeout=0.05)
             assert not waiting.done()
-            await append(database, OUT)
-        [told] = await waiting
-    assert isinstance(told, StatusChanged)
+            await append_changes(database, OUT)
+        [event] = await waiting
+    assert isinstance(event, StatusChanged)
 
 
-async def test_a_reader_that_is_quick_gets_all_of_a_commit_larger_than_what_is_kept(
+async def test_a_quick_reader_gets_all_of_a_commit_larger_than_the_kept_changes(
     database: Database,
 ) -> None:
-    feed = await a_feed(database, max_lag=3)
+    feed = await create_feed(database, max_lag=3)
     reading = asyncio.create_task(next_revisions(await follow_feed(feed, database, 2), 10))
-    await append(database, *[IN] * 10)
-    await read_on(feed, database)
+    await append_changes(database, *[IN] * 10)
+    await let_feed_read(feed, database)
     assert await reading == list(range(3, 13))
 
 
-async def test_a_reader_that_starts_ahead_of_the_feed_is_told_what_follows(
+async def test_a_reader_that_starts_ahead_of_the_feed_gets_the_next_changes(
     database: Database,
 ) -> None:
-    feed = await a_feed(database)
-    await append(database, IN, IN)
+    feed = await create_feed(database)
+    await append_changes(database, IN, IN)
     now, before = await follow_feed(feed, database), await follow_feed(feed, database, 3)
-    reading = [asyncio.create_task(next_revisions(*each)) for each in [(now, 1), (before, 2)]]
-    await append(database, IN)
-    await read_on(feed, database)
+    reading = [
+        asyncio.create_task(next_revisions(now, 1)),
+        asyncio.create_task(next_revisions(before, 2)),
+    ]
+    await append_changes(database, IN)
+    await let_feed_read(feed, database)
     assert await asyncio.gather(*reading) == [[5], [4, 5]]
 
 
-async def test_a_log_trimmed_of_all_that_was_not_read_asks_for_a_resync_and_goes_on(
+async def test_a_log_trimmed_beyond_the_feed_requires_a_resync_and_the_feed_goes_on(
     database: Database,
 ) -> None:
-    feed = await a_feed(database)
+    feed = await create_feed(database)
     waiting = await follow_feed(feed, database, 2)
-    asked = asyncio.create_task(next_events(waiting))
-    await append(database, IN, IN)
-    await trim(database, 0)
+    next_event = asyncio.create_task(next_events(waiting))
+    await append_changes(database, IN, IN)
+    await trim_log(database, 0)
     with record_statements(database) as sent:
-        await read_on(feed, database)
+        await let_feed_read(feed, database)
     assert len(sent) < 10
-    [told] = await asked
-    assert isinstance(told, ResyncRequired)
-    assert told.revision == 4
+    [event] = await next_event
+    assert isinstance(event, ResyncRequired)
+    assert event.revision == 4
     events = await follow_feed(feed, database, 4)
-    await append(database, IN)
-    await read_on(feed, database)
+    await append_changes(database, IN)
+    await let_feed_read(feed, database)
     assert await next_revisions(events, 1) == [5]
 
 
-async def test_false_news_do_no_harm(database: Database) -> None:
-    feed = await a_feed(database)
+async def test_false_notifications_do_no_harm(database: Database) -> None:
+    feed = await create_feed(database)
     events = await follow_feed(feed, database, 2)
     async with run_feed(feed):
         await wait_until(lambda: feed.is_connected)
@@ -508,7 +514,7 @@ async def test_false_news_do_no_harm(database: Database) -> None:
             for payload in ("999999", "0"):
                 async with database.write() as session:
                     await session.execute(text(f"NOTIFY {CHANNEL}, '{payload}'"))
-                await append(database, IN)
+                await append_changes(database, IN)
                 assert len(await next_revisions(events, 1)) == 1
         assert feed.revision == 4
         assert feed.log_resets == 0
@@ -521,84 +527,84 @@ WHERE application_name = 'node-registry-listen' AND datname = current_database()
 """
 
 
-async def test_a_log_set_back_while_it_is_followed_asks_for_a_resync_and_goes_on(
+async def test_a_log_reset_requires_a_resync_of_each_reader_and_the_feed_goes_on(
     database: Database,
 ) -> None:
-    await append(database, IN, IN)
-    feed = await a_feed(database)
+    await append_changes(database, IN, IN)
+    feed = await create_feed(database)
     async with run_feed(feed):
         behind, live, idle = [await follow_feed(feed, database, 4) for _ in range(3)]
-        asked = asyncio.create_task(next_events(idle))
-        await append(database, IN, IN)
+        first_events = asyncio.create_task(next_events(idle))
+        await append_changes(database, IN, IN)
         assert await next_revisions(live, 2) == [5, 6]
-        assert [len(await asked)] == [2]
+        assert [len(await first_events)] == [2]
         waiting = asyncio.create_task(next_events(idle))
-        await restore(database, 3)
-        await append(database, OUT)
+        await restore_log(database, 3)
+        await append_changes(database, OUT)
         for reader in (waiting, next_events(live), next_events(behind)):
-            [told] = await reader
-            assert isinstance(told, ResyncRequired)
-            assert told.revision in {3, 4}
+            [event] = await reader
+            assert isinstance(event, ResyncRequired)
+            assert event.revision in {3, 4}
         assert (await next_revisions(await follow_feed(feed, database, 3), 1)) == [4]
         assert feed.log_resets == 1
 
 
-async def test_a_log_that_has_passed_what_it_lost_is_known_by_what_it_says_there(
+async def test_a_log_that_reused_lost_revisions_is_recognized_as_reset(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a standby took over that lacked the last commits, and changes went on at once."""
-    feed = await a_feed(database)
+    """A promoted standby may lack the last commits and assign their revisions again."""
+    feed = await create_feed(database)
     async with run_feed(feed):
-        await append(database, IN, IN)
+        await append_changes(database, IN, IN)
         events = await follow_feed(feed, database, 2)
         assert await next_revisions(events, 2) == [3, 4]
         with monkeypatch.context() as outage:
-            outage.setattr(database, "connect_to_listen", _no_connection)
+            outage.setattr(database, "connect_to_listen", raise_no_connection)
             await cut_listeners(database)
-            await restore(database, 3)
-            await append(database, OUT, OUT, OUT)
-        [told] = await next_events(events)
-        assert isinstance(told, ResyncRequired)
-        assert told.reason == "the change log was reset"
-        assert told.revision == 6
+            await restore_log(database, 3)
+            await append_changes(database, OUT, OUT, OUT)
+        [event] = await next_events(events)
+        assert isinstance(event, ResyncRequired)
+        assert event.reason == "the change log was reset"
+        assert event.revision == 6
 
 
-def _no_connection() -> None:
+def raise_no_connection() -> None:
     raise Unavailable(1)
 
 
-async def test_a_cut_of_the_connection_alone_asks_nobody_for_a_resync(database: Database) -> None:
-    feed = await a_feed(database)
+async def test_a_cut_connection_alone_requires_no_resync(database: Database) -> None:
+    feed = await create_feed(database)
     events = await follow_feed(feed, database, 2)
     async with run_feed(feed):
         for number in range(3):
-            await append(database, IN)
+            await append_changes(database, IN)
             await cut_listeners(database)
             assert await next_revisions(events, 1) == [3 + number]
-        await trim(database, 0)
+        await trim_log(database, 0)
         await cut_listeners(database)
-        await append(database, IN)
+        await append_changes(database, IN)
         assert await next_revisions(events, 1) == [6]
     assert feed.log_resets == 0
 
 
 @pytest.mark.parametrize("node_filter", [ONLY_IN, FOUND_IN])
-async def test_what_is_kept_is_filtered_though_the_log_holds_it_no_more(
+async def test_a_filter_matches_kept_changes_that_were_trimmed_from_the_log(
     database: Database, node_filter: NodeFilter
 ) -> None:
-    """A quiet registry keeps changes that are older than its log reaches back."""
-    feed = await a_feed(database)
+    """The feed of a quiet registry keeps changes that are older than the oldest in the log."""
+    feed = await create_feed(database)
     first, second = [await follow_feed(feed, database, 2, node_filter) for _ in range(2)]
-    await append(database, IN, OUT, IN)
-    await read_on(feed, database)
-    await trim(database, 1)
+    await append_changes(database, IN, OUT, IN)
+    await let_feed_read(feed, database)
+    await trim_log(database, 1)
     assert await next_revisions(first, 2) == [3, 5]
     assert await next_revisions(await follow_feed(feed, database, 4, node_filter), 1) == [5]
     assert await next_revisions(await follow_feed(feed, database, 2), 3) == [3, 4, 5]
     await second.aclose()
 
 
-async def test_whatever_a_cut_connection_fails_with_the_feed_goes_on(
+async def test_the_feed_reconnects_after_any_error_of_a_cut_connection(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "_MAX_BACKOFF_SECONDS", 0.01)
@@ -610,9 +616,9 @@ async def test_whatever_a_cut_connection_fails_with_the_feed_goes_on(
         await listen(*arguments)
 
     monkeypatch.setattr(asyncpg.Connection, "add_listener", fail_first)
-    feed = await a_feed(database)
+    feed = await create_feed(database)
     events = await follow_feed(feed, database, 2)
-    await append(database, IN)
+    await append_changes(database, IN)
     async with run_feed(feed):
         assert await next_revisions(events, 1) == [3]
 
@@ -626,7 +632,7 @@ FAILURES = [
 ]
 
 
-async def test_a_server_that_does_not_answer_when_it_is_told_to_listen_is_left(
+async def test_a_server_that_does_not_answer_a_listen_is_abandoned(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def hang(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Subscriptions that are alike share the work of an event, and nothing of it is anybody else's."""
+"""Equal subscriptions share the execution of an event; callers of other permissions do not."""
 
 import asyncio
 from collections import Counter
@@ -31,61 +31,65 @@ from tests.support.waiting import wait_until
 
 
 @dataclass(eq=False)
-class Stage:
-    """What the events of the test's own schema do while they are executed."""
+class Execution:
+    """The state of the test's own resolvers, and how often each event was executed."""
 
     executed: Counter[str] = field(default_factory=Counter)
-    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
-    failing: bool = False
+    may_continue: asyncio.Event = field(default_factory=asyncio.Event)
+    is_failing: bool = False
 
 
-STAGE = Stage()
+EXECUTION = Execution()
 
 
-def caller(role: Role = Role.VIEWER, *nodes: str, name: str = "one") -> Caller:
+def make_caller(role: Role = Role.VIEWER, *nodes: str, name: str = "one") -> Caller:
     return Caller(Identity(name, role, frozenset(nodes)), "127.0.0.1")
 
 
-ONE = caller()
+CALLER = make_caller()
 
 
 @strawberry.type
-class Said:
-    """One that several subscriptions are told of."""
+class Message:
+    """An event that several subscriptions receive."""
 
     text: str
 
     @strawberry.field
-    async def told_to(self, info: Info) -> str:
-        STAGE.executed[self.text] += 1
-        await STAGE.may_go_on.wait()
-        if STAGE.failing:
+    async def text_for_caller(self, info: Info) -> str:
+        EXECUTION.executed[self.text] += 1
+        await EXECUTION.may_continue.wait()
+        if EXECUTION.is_failing:
             raise Unavailable(1)
         identity = info.context.caller.identity
         return " ".join([self.text, "for", identity.role, *sorted(identity.nodes)])
 
 
-EVENTS = [Said(text="first"), Said(text="second")]
+EVENTS = [Message(text="first"), Message(text="second")]
 
 
-def itself(event: Said) -> Said:
+def return_event(event: Message) -> Message:
     return event
 
 
-async def said() -> AsyncGenerator[Sequence[Said], None]:
+async def open_messages() -> AsyncGenerator[Sequence[Message], None]:
     yield EVENTS
 
 
 @strawberry.type
 class Subscription:
-    @strawberry.subscription(**declare(EVERYBODY, "What is said."))  # type: ignore[untyped-decorator]  # as its schema is
-    async def said(self, after: Revision | None = None, loud: bool = False) -> AsyncIterator[Said]:  # noqa: FBT001, FBT002  # as GraphQL has them
-        del after, loud  # they say only what is asked
-        return EventBatches(said(), itself)
+    @strawberry.subscription(**declare(EVERYBODY, "Messages."))  # type: ignore[untyped-decorator]  # as its schema is
+    async def messages(
+        self,
+        after: Revision | None = None,
+        loud: bool = False,  # noqa: FBT001, FBT002  # a GraphQL argument
+    ) -> AsyncIterator[Message]:
+        del after, loud  # the arguments only make operations differ
+        return EventBatches(open_messages(), return_event)
 
-    @strawberry.subscription(**declare(EVERYBODY, "What is said to all."))  # type: ignore[untyped-decorator]  # as above
-    async def cried(self) -> AsyncIterator[Said]:
-        return EventBatches(said(), itself, same_for_all=True)
+    @strawberry.subscription(**declare(EVERYBODY, "Messages that are the same for all."))  # type: ignore[untyped-decorator]  # as above
+    async def announcements(self) -> AsyncIterator[Message]:
+        return EventBatches(open_messages(), return_event, same_for_all=True)
 
 
 @strawberry.type
@@ -100,134 +104,147 @@ SCHEMA = Schema(
 )
 DOCUMENT = """
 subscription One($after: Revision, $loud: Boolean! = false) {
-  said(after: $after, loud: $loud) { toldTo }
+  messages(after: $after, loud: $loud) { textForCaller }
 }
-subscription Two { said { toldTo } }
+subscription Two { messages { textForCaller } }
 """
 
 
 @pytest.fixture
 def engine(server: LiveServer) -> Engine:
-    STAGE.__init__()  # type: ignore[misc]  # anew for each test
-    STAGE.may_go_on.set()
+    EXECUTION.__init__()  # type: ignore[misc]  # reset for each test
+    EXECUTION.may_continue.set()
     return Engine(SCHEMA, server.services)
 
 
-def request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> GraphQLRequest:
-    asked = {"query": document, "operationName": name, "variables": variables}
-    return GraphQLRequest.model_validate(asked)
+def make_request(name: str = "One", document: str = DOCUMENT, **variables: Any) -> GraphQLRequest:
+    body = {"query": document, "operationName": name, "variables": variables}
+    return GraphQLRequest.model_validate(body)
 
 
 async def subscribe(
-    engine: Engine, asked: GraphQLRequest, by: Caller = ONE
+    engine: Engine, request: GraphQLRequest, caller: Caller = CALLER
 ) -> AsyncGenerator[str, None]:
-    stream = await engine.handle(asked, by)
+    stream = await engine.handle(request, caller)
     assert not isinstance(stream, str)
     async with aclosing(stream) as payloads:
         async for payload in payloads:
             yield payload
 
 
-async def collect_events(engine: Engine, asked: GraphQLRequest, by: Caller = ONE) -> list[str]:
-    async with aclosing(subscribe(engine, asked, by)) as payloads:
-        return [orjson.loads(payload)["data"]["said"]["toldTo"] async for payload in payloads]
+async def collect_texts(
+    engine: Engine, request: GraphQLRequest, caller: Caller = CALLER
+) -> list[str]:
+    async with aclosing(subscribe(engine, request, caller)) as payloads:
+        return [
+            orjson.loads(payload)["data"]["messages"]["textForCaller"] async for payload in payloads
+        ]
 
 
-async def test_what_is_alike_is_executed_once_and_the_same_to_the_byte(
+async def test_an_event_of_equal_subscriptions_is_executed_once_with_identical_payloads(
     engine: Engine,
 ) -> None:
-    streams = [subscribe(engine, request(after=str(number))) for number in range(20)]
+    streams = [subscribe(engine, make_request(after=str(number))) for number in range(20)]
     payloads = [[payload async for payload in stream] for stream in streams]
-    assert STAGE.executed == {"first": 1, "second": 1}
+    assert EXECUTION.executed == {"first": 1, "second": 1}
     assert all(payload is payloads[0][0] for payload, _ in payloads)
 
 
-async def test_what_differs_is_executed_for_each(engine: Engine) -> None:
-    for asked in (
-        request(),
-        request(loud=True),
-        request("Two"),
-        request(document=DOCUMENT + "# another document"),
+async def test_an_event_of_different_operations_is_executed_for_each(engine: Engine) -> None:
+    for request in (
+        make_request(),
+        make_request(loud=True),
+        make_request("Two"),
+        make_request(document=DOCUMENT + "# another document"),
     ):
-        assert await collect_events(engine, asked) == ["first for viewer", "second for viewer"]
-    assert STAGE.executed["first"] == 4
+        assert await collect_texts(engine, request) == ["first for viewer", "second for viewer"]
+    assert EXECUTION.executed["first"] == 4
 
 
-async def test_nobody_gets_what_was_made_for_a_caller_of_other_rights(
+async def test_no_caller_gets_a_payload_made_for_other_permissions(
     engine: Engine,
 ) -> None:
-    STAGE.may_go_on.clear()
+    EXECUTION.may_continue.clear()
     callers = [
-        caller(Role.VIEWER, name="one"),
-        caller(Role.OPERATOR, name="one"),
-        caller(Role.AGENT, "a", name="one"),
-        caller(Role.AGENT, "b", name="one"),
-        caller(Role.AGENT, "a", "b", name="one"),
+        make_caller(Role.VIEWER, name="one"),
+        make_caller(Role.OPERATOR, name="one"),
+        make_caller(Role.AGENT, "a", name="one"),
+        make_caller(Role.AGENT, "b", name="one"),
+        make_caller(Role.AGENT, "a", "b", name="one"),
     ]
     tasks = []
-    for each in callers * 2:
-        tasks.append(asyncio.create_task(collect_events(engine, request(), each)))
+    for caller in callers * 2:
+        tasks.append(asyncio.create_task(collect_texts(engine, make_request(), caller)))
         await asyncio.sleep(0)
-    STAGE.may_go_on.set()
-    of_each = ["viewer", "operator", "agent a", "agent b", "agent a b"]
+    EXECUTION.may_continue.set()
+    permissions = ["viewer", "operator", "agent a", "agent b", "agent a b"]
     assert await asyncio.gather(*tasks) == [
-        [f"first for {rights}", f"second for {rights}"] for rights in of_each * 2
+        [f"first for {permission}", f"second for {permission}"] for permission in permissions * 2
     ]
-    assert STAGE.executed["first"] == 5
+    assert EXECUTION.executed["first"] == 5
 
 
-async def test_what_looks_alike_to_all_is_executed_once_whatever_their_rights(
+async def test_an_event_that_is_the_same_for_all_is_executed_once_for_all_permissions(
     engine: Engine,
 ) -> None:
-    asked = request("All", "subscription All { said: cried { toldTo } }")
-    for by in (caller(Role.VIEWER), caller(Role.AGENT, "a"), caller(Role.AGENT, "b")):
-        assert await collect_events(engine, asked, by) == ["first for viewer", "second for viewer"]
-    assert STAGE.executed == {"first": 1, "second": 1}
+    request = make_request("All", "subscription All { messages: announcements { textForCaller } }")
+    for caller in (
+        make_caller(Role.VIEWER),
+        make_caller(Role.AGENT, "a"),
+        make_caller(Role.AGENT, "b"),
+    ):
+        assert await collect_texts(engine, request, caller) == [
+            "first for viewer",
+            "second for viewer",
+        ]
+    assert EXECUTION.executed == {"first": 1, "second": 1}
 
 
-async def test_callers_of_the_same_rights_share(engine: Engine) -> None:
+async def test_callers_of_the_same_permissions_share(engine: Engine) -> None:
     for name in ("one", "two"):
-        await collect_events(engine, request(), caller(name=name))
-    assert STAGE.executed == {"first": 1, "second": 1}
+        await collect_texts(engine, make_request(), make_caller(name=name))
+    assert EXECUTION.executed == {"first": 1, "second": 1}
 
 
-async def test_what_failed_is_executed_anew_for_who_comes_later(engine: Engine) -> None:
-    STAGE.failing = True
-    payloads = [payload async for payload in subscribe(engine, request())]
+async def test_an_event_whose_execution_failed_is_executed_again_for_later_subscribers(
+    engine: Engine,
+) -> None:
+    EXECUTION.is_failing = True
+    payloads = [payload async for payload in subscribe(engine, make_request())]
     assert all("UNAVAILABLE" in payload for payload in payloads)
-    STAGE.failing = False
-    assert await collect_events(engine, request()) == ["first for viewer", "second for viewer"]
+    EXECUTION.is_failing = False
+    assert await collect_texts(engine, make_request()) == ["first for viewer", "second for viewer"]
 
 
-async def test_one_that_leaves_in_the_middle_disturbs_nobody(engine: Engine) -> None:
-    STAGE.may_go_on.clear()
-    leaves, stays = [asyncio.create_task(collect_events(engine, request())) for _ in range(2)]
-    await wait_until(lambda: STAGE.executed)
+async def test_a_subscriber_that_leaves_during_execution_disturbs_no_other(engine: Engine) -> None:
+    EXECUTION.may_continue.clear()
+    leaves, stays = [asyncio.create_task(collect_texts(engine, make_request())) for _ in range(2)]
+    await wait_until(lambda: EXECUTION.executed)
     leaves.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaves
-    STAGE.may_go_on.set()
+    EXECUTION.may_continue.set()
     assert await stays == ["first for viewer", "second for viewer"]
 
 
-async def test_a_stream_that_breaks_off_says_so_in_an_error(
+async def test_a_stream_that_fails_ends_with_an_error(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def broken() -> AsyncGenerator[Sequence[Said], None]:
+    async def open_broken_messages() -> AsyncGenerator[Sequence[Message], None]:
         yield EVENTS[:1]
         raise Unavailable(1)
 
-    monkeypatch.setitem(globals(), "said", broken)
-    STAGE.__init__()  # type: ignore[misc]  # anew
-    STAGE.may_go_on.set()
-    payloads = subscribe(Engine(SCHEMA, server.services), request())
+    monkeypatch.setitem(globals(), "open_messages", open_broken_messages)
+    EXECUTION.__init__()  # type: ignore[misc]  # reset
+    EXECUTION.may_continue.set()
+    payloads = subscribe(Engine(SCHEMA, server.services), make_request())
     assert await anext(payloads)
     with pytest.raises(OperationRefused) as refused:
         await anext(payloads)
     assert refused.value.errors[0]["extensions"]["code"] == "UNAVAILABLE"
 
 
-async def test_nested_fields_are_read_once_for_all_and_a_filter_is_matched_in_memory(
+async def test_subscribers_share_the_read_of_nested_fields_and_filters_match_in_memory(
     quiet_server: LiveServer,
 ) -> None:
     server = quiet_server
@@ -245,7 +262,7 @@ async def test_nested_fields_are_read_once_for_all_and_a_filter_is_matched_in_me
             for _ in range(10):
                 await client.receive()
     assert len([statement for statement in sent if "node_profiles" in statement]) == 1
-    assert not [statement for statement in sent if "labels @>" in statement]  # matched in memory
+    assert not [statement for statement in sent if "labels @>" in statement]
 
 
 async def test_nested_fields_of_many_events_cost_one_statement(start_server: StartServer) -> None:

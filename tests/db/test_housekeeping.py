@@ -1,4 +1,4 @@
-"""Tokens that have been dead for long are forgotten."""
+"""Housekeeping purges tokens that ended long ago."""
 
 from db.core.database import Database
 from graph.core.settings import Settings
@@ -8,11 +8,11 @@ from tests.support.fleet import fetch_rows
 from tests.support.keyring import DAY, age_tokens, create_token, list_valid_tokens, revoke_token
 
 
-async def test_keys_that_have_been_dead_for_90_days_are_forgotten(database: Database) -> None:
-    dead, alive = await create_token(database), await create_token(database, lifetime=None)
-    await revoke_token(database, dead.token.public_id)
+async def test_tokens_that_ended_90_days_ago_are_purged(database: Database) -> None:
+    revoked, valid = await create_token(database), await create_token(database, lifetime=None)
+    await revoke_token(database, revoked.token.public_id)
     for expected in (2, 1):
         await age_tokens(database, 46 * DAY)
         await Housekeeping(database, Settings(), Metrics()).purge_tokens()
         assert await fetch_rows(database, "SELECT count(*) FROM tokens") == [(expected,)]
-    assert await list_valid_tokens(database, alive) == [alive]
+    assert await list_valid_tokens(database, valid) == [valid]

@@ -1,4 +1,4 @@
-"""The answers to a router's question, compared with a plain model over random fleets."""
+"""The rankings of the node snapshot, compared with a plain model over random fleets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ MEMORY = st.sampled_from([0.0, 1000.0, 16384.0, 64000.0])
 
 @dataclass(frozen=True)
 class Subject:
-    """A node as the model sees it; `metrics` is None if it measured nothing."""
+    """A node of the model; `metrics` is None if it measured nothing."""
 
     role: NodeRole
     type: NodeType
@@ -87,15 +87,15 @@ def find_most_free_gpu_memory(metrics: dict[str, Any]) -> float | None:
 def is_fit(need: Requirements, subject: Subject) -> bool:
     metrics = subject.metrics or {}
     labels = set(subject.labels)
-    wanted = need.labels or LabelSelector()
+    selector = need.labels or LabelSelector()
     return all(
         (
             subject.status in [NodeStatus.ONLINE] + [NodeStatus.DEGRADED] * need.include_degraded,
             need.roles is None or subject.role in need.roles,
             need.types is None or subject.type in need.types,
-            wanted.all is None or set(wanted.all) <= labels,
-            wanted.any is None or bool(set(wanted.any) & labels),
-            wanted.none is None or not set(wanted.none) & labels,
+            selector.all is None or set(selector.all) <= labels,
+            selector.any is None or bool(set(selector.any) & labels),
+            selector.none is None or not set(selector.none) & labels,
             need.capabilities is None or CONTAINED[need.capabilities](subject),
             need.model is None or need.model in subject.models,
             is_enough(metrics.get("memory_available_mb"), need.min_memory_available_mb),
@@ -160,7 +160,7 @@ async def write_subjects(database: Database, subjects: list[Subject]) -> None:
     ranking=st.sampled_from(NodeRanking),
     limit=st.integers(0, 8),
 )
-async def test_the_answers_are_those_of_a_plain_model(
+async def test_the_rankings_equal_those_of_a_plain_model(
     database: Database,
     subjects: list[Subject],
     needs: list[Requirements],
@@ -168,18 +168,21 @@ async def test_the_answers_are_those_of_a_plain_model(
     limit: int,
 ) -> None:
     await write_subjects(database, subjects)
-    fleet = NodeSnapshot(database, ChangeFeed(database, check_seconds=1, max_lag=1))
-    known = {f"n{number}": subject for number, subject in enumerate(subjects)}
+    snapshot = NodeSnapshot(database, ChangeFeed(database, check_seconds=1, max_lag=1))
+    subjects_by_id = {f"n{number}": subject for number, subject in enumerate(subjects)}
     for need in needs:
-        fit = {name for name, subject in known.items() if is_fit(need, subject)}
-        answer = await fleet.rank_candidates(need, ranking, limit)
-        found = [(node.node_id, score) for node, score in answer.candidates]
+        fit = {name for name, subject in subjects_by_id.items() if is_fit(need, subject)}
+        result = await snapshot.rank_candidates(need, ranking, limit)
+        found = [(node.node_id, score) for node, score in result.candidates]
         names = {name for name, _ in found}
         scores = [score for _, score in found]
         assert names <= fit
         assert len(found) == min(limit, len(fit))
-        assert scores == pytest.approx([compute_score(known[name], ranking) for name, _ in found])
+        assert scores == pytest.approx(
+            [compute_score(subjects_by_id[name], ranking) for name, _ in found]
+        )
         assert scores == sorted(scores, reverse=True)
-        left_out = [compute_score(known[name], ranking) for name in fit - names]
+        left_out = [compute_score(subjects_by_id[name], ranking) for name in fit - names]
         assert not scores or max(left_out, default=0) <= scores[-1] + 1e-9
-        assert [offer.node_id for offer in answer.excluded] == sorted(set(known) - fit)
+        excluded = [candidate.node_id for candidate in result.excluded]
+        assert excluded == sorted(set(subjects_by_id) - fit)

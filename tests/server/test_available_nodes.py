@@ -1,4 +1,4 @@
-"""The router's query for available nodes: ranked candidates, and why other nodes are excluded."""
+"""The router's question: ranked candidates, the reasons for the excluded nodes, and changes."""
 
 import asyncio
 import random
@@ -161,8 +161,8 @@ async def test_limits_and_rankings_are_applied(server: LiveServer) -> None:
         await register_own_node(server, node_id, metrics={"memoryAvailableMb": free})
     assert await list_candidates(server, rank="MOST_FREE_MEMORY", limit=2) == ["b", "c"]
     assert await list_candidates(server, limit=0) == []
-    refused = await server.post(AVAILABLE, limit=1001)
-    assert refused["errors"][0]["extensions"]["field"] == "limit"
+    rejected = await server.post(AVAILABLE, limit=1001)
+    assert rejected["errors"][0]["extensions"]["field"] == "limit"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ async def test_a_deeply_nested_requirement_is_rejected(server: LiveServer) -> No
     nested: Any = {}
     for _ in range(900):
         nested = {"a": nested}
-    await find_available(server)  # so that answers may be shared
+    await find_available(server)  # so that responses are cached
     [error] = (await server.post(AVAILABLE, require={"capabilities": nested}))["errors"]
     assert error["extensions"]["code"] == "BAD_INPUT"
 
@@ -210,16 +210,16 @@ async def test_an_identical_query_costs_no_statement_until_something_changes(
     with record_statements(quiet_server.services.database) as sent:
         for _ in range(20):
             assert await list_candidates(quiet_server) == ["a"]
-    asked_of_nodes = [statement for statement in sent if "FROM nodes" in statement]
-    assert len([s for s in asked_of_nodes if "heartbeat_log" not in s]) <= 1
+    node_reads = [statement for statement in sent if "FROM nodes" in statement]
+    assert len([read for read in node_reads if "heartbeat_log" not in read]) <= 1
 
 
 async def test_identical_queries_of_one_snapshot_get_identical_responses(
     server: LiveServer,
 ) -> None:
     await register_own_node(server, "a")
-    asked = {"query": AVAILABLE, "variables": {"require": MINE}}
-    replies = await asyncio.gather(*(server.http.post("/graphql", json=asked) for _ in range(20)))
+    request = {"query": AVAILABLE, "variables": {"require": MINE}}
+    replies = await asyncio.gather(*(server.http.post("/graphql", json=request) for _ in range(20)))
     assert len({reply.content for reply in replies}) <= 3
     other = await server.execute(AVAILABLE, require=MINE | {"types": ["ROUTER"]})
     assert other["availableNodes"]["candidates"] == []
@@ -324,19 +324,19 @@ async def test_a_follower_that_falls_behind_receives_the_set_again(server: LiveS
     await register_own_node(server, "a")
     async with server.services.database.read() as session:
         row = await nodes.find_node(session, "a")
-        seen = await node_delta.read_delta(session, None)
+        delta = await node_delta.read_delta(session, None)
     assert row is not None
-    [online] = [found for found in seen.changed if found.node_id == "a"]
+    [online] = [candidate for candidate in delta.changed if candidate.node_id == "a"]
     offline = replace(online, status=NodeStatus.OFFLINE)
-    watch = CandidateWatch(server.services.database, NO_REQUIREMENTS, [online], seen.revision)
+    watch = CandidateWatch(server.services.database, NO_REQUIREMENTS, [online], delta.revision)
     async with aclosing(follow_candidates(nullcontext(watch))) as events:
         [first] = await anext(events)
         assert isinstance(first, CandidatesSnapshot)
         for step in range(MAX_STEPS + 1):
-            watch.apply_delta(seen.revision, [online if step % 2 else offline], [], {row.id: row})
-        [anew] = await anext(events)
-        assert anew == CandidatesSnapshot(3, [])
-        watch.apply_delta(seen.revision, [online], [], {row.id: row})
+            watch.apply_delta(delta.revision, [online if step % 2 else offline], [], {row.id: row})
+        [snapshot] = await anext(events)
+        assert snapshot == CandidatesSnapshot(3, [])
+        watch.apply_delta(delta.revision, [online], [], {row.id: row})
         [entered] = await anext(events)
         assert isinstance(entered, CandidateEntered)
 

@@ -1,4 +1,4 @@
-"""Heartbeats, followed live, whichever server they came through."""
+"""Live heartbeats of a node, from every server that receives them."""
 
 import asyncio
 from typing import Any
@@ -25,11 +25,12 @@ async def next_heartbeat(client: Client) -> dict[str, Any]:
     return heartbeat
 
 
-async def followed(server: LiveServer, subscribers: int = 1) -> None:
+async def wait_for_subscribers(server: LiveServer, subscribers: int = 1) -> None:
+    """Wait until the heartbeat tail has this many subscribers."""
     await wait_until(lambda: server.services.heartbeat_tail.subscriber_count >= subscribers)
 
 
-async def test_heartbeats_arrive_in_order_and_from_now_on(start_server: StartServer) -> None:
+async def test_new_heartbeats_arrive_in_order(start_server: StartServer) -> None:
     async with (
         start_server(heartbeat_stream_seconds=0.02) as server,
         connect(server.websocket_url) as client,
@@ -38,7 +39,7 @@ async def test_heartbeats_arrive_in_order_and_from_now_on(start_server: StartSer
         await register(server, "b")
         await beat(server, "a", 1, metrics={"cpuPercent": 1})
         await client.subscribe("1", HEARTBEATS, nodeId="a")
-        await followed(server)
+        await wait_for_subscribers(server)
         for sequence in range(2, 6):
             await beat(server, "a", sequence, metrics={"cpuPercent": sequence})
             await beat(server, "b", sequence)
@@ -49,23 +50,23 @@ async def test_heartbeats_arrive_in_order_and_from_now_on(start_server: StartSer
 
 async def test_heartbeats_of_another_server_arrive_too(start_server: StartServer) -> None:
     fast = {"heartbeat_stream_seconds": 0.02}
-    async with start_server(**fast) as one, start_server(**fast) as two:
-        await register(one, "a")
-        async with connect(one.websocket_url) as client:
+    async with start_server(**fast) as server_1, start_server(**fast) as server_2:
+        await register(server_1, "a")
+        async with connect(server_1.websocket_url) as client:
             await client.subscribe("1", HEARTBEATS, nodeId="a")
-            await followed(one)
-            recorded = await beat(two, "a", 1)
+            await wait_for_subscribers(server_1)
+            recorded = await beat(server_2, "a", 1)
             assert (await next_heartbeat(client))["receivedAt"] == recorded["receivedAt"]
 
 
-async def test_a_slow_reader_misses_the_oldest(server: LiveServer) -> None:
+async def test_a_slow_reader_misses_the_oldest_heartbeats(server: LiveServer) -> None:
     await register(server, "a")
     async with server.services.database.read() as session:
         node = await nodes.find_node(session, "a")
     assert node is not None
-    feed = HeartbeatTail(server.services.database, interval_seconds=0.01)
-    with feed.subscribe(node.id, 0) as subscriber:
-        running = asyncio.create_task(feed.run())
+    tail = HeartbeatTail(server.services.database, interval_seconds=0.01)
+    with tail.subscribe(node.id, 0) as subscriber:
+        running = asyncio.create_task(tail.run())
         for sequence in range(MAX_WAITING + 5):
             await beat(server, "a", sequence, metrics={"cpuPercent": sequence})
         await wait_until(
@@ -75,7 +76,7 @@ async def test_a_slow_reader_misses_the_oldest(server: LiveServer) -> None:
         assert [h.metrics["cpu_percent"] for h in subscriber.waiting] == list(range(5, 105))
 
 
-async def test_an_unknown_node_is_refused(server: LiveServer) -> None:
+async def test_an_unknown_node_is_rejected(server: LiveServer) -> None:
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", HEARTBEATS, nodeId="nobody")
         message = await client.receive()
@@ -83,7 +84,7 @@ async def test_an_unknown_node_is_refused(server: LiveServer) -> None:
     assert message["payload"][0]["extensions"]["code"] == "NODE_NOT_FOUND"
 
 
-async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartServer) -> None:
+async def test_the_tail_sends_no_statement_without_subscribers(start_server: StartServer) -> None:
     quiet = {"sweep_interval_seconds": 3600, "listen_check_seconds": 300}
     async with (
         start_server(heartbeat_stream_seconds=0.01, **quiet) as server,
@@ -92,7 +93,7 @@ async def test_nobody_asks_the_database_when_nobody_follows(start_server: StartS
         await register(server, "a")
         await wait_for_revision(server, 3)
         await client.subscribe("1", HEARTBEATS, nodeId="a")
-        await followed(server)
+        await wait_for_subscribers(server)
         with record_statements(server.services.database) as sent:
             await wait_until(lambda: sent)
         await client.send({"id": "1", "type": "complete"})

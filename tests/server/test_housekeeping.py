@@ -1,4 +1,4 @@
-"""Housekeeping: the change log has an end, and those who follow it are told."""
+"""Housekeeping of the change log, and what its subscribers receive after a trim."""
 
 from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
@@ -11,11 +11,11 @@ mutation Batch($i: [RecordHeartbeatInput!]!) { recordHeartbeats(inputs: $i) { __
 """
 
 
-def upkeep(server: LiveServer) -> Housekeeping:
+def make_housekeeping(server: LiveServer) -> Housekeeping:
     return Housekeeping(server.services.database, server.services.settings, Metrics())
 
 
-async def changes_left(server: LiveServer) -> list[int]:
+async def list_revisions(server: LiveServer) -> list[int]:
     data = await server.execute("{ statusChanges(first: 1000) { nodes { revision } } }")
     return [int(change["revision"]) for change in reversed(data["statusChanges"]["nodes"])]
 
@@ -26,10 +26,10 @@ async def test_old_changes_are_dropped_by_age_and_the_rest_has_no_gap(
     async with start_server(change_log_max_age_seconds=0.0001) as server:
         await register(server, "a")
         await beat(server, "a", 1, status="DEGRADED")
-        assert await upkeep(server).trim_change_log() == 4
-        assert await changes_left(server) == []
+        assert await make_housekeeping(server).trim_change_log() == 4
+        assert await list_revisions(server) == []
         await beat(server, "a", 2)
-        assert await changes_left(server) == [5]
+        assert await list_revisions(server) == [5]
 
 
 async def test_old_changes_are_dropped_by_count(start_server: StartServer) -> None:
@@ -48,16 +48,16 @@ async def test_old_changes_are_dropped_by_count(start_server: StartServer) -> No
                     for n in range(100)
                 ],
             )
-        await upkeep(server).trim_change_log()
-        assert await changes_left(server) == list(range(104, 1104))
+        await make_housekeeping(server).trim_change_log()
+        assert await list_revisions(server) == list(range(104, 1104))
 
 
-async def test_who_resumes_behind_the_trimmed_log_is_told_to_start_anew(
+async def test_a_subscriber_that_resumes_before_the_trimmed_log_gets_a_resync(
     start_server: StartServer,
 ) -> None:
     async with start_server(change_log_max_age_seconds=0.0001) as server:
         await register(server, "a")
-        await upkeep(server).trim_change_log()
+        await make_housekeeping(server).trim_change_log()
         async with connect(server.websocket_url) as client:
             await client.subscribe("1", CHANGES, after="1")
             event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
@@ -65,12 +65,12 @@ async def test_who_resumes_behind_the_trimmed_log_is_told_to_start_anew(
             assert event["revision"] == "3"
 
 
-async def test_availability_outlives_the_log(start_server: StartServer) -> None:
+async def test_availability_is_known_after_the_log_is_trimmed(start_server: StartServer) -> None:
     async with start_server(change_log_max_age_seconds=0.0001) as server:
         registered = (await register(server, "a"))["node"]
         query = 'query A($since: DateTime!) { node(nodeId: "a") { availability(since: $since) } }'
         at = (await server.execute('{ node(nodeId: "a") { registeredAt } }'))["node"]
         assert registered["status"] == "ONLINE"
-        await upkeep(server).trim_change_log()
+        await make_housekeeping(server).trim_change_log()
         data = await server.execute(query, since=at["registeredAt"])
         assert data["node"]["availability"] == 1.0

@@ -163,7 +163,7 @@ async def test_a_revision_that_the_log_no_longer_holds_requires_a_resync(
         assert await next_revisions(client, 1) == [3]
 
 
-async def test_a_subscriber_that_is_too_slow_is_told_to_resync(
+async def test_a_subscriber_that_is_too_slow_gets_a_resync(
     start_server: StartServer,
 ) -> None:
     async with start_server(subscriber_max_lag=3) as server:

@@ -1,4 +1,4 @@
-"""Traces reach a real receiver of OTLP over HTTP; without one there is nothing of them."""
+"""Traces of requests, sent to a real receiver of OTLP over HTTP."""
 
 import asyncio
 import sys
@@ -20,8 +20,8 @@ UNSEEN = "nrk_a-secret-of-somebody"
 NAME = "Nrk_aSecretToo"
 
 
-def said(span: Span) -> dict[str, str]:
-    """Its attributes, as text."""
+def get_attributes(span: Span) -> dict[str, str]:
+    """Return the attributes of a span as text."""
     return {
         attribute.key: attribute.value.string_value or str(attribute.value.int_value)
         for attribute in span.attributes
@@ -47,15 +47,15 @@ async def test_a_request_is_one_trace_from_http_through_graphql_to_sql(
     assert http.parent_span_id.hex() == PARENT
     assert graphql.parent_span_id == http.span_id
     assert sql.parent_span_id == graphql.span_id
-    assert said(http)["http.response.status_code"] == "200"
-    assert said(http)["request.id"] == "mine"
-    assert said(graphql)["graphql.document.id"] == compute_id(agent.NODE_STATUS)
-    assert "FROM nodes" in said(sql)["db.query.text"]
+    assert get_attributes(http)["http.response.status_code"] == "200"
+    assert get_attributes(http)["request.id"] == "mine"
+    assert get_attributes(graphql)["graphql.document.id"] == compute_id(agent.NODE_STATUS)
+    assert "FROM nodes" in get_attributes(sql)["db.query.text"]
     assert http.start_time_unix_nano <= sql.start_time_unix_nano
     assert sql.end_time_unix_nano <= graphql.end_time_unix_nano <= http.end_time_unix_nano
 
 
-async def test_what_fails_has_its_code_and_nothing_that_was_sent_is_in_a_trace(
+async def test_a_failed_span_has_its_code_and_no_trace_holds_what_a_caller_sent(
     start_server: StartServer, receiver: Receiver
 ) -> None:
     async with start_server(otlp_endpoint=receiver.url) as server:
@@ -64,7 +64,9 @@ async def test_what_fails_has_its_code_and_nothing_that_was_sent_is_in_a_trace(
         await server.post(f'{{ node(nodeId: "{UNSEEN}") {{ nodeId }} }}')
         await server.http.get("/graphql", params={"query": f"# {UNSEEN}\n{{ __typename }}"})
         await server.http.post("/graphql", json={}, headers={"authorization": f"Bearer {UNSEEN}"})
-    failed = {span.name: said(span)["error.type"] for span in receiver.spans if span.status.code}
+    failed = {
+        span.name: get_attributes(span)["error.type"] for span in receiver.spans if span.status.code
+    }
     assert failed == {"mutation other": "NODE_NOT_FOUND"}
     sent = b"".join(receiver.bodies)
     assert b"GET /graphql" in sent
@@ -85,7 +87,9 @@ async def test_a_batch_of_heartbeats_is_linked_to_the_operations_that_wait_for_i
     linked = [link.span_id for batch in batches.values() for link in batch.links]
     assert len(linked) == len(set(linked)) == 2
     assert set(linked) < waiting
-    sent = [said(span)["db.query.text"] for span in spans if span.parent_span_id in batches]
+    sent = [
+        get_attributes(span)["db.query.text"] for span in spans if span.parent_span_id in batches
+    ]
     written = [statement for statement in sent if "INSERT INTO heartbeat_log" in statement]
     assert len(written) == len(batches)
 
@@ -100,29 +104,29 @@ async def test_background_work_makes_no_traces(
     assert receiver.spans == []
 
 
-async def test_a_receiver_that_is_away_holds_nobody_up(
+async def test_an_unreachable_receiver_delays_neither_requests_nor_the_stop(
     start_server: StartServer,
 ) -> None:
     async with start_server(otlp_endpoint=f"http://127.0.0.1:{find_free_port()}") as server:
         await register(server, "a")
         assert (await beat(server, "a", 1))["status"] == "ONLINE"
-        ending = time.monotonic()
-    assert time.monotonic() - ending < 10
+        stop_began = time.monotonic()
+    assert time.monotonic() - stop_began < 10
 
 
-async def test_a_missing_extra_stops_the_start_in_one_line(
+async def test_a_missing_extra_fails_the_start_with_one_line(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "graph.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(ConfigurationError) as refused:
+    with pytest.raises(ConfigurationError) as raised:
         async with start_server(otlp_endpoint="http://127.0.0.1:4318"):
             pass
-    assert "NODE_REGISTRY_OTLP_ENDPOINT: needs the extra `otel`" in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert "NODE_REGISTRY_OTLP_ENDPOINT: needs the extra `otel`" in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://collector:4317", "http://"])
-def test_an_endpoint_that_is_no_address_is_named(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_rejected_by_the_name_of_its_setting(endpoint: str) -> None:
     with pytest.raises(ConfigurationError, match="NODE_REGISTRY_OTLP_ENDPOINT"):
         load_settings(otlp_endpoint=endpoint)

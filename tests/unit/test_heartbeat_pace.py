@@ -1,4 +1,4 @@
-"""The pace of heartbeats in one process: who is told of it, and what is no news."""
+"""The heartbeat pace in one process: what followers receive, and which changes are announced."""
 
 import asyncio
 from contextlib import aclosing
@@ -11,15 +11,15 @@ from graph.live.heartbeat_pace import MIN_CHANGE_FACTOR, HeartbeatPace
 from graph.live.stream_events import PaceChanged
 
 
-async def test_one_object_is_told_to_all_so_that_it_is_executed_once() -> None:
+async def test_all_followers_receive_one_object_so_that_it_is_executed_once() -> None:
     pace = HeartbeatPace(10)
-    async with aclosing(pace.follow()) as one, aclosing(pace.follow()) as other:
-        assert await anext(one) == await anext(other)
+    async with aclosing(pace.follow()) as first, aclosing(pace.follow()) as second:
+        assert await anext(first) == await anext(second)
         pace.update(20)
-        assert (await anext(one))[0] is (await anext(other))[0]
+        assert (await anext(first))[0] is (await anext(second))[0]
 
 
-async def test_a_follower_that_is_too_slow_is_told_the_last_alone() -> None:
+async def test_a_slow_follower_receives_only_the_newest_pace() -> None:
     pace = HeartbeatPace(10)
     async with aclosing(pace.follow()) as follower:
         await anext(follower)
@@ -32,7 +32,7 @@ async def test_a_follower_that_is_too_slow_is_told_the_last_alone() -> None:
 
 
 @given(st.lists(st.floats(1, 1e5), min_size=1))
-async def test_what_was_told_is_never_further_from_the_pace_than_what_is_no_news(
+async def test_the_announced_pace_is_never_further_from_the_pace_than_the_factor(
     paces: list[float],
 ) -> None:
     pace = HeartbeatPace(10)

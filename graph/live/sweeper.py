@@ -71,7 +71,7 @@ class Sweeper:
             self._spread_until = time.monotonic() + 2 * self.rules.interval
             log.warning("registry.outage_ended", since=result.outage_since.isoformat())
         if result.mode_changed:
-            log.warning("registry.mode", mode=result.mode, reason=result.mode_reason)
+            log.warning("registry.mode_changed", mode=result.mode, reason=result.mode_reason)
         if result.changed_nodes or result.removed_nodes:
             log.info("sweep.changed", nodes=result.changed_nodes, removed=result.removed_nodes)
         self.rules = replace(

@@ -51,7 +51,7 @@ class ChangeListener:
 
     @asynccontextmanager
     async def open_connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """Return this connection, on which new changes are read without waiting for the pool."""
+        """Yield this connection, on which new changes are read without waiting for the pool."""
         yield self._connection
 
     def handle_notification(

@@ -200,7 +200,7 @@ async def list_changes_after(
 ) -> tuple[list[LoggedChange], dict[UUID, NodeRow]]:
     """Return the changes after `revision`, in order, and the nodes that they are about.
 
-    The nodes are rows with the attributes of Node, by its id; those removed by now are among them.
+    The nodes are rows with the attributes of Node, by their ids; those removed by now are included.
     """
     upto = _MAX_REVISION if upto is None else upto
     changes, nodes = [], {}

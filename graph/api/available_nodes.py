@@ -71,8 +71,7 @@ class AvailableNodes:
         ranking: NodeRanking,
         limit: int,
     ) -> Self:
-        ranked = await snapshot.rank_candidates(requirements, ranking, limit)
-        revision, observed_at = snapshot.revision, snapshot.observed_at
+        ranked, revision, observed_at = await snapshot.rank_candidates(requirements, ranking, limit)
         return cls(
             requirements=requirements,
             ranked=ranked,

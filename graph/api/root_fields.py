@@ -39,7 +39,7 @@ def declare(
     """Return the arguments of `strawberry.field` that declare a root field.
 
     `cached_by_snapshot` says that the result depends on the node snapshot alone, so that one
-    execution serves all identical queries until the next snapshot.
+    execution serves all identical queries until the next refresh.
     """
     return {
         "description": f"{description} {permission}",

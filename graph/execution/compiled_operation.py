@@ -144,7 +144,7 @@ def _get_only_field(
     Raises NotCompilable.
     """
     root = schema.get_root_type(operation.operation)
-    assert root is not None  # noqa: S101  # a valid operation has each
+    assert root is not None  # noqa: S101  # a valid operation has one
     selected = collect_fields(schema, root, operation.selection_set)
     _expect(len(selected) == 1 and not operation.directives)
     [(key, node)] = selected.items()

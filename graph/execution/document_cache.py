@@ -87,7 +87,7 @@ class Operation:
 
     @cached_property
     def is_cached_by_snapshot(self) -> bool:
-        """Whether its result is the same until the next node snapshot."""
+        """Whether its result is the same until the next refresh of the node snapshot."""
         return root_fields.is_cached_by_snapshot(self.document.schema, self.node)
 
     @cached_property
@@ -165,7 +165,7 @@ class DocumentCache:
         if request.document_id is None:
             return self._get_by_text(request.query or "")
         if request.document_id not in self._trusted:
-            problem = "is not operation: send the document itself, as `query`"
+            problem = "is not known: send the document itself, as `query`"
             raise BadInput("documentId", problem)
         return self._get_trusted(request.document_id)
 

@@ -79,7 +79,7 @@ class Engine:
 
     An event is executed and encoded once for all subscriptions to which it looks the same: those
     of one document, operation, variables and permissions. So is a query of fields that are cached
-    by snapshot, until the next snapshot.
+    by snapshot, until its next refresh.
     """
 
     def __init__(self, schema: Schema, services: Services, trusted: Iterable[str] = ()) -> None:
@@ -111,7 +111,7 @@ class Engine:
         Raises, before execution: KindNotAllowed, InvalidRequest, BadInput, RateLimited,
         QueryTooComplex, Forbidden (which the audit log then has), and OperationRefused for a
         document or variables that are not valid. Raises OperationTimedOut. The stream of a
-        subscription raises OperationRefused and RateLimited.
+        subscription raises OperationRefused alone, also for the limit of subscriptions.
         """
         admitted = await self._admit(request, caller, allowed)
         if admitted.operation.kind is OperationType.SUBSCRIPTION:
@@ -170,12 +170,12 @@ class Engine:
         return response.payload
 
     async def _execute_shared(self, admitted: _Admitted) -> Response:
-        """Execute, once for all identical queries of the current snapshot where that suffices."""
+        """Execute, once for all identical queries until the next refresh where that suffices."""
         execute = partial(self._execute, admitted)
         if admitted.operation.is_cached_by_snapshot:
-            snapshot = self._services.node_snapshot.get_version()
-            if snapshot is not None:
-                key = admitted.compute_fingerprint(), snapshot
+            version = self._services.node_snapshot.get_version()
+            if version is not None:
+                key = admitted.compute_fingerprint(), version
                 return await self._responses.get(key, execute)
         return await execute()
 

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 BATCH_SIZE = 500
 SHARED_SECONDS = 1.0
-"""Time for which a result of the database for one subscriber serves the handlers."""
+"""Time for which a result of the database for one subscriber serves the others."""
 
 _MAX_REPLAYS = 16
 _MAX_FILTERS = 256

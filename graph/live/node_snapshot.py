@@ -76,14 +76,17 @@ class NodeSnapshot:
 
     async def rank_candidates(
         self, requirements: Requirements, ranking: NodeRanking, limit: int
-    ) -> Ranking:
-        """Return the ranking, at most a second old; equal questions share one computation.
+    ) -> tuple[Ranking, int, datetime]:
+        """Return the ranking, at most a second old, with its revision and the time of its refresh.
 
-        Raises: Unavailable: the database did not answer.
+        Equal questions share one computation. Raises: Unavailable: the database did not answer.
         """
         await self._ensure_current()
+        # A refresh while the rows are read has a later revision than the ranking.
+        revision, observed_at = self.revision, self.observed_at
         question = requirements, ranking, limit
-        return await self._rankings.get(question, partial(self._rank_candidates, *question))
+        ranked = await self._rankings.get(question, partial(self._rank_candidates, *question))
+        return ranked, revision, observed_at
 
     async def _rank_candidates(
         self, requirements: Requirements, ranking: NodeRanking, limit: int

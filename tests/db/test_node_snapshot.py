@@ -172,7 +172,7 @@ async def test_the_rankings_equal_those_of_a_plain_model(
     subjects_by_id = {f"n{number}": subject for number, subject in enumerate(subjects)}
     for need in needs:
         fit = {name for name, subject in subjects_by_id.items() if is_fit(need, subject)}
-        result = await snapshot.rank_candidates(need, ranking, limit)
+        result, _, _ = await snapshot.rank_candidates(need, ranking, limit)
         found = [(node.node_id, score) for node, score in result.candidates]
         names = {name for name, _ in found}
         scores = [score for _, score in found]

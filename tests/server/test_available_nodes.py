@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from db.core.enums import NodeStatus
+from db.core.enums import NodeRanking, NodeStatus
 from db.registry import nodes
 from db.routing import node_delta
 from db.routing.matching import NO_REQUIREMENTS
@@ -395,3 +395,31 @@ async def test_the_events_of_followers_add_up_to_the_candidates(server: LiveServ
                             message = await client.receive()
                         event = message["payload"]["data"]["availableNodesChanges"]
                         apply_event(event, followed[int(message["id"])])
+
+
+async def test_answer_has_the_revision_at_which_its_candidates_were_matched(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router resumes from that revision: a change after it must not be skipped."""
+    await register_own_node(server, "a")
+    await server.execute(AVAILABLE)
+    snapshot = server.services.node_snapshot
+    reading, may_read = asyncio.Event(), asyncio.Event()
+    find_nodes = nodes.find_nodes_by_uuid
+
+    async def find_later(*arguments: Any) -> Any:
+        reading.set()
+        await may_read.wait()
+        return await find_nodes(*arguments)
+
+    monkeypatch.setattr(nodes, "find_nodes_by_uuid", find_later)
+    ranking = asyncio.create_task(
+        snapshot.rank_candidates(NO_REQUIREMENTS, NodeRanking.LEAST_LOADED, 7)
+    )
+    await reading.wait()
+    matched_at = snapshot.revision
+    await server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": True})
+    await wait_until(lambda: snapshot.revision > matched_at)
+    may_read.set()
+    _, revision, _ = await ranking
+    assert revision == matched_at

@@ -86,6 +86,7 @@ async def test_an_unknown_id_ends_one_operation_and_not_the_socket(
         message = await client.receive()
         assert (message["type"], message["id"]) == ("error", "1")
         assert message["payload"][0]["extensions"]["field"] == "documentId"
+        assert "documentId: is not known" in message["payload"][0]["message"]
         await client.subscribe("1", "{ __typename }")
         assert (await client.receive())["payload"] == {"data": {"__typename": "Query"}}
 

@@ -167,7 +167,7 @@ class _StatementSpans:
         connection.driver_connection.add_query_logger(self._record)
 
     def _record(self, query: LoggedQuery) -> None:
-        """Record a statement of the driver itself; the span around it may have ended."""
+        """Record a statement that the driver ran itself, such as COMMIT, as a span of its own."""
         if not get_current_span().get_span_context().trace_flags.sampled:
             return
         now = time.time_ns()

@@ -37,7 +37,7 @@ class Database:
     Its blocks raise Unavailable if the database cannot be reached, is too busy, gave up a
     statement, or did not do everything within a block in twice the time of one statement. Other
     errors of PostgreSQL are bugs of the registry and pass through unchanged. `failure_count` is
-    the number of times that Unavailable was raised, by the separate pools too.
+    the number of times that Unavailable was raised, including by separate pools.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Database:
 
     @asynccontextmanager
     async def write(self, *, statement_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
-        """One transaction: committed at the end of the block, rolled back if the block raises.
+        """Yield a session in one transaction, which is rolled back if the block raises.
 
         `statement_seconds` bounds the block where its statements set a timeout of their own.
         Raises: Unavailable.

@@ -48,7 +48,8 @@ HeartbeatOutcome: TypeAlias = HeartbeatAck | RegistryError
 
 # Rows are locked in the order of their ids, so that two batches cannot deadlock. LIMIT tells the
 # planner that registry_state has one row: until its first ANALYZE it would plan for hundreds. The
-# parameters are numbered as asyncpg takes them, in the order of `_make_parameters`.
+# statements only decide on statuses; `status_changes.apply_transitions` sets them. The parameters
+# are numbered as asyncpg takes them, in the order of `_make_parameters`.
 _JUDGE = f"""
 WITH report AS (
     SELECT * FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]),

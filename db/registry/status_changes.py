@@ -1,4 +1,4 @@
-"""The change log, and the only place that sets a node's status.
+"""The change log, and the only place that changes a node's status.
 
 A transaction that changes a status locks the node's row first and calls `apply_transitions` last:
 the log's counter is one row, whose lock puts the changes of all processes in the order of their

@@ -34,7 +34,7 @@ from graph.telemetry.spans import NoTracer, Tracer
 from graph.transport.dashboard import STATIC, Assets, show_dashboard
 from graph.transport.http import GraphQLOverHTTP
 from graph.transport.request_id import RequestIdMiddleware
-from graph.transport.status_pages import Pages
+from graph.transport.status_pages import StatusPages
 from graph.transport.websocket import GraphQLOverWebSocket
 
 
@@ -157,15 +157,15 @@ class _GraphQLDispatch:
 
 
 def build_app(services: Services) -> ASGIApp:
-    pages = Pages(services)
+    pages = StatusPages(services)
     engine = Engine(schema, services, document_cache.load_trusted_documents())
     graphql = services.tracer.trace_requests(GraphQLOverHTTP(engine, services))
     app = Starlette(
         routes=[
-            Route("/", pages.index),
-            Route("/health", pages.health),
-            Route("/health/live", pages.live),
-            Route("/metrics", pages.metrics),
+            Route("/", pages.show_index),
+            Route("/health", pages.show_health),
+            Route("/health/live", pages.show_liveness),
+            Route("/metrics", pages.show_metrics),
             Route("/graphql", graphql),
             Route("/dashboard", show_dashboard),
             Mount("/static", Assets(directory=STATIC)),

@@ -7,10 +7,10 @@ with 500 or plain text and does not know the specification's media type.
 import asyncio
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
 from graphql import OperationType
 from pydantic import ValidationError
 from starlette.datastructures import QueryParams
@@ -31,7 +31,7 @@ from graph.execution.request import GraphQLRequest, TooManyValues, find_first_pr
 from graph.execution.response import OperationRefused
 from graph.services import Services
 from graph.transport.sse import MEDIA_TYPE as EVENT_STREAM
-from graph.transport.sse import EventStream, stream_one
+from graph.transport.sse import EventStream, encode_errors, stream_single
 
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 JSON = "application/json"
@@ -56,7 +56,7 @@ _KINDS = {
     "GET": {OperationType.QUERY},
     "POST": {OperationType.QUERY, OperationType.MUTATION},
 }
-_STREAMED = {OperationType.SUBSCRIPTION}
+_STREAM_KINDS = {OperationType.SUBSCRIPTION}
 
 _STATUS: dict[type[RegistryError], int] = {
     BadInput: 400,
@@ -71,11 +71,17 @@ _STATUS: dict[type[RegistryError], int] = {
 
 
 class _RejectedRequest(Exception):
-    """A request rejected before it was parsed; `status` is the HTTP status."""
+    """A request rejected before execution; `status` is the HTTP status."""
 
-    def __init__(self, status: int, error: RegistryError, **headers: str) -> None:
+    def __init__(
+        self, status: int, error: RegistryError, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(status)
-        self.status, self.error, self.headers = status, error, headers
+        self.status, self.error, self.headers = status, error, headers or {}
+
+    def to_response(self, media_type: str) -> Response:
+        body = encode_errors(errors.format_registry_error(self.error))
+        return _make_response(self.status, body, media_type, self.headers)
 
 
 class GraphQLOverHTTP:
@@ -92,23 +98,23 @@ class GraphQLOverHTTP:
             wants_page = self._settings.has_graphiql and _is_browser_navigation(scope)
             response = _GRAPHIQL if wants_page else await self._respond(scope, receive)
         except ClientDisconnect:
-            return  # during its request: nobody waits for a response
+            return  # nobody waits for a response
         try:
             await response(scope, receive, send)
-        except RateLimited as refused:  # before the stream began
-            await make_overload_response(refused)(scope, receive, send)
+        except RateLimited as error:  # before the stream began
+            await make_overload_response(error)(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive) -> Response | EventStream:
-        negotiated = _negotiate_media_type(get_header(scope, b"accept"))
-        streams = negotiated == EVENT_STREAM
-        media_type = JSON if negotiated is None or streams else negotiated
+        accepted_type = _negotiate_media_type(get_header(scope, b"accept"))
+        is_stream = accepted_type == EVENT_STREAM
+        media_type = JSON if accepted_type is None or is_stream else accepted_type
         try:
-            _require(negotiated is not None, 406, "Accept", f"must allow {JSON}")
+            _require(accepted_type is not None, 406, "Accept", f"must allow {JSON}")
             grant = await self._authentication.authenticate_request(scope)
             caller = Caller(grant.identity, get_client_address(scope))
             request = await _read_request(scope, receive, self._settings.max_body_bytes)
-            allowed = _KINDS[scope["method"]] | (_STREAMED if streams else set())
-            payload = await self._engine.handle(request, caller, allowed)
+            allowed_kinds = _KINDS[scope["method"]] | (_STREAM_KINDS if is_stream else set())
+            payload = await self._engine.handle(request, caller, allowed_kinds)
             if not isinstance(payload, str):
                 return EventStream(
                     payload,
@@ -117,40 +123,30 @@ class GraphQLOverHTTP:
                     grant=grant,
                 )
             status = STATUS_EXECUTED
-        except OperationRefused as refused:
-            payload = orjson.dumps({"errors": refused.errors}).decode()
+        except OperationRefused as error:
+            payload = encode_errors(error.errors)
             status = STATUS_EXECUTED if media_type == JSON else STATUS_NOT_EXECUTED
-        except KindNotAllowed as error:
-            return _respond_rejected(_reject_kind(error.kind), media_type)
-        except _RejectedRequest as refused:
-            return _respond_rejected(refused, media_type)
-        except RegistryError as refusal:
-            return make_error_response(refusal, media_type)
-        if streams:
+        except (_RejectedRequest, KindNotAllowed, RegistryError) as error:
+            return _make_rejection(error).to_response(media_type)
+        if is_stream:
             return EventStream(
-                stream_one(payload), keepalive_seconds=self._settings.keepalive_seconds
+                stream_single(payload), keepalive_seconds=self._settings.keepalive_seconds
             )
-        return _make_response(status, payload, media_type)
+        return _make_response(status, payload, media_type, {})
 
 
-def make_error_response(refusal: RegistryError, media_type: str = JSON) -> Response:
+def make_error_response(error: RegistryError) -> Response:
     """Return the response to a request rejected before execution."""
-    headers = {}
-    seconds = refusal.details.get("retryAfterSeconds")
-    if isinstance(seconds, float):
-        headers["retry-after"] = str(math.ceil(seconds))
-    if isinstance(refusal, Unauthenticated):
-        headers["www-authenticate"] = "Bearer"
-    return _make_response(_STATUS[type(refusal)], _encode_error(refusal), media_type, headers)
+    return _make_rejection(error).to_response(JSON)
 
 
-def _respond_rejected(refused: _RejectedRequest, media_type: str) -> Response:
-    return _make_response(refused.status, _encode_error(refused.error), media_type, refused.headers)
+def make_overload_response(error: RateLimited) -> Response:
+    """Return the response to a connection beyond the limit of this process.
 
-
-def make_overload_response(refused: RateLimited) -> Response:
+    Its status is 503, not 429, since the caller has not exceeded a rate of its own.
+    """
     headers = {"retry-after": str(round(RETRY_AFTER_SECONDS))}
-    return _make_response(503, _encode_error(refused), JSON, headers)
+    return _RejectedRequest(503, error, headers).to_response(JSON)
 
 
 def _is_browser_navigation(scope: Scope) -> bool:
@@ -171,15 +167,15 @@ def _negotiate_media_type(accept: str | None) -> str | None:
         return JSON
     if accept in _RANGES:
         return _RANGES[accept]
-    best, best_quality = None, 0.0
+    best_type, best_quality = None, 0.0
     for part in accept.split(","):
         media_range, _, parameters = part.partition(";")
         media_type = _RANGES.get(media_range.strip().lower())
         quality = _parse_quality(_find_parameter(parameters, "q"))
-        utf8 = _find_parameter(parameters, "charset") in _UTF8
-        if media_type and utf8 and quality > best_quality:
-            best, best_quality = media_type, quality
-    return best
+        is_utf8 = _find_parameter(parameters, "charset") in _UTF8
+        if media_type and is_utf8 and quality > best_quality:
+            best_type, best_quality = media_type, quality
+    return best_type
 
 
 def _parse_quality(q: str | None) -> float:
@@ -205,7 +201,7 @@ async def _read_request(scope: Scope, receive: Receive, max_bytes: int) -> Graph
         raise _RejectedRequest(
             405,
             InvalidRequest(f"the method {method} is not allowed: use GET or POST"),
-            Allow="GET, POST",
+            {"allow": "GET, POST"},
         )
     try:
         return GraphQLRequest.model_validate(parameters)
@@ -230,28 +226,28 @@ def _require_json(scope: Scope) -> None:
         return
     content_type, _, parameters = header.partition(";")
     _require(content_type.strip().lower() == JSON, 415, "Content-Type", f"must be {JSON}")
-    utf8 = _find_parameter(parameters, "charset") in _UTF8
-    _require(utf8, 415, "Content-Type", "the charset must be utf-8")
+    is_utf8 = _find_parameter(parameters, "charset") in _UTF8
+    _require(is_utf8, 415, "Content-Type", "the charset must be utf-8")
 
 
 async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> str:
-    declared = get_header(scope, b"content-length") or ""
-    size = int(declared) if declared.isdecimal() else 0
+    content_length = get_header(scope, b"content-length") or ""
+    size = int(content_length) if content_length.isdecimal() else 0
     too_large = f"must be at most {max_bytes} bytes"
     _require(size <= max_bytes, 413, "body", too_large)
-    body, more = bytearray(), True
+    body, has_more = bytearray(), True
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            while more:
+            while has_more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 body += message.get("body", b"")
-                more = message.get("more_body", False)
+                has_more = message.get("more_body", False)
                 _require(len(body) <= max_bytes, 413, "body", too_large)
     except TimeoutError as error:
         problem = f"must arrive within {_BODY_SECONDS} seconds"
-        raise _RejectedRequest(408, BadInput("body", problem), Connection="close") from error
+        raise _RejectedRequest(408, BadInput("body", problem), {"connection": "close"}) from error
     try:
         return body.decode()
     except UnicodeDecodeError as error:
@@ -272,22 +268,31 @@ def _parse_json(field: str, text: str) -> Any:
         raise _RejectedRequest(400, BadInput(field, f"is not JSON: {error}")) from error
 
 
-def _reject_kind(kind: OperationType) -> _RejectedRequest:
+def _make_rejection(error: _RejectedRequest | KindNotAllowed | RegistryError) -> _RejectedRequest:
+    if isinstance(error, _RejectedRequest):
+        return error
+    if isinstance(error, KindNotAllowed):
+        return _make_kind_rejection(error.kind)
+    headers = {}
+    seconds = error.details.get("retryAfterSeconds")
+    if isinstance(seconds, float):
+        headers["retry-after"] = str(math.ceil(seconds))
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    return _RejectedRequest(_STATUS[type(error)], error, headers)
+
+
+def _make_kind_rejection(kind: OperationType) -> _RejectedRequest:
     if kind is OperationType.MUTATION:
-        return _RejectedRequest(405, InvalidRequest("mutations must be sent by POST"), Allow="POST")
-    refusal = InvalidRequest(
+        error = InvalidRequest("mutations must be sent by POST")
+        return _RejectedRequest(405, error, {"allow": "POST"})
+    error = InvalidRequest(
         "subscriptions must be sent over a websocket at this address,"
         f" or with Accept: {EVENT_STREAM}"
     )
-    return _RejectedRequest(400, refusal)
+    return _RejectedRequest(400, error)
 
 
-def _encode_error(error: RegistryError) -> str:
-    return orjson.dumps({"errors": errors.format_registry_error(error)}).decode()
-
-
-def _make_response(
-    status: int, body: str, media_type: str, headers: dict[str, str] | None = None
-) -> Response:
+def _make_response(status: int, body: str, media_type: str, headers: Mapping[str, str]) -> Response:
     content_type = f"{media_type}; charset=utf-8"
-    return Response(body, status, {"content-type": content_type, **(headers or {})})
+    return Response(body, status, {"content-type": content_type, **headers})

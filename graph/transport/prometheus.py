@@ -1,4 +1,4 @@
-"""The metrics page: what was counted as it happened, and what is read when it is scraped."""
+"""The metrics in Prometheus's text format: counted as events happen, or read at each scrape."""
 
 import math
 
@@ -18,9 +18,9 @@ class PrometheusScrape:
     def __init__(self, services: Services) -> None:
         self._services = services
         registry = services.metrics.registry
-        _watch_registry(services)
-        _watch_subscriptions(services)
-        _watch_pool(services)
+        _add_registry_metrics(services)
+        _add_subscription_metrics(services)
+        _add_pool_metrics(services)
         self._nodes = Gauge(
             "node_registry_nodes", "Registered nodes.", ["status"], registry=registry
         )
@@ -55,24 +55,24 @@ class PrometheusScrape:
         except Unavailable:
             self._up.set(0)
             self._nodes.clear()
-            for unknown in (self._log_revision, self._lag, self._size):
-                unknown.set(math.nan)
+            for gauge in (self._log_revision, self._lag, self._size):
+                gauge.set(math.nan)
         return generate_latest(self._services.metrics.registry)
 
     async def _read_database(self, database: Database) -> None:
         async with database.read() as session:
             counts = await nodes.count_nodes_by_status(session)
-            revision, seconds = await status_changes.measure_lag(
+            revision, lag_seconds = await status_changes.measure_lag(
                 session, self._services.change_feed.revision
             )
         self._size.set(await database.measure_size_bytes())
         for status, count in counts.items():
             self._nodes.labels(status).set(count)
         self._log_revision.set(revision)
-        self._lag.set(seconds)
+        self._lag.set(lag_seconds)
 
 
-def _watch_registry(services: Services) -> None:
+def _add_registry_metrics(services: Services) -> None:
     sweeper, heartbeats = services.sweeper, services.heartbeat_writer
     metrics, settings = services.metrics, services.settings
     Gauge(
@@ -103,7 +103,7 @@ def _watch_registry(services: Services) -> None:
     )
 
 
-def _watch_subscriptions(services: Services) -> None:
+def _add_subscription_metrics(services: Services) -> None:
     metrics, feed = services.metrics, services.change_feed
     heartbeat_tail, node_snapshot, pace = (
         services.heartbeat_tail,
@@ -139,7 +139,7 @@ def _watch_subscriptions(services: Services) -> None:
     )
 
 
-def _watch_pool(services: Services) -> None:
+def _add_pool_metrics(services: Services) -> None:
     metrics, database = services.metrics, services.database
     metrics.add_gauge(
         "node_registry_pool_connections",

@@ -1,4 +1,4 @@
-"""The id of each request, which its log lines, its errors and its response share."""
+"""The id of each request, shared by its log lines, its errors and its response."""
 
 import random
 import re
@@ -40,7 +40,7 @@ class RequestIdMiddleware:
 
 
 def make_request_id() -> str:
-    """Return a random id; as it is no secret, a secure source's system call is saved."""
+    """Return a random id. It is no secret, so `random` saves the system call of a secure source."""
     return f"{random.getrandbits(128):032x}"
 
 

@@ -32,7 +32,7 @@ _COMPLETE = b"event: complete\ndata: \n\n"
 
 
 class EventStream:
-    """A response whose events are these payloads; comments in between keep it alive."""
+    """A response whose events are payloads; comments between them keep the connection alive."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class EventStream:
                 self._grant.watch(sending.cancel)
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if sending.cancelled():
-                formatted = errors.format_registry_error(Unauthenticated(GRANT_ENDED))
-                await _write(send, _format_next(_encode_errors(formatted)) + _COMPLETE)
+                formatted_errors = errors.format_registry_error(Unauthenticated(GRANT_ENDED))
+                await _send_event(send, _format_next(encode_errors(formatted_errors)) + _COMPLETE)
                 await send({"type": "http.response.body", "body": b""})
             elif sending.done():
                 sending.result()
@@ -86,18 +86,18 @@ class EventStream:
         try:
             async with aclosing(self._payloads) as payloads:
                 async for payload in payloads:
-                    await _write(send, _format_next(payload))
-        except OperationRefused as refused:
-            await _write(send, _format_next(_encode_errors(refused.errors)))
-        await _write(send, _COMPLETE)
+                    await _send_event(send, _format_next(payload))
+        except OperationRefused as error:
+            await _send_event(send, _format_next(encode_errors(error.errors)))
+        await _send_event(send, _COMPLETE)
 
     async def _keep_alive(self, send: Send) -> None:
         while True:
             await asyncio.sleep(self._keepalive_seconds)
-            await _write(send, _COMMENT)
+            await _send_event(send, _COMMENT)
 
 
-async def stream_one(payload: str) -> AsyncGenerator[str, None]:
+async def stream_single(payload: str) -> AsyncGenerator[str, None]:
     """Yield the single response of a query or mutation."""
     yield payload
 
@@ -107,12 +107,13 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-async def _write(send: Send, event: bytes) -> None:
+async def _send_event(send: Send, event: bytes) -> None:
     await send({"type": "http.response.body", "body": event, "more_body": True})
 
 
-def _encode_errors(formatted: list[dict[str, Any]]) -> str:
-    return orjson.dumps({"errors": formatted}).decode()
+def encode_errors(formatted_errors: list[dict[str, Any]]) -> str:
+    """Return a response that has errors and no data, as JSON."""
+    return orjson.dumps({"errors": formatted_errors}).decode()
 
 
 def _format_next(payload: str) -> bytes:

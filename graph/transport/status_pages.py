@@ -1,4 +1,4 @@
-"""The pages beside GraphQL: the index, health and metrics."""
+"""The pages next to the GraphQL API: the index, health and metrics."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,23 +26,23 @@ LINKS = {
 _INDEX = (Path(__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
 
 
-class Pages:
-    """The handlers of the pages."""
+class StatusPages:
+    """The request handlers of the pages."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._scrape = PrometheusScrape(services)
 
-    async def index(self, request: Request) -> Response:
+    async def show_index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
             return HTMLResponse(_INDEX.replace("{version}", VERSION))
-        return _json({"service": SERVICE_NAME, "version": VERSION, "links": LINKS})
+        return _make_json_response({"service": SERVICE_NAME, "version": VERSION, "links": LINKS})
 
-    async def live(self, _: Request) -> Response:
-        """Answer 200 for as long as the process answers at all."""
-        return _json({"status": "alive"})
+    async def show_liveness(self, _: Request) -> Response:
+        """Answer 200: that the process answers is all it says."""
+        return _make_json_response({"status": "alive"})
 
-    async def health(self, _: Request) -> Response:
+    async def show_health(self, _: Request) -> Response:
         """Answer 200 when the registry can do its work, else 503; the body names what fails."""
         now = datetime.now(UTC)
         url = self._services.database.url
@@ -64,15 +64,15 @@ class Pages:
             "database": {"connected": connected, **details},
             "failed_tasks": failed,
         }
-        return _json(body, 200 if healthy else 503)
+        return _make_json_response(body, 200 if healthy else 503)
 
-    async def metrics(self, request: Request) -> Response:
-        """Answer any authenticated caller."""
+    async def show_metrics(self, request: Request) -> Response:
+        """Answer any authenticated caller; all callers where the settings say so."""
         if not self._services.settings.metrics_open:
             try:
                 await self._services.authentication.authenticate_request(request.scope)
-            except RegistryError as refusal:
-                return make_error_response(refusal)
+            except RegistryError as error:
+                return make_error_response(error)
         return Response(await self._scrape.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
@@ -85,5 +85,5 @@ def _describe_database(url: URL) -> dict[str, Any]:
     }
 
 
-def _json(body: dict[str, Any], status: int = 200) -> Response:
+def _make_json_response(body: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, media_type="application/json")

@@ -35,8 +35,8 @@ log = structlog.get_logger()
 PROTOCOL = "graphql-transport-ws"
 _MAX_REASON_BYTES = 123
 _DISCONNECT = "websocket.disconnect"
-# Other errors are not the caller's: they close with 1013 (RFC 6455: try again later). After 1008
-# (policy violation) clients do not reconnect by themselves.
+# Other errors are not the caller's fault: they close with 1013 (RFC 6455: try again later). After
+# 1008 (policy violation) clients do not reconnect by themselves.
 _CODES: dict[type[RegistryError], int] = {Unauthenticated: 4401, Forbidden: 4403}
 
 GrantT = TypeVar("GrantT", Grant, Grant | None)
@@ -77,7 +77,7 @@ _MESSAGE: TypeAdapter[_Init | _Ping | _Pong | _Subscribe | _Complete] = TypeAdap
 )
 
 
-class _Close(Exception):
+class _ConnectionClosed(Exception):
     """The end of a connection, with a close code of the protocol."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -98,15 +98,15 @@ class GraphQLOverWebSocket:
             require_same_origin(scope, self._services.settings)
             with self._services.caller_limits.hold_connection():
                 await self._serve(websocket)
-        except Forbidden as refused:
-            await websocket.send_denial_response(make_error_response(refused))
-        except RateLimited as refused:
-            await websocket.send_denial_response(make_overload_response(refused))
+        except Forbidden as error:
+            await websocket.send_denial_response(make_error_response(error))
+        except RateLimited as error:
+            await websocket.send_denial_response(make_overload_response(error))
 
     async def _serve(self, websocket: WebSocket) -> None:
-        offered = websocket.scope["subprotocols"]
-        await websocket.accept(PROTOCOL if PROTOCOL in offered else None)
-        if PROTOCOL in offered:
+        is_offered = PROTOCOL in websocket.scope["subprotocols"]
+        await websocket.accept(PROTOCOL if is_offered else None)
+        if is_offered:
             await _Connection(websocket, self._engine, self._services).serve()
         else:
             await websocket.close(4406, "Subprotocol not acceptable")
@@ -130,9 +130,9 @@ class _Connection:
                 finally:
                     for operation in self._running.values():
                         operation.cancel()
-        except* _Close as closes:
-            close = next(iter(closes.exceptions))
-            assert isinstance(close, _Close)  # noqa: S101  # guaranteed by `except*`
+        except* _ConnectionClosed as group:
+            close = next(iter(group.exceptions))
+            assert isinstance(close, _ConnectionClosed)  # noqa: S101  # guaranteed by `except*`
             reason = close.reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 await self._websocket.close(close.code, reason)
@@ -142,24 +142,24 @@ class _Connection:
     async def _receive(self, tasks: asyncio.TaskGroup) -> None:
         authentication = self._services.authentication
         try:
-            async with asyncio.timeout(self._services.settings.connection_init_seconds) as limit:
-                self._limit = limit
+            async with asyncio.timeout(self._services.settings.connection_init_seconds) as deadline:
+                self._deadline = deadline
                 self._grant = await _close_on_rejection(
                     authentication.authenticate_handshake(self._websocket.scope)
                 )
-                while (received := await self._websocket.receive())["type"] != _DISCONNECT:
-                    await self._handle(_parse_message(received.get("text")), tasks)
+                while (event := await self._websocket.receive())["type"] != _DISCONNECT:
+                    await self._handle_message(_parse_message(event.get("text")), tasks)
         except TimeoutError as error:
             if self._caller is None:
-                raise _Close(4408, "Connection initialisation timeout") from error
-            raise _Close(4401, GRANT_ENDED) from error
+                raise _ConnectionClosed(4408, "Connection initialisation timeout") from error
+            raise _ConnectionClosed(4401, GRANT_ENDED) from error
         finally:
             if self._grant is not None:
                 self._grant.unwatch(self._expire)
 
     async def _initialize(self, message: _Init) -> None:
         if self._caller is not None:
-            raise _Close(4429, "Too many initialisation requests")
+            raise _ConnectionClosed(4429, "Too many initialisation requests")
         scope = self._websocket.scope
         if self._grant is None:
             authentication = self._services.authentication
@@ -167,15 +167,15 @@ class _Connection:
                 authentication.authenticate_init(scope, message.payload)
             )
         self._caller = Caller(self._grant.identity, get_client_address(scope))
-        self._limit.reschedule(None)
+        self._deadline.reschedule(None)
         self._grant.watch(self._expire)
         await self._send({"type": "connection_ack"})
 
     def _expire(self) -> None:
         """Close the connection, because its grant has ended."""
-        self._limit.reschedule(asyncio.get_running_loop().time())
+        self._deadline.reschedule(asyncio.get_running_loop().time())
 
-    async def _handle(
+    async def _handle_message(
         self, message: _Init | _Ping | _Pong | _Subscribe | _Complete, tasks: asyncio.TaskGroup
     ) -> None:
         match message:
@@ -198,24 +198,26 @@ class _Connection:
         caller = self._caller or Caller(ANONYMOUS, get_client_address(self._websocket.scope))
         try:
             self._services.caller_limits.charge_message(caller)
-        except RateLimited as refused:
-            raise _Close(1008, refused.message) from refused
+        except RateLimited as error:
+            raise _ConnectionClosed(1008, error.message) from error
 
     async def _subscribe(self, message: _Subscribe, tasks: asyncio.TaskGroup) -> None:
         if self._caller is None:
-            raise _Close(4401, "Unauthorized")
+            raise _ConnectionClosed(4401, "Unauthorized")
         if message.id in self._running:
-            raise _Close(4409, f"Subscriber for {message.id} already exists")
+            raise _ConnectionClosed(4409, f"Subscriber for {message.id} already exists")
         limit = self._services.settings.max_operations_per_connection
         if len(self._running) >= limit:
-            refused = RateLimited(f"at most {limit} operations at once on one connection")
+            error = RateLimited(f"at most {limit} operations at once on one connection")
             self._charge_message()
-            await self._send_error(message.id, errors.format_registry_error(refused))
+            await self._send_error(message.id, errors.format_registry_error(error))
             return
-        run = self._run(message.id, message.payload, self._caller)
-        self._running[message.id] = tasks.create_task(run)
+        operation = self._run_operation(message.id, message.payload, self._caller)
+        self._running[message.id] = tasks.create_task(operation)
 
-    async def _run(self, operation_id: str, request: GraphQLRequest, caller: Caller) -> None:
+    async def _run_operation(
+        self, operation_id: str, request: GraphQLRequest, caller: Caller
+    ) -> None:
         structlog.contextvars.bind_contextvars(request_id=make_request_id(), operation=operation_id)
         try:
             result = await self._engine.handle(request, caller)
@@ -229,19 +231,19 @@ class _Connection:
             await self._send({"type": "complete", "id": operation_id})
         except WebSocketDisconnect:
             pass
-        except OperationRefused as refused:
-            await self._send_error(operation_id, refused.errors)
-        except RateLimited as refused:
+        except OperationRefused as error:
+            await self._send_error(operation_id, error.errors)
+        except RateLimited as error:
             self._charge_message()
-            await self._send_error(operation_id, errors.format_registry_error(refused))
+            await self._send_error(operation_id, errors.format_registry_error(error))
         except Exception as error:  # noqa: BLE001  # any error ends this operation alone
-            wrapped = GraphQLError(str(error), original_error=error)
-            await self._send_error(operation_id, errors.format_errors([wrapped]))
+            graphql_error = GraphQLError(str(error), original_error=error)
+            await self._send_error(operation_id, errors.format_errors([graphql_error]))
         finally:
             self._forget(operation_id)
 
     async def _send_next(self, operation_id: str, payload: str) -> None:
-        """Send a payload, which was encoded once for all subscribers with the same view."""
+        """Send a payload, encoded once for all subscribers that see the same."""
         quoted = orjson.dumps(operation_id).decode()
         await self._send_text(f'{{"id":{quoted},"type":"next","payload":{payload}}}')
 
@@ -264,28 +266,28 @@ class _Connection:
 async def _close_on_rejection(pending: Awaitable[GrantT]) -> GrantT:
     try:
         return await pending
-    except RegistryError as refused:
-        errors.ERROR_COUNTER.labels(refused.code).inc()
-        raise _Close(_CODES.get(type(refused), 1013), refused.message) from refused
+    except RegistryError as error:
+        errors.ERROR_COUNTER.labels(error.code).inc()
+        raise _ConnectionClosed(_CODES.get(type(error), 1013), error.message) from error
 
 
 def _format_pong(payload: dict[str, Any] | None) -> str:
-    echo = {} if payload is None else {"payload": payload}
+    echoed = {} if payload is None else {"payload": payload}
     try:
-        return json.dumps({"type": "pong", **echo}, allow_nan=False)
+        return json.dumps({"type": "pong", **echoed}, allow_nan=False)
     except ValueError as error:
-        raise _Close(4400, f"Invalid message: ping.payload: {error}") from error
+        raise _ConnectionClosed(4400, f"Invalid message: ping.payload: {error}") from error
 
 
 def _parse_message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Complete:
     if text is None:
-        raise _Close(4400, "Messages must be text")
+        raise _ConnectionClosed(4400, "Messages must be text")
     try:
         return _MESSAGE.validate_python(parse_json(text))
     except ValidationError as error:
         field, problem = find_first_problem(error)
-        raise _Close(4400, f"Invalid message: {field or 'it'} {problem}") from error
+        raise _ConnectionClosed(4400, f"Invalid message: {field or 'it'} {problem}") from error
     except TooManyValues as error:
-        raise _Close(4400, f"Messages {error}") from error
+        raise _ConnectionClosed(4400, f"Messages {error}") from error
     except ValueError as error:
-        raise _Close(4400, f"Messages must be JSON: {error}") from error
+        raise _ConnectionClosed(4400, f"Messages must be JSON: {error}") from error

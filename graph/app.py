@@ -81,7 +81,7 @@ async def open_services(
             database, await create_jwt_verifier(settings), check_seconds=settings.key_check_seconds
         )
         authentication = Authentication(settings, credential_cache)
-        rate_sync = RateSync(database, [*limits.rates, authentication.failures])
+        rate_sync = RateSync(database, [*limits.shared_limiters, authentication.failed_logins])
         change_feed = ChangeFeed(
             database,
             check_seconds=settings.listen_check_seconds,

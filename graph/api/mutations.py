@@ -25,7 +25,13 @@ from graph.api.profiles import ProfileMutations
 from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.tokens import TokenMutations, issue_node_token
-from graph.auth.permissions import OPERATORS, OWN_AGENT, REGISTERING, require_own, resolve_node_id
+from graph.auth.permissions import (
+    OPERATORS,
+    OWN_AGENT,
+    REGISTRANTS,
+    require_own_node,
+    resolve_node_id,
+)
 from graph.core import validation
 
 
@@ -95,7 +101,7 @@ class DeregisterNodePayload:
 class Mutation(ProfileMutations, TokenMutations):
     @strawberry.mutation(
         **declare(
-            REGISTERING,
+            REGISTRANTS,
             "Registers a node. An agent calls this at every start. NODE_ID_TAKEN while another"
             " run of an agent holds the node id and still sends heartbeats.",
         ),
@@ -235,7 +241,7 @@ class Mutation(ProfileMutations, TokenMutations):
 
 def _parse_report(path: str, heartbeat: RecordHeartbeatInput, caller: Caller) -> HeartbeatReport:
     report = heartbeat.to_report(path, caller.name)
-    require_own(caller, report.node_id)
+    require_own_node(caller, report.node_id)
     return report
 
 

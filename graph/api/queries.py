@@ -24,7 +24,13 @@ from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.tokens import TokenQueries
 from graph.api.types import StatusChange, show_status_changes
-from graph.auth.permissions import ADMINS, EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own
+from graph.auth.permissions import (
+    ADMINS,
+    EVERYBODY,
+    READERS,
+    READERS_AND_OWN_AGENT,
+    require_own_node,
+)
 from graph.core import validation
 from graph.core.version import STARTED_AT, VERSION
 
@@ -102,7 +108,7 @@ class Query(TokenQueries):
         node_id: Annotated[str, strawberry.argument(description="The id of the node.")],
     ) -> Node | None:
         checked_id = validation.check_search_value("nodeId", node_id)
-        require_own(info.context.caller, checked_id)
+        require_own_node(info.context.caller, checked_id)
         async with info.context.services.database.read() as session:
             row = await nodes.find_node(session, checked_id)
         return None if row is None else Node.from_row(row)

@@ -71,7 +71,7 @@ def find_forbidden_fields(
         permission = find_permission(schema, root.name, name)
         if permission is not None:
             for role in Role:
-                if not permission.allows(role):
+                if not permission.is_granted_to(role):
                     forbidden.setdefault(role, name)
     return forbidden
 

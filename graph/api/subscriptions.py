@@ -23,7 +23,7 @@ from graph.api.queries import FilterArgument, RequireArgument
 from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.types import Heartbeat
-from graph.auth.permissions import EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own
+from graph.auth.permissions import EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own_node
 from graph.core import validation
 from graph.core.event_batches import EventBatches
 from graph.live.candidate_watch import follow_candidates
@@ -96,7 +96,7 @@ class Subscription:
     ) -> AsyncIterator[Heartbeat]:
         context = info.context
         checked_id = validation.check_search_value("nodeId", node_id)
-        require_own(context.caller, checked_id)
+        require_own_node(context.caller, checked_id)
         async with context.services.database.read() as session:
             node = await nodes.find_node(session, checked_id)
         if node is None:

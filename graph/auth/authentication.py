@@ -21,14 +21,16 @@ _SCHEME = "bearer"
 
 
 class Authentication:
-    """Turns what a request shows into a grant; `is_required` says whether it must show anything."""
+    """Verifies the credential of a request; `is_required` says whether a request must have one."""
 
     def __init__(self, settings: Settings, credential_cache: CredentialCache) -> None:
         self.is_required = settings.is_authentication_required
         self._credential_cache = credential_cache
         self._anonymous = Grant(ANONYMOUS)
         self._requires_loopback_host = is_loopback(settings.http_host)
-        self.failures = RateLimiter.per_minute("failed logins", settings.failed_logins_per_minute)
+        self.failed_logins = RateLimiter.per_minute(
+            "failed logins", settings.failed_logins_per_minute
+        )
 
     async def authenticate_request(self, scope: Scope) -> Grant:
         """Return the grant of an HTTP request.
@@ -38,7 +40,7 @@ class Authentication:
         return await self.authenticate_handshake(scope) or self._grant_anonymous(scope)
 
     async def authenticate_handshake(self, scope: Scope) -> Grant | None:
-        """Return the grant of a handshake, None if only connection_init can tell.
+        """Return the grant of a handshake, None if only connection_init can have a credential.
 
         Raises as `authenticate_request` does.
         """
@@ -63,24 +65,24 @@ class Authentication:
         return self._grant_anonymous(scope)
 
     async def _authenticate(self, header: str, scope: Scope) -> Grant:
-        scheme, _, credentials = header.strip().partition(" ")
-        if scheme.lower() != _SCHEME or not credentials:
+        scheme, _, credential = header.strip().partition(" ")
+        if scheme.lower() != _SCHEME or not credential:
             raise Unauthenticated("credentials must have the form: Bearer TOKEN")
-        grant = self._credential_cache.find_grant(credentials)
+        grant = self._credential_cache.find_grant(credential)
         if grant is not None:
             return grant
         address = get_client_address(scope)
-        self.failures.require_available(address)
+        self.failed_logins.require_available(address)
         try:
-            return await self._credential_cache.verify(credentials)
+            return await self._credential_cache.verify(credential)
         except Unauthenticated:
-            self.failures.take(address)
+            self.failed_logins.charge(address)
             raise
 
     def _grant_anonymous(self, scope: Scope) -> Grant:
         if self.is_required:
             raise Unauthenticated("credentials are required: Authorization: Bearer TOKEN")
-        # DNS rebinding: a foreign page that a browser opened by a name which now resolves to us.
+        # DNS rebinding: a browser may have opened a foreign page by a name that now resolves to us.
         if self._requires_loopback_host and not _is_loopback_name(get_header(scope, b"host") or ""):
             raise Forbidden(
                 "without credentials the Host must be a loopback name, as in http://127.0.0.1"
@@ -89,7 +91,7 @@ class Authentication:
 
 
 def require_same_origin(scope: Scope, settings: Settings) -> None:
-    """Check the origin of a websocket, which browsers do not. Raises Forbidden."""
+    """Check the origin of a websocket, since browsers do not. Raises Forbidden."""
     origin = get_header(scope, b"origin")
     if origin is None or origin in settings.allowed_origins:
         return
@@ -98,7 +100,7 @@ def require_same_origin(scope: Scope, settings: Settings) -> None:
 
 
 def get_client_address(scope: Scope) -> str:
-    """Return the address of the caller, or of its proxy if that is not trusted."""
+    """Return the IP address of the caller, or of its proxy if that is not trusted."""
     client = scope.get("client")
     return str(client[0]) if client else ""
 

@@ -1,4 +1,4 @@
-"""Limits of a process: what one caller, and all together, may use and keep open."""
+"""The limits of a process on what one caller, and all callers together, use and keep open."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ _BURST_SECONDS = 2.0
 class CallerLimits:
     """Limits on rates, open connections (websockets and event streams) and subscriptions.
 
-    Known callers are counted by name, and all callers by address: one caller's excess does not
-    cost another.
+    Identified callers are counted by name, and all callers by address, so that one caller's excess
+    does not limit another.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -41,7 +41,7 @@ class CallerLimits:
         )
 
     @property
-    def rates(self) -> list[RateLimiter]:
+    def shared_limiters(self) -> list[RateLimiter]:
         """The rate limits that all processes share (`graph.auth.rate_sync`)."""
         return [
             self._requests,
@@ -55,7 +55,7 @@ class CallerLimits:
         _charge(caller, self._requests, self._requests_of_address)
 
     def charge_message(self, caller: Caller) -> None:
-        """Charge for a websocket message that is no operation, or was rate-limited.
+        """Charge the caller for a websocket message that is no operation, or was rate-limited.
 
         Raises RateLimited.
         """
@@ -63,11 +63,11 @@ class CallerLimits:
 
     def charge_heartbeats(self, caller: Caller, count: int) -> None:
         """Charge the caller for heartbeats. Raises RateLimited."""
-        self._heartbeats.take(caller.rate_key, count)
+        self._heartbeats.charge(caller.rate_key, count)
 
     def charge_registration(self, caller: Caller) -> None:
         """Charge the caller for a registration. Raises RateLimited."""
-        self._registrations.take(caller.rate_key)
+        self._registrations.charge(caller.rate_key)
 
     @contextmanager
     def hold_connection(self) -> Iterator[None]:
@@ -100,8 +100,8 @@ class CallerLimits:
 
 def _charge(caller: Caller, by_identity: RateLimiter, by_address: RateLimiter) -> None:
     if caller.identity is not ANONYMOUS:
-        by_identity.take(caller.identity.name)
-    by_address.take(caller.address or "")
+        by_identity.charge(caller.identity.name)
+    by_address.charge(caller.address or "")
 
 
 def _make_limiter(name: str, per_second: float) -> RateLimiter:

@@ -1,4 +1,4 @@
-"""Nodes that are known by their client certificate.
+"""The identities of nodes, read from their client certificates.
 
 A certificate, signed by an authority that certifies nodes and nothing else, names a node by the
 common name of its subject, which has at most 64 characters.
@@ -28,8 +28,8 @@ def find_certified_identity(scope: Scope) -> tuple[Identity, datetime] | None:
     peer: Mapping[str, Any] = scope.get("state", {}).get(_PEER, {})
     names = [
         value
-        for distinguished in peer.get("subject", ())
-        for kind, value in distinguished
+        for relative_name in peer.get("subject", ())
+        for kind, value in relative_name
         if kind == "commonName"
     ]
     try:
@@ -42,7 +42,7 @@ def find_certified_identity(scope: Scope) -> tuple[Identity, datetime] | None:
 
 
 def store_peer_certificate(transport: asyncio.Transport, state: MutableMapping[str, Any]) -> None:
-    """Put the certificate where `find_certified_identity` looks: uvicorn does not pass it on."""
+    """Store the certificate for `find_certified_identity`, since uvicorn does not pass it on."""
     peer = transport.get_extra_info("peercert")
     if peer:
         state[_PEER] = peer

@@ -69,8 +69,8 @@ class CredentialCache:
         self._verifier = verifier
         self._check_seconds = check_seconds
         self._cached: SingleFlight[bytes, Grant] = SingleFlight(MAX_CACHED)
-        self._active: WeakSet[Grant] = WeakSet()  # those in use, cached or not
-        self._used: dict[UUID, datetime] = {}
+        self._active: WeakSet[Grant] = WeakSet()  # grants in use, cached or not
+        self._uses: dict[UUID, datetime] = {}
 
     def find_grant(self, credential: str) -> Grant | None:
         """Return the cached grant of a credential, None if there is none or it has ended."""
@@ -101,7 +101,7 @@ class CredentialCache:
         return grant
 
     async def run(self) -> None:
-        """Check grants for ever. While the database is away, they continue."""
+        """Check grants until cancelled. While the database is unavailable, grants stay valid."""
         loop = asyncio.get_running_loop()
         recorded_at = loop.time()
         while True:
@@ -115,7 +115,7 @@ class CredentialCache:
                 log.warning("credential_cache.unavailable", cause=repr(error.__cause__))
 
     async def end_invalid_grants(self) -> None:
-        """End the grants that have expired or were revoked; our tokens by the database's clock."""
+        """End the grants that have expired or were revoked, tokens by the database's clock."""
         now = datetime.now(UTC)
         for grant in list(self._active):
             if grant.expires_at is not None and grant.expires_at <= now:
@@ -126,16 +126,17 @@ class CredentialCache:
         if not token_ids:
             return
         async with self._database.read() as session:
-            ended = await tokens.find_ended_tokens(session, list(token_ids))
+            ended_ids = await tokens.find_ended_tokens(session, list(token_ids))
         for grant in list(self._active):
-            if grant.identity.token_id in ended:
+            if grant.identity.token_id in ended_ids:
                 self._end(grant)
 
     async def record_uses(self) -> None:
-        used, self._used = self._used, {}
-        if used:
+        """Record when each token was last used. Raises Unavailable."""
+        uses, self._uses = self._uses, {}
+        if uses:
             async with self._database.write() as session:
-                await tokens.record_uses(session, used)
+                await tokens.record_uses(session, uses)
 
     async def _verify(self, credential: str) -> Grant:
         presented = token_format.parse_token(credential)
@@ -153,7 +154,7 @@ class CredentialCache:
 
     def _note_use(self, grant: Grant) -> None:
         if grant.identity.token_id is not None:
-            self._used[grant.identity.token_id] = datetime.now(UTC)
+            self._uses[grant.identity.token_id] = datetime.now(UTC)
 
     def _end(self, grant: Grant) -> None:
         grant.end()

@@ -31,7 +31,7 @@ _FETCH_SECONDS = 5.0
 
 
 class BadKeySet(Exception):
-    """The content is no valid set of public keys; the message says why."""
+    """A content that is no valid set of public keys; the message says why."""
 
 
 class KeySource(Protocol):
@@ -94,10 +94,10 @@ class KeyAddress:
         return bytes(content)
 
 
-def parse_source(text: str) -> KeySource:
+def parse_key_source(text: str) -> KeySource:
     """Return the source of an address or file path.
 
-    Raises ValueError for an address without TLS, which could be answered by somebody in between.
+    Raises ValueError for an address without TLS, where an attacker in between could answer.
     """
     url = urlsplit(text)
     if url.scheme == "https" or (url.scheme == "http" and is_loopback(url.hostname or "")):
@@ -116,7 +116,7 @@ class KeySet:
         self._keys: Sequence[PyJWK] = ()
         self._read_at = self._tried_at = float("-inf")
         self._last_error: str | None = None
-        self._reading = asyncio.Lock()
+        self._reload_lock = asyncio.Lock()
 
     async def load(self) -> None:
         """Read the keys. Raises OSError, BadKeySet and httpx.HTTPError."""
@@ -133,10 +133,10 @@ class KeySet:
         """
         if self._clock() - self._read_at >= self._source.max_age_seconds:
             await self._reload()
-        matching = self._select(key_id, algorithm)
+        matching = self._find_matching(key_id, algorithm)
         if matching is None:
             await self._reload()
-            matching = self._select(key_id, algorithm)
+            matching = self._find_matching(key_id, algorithm)
         if not self._keys:
             raise Unavailable(
                 self._source.min_interval_seconds, dependency="the keys of the issuer"
@@ -145,7 +145,7 @@ class KeySet:
             raise Unauthenticated("the token is signed by no key of the issuer")
         return matching
 
-    def _select(self, key_id: str | None, algorithm: object) -> PyJWK | None:
+    def _find_matching(self, key_id: str | None, algorithm: object) -> PyJWK | None:
         matching = [
             key
             for key in self._keys
@@ -154,8 +154,8 @@ class KeySet:
         return matching[0] if len(matching) == 1 else None
 
     async def _reload(self) -> None:
-        """Read the keys again, once for all who wait meanwhile."""
-        async with self._reading:
+        """Read the keys again, once for all callers that wait meanwhile."""
+        async with self._reload_lock:
             if self._clock() - self._tried_at < self._source.min_interval_seconds:
                 return
             try:
@@ -174,10 +174,10 @@ def parse_public_keys(content: bytes) -> list[PyJWK]:
     Raises BadKeySet, also if a key is secret: everyone who can read the set could sign with it.
     """
     try:
-        text = orjson.loads(content)
+        key_set = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise BadKeySet(f"it is not JSON: {error}") from error
-    entries = text.get("keys") if isinstance(text, dict) else None
+    entries = key_set.get("keys") if isinstance(key_set, dict) else None
     if not isinstance(entries, list) or not all(isinstance(key, dict) for key in entries):
         raise BadKeySet("it has no list of keys")
     if any(key.get("kty") == "oct" or "d" in key for key in entries):

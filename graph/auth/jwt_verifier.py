@@ -21,7 +21,7 @@ from jwt.exceptions import (
 from db.core.enums import Role
 from db.core.errors import Forbidden, Unauthenticated
 from db.core.identity import JWT_PREFIX, Identity
-from graph.auth.jwks import ALGORITHMS, BadKeySet, KeyFile, KeySet, parse_source
+from graph.auth.jwks import ALGORITHMS, BadKeySet, KeyFile, KeySet, parse_key_source
 from graph.core.settings import ConfigurationError, Settings
 from graph.core.validation import MAX_NAME_LENGTH
 
@@ -77,8 +77,8 @@ class JwtVerifier:
         name = claims["sub"]
         if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
             raise Unauthenticated("the token's subject is not a valid name")
-        claimed = set(_list_texts(get_claim(claims, self._role_claim)))
-        roles = {self._roles[each] for each in claimed if each in self._roles}
+        role_names = set(_list_texts(get_claim(claims, self._role_claim)))
+        roles = {self._roles[role_name] for role_name in role_names if role_name in self._roles}
         role = next((role for role in STRONGEST_FIRST if role in roles), None)
         if role is None:
             raise Forbidden(f"the token's {self._role_claim} give no role in this registry")
@@ -89,11 +89,11 @@ class JwtVerifier:
                 raise Forbidden(f"the token's {self._nodes_claim} do not say whose agent it is for")
         return Identity(f"{JWT_PREFIX}{name}", role, nodes)
 
-    def _parse_expiry(self, expires: object) -> datetime:
-        if not isinstance(expires, int | float) or isinstance(expires, bool):
+    def _parse_expiry(self, exp: object) -> datetime:
+        if not isinstance(exp, int | float) or isinstance(exp, bool):
             raise Unauthenticated("the token's exp is not a number")
         try:
-            return datetime.fromtimestamp(int(expires) + self._leeway_seconds, UTC)
+            return datetime.fromtimestamp(int(exp) + self._leeway_seconds, UTC)
         except (OverflowError, ValueError, OSError):
             raise Unauthenticated("the token's exp is not a valid time") from None
 
@@ -120,7 +120,7 @@ async def create_jwt_verifier(
             "NODE_REGISTRY_JWT_ROLES: enrolment is a role of our own tokens only"
         )
     try:
-        source = parse_source(required["jwt_jwks"])
+        source = parse_key_source(required["jwt_jwks"])
         keys = KeySet(source, clock=clock)
         if isinstance(source, KeyFile):
             await keys.load()
@@ -142,13 +142,13 @@ def get_claim(claims: Mapping[str, Any], path: str) -> object:
 
 
 def _list_texts(value: object) -> Iterable[str]:
-    """Return the strings of a string or list; other values are ignored."""
+    """Return the strings of a string or list, without other values."""
     values = value if isinstance(value, list) else [value]
-    return (each for each in values if isinstance(each, str))
+    return (text for text in values if isinstance(text, str))
 
 
 def _make_invalid_token_error(error: PyJWTError | UnicodeError) -> Unauthenticated:
-    """Return an error in our own words: those of the library quote the token."""
+    """Return an error whose message, unlike the library's, does not quote the token."""
     if isinstance(error, MissingRequiredClaimError):
         return Unauthenticated(f"the token is invalid: it has no {error.claim}")
     reason = _REASONS.get(type(error), "it was not issued by the issuer")

@@ -1,8 +1,8 @@
-"""Which roles may use a field of the API, and whose nodes an agent may act for.
+"""The roles that may use a field of the API, and the nodes that an agent may act for.
 
 `graph.api.root_fields` declares the permission of each root field; the engine checks it before an
-operation runs. Which node an agent means is known only from a field's arguments, so resolvers call
-`require_own`.
+operation runs. Only a field's arguments tell which node an agent means, so resolvers call
+`require_own_node`.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,21 @@ from db.core.identity import Caller
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """The roles that may use a field; `own` are those that may use it for their own nodes only."""
+    """The roles that may use a field; those in `own_node_roles` for their own nodes only."""
 
     roles: frozenset[Role]
-    own: frozenset[Role] = frozenset()
+    own_node_roles: frozenset[Role] = frozenset()
 
-    def allows(self, role: Role) -> bool:
-        return role in self.roles or role in self.own
+    def is_granted_to(self, role: Role) -> bool:
+        return role in self.roles or role in self.own_node_roles
 
     def __str__(self) -> str:
         if self.roles == frozenset(Role):
             return "All roles."
         roles = ", ".join(role for role in Role if role in self.roles)
-        own = ", ".join(role for role in Role if role in self.own)
-        return f"Roles: {roles}{f'; {own} for its own nodes' if own else ''}."
+        own_node_roles = ", ".join(role for role in Role if role in self.own_node_roles)
+        suffix = f"; {own_node_roles} for its own nodes" if own_node_roles else ""
+        return f"Roles: {roles}{suffix}."
 
 
 _READERS = frozenset({Role.ROUTER, Role.VIEWER, Role.OPERATOR, Role.ADMIN})
@@ -38,7 +39,7 @@ READERS = Permission(_READERS)
 READERS_AND_OWN_AGENT = Permission(_READERS, frozenset({Role.AGENT}))
 OPERATORS = Permission(frozenset({Role.OPERATOR, Role.ADMIN}))
 ADMINS = Permission(frozenset({Role.ADMIN}))
-REGISTERING = Permission(frozenset({Role.ADMIN, Role.ENROLMENT}), frozenset({Role.AGENT}))
+REGISTRANTS = Permission(frozenset({Role.ADMIN, Role.ENROLMENT}), frozenset({Role.AGENT}))
 AGENTS = Permission(frozenset({Role.AGENT}))
 OWN_AGENT = Permission(frozenset({Role.ADMIN}), frozenset({Role.AGENT}))
 
@@ -55,7 +56,7 @@ def require_role(caller: Caller, forbidden: Mapping[Role, str]) -> None:
         )
 
 
-def require_own(caller: Caller, node_id: str) -> None:
+def require_own_node(caller: Caller, node_id: str) -> None:
     """Check that an agent acts for its own node. Raises Forbidden."""
     identity = caller.identity
     if identity.role is Role.AGENT and node_id not in identity.nodes:
@@ -65,11 +66,11 @@ def require_own(caller: Caller, node_id: str) -> None:
 def resolve_node_id(caller: Caller, node_id: str | None) -> str | None:
     """Return the id that a registration is for: an agent with one node alone need not name it.
 
-    Raises Forbidden as `require_own` does.
+    Raises Forbidden as `require_own_node` does.
     """
     identity = caller.identity
     if identity.role is Role.AGENT:
         if node_id is None and len(identity.nodes) == 1:
             [node_id] = identity.nodes
-        require_own(caller, node_id or "")
+        require_own_node(caller, node_id or "")
     return node_id

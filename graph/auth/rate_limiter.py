@@ -16,11 +16,11 @@ _ROUNDING_SECONDS = 1e-6
 
 
 class _Account:
-    __slots__ = ("paid_until", "taken")
+    __slots__ = ("paid_until", "uncollected")
 
     def __init__(self) -> None:
         self.paid_until = 0.0
-        self.taken = 0.0
+        self.uncollected = 0.0
 
 
 class RateLimiter:
@@ -41,32 +41,32 @@ class RateLimiter:
         self._interval = 1 / per_second
         self._tolerance = burst * self._interval
         self._clock = clock
-        self._accounts: OrderedDict[str, _Account] = OrderedDict()  # by when they were used
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()  # least recently used first
 
     @classmethod
     def per_minute(cls, name: str, limit: float) -> Self:
         """Return a limiter whose burst is a whole minute's rate."""
         return cls(name, per_second=limit / 60, burst=limit)
 
-    def take(self, key: str, amount: float = 1) -> None:
-        """Take an amount from the key's rate. Raises RateLimited if that is too much.
+    def charge(self, key: str, amount: float = 1) -> None:
+        """Charge a key for an amount. Raises RateLimited if that is too much.
 
-        A rejected amount takes nothing. An amount larger than the burst passes for an unused key,
+        A rejected amount is not charged. An amount larger than the burst passes for an unused key,
         which then waits longer.
         """
         now = self._clock()
-        account = self._account(key)
+        account = self._get_account(key)
         paid_until = max(account.paid_until, now)
         until = paid_until + amount * self._interval
         too_early = until - now - self._tolerance
         if too_early > _ROUNDING_SECONDS and paid_until > now:
             raise self._make_error(min(too_early, paid_until - now))
         account.paid_until = until
-        account.taken += amount
+        account.uncollected += amount
         self._accounts.move_to_end(key)
 
     def require_available(self, key: str) -> None:
-        """Check that the key has at least one left. Raises RateLimited."""
+        """Check that one more would be allowed. Raises RateLimited."""
         account = self._accounts.get(key)
         ahead = 0.0 if account is None else account.paid_until - self._clock()
         too_early = ahead + self._interval - self._tolerance
@@ -74,7 +74,7 @@ class RateLimiter:
             raise self._make_error(too_early)
 
     def collect_use(self, seconds: float) -> Iterator[tuple[str, float]]:
-        """Yield each key used within the last seconds, with its use since the previous call.
+        """Yield each key used within this many seconds, with its use since the previous call.
 
         The use is the time in seconds in which the key's rate allows it.
         """
@@ -82,17 +82,17 @@ class RateLimiter:
         for key, account in reversed(self._accounts.items()):
             if account.paid_until < since:
                 return
-            if account.taken:
-                yield key, account.taken * self._interval
-                account.taken = 0.0
+            if account.uncollected:
+                yield key, account.uncollected * self._interval
+                account.uncollected = 0.0
 
     def charge_remote_use(self, key: str, seconds: float) -> None:
-        """Charge a key for its use in another process, in seconds of its rate, a minute at most."""
-        account = self._account(key)
+        """Charge a key for use in another process, in seconds of its rate: one minute at most."""
+        account = self._get_account(key)
         paid = min(max(seconds, 0.0), MAX_CHARGE_SECONDS)
         account.paid_until = max(account.paid_until, self._clock()) + paid
 
-    def _account(self, key: str) -> _Account:
+    def _get_account(self, key: str) -> _Account:
         account = self._accounts.get(key)
         if account is None:
             account = self._accounts[key] = _Account()

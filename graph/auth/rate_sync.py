@@ -1,8 +1,8 @@
-"""Rate limits that processes share: each sends the others, once a second, what it let through.
+"""Rate limits that processes share: each sends the others, once a second, the use it allowed.
 
-Only use near a limit is sent. Use in other processes is charged here, too: so all together let
-through no more than the limit, and what fits into that second. While the database is away each
-process counts alone.
+Only use near a limit is sent. Use in other processes is charged here, too, so that all together
+allow no more than the limit and what fits into that second. While the database is unavailable,
+each process counts alone.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ log = structlog.get_logger()
 
 INTERVAL_SECONDS = 1.0
 MIN_SENT_FRACTION = 0.05
-"""The part of a rate below which its use is not sent: in twenty processes it adds up to one."""
+"""The fraction of a rate below which use is not sent: that of 20 processes adds up to one rate."""
 
 MAX_SENT_KEYS = 1000
-"""Keys in one round: those that used most of their rates."""
+"""Keys sent at once: those that used most of their rates."""
 
 RateUse = tuple[str, str, float]
 """The limiter's name, the key, and the seconds of its rate that were used."""
@@ -41,7 +41,7 @@ class RateSync:
     def __init__(self, database: Database, limiters: Sequence[RateLimiter]) -> None:
         self._database = database
         self._limiters = {limiter.name: limiter for limiter in limiters}
-        self._process = secrets.token_hex(8)
+        self._process_id = secrets.token_hex(8)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -60,15 +60,16 @@ class RateSync:
 
     def make_payloads(self, seconds: float) -> list[str]:
         """Return the payloads for the use since the previous call, this many seconds ago."""
-        used = (
-            (limiter.name, key, used)
+        uses = (
+            (limiter.name, key, seconds_used)
             for limiter in self._limiters.values()
-            for key, used in limiter.collect_use(seconds)
-            if used >= MIN_SENT_FRACTION * seconds
+            for key, seconds_used in limiter.collect_use(seconds)
+            if seconds_used >= MIN_SENT_FRACTION * seconds
         )
-        largest = heapq.nlargest(MAX_SENT_KEYS, used, key=lambda use: use[2])
+        largest = heapq.nlargest(MAX_SENT_KEYS, uses, key=lambda use: use[2])
         return [
-            orjson.dumps([self._process, part]).decode() for part in _split_into_payloads(largest)
+            orjson.dumps([self._process_id, batch]).decode()
+            for batch in _split_into_batches(largest)
         ]
 
     def receive(self, payload: str) -> None:
@@ -78,22 +79,22 @@ class RateSync:
         except ValidationError:
             log.warning("rate_sync.invalid_payload")
             return
-        if sender != self._process:
-            for name, key, used in uses:
+        if sender != self._process_id:
+            for name, key, seconds_used in uses:
                 if name in self._limiters:  # a newer version may have more limiters
-                    self._limiters[name].charge_remote_use(key, used)
+                    self._limiters[name].charge_remote_use(key, seconds_used)
 
 
-def _split_into_payloads(uses: Sequence[RateUse]) -> Iterator[list[RateUse]]:
+def _split_into_batches(uses: Sequence[RateUse]) -> Iterator[list[RateUse]]:
     """Yield lists that each fit into one payload."""
-    part: list[RateUse] = []
+    batch: list[RateUse] = []
     size = 0
     for use in uses:
-        own_size = len(orjson.dumps(use)) + 1
-        if size + own_size > rate_channel.MAX_PAYLOAD_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(use)
-        size += own_size
-    if part:
-        yield part
+        use_size = len(orjson.dumps(use)) + 1
+        if size + use_size > rate_channel.MAX_PAYLOAD_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(use)
+        size += use_size
+    if batch:
+        yield batch

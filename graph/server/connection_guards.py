@@ -162,7 +162,7 @@ class _FrameLimit(WebSocketsSansIOProtocol):
     def _admit_frame(self) -> bool:
         if not self.transport.is_closing():
             try:
-                self.frame_limiter.take(str(self.client))
+                self.frame_limiter.charge(str(self.client))
             except RateLimited:
                 _reset(self.transport)
         return not self.transport.is_closing()

@@ -27,6 +27,6 @@ async def test_what_failed_at_one_server_counts_at_another(
         await wait_until_connected(other)
         for number in range(3):
             await one.http.post("/graphql", headers={"authorization": f"Bearer {number}"})
-        await wait_until(lambda: not left(other.services.authentication.failures))
+        await wait_until(lambda: not left(other.services.authentication.failed_logins))
         refused = await other.http.post("/graphql", headers={"authorization": "Bearer x"})
         assert refused.status_code == 429

@@ -25,7 +25,7 @@ def let_through(quota: RateLimiter, key: str, attempts: int) -> int:
     taken = 0
     for _ in range(attempts):
         try:
-            quota.take(key)
+            quota.charge(key)
         except RateLimited:
             continue
         taken += 1
@@ -47,12 +47,12 @@ def test_a_refusal_says_when_more_may_come_and_keeps_its_word() -> None:
     limited = RateLimiter(WHAT, per_second=2, burst=3, clock=clock)
     let_through(limited, "a", 3)
     with pytest.raises(RateLimited) as refused:
-        limited.take("a")
+        limited.charge("a")
     wait = refused.value.details["retryAfterSeconds"]
     assert isinstance(wait, float)
     assert 0 < wait <= 0.5
     clock.now += wait + 0.001
-    limited.take("a")
+    limited.charge("a")
 
 
 def test_one_key_uses_nothing_of_another() -> None:
@@ -66,19 +66,19 @@ def test_what_is_refused_is_not_paid_for() -> None:
     limited = RateLimiter(WHAT, per_second=1, burst=1, clock=clock)
     let_through(limited, "a", 100)
     clock.now += 1.001
-    limited.take("a")
+    limited.charge("a")
 
 
 def test_more_than_the_burst_is_let_through_once_and_paid_later() -> None:
     clock = Clock()
     limited = RateLimiter(WHAT, per_second=100, burst=50, clock=clock)
-    limited.take("a", 1000)
+    limited.charge("a", 1000)
     for passed in (1, 5):
         clock.now += passed
         with pytest.raises(RateLimited):
-            limited.take("a", 1000)
+            limited.charge("a", 1000)
     clock.now += 4.001
-    limited.take("a", 1000)
+    limited.charge("a", 1000)
 
 
 def test_whether_one_is_left_is_asked_without_taking_it() -> None:
@@ -86,9 +86,9 @@ def test_whether_one_is_left_is_asked_without_taking_it() -> None:
     limited = RateLimiter("failed logins", per_second=1, burst=2, clock=clock)
     for _ in range(10):
         limited.require_available("a")
-    limited.take("a")
+    limited.charge("a")
     limited.require_available("a")
-    limited.take("a")
+    limited.charge("a")
     with pytest.raises(RateLimited, match="failed logins"):
         limited.require_available("a")
     clock.now += 1.001
@@ -99,10 +99,10 @@ def test_keys_are_forgotten_from_the_oldest(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(rate_limiter, "MAX_KEYS", 10)
     limited = RateLimiter(WHAT, per_second=0.001, burst=1, clock=Clock())
     for number in range(20):
-        limited.take(f"{number}")
-    limited.take("0")
+        limited.charge(f"{number}")
+    limited.charge("0")
     with pytest.raises(RateLimited):
-        limited.take("19")
+        limited.charge("19")
 
 
 @given(
@@ -119,7 +119,7 @@ def test_no_span_of_time_lets_more_through_than_rate_and_burst(
     for passed, amount in attempts:
         clock.now += passed
         try:
-            limited.take("a", amount)
+            limited.charge("a", amount)
         except RateLimited:
             continue
         taken.append((clock.now, amount))

@@ -32,7 +32,7 @@ class Process:
 
     def takes(self, key: str, amount: float = 1) -> bool:
         try:
-            self.quota.take(key, amount)
+            self.quota.charge(key, amount)
         except RateLimited:
             return False
         return True

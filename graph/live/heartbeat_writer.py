@@ -12,7 +12,7 @@ import structlog
 from db.core.database import Database
 from db.core.errors import RegistryError, Unavailable
 from db.registry import heartbeats
-from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
+from db.registry.heartbeats import HeartbeatOutcome, HeartbeatReport
 from db.registry.liveness_rules import LivenessRules
 from graph.core.errors import INTERNAL
 from graph.live.sweeper import Sweeper
@@ -29,13 +29,11 @@ MAX_LINKS = 128
 
 _RETRY_AFTER_SECONDS = 2.0
 
-Outcome = HeartbeatAck | RegistryError
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
     reports: Sequence[HeartbeatReport]
-    outcomes: asyncio.Future[list[Outcome]]
+    outcomes: asyncio.Future[list[HeartbeatOutcome]]
     link: Any
 
 
@@ -57,7 +55,7 @@ class HeartbeatWriter:
         self.queued_reports = 0
         self._write_seconds = 0.0
 
-    async def record(self, reports: Sequence[HeartbeatReport]) -> list[Outcome]:
+    async def record(self, reports: Sequence[HeartbeatReport]) -> list[HeartbeatOutcome]:
         """Write the reports; return the outcome of each, in order.
 
         Raises: Unavailable: MAX_WAITING reports are waiting, or the database did not answer.

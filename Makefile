@@ -25,7 +25,7 @@ test: .venv/dev
 
 # The tests that need no PostgreSQL, which take seconds.
 test-unit: .venv/dev
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest tests/unit --numprocesses 2 --dist worksteal
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest tests/unit --numprocesses 3 --dist worksteal
 
 # Lints, types and architecture; the types of the dashboard's JavaScript where npm is installed.
 check: .venv/dev $(if $(NPM),node_modules/.package-lock.json)

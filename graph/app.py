@@ -12,7 +12,7 @@ from db.core import rate_channel
 from graph.api.schema import schema
 from graph.auth.authentication import Authentication
 from graph.auth.caller_limits import CallerLimits
-from graph.auth.credential_cache import CredentialCache
+from graph.auth.credential_verifier import CredentialVerifier
 from graph.auth.jwt_verifier import create_jwt_verifier
 from graph.auth.rate_sync import RateSync
 from graph.core.open_database import open_database
@@ -77,10 +77,10 @@ async def open_services(
         tracer.trace_statements(database)
         metrics = Metrics()
         limits = CallerLimits(settings, metrics)
-        credential_cache = CredentialCache(
+        credential_verifier = CredentialVerifier(
             database, await create_jwt_verifier(settings), check_seconds=settings.key_check_seconds
         )
-        authentication = Authentication(settings, credential_cache)
+        authentication = Authentication(settings, credential_verifier)
         rate_sync = RateSync(database, [*limits.shared_limiters, authentication.failed_logins])
         change_feed = ChangeFeed(
             database,
@@ -110,7 +110,7 @@ async def open_services(
         background_tasks.start("housekeeping", housekeeping.run())
         background_tasks.start("heartbeat_writer", heartbeats.run())
         background_tasks.start("heartbeat_tail", heartbeat_tail.run())
-        background_tasks.start("credential_cache", credential_cache.run())
+        background_tasks.start("credential_verifier", credential_verifier.run())
         background_tasks.start("rate_sync", rate_sync.run())
         yield Services(
             settings,

@@ -26,10 +26,10 @@ from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import AUDIT_ENTRY, AuditEntry
 
 OK = "ok"
-"""The outcome of an action. The outcome of a refused one is the error's code."""
+"""The outcome of an action. The outcome of a rejected one is the error's code."""
 
-MAX_REFUSALS_PER_MINUTE = 60
-"""Per actor, so that a client that repeats a forbidden operation does not fill the trail."""
+MAX_REJECTIONS_PER_MINUTE = 60
+"""Per actor, so that a client that repeats a forbidden operation does not fill the log."""
 
 ENTRY_KEYSET = Keyset(
     "audit", (AUDIT_ENTRY.recorded_at, AUDIT_ENTRY.id), (datetime, int), descending=True
@@ -59,7 +59,7 @@ class AuditFilter:
         }
         terms = [column == value for column, value in values.items() if value is not None]
         if self.outcome not in {None, OK}:
-            terms.append(_REFUSED)
+            terms.append(_IS_REJECTION)
         if self.since is not None:
             terms.append(AUDIT_ENTRY.recorded_at >= self.since)
         if self.until is not None:
@@ -68,7 +68,7 @@ class AuditFilter:
 
 
 # As the partial index has it: with a parameter the planner would not use the index.
-_REFUSED: ColumnElement[bool] = AUDIT_ENTRY.outcome != literal_column(f"'{OK}'")
+_IS_REJECTION: ColumnElement[bool] = AUDIT_ENTRY.outcome != literal_column(f"'{OK}'")
 
 
 EVERY_ENTRY = AuditFilter()
@@ -96,25 +96,25 @@ async def record_action(
     await session.execute(insert(AuditEntry).values(values))
 
 
-async def record_refusal(
+async def record_rejection(
     session: AsyncSession, *, caller: Caller, action: str, subject: str, code: str
 ) -> None:
-    """Add the entry of a refused action, unless the actor has MAX_REFUSALS_PER_MINUTE of them."""
+    """Add the entry of a rejection, unless the actor has MAX_REJECTIONS_PER_MINUTE of them."""
     recent = (
         select(AUDIT_ENTRY.id)
         .where(
             AUDIT_ENTRY.actor == caller.name,
             AUDIT_ENTRY.recorded_at > func.now() - timedelta(minutes=1),
-            _REFUSED,
+            _IS_REJECTION,
         )
-        .limit(MAX_REFUSALS_PER_MINUTE)
+        .limit(MAX_REJECTIONS_PER_MINUTE)
         .subquery()
     )
     values = {**_make_common_values(caller, action, subject), "outcome": code}
     statement = insert(AuditEntry).from_select(
         list(values),
         select(*(literal(value, Text) for value in values.values())).where(
-            select(func.count()).select_from(recent).scalar_subquery() < MAX_REFUSALS_PER_MINUTE
+            select(func.count()).select_from(recent).scalar_subquery() < MAX_REJECTIONS_PER_MINUTE
         ),
     )
     await session.execute(statement)

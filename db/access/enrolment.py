@@ -55,8 +55,8 @@ async def enrol_node(
 ) -> IssuedToken:
     """Issue the token of a node that this transaction has registered, and count one use.
 
-    The registration has refused a node for which another run of an agent sends heartbeats; this
-    refuses a node that has a valid token. If that token was issued to the same run and never used,
+    The registration has rejected a node for which another run of an agent sends heartbeats; this
+    rejects a node that has a valid token. If that token was issued to the same run and never used,
     the response was lost: a new token replaces it, and no further use is counted. Raises:
     Forbidden: the enrolment token is not valid, has no use left or is not for such a node, or the
     node has a token.

@@ -40,8 +40,8 @@ async def find_valid_token(session: AsyncSession, presented: PresentedToken) -> 
 
 # A few of thousands have ended: returning the valid ones would take ten times as long.
 _FIND_ENDED = text("""
-SELECT asked.id FROM unnest(CAST(:ids AS uuid[])) AS asked (id)
-LEFT JOIN tokens t ON t.id = asked.id AND t.revoked_at IS NULL
+SELECT used.id FROM unnest(CAST(:ids AS uuid[])) AS used (id)
+LEFT JOIN tokens t ON t.id = used.id AND t.revoked_at IS NULL
     AND (t.expires_at IS NULL OR t.expires_at > registry_now())
 WHERE t.id IS NULL
 """).columns(TOKEN.id)

@@ -1,4 +1,4 @@
-"""Migrating a database to this version's schema, and refusing one at another schema."""
+"""Migrating a database to this version's schema, and rejecting one at another schema."""
 
 from importlib.resources import files
 

@@ -262,7 +262,7 @@ class RegistryProcess(Table, table=True):
 
 
 class AuditEntry(Table, table=True):
-    """An action or a refused attempt. `before` is None of what is new, `after` of what is gone.
+    """An action or a rejected attempt. `before` is None of what is new, `after` of what is gone.
 
     Each index serves one filter, newest first. The role that serves may only insert and select.
     """
@@ -289,7 +289,7 @@ class AuditEntry(Table, table=True):
     outcome: str = Field(
         sa_type=Text,
         sa_column_kwargs={"server_default": text("'ok'")},
-        description="ok, or the code of the error that refused the action.",
+        description="ok, or the code of the error with which the action was rejected.",
     )
     request_id: str | None = Field(sa_type=Text, description="The request's id in the log.")
     before: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)

@@ -25,7 +25,7 @@ _MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 
 
-class BackupRefused(Exception):
+class BackupRejected(Exception):
     """A backup cannot be made or used. The message is one line that says why."""
 
 
@@ -51,7 +51,7 @@ class Manifest(BaseModel):
 async def create_backup(url: URL, path: Path) -> Manifest:
     """Back up one snapshot of the running database, and replace `path` once the backup is complete.
 
-    If it raises, `path` is unchanged. Raises: BackupRefused: the database has no registry in it.
+    If it raises, `path` is unchanged. Raises: BackupRejected: the database has no registry in it.
     ProgramMissing and ProgramFailed: pg_dump. Unavailable, OSError, DBAPIError.
     """
     database = Database(url)
@@ -66,7 +66,7 @@ async def create_backup(url: URL, path: Path) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return the manifest. Raises: BackupRefused: the file is not a complete backup. OSError."""
+    """Return the manifest. Raises: BackupRejected: the file is not a complete backup. OSError."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _MAX_LINE_BYTES))
@@ -74,14 +74,14 @@ def read_manifest(path: Path) -> Manifest:
         try:
             manifest = Manifest.model_validate_json(line)
         except ValidationError as error:
-            raise BackupRefused(
+            raise BackupRejected(
                 f"{path} is not a backup of a registry, or not a complete one"
             ) from error
         if (
             manifest.size + len(line) + 2 != size
             or _compute_digest(file, manifest.size) != manifest.sha256
         ):
-            raise BackupRefused(f"{path} is damaged: its digest or size has changed")
+            raise BackupRejected(f"{path} is damaged: its digest or size has changed")
     return manifest
 
 
@@ -117,7 +117,7 @@ async def _export_snapshot(connection: AsyncConnection) -> tuple[str, Manifest]:
     snapshot = await connection.scalar(text("SELECT pg_export_snapshot()"))
     tables = (await connection.scalars(_LIST_TABLES)).all()
     if "alembic_version" not in tables or "registry_state" not in tables:
-        raise BackupRefused("the database has no registry in it")
+        raise BackupRejected("the database has no registry in it")
     row = await connection.execute(
         text(
             "SELECT now(), CAST(current_setting('server_version_num') AS int) / 10000,"

@@ -21,7 +21,7 @@ from db.core.migrate import migrate
 _SCRAM_ITERATIONS = 4096  # PostgreSQL's own default
 
 
-class ProvisioningRefused(Exception):
+class ProvisioningRejected(Exception):
     """An existing database or role is not as it must be. The message is one line that says why."""
 
 
@@ -46,7 +46,7 @@ async def provision(
     `store_passwords` receives the password by the name of each role that is made, with
     `new_passwords` of both, before they take effect; if it raises, nothing has changed. The
     administrator needs CREATEROLE and CREATEDB, and becomes a member of the owner. Raises:
-    ProvisioningRefused. DBAPIError: PostgreSQL refuses a statement.
+    ProvisioningRejected. DBAPIError: PostgreSQL rejects a statement.
     """
     async with _open_connection(administrator) as connection, connection.begin():
         store_passwords(await _make_roles(connection, names, renew=new_passwords))
@@ -60,7 +60,7 @@ async def provision(
     async with owner.begin() as connection:
         await _run_statements(connection, names, *_GRANT_PRIVILEGES)
         if await _query_scalar(connection, _HAS_EXCESS_PRIVILEGES, service=names.service):
-            raise ProvisioningRefused(
+            raise ProvisioningRejected(
                 f"the role {names.service!r} has privileges from elsewhere: it could make tables"
                 " or change the audit trail"
             )
@@ -90,7 +90,7 @@ async def _make_roles(
     if await _query_scalar(
         connection, _HAS_EXCESS_ATTRIBUTES, owner=names.owner, service=names.service
     ):
-        raise ProvisioningRefused(
+        raise ProvisioningRejected(
             f"the role {names.service!r} has more privileges than a service should: name another"
         )
     return passwords
@@ -113,7 +113,7 @@ async def _make_database(connection: AsyncConnection, names: ProvisionedNames) -
         statement = "CREATE DATABASE {database} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'"
         await _run_statements(connection, names, statement)
     elif owner != names.owner:
-        raise ProvisioningRefused(
+        raise ProvisioningRejected(
             f"the database {names.database!r} belongs to the role {owner!r}: name it as the owner"
         )
     return owner is None

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.core.database import Database
 from db.core.migrate import list_known_schemas, migrate
-from db.ops.backup import BackupRefused, Manifest, read_manifest
+from db.ops.backup import BackupRejected, Manifest, read_manifest
 from db.ops.pg_client_tools import Program, run_program
 
 REVISIONS_SKIPPED = 1_000_000_000
@@ -28,11 +28,11 @@ _SINCE_POSTGRES = 17
 async def check_backup(path: Path) -> Manifest:
     """Read the whole backup, without a database, and return its manifest.
 
-    Raises: BackupRefused: it is damaged or of an unknown schema. ProgramMissing, ProgramFailed.
+    Raises: BackupRejected: it is damaged or of an unknown schema. ProgramMissing, ProgramFailed.
     """
     manifest = await asyncio.to_thread(read_manifest, path)
     if manifest.schema_version not in list_known_schemas():
-        raise BackupRefused(
+        raise BackupRejected(
             f"{path} is at schema {manifest.schema_version}, which this version does not know:"
             " restore it with the version that made it, or a newer one"
         )
@@ -47,7 +47,7 @@ async def restore_backup(url: URL, path: Path, *, replace: bool) -> Manifest:
     """Restore the backup in one transaction, then migrate the database to this version's schema.
 
     With `replace` the database need not be empty. Other roles get the database's default privileges
-    for new tables. Raises: BackupRefused: the backup or the database is not suitable.
+    for new tables. Raises: BackupRejected: the backup or the database is not suitable.
     ProgramMissing, ProgramFailed, Unavailable, DBAPIError.
     """
     manifest = await check_backup(path)
@@ -56,7 +56,7 @@ async def restore_backup(url: URL, path: Path, *, replace: bool) -> Manifest:
         async with database.engine.connect() as connection:
             server_version = await _check_target(connection, manifest)
             if not replace and await _has_content(connection):
-                raise BackupRefused(
+                raise BackupRejected(
                     f"the database {url.database} is not empty: --replace deletes all that it has"
                 )
         await _load_archive(url, path, manifest, server_version)
@@ -77,17 +77,17 @@ SELECT CAST(current_setting('server_version_num') AS int) / 10000,
 
 
 async def _check_target(connection: AsyncConnection, manifest: Manifest) -> int:
-    """Return the server's major version. Raises: BackupRefused: the target is not suitable."""
+    """Return the server's major version. Raises: BackupRejected: the target is not suitable."""
     postgres, registry_count, owner, user = (await connection.execute(_TARGET_STATE)).one()
     if postgres < manifest.postgres:
-        raise BackupRefused(
+        raise BackupRejected(
             f"the backup is of PostgreSQL {manifest.postgres}, and this is {postgres}: restore it"
             f" to {manifest.postgres} or newer"
         )
     if registry_count:
-        raise BackupRefused("a registry runs on the database: stop it first")
+        raise BackupRejected("a registry runs on the database: stop it first")
     if owner not in {None, user}:
-        raise BackupRefused(f"the tables belong to {owner}, not to {user}: restore as their owner")
+        raise BackupRejected(f"the tables belong to {owner}, not to {user}: restore as their owner")
     return int(postgres)
 
 

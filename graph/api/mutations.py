@@ -13,6 +13,7 @@ from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
 from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeStatus
+from graph.api.field_declarations import declare
 from graph.api.fields import INPUT, field, optional
 from graph.api.inputs import (
     DeregisterNodeInput,
@@ -22,7 +23,6 @@ from graph.api.inputs import (
 )
 from graph.api.node import Node
 from graph.api.profiles import ProfileMutations
-from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.tokens import TokenMutations, issue_node_token
 from graph.auth.permissions import (

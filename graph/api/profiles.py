@@ -11,9 +11,9 @@ from db.registry import profile_changes
 from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, ProfileType
+from graph.api.field_declarations import declare
 from graph.api.fields import INPUT, field, optional
 from graph.api.profile_schema import parse_content
-from graph.api.root_fields import declare
 from graph.api.scalars import JSON
 from graph.api.types import NodeProfile
 from graph.auth.permissions import OPERATORS

@@ -16,11 +16,11 @@ from graph.api.available_nodes import AvailableNodes
 from graph.api.connection import DEFAULT_PAGE_SIZE, After, Connection, First, resolve_page_size
 from graph.api.context import Info
 from graph.api.enums import NodeOrder, NodeRanking, NodeRole, NodeType, OrderDirection, RegistryMode
+from graph.api.field_declarations import declare
 from graph.api.fields import field
 from graph.api.filter_inputs import NodeFilter, NodeOrderInput, NodeRequirements
 from graph.api.node import Node, NodeConnection
 from graph.api.profiles import RoleProfile
-from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.tokens import TokenQueries
 from graph.api.types import StatusChange, show_status_changes

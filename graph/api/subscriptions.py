@@ -19,8 +19,8 @@ from graph.api.events import (
     show_pace,
     show_status_event,
 )
+from graph.api.field_declarations import declare
 from graph.api.queries import FilterArgument, RequireArgument
-from graph.api.root_fields import declare
 from graph.api.scalars import Revision
 from graph.api.types import Heartbeat
 from graph.auth.permissions import EVERYBODY, READERS, READERS_AND_OWN_AGENT, require_own_node

@@ -15,8 +15,8 @@ from graph.api.audited_field import AuditedField
 from graph.api.connection import After, Connection, First, resolve_page_size
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, Role
+from graph.api.field_declarations import declare
 from graph.api.fields import INPUT, field, optional
-from graph.api.root_fields import declare
 from graph.auth.permissions import ADMINS, AGENTS
 from graph.core import validation
 

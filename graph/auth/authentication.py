@@ -12,7 +12,7 @@ from starlette.types import Scope
 from db.core.errors import Forbidden, Unauthenticated
 from db.core.identity import ANONYMOUS
 from graph.auth.client_certificate import find_certified_identity
-from graph.auth.credential_cache import CredentialCache, Grant
+from graph.auth.credential_verifier import CredentialVerifier, Grant
 from graph.auth.rate_limiter import RateLimiter
 from graph.core.headers import get_header
 from graph.core.settings import Settings, is_loopback
@@ -23,9 +23,9 @@ _SCHEME = "bearer"
 class Authentication:
     """Verifies the credential of a request; `is_required` says whether a request must have one."""
 
-    def __init__(self, settings: Settings, credential_cache: CredentialCache) -> None:
+    def __init__(self, settings: Settings, credential_verifier: CredentialVerifier) -> None:
         self.is_required = settings.is_authentication_required
-        self._credential_cache = credential_cache
+        self._credential_verifier = credential_verifier
         self._anonymous = Grant(ANONYMOUS)
         self._requires_loopback_host = is_loopback(settings.http_host)
         self.failed_logins = RateLimiter.per_minute(
@@ -51,7 +51,7 @@ class Authentication:
         return (
             None
             if identity_and_expiry is None
-            else self._credential_cache.grant_certified(*identity_and_expiry)
+            else self._credential_verifier.grant_certified(*identity_and_expiry)
         )
 
     async def authenticate_init(self, scope: Scope, payload: Mapping[str, Any] | None) -> Grant:
@@ -68,13 +68,13 @@ class Authentication:
         scheme, _, credential = header.strip().partition(" ")
         if scheme.lower() != _SCHEME or not credential:
             raise Unauthenticated("credentials must have the form: Bearer TOKEN")
-        grant = self._credential_cache.find_grant(credential)
+        grant = self._credential_verifier.find_grant(credential)
         if grant is not None:
             return grant
         address = get_client_address(scope)
         self.failed_logins.require_available(address)
         try:
-            return await self._credential_cache.verify(credential)
+            return await self._credential_verifier.verify(credential)
         except Unauthenticated:
             self.failed_logins.charge(address)
             raise

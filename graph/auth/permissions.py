@@ -1,8 +1,8 @@
 """The roles that may use a field of the API, and the nodes that an agent may act for.
 
-`graph.api.root_fields` declares the permission of each root field; the engine checks it before an
-operation runs. Only a field's arguments tell which node an agent means, so resolvers call
-`require_own_node`.
+Each root field of `graph.api` declares its permission (`graph.api.field_declarations`); the engine
+checks it before an operation runs. Only a field's arguments tell which node an agent means, so
+resolvers call `require_own_node`.
 """
 
 from collections.abc import Mapping

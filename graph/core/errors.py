@@ -97,15 +97,15 @@ def _format_error(error: GraphQLError) -> dict[str, Any]:
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     text = cause.message if isinstance(cause, RegistryError) else error.message
     message = _shorten(redact_tokens(text))
-    facts: Mapping[str, object]
+    details: Mapping[str, object]
     if isinstance(cause, RegistryError):
-        code, retryable, facts = cause.code, cause.retryable, _redact_facts(cause.details)
-        log.info("request.refused", code=code, message=message)
+        code, retryable, details = cause.code, cause.retryable, _redact_details(cause.details)
+        log.info("request.rejected", code=code, message=message)
     elif _is_client_fault(error, cause):
-        code, retryable, facts = "BAD_INPUT", False, _find_field(error)
-        log.info("request.refused", code=code, message=message)
+        code, retryable, details = "BAD_INPUT", False, _find_field(error)
+        log.info("request.rejected", code=code, message=message)
     else:
-        code, retryable, facts = INTERNAL, False, {}
+        code, retryable, details = INTERNAL, False, {}
         log.error("request.failed", path=error.path, exc_info=cause)
     ERROR_COUNTER.labels(code).inc()
     formatted: dict[str, Any] = {
@@ -120,17 +120,17 @@ def _format_error(error: GraphQLError) -> dict[str, Any]:
     formatted["extensions"] = {
         "code": code,
         "retryable": retryable,
-        **facts,
+        **details,
         "requestId": request_id,
     }
     return formatted
 
 
-def _redact_facts(facts: Mapping[str, object]) -> Mapping[str, object]:
+def _redact_details(details: Mapping[str, object]) -> Mapping[str, object]:
     """Redact tokens, because a caller that sends one in a wrong field may log the response."""
     return {
         name: redact_tokens(value) if isinstance(value, str) else value
-        for name, value in facts.items()
+        for name, value in details.items()
     }
 
 

@@ -24,7 +24,7 @@ Coercion = Callable[[Any], Any]
 def compile_coercion(kind: GraphQLInputType) -> Coercion:
     """Return the function that coerces JSON values of this type, null included where allowed."""
     if isinstance(kind, GraphQLNonNull):
-        return _refuse_null(_compile_nullable(kind.of_type))
+        return _reject_null(_compile_nullable(kind.of_type))
     coerce = _compile_nullable(kind)
     return lambda value: None if value is None else coerce(value)
 
@@ -38,7 +38,7 @@ def _compile_nullable(kind: GraphQLInputType) -> Coercion:
     return kind.coerce_input_value
 
 
-def _refuse_null(coerce: Coercion) -> Coercion:
+def _reject_null(coerce: Coercion) -> Coercion:
     def coerce_value(value: Any) -> Any:
         if value is None:
             raise TypeError("null")

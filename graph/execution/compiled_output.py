@@ -36,7 +36,7 @@ def compile_shape(
 ) -> Shape:
     """Return the shape of a selection in a valid document. Raises NotCompilable."""
     if isinstance(kind, GraphQLNonNull):
-        return _refuse_null(_compile_nullable(schema, kind.of_type, selected))
+        return _reject_null(_compile_nullable(schema, kind.of_type, selected))
     shape = _compile_nullable(schema, kind, selected)
     return lambda value: None if value is None else shape(value)
 
@@ -45,7 +45,7 @@ def _compile_nullable(
     schema: GraphQLSchema, kind: GraphQLOutputType, selected: SelectionSetNode | None
 ) -> Shape:
     if is_leaf_type(kind):
-        return _refuse_null(kind.coerce_output_value)
+        return _reject_null(kind.coerce_output_value)
     if isinstance(kind, GraphQLList):
         item = compile_shape(schema, kind.of_type, selected)
         return lambda values: [item(value) for value in values]
@@ -63,7 +63,7 @@ def _compile_nullable(
     raise NotCompilable
 
 
-def _refuse_null(shape: Shape) -> Shape:
+def _reject_null(shape: Shape) -> Shape:
     def shape_value(value: Any) -> Any:
         result = None if value is None else shape(value)
         if result is None:

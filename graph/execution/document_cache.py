@@ -33,7 +33,7 @@ from graphql.utilities import validate_input_literal
 
 from db.core.enums import Role
 from db.core.errors import BadInput
-from graph.api import root_fields
+from graph.api import field_declarations
 from graph.core.errors import InvalidRequest
 from graph.execution.compiled_operation import (
     CompiledOperation,
@@ -41,8 +41,8 @@ from graph.execution.compiled_operation import (
     compile_operation,
 )
 from graph.execution.compiled_output import Shape
-from graph.execution.complexity import measure_complexity
 from graph.execution.document_validation import parse_document, validate_document
+from graph.execution.query_cost import measure_complexity
 from graph.execution.query_limits import Complexity
 from graph.execution.request import GraphQLRequest
 
@@ -81,14 +81,14 @@ class Operation:
     @cached_property
     def forbidden_fields(self) -> dict[Role, str]:
         """The roles that may not run it, each with the first field that it may not use."""
-        return root_fields.find_forbidden_fields(
+        return field_declarations.find_forbidden_fields(
             self.document.schema, self.document.node, self.node
         )
 
     @cached_property
     def is_cached_by_snapshot(self) -> bool:
         """Whether its result is the same until the next refresh of the node snapshot."""
-        return root_fields.is_cached_by_snapshot(self.document.schema, self.node)
+        return field_declarations.is_cached_by_snapshot(self.document.schema, self.node)
 
     @cached_property
     def compiled(self) -> CompiledOperation | None:

@@ -38,9 +38,9 @@ from graph.execution.forbidden_operation import record_forbidden
 from graph.execution.query_limits import QueryLimits
 from graph.execution.request import GraphQLRequest
 from graph.execution.response import (
-    OperationRefused,
+    OperationRejected,
     Response,
-    refusing_on_error,
+    reject_on_error,
     releasing,
     run_executor,
 )
@@ -109,9 +109,9 @@ class Engine:
         """Run a request: return the encoded response, or those of a subscription's events.
 
         Raises, before execution: KindNotAllowed, InvalidRequest, BadInput, RateLimited,
-        QueryTooComplex, Forbidden (which the audit log then has), and OperationRefused for a
+        QueryTooComplex, Forbidden (which the audit log then has), and OperationRejected for a
         document or variables that are not valid. Raises OperationTimedOut. The stream of a
-        subscription raises OperationRefused alone, also for the limit of subscriptions.
+        subscription raises OperationRejected alone, also for the limit of subscriptions.
         """
         admitted = await self._admit(request, caller, allowed)
         if admitted.operation.kind is OperationType.SUBSCRIPTION:
@@ -125,12 +125,12 @@ class Engine:
         try:
             document = self._documents.get_document(request)
         except GraphQLSyntaxError as error:
-            raise OperationRefused(errors.format_errors([error])) from error
+            raise OperationRejected(errors.format_errors([error])) from error
         operation = document.select_operation(request.operation_name)
         if operation.kind not in allowed:
             raise KindNotAllowed(operation.kind)
         if document.errors:
-            raise OperationRefused(errors.format_errors(document.errors))
+            raise OperationRejected(errors.format_errors(document.errors))
         try:
             permissions.require_role(caller, operation.forbidden_fields)
         except Forbidden:
@@ -152,7 +152,7 @@ class Engine:
             except asyncio.CancelledError as error:
                 errors.drop_tracebacks(error)
                 raise
-            except OperationRefused as error:
+            except OperationRejected as error:
                 outcome = error.code
                 raise
             except TimeoutError as error:
@@ -182,7 +182,7 @@ class Engine:
     async def _execute(self, admitted: _Admitted) -> Response:
         compiled = admitted.operation.compiled
         arguments = compiled.coerce(admitted.request.variables) if compiled else None
-        with refusing_on_error():
+        with reject_on_error():
             if compiled and arguments is not None:
                 context = create_context(self._services, admitted.caller)
                 return Response.from_result(await compiled.run(arguments, context))
@@ -190,7 +190,7 @@ class Engine:
             return Response.from_result(await run_executor(executor, executor.execute_operation))
 
     def _build_executor(self, admitted: _Admitted) -> "Executor[Any]":
-        """Return a new executor. Raises OperationRefused for variables of wrong types."""
+        """Return a new executor. Raises OperationRejected for variables of wrong types."""
         executor = self._schema.execution_context_class.build(
             self._schema.graphql,
             admitted.operation.document.node,
@@ -200,19 +200,19 @@ class Engine:
             hide_suggestions=self._hides_suggestions,
         )
         if isinstance(executor, list):
-            raise OperationRefused(errors.format_errors(executor))
+            raise OperationRejected(errors.format_errors(executor))
         return executor
 
     async def _subscribe(self, admitted: _Admitted) -> AsyncGenerator[str, None]:
         executor = self._build_executor(admitted)
         with (
-            refusing_on_error(),
+            reject_on_error(),
             releasing(executor),
             self._services.caller_limits.hold_subscription(admitted.caller),
         ):
             source = await await_maybe(create_source_event_stream(executor))
             if isinstance(source, ExecutionResult):
-                raise OperationRefused(errors.format_errors(source.errors or []))
+                raise OperationRejected(errors.format_errors(source.errors or []))
             assert isinstance(source, EventBatches)  # noqa: S101  # as all our resolvers return
             fingerprint = admitted.compute_fingerprint(same_for_all=source.same_for_all)
             view = EventView(fingerprint, source.show, executor, admitted.operation.event_shape)

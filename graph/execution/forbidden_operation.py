@@ -11,7 +11,7 @@ from strawberry.utils.str_converters import to_camel_case
 from db.core.errors import Forbidden
 from db.core.identity import Caller
 from graph.api.audited_field import AuditedField
-from graph.api.root_fields import iterate_root_fields
+from graph.api.field_declarations import iterate_root_fields
 from graph.execution.document_cache import Operation
 from graph.live.rejection_log import RejectionLog
 

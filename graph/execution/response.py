@@ -13,7 +13,7 @@ from graph.core import errors
 from graph.telemetry.metrics import OK
 
 
-class OperationRefused(Exception):
+class OperationRejected(Exception):
     """An operation that did not begin, or a stream that broke off.
 
     `errors` are in the form of a response.
@@ -41,12 +41,12 @@ class Response:
 
     @classmethod
     def from_result(cls, result: ExecutionResult) -> "Response":
-        """Encode a result. Raises OperationRefused when execution did not begin: it has no data."""
+        """Encode a result. Raises OperationRejected when execution did not begin: no data."""
         if not result.errors:
             return cls.from_data(result.data)
         formatted = errors.format_errors(result.errors)
         if result.data is None and not any(error.path for error in result.errors):
-            raise OperationRefused(formatted)
+            raise OperationRejected(formatted)
         return cls(_encode({"data": result.data, "errors": formatted}), _first_code(formatted))
 
 
@@ -68,15 +68,15 @@ def releasing(executor: "Executor[Any]") -> Iterator[None]:
 
 
 @contextmanager
-def refusing_on_error() -> Iterator[None]:
-    """Turn any error into OperationRefused, so that it ends this operation alone."""
+def reject_on_error() -> Iterator[None]:
+    """Turn any error into OperationRejected, so that it ends this operation alone."""
     try:
         yield
-    except OperationRefused:
+    except OperationRejected:
         raise
     except Exception as error:
         wrapped = GraphQLError(str(error), original_error=error)
-        raise OperationRefused(errors.format_errors([wrapped])) from error
+        raise OperationRejected(errors.format_errors([wrapped])) from error
 
 
 def _first_code(formatted: Sequence[Mapping[str, Any]]) -> str:

@@ -22,7 +22,7 @@ from graph.telemetry.spans import Tracer
 log = structlog.get_logger()
 
 MAX_BATCH = 1000
-MAX_WAITING = 20_000
+MAX_QUEUED_REPORTS = 20_000
 MAX_STRETCH = 4.0
 MAX_LINKS = 128
 """Operations that the span of a batch is linked to: those of its first heartbeats."""
@@ -31,7 +31,7 @@ _RETRY_AFTER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Request:
+class _QueuedReports:
     reports: Sequence[HeartbeatReport]
     outcomes: asyncio.Future[list[HeartbeatOutcome]]
     link: Any
@@ -50,7 +50,7 @@ class HeartbeatWriter:
         self._sweeper = sweeper
         self._metrics = metrics
         self._tracer = tracer
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[_QueuedReports] = deque()
         self._arrived = asyncio.Event()
         self.queued_reports = 0
         self._write_seconds = 0.0
@@ -58,19 +58,19 @@ class HeartbeatWriter:
     async def record(self, reports: Sequence[HeartbeatReport]) -> list[HeartbeatOutcome]:
         """Write the reports; return the outcome of each, in order.
 
-        Raises: Unavailable: MAX_WAITING reports are waiting, or the database did not answer.
+        Raises: Unavailable: MAX_QUEUED_REPORTS reports are waiting, or the database did not answer.
         """
         if not reports:
             return []
-        if self.queued_reports >= MAX_WAITING:
+        if self.queued_reports >= MAX_QUEUED_REPORTS:
             self._metrics.count_heartbeats(Unavailable.code, len(reports))
             raise Unavailable(_RETRY_AFTER_SECONDS)
         outcomes = asyncio.get_running_loop().create_future()
-        request = _Request(reports, outcomes, self._tracer.make_link())
-        self._queue.append(request)
+        queued = _QueuedReports(reports, outcomes, self._tracer.make_link())
+        self._queue.append(queued)
         self.queued_reports += len(reports)
         self._arrived.set()
-        return await request.outcomes
+        return await queued.outcomes
 
     async def run(self) -> None:
         """Write batches for ever; the callers whose batch fails receive its error."""
@@ -78,32 +78,32 @@ class HeartbeatWriter:
             while True:
                 await self._arrived.wait()
                 if batch := self._take_batch():
-                    links = [request.link for request in batch[:MAX_LINKS]]
+                    links = [queued.link for queued in batch[:MAX_LINKS]]
                     with self._tracer.open_span("heartbeats.write", links=links):
                         await self._write(batch)
                 else:
                     self._arrived.clear()
         finally:
-            for request in self._queue:
-                _fail(request, Unavailable(_RETRY_AFTER_SECONDS))
+            for queued in self._queue:
+                _fail(queued, Unavailable(_RETRY_AFTER_SECONDS))
 
     def _stretch_rules(self) -> LivenessRules:
         """Return the rules with longer intervals the longer a heartbeat waits for its commit."""
         wait_seconds = self._write_seconds * (1 + self.queued_reports / MAX_BATCH)
         return replace(self._sweeper.rules, stretch=min(MAX_STRETCH, 1 + wait_seconds))
 
-    def _take_batch(self) -> list[_Request]:
-        batch: list[_Request] = []
+    def _take_batch(self) -> list[_QueuedReports]:
+        batch: list[_QueuedReports] = []
         size = 0
         while self._queue and (not batch or size + len(self._queue[0].reports) <= MAX_BATCH):
-            request = self._queue.popleft()
-            size += len(request.reports)
-            batch.append(request)
+            queued = self._queue.popleft()
+            size += len(queued.reports)
+            batch.append(queued)
         self.queued_reports -= size
         return batch
 
-    async def _write(self, batch: list[_Request]) -> None:
-        reports = [report for request in batch for report in request.reports]
+    async def _write(self, batch: list[_QueuedReports]) -> None:
+        reports = [report for queued in batch for report in queued.reports]
         started = time.perf_counter()
         try:
             all_outcomes = await heartbeats.record_batch(
@@ -118,24 +118,24 @@ class HeartbeatWriter:
         self._write_seconds = time.perf_counter() - started
         self._metrics.observe_batch(all_outcomes, self._write_seconds)
         outcomes = iter(all_outcomes)
-        for request in batch:
-            own_outcomes = [next(outcomes) for _ in request.reports]
-            if not request.outcomes.done():
-                request.outcomes.set_result(own_outcomes)
+        for queued in batch:
+            own_outcomes = [next(outcomes) for _ in queued.reports]
+            if not queued.outcomes.done():
+                queued.outcomes.set_result(own_outcomes)
 
-    async def _handle_failure(self, batch: list[_Request], error: Exception) -> None:
-        """Fail all requests in an outage; after any other error write each request alone."""
+    async def _handle_failure(self, batch: list[_QueuedReports], error: Exception) -> None:
+        """Fail the batch in an outage; after any other error write its parts one by one."""
         if isinstance(error, Unavailable) or len(batch) == 1:
             code = error.code if isinstance(error, RegistryError) else INTERNAL
-            for request in batch:
-                self._metrics.count_heartbeats(code, len(request.reports))
-                _fail(request, error)
+            for queued in batch:
+                self._metrics.count_heartbeats(code, len(queued.reports))
+                _fail(queued, error)
             return
         log.error("heartbeats.batch_failed", size=len(batch), exc_info=error)
-        for request in batch:
-            await self._write([request])
+        for queued in batch:
+            await self._write([queued])
 
 
-def _fail(request: _Request, error: Exception) -> None:
-    if not request.outcomes.done():
-        request.outcomes.set_exception(error)
+def _fail(queued: _QueuedReports, error: Exception) -> None:
+    if not queued.outcomes.done():
+        queued.outcomes.set_exception(error)

@@ -52,6 +52,6 @@ class RejectionLog:
             entry = {"action": action, "subject": subject}
             try:
                 async with self._database.write() as session:
-                    await audit.record_refusal(session, caller=caller, code=code, **entry)
+                    await audit.record_rejection(session, caller=caller, code=code, **entry)
             except Unavailable:
-                log.warning("audit.refusal_lost", actor=caller.name, code=code, **entry)
+                log.warning("audit.rejection_lost", actor=caller.name, code=code, **entry)

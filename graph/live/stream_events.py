@@ -31,7 +31,11 @@ class Bookmark:
 
 @dataclass(frozen=True, slots=True)
 class ResyncRequired:
-    """The stream ends because it cannot continue without a gap."""
+    """The stream ends because it cannot continue without a gap.
+
+    `graph.live.change_stream` yields it where the log was trimmed or reset, or the
+    reader fell behind.
+    """
 
     revision: int
     reason: str

@@ -5,9 +5,9 @@ from sqlalchemy.exc import DBAPIError
 from db.core.errors import EmbeddedServerFailed, RegistryError
 from db.core.migrate import SchemaMismatch
 from db.embedded.data_dir_lock import DataDirInUse
-from db.ops.backup import BackupRefused
+from db.ops.backup import BackupRejected
 from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
-from db.ops.provision import ProvisioningRefused
+from db.ops.provision import ProvisioningRejected
 from graph.core.settings import ConfigurationError
 from graph.live.background_tasks import BackgroundTaskDied
 
@@ -23,8 +23,8 @@ class WorkerFailed(Exception):
 EXIT_ERRORS = (
     ConfigurationError,
     SchemaMismatch,
-    ProvisioningRefused,
-    BackupRefused,
+    ProvisioningRejected,
+    BackupRejected,
     ProgramMissing,
     ProgramFailed,
     DataDirInUse,

@@ -28,7 +28,7 @@ from graph.core.headers import get_header
 from graph.execution.engine import Engine, KindNotAllowed
 from graph.execution.query_limits import QueryTooComplex
 from graph.execution.request import GraphQLRequest, TooManyValues, find_first_problem, parse_json
-from graph.execution.response import OperationRefused
+from graph.execution.response import OperationRejected
 from graph.services import Services
 from graph.transport.sse import MEDIA_TYPE as EVENT_STREAM
 from graph.transport.sse import EventStream, encode_errors, stream_single
@@ -123,7 +123,7 @@ class GraphQLOverHTTP:
                     grant=grant,
                 )
             status = STATUS_EXECUTED
-        except OperationRefused as error:
+        except OperationRejected as error:
             payload = encode_errors(error.errors)
             status = STATUS_EXECUTED if media_type == JSON else STATUS_NOT_EXECUTED
         except (_RejectedRequest, KindNotAllowed, RegistryError) as error:

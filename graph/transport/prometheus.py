@@ -104,7 +104,7 @@ def _add_registry_metrics(services: Services) -> None:
 
 
 def _add_subscription_metrics(services: Services) -> None:
-    metrics, feed = services.metrics, services.change_feed
+    metrics, change_feed = services.metrics, services.change_feed
     heartbeat_tail, node_snapshot, pace = (
         services.heartbeat_tail,
         services.node_snapshot,
@@ -113,7 +113,7 @@ def _add_subscription_metrics(services: Services) -> None:
     subscribers = Gauge(
         "node_registry_subscribers", "Open subscriptions.", ["stream"], registry=metrics.registry
     )
-    subscribers.labels("status_changes").set_function(lambda: feed.subscriber_count)
+    subscribers.labels("status_changes").set_function(lambda: change_feed.subscriber_count)
     subscribers.labels("heartbeats").set_function(lambda: heartbeat_tail.subscriber_count)
     subscribers.labels("available_nodes").set_function(lambda: node_snapshot.subscriber_count)
     subscribers.labels("pace").set_function(lambda: pace.follower_count)
@@ -125,17 +125,17 @@ def _add_subscription_metrics(services: Services) -> None:
     metrics.add_gauge(
         "node_registry_revision",
         "Newest revision handed to subscribers.",
-        lambda: feed.revision,
+        lambda: change_feed.revision,
     )
     metrics.add_gauge(
         "node_registry_feed_connected",
         "1 while the connection that listens for changes is held, else 0.",
-        lambda: feed.is_connected,
+        lambda: change_feed.is_connected,
     )
     metrics.add_counter(
         "node_registry_feed_set_backs",
         "How often the change log was found to differ from the one read before.",
-        lambda: feed.log_resets,
+        lambda: change_feed.log_resets,
     )
 
 

@@ -13,9 +13,9 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from db.core.errors import Unauthenticated
-from graph.auth.credential_cache import GRANT_ENDED, Grant
+from graph.auth.credential_verifier import GRANT_ENDED, Grant
 from graph.core import errors
-from graph.execution.response import OperationRefused
+from graph.execution.response import OperationRejected
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -87,7 +87,7 @@ class EventStream:
             async with aclosing(self._payloads) as payloads:
                 async for payload in payloads:
                     await _send_event(send, _format_next(payload))
-        except OperationRefused as error:
+        except OperationRejected as error:
             await _send_event(send, _format_next(encode_errors(error.errors)))
         await _send_event(send, _COMPLETE)
 

@@ -20,12 +20,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from db.core.errors import Forbidden, RegistryError, Unauthenticated
 from db.core.identity import ANONYMOUS, Caller
 from graph.auth.authentication import get_client_address, require_same_origin
-from graph.auth.credential_cache import GRANT_ENDED, Grant
+from graph.auth.credential_verifier import GRANT_ENDED, Grant
 from graph.core import errors
 from graph.core.errors import RateLimited
 from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest, TooManyValues, find_first_problem, parse_json
-from graph.execution.response import OperationRefused
+from graph.execution.response import OperationRejected
 from graph.services import Services
 from graph.transport.http import make_error_response, make_overload_response
 from graph.transport.request_id import make_request_id
@@ -231,7 +231,7 @@ class _Connection:
             await self._send({"type": "complete", "id": operation_id})
         except WebSocketDisconnect:
             pass
-        except OperationRefused as error:
+        except OperationRejected as error:
             await self._send_error(operation_id, error.errors)
         except RateLimited as error:
             self._charge_message()

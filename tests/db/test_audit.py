@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import audit
-from db.access.audit import EVERY_ENTRY, MAX_REFUSALS_PER_MINUTE, AuditFilter
+from db.access.audit import EVERY_ENTRY, MAX_REJECTIONS_PER_MINUTE, AuditFilter
 from db.core.database import Database
 from db.core.enums import ProfileType, Role
 from db.core.errors import BadInput, NodeIdTaken, NodeNotFound
@@ -44,7 +44,7 @@ async def set_maintenance(database: Database, *, enabled: bool) -> None:
 async def refuse(database: Database, caller: Caller = OPERATOR, times: int = 1) -> None:
     for _ in range(times):
         async with database.write() as session:
-            await audit.record_refusal(
+            await audit.record_rejection(
                 session, caller=caller, action="node.deregister", subject="a", code="FORBIDDEN"
             )
 
@@ -203,20 +203,20 @@ async def test_one_who_is_refused_again_and_again_does_not_fill_the_trail(
     database: Database,
 ) -> None:
     other = Caller(Identity("other", Role.VIEWER))
-    await refuse(database, times=MAX_REFUSALS_PER_MINUTE + 20)
+    await refuse(database, times=MAX_REJECTIONS_PER_MINUTE + 20)
     await refuse(database, other)
-    assert len(await trail(database, AuditFilter(actor="op"))) == MAX_REFUSALS_PER_MINUTE
+    assert len(await trail(database, AuditFilter(actor="op"))) == MAX_REJECTIONS_PER_MINUTE
     assert len(await trail(database, AuditFilter(actor="other"))) == 1
     async with database.write() as session:
         await session.execute(
             text("UPDATE audit_log SET recorded_at = recorded_at - interval '1 min'")
         )
     await refuse(database, times=2)
-    assert len(await trail(database, AuditFilter(actor="op"))) == MAX_REFUSALS_PER_MINUTE + 2
+    assert len(await trail(database, AuditFilter(actor="op"))) == MAX_REJECTIONS_PER_MINUTE + 2
 
 
 async def test_what_is_done_counts_for_no_refusal(database: Database) -> None:
-    for _ in range(MAX_REFUSALS_PER_MINUTE + 1):
+    for _ in range(MAX_REJECTIONS_PER_MINUTE + 1):
         await register(database, "a")
     await refuse(database, AGENT)
     assert len(await trail(database, AuditFilter(actor="agent", outcome="FORBIDDEN"))) == 1

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from db.core.database import Database
 from db.core.migrate import migrate
-from db.ops.provision import ProvisioningRefused, provision
+from db.ops.provision import ProvisioningRejected, provision
 from db.retention import partitions
 from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
@@ -407,7 +407,7 @@ async def test_a_mighty_role_is_not_taken_for_the_services(
             await run(f"ALTER ROLE {service} {might}")
         else:
             await run(f"GRANT {owner} TO {service}")
-    with pytest.raises(ProvisioningRefused, match="more privileges than a service should"):
+    with pytest.raises(ProvisioningRejected, match="more privileges than a service should"):
         await provisioning.run()
 
 
@@ -417,14 +417,14 @@ async def test_a_role_with_rights_from_elsewhere_is_not_taken_for_the_services(
     async with open_administrator(provisioning.administrator) as run:
         await run(f"CREATE ROLE {quote(provisioning.names.service)} LOGIN")
         await run(f"GRANT pg_write_all_data TO {quote(provisioning.names.service)}")
-    with pytest.raises(ProvisioningRefused, match="privileges from elsewhere"):
+    with pytest.raises(ProvisioningRejected, match="privileges from elsewhere"):
         await provisioning.run()
 
 
 async def test_a_database_of_somebody_else_is_left_alone(provisioning: Provisioning) -> None:
     async with open_administrator(provisioning.administrator) as run:
         await run(f"CREATE DATABASE {quote(provisioning.names.database)}")
-    with pytest.raises(ProvisioningRefused, match="name it as the owner"):
+    with pytest.raises(ProvisioningRejected, match="name it as the owner"):
         await provisioning.run()
     async with open_administrator(
         provisioning.administrator.set(database=provisioning.names.database)

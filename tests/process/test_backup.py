@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from db.core.database import Database
 from db.core.migrate import migrate, require_current_schema
 from db.ops import pg_client_tools
-from db.ops.backup import BackupRefused, Manifest, create_backup
+from db.ops.backup import BackupRejected, Manifest, create_backup
 from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
 from db.ops.restore import REVISIONS_SKIPPED, check_backup, restore_backup
 from db.registry import status_changes
@@ -116,7 +116,7 @@ async def test_a_file_that_is_not_as_it_was_written_is_not_restored(
     await backed_up(database_url, backup)
     for alteration in ALTERATIONS.values():
         altered.write_bytes(alteration(backup.read_bytes()))
-        with pytest.raises(BackupRefused):
+        with pytest.raises(BackupRejected):
             await restore_backup(empty_database_url, altered, replace=True)
     assert await relations(empty_database_url) == 0
 
@@ -133,7 +133,7 @@ async def test_what_is_newer_than_this_version_is_not_restored(
     backup = tmp_path / "backup"
     await backed_up(database_url, backup)
     claim(backup, schema_version="9999")
-    with pytest.raises(BackupRefused, match="is at schema 9999, which this version does not know"):
+    with pytest.raises(BackupRejected, match="is at schema 9999, which this version does not know"):
         await restore_backup(empty_database_url, backup, replace=False)
     claim(backup, schema_version="0001", postgres=99)
     with pytest.raises(ProgramMissing, match="pg_restore of PostgreSQL 99 or newer is needed"):
@@ -156,7 +156,7 @@ async def test_a_database_that_is_in_use_is_replaced_only_if_told(
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
         await execute("UPDATE status_changes SET reason = 'registered' WHERE revision = 1")
         await execute("CREATE TABLE of_somebody ()")
-    with pytest.raises(BackupRefused, match="is not empty: --replace"):
+    with pytest.raises(BackupRejected, match="is not empty: --replace"):
         await restore_backup(empty_database_url, backup, replace=False)
     manifest = await restore_backup(empty_database_url, backup, replace=True)
     restored = Database(empty_database_url)
@@ -192,7 +192,7 @@ async def test_no_registry_may_be_at_work_on_what_is_restored(
     backup = tmp_path / "backup"
     async with start_server():
         await backed_up(database_url, backup)
-        with pytest.raises(BackupRefused, match="a registry runs on"):
+        with pytest.raises(BackupRejected, match="a registry runs on"):
             await restore_backup(database_url, backup, replace=True)
 
 
@@ -220,7 +220,7 @@ async def test_a_service_that_owns_nothing_serves_what_its_owner_has_restored(
         provisioning.url(getattr(provisioning.names, r)) for r in ("owner", "service")
     )
     await backed_up(database_url, backup)
-    with pytest.raises(BackupRefused, match="restore as their owner"):
+    with pytest.raises(BackupRejected, match="restore as their owner"):
         await restore_backup(
             provisioning.administrator.set(database=owner.database), backup, replace=True
         )
@@ -249,7 +249,7 @@ async def test_a_backup_that_fails_leaves_the_one_that_was_there(
     service = provisioning.url(provisioning.names.service)
     with pytest.raises(ProgramFailed, match="SELECT privilege"):
         await create_backup(service, backup)
-    with pytest.raises(BackupRefused, match="has no registry in it"):
+    with pytest.raises(BackupRejected, match="has no registry in it"):
         await create_backup(database_url.set(database="template1"), backup)
     assert read_files(tmp_path) == {"backup": "an older one"}
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from structlog.types import EventDict
 
 from db.access import audit
-from db.access.audit import EVERY_ENTRY, MAX_REFUSALS_PER_MINUTE, AuditFilter
+from db.access.audit import EVERY_ENTRY, MAX_REJECTIONS_PER_MINUTE, AuditFilter
 from db.core.database import Database
 from db.core.enums import Role
 from db.core.errors import Forbidden
@@ -281,7 +281,7 @@ async def test_a_rejection_is_returned_even_if_it_cannot_be_recorded(
         async with database.write() as session:
             await session.execute(text("LOCK TABLE audit_log"))
             assert await get_error_code(engine, DEREGISTER, nodeId="x") == "NODE_NOT_FOUND"
-    [lost] = [event for event in logged if event["event"] == "audit.refusal_lost"]
+    [lost] = [event for event in logged if event["event"] == "audit.rejection_lost"]
     assert (lost["actor"], lost["subject"]) == ("agent-7", "x")
 
 
@@ -401,9 +401,9 @@ async def test_a_forbidden_operation_records_few_entries(server: LiveServer) -> 
     fields = " ".join(
         f'f{n}: deregisterNode(input: {{nodeId: "{n}"}}) {{ nodeId }}' for n in range(50)
     )
-    for _ in range(MAX_REFUSALS_PER_MINUTE // MAX_ATTEMPTS + 2):
+    for _ in range(MAX_REJECTIONS_PER_MINUTE // MAX_ATTEMPTS + 2):
         await record_forbidden_operation(server, f"mutation {{ {fields} }}")
-    assert len(await list_entries(server.services.database)) == MAX_REFUSALS_PER_MINUTE
+    assert len(await list_entries(server.services.database)) == MAX_REJECTIONS_PER_MINUTE
 
 
 async def test_the_audit_log_is_kept_for_the_configured_time(server: LiveServer) -> None:

@@ -128,7 +128,7 @@ async def test_a_key_is_asked_of_the_database_once(
 async def test_the_last_use_of_a_key_is_recorded_without_a_write_for_each(
     start_server: StartServer, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graph.auth.credential_cache.RECORD_USE_SECONDS", 0)
+    monkeypatch.setattr("graph.auth.credential_verifier.RECORD_USE_SECONDS", 0)
     key = await create_token(database, Role.VIEWER)
     async with (
         start_server(auth="required", key_check_seconds=SOON) as server,
@@ -365,7 +365,9 @@ async def test_what_was_granted_goes_on_while_the_database_is_away(
         with pytest.MonkeyPatch.context() as away:
             away.setattr(guarded.services.database, "read", _away)
             async with asyncio.timeout(10):
-                while not any(event["event"] == "credential_cache.unavailable" for event in logged):
+                while not any(
+                    event["event"] == "credential_verifier.unavailable" for event in logged
+                ):
                     await asyncio.sleep(SOON)
             unknown = await ask(guarded, headers=bearer(await create_token(database, Role.VIEWER)))
             assert (unknown.status_code, code_of(unknown)) == (503, "UNAVAILABLE")

@@ -15,14 +15,14 @@ from db.core.enums import Role
 from db.core.errors import Unavailable
 from db.core.identity import Caller, Identity
 from graph.api.context import Info
-from graph.api.root_fields import declare
+from graph.api.field_declarations import declare
 from graph.api.scalars import SCALARS, Revision
 from graph.api.schema import Schema
 from graph.auth.permissions import EVERYBODY
 from graph.core.event_batches import EventBatches
 from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest
-from graph.execution.response import OperationRefused
+from graph.execution.response import OperationRejected
 from tests.support.api import CHANGES, MAINTENANCE, register, wait_for_revision
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.statements import record_statements
@@ -239,7 +239,7 @@ async def test_a_stream_that_fails_ends_with_an_error(
     EXECUTION.may_continue.set()
     payloads = subscribe(Engine(SCHEMA, server.services), make_request())
     assert await anext(payloads)
-    with pytest.raises(OperationRefused) as refused:
+    with pytest.raises(OperationRejected) as refused:
         await anext(payloads)
     assert refused.value.errors[0]["extensions"]["code"] == "UNAVAILABLE"
 

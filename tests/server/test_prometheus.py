@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from graph.live.change_feed import ChangeFeed
-from graph.live.heartbeat_writer import MAX_WAITING
+from graph.live.heartbeat_writer import MAX_QUEUED_REPORTS
 from graph.services import Services
 from tests.support.api import BEAT, beat, register
 from tests.support.live_server import LiveServer, StartServer
@@ -27,7 +27,7 @@ async def test_heartbeats_are_counted_by_what_became_of_them(
     services = server.services
     last = {"nodeId": "a", "bootId": "boot-1", "sequence": 9}
     await server.post(BEAT, input={**last, "bootId": "boot-0"})
-    monkeypatch.setattr(services.heartbeat_writer, "queued_reports", MAX_WAITING)
+    monkeypatch.setattr(services.heartbeat_writer, "queued_reports", MAX_QUEUED_REPORTS)
     await server.post(BEAT, input=last)
     monkeypatch.setattr(services.heartbeat_writer, "queued_reports", 0)
     assert counted(services, HEARTBEATS, outcome="accepted") == 5

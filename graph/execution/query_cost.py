@@ -30,7 +30,7 @@ from graphql import (
 )
 from graphql.utilities.coerce_input_value import coerce_default_value
 
-from graph.api.root_fields import iterate_root_fields
+from graph.api.field_declarations import iterate_root_fields
 from graph.core.settings import MAX_COUNTED_COST
 from graph.execution.cost_formula import Cost, Size, Sums, VariableSize, clamp_size
 from graph.execution.query_limits import Complexity

@@ -32,9 +32,9 @@ from hypothesis import strategies as st
 from agent import documents
 from graph.api.schema import schema
 from graph.core.settings import MAX_COUNTED_COST, Settings
-from graph.execution.complexity import ASSUMED_LENGTH, measure_complexity
 from graph.execution.document_cache import _RULES
 from graph.execution.document_validation import validate_document
+from graph.execution.query_cost import ASSUMED_LENGTH, measure_complexity
 from graph.execution.query_limits import Complexity, QueryLimits, QueryTooComplex
 from tests.support.paths import ROOT
 

@@ -55,7 +55,7 @@ class Grant:
         self._watchers.discard(on_end)
 
 
-class CredentialCache:
+class CredentialVerifier:
     """The grants of this process, checked every `check_seconds`.
 
     The use of a token is recorded once a minute, not at each use.
@@ -112,7 +112,7 @@ class CredentialCache:
                     await self.record_uses()
                     recorded_at = loop.time()
             except Unavailable as error:
-                log.warning("credential_cache.unavailable", cause=repr(error.__cause__))
+                log.warning("credential_verifier.unavailable", cause=repr(error.__cause__))
 
     async def end_invalid_grants(self) -> None:
         """End the grants that have expired or were revoked, tokens by the database's clock."""

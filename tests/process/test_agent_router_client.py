@@ -1,4 +1,4 @@
-"""A router goes on while its registry is killed and comes back."""
+"""The router client answers while its registry is killed and restarted."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from tests.support.registry_process import Server, find_free_port
 from tests.support.waiting import wait_until
 
 
-async def test_a_router_goes_on_while_the_registry_is_killed_and_comes_back(
+async def test_a_client_keeps_answering_while_the_registry_is_killed_and_restarted(
     database_url: URL,
 ) -> None:
     url = database_url.render_as_string(hide_password=False)
@@ -19,25 +19,25 @@ async def test_a_router_goes_on_while_the_registry_is_killed_and_comes_back(
     await server.start()
     await server.answers()
     answers: list[Answer[Any]] = []
-    done: list[asyncio.Task[None]] = []
+    finished: list[asyncio.Task[None]] = []
     slowest = 0.0
 
     async def route(client: RegistryClient) -> None:
-        """Asks 200 times a second, each time whether it was answered or not."""
+        """Ask 200 times a second without waiting for the answers."""
         nonlocal slowest
-        asked: set[asyncio.Task[None]] = set()
+        requests: set[asyncio.Task[None]] = set()
 
         async def ask() -> None:
             nonlocal slowest
-            began = time.monotonic()
+            started_at = time.monotonic()
             answers.append(await client.get_available_nodes({"includeDegraded": True}))
-            slowest = max(slowest, time.monotonic() - began)
+            slowest = max(slowest, time.monotonic() - started_at)
 
         while True:
             task = asyncio.create_task(ask())
-            asked.add(task)
-            task.add_done_callback(asked.discard)
-            task.add_done_callback(done.append)
+            requests.add(task)
+            task.add_done_callback(requests.discard)
+            task.add_done_callback(finished.append)
             await asyncio.sleep(0.005)
 
     try:
@@ -60,5 +60,7 @@ async def test_a_router_goes_on_while_the_registry_is_killed_and_comes_back(
             await asyncio.gather(router, return_exceptions=True)
     finally:
         await server.kill()
-    assert [task.exception() for task in done if not task.cancelled() and task.exception()] == []
+    assert [
+        task.exception() for task in finished if not task.cancelled() and task.exception()
+    ] == []
     assert slowest < 2

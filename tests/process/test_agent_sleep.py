@@ -1,4 +1,4 @@
-"""A machine that sleeps: its agent is a process that stands still, and goes on."""
+"""The agent on a machine that sleeps: its process is stopped by SIGSTOP and continued."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ FAST: dict[str, Any] = {
     "keepalive_seconds": 0.5,  # the websocket does not outlive the sleep
     "protect_min_nodes": 1000,
 }
-STORY = """
+NODE_QUERY = """
 query($id: String!) {
   node(nodeId: $id) {
     status
@@ -31,24 +31,24 @@ query($id: String!) {
 """
 
 
-async def story(server: LiveServer, node_id: str) -> dict[str, Any]:
-    data = await server.execute(STORY, id=node_id)
+async def fetch_node(server: LiveServer, node_id: str) -> dict[str, Any]:
+    data = await server.execute(NODE_QUERY, id=node_id)
     node: dict[str, Any] = data["node"]
     return node
 
 
 async def wait_for_status(
-    server: LiveServer, node_id: str, status: str, *, beats: int = 0
+    server: LiveServer, node_id: str, status: str, *, heartbeats: int = 0
 ) -> dict[str, Any]:
     async with asyncio.timeout(30):
         while True:
-            node = await story(server, node_id)
-            if node["status"] == status and len(node["heartbeats"]["nodes"]) >= beats:
+            node = await fetch_node(server, node_id)
+            if node["status"] == status and len(node["heartbeats"]["nodes"]) >= heartbeats:
                 return node
             await asyncio.sleep(0.02)
 
 
-async def test_sleep_is_one_offline_and_one_online_and_nothing_is_made_up_for(
+async def test_a_sleeping_machine_goes_offline_once_and_sends_no_missed_heartbeats_on_waking(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     settings = {"NODE_AGENT_STATE_DIR": str(tmp_path / "agent"), "NODE_AGENT_SERVICES": "none"}
@@ -61,14 +61,16 @@ async def test_sleep_is_one_offline_and_one_online_and_nothing_is_made_up_for(
         try:
             await wait_until((tmp_path / "agent" / "boot_id").exists, seconds=30)
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
-            await wait_for_status(server, node_id, "ONLINE", beats=2)
+            await wait_for_status(server, node_id, "ONLINE", heartbeats=2)
             agent.send_signal(signal.SIGSTOP)
             asleep = await wait_for_status(server, node_id, "OFFLINE")
             slept_seconds = 3 * INTERVAL_SECONDS
-            await asyncio.sleep(slept_seconds)  # it might have sent so many meanwhile
+            await asyncio.sleep(slept_seconds)  # three heartbeats were due in this time
             agent.send_signal(signal.SIGCONT)
-            heard = len(asleep["heartbeats"]["nodes"])
-            awake = await wait_for_status(server, node_id, "ONLINE", beats=heard + 4)
+            heartbeats_before_sleep = len(asleep["heartbeats"]["nodes"])
+            awake = await wait_for_status(
+                server, node_id, "ONLINE", heartbeats=heartbeats_before_sleep + 4
+            )
         finally:
             agent.kill()
             await agent.wait()
@@ -79,7 +81,9 @@ async def test_sleep_is_one_offline_and_one_online_and_nothing_is_made_up_for(
         ("ONLINE", "HEARTBEAT"),
     ]
     times = sorted(datetime.fromisoformat(b["receivedAt"]) for b in awake["heartbeats"]["nodes"])
-    since = times[heard:]
-    assert since[0] - times[heard - 1] > timedelta(seconds=slept_seconds)
-    gaps = [after - before for before, after in pairwise(since)]
+    times_after_sleep = times[heartbeats_before_sleep:]
+    assert times_after_sleep[0] - times[heartbeats_before_sleep - 1] > timedelta(
+        seconds=slept_seconds
+    )
+    gaps = [after - before for before, after in pairwise(times_after_sleep)]
     assert min(gaps) > timedelta(seconds=INTERVAL_SECONDS / 2)

@@ -1,4 +1,4 @@
-"""`node-registry backup` and `restore`: what a backup has in it, and when it is not to be used."""
+"""`node-registry backup` and `restore`: what a backup contains, and when restore rejects it."""
 
 import asyncio
 import itertools
@@ -28,29 +28,29 @@ from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
 SEEDED = 2
-"""Nodes that are there from the first migration on, each with a change."""
+"""The number of nodes that the first migration inserts, each with a change."""
 
 
-async def test_every_heartbeat_acknowledged_before_a_backup_began_is_in_what_is_restored(
+async def test_a_restored_backup_contains_every_heartbeat_acknowledged_before_it_began(
     start_server: StartServer, database_url: URL, empty_database_url: URL, tmp_path: Path
 ) -> None:
     backup = tmp_path / "registry.backup"
     acknowledged: set[tuple[str, int]] = set()
     async with start_server() as server:
 
-        async def keep_beating(node_id: str) -> None:
+        async def keep_sending_heartbeats(node_id: str) -> None:
             await register(server, node_id)
             for sequence in itertools.count(1):
                 await beat(server, node_id, sequence, metrics={"loadAverage": sequence})
                 acknowledged.add((node_id, sequence))
                 await asyncio.sleep(0.05)
 
-        nodes = [asyncio.create_task(keep_beating(f"gpu-{n}")) for n in range(10)]
+        nodes = [asyncio.create_task(keep_sending_heartbeats(f"gpu-{n}")) for n in range(10)]
         await wait_until(lambda: len(acknowledged) >= 5 * len(nodes), seconds=60)
         before = set(acknowledged)
         status, output, errors = await run("backup", str(backup), **make_environment(database_url))
         assert status == 0, errors
-        assert len(acknowledged) > len(before)  # it went on meanwhile
+        assert len(acknowledged) > len(before)  # heartbeats continued during the backup
         newest = (await register(server, "late"))["node"]
         assert newest["status"] == "ONLINE"
         for task in nodes:
@@ -58,20 +58,20 @@ async def test_every_heartbeat_acknowledged_before_a_backup_began_is_in_what_is_
         await asyncio.gather(*nodes, return_exceptions=True)
     assert f"{backup} has {SEEDED + len(nodes)} nodes" in output
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
-    assert names_in(tmp_path) == [backup.name]
+    assert list_file_names(tmp_path) == [backup.name]
 
-    restored = make_environment(empty_database_url)
-    status, output, errors = await run("restore", str(backup), **restored)
+    environment = make_environment(empty_database_url)
+    status, output, errors = await run("restore", str(backup), **environment)
     assert status == 0, errors
     assert "The database has 12 nodes" in output
     database = Database(empty_database_url)
-    found = await fetch_rows(
+    heartbeats = await fetch_rows(
         database,
         "SELECT n.node_id, CAST(h.metrics->>'load_average' AS float)"
         " FROM heartbeat_log h JOIN nodes n ON n.id = h.node_id",
     )
-    assert before <= {(node, int(sequence)) for node, sequence in found}
-    # Of a node that has registered since, and of its change, nothing is known.
+    assert before <= {(node, int(sequence)) for node, sequence in heartbeats}
+    # The backup has neither the node that registered after it nor its change.
     assert await fetch_rows(database, "SELECT 1 FROM nodes WHERE node_id = 'late'") == []
     await database.close()
     async with run_server(empty_database_url, tmp_path) as server:
@@ -82,21 +82,21 @@ async def test_every_heartbeat_acknowledged_before_a_backup_began_is_in_what_is_
             assert event["__typename"] == "ResyncRequired"
 
 
-def names_in(folder: Path) -> list[str]:
+def list_file_names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-async def backed_up(url: URL, path: Path) -> Manifest:
-    """And checked, so that it would be restored."""
+async def create_checked_backup(url: URL, path: Path) -> Manifest:
+    """Create a backup and check it as a restore does."""
     manifest = await create_backup(url, path)
     assert await check_backup(path) == manifest
     return manifest
 
 
-def claim(path: Path, **claims: object) -> None:
-    """Gives the backup another last line."""
+def rewrite_manifest(path: Path, **entries: object) -> None:
+    """Overwrite entries of the manifest, which is the last line of the backup."""
     archive, _, line = path.read_bytes().rstrip().rpartition(b"\n")
-    path.write_bytes(b"%s\n%s\n" % (archive, orjson.dumps(orjson.loads(line) | claims)))
+    path.write_bytes(b"%s\n%s\n" % (archive, orjson.dumps(orjson.loads(line) | entries)))
 
 
 ALTERATIONS: dict[str, Callable[[bytes], bytes]] = {
@@ -109,49 +109,48 @@ ALTERATIONS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-async def test_a_file_that_is_not_as_it_was_written_is_not_restored(
+async def test_restore_rejects_an_altered_file(
     database_url: URL, empty_database_url: URL, tmp_path: Path
 ) -> None:
     backup, altered = tmp_path / "backup", tmp_path / "altered"
-    await backed_up(database_url, backup)
+    await create_checked_backup(database_url, backup)
     for alteration in ALTERATIONS.values():
         altered.write_bytes(alteration(backup.read_bytes()))
         with pytest.raises(BackupRejected):
             await restore_backup(empty_database_url, altered, replace=True)
-    assert await relations(empty_database_url) == 0
+    assert await count_node_tables(empty_database_url) == 0
 
 
-async def relations(url: URL) -> int:
+async def count_node_tables(url: URL) -> int:
     async with open_administrator(url) as ask:
-        counted = await ask("SELECT count(*) FROM pg_class WHERE relname = 'nodes'")
-    return int(counted[0][0])
+        rows = await ask("SELECT count(*) FROM pg_class WHERE relname = 'nodes'")
+    return int(rows[0][0])
 
 
-async def test_what_is_newer_than_this_version_is_not_restored(
+async def test_restore_rejects_a_backup_of_a_newer_schema_or_postgresql(
     database_url: URL, empty_database_url: URL, tmp_path: Path
 ) -> None:
     backup = tmp_path / "backup"
-    await backed_up(database_url, backup)
-    claim(backup, schema_version="9999")
+    await create_checked_backup(database_url, backup)
+    rewrite_manifest(backup, schema_version="9999")
     with pytest.raises(BackupRejected, match="is at schema 9999, which this version does not know"):
         await restore_backup(empty_database_url, backup, replace=False)
-    claim(backup, schema_version="0001", postgres=99)
+    rewrite_manifest(backup, schema_version="0001", postgres=99)
     with pytest.raises(ProgramMissing, match="pg_restore of PostgreSQL 99 or newer is needed"):
         await restore_backup(empty_database_url, backup, replace=False)
-    assert await relations(empty_database_url) == 0
+    assert await count_node_tables(empty_database_url) == 0
 
 
-async def test_a_database_that_is_in_use_is_replaced_only_if_told(
+async def test_restore_replaces_a_database_with_data_only_on_request(
     database_url: URL, empty_database_url: URL, tmp_path: Path
 ) -> None:
     backup = tmp_path / "backup"
-    await backed_up(database_url, backup)
+    await create_checked_backup(database_url, backup)
     fresh = Database(empty_database_url)
     await migrate(fresh.engine)
     await fresh.close()
-    await restore_backup(
-        empty_database_url, backup, replace=False
-    )  # what migrations make is no loss
+    # A database that contains only what migrations insert counts as empty.
+    await restore_backup(empty_database_url, backup, replace=False)
     async with open_administrator(empty_database_url) as execute:
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
         await execute("UPDATE status_changes SET reason = 'registered' WHERE revision = 1")
@@ -171,37 +170,37 @@ async def test_a_database_that_is_in_use_is_replaced_only_if_told(
     await restored.close()
 
 
-async def test_a_restore_that_fails_leaves_what_was_there(
+async def test_a_failed_restore_leaves_the_database_unchanged(
     database_url: URL, empty_database_url: URL, tmp_path: Path
 ) -> None:
     backup = tmp_path / "backup"
-    manifest = await backed_up(database_url, backup)
+    manifest = await create_checked_backup(database_url, backup)
     await restore_backup(empty_database_url, backup, replace=False)
     async with open_administrator(empty_database_url) as execute:
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
-    claim(backup, rows=manifest.rows | {"nodes": 3})
+    rewrite_manifest(backup, rows=manifest.rows | {"nodes": 3})
     with pytest.raises(ProgramFailed, match="nodes has not the 3 rows of the backup"):
         await restore_backup(empty_database_url, backup, replace=True)
     async with open_administrator(empty_database_url) as ask:
         assert await ask("SELECT count(*) FROM rolled_up_hours") == [(1,)]
 
 
-async def test_no_registry_may_be_at_work_on_what_is_restored(
+async def test_restore_rejects_a_database_on_which_a_registry_runs(
     start_server: StartServer, database_url: URL, tmp_path: Path
 ) -> None:
     backup = tmp_path / "backup"
     async with start_server():
-        await backed_up(database_url, backup)
+        await create_checked_backup(database_url, backup)
         with pytest.raises(BackupRejected, match="a registry runs on"):
             await restore_backup(database_url, backup, replace=True)
 
 
-async def test_a_backup_of_an_older_schema_is_brought_to_this_one(
+async def test_restore_migrates_a_backup_of_an_older_schema(
     empty_database_url: URL, tmp_path: Path
 ) -> None:
     database = Database(empty_database_url)
     await migrate(database.engine, "0003")
-    manifest = await backed_up(empty_database_url, tmp_path / "backup")
+    manifest = await create_checked_backup(empty_database_url, tmp_path / "backup")
     assert manifest.schema_version == "0003"
     await migrate(database.engine)
     await database.close()
@@ -211,7 +210,7 @@ async def test_a_backup_of_an_older_schema_is_brought_to_this_one(
     await database.close()
 
 
-async def test_a_service_that_owns_nothing_serves_what_its_owner_has_restored(
+async def test_a_service_role_serves_the_database_that_its_owner_has_restored(
     provisioning: Provisioning, database_url: URL, tmp_path: Path
 ) -> None:
     await provisioning.run()
@@ -219,7 +218,7 @@ async def test_a_service_that_owns_nothing_serves_what_its_owner_has_restored(
     owner, service = (
         provisioning.url(getattr(provisioning.names, r)) for r in ("owner", "service")
     )
-    await backed_up(database_url, backup)
+    await create_checked_backup(database_url, backup)
     with pytest.raises(BackupRejected, match="restore as their owner"):
         await restore_backup(
             provisioning.administrator.set(database=owner.database), backup, replace=True
@@ -229,18 +228,18 @@ async def test_a_service_that_owns_nothing_serves_what_its_owner_has_restored(
         await register(server, "gpu-1")
         await beat(server, "gpu-1", 1)
     async with open_administrator(service) as execute:
-        for forbidden in (
+        for statement in (
             "UPDATE audit_log SET actor = 'nobody'",
             "DELETE FROM alembic_version",
             "CREATE TABLE of_somebody ()",
         ):
             with pytest.raises(DBAPIError, match="permission denied"):
-                await execute(forbidden)
-    # The same rights as before: nothing that the administrator has to mend.
+                await execute(statement)
+    # Provisioning succeeds again, so the restore has kept the permissions.
     await provisioning.run()
 
 
-async def test_a_backup_that_fails_leaves_the_one_that_was_there(
+async def test_a_failed_backup_leaves_the_existing_file_unchanged(
     database_url: URL, provisioning: Provisioning, tmp_path: Path
 ) -> None:
     backup = tmp_path / "backup"
@@ -254,7 +253,7 @@ async def test_a_backup_that_fails_leaves_the_one_that_was_there(
     assert read_files(tmp_path) == {"backup": "an older one"}
 
 
-async def test_what_is_missing_to_make_a_backup_is_named(
+async def test_backup_reports_a_pg_dump_that_is_too_old(
     database_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pg_client_tools, "find_programs_dir", lambda: tmp_path)

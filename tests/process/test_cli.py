@@ -18,13 +18,13 @@ async def test_export_schema_prints_schema_graphql() -> None:
     assert output == (ROOT / "schema.graphql").read_text(encoding="utf-8")
 
 
-async def test_migrate_makes_the_schema_and_may_be_repeated(empty_database_url: URL) -> None:
-    for either in (run_process, run):
-        status, output, _ = await either("migrate", **make_environment(empty_database_url))
+async def test_migrate_creates_the_schema_and_can_be_repeated(empty_database_url: URL) -> None:
+    for run_command in (run_process, run):
+        status, output, _ = await run_command("migrate", **make_environment(empty_database_url))
         assert (status, output) == (0, "The database is at this version's schema.\n")
 
 
-async def test_a_database_that_is_behind_is_not_served(empty_database_url: URL) -> None:
+async def test_serve_rejects_a_database_with_an_older_schema(empty_database_url: URL) -> None:
     status, _, errors = await run_process("serve", **make_environment(empty_database_url))
     assert status == 1
     assert errors.strip().splitlines()[-1] == (
@@ -33,7 +33,7 @@ async def test_a_database_that_is_behind_is_not_served(empty_database_url: URL) 
     )
 
 
-async def test_a_database_that_is_ahead_is_not_served(database_url: URL) -> None:
+async def test_serve_rejects_a_database_with_a_newer_schema(database_url: URL) -> None:
     engine = create_async_engine(database_url)
     async with engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
@@ -44,7 +44,7 @@ async def test_a_database_that_is_ahead_is_not_served(database_url: URL) -> None
 
 
 @pytest.mark.parametrize(
-    ("start", "name", "value"),
+    ("run_command", "name", "value"),
     [
         (run, "NODE_REGISTRY_HTTP_PORT", "many"),
         (run, "NODE_REGISTRY_ENV", "staging"),
@@ -52,26 +52,26 @@ async def test_a_database_that_is_ahead_is_not_served(database_url: URL) -> None
         (run_process, "NODE_REGISTRY_DATABASE_URL", "not a url"),
     ],
 )
-async def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(
-    start: Run, name: str, value: str
+async def test_serve_rejects_an_invalid_setting_in_one_line_that_names_it(
+    run_command: Run, name: str, value: str
 ) -> None:
-    status, output, errors = await start("serve", **{name: value})
+    status, output, errors = await run_command("serve", **{name: value})
     assert status == 1
     assert output == ""
     assert len(errors.strip().splitlines()) == 1
     assert name in errors
 
 
-async def test_a_port_that_is_taken_stops_the_start_with_one_line(database_url: URL) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+async def test_serve_reports_a_port_in_use_in_one_line(database_url: URL) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         environment = make_environment(database_url)
-        environment["NODE_REGISTRY_HTTP_PORT"] = str(taken.getsockname()[1])
+        environment["NODE_REGISTRY_HTTP_PORT"] = str(listener.getsockname()[1])
         status, _, errors = await run_process("serve", **environment)
     assert status == 1
     assert "ddress already in use" in errors.strip().splitlines()[-1]
 
 
-async def test_a_database_that_cannot_be_reached_stops_the_start_with_one_line() -> None:
+async def test_serve_reports_an_unreachable_database_in_one_line() -> None:
     url = URL.create("postgresql", "nobody", host="127.0.0.1", port=1, database="nothing")
     status, _, errors = await run_process("serve", **make_environment(url))
     assert status == 1
@@ -79,14 +79,14 @@ async def test_a_database_that_cannot_be_reached_stops_the_start_with_one_line()
     assert "Traceback" not in errors
 
 
-async def test_a_database_that_does_not_exist_stops_the_start_with_one_line(postgres: URL) -> None:
+async def test_migrate_reports_a_missing_database_in_one_line(postgres: URL) -> None:
     status, _, errors = await run("migrate", **make_environment(postgres.set(database="nothing")))
     assert status == 1
     assert 'database "nothing" does not exist' in errors.strip().splitlines()[-1]
     assert "Traceback" not in errors
 
 
-async def test_a_registry_that_cannot_do_all_of_its_work_ends_and_says_so(
+async def test_a_registry_exits_and_names_the_background_task_that_died(
     database_url: URL,
 ) -> None:
     settings = FAST | make_environment(database_url)

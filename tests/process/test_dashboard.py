@@ -1,4 +1,4 @@
-"""The dashboard as an operator meets it: a real browser, a real registry, no reload in between."""
+"""The dashboard in a real browser with a real registry, without a reload of the page."""
 
 import asyncio
 import itertools
@@ -42,23 +42,23 @@ FAST = {
 }
 
 TRIM = "DELETE FROM status_changes WHERE revision < (SELECT revision FROM registry_state)"
-"""Whoever had followed the log before cannot go on with what is left of it."""
+"""Leaves too little of the change log to resume a stream that followed it before."""
 
 expect.set_options(timeout=20_000)
 
 
 @dataclass
-class Desk:
-    """What the tests share: they leave each other nothing but nodes of other names."""
+class Dashboard:
+    """The server, database and browser that the tests share; each uses node ids of its own."""
 
     server: Server
     database: Database
     browser: Browser
-    keys: dict[Role, str]
+    tokens: dict[Role, str]
 
-    async def ask(self, query: str, **variables: Any) -> dict[str, Any]:
-        """As an administrator."""
-        headers = {"authorization": f"Bearer {self.keys[Role.ADMIN]}"}
+    async def execute(self, query: str, **variables: Any) -> dict[str, Any]:
+        """Execute an operation as an administrator, and return its data."""
+        headers = {"authorization": f"Bearer {self.tokens[Role.ADMIN]}"}
         async with httpx.AsyncClient(
             base_url=self.server.url, headers=headers, verify=NO_TLS
         ) as http:
@@ -68,13 +68,13 @@ class Desk:
         data: dict[str, Any] = body["data"]
         return data
 
-    async def register(self, node_id: str, **said: Any) -> None:
-        node = {"nodeId": node_id, "role": "PRODUCTION", "type": "WORKER", "bootId": "b", **said}
-        await self.ask(REGISTER, input=node)
+    async def register(self, node_id: str, **fields: Any) -> None:
+        node = {"nodeId": node_id, "role": "PRODUCTION", "type": "WORKER", "bootId": "b", **fields}
+        await self.execute(REGISTER, input=node)
 
     @asynccontextmanager
-    async def beating(self, node_id: str, first: int = 1) -> AsyncIterator[None]:
-        """Keeps it alive meanwhile."""
+    async def send_heartbeats(self, node_id: str, first: int = 1) -> AsyncIterator[None]:
+        """Send heartbeats of a node while the context is open."""
 
         async def beat() -> None:
             for sequence in itertools.count(first):
@@ -89,48 +89,48 @@ class Desk:
 
     async def beat(self, node_id: str, sequence: int, **metrics: Any) -> None:
         beat = {"nodeId": node_id, "bootId": "b", "sequence": sequence, "metrics": metrics}
-        await self.ask(BEAT, input=beat)
+        await self.execute(BEAT, input=beat)
 
     @asynccontextmanager
     async def page(
         self, address: str = "/dashboard", role: Role = Role.VIEWER, **options: Any
     ) -> AsyncIterator[Page]:
-        """Signed in; what the browser finds wrong with it fails the test."""
+        """Open a page and sign in; fail the test on any error that the browser reports."""
         context = await self.browser.new_context(
             **{"base_url": self.server.url, "viewport": WALL, **options}
         )
         try:
             page = await context.new_page()
-            found = collect_complaints(page)
+            complaints = collect_complaints(page)
             await page.goto(address)
-            await sign_in(page, self.keys[role])
+            await sign_in(page, self.tokens[role])
             await page.evaluate("window.neverReloaded = true")
             yield page
             assert await page.evaluate("window.neverReloaded")
-            assert found == []
+            assert complaints == []
         finally:
             await context.close()
 
 
-async def sign_in(page: Page, key: str) -> None:
-    await page.get_by_label("API key or token").fill(key)
+async def sign_in(page: Page, token: str) -> None:
+    await page.get_by_label("API key or token").fill(token)
     await page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def desk(
+async def dashboard(
     shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[Dashboard]:
     url = shared_database_url
     async with run_chromium() as browser:
         database = Database(url)
-        keys = {}
+        tokens = {}
         async with database.write() as session:
             for role in (Role.VIEWER, Role.OPERATOR, Role.ADMIN):
-                made = await token_changes.create_token(
+                created = await token_changes.create_token(
                     session, role=role, name=f"the-{role}", lifetime=timedelta(days=1), caller=ADMIN
                 )
-                keys[role] = made.text
+                tokens[role] = created.text
         address = url.set(drivername="postgresql").render_as_string(hide_password=False)
         folder = tmp_path_factory.mktemp("dashboard")
         settings = {"NODE_REGISTRY_DATABASE_URL": address, "NODE_REGISTRY_DATA_DIR": str(folder)}
@@ -138,35 +138,37 @@ async def desk(
         await server.start()
         try:
             await server.answers()
-            yield Desk(server, database, browser, keys)
+            yield Dashboard(server, database, browser, tokens)
         finally:
             await server.kill()
             await database.close()
 
 
-def row(page: Page, node_id: str) -> Any:
+def find_row(page: Page, node_id: str) -> Any:
     return page.get_by_role("row").filter(has=page.get_by_text(node_id, exact=True))
 
 
-async def test_a_key_is_asked_for_and_kept_in_memory_alone(desk: Desk) -> None:
-    async with desk.page() as page:
-        await expect(row(page, "node-1-hetzner-gex44")).to_contain_text("Offline")
+async def test_the_page_asks_for_a_token_and_keeps_it_only_in_memory(dashboard: Dashboard) -> None:
+    async with dashboard.page() as page:
+        await expect(find_row(page, "node-1-hetzner-gex44")).to_contain_text("Offline")
         await expect(page.locator("#freshness")).to_have_text("Live")
-        kept = "[localStorage.length, sessionStorage.length, document.cookie]"
-        assert await page.evaluate(kept) == [0, 0, ""]
+        stored_values = "[localStorage.length, sessionStorage.length, document.cookie]"
+        assert await page.evaluate(stored_values) == [0, 0, ""]
         await page.reload()
         await expect(page.get_by_role("dialog")).to_be_visible()
         await sign_in(page, "nrk_nonsense")
         await expect(page.get_by_role("alert")).to_contain_text(
             "the token is not one of this registry"
         )
-        await expect(row(page, "node-1-hetzner-gex44")).to_have_count(0)
+        await expect(find_row(page, "node-1-hetzner-gex44")).to_have_count(0)
         await page.evaluate("window.neverReloaded = true")
 
 
-async def test_a_fault_of_the_registry_signs_nobody_out(desk: Desk) -> None:
+async def test_an_internal_error_of_the_registry_does_not_sign_the_user_out(
+    dashboard: Dashboard,
+) -> None:
     fault = {"message": "internal error", "extensions": {"code": "INTERNAL", "retryable": False}}
-    async with desk.page() as page:
+    async with dashboard.page() as page:
         await expect(page.locator("#freshness")).to_have_text("Live")
         await page.route("**/graphql", lambda route: route.fulfill(json={"errors": [fault]}))
         await expect(page.locator("#freshness")).to_contain_text("Cut off")
@@ -175,30 +177,30 @@ async def test_a_fault_of_the_registry_signs_nobody_out(desk: Desk) -> None:
         await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-async def test_a_node_appears_degrades_goes_offline_and_comes_back_without_a_reload(
-    desk: Desk,
+async def test_a_node_appears_degrades_goes_offline_and_returns_without_a_reload(
+    dashboard: Dashboard,
 ) -> None:
-    async with desk.page("/dashboard?q=life") as page:
+    async with dashboard.page("/dashboard?q=life") as page:
         await expect(page.locator(".shown")).to_contain_text("0 of")
-        await desk.register("life", labels=["gpu"])
-        shown, story = row(page, "life"), page.locator(".latest")
-        async with desk.beating("life"):
-            await expect(shown).to_contain_text("Online")
-            await expect(story).to_contain_text("Online: registered")
-            before = await shown.locator(".since").inner_text()
-            await expect(shown.locator(".since")).not_to_have_text(before)
-        await expect(story).to_contain_text("Degraded: missed heartbeats")
-        await expect(shown).to_contain_text("Offline")
-        await expect(shown).to_contain_text("missed heartbeats")
+        await dashboard.register("life", labels=["gpu"])
+        node_row, latest_changes = find_row(page, "life"), page.locator(".latest")
+        async with dashboard.send_heartbeats("life"):
+            await expect(node_row).to_contain_text("Online")
+            await expect(latest_changes).to_contain_text("Online: registered")
+            before = await node_row.locator(".since").inner_text()
+            await expect(node_row.locator(".since")).not_to_have_text(before)
+        await expect(latest_changes).to_contain_text("Degraded: missed heartbeats")
+        await expect(node_row).to_contain_text("Offline")
+        await expect(node_row).to_contain_text("missed heartbeats")
         await expect(page.locator("#announcements")).to_contain_text("life is Offline")
-        async with desk.beating("life", 1000):
-            await expect(shown).to_contain_text("Online")
-        await desk.ask('mutation { deregisterNode(input: {nodeId: "life"}) { nodeId } }')
-        await expect(shown).to_have_count(0)
+        async with dashboard.send_heartbeats("life", 1000):
+            await expect(node_row).to_contain_text("Online")
+        await dashboard.execute('mutation { deregisterNode(input: {nodeId: "life"}) { nodeId } }')
+        await expect(node_row).to_have_count(0)
 
 
 async def test_a_change_that_the_query_and_the_stream_both_return_is_listed_once(
-    desk: Desk,
+    dashboard: Dashboard,
 ) -> None:
     is_listed = asyncio.Event()
 
@@ -217,14 +219,14 @@ async def test_a_change_that_the_query_and_the_stream_both_return_is_listed_once
     async def register_first(route: Route) -> None:
         """Make the change after the page has subscribed, and before the query for the newest."""
         if "LatestChanges" in str(route.request.post_data):
-            await desk.register("twice")
+            await dashboard.register("twice")
         await route.continue_()
 
-    async with desk.page() as page:
+    async with dashboard.page() as page:
         await page.route_web_socket("**/graphql", hold_stream)
         await page.route("**/graphql", register_first)
         await page.reload()
-        await sign_in(page, desk.keys[Role.VIEWER])
+        await sign_in(page, dashboard.tokens[Role.VIEWER])
         await page.evaluate("window.neverReloaded = true")
         listed = (
             page.locator(".latest li")
@@ -233,62 +235,66 @@ async def test_a_change_that_the_query_and_the_stream_both_return_is_listed_once
         )
         await expect(listed).to_have_count(1)
         is_listed.set()
-        await desk.register("thereafter")  # the stream is in order: all before it has arrived
-        await expect(row(page, "thereafter")).to_be_visible()
+        await dashboard.register("thereafter")  # the stream is in order: all before it has arrived
+        await expect(find_row(page, "thereafter")).to_be_visible()
         await expect(listed).to_have_count(1)
 
 
 @pytest.mark.parametrize("log", ["whole", "trimmed"])
-async def test_the_registry_is_killed_and_started_again_and_the_page_catches_up(
-    log: str, desk: Desk
+async def test_the_page_catches_up_after_the_registry_is_killed_and_restarted(
+    log: str, dashboard: Dashboard
 ) -> None:
-    async with desk.page(f"/dashboard?q={log}-") as page:
+    async with dashboard.page(f"/dashboard?q={log}-") as page:
         await expect(page.locator("#freshness")).to_have_text("Live")
-        await desk.server.kill()
+        await dashboard.server.kill()
         stale = page.locator("#freshness.stale")
         await expect(stale).to_have_text(re.compile(r"Cut off: as of .+, \d+ s ago"))
         for node_id in (f"{log}-1", f"{log}-2"):
-            await fleet.register(desk.database, node_id)
+            await fleet.register(dashboard.database, node_id)
         if log == "trimmed":
-            async with desk.database.write() as session:
+            async with dashboard.database.write() as session:
                 await session.execute(text(TRIM))
-        await desk.server.start()
-        await desk.server.answers()
-        await expect(row(page, f"{log}-1")).to_be_visible()
-        await expect(row(page, f"{log}-2")).to_be_visible()
+        await dashboard.server.start()
+        await dashboard.server.answers()
+        await expect(find_row(page, f"{log}-1")).to_be_visible()
+        await expect(find_row(page, f"{log}-2")).to_be_visible()
         await expect(page.locator("#freshness")).to_have_text("Live")
 
 
-async def test_a_fleet_that_falls_silent_at_once_raises_an_alarm_until_it_is_heard_again(
-    desk: Desk,
+async def test_a_fleet_that_goes_silent_at_once_raises_an_alarm_until_its_heartbeats_return(
+    dashboard: Dashboard,
 ) -> None:
     node_ids = [f"silent-{number}" for number in range(12)]
-    async with desk.page("/dashboard?q=silent-") as page:
-        await asyncio.gather(*map(desk.register, node_ids))
+    async with dashboard.page("/dashboard?q=silent-") as page:
+        await asyncio.gather(*map(dashboard.register, node_ids))
         alarm = page.locator("#alarm")
         await expect(alarm).to_contain_text("Silent nodes are not marked offline")
         await expect(page.locator("#mode")).to_have_text("Protected")
         async with AsyncExitStack() as stack:
             for node_id in node_ids:
-                await stack.enter_async_context(desk.beating(node_id))
+                await stack.enter_async_context(dashboard.send_heartbeats(node_id))
             await expect(alarm).to_be_hidden()
             await expect(page.locator("#mode")).to_have_text("Normal")
         for node_id in node_ids:
-            await desk.ask(DEREGISTER, input={"nodeId": node_id})
-        await expect(row(page, node_ids[0])).to_have_count(0)
+            await dashboard.execute(DEREGISTER, input={"nodeId": node_id})
+        await expect(find_row(page, node_ids[0])).to_have_count(0)
 
 
-async def test_a_nodes_page_charts_its_load_live_and_tells_its_story(desk: Desk) -> None:
-    await desk.register("charted", profiles=[{"name": "llama3", "type": "LLM", "config": {"a": 1}}])
+async def test_the_page_of_a_node_shows_its_load_live_and_its_history(dashboard: Dashboard) -> None:
+    await dashboard.register(
+        "charted", profiles=[{"name": "llama3", "type": "LLM", "config": {"a": 1}}]
+    )
     gpu = {"name": "RTX", "utilizationPercent": 71, "memoryTotalMb": 20000, "memoryFreeMb": 9000}
-    await desk.beat("charted", 1, cpuPercent=42, memoryPercent=50, diskPercent=60, gpus=[gpu])
-    async with desk.page("/dashboard?node=charted", Role.OPERATOR) as page:
+    await dashboard.beat("charted", 1, cpuPercent=42, memoryPercent=50, diskPercent=60, gpus=[gpu])
+    async with dashboard.page("/dashboard?node=charted", Role.OPERATOR) as page:
         cpu = page.get_by_role("img", name=re.compile("^CPU: "))
         await expect(cpu).to_have_attribute("aria-label", re.compile("42 % last"))
         await expect(
             page.get_by_role("img", name=re.compile("^GPU load: 71 % last"))
         ).to_be_visible()
-        await desk.beat("charted", 2, cpuPercent=57, memoryPercent=50, diskPercent=60, gpus=[gpu])
+        await dashboard.beat(
+            "charted", 2, cpuPercent=57, memoryPercent=50, diskPercent=60, gpus=[gpu]
+        )
         await expect(cpu).to_have_attribute("aria-label", re.compile("57 % last, between 42 %"))
         await expect(page.locator(".profile")).to_contain_text("llama3")
         await page.get_by_label("Note").fill("new disk")
@@ -305,19 +311,23 @@ async def test_a_nodes_page_charts_its_load_live_and_tells_its_story(desk: Desk)
         await expect(cpu).to_have_attribute("aria-label", re.compile("nothing measured"))
 
 
-async def test_who_may_not_is_told_so_and_nothing_changes(desk: Desk) -> None:
-    await desk.register("kept")
-    async with desk.page("/dashboard?node=kept") as page:
+async def test_an_action_without_permission_is_rejected_and_changes_nothing(
+    dashboard: Dashboard,
+) -> None:
+    await dashboard.register("kept")
+    async with dashboard.page("/dashboard?node=kept") as page:
         await page.get_by_role("button", name="Begin maintenance").click()
-        refused = page.locator(".problem").filter(has_text="the role viewer may not")
-        await expect(refused).to_contain_text("FORBIDDEN")
+        problem = page.locator(".problem").filter(has_text="the role viewer may not")
+        await expect(problem).to_contain_text("FORBIDDEN")
         await expect(page.locator(".title .badge")).not_to_have_text("Maintenance")
 
 
-async def test_filters_are_in_the_address_and_the_keyboard_does_it_all(desk: Desk) -> None:
-    await desk.register("keys-a", labels=["edge"], role="BACKUP")
-    await desk.register("keys-b", labels=["edge"])
-    async with desk.page("/dashboard?q=keys&label=edge&sort=node&desc=1") as page:
+async def test_filters_are_kept_in_the_url_and_the_keyboard_selects_nodes(
+    dashboard: Dashboard,
+) -> None:
+    await dashboard.register("keys-a", labels=["edge"], role="BACKUP")
+    await dashboard.register("keys-b", labels=["edge"])
+    async with dashboard.page("/dashboard?q=keys&label=edge&sort=node&desc=1") as page:
         rows = page.locator(".rows .row:not([hidden]) .node b")
         await expect(rows).to_have_text(["keys-b", "keys-a"])
         await page.get_by_label("Role", exact=True).select_option("BACKUP")
@@ -337,37 +347,37 @@ async def test_filters_are_in_the_address_and_the_keyboard_does_it_all(desk: Des
         await expect(page.get_by_label("Search by node id")).to_have_value("keys-")
 
 
-async def test_axe_finds_nothing_serious_by_day_by_night_and_on_a_phone(
-    desk: Desk, tmp_path_factory: pytest.TempPathFactory
+async def test_axe_finds_nothing_serious_in_light_and_dark_mode_and_on_a_phone(
+    dashboard: Dashboard, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    axe = _axe(tmp_path_factory)
-    await desk.register("looked-over", labels=["gpu"], capabilities={"models": ["llama3:8b"]})
-    await desk.beat("looked-over", 1, cpuPercent=42, memoryPercent=50, diskPercent=60)
-    async with desk.page() as page:
+    axe = read_axe(tmp_path_factory)
+    await dashboard.register("looked-over", labels=["gpu"], capabilities={"models": ["llama3:8b"]})
+    await dashboard.beat("looked-over", 1, cpuPercent=42, memoryPercent=50, diskPercent=60)
+    async with dashboard.page() as page:
         await page.evaluate(axe)
-        await expect(row(page, "looked-over")).to_be_visible()
-        await _look_over(page, "fleet-light")
+        await expect(find_row(page, "looked-over")).to_be_visible()
+        await check_accessibility(page, "fleet-light")
         await page.emulate_media(color_scheme="dark")
-        await _look_over(page, "fleet-dark")
+        await check_accessibility(page, "fleet-dark")
         await page.get_by_role("link", name="looked-over").first.click()
         await expect(page.locator(".history li").first).to_be_visible()
         await expect(page.get_by_role("img", name=re.compile("CPU: 42 %"))).to_be_visible()
-        await _look_over(page, "node-dark")
+        await check_accessibility(page, "node-dark")
         await page.emulate_media(color_scheme="light")
-        await _look_over(page, "node-light")
+        await check_accessibility(page, "node-light")
         await page.set_viewport_size({"width": 390, "height": 844})
-        await _look_over(page, "node-phone")
+        await check_accessibility(page, "node-phone")
         await page.get_by_role("link", name="← Fleet").click()
-        await expect(row(page, "looked-over")).to_be_visible()
-        await _look_over(page, "fleet-phone")
+        await expect(find_row(page, "looked-over")).to_be_visible()
+        await check_accessibility(page, "fleet-phone")
 
 
-def _axe(folders: pytest.TempPathFactory) -> str:
+def read_axe(folders: pytest.TempPathFactory) -> str:
     folder = npm.install_package("axe", folders.mktemp("axe"))
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
 
 
-async def _look_over(page: Page, name: str) -> None:
+async def check_accessibility(page: Page, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
     results = await page.evaluate("axe.run({resultTypes: ['violations']})")
@@ -386,10 +396,10 @@ FROM generate_series(10001, 20000) n
 """
 
 
-async def test_ten_thousand_nodes_are_as_few_elements_as_a_hundred(desk: Desk) -> None:
-    async with desk.database.write() as session:
+async def test_ten_thousand_nodes_render_fewer_than_a_hundred_rows(dashboard: Dashboard) -> None:
+    async with dashboard.database.write() as session:
         await session.execute(text(MANY))
-    async with desk.page("/dashboard?label=many&sort=node") as page:
+    async with dashboard.page("/dashboard?label=many&sort=node") as page:
         table = page.get_by_role("grid")
         await expect(table).to_have_attribute("aria-rowcount", "10001")
         assert await page.locator(".rows .row").count() < 100
@@ -397,7 +407,7 @@ async def test_ten_thousand_nodes_are_as_few_elements_as_a_hundred(desk: Desk) -
         await page.keyboard.press("End")
         await expect(page.locator(".row.marked .node b")).to_have_text("many-20000")
         await page.evaluate("document.querySelector('.table').scrollTop = 0")
-        await expect(row(page, "many-10001")).to_be_visible()
+        await expect(find_row(page, "many-10001")).to_be_visible()
         await page.get_by_label("Search by node id").fill("many-1234")
         await expect(page.locator(".shown")).to_have_text(re.compile(r"^10 of 10,0\d\d nodes$"))
         assert await page.locator(".rows .row").count() < 100

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: what it promises, and its first run step by step, without containers."""
+"""The first run of deploy/compose.yaml, step by step and without containers."""
 
 import asyncio
 import os
@@ -33,17 +33,17 @@ def has_compose() -> bool:
 
 
 @pytest.mark.skipif(not has_compose(), reason="docker compose is not on this machine")
-def test_docker_compose_understands_it() -> None:
-    checked = subprocess.run(
+def test_docker_compose_accepts_the_file() -> None:
+    process = subprocess.run(
         ["docker", "compose", "--file", DEPLOY / "compose.yaml", "config", "--quiet"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert checked.returncode == 0, checked.stderr
+    assert process.returncode == 0, process.stderr
 
 
-async def test_first_run_makes_the_database_then_the_key_then_serves(
+async def test_first_run_creates_the_database_then_the_token_then_serves(
     postgres: URL, service_name: str, tmp_path: Path
 ) -> None:
     access, keys = tmp_path / "access", tmp_path / "keys"
@@ -53,43 +53,47 @@ async def test_first_run_makes_the_database_then_the_key_then_serves(
         f"NODE_REGISTRY_ADMINISTRATOR_URL={postgres.render_as_string(hide_password=False)}\n"
     )
 
-    def here(word: str) -> str:
-        places = {
+    def to_local_paths(text: str) -> str:
+        paths = {
             "/run/secrets": tmp_path,
             "/var/lib/node-registry": access,
             "/keys": keys,
             "/tmp/key": tmp_path / "key",  # noqa: S108  # of the container
         }
-        for place, instead in places.items():
-            word = word.replace(place, str(instead))
-        return word
+        for path, local_path in paths.items():
+            text = text.replace(path, str(local_path))
+        return text
 
-    def environment(service: str) -> dict[str, str]:
-        return {k: here(v) for k, v in SERVICES[service]["environment"].items()}
+    def make_environment(service: str) -> dict[str, str]:
+        return {k: to_local_paths(v) for k, v in SERVICES[service]["environment"].items()}
 
-    command = [here(word) for word in SERVICES["database"]["command"]]
-    status, _, errors = await run(*command, "--database", service_name, **environment("database"))
+    command = [to_local_paths(word) for word in SERVICES["database"]["command"]]
+    status, _, errors = await run(
+        *command, "--database", service_name, **make_environment("database")
+    )
     assert status == 0, errors
-    found = []
+    tokens = []
     for _ in range(2):
         await asyncio.to_thread(
             subprocess.run,
-            [here(word) for word in SERVICES["metrics-key"]["entrypoint"]],
+            [to_local_paths(word) for word in SERVICES["metrics-key"]["entrypoint"]],
             env={
                 **os.environ,
-                **environment("metrics-key"),
+                **make_environment("metrics-key"),
                 "PATH": f"{COMMAND.parent}:/bin:/usr/bin",
             },
             check=True,
         )
-        found.append((keys / "metrics_key").read_text())
-    assert found[0] == found[1]
-    given = dict(line.split("=") for line in (access / "service.env").read_text().splitlines()[1:])
+        tokens.append((keys / "metrics_key").read_text())
+    assert tokens[0] == tokens[1]
+    settings = dict(
+        line.split("=") for line in (access / "service.env").read_text().splitlines()[1:]
+    )
     service = postgres.set(
-        database=service_name, username=service_name, password=given["NODE_REGISTRY_DB_PASSWORD"]
+        database=service_name, username=service_name, password=settings["NODE_REGISTRY_DB_PASSWORD"]
     )
     async with run_server(service, tmp_path, auth="required") as registry:
-        bearer = {"Authorization": f"Bearer {found[0].strip()}"}
+        bearer = {"Authorization": f"Bearer {tokens[0].strip()}"}
         async with httpx.AsyncClient(base_url=registry.url) as http:
             assert (await http.get("/metrics")).status_code == 401
             assert (await http.get("/metrics", headers=bearer)).status_code == 200

@@ -1,7 +1,7 @@
-"""deploy.sh, run against a host that ssh really reaches, if it can; docker and ufw are stand-ins.
+"""deploy.sh on a host that is reached by ssh where possible; docker and ufw are stand-ins.
 
-No engine of containers can be had here, so what is seen is what the script asks of it, in which
-order, what it leaves on the host, and that it asks for nothing twice.
+Container engines are not available to the tests: they check which commands the script runs, in
+which order, what it leaves on the host, and that a second run repeats none of them.
 """
 
 import asyncio
@@ -29,10 +29,10 @@ SHIPPED_BESIDE_DEPLOY = (
     *("pyproject.toml", "README.md", "Dockerfile", ".dockerignore"),
 )
 STAND_IN = Path(__file__).parent.parent / "support" / "stand_in"
-ASKS = re.compile(
+READ_ONLY_CALLS = re.compile(
     r"docker (info|compose version|network|volume|inspect|.* (ps|port) )|ufw (status|show)|sudo"
 )
-"""Calls that change nothing."""
+"""Calls that only read the state of the host."""
 LAN = ("--address", "192.168.7.5")
 RULES = "*filter\n-A ufw-after-input -j RETURN\nCOMMIT\n"
 
@@ -41,17 +41,17 @@ RULES = "*filter\n-A ufw-after-input -j RETURN\nCOMMIT\n"
 class Host:
     ssh: str
     folder: Path
-    lacks: str | None = None
-    """Why it is reached without ssh, if it is."""
+    no_ssh_reason: str | None = None
+    """Why the host is reached without ssh; None if ssh is used."""
 
     @property
     def state(self) -> Path:
-        """Of the stand-ins."""
+        """The folder in which the stand-ins keep their state."""
         return self.folder / "state"
 
     @property
     def directory(self) -> Path:
-        """Where the registry is to be."""
+        """The folder into which the registry is deployed."""
         return self.folder / "registry"
 
     @property
@@ -59,11 +59,11 @@ class Host:
         return self.folder / "after.rules"
 
     async def deploy(
-        self, *words: str, host: str = "127.0.0.1", script: Path = SCRIPT
+        self, *options: str, host: str = "127.0.0.1", script: Path = SCRIPT
     ) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
             script,
-            *("--directory", str(self.directory), *words, host),
+            *("--directory", str(self.directory), *options, host),
             env={**os.environ, "DEPLOY_SSH": self.ssh},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -74,19 +74,19 @@ class Host:
         return process.returncode, output.decode(), errors.decode()
 
     def changes(self) -> list[str]:
-        """What it was asked to change since it was asked this last."""
+        """Return the changing calls of the stand-ins since the last call of this method."""
         file = self.state / "calls"
         calls = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)
         files = re.compile(r"--env-file \S+ --file \S+ ")
-        return [files.sub("", call) for call in calls if not ASKS.match(call)]
+        return [files.sub("", call) for call in calls if not READ_ONLY_CALLS.match(call)]
 
     def secrets(self) -> dict[str, str]:
         return {path.name: path.read_text() for path in (self.directory / "secrets").iterdir()}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def reached(
+async def shared_host(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Host]:
     assert pytestconfig.cache is not None
@@ -107,7 +107,7 @@ async def reached(
         yield Host(ssh, folder)
 
 
-def clear(host: Host) -> None:
+def reset(host: Host) -> None:
     for path in host.folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     host.state.mkdir()
@@ -115,8 +115,8 @@ def clear(host: Host) -> None:
 
 
 @dataclass
-class Told:
-    """What a run printed, what it had the host do, and how it left it."""
+class RunResult:
+    """The output of a run, its changing calls, and the state of the host after it."""
 
     output: str
     changes: list[str]
@@ -125,7 +125,7 @@ class Told:
     files: set[str]
 
 
-async def told(host: Host) -> Told:
+async def deploy_and_inspect(host: Host) -> RunResult:
     status, output, errors = await host.deploy(*LAN)
     assert status == 0, errors
     files = {
@@ -134,35 +134,35 @@ async def told(host: Host) -> Told:
         if path.is_file()
     }
     rules = host.after_rules.read_text()
-    return Told(output + errors, host.changes(), host.secrets(), rules, files)
+    return RunResult(output + errors, host.changes(), host.secrets(), rules, files)
 
 
-Runs = tuple[Told, Told, Told]
+Runs = tuple[RunResult, RunResult, RunResult]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runs(reached: Host) -> Runs:
-    """On one host: the first run, the same again, and one that brings a later version."""
-    clear(reached)
-    first, second = await told(reached), await told(reached)
-    (reached.directory / "release.sha256").write_text("of another version\n")
-    (reached.directory / "release/left_over.py").touch()
-    return first, second, await told(reached)
+async def runs(shared_host: Host) -> Runs:
+    """Three runs on one host: the first, a repetition, and one with a later version."""
+    reset(shared_host)
+    first, second = await deploy_and_inspect(shared_host), await deploy_and_inspect(shared_host)
+    (shared_host.directory / "release.sha256").write_text("of another version\n")
+    (shared_host.directory / "release/left_over.py").touch()
+    return first, second, await deploy_and_inspect(shared_host)
 
 
 @pytest.fixture
-def host(reached: Host, runs: Runs) -> Host:
-    """As nobody has touched it; the runs that are looked at above are over."""
+def host(shared_host: Host, runs: Runs) -> Host:
+    """The host in its initial state, after `runs` has finished with it."""
     assert runs
-    clear(reached)
-    return reached
+    reset(shared_host)
+    return shared_host
 
 
-def steps(output: str) -> set[str]:
+def parse_steps(output: str) -> set[str]:
     return {line.split()[0] for line in output.splitlines() if ":" not in line.split()[0]}
 
 
-FIREWALL = [
+FIREWALL_CALLS = [
     "ufw prepend allow proto tcp from 172.17.0.0/16 to any port 9205",
     "ufw prepend allow proto tcp from 172.18.0.0/16 to any port 9205",
     "ufw prepend allow proto tcp from 192.168.7.0/24 to any port 9205",
@@ -171,35 +171,45 @@ FIREWALL = [
 ]
 
 
-async def test_host_is_reached_by_ssh_itself(reached: Host) -> None:
-    if reached.lacks:
-        pytest.skip(f"deploy.sh is tried without ssh: {reached.lacks}")
+async def test_the_tests_reach_the_host_by_ssh(shared_host: Host) -> None:
+    if shared_host.no_ssh_reason:
+        pytest.skip(f"deploy.sh is tried without ssh: {shared_host.no_ssh_reason}")
 
 
-async def test_first_run_builds_then_shuts_the_firewall_then_starts(
+async def test_first_run_builds_then_closes_the_firewall_then_starts(
     runs: Runs,
 ) -> None:
     first = runs[0]
-    build, make, ssh, *firewall, start, restart = first.changes
+    build, create, ssh, *firewall, start, restart = first.changes
     assert build == "docker compose build --quiet --pull"
-    assert make == "docker compose up --no-start --remove-orphans"
-    assert re.fullmatch(r"ufw allow \d+/tcp", ssh)  # first, or ufw would shut us out
-    assert firewall == FIREWALL
+    assert create == "docker compose up --no-start --remove-orphans"
+    assert re.fullmatch(r"ufw allow \d+/tcp", ssh)  # first, or ufw would end the ssh connection
+    assert firewall == FIREWALL_CALLS
     assert start == "docker compose up --detach --remove-orphans"
     assert restart == "docker compose restart prometheus grafana"
-    said = {"reached", "sent", "made", "set", "built", "added", "enabled", "started", "verified"}
-    assert steps(first.output) == said | {"The"}
+    expected = {
+        "reached",
+        "sent",
+        "made",
+        "set",
+        "built",
+        "added",
+        "enabled",
+        "started",
+        "verified",
+    }
+    assert parse_steps(first.output) == expected | {"The"}
 
 
-async def test_host_gets_what_the_image_and_its_neighbours_are_made_of(
+async def test_host_receives_the_sources_of_the_image_and_the_deployment(
     runs: Runs,
 ) -> None:
-    sent = {file.removeprefix("release/") for file in runs[0].files}
-    assert {"graph/app.py", "deploy/compose.yaml", "deploy/prometheus/alerts.yaml"} <= sent
-    assert not [file for file in sent if "__pycache__" in file or file.startswith("tests")]
+    files = {file.removeprefix("release/") for file in runs[0].files}
+    assert {"graph/app.py", "deploy/compose.yaml", "deploy/prometheus/alerts.yaml"} <= files
+    assert not [file for file in files if "__pycache__" in file or file.startswith("tests")]
 
 
-async def test_what_was_sent_belongs_to_root_alone(host: Host) -> None:
+async def test_sent_files_belong_to_root(host: Host) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
     stranger = 65533
@@ -216,7 +226,7 @@ async def test_what_was_sent_belongs_to_root_alone(host: Host) -> None:
     assert owners == {0}
 
 
-async def test_firewall_that_is_up_opens_no_port_of_ssh_that_it_keeps_shut(host: Host) -> None:
+async def test_deploy_does_not_open_the_ssh_port_of_an_active_firewall(host: Host) -> None:
     (host.state / "active").touch()
     status, _, errors = await host.deploy(*LAN)
     assert status == 0, errors
@@ -226,41 +236,41 @@ async def test_firewall_that_is_up_opens_no_port_of_ssh_that_it_keeps_shut(host:
 
 
 async def test_secrets_are_strong_and_never_leave_the_host(runs: Runs) -> None:
-    made = runs[0].secrets
-    assert set(made) == {"postgres_password", "grafana_password", "administrator.env"}
-    password = made["postgres_password"]
+    secrets = runs[0].secrets
+    assert set(secrets) == {"postgres_password", "grafana_password", "administrator.env"}
+    password = secrets["postgres_password"]
     assert re.fullmatch(r"[0-9a-f]{64}", password)
-    assert re.fullmatch(r"[0-9a-f]{64}", made["grafana_password"])
-    assert password != made["grafana_password"]
-    assert made["administrator.env"] == (
+    assert re.fullmatch(r"[0-9a-f]{64}", secrets["grafana_password"])
+    assert password != secrets["grafana_password"]
+    assert secrets["administrator.env"] == (
         f"NODE_REGISTRY_ADMINISTRATOR_URL=postgresql://postgres:{password}@db/postgres\n"
     )
     for run in runs:
-        seen = run.output + "".join(run.changes)
-        assert password not in seen
-        assert made["grafana_password"] not in seen
+        visible = run.output + "".join(run.changes)
+        assert password not in visible
+        assert secrets["grafana_password"] not in visible
 
 
-async def test_repeated_it_changes_nothing_and_says_so(runs: Runs) -> None:
+async def test_repeated_run_changes_nothing_and_reports_it(runs: Runs) -> None:
     first, second, _ = runs
     assert second.changes == []
-    assert steps(second.output) == {"reached", "kept", "verified", "The"}
+    assert parse_steps(second.output) == {"reached", "kept", "verified", "The"}
     assert (second.secrets, second.after_rules) == (first.secrets, first.after_rules)
     assert second.files == first.files
 
 
-async def test_later_version_is_built_and_keeps_the_secrets(runs: Runs) -> None:
+async def test_later_version_is_built_and_the_secrets_stay(runs: Runs) -> None:
     first, _, third = runs
     assert [call.split()[2] for call in third.changes] == ["build", "up", "up", "restart"]
     assert third.secrets == first.secrets
     assert third.files == first.files
 
 
-async def test_what_docker_publishes_is_shut_to_all_but_those_networks(
+async def test_ports_that_docker_publishes_are_open_only_to_the_allowed_networks(
     runs: Runs,
 ) -> None:
-    kept, _, block = runs[0].after_rules.partition("# BEGIN node-registry\n")
-    assert kept == RULES
+    existing_rules, _, block = runs[0].after_rules.partition("# BEGIN node-registry\n")
+    assert existing_rules == RULES
     port = "-A DOCKER-USER -p tcp -m conntrack --ctorigdstport 9205 --ctdir ORIGINAL"
     assert block.splitlines() == [
         "*filter",
@@ -274,18 +284,20 @@ async def test_what_docker_publishes_is_shut_to_all_but_those_networks(
     ]
 
 
-async def test_dry_run_says_what_would_be_done_and_does_nothing(host: Host) -> None:
+async def test_dry_run_lists_the_steps_and_executes_none(host: Host) -> None:
     status, output, errors = await host.deploy("--dry-run", *LAN)
     assert status == 0, errors
     assert host.changes() == []
     assert not host.directory.exists()
     assert "DOCKER-USER" not in host.after_rules.read_text()
-    assert steps(output) == {"reached", "would"}
-    for said in ("secret postgres_password", "release", "ufw deny 9205/tcp", "db registry"):
-        assert re.search(rf"^would +.*{re.escape(said)}", output, re.MULTILINE), output
+    assert parse_steps(output) == {"reached", "would"}
+    for step in ("secret postgres_password", "release", "ufw deny 9205/tcp", "db registry"):
+        assert re.search(rf"^would +.*{re.escape(step)}", output, re.MULTILINE), output
 
 
-async def test_another_address_moves_the_registry_and_lets_its_network_in(host: Host) -> None:
+async def test_another_address_moves_the_registry_and_opens_the_firewall_to_its_networks(
+    host: Host,
+) -> None:
     await host.deploy()
     assert (host.directory / "compose.env").read_text() == "NODE_REGISTRY_ADDRESS=127.0.0.1\n"
     host.changes()
@@ -302,24 +314,24 @@ async def test_another_address_moves_the_registry_and_lets_its_network_in(host: 
     )
 
 
-async def test_rules_of_others_for_docker_are_left_alone_and_ours_are_said(host: Host) -> None:
-    theirs = "*filter\n:DOCKER-USER - [0:0]\nCOMMIT\n"
-    host.after_rules.write_text(theirs)
+async def test_existing_docker_rules_are_kept_and_the_required_ones_are_printed(host: Host) -> None:
+    existing_rules = "*filter\n:DOCKER-USER - [0:0]\nCOMMIT\n"
+    host.after_rules.write_text(existing_rules)
     status, output, errors = await host.deploy(*LAN)
     assert status == 0, errors
-    assert host.after_rules.read_text() == theirs
+    assert host.after_rules.read_text() == existing_rules
     assert "--ctdir ORIGINAL -j DROP" in output
 
 
-async def test_user_who_is_not_root_does_it_by_sudo(host: Host) -> None:
+async def test_user_other_than_root_deploys_by_sudo(host: Host) -> None:
     (host.state / "not_root").touch()
     status, output, errors = await host.deploy("--dry-run")
     assert status == 0, errors
     assert (host.state / "calls").read_text().splitlines()[0] == "sudo -n env"
-    assert re.search(r"would +ufw allow \d+/tcp", output)  # the port by which it came
+    assert re.search(r"would +ufw allow \d+/tcp", output)  # the port of the ssh connection
 
 
-async def test_build_that_fails_leaves_what_runs_and_is_repeated(host: Host) -> None:
+async def test_failed_build_leaves_the_running_version_and_is_repeated(host: Host) -> None:
     (host.state / "broken").touch()
     status, output, _ = await host.deploy(*LAN)
     assert status != 0
@@ -333,7 +345,7 @@ async def test_build_that_fails_leaves_what_runs_and_is_repeated(host: Host) -> 
     assert host.secrets() == before
 
 
-async def test_database_whose_password_was_lost_gets_no_other(host: Host) -> None:
+async def test_deploy_creates_no_new_password_for_an_existing_database(host: Host) -> None:
     (host.state / "made").touch()
     status, _, errors = await host.deploy()
     assert status == 1
@@ -342,7 +354,7 @@ async def test_database_whose_password_was_lost_gets_no_other(host: Host) -> Non
     assert not (host.directory / "secrets").exists()
 
 
-async def test_host_that_cannot_do_it_is_left_as_it_is(host: Host) -> None:
+async def test_host_without_the_address_is_left_unchanged(host: Host) -> None:
     status, output, errors = await host.deploy("--address", "192.168.7.6")
     assert status == 1
     assert "the host has no address 192.168.7.6" in errors
@@ -351,7 +363,7 @@ async def test_host_that_cannot_do_it_is_left_as_it_is(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--address", "::1"], "is not an IPv4 address"),
         (["--lan", "everyone"], "is not a network such as"),
@@ -361,27 +373,29 @@ async def test_host_that_cannot_do_it_is_left_as_it_is(host: Host) -> None:
         ([], "127.0.0.1 cannot be used"),
     ],
 )
-async def test_mistake_is_said_and_nothing_is_done(words: list[str], said: str) -> None:
-    nowhere = Host("false", Path("/nowhere"))
-    status, output, errors = await nowhere.deploy(*words)
+async def test_deploy_rejects_an_invalid_argument_and_changes_nothing(
+    arguments: list[str], message: str
+) -> None:
+    host = Host("false", Path("/nowhere"))
+    status, output, errors = await host.deploy(*arguments)
     assert status == 1
     assert output == ""
-    assert said in errors
+    assert message in errors
 
 
-async def test_all_that_the_image_is_made_of_is_sent() -> None:
-    shipped = SCRIPT.read_text().partition("SHIPPED=(")[2].partition(")")[0].split()
+async def test_deploy_sends_every_file_that_the_image_copies() -> None:
+    sent = SCRIPT.read_text().partition("SHIPPED=(")[2].partition(")")[0].split()
     dockerfile = (ROOT / "Dockerfile").read_text()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
     sources = {source.strip("/") for sources in copied for source in sources.split()}
-    assert sources <= set(shipped)
+    assert sources <= set(sent)
 
 
 async def test_shellcheck_finds_nothing() -> None:
-    checked = subprocess.run(  # noqa: ASYNC221  # nothing else runs
+    process = subprocess.run(  # noqa: ASYNC221  # nothing else runs
         [Path(sys.executable).with_name("shellcheck"), SCRIPT, *STAND_IN.iterdir()],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (checked.returncode, checked.stdout) == (0, "")
+    assert (process.returncode, process.stdout) == (0, "")

@@ -1,4 +1,4 @@
-"""`node-registry doctor`, beside a real registry that is made to have one fault after the other."""
+"""`node-registry doctor` on a running registry into which one fault after the other is put."""
 
 import asyncio
 import os
@@ -29,54 +29,54 @@ from tests.support.registry_process import find_free_port
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DISK = "disk"
-"""How full that of the machine is which runs the tests, they cannot know."""
+"""The subject that the tests ignore: the disk of the test machine may be full."""
 
 
 @dataclass(frozen=True)
-class Patient:
+class Registry:
     """A registry that runs on its embedded database."""
 
     data_dir: Path
     process: Process
     port: str
 
-    async def sql(self, *statements: str) -> None:
-        """Each by itself, as the superuser."""
+    async def execute(self, *statements: str) -> None:
+        """Execute statements as the superuser, each in a transaction of its own."""
         async with open_administrator(get_running_url(self.data_dir)) as execute:
             for statement in statements:
                 await execute(statement)
 
-    def settings(self, **given: Any) -> Settings:
-        """As the role `patient`: what it is set to have does not trouble the registry."""
+    def settings(self, **changes: Any) -> Settings:
+        """Return settings of the role `patient`, whose own settings do not affect the registry."""
         url = get_running_url(self.data_dir).set(username="patient")
         return Settings(
             **{
                 "http_port": 0,
                 "data_dir": self.data_dir,
                 "database_url": url.render_as_string(hide_password=False),
-                **given,
+                **changes,
             }
         )
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def patient() -> AsyncIterator[Patient]:
+async def registry() -> AsyncIterator[Registry]:
     with tempfile.TemporaryDirectory(prefix="node-registry-test-") as folder:
         data_dir = Path(folder) / "data"
-        # At its usual pace, so that it does nothing between two looks.
+        # A long sweep interval, so that the registry changes nothing between two checks.
         async with run_registry(data_dir, NODE_REGISTRY_SWEEP_INTERVAL_SECONDS="5") as (
             process,
             url,
         ):
-            patient = Patient(data_dir, process, url.split(":")[2].split("/")[0])
-            await patient.sql("CREATE ROLE patient SUPERUSER LOGIN", "CREATE ROLE clerk LOGIN")
-            yield patient
+            registry = Registry(data_dir, process, url.split(":")[2].split("/")[0])
+            await registry.execute("CREATE ROLE patient SUPERUSER LOGIN", "CREATE ROLE clerk LOGIN")
+            yield registry
             if process.process.returncode is None:
                 await process.stop(signal.SIGTERM)
 
 
-async def ill(settings: Settings) -> list[CheckResult]:
-    """What is not well."""
+async def find_problems(settings: Settings) -> list[CheckResult]:
+    """Return the findings of doctor that are not OK, except on the disk."""
     return [
         finding
         for finding in await examine(settings)
@@ -84,23 +84,25 @@ async def ill(settings: Settings) -> list[CheckResult]:
     ]
 
 
-def shows(findings: list[CheckResult], subject: str, severity: Severity, *says: str) -> None:
-    """The one thing that is not well."""
+def require_finding(
+    findings: list[CheckResult], subject: str, severity: Severity, *texts: str
+) -> None:
+    """Fail unless there is one finding, of that subject and severity, with those texts."""
     [finding] = findings
     assert (finding.subject, finding.severity) == (subject, severity), finding
     assert "\n" not in finding.message
-    for part in says:
+    for part in texts:
         assert part in finding.message
 
 
-async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
-    patient: Patient,
+async def test_doctor_prints_a_line_for_each_subject_of_a_healthy_registry(
+    registry: Registry,
 ) -> None:
     status, output, _ = await run(
         "doctor",
-        NODE_REGISTRY_DATA_DIR=str(patient.data_dir),
-        NODE_REGISTRY_HTTP_PORT=patient.port,
-        http_proxy="http://127.0.0.1:9",  # which is not for this machine itself
+        NODE_REGISTRY_DATA_DIR=str(registry.data_dir),
+        NODE_REGISTRY_HTTP_PORT=registry.port,
+        http_proxy="http://127.0.0.1:9",  # must not be used for this machine itself
         no_proxy="",
     )
     assert "a registry serves, and is healthy" in output
@@ -112,7 +114,7 @@ async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
 
 
 @pytest.mark.parametrize(
-    ("breaks", "mends", "finding"),
+    ("break_statement", "repair_statement", "finding"),
     [
         pytest.param(
             "UPDATE alembic_version"
@@ -180,95 +182,122 @@ async def test_a_registry_that_is_well_has_a_line_for_each_thing_and_status_0(
         ),
     ],
 )
-async def test_it_finds_what_is_wrong_with_a_database(
-    patient: Patient, breaks: str, mends: str, finding: tuple[str, Severity, *tuple[str, ...]]
+async def test_doctor_reports_a_fault_of_the_database(
+    registry: Registry,
+    break_statement: str,
+    repair_statement: str,
+    finding: tuple[str, Severity, *tuple[str, ...]],
 ) -> None:
     for _ in range(5):  # the next sweep ends a mode that nothing calls for
-        await patient.sql(breaks)
+        await registry.execute(break_statement)
         try:
-            findings = await ill(patient.settings())
+            findings = await find_problems(registry.settings())
         finally:
-            await patient.sql(mends)
+            await registry.execute(repair_statement)
         if findings:
             break
-    shows(findings, *finding)
-    assert await ill(patient.settings()) == []
+    require_finding(findings, *finding)
+    assert await find_problems(registry.settings()) == []
 
 
-async def test_it_finds_dead_rows_and_the_index_that_makes_them(patient: Patient) -> None:
-    await patient.sql(
+async def test_doctor_reports_dead_rows_and_a_foreign_index_on_an_updated_column(
+    registry: Registry,
+) -> None:
+    await registry.execute(
         "INSERT INTO nodes (node_id, node_name, node_role, node_type, status, status_reason,"
         " removed_at) SELECT 'gone', 'gone', 'backup', 'worker', 'offline', 'deregistered', now()"
         " FROM generate_series(1, 5100)",
         "CREATE INDEX of_somebody ON nodes (heard_at)",
         *["UPDATE nodes SET heard_at = now() WHERE node_id = 'gone'"] * 2,
     )
-    shows(await ill(patient.settings()), "bloat", Severity.WARNING, "VACUUM nodes")
-    await patient.sql("VACUUM nodes")
-    says = "drop indexes that the registry did not make"
-    shows(await ill(patient.settings()), "bloat", Severity.WARNING, says)
-    await patient.sql(
+    require_finding(
+        await find_problems(registry.settings()), "bloat", Severity.WARNING, "VACUUM nodes"
+    )
+    await registry.execute("VACUUM nodes")
+    text = "drop indexes that the registry did not make"
+    require_finding(await find_problems(registry.settings()), "bloat", Severity.WARNING, text)
+    await registry.execute(
         "DROP INDEX of_somebody",
         "DELETE FROM nodes WHERE node_id = 'gone'",
         "VACUUM nodes",
         "SELECT pg_stat_reset()",
     )
-    assert await ill(patient.settings()) == []
+    assert await find_problems(registry.settings()) == []
 
 
-async def test_it_finds_a_role_that_may_not_do_its_work(patient: Patient) -> None:
-    await patient.sql(
+async def test_doctor_reports_a_role_that_lacks_a_privilege(registry: Registry) -> None:
+    await registry.execute(
         "GRANT ALL ON ALL TABLES IN SCHEMA public TO clerk",
         "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO clerk",
     )
-    url = get_running_url(patient.data_dir).set(username="clerk")
-    settings = patient.settings(database_url=url.render_as_string())
-    for right in ("INSERT on status_changes", "EXECUTE on make_heartbeat_day(date)"):
-        await patient.sql(f"REVOKE {right.replace(' on make', ' ON FUNCTION make')} FROM clerk")
-        says = (f"clerk lacks {right}", "run `node-registry init-database` again")
-        shows(await ill(settings), "rights", Severity.FAULT, *says)
-        await patient.sql(f"GRANT {right.replace(' on make', ' ON FUNCTION make')} TO clerk")
-    assert await ill(settings) == []
+    url = get_running_url(registry.data_dir).set(username="clerk")
+    settings = registry.settings(database_url=url.render_as_string())
+    for privilege in ("INSERT on status_changes", "EXECUTE on make_heartbeat_day(date)"):
+        await registry.execute(
+            f"REVOKE {privilege.replace(' on make', ' ON FUNCTION make')} FROM clerk"
+        )
+        texts = (f"clerk lacks {privilege}", "run `node-registry init-database` again")
+        require_finding(await find_problems(settings), "rights", Severity.FAULT, *texts)
+        await registry.execute(
+            f"GRANT {privilege.replace(' on make', ' ON FUNCTION make')} TO clerk"
+        )
+    assert await find_problems(settings) == []
 
 
-async def test_it_finds_a_database_that_is_not_there(patient: Patient) -> None:
-    nowhere = f"postgresql://127.0.0.1:{find_free_port()}/node_registry"
-    says = ("cannot be reached", "NODE_REGISTRY_DATABASE_URL")
-    shows(await ill(patient.settings(database_url=nowhere)), "database", Severity.FAULT, *says)
-    nothing = get_running_url(patient.data_dir).set(database="nothing").render_as_string()
-    says = ('"nothing" does not exist', "NODE_REGISTRY_DATABASE_URL")
-    shows(await ill(patient.settings(database_url=nothing)), "database", Severity.FAULT, *says)
+async def test_doctor_reports_an_unreachable_server_and_a_missing_database(
+    registry: Registry,
+) -> None:
+    unreachable_url = f"postgresql://127.0.0.1:{find_free_port()}/node_registry"
+    texts = ("cannot be reached", "NODE_REGISTRY_DATABASE_URL")
+    require_finding(
+        await find_problems(registry.settings(database_url=unreachable_url)),
+        "database",
+        Severity.FAULT,
+        *texts,
+    )
+    missing_url = get_running_url(registry.data_dir).set(database="nothing").render_as_string()
+    texts = ('"nothing" does not exist', "NODE_REGISTRY_DATABASE_URL")
+    require_finding(
+        await find_problems(registry.settings(database_url=missing_url)),
+        "database",
+        Severity.FAULT,
+        *texts,
+    )
 
 
-async def test_it_finds_a_database_that_says_nothing(patient: Patient) -> None:
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_doctor_reports_a_database_that_does_not_answer(registry: Registry) -> None:
+    async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
-    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+    async with await asyncio.start_server(stay_silent, "127.0.0.1", 0) as silent:
         url = f"postgresql://127.0.0.1:{silent.sockets[0].getsockname()[1]}/node_registry"
-        settings = patient.settings(database_url=url, db_statement_timeout_seconds=0.4)
-        findings = await ill(settings)
-    shows(findings, "database", Severity.FAULT, "cannot be reached, no answer in time")
+        settings = registry.settings(database_url=url, db_statement_timeout_seconds=0.4)
+        findings = await find_problems(settings)
+    require_finding(findings, "database", Severity.FAULT, "cannot be reached, no answer in time")
 
 
-async def test_it_finds_a_port_that_something_else_has(patient: Patient) -> None:
+async def test_doctor_reports_a_port_used_by_another_program(registry: Registry) -> None:
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as other:
-        taken = other.sockets[0].getsockname()[1]
-        findings = await ill(patient.settings(http_port=taken))
-    shows(findings, "port", Severity.FAULT, "taken by something else", "another port")
+        port = other.sockets[0].getsockname()[1]
+        findings = await find_problems(registry.settings(http_port=port))
+    require_finding(findings, "port", Severity.FAULT, "taken by something else", "another port")
 
 
-async def test_it_finds_an_address_that_is_not_of_this_machine(patient: Patient) -> None:
-    settings = patient.settings(http_host="192.0.2.1", auth="required", jwt_roles={"ops": "admin"})
-    shows(await ill(settings), "port", Severity.FAULT, "NODE_REGISTRY_HTTP_HOST")
+async def test_doctor_reports_an_address_that_is_not_of_this_machine(
+    registry: Registry,
+) -> None:
+    settings = registry.settings(http_host="192.0.2.1", auth="required", jwt_roles={"ops": "admin"})
+    require_finding(
+        await find_problems(settings), "port", Severity.FAULT, "NODE_REGISTRY_HTTP_HOST"
+    )
 
 
-async def test_it_finds_a_certificate_that_has_ended_or_soon_will(
-    patient: Patient, tmp_path: Path
+async def test_doctor_reports_a_certificate_that_has_expired_or_soon_will(
+    registry: Registry, tmp_path: Path
 ) -> None:
     authority = Authority(tmp_path)
     for ends_at, severity in (
@@ -276,59 +305,84 @@ async def test_it_finds_a_certificate_that_has_ended_or_soon_will(
         (BEGUN + timedelta(days=10), Severity.WARNING),
     ):
         pair = authority.client("registry", ends_at=ends_at)
-        settings = patient.settings(tls_certificate=pair.certificate, tls_key=pair.key)
-        shows(await ill(settings), "certificate", severity, str(pair.certificate), "renew it")
-    settings = patient.settings(tls_certificate=tmp_path / "none.pem")
-    shows(await ill(settings), "certificate", Severity.FAULT, "NODE_REGISTRY_TLS_CERTIFICATE")
+        settings = registry.settings(tls_certificate=pair.certificate, tls_key=pair.key)
+        require_finding(
+            await find_problems(settings),
+            "certificate",
+            severity,
+            str(pair.certificate),
+            "renew it",
+        )
+    settings = registry.settings(tls_certificate=tmp_path / "none.pem")
+    require_finding(
+        await find_problems(settings),
+        "certificate",
+        Severity.FAULT,
+        "NODE_REGISTRY_TLS_CERTIFICATE",
+    )
 
 
-async def test_it_finds_more_connections_wanted_than_allowed(patient: Patient) -> None:
-    settings = patient.settings(workers=64, db_pool_size=100)
-    says = ("a registry on this machine opens at most 6592", "raise max_connections")
-    shows(await ill(settings), "connections", Severity.FAULT, *says)
-
-
-async def test_it_finds_a_door_that_is_open_and_one_to_which_nobody_has_a_key(
-    patient: Patient,
+async def test_doctor_reports_more_connections_than_the_database_allows(
+    registry: Registry,
 ) -> None:
-    settings = patient.settings(auth="off", env="production")
-    shows(await ill(settings), "access", Severity.FAULT, "NODE_REGISTRY_AUTH")
-    settings = patient.settings(auth="required")
-    shows(await ill(settings), "keys", Severity.WARNING, "token create --role admin")
+    settings = registry.settings(workers=64, db_pool_size=100)
+    texts = ("a registry on this machine opens at most 6592", "raise max_connections")
+    require_finding(await find_problems(settings), "connections", Severity.FAULT, *texts)
+
+
+async def test_doctor_reports_a_registry_without_authentication_and_one_without_tokens(
+    registry: Registry,
+) -> None:
+    settings = registry.settings(auth="off", env="production")
+    require_finding(await find_problems(settings), "access", Severity.FAULT, "NODE_REGISTRY_AUTH")
+    settings = registry.settings(auth="required")
+    require_finding(
+        await find_problems(settings), "keys", Severity.WARNING, "token create --role admin"
+    )
 
 
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root to mount a small disk"
 )
-async def test_it_finds_a_disk_that_is_full_and_ends_with_status_1(tmp_path: Path) -> None:
-    mounted = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {BIN / 'node-registry'} doctor"
+async def test_doctor_reports_a_full_disk_and_exits_with_status_1(tmp_path: Path) -> None:
+    command = f"mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec {BIN / 'node-registry'} doctor"
     environment = os.environ | {"NODE_REGISTRY_DATA_DIR": str(tmp_path)}
-    done = await asyncio.to_thread(
+    process = await asyncio.to_thread(
         subprocess.run,
-        ["unshare", "--mount", "sh", "-c", mounted],
+        ["unshare", "--mount", "sh", "-c", command],
         env=environment | {"NODE_REGISTRY_HTTP_PORT": "0"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1, done.stderr
-    [disk] = [line for line in done.stdout.splitlines() if "disk" in line.split()]
+    assert process.returncode == 1, process.stderr
+    [disk] = [line for line in process.stdout.splitlines() if "disk" in line.split()]
     assert disk.startswith("fault")
     assert "0.0 GB of 0.0 GB are free" in disk
 
 
-async def test_it_makes_no_database_where_there_is_none(tmp_path: Path) -> None:
+async def test_doctor_does_not_create_a_missing_database(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data", http_port=0)
-    shows(await ill(settings), "database", Severity.WARNING, "there is none", "serve")
+    require_finding(
+        await find_problems(settings), "database", Severity.WARNING, "there is none", "serve"
+    )
     assert not settings.data_dir.exists()
 
 
-async def test_it_looks_at_a_database_whose_registry_is_stopped(patient: Patient) -> None:
-    """The last: it stops the registry."""
-    await patient.process.stop(signal.SIGTERM)
-    settings = Settings(data_dir=patient.data_dir, http_port=0)
-    assert await ill(settings) == []
+async def test_doctor_checks_the_database_of_a_stopped_registry(
+    registry: Registry,
+) -> None:
+    """Stop the registry: this must be the last test of the module."""
+    await registry.process.stop(signal.SIGTERM)
+    settings = Settings(data_dir=registry.data_dir, http_port=0)
+    assert await find_problems(settings) == []
     with pytest.raises(EmbeddedServerFailed):
-        get_running_url(patient.data_dir)
-    (patient.data_dir / "postgres" / "PG_VERSION").write_text("17\n")
-    shows(await ill(settings), "database", Severity.FAULT, "is of PostgreSQL 17", "postgres.log")
+        get_running_url(registry.data_dir)
+    (registry.data_dir / "postgres" / "PG_VERSION").write_text("17\n")
+    require_finding(
+        await find_problems(settings),
+        "database",
+        Severity.FAULT,
+        "is of PostgreSQL 17",
+        "postgres.log",
+    )

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL, with real servers: how it starts, dies, is found again and stops."""
+"""The embedded PostgreSQL, with real servers: start, crash, adoption and stop."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from tests.support.clusters import find_processes, temporary_folder
 
 OPTIONS = {"fsync": "off"}
 
-HOLDER = f"""
+HOLDER_SCRIPT = f"""
 import asyncio, pathlib, sys
 from db.embedded.server import run_embedded_postgres
 
@@ -40,8 +40,8 @@ asyncio.run(hold())
 
 
 @pytest.fixture(scope="module")
-def made_folder() -> Iterator[Path]:
-    """One data folder for all tests that are not about making it, which is what takes time."""
+def shared_folder() -> Iterator[Path]:
+    """A data folder with a cluster, created once because initdb takes long."""
 
     async def start(folder: Path) -> None:
         async with run_embedded_postgres(folder, options=OPTIONS):
@@ -53,23 +53,23 @@ def made_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def folder(made_folder: Path) -> Iterator[Path]:
-    """A data folder with a cluster. No test may leave a process behind."""
-    yield made_folder
-    wait_for(lambda: not find_processes(made_folder))
+def folder(shared_folder: Path) -> Iterator[Path]:
+    """A data folder with a cluster; fails a test that leaves a process behind."""
+    yield shared_folder
+    wait_until(lambda: not find_processes(shared_folder))
 
 
 @pytest.fixture
 def new_folder() -> Iterator[Path]:
-    """A data folder to be. No test may leave a process behind."""
+    """A path for a new data folder; fails a test that leaves a process behind."""
     with temporary_folder() as folder:
         yield folder / "data folder"
-        wait_for(lambda: not find_processes(folder))
+        wait_until(lambda: not find_processes(folder))
 
 
 @pytest.fixture
 def deep_folder(folder: Path) -> Iterator[Path]:
-    """A data folder whose path is longer than that of a socket may be."""
+    """A data folder whose path is too long for a socket in it."""
     deep = folder / ("x" * 100)
     deep.mkdir(exist_ok=True)
     (folder / "postgres").rename(deep / "postgres")
@@ -77,21 +77,21 @@ def deep_folder(folder: Path) -> Iterator[Path]:
     (deep / "postgres").rename(folder / "postgres")
 
 
-def wait_for(holds: Callable[[], bool]) -> None:
+def wait_until(is_met: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while not holds():
+    while not is_met():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def postmaster(folder: Path) -> psutil.Process:
+def find_postmaster(folder: Path) -> psutil.Process:
     return psutil.Process(int((folder / "postgres" / "postmaster.pid").read_text().split()[0]))
 
 
 @contextmanager
-def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process of ours that runs a server in the folder."""
-    command = [sys.executable, "-c", HOLDER, str(folder)]
+def run_holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run another process that holds the folder and runs a server in it."""
+    command = [sys.executable, "-c", HOLDER_SCRIPT, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -105,7 +105,7 @@ def wait_until_started(process: subprocess.Popen[str]) -> None:
 
 
 async def query(url: URL, *statements: str) -> object:
-    """The first value that the last statement gives."""
+    """Execute statements and return the first value of the last one's result."""
     engine = create_async_engine(url)
     try:
         async with engine.begin() as connection:
@@ -116,7 +116,7 @@ async def query(url: URL, *statements: str) -> object:
         await engine.dispose()
 
 
-async def test_the_server_has_our_database_alike_on_every_machine(folder: Path) -> None:
+async def test_the_server_has_the_same_database_on_every_machine(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT current_database()") == "node_registry"
         assert await query(url, "SHOW server_encoding") == "UTF8"
@@ -127,16 +127,16 @@ async def test_the_server_has_our_database_alike_on_every_machine(folder: Path) 
         assert await query(url, "SELECT 'Z' < 'a'") is True
 
 
-async def test_data_is_there_at_the_next_start(folder: Path) -> None:
+async def test_data_is_kept_until_the_next_start(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
         await query(url, "CREATE TABLE kept AS SELECT 7 AS value", "SELECT 1")
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT value FROM kept") == 7
 
 
-async def test_no_process_is_left_after_the_end(folder: Path) -> None:
+async def test_no_process_is_left_after_the_context_ends(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS):
-        server = postmaster(folder)
+        server = find_postmaster(folder)
         family = [server, *server.children()]
     assert len(family) > 3
     assert not any(process.is_running() for process in family)
@@ -152,7 +152,7 @@ async def test_no_process_is_left_after_a_cancellation(folder: Path) -> None:
 
     task = asyncio.create_task(hold())
     await started.wait()
-    server = postmaster(folder)
+    server = find_postmaster(folder)
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
@@ -161,7 +161,7 @@ async def test_no_process_is_left_after_a_cancellation(folder: Path) -> None:
     assert not server.is_running()
 
 
-async def test_a_start_that_is_cancelled_leaves_no_process_and_hinders_no_other(
+async def test_a_cancelled_start_leaves_no_process_and_does_not_block_the_next_start(
     new_folder: Path,
 ) -> None:
     for _ in range(2):
@@ -176,23 +176,23 @@ async def test_a_start_that_is_cancelled_leaves_no_process_and_hinders_no_other(
 async def test_the_server_listens_on_no_network(folder: Path) -> None:
     async with run_embedded_postgres(folder, options={**OPTIONS, "listen_addresses": "*"}) as url:
         assert await query(url, "SHOW listen_addresses") == ""
-        assert not postmaster(folder).net_connections("inet")
+        assert not find_postmaster(folder).net_connections("inet")
 
 
-async def test_only_its_owner_can_enter_the_folder_of_the_socket(folder: Path) -> None:
+async def test_only_the_owner_can_access_the_socket_folder(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
-        assert stat.S_IMODE(socket_dir(url).stat().st_mode) == 0o700
+        assert stat.S_IMODE(get_socket_dir(url).stat().st_mode) == 0o700
 
 
-def socket_dir(url: URL) -> Path:
+def get_socket_dir(url: URL) -> Path:
     host = url.query["host"]
     assert isinstance(host, str)
     return Path(host)
 
 
-async def test_the_ctrl_c_of_a_terminal_does_not_reach_the_server(folder: Path) -> None:
+async def test_the_server_has_a_session_of_its_own(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS):
-        server = postmaster(folder).pid
+        server = find_postmaster(folder).pid
         assert os.getsid(server) == os.getpgid(server) == server
 
 
@@ -205,64 +205,67 @@ async def test_the_callers_environment_does_not_reach_the_server(
         assert await query(url, "SHOW data_directory") == str(folder / "postgres")
 
 
-async def test_a_folder_that_is_held_is_refused_and_the_holder_named(folder: Path) -> None:
+async def test_a_held_folder_is_rejected_with_the_pid_of_its_holder(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
-        with pytest.raises(DataDirInUse) as refusal:
+        with pytest.raises(DataDirInUse) as rejection:
             async with run_embedded_postgres(folder, options=OPTIONS):
                 pass
-        assert refusal.value.data_dir == folder
-        assert refusal.value.holder_pid == os.getpid()
+        assert rejection.value.data_dir == folder
+        assert rejection.value.holder_pid == os.getpid()
         assert await query(url, "SELECT 1") == 1
 
 
-async def test_the_server_of_a_killed_holder_is_adopted_and_stopped_at_the_end(
+async def test_the_server_of_a_killed_holder_is_adopted_and_stopped(
     folder: Path,
 ) -> None:
-    with holder(folder) as process:
+    with run_holder(folder) as process:
         wait_until_started(process)
-        with pytest.raises(DataDirInUse) as refusal:
+        with pytest.raises(DataDirInUse) as rejection:
             async with run_embedded_postgres(folder, options=OPTIONS):
                 pass
-        assert refusal.value.holder_pid == process.pid
-        orphan = postmaster(folder)
+        assert rejection.value.holder_pid == process.pid
+        orphan = find_postmaster(folder)
     assert orphan.is_running()
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
-        assert postmaster(folder) == orphan
+        assert find_postmaster(folder) == orphan
         assert await query(url, "SELECT 1") == 1
     assert not orphan.is_running()
 
 
-async def test_the_server_of_a_killed_holder_is_restarted_for_other_options(folder: Path) -> None:
-    with holder(folder) as process:
+async def test_the_server_of_a_killed_holder_is_restarted_when_options_differ(folder: Path) -> None:
+    with run_holder(folder) as process:
         wait_until_started(process)
-        orphan = postmaster(folder)
+        orphan = find_postmaster(folder)
     async with run_embedded_postgres(folder, options={**OPTIONS, "work_mem": "5MB"}) as url:
         assert not orphan.is_running()
         assert await query(url, "SHOW work_mem") == "5MB"
 
 
-async def test_a_killed_server_recovers_what_was_committed(folder: Path) -> None:
+async def test_a_killed_server_recovers_committed_data(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
         await query(url, "CREATE TABLE committed AS SELECT 7 AS value", "SELECT 1")
-        postmaster(folder).kill()
+        find_postmaster(folder).kill()
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT value FROM committed") == 7
-    assert "automatic recovery in progress" in log_of(folder)
+    assert "automatic recovery in progress" in read_log(folder)
 
 
-async def test_a_server_that_is_killed_meanwhile_is_started_again(folder: Path) -> None:
+async def test_a_killed_server_is_restarted_while_it_is_held(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
-        killed = postmaster(folder)
+        killed = find_postmaster(folder)
         killed.kill()
         async with asyncio.timeout(10):
             while True:
                 with suppress(OSError, ValueError, DBAPIError, psutil.NoSuchProcess):
-                    if postmaster(folder).pid != killed.pid and await query(url, "SELECT 1") == 1:
+                    if (
+                        find_postmaster(folder).pid != killed.pid
+                        and await query(url, "SELECT 1") == 1
+                    ):
                         break
                 await asyncio.sleep(0.02)
 
 
-def log_of(folder: Path) -> str:
+def read_log(folder: Path) -> str:
     return (folder / "postgres.log").read_text()
 
 
@@ -275,7 +278,7 @@ WHERE state = 'active' AND query LIKE '%generate_series%' AND pid <> pg_backend_
 async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
         busy = await asyncpg.connect(
-            host=str(socket_dir(url)), port=5432, user="postgres", database="node_registry"
+            host=str(get_socket_dir(url)), port=5432, user="postgres", database="node_registry"
         )
         work = asyncio.create_task(
             busy.fetchval(
@@ -285,27 +288,27 @@ async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -
         async with asyncio.timeout(10):
             while not await query(url, BUSY):
                 await asyncio.sleep(0.01)
-        postmaster(folder).kill()
+        find_postmaster(folder).kill()
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
     with suppress(asyncpg.PostgresError, OSError):
         await work
     busy.terminate()
-    assert "pre-existing shared memory block" in log_of(folder)
+    assert "pre-existing shared memory block" in read_log(folder)
 
 
-async def test_a_recorded_pid_that_is_now_another_programs_hinders_no_start(folder: Path) -> None:
+async def test_a_recorded_pid_of_another_program_does_not_block_a_start(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS):
-        postmaster(folder).kill()
-    with bystander(folder) as other:
+        find_postmaster(folder).kill()
+    with run_bystander(folder) as other:
         async with run_embedded_postgres(folder, options=OPTIONS) as url:
             assert await query(url, "SELECT 1") == 1
         assert other.poll() is None
 
 
 @contextmanager
-def bystander(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program of PostgreSQL's own user that has the pid which the killed server left behind."""
+def run_bystander(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program of PostgreSQL's user that has the pid recorded by the killed server."""
     pgdata = folder / "postgres"
     user = pgdata.stat().st_uid if os.geteuid() == 0 else None
     with subprocess.Popen(["sleep", "60"], user=user) as process:
@@ -318,34 +321,38 @@ def bystander(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-async def test_a_cluster_whose_making_was_killed_is_made_anew(new_folder: Path) -> None:
-    with holder(new_folder):
-        wait_for(lambda: any(new_folder.glob("postgres.new-*/PG_VERSION")))
+async def test_a_cluster_whose_creation_was_killed_is_created_again(new_folder: Path) -> None:
+    with run_holder(new_folder):
+        wait_until(lambda: any(new_folder.glob("postgres.new-*/PG_VERSION")))
     assert not (new_folder / "postgres").exists()
     async with run_embedded_postgres(new_folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
 
 
-async def test_a_path_too_long_for_a_socket_gets_its_socket_elsewhere(deep_folder: Path) -> None:
+async def test_a_folder_with_a_long_path_has_its_socket_in_the_temporary_folder(
+    deep_folder: Path,
+) -> None:
     async with run_embedded_postgres(deep_folder, options=OPTIONS) as url:
         assert await query(url, "SELECT 1") == 1
-        elsewhere = socket_dir(url)
+        elsewhere = get_socket_dir(url)
         assert elsewhere.parent == Path(tempfile.gettempdir())
         assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o700
     assert not elsewhere.exists()
 
 
-async def test_an_orphan_with_its_socket_elsewhere_is_adopted_too(deep_folder: Path) -> None:
-    with holder(deep_folder) as process:
+async def test_an_orphan_with_its_socket_in_the_temporary_folder_is_adopted(
+    deep_folder: Path,
+) -> None:
+    with run_holder(deep_folder) as process:
         wait_until_started(process)
-        orphan = postmaster(deep_folder)
+        orphan = find_postmaster(deep_folder)
     async with run_embedded_postgres(deep_folder, options=OPTIONS) as url:
-        assert postmaster(deep_folder) == orphan
+        assert find_postmaster(deep_folder) == orphan
         assert await query(url, "SELECT 1") == 1
-    assert not socket_dir(url).exists()
+    assert not get_socket_dir(url).exists()
 
 
-async def test_the_data_of_another_major_version_is_refused_in_one_line(new_folder: Path) -> None:
+async def test_data_of_another_major_version_is_rejected_in_one_line(new_folder: Path) -> None:
     pgdata = new_folder / "postgres"
     pgdata.mkdir(parents=True)
     (pgdata / "PG_VERSION").write_text("15\n")
@@ -356,21 +363,21 @@ async def test_the_data_of_another_major_version_is_refused_in_one_line(new_fold
     assert list(pgdata.iterdir()) == [pgdata / "PG_VERSION"]
 
 
-async def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
+async def test_a_server_that_cannot_start_reports_its_log(folder: Path) -> None:
     with pytest.raises(EmbeddedServerFailed) as failure:
         async with run_embedded_postgres(folder, options={"no_such_setting": "1"}):
             pass
     assert any("no_such_setting" in line for line in failure.value.log_lines)
 
 
-async def test_a_start_that_takes_too_long_is_given_up_and_leaves_no_process(folder: Path) -> None:
+async def test_a_start_that_times_out_leaves_no_process(folder: Path) -> None:
     with pytest.raises(EmbeddedServerFailed, match=r"within 0.001 s"):
         async with run_embedded_postgres(folder, options=OPTIONS, start_timeout_seconds=0.001):
             pass
     assert not find_processes(folder)
 
 
-async def test_a_folder_that_cannot_be_made_is_a_failure_that_names_it(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_created_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EmbeddedServerFailed, match="file/data"):
         async with run_embedded_postgres(tmp_path / "file" / "data"):
@@ -378,11 +385,11 @@ async def test_a_folder_that_cannot_be_made_is_a_failure_that_names_it(tmp_path:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another user")
-async def test_root_lets_its_user_search_folders_and_not_list_them(folder: Path) -> None:
+async def test_root_grants_its_user_search_but_not_list_permission_on_folders(folder: Path) -> None:
     folder.parent.chmod(0o700)
     with capture_logs() as events:
         async with run_embedded_postgres(folder, options=OPTIONS):
-            assert postmaster(folder).username() == "embedded_postgres"
-    told = {event["folder"] for event in events if event["event"].endswith("_granted")}
-    assert told == {str(folder.parent)}
+            assert find_postmaster(folder).username() == "embedded_postgres"
+    granted_folders = {event["folder"] for event in events if event["event"].endswith("_granted")}
+    assert granted_folders == {str(folder.parent)}
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o701

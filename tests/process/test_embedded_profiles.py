@@ -1,4 +1,4 @@
-"""Profiles are moved on the database that a registry runs itself."""
+"""The profile commands on the embedded PostgreSQL of a running registry."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from tests.support.clusters import FAST
 from tests.support.commands import run_process
 
 
-async def test_profiles_are_moved_beside_a_registry_that_runs_on_its_own_postgresql(
+async def test_profiles_are_exported_while_a_registry_runs_on_the_embedded_postgresql(
     data_dir: Path,
 ) -> None:
     folder = {"NODE_REGISTRY_DATA_DIR": str(data_dir)}

@@ -1,4 +1,4 @@
-"""Tokens are made on the database that a registry runs itself."""
+"""The token commands on the embedded PostgreSQL of a running registry."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from tests.support.commands import run, run_process
 from tests.support.processes import run_registry
 
 
-async def test_keys_are_made_beside_a_registry_that_runs_on_its_own_database(
+async def test_tokens_are_created_while_a_registry_runs_on_the_embedded_postgresql(
     data_dir: Path,
 ) -> None:
     folder = {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
     async with run_registry(data_dir):
-        status, made, _ = await run_process("token", "create", "--role", "viewer", **folder)
+        status, output, _ = await run_process("token", "create", "--role", "viewer", **folder)
         assert status == 0
-        key = parse_token(made.strip())
-        assert key is not None
-        status, listed, _ = await run("token", "list", **folder)
+        token = parse_token(output.strip())
+        assert token is not None
+        status, table, _ = await run("token", "list", **folder)
         assert status == 0
-        assert key.public_id in listed
+        assert token.public_id in table

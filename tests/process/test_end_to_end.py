@@ -1,4 +1,4 @@
-"""The whole, as users run it: processes, signals, kill -9, and clients of other makes."""
+"""Registry, agent and clients as users run them: processes, signals, kill -9, gql's client."""
 
 import asyncio
 import os
@@ -26,47 +26,47 @@ from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
 
-def agents_of(data_dir: Path) -> list[psutil.Process]:
-    """The development agents that keep their id there."""
-    found = []
+def find_agents(data_dir: Path) -> list[psutil.Process]:
+    """Return the development agents whose state is in the data folder."""
+    agents = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get("NODE_AGENT_STATE_DIR") == str(data_dir / "agent"):
-                found.append(process)
-    return found
+                agents.append(process)
+    return agents
 
 
-async def seen_by_gql(url: str, node_id: str, statuses: list[str]) -> list[str]:
-    """The statuses that one node goes through, as gql's own client sees them, until all came."""
+async def follow_with_gql(url: str, node_id: str, expected: list[str]) -> list[str]:
+    """Return the statuses that gql's client receives for a node, until all expected have come."""
     transport = WebsocketsTransport(
         url.replace("http", "ws", 1), subprotocols=["graphql-transport-ws"]
     )
-    seen: list[str] = []
+    received: list[str] = []
     request = gql(CHANGES)
     request.variable_values = {"after": "0", "filter": {"nodeIds": [node_id]}}
     async with Client(transport=transport) as session:
         async for event in session.subscribe(request):
             change = event["nodeStatusChanges"].get("change")
             if change is not None:
-                seen.append(change["status"])
-            if seen == statuses:
-                return seen
-    return seen
+                received.append(change["status"])
+            if received == expected:
+                return received
+    return received
 
 
-async def seen_plainly(url: str, node_id: str, statuses: list[str]) -> list[str]:
-    """The same, by the bare protocol."""
-    seen: list[str] = []
+async def follow_with_protocol(url: str, node_id: str, expected: list[str]) -> list[str]:
+    """Return the same statuses, received by the plain protocol."""
+    received: list[str] = []
     async with connect(url.replace("http", "ws", 1)) as client:
         await client.subscribe("1", CHANGES, after="0", filter={"nodeIds": [node_id]})
-        while seen != statuses:
+        while received != expected:
             event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
             if "change" in event:
-                seen.append(event["change"]["status"])
-    return seen
+                received.append(event["change"]["status"])
+    return received
 
 
-async def test_this_machine_goes_online_and_offline_when_its_agent_is_killed(
+async def test_this_machine_goes_online_and_then_offline_when_its_agent_is_killed(
     data_dir: Path, tmp_path: Path
 ) -> None:
     async with run_registry(data_dir) as (_, url):
@@ -75,13 +75,13 @@ async def test_this_machine_goes_online_and_offline_when_its_agent_is_killed(
             await agent.line("heartbeat.recorded")
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
             agent.process.kill()
-        story = ["ONLINE", "DEGRADED", "OFFLINE"]
+        statuses = ["ONLINE", "DEGRADED", "OFFLINE"]
         async with asyncio.timeout(SECONDS):
-            assert await seen_by_gql(url, node_id, story) == story
-            assert await seen_plainly(url, node_id, story) == story
+            assert await follow_with_gql(url, node_id, statuses) == statuses
+            assert await follow_with_protocol(url, node_id, statuses) == statuses
 
 
-async def test_an_agent_starts_again_under_the_same_id_and_at_once(
+async def test_a_restarted_agent_keeps_its_node_id_and_registers_at_once(
     data_dir: Path, tmp_path: Path
 ) -> None:
     slow = {"NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": "60"}
@@ -98,7 +98,9 @@ async def test_an_agent_starts_again_under_the_same_id_and_at_once(
     assert data["nodes"]["nodes"] == [{"nodeId": ids[0], "role": "PRODUCTION", "type": "ROUTER"}]
 
 
-async def test_an_agent_outlives_the_registry_and_a_removal(data_dir: Path, tmp_path: Path) -> None:
+async def test_an_agent_recovers_from_a_registry_restart_and_from_its_removal(
+    data_dir: Path, tmp_path: Path
+) -> None:
     settings = {"NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
     port = {}
     async with run_registry(data_dir) as (process, url):
@@ -110,32 +112,32 @@ async def test_an_agent_outlives_the_registry_and_a_removal(data_dir: Path, tmp_
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
             assert await process.stop(signal.SIGTERM) == 0
             await agent.line("registry.restarting")
-            async with run_registry(data_dir, **port) as (_, again):
+            async with run_registry(data_dir, **port) as (_, restarted_url):
                 await agent.line("registry.recovered")
                 await agent.line("heartbeat.recorded")
                 removal = (
                     "mutation($i: DeregisterNodeInput!) { deregisterNode(input: $i) { nodeId } }"
                 )
-                await ask_until_answered(again, removal, i={"nodeId": node_id})
+                await ask_until_answered(restarted_url, removal, i={"nodeId": node_id})
                 await agent.line("node.removed")
                 await agent.line("heartbeat.recorded")
                 data = await ask_until_answered(
-                    again, f'{{ node(nodeId: "{node_id}") {{ status }} }}'
+                    restarted_url, f'{{ node(nodeId: "{node_id}") {{ status }} }}'
                 )
                 assert data["node"] == {"status": "ONLINE"}
                 assert await agent.stop(signal.SIGTERM) == 0
 
 
-async def test_every_heartbeat_that_was_acknowledged_survives_a_kill(data_dir: Path) -> None:
+async def test_every_acknowledged_heartbeat_survives_a_kill(data_dir: Path) -> None:
     acknowledged: set[tuple[str, str]] = set()
     nodes = [f"node-{number}" for number in range(8)]
 
-    async def beat_for_ever(http: httpx.AsyncClient, url: str, node_id: str) -> None:
+    async def keep_sending_heartbeats(http: httpx.AsyncClient, url: str, node_id: str) -> None:
         sequence = 0
         while True:
             sequence += 1
-            beat = {"nodeId": node_id, "bootId": "b", "sequence": sequence}
-            response = await http.post(url, json={"query": BEAT, "variables": {"input": beat}})
+            heartbeat = {"nodeId": node_id, "bootId": "b", "sequence": sequence}
+            response = await http.post(url, json={"query": BEAT, "variables": {"input": heartbeat}})
             recorded = response.json()["data"]["recordHeartbeat"]
             acknowledged.add((node_id, recorded["receivedAt"]))
 
@@ -143,11 +145,13 @@ async def test_every_heartbeat_that_was_acknowledged_survives_a_kill(data_dir: P
         for node_id in nodes:
             node = {"nodeId": node_id, "role": "BACKUP", "type": "WORKER", "bootId": "b"}
             await ask_until_answered(url, REGISTER, input=node)
-        beating = [asyncio.create_task(beat_for_ever(http, url, node_id)) for node_id in nodes]
+        tasks = [
+            asyncio.create_task(keep_sending_heartbeats(http, url, node_id)) for node_id in nodes
+        ]
         await wait_until(lambda: len(acknowledged) >= 200, seconds=SECONDS)
         process.process.kill()
-        ends = await asyncio.gather(*beating, return_exceptions=True)
-        assert all(isinstance(end, httpx.TransportError) for end in ends)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, httpx.TransportError) for outcome in outcomes)
     async with run_registry(data_dir) as (process, url):
         query = "{ nodes { nodes { nodeId heartbeats(first: 1000) { nodes { receivedAt } } } } }"
         data = await ask_until_answered(url, query)
@@ -160,11 +164,11 @@ async def test_every_heartbeat_that_was_acknowledged_survives_a_kill(data_dir: P
         assert await process.stop(signal.SIGINT) == 0
 
 
-async def test_development_shows_this_machine_and_ctrl_c_leaves_nothing_running(
+async def test_the_development_agent_registers_this_machine_and_ctrl_c_leaves_no_process(
     new_data_dir: Path,
 ) -> None:
     node_ids = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
         async with run_registry(new_data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
             query = "{ nodes(filter: {statuses: [ONLINE]}) { nodes { nodeId role } } }"
             online: list[dict[str, str]] = []
@@ -173,12 +177,12 @@ async def test_development_shows_this_machine_and_ctrl_c_leaves_nothing_running(
                     online = (await ask_until_answered(url, query))["nodes"]["nodes"]
             assert [node["role"] for node in online] == ["DEVELOPMENT"]
             node_ids.append(online[0]["nodeId"])
-            assert await process.stop(number) == 0
+            assert await process.stop(signal_number) == 0
         assert find_processes(new_data_dir) == []
     assert node_ids[0] == node_ids[1]
 
 
-async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_no_start(
+async def test_the_development_agent_exits_with_its_killed_registry_and_blocks_no_start(
     data_dir: Path,
 ) -> None:
     async with run_registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
@@ -187,7 +191,7 @@ async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_n
             while (await ask_until_answered(url, query))["nodes"]["totalCount"] == 0:
                 pass
             process.process.kill()
-            await wait_until(lambda: not agents_of(data_dir), seconds=SECONDS, interval=0.02)
+            await wait_until(lambda: not find_agents(data_dir), seconds=SECONDS, interval=0.02)
     async with run_registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
         async with asyncio.timeout(SECONDS):
             while (await ask_until_answered(url, query))["nodes"]["totalCount"] == 0:
@@ -196,7 +200,7 @@ async def test_a_killed_registry_takes_its_development_agent_along_and_hinders_n
     assert find_processes(data_dir) == []
 
 
-async def test_a_killed_database_is_started_again_and_the_registry_recovers(data_dir: Path) -> None:
+async def test_a_killed_database_is_restarted_and_the_registry_recovers(data_dir: Path) -> None:
     async with run_registry(data_dir) as (process, url):
         node = {"nodeId": "a", "role": "BACKUP", "type": "WORKER", "bootId": "b"}
         await ask_until_answered(url, REGISTER, input=node)
@@ -213,10 +217,10 @@ async def test_a_killed_database_is_started_again_and_the_registry_recovers(data
         assert await process.stop(signal.SIGTERM) == 0
 
 
-async def test_a_registry_that_was_stopped_marks_nobody_offline(
+async def test_a_registry_that_was_stopped_marks_no_node_offline(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    # A lease of 4.9 s: shorter than the stop, longer than the agent takes to try again.
+    # The lease of 4.9 s is shorter than the stop, and longer than the agent's retry delay.
     grace = {"NODE_REGISTRY_HEARTBEAT_GRACE_SECONDS": "4"}
     async with run_registry(data_dir, **grace) as (process, url):
         settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
@@ -232,7 +236,7 @@ async def test_a_registry_that_was_stopped_marks_nobody_offline(
             assert [c["status"] for c in changes if c["reason"] == "MISSED_HEARTBEATS"] == []
 
 
-async def test_a_registry_that_others_can_reach_asks_them_who_they_are(data_dir: Path) -> None:
+async def test_a_registry_on_all_interfaces_requires_authentication(data_dir: Path) -> None:
     host = {"NODE_REGISTRY_HTTP_HOST": "0.0.0.0"}  # noqa: S104  # what it is about
     async with (
         run_registry(data_dir, **host) as (process, url),
@@ -242,14 +246,16 @@ async def test_a_registry_that_others_can_reach_asks_them_who_they_are(data_dir:
         assert await process.stop(signal.SIGTERM) == 0
 
 
-async def test_a_registry_that_is_open_says_so(data_dir: Path) -> None:
+async def test_a_registry_without_authentication_logs_it(data_dir: Path) -> None:
     settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
     async with run_program(BIN / "node-registry", "serve", **settings) as process:
         await process.line(r"authentication\.disabled +.*address=127\.0\.0\.1")
         assert await process.stop(signal.SIGTERM) == 0
 
 
-async def test_a_registry_that_would_be_open_to_all_does_not_start(data_dir: Path) -> None:
+async def test_a_registry_on_all_interfaces_does_not_start_without_authentication(
+    data_dir: Path,
+) -> None:
     settings = FAST | {
         "NODE_REGISTRY_DATA_DIR": str(data_dir),
         "NODE_REGISTRY_HTTP_HOST": "0.0.0.0",  # noqa: S104  # what it is about

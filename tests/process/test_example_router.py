@@ -1,4 +1,4 @@
-"""The router of the examples, as one command beside a registry that comes and goes."""
+"""The router of the examples as a process, with a registry that is killed and restarted."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ mutation Register($input: RegisterNodeInput!) { registerNode(input: $input) { cr
 
 
 @asynccontextmanager
-async def router(registry_url: str) -> AsyncIterator[httpx.AsyncClient]:
+async def run_router(registry_url: str) -> AsyncIterator[httpx.AsyncClient]:
     port = find_free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "examples.router", registry_url),
@@ -43,8 +43,8 @@ async def router(registry_url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def model_server() -> AsyncIterator[str]:
-    """What a node runs: it repeats the prompt."""
+async def run_model_server() -> AsyncIterator[str]:
+    """Run the model server of a node, which repeats the prompt."""
 
     async def reply(request: Request) -> JSONResponse:
         return JSONResponse({"said": (await request.json())["prompt"]})
@@ -60,30 +60,30 @@ async def model_server() -> AsyncIterator[str]:
         await task
 
 
-async def register(registry_url: str, **said: Any) -> None:
-    node = {"role": "PRODUCTION", "type": "WORKER", "bootId": "b", **said}
+async def register(registry_url: str, **fields: Any) -> None:
+    node = {"role": "PRODUCTION", "type": "WORKER", "bootId": "b", **fields}
     async with httpx.AsyncClient() as http:
         body = {"query": REGISTER, "variables": {"input": node}}
         reply = await http.post(f"{registry_url}/graphql", json=body)
         assert "errors" not in reply.json()
 
 
-async def wait_for_reply(http: httpx.AsyncClient, path: str, wanted: Any) -> dict[str, Any]:
+async def wait_for_reply(http: httpx.AsyncClient, path: str, is_expected: Any) -> dict[str, Any]:
     async with asyncio.timeout(SECONDS):
         while True:
             with suppress(httpx.TransportError):
                 reply = await http.get(path)
                 body: dict[str, Any] = reply.json()
-                if reply.status_code == 200 and wanted(body):
+                if reply.status_code == 200 and is_expected(body):
                     return body
             await asyncio.sleep(0.02)
 
 
-def ids(body: dict[str, Any]) -> list[str]:
+def read_node_ids(body: dict[str, Any]) -> list[str]:
     return [node["node_id"] for node in body["nodes"]]
 
 
-async def test_the_router_goes_on_while_the_registry_is_killed_and_comes_back(
+async def test_the_router_keeps_routing_while_the_registry_is_killed_and_restarted(
     database_url: URL,
 ) -> None:
     url = database_url.render_as_string(hide_password=False)
@@ -91,40 +91,42 @@ async def test_the_router_goes_on_while_the_registry_is_killed_and_comes_back(
     await server.start()
     await server.answers()
     try:
-        async with model_server() as endpoint, router(server.url) as http:
+        async with run_model_server() as endpoint, run_router(server.url) as http:
             await wait_for_reply(http, "/nodes", lambda body: body["count"] == 0)
             services = [{"name": "llm", "endpoint": endpoint}]
-            capable = {"models": ["llama"], "services": services}
-            await register(server.url, nodeId="a", capabilities=capable)
+            capabilities = {"models": ["llama"], "services": services}
+            await register(server.url, nodeId="a", capabilities=capabilities)
             await register(server.url, nodeId="b", role="BACKUP")
-            await wait_for_reply(http, "/nodes", lambda body: ids(body) == ["a", "b"])
-            await wait_for_reply(http, "/nodes?role=backup", lambda body: ids(body) == ["b"])
+            await wait_for_reply(http, "/nodes", lambda body: read_node_ids(body) == ["a", "b"])
+            await wait_for_reply(
+                http, "/nodes?role=backup", lambda body: read_node_ids(body) == ["b"]
+            )
 
-            asked = {"model": "llama", "prompt": "hello"}
-            reply = (await http.post("/route", json=asked)).json()
+            prompt = {"model": "llama", "prompt": "hello"}
+            reply = (await http.post("/route", json=prompt)).json()
             assert reply == {
                 "node": "a",
                 "reply": {"said": "hello"},
                 "stale": False,
                 "age_seconds": 0.0,
             }
-            nobody = await http.post("/route", json={"model": "gpt"})
-            assert nobody.status_code == 503
-            assert "does not serve model gpt" in nobody.json()["excluded"]["a"]
+            rejected = await http.post("/route", json={"model": "gpt"})
+            assert rejected.status_code == 503
+            assert "does not serve model gpt" in rejected.json()["excluded"]["a"]
             assert (await http.post("/route", content="nonsense")).status_code == 400
 
             await server.kill()
             for _ in range(20):
-                reply = (await http.post("/route", json=asked)).json()
+                reply = (await http.post("/route", json=prompt)).json()
                 assert (reply["node"], reply["stale"]) == ("a", True)
-                assert ids((await http.get("/nodes")).json()) == ["a", "b"]
+                assert read_node_ids((await http.get("/nodes")).json()) == ["a", "b"]
 
             await server.start()
             await server.answers()
             await register(server.url, nodeId="c")
-            await wait_for_reply(http, "/nodes", lambda body: "c" in ids(body))
+            await wait_for_reply(http, "/nodes", lambda body: "c" in read_node_ids(body))
             async with asyncio.timeout(SECONDS):
-                while (await http.post("/route", json=asked)).json()["stale"]:
+                while (await http.post("/route", json=prompt)).json()["stale"]:
                     await asyncio.sleep(0.05)
     finally:
         await server.kill()

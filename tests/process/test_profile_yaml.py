@@ -1,4 +1,4 @@
-"""All role profiles as one file: moved from registry to registry, by the commands of operators."""
+"""Export and import of all role profiles as one YAML file, and the commands for them."""
 
 import json
 from pathlib import Path
@@ -37,21 +37,21 @@ profiles:
 """
 
 
-async def brought(database: Database, text: str, *, prune: bool = False) -> Difference:
+async def import_text(database: Database, text: str, *, prune: bool = False) -> Difference:
     async with database.write() as session:
         return await import_profiles(session, text, prune=prune, caller=OPERATOR)
 
 
-async def exported(database: Database) -> str:
+async def export_text(database: Database) -> str:
     async with database.read() as session:
         return await export_profiles(session)
 
 
-async def test_what_is_imported_is_exported_again(database: Database) -> None:
-    assert await exported(database) == "profiles: []\n"
-    done = await brought(database, FILE)
-    assert (done.written, done.deleted) == (2, 0)
-    document = yaml.safe_load(await exported(database))
+async def test_an_export_contains_what_was_imported(database: Database) -> None:
+    assert await export_text(database) == "profiles: []\n"
+    difference = await import_text(database, FILE)
+    assert (difference.written, difference.deleted) == (2, 0)
+    document = yaml.safe_load(await export_text(database))
     assert document["profiles"] == [
         {
             "role": "BACKUP",
@@ -72,17 +72,17 @@ async def test_what_is_imported_is_exported_again(database: Database) -> None:
     ]
 
 
-async def test_to_import_twice_is_to_import_once(database: Database) -> None:
-    await brought(database, FILE)
-    text = await exported(database)
-    for again in (FILE, text):
-        assert await brought(database, again) == Difference(0, 0, "")
+async def test_a_repeated_import_changes_nothing(database: Database) -> None:
+    await import_text(database, FILE)
+    text = await export_text(database)
+    for repeated in (FILE, text):
+        assert await import_text(database, repeated) == Difference(0, 0, "")
     async with database.read() as session:
-        held = await profiles.list_role_profiles(session)
-    assert {profile.version for profile in held} == {1}
+        stored = await profiles.list_role_profiles(session)
+    assert {profile.version for profile in stored} == {1}
 
 
-async def test_others_stay_unless_they_are_pruned(database: Database) -> None:
+async def test_other_profiles_stay_unless_prune_is_set(database: Database) -> None:
     async with database.write() as session:
         await profile_changes.set_role_profile(
             session,
@@ -92,12 +92,12 @@ async def test_others_stay_unless_they_are_pruned(database: Database) -> None:
             expected_version=None,
             caller=OPERATOR,
         )
-    await brought(database, FILE)
-    assert "mine" in await exported(database)
-    pruned = await brought(database, FILE, prune=True)
-    assert (pruned.written, pruned.deleted) == (0, 1)
-    assert "-  name: mine\n" in pruned.diff
-    assert "mine" not in await exported(database)
+    await import_text(database, FILE)
+    assert "mine" in await export_text(database)
+    difference = await import_text(database, FILE, prune=True)
+    assert (difference.written, difference.deleted) == (0, 1)
+    assert "-  name: mine\n" in difference.diff
+    assert "mine" not in await export_text(database)
 
 
 @pytest.mark.parametrize(
@@ -116,42 +116,42 @@ async def test_others_stay_unless_they_are_pruned(database: Database) -> None:
         (FILE + FILE.removeprefix("\nprofiles:\n"), "profiles.2"),
     ],
 )
-async def test_a_file_that_is_not_right_is_refused_by_the_place_and_changes_nothing(
+async def test_an_invalid_file_is_rejected_with_its_field_and_changes_nothing(
     database: Database, text: str, field: str
 ) -> None:
-    with pytest.raises(BadInput) as refused:
-        await brought(database, text)
-    assert str(refused.value.details["field"]).startswith(field)
-    assert await exported(database) == "profiles: []\n"
+    with pytest.raises(BadInput) as rejection:
+        await import_text(database, text)
+    assert str(rejection.value.details["field"]).startswith(field)
+    assert await export_text(database) == "profiles: []\n"
 
 
-async def profile(url: URL, *arguments: str, given: str = "") -> tuple[int, str, str]:
+async def run_profile_command(url: URL, *arguments: str, given: str = "") -> tuple[int, str, str]:
     return await run("profile", *arguments, given=given, **make_environment(url))
 
 
-async def test_the_commands_move_profiles_and_show_before_what_they_do(
+async def test_the_commands_export_and_import_profiles_and_dry_run_shows_the_changes(
     database_url: URL, tmp_path: Path
 ) -> None:
     file = tmp_path / "profiles.yaml"
     file.write_text(FILE, encoding="utf-8")
-    status, shown, _ = await profile(database_url, "import", "--dry-run", str(file))
+    status, output, _ = await run_profile_command(database_url, "import", "--dry-run", str(file))
     assert status == 0
-    assert "+  name: llm\n" in shown
-    assert shown.endswith("2 would be written, 0 would be deleted.\n")
-    assert (await profile(database_url, "export"))[1] == "profiles: []\n"
-    _, shown, _ = await profile(database_url, "import", "-", given=FILE)
-    assert shown.endswith("2 were written, 0 were deleted.\n")
-    _, text, _ = await profile(database_url, "export")
+    assert "+  name: llm\n" in output
+    assert output.endswith("2 would be written, 0 would be deleted.\n")
+    assert (await run_profile_command(database_url, "export"))[1] == "profiles: []\n"
+    _, output, _ = await run_profile_command(database_url, "import", "-", given=FILE)
+    assert output.endswith("2 were written, 0 were deleted.\n")
+    _, text, _ = await run_profile_command(database_url, "export")
     assert len(yaml.safe_load(text)["profiles"]) == 2
-    _, shown, _ = await profile(database_url, "import", "-", given=text)
-    assert shown == "0 were written, 0 were deleted.\n"
-    status, _, said = await profile(database_url, "import", "-", given="nonsense")
+    _, output, _ = await run_profile_command(database_url, "import", "-", given=text)
+    assert output == "0 were written, 0 were deleted.\n"
+    status, _, errors = await run_profile_command(database_url, "import", "-", given="nonsense")
     assert status == 1
-    assert len(said.splitlines()) == 1
+    assert len(errors.splitlines()) == 1
 
 
 async def test_the_schema_of_a_config_is_printed(database_url: URL) -> None:
-    _, text, _ = await profile(database_url, "schema", "LLM")
+    _, text, _ = await run_profile_command(database_url, "schema", "LLM")
     schema: dict[str, Any] = json.loads(text)
     assert schema["additionalProperties"] is True
     assert "temperature" in schema["properties"]

@@ -1,6 +1,6 @@
-"""Random documents and variables, over HTTP and websockets: a typed answer to each, soon.
+"""Random documents and variables over HTTP and websockets each get a typed answer in time.
 
---thorough goes on for minutes, never with the same documents.
+--thorough runs for minutes, each time with other documents.
 """
 
 import json
@@ -36,7 +36,7 @@ FEW = settings(
 )
 MANY = settings(FEW, max_examples=300, derandomize=False)
 MINUTES = 5
-MAY_GROW_BY = 60_000_000
+MAX_GROWTH_BYTES = 60_000_000
 SECONDS = 10
 
 FAULTS = {"INTERNAL", "UNAVAILABLE"}
@@ -51,46 +51,46 @@ BARRIER = {"query": "{ __typename }"}
 
 @dataclass
 class Caller:
-    """Asks the same over HTTP and over a websocket."""
+    """Sends a request over HTTP or over a websocket, and checks the errors of the answer."""
 
     http: httpx.Client
     websocket: ClientConnection
     ids: Iterator[int] = field(default_factory=count)
 
-    def over_http(self, request: Mapping[str, Any]) -> None:
+    def send_over_http(self, request: Mapping[str, Any]) -> None:
         response = self.http.post("/graphql", content=json.dumps(request))
         assert response.status_code in {200, 400, 403}, response.text
-        self._judge(response.json().get("errors", []))
+        self._check_errors(response.json().get("errors", []))
 
-    def over_websocket(self, request: Mapping[str, Any]) -> None:
-        """A stream is ended when what was asked after it is answered."""
-        asked, barrier = str(next(self.ids)), str(next(self.ids))
-        self._send(asked, request)
+    def send_over_websocket(self, request: Mapping[str, Any]) -> None:
+        """Send a request, and complete it once a barrier request sent after it is answered."""
+        operation_id, barrier = str(next(self.ids)), str(next(self.ids))
+        self._send(operation_id, request)
         self._send(barrier, BARRIER)
-        messages = self._until(barrier)
-        self.websocket.send(json.dumps({"type": "complete", "id": asked}))
+        messages = self._receive_until(barrier)
+        self.websocket.send(json.dumps({"type": "complete", "id": operation_id}))
         for message in messages:
             payload = message.get("payload", {})
-            self._judge(payload if message["type"] == "error" else payload.get("errors", []))
+            self._check_errors(payload if message["type"] == "error" else payload.get("errors", []))
 
     def _send(self, operation_id: str, request: Mapping[str, Any]) -> None:
         message = {"id": operation_id, "type": "subscribe", "payload": request}
         self.websocket.send(json.dumps(message))
 
-    def _until(self, barrier: str) -> list[dict[str, Any]]:
+    def _receive_until(self, barrier: str) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
         while not messages or messages[-1] != {"type": "complete", "id": barrier}:
             messages.append(json.loads(self.websocket.recv(SECONDS)))
         return messages
 
-    def _judge(self, errors: list[dict[str, Any]]) -> None:
+    def _check_errors(self, errors: list[dict[str, Any]]) -> None:
         for error in errors:
             assert error["extensions"]["code"] not in FAULTS, error
 
 
 @contextmanager
-def caller(url: str, key: str) -> Iterator[Caller]:
-    headers = {"authorization": f"Bearer {key}"}
+def open_caller(url: str, token: str) -> Iterator[Caller]:
+    headers = {"authorization": f"Bearer {token}"}
     with (
         httpx.Client(
             base_url=url,
@@ -115,7 +115,7 @@ class Registry:
     url: str
     log: Path
     process: psutil.Process
-    keys: list[str]
+    tokens: list[str]
 
 
 @pytest.fixture
@@ -141,31 +141,43 @@ async def registry(
         await server.kill()
 
 
-def test_whatever_is_asked_is_answered_and_no_fault_of_ours(
+def test_random_requests_are_answered_without_internal_errors(
     registry: Registry, *, thorough: bool
 ) -> None:
-    said_before = registry.log.read_text()
+    log_before = registry.log.read_text()
     with ExitStack() as stack:
-        callers = [stack.enter_context(caller(registry.url, key)) for key in registry.keys]
-        callers[0].over_http(REGISTER)
-        asked = count()
+        callers = [
+            stack.enter_context(open_caller(registry.url, token)) for token in registry.tokens
+        ]
+        callers[0].send_over_http(REGISTER)
+        request_count = count()
 
-        def ask(request: Mapping[str, Any], by: int, *, websocket: bool) -> None:
-            next(asked)
-            (callers[by].over_websocket if websocket else callers[by].over_http)(request)
+        def ask(request: Mapping[str, Any], caller_number: int, *, websocket: bool) -> None:
+            next(request_count)
+            (
+                callers[caller_number].send_over_websocket
+                if websocket
+                else callers[caller_number].send_over_http
+            )(request)
 
-        anyone, any_way = st.integers(0, len(callers) - 1), st.booleans()
-        ways = [(QUERIES, any_way), (MUTATIONS, any_way), (SUBSCRIPTIONS, st.just(value=True))]
-        ends = time.monotonic() + (60 * MINUTES if thorough else 0)
+        caller_numbers, either_transport = st.integers(0, len(callers) - 1), st.booleans()
+        strategies = [
+            (QUERIES, either_transport),
+            (MUTATIONS, either_transport),
+            (SUBSCRIPTIONS, st.just(value=True)),
+        ]
+        deadline = time.monotonic() + (60 * MINUTES if thorough else 0)
         rounds, resident = 0, 0
-        while rounds == 0 or time.monotonic() < ends:
-            for requests, way in ways:
-                asking = given(request=requests, by=anyone, websocket=way)(ask)
-                seed(rounds)(MANY if thorough else FEW)(asking)()
+        while rounds == 0 or time.monotonic() < deadline:
+            for requests, transports in strategies:
+                run_examples = given(
+                    request=requests, caller_number=caller_numbers, websocket=transports
+                )(ask)
+                seed(rounds)(MANY if thorough else FEW)(run_examples)()
             rounds += 1
             if rounds == 1:
                 resident = registry.process.memory_info().rss
-        grown = registry.process.memory_info().rss - resident
-        assert grown < MAY_GROW_BY
-        print(f"{next(asked)} requests, {grown / 1e6:.1f} MB more")  # noqa: T201  # shown by -rP
-    assert registry.log.read_text() == said_before
+        growth = registry.process.memory_info().rss - resident
+        assert growth < MAX_GROWTH_BYTES
+        print(f"{next(request_count)} requests, {growth / 1e6:.1f} MB more")  # noqa: T201  # shown by -rP
+    assert registry.log.read_text() == log_before

@@ -1,4 +1,4 @@
-"""A registry and an agent that log all they can, and use every secret: none is written down."""
+"""A registry and an agent with the most verbose logs write down none of the secrets they use."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.support.trace_receiver import Receiver
 from tests.support.transport_ws import open_websocket
 from tests.support.waiting import wait_until
 
-TOKENS = """
+TOKEN_MUTATIONS = """
 mutation Create($input: CreateTokenInput!) { createToken(input: $input) { key } }
 mutation Enrol($input: CreateEnrolmentTokenInput!) { createEnrolmentToken(input: $input) { key } }
 mutation Rotate($input: RotateTokenInput!) { rotateToken(input: $input) { key } }
@@ -38,36 +38,38 @@ SECONDS = 60
 
 
 @dataclass
-class Told:
-    """What is secret, and all that was answered besides the keys that were asked for."""
+class SecretRecorder:
+    """The secrets of a test, and the answers in which none of them may appear."""
 
     http: httpx.AsyncClient
     secrets: set[str] = field(default_factory=set)
     answers: list[str] = field(default_factory=list)
 
-    def keep(self, secret: str) -> str:
-        """As whole, and the part that nobody may guess: of a token of the issuer its signature."""
+    def add_secret(self, secret: str) -> str:
+        """Add a secret, whole and its random part, which is the signature of a JWT; return it."""
         self.secrets |= {secret, secret[14:46] if secret.startswith("nrk_") else secret[-40:]}
         return secret
 
-    async def ask(self, shown: str | None, query: str = REVISION, **asked: Any) -> httpx.Response:
-        """`shown` is what stands in the Authorization header."""
+    async def send(
+        self, authorization: str | None, query: str = REVISION, **body: Any
+    ) -> httpx.Response:
+        """Send a request; `authorization` is the content of the Authorization header."""
         return await self.http.post(
             "/graphql",
-            json={"query": query, **asked},
-            headers={} if shown is None else {"authorization": shown},
+            json={"query": query, **body},
+            headers={} if authorization is None else {"authorization": authorization},
         )
 
-    def note(self, response: httpx.Response) -> None:
+    def record_answer(self, response: httpx.Response) -> None:
         self.answers.append(f"{response.headers} {response.text}")
 
-    async def made(self, shown: str, operation: str, **given: Any) -> str:
-        """The key that is shown this once."""
-        response = await self.ask(
-            shown, TOKENS, operationName=operation, variables={"input": given}
+    async def create(self, authorization: str, operation: str, **fields: Any) -> str:
+        """Create a token by a mutation, and return its text, which is shown only once."""
+        response = await self.send(
+            authorization, TOKEN_MUTATIONS, operationName=operation, variables={"input": fields}
         )
         [payload] = response.json()["data"].values()
-        return self.keep(payload["key"])
+        return self.add_secret(payload["key"])
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,13 @@ async def registry(
     tmp_path: Path,
     receiver: Receiver,
 ) -> AsyncIterator[Registry]:
-    """It logs and traces all it can, and so does its database."""
+    """A registry that logs at debug level and traces, on a database that logs statements."""
     async with database.write() as session:
         await session.execute(
             text(f"ALTER DATABASE \"{database_url.database}\" SET log_statement = 'all'")
         )
     (tmp_path / "jwks.json").write_bytes(to_jwks(to_jwk(RSA)))
-    said = {
+    settings = {
         "DATABASE_URL": database_url.render_as_string(hide_password=False),
         "DATA_DIR": str(tmp_path),
         "AUTH": "required",
@@ -104,7 +106,7 @@ async def registry(
         "JWT_JWKS": str(tmp_path / "jwks.json"),
         "JWT_ROLES": json.dumps(ROLES),
     }
-    environment = {f"NODE_REGISTRY_{name}": value for name, value in said.items()}
+    environment = {f"NODE_REGISTRY_{name}": value for name, value in settings.items()}
     environment["OTEL_BSP_SCHEDULE_DELAY"] = "50"  # milliseconds
     server = Server(find_free_port(), environment, tmp_path / "registry.log")
     await server.start()
@@ -116,14 +118,14 @@ async def registry(
 
 
 @asynccontextmanager
-async def agent(registry: Registry, enrolment_key: str) -> AsyncIterator[Path]:
-    """Enrols, and keeps its own key in the file."""
+async def run_agent(registry: Registry, enrolment_token: str) -> AsyncIterator[Path]:
+    """Run an agent that enrols, and yield the file in which it keeps its own token."""
     state = registry.folder / "agent"
     with (registry.folder / "agent.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "agent", "--verbose", "run"),
             *("--registry-url", registry.server.url, "--state-dir", str(state)),
-            env={**os.environ, "NODE_AGENT_TOKEN": enrolment_key},
+            env={**os.environ, "NODE_AGENT_TOKEN": enrolment_token},
             stdout=log,
             stderr=log,
         )
@@ -134,131 +136,143 @@ async def agent(registry: Registry, enrolment_key: str) -> AsyncIterator[Path]:
         await process.wait()
 
 
-def key_in(path: Path) -> str:
+def read_token(path: Path) -> str:
     return str(json.loads(path.read_text())["key"]) if path.exists() else ""
 
 
-async def kept(path: Path, *, other_than: str = "") -> str:
-    await wait_until(lambda: key_in(path) != other_than, seconds=SECONDS, interval=0.05)
-    return key_in(path)
+async def wait_for_token(path: Path, *, other_than: str = "") -> str:
+    await wait_until(lambda: read_token(path) != other_than, seconds=SECONDS, interval=0.05)
+    return read_token(path)
 
 
-async def by_websocket(
-    told: Told, url: str, shown: str, headers: Mapping[str, str] | None = None
+async def send_by_websocket(
+    recorder: SecretRecorder, url: str, authorization: str, headers: Mapping[str, str] | None = None
 ) -> None:
     async with open_websocket(f"{url.replace('http', 'ws', 1)}/graphql", headers=headers) as client:
-        payload = {} if headers else {"payload": {"Authorization": shown}}
+        payload = {} if headers else {"payload": {"Authorization": authorization}}
         await client.send({"type": "connection_init", **payload})
         await client.subscribe("1", REVISION)
-        await client.send({"type": "subscribe", "id": shown, "payload": {"query": "{ nothing }"}})
-        await client.send({"type": shown})
-        told.answers.append(f"{await client.closed()}")
+        await client.send(
+            {"type": "subscribe", "id": authorization, "payload": {"query": "{ nothing }"}}
+        )
+        await client.send({"type": authorization})
+        recorder.answers.append(f"{await client.closed()}")
 
 
-async def by_event_stream(told: Told, key: str, revoke: Any) -> None:
-    headers = {"authorization": f"Bearer {key}", "accept": "text/event-stream"}
-    async with told.http.stream(
+async def read_event_stream(recorder: SecretRecorder, token: str, revocation: Any) -> None:
+    headers = {"authorization": f"Bearer {token}", "accept": "text/event-stream"}
+    async with recorder.http.stream(
         "POST", "/graphql", json={"query": CHANGES}, headers=headers
     ) as stream:
-        await revoke
-        told.answers.append("".join([part async for part in stream.aiter_text()]))
+        await revocation
+        recorder.answers.append("".join([part async for part in stream.aiter_text()]))
 
 
-async def misplace(told: Told, admin: str, key: str) -> None:
-    """A key everywhere but in the header."""
-    variables = {"input": {"nodeId": key}}
+async def send_misplaced(recorder: SecretRecorder, admin: str, token: str) -> None:
+    """Send a token everywhere but in the Authorization header."""
+    variables = {"input": {"nodeId": token}}
     for request in (
         {"query": DEREGISTER, "variables": variables},
         {"query": REGISTER, "variables": variables},
-        {"query": MAINTENANCE, "variables": {"input": {"nodeId": key, "enabled": key}}},
-        {"query": TOKENS, "operationName": "Revoke", "variables": {"input": {"id": key}}},
-        {"query": f"{{ {key} }}"},
-        {"query": f'{{ node(nodeId: "{key}") {{ id {key} }} }}'},
-        {"query": f"query {key} {{ registry {{ revision }} }}", "operationName": f"{key}x"},
-        {"documentId": key},
-        {"query": REVISION, "variables": key},
+        {"query": MAINTENANCE, "variables": {"input": {"nodeId": token, "enabled": token}}},
+        {
+            "query": TOKEN_MUTATIONS,
+            "operationName": "Revoke",
+            "variables": {"input": {"id": token}},
+        },
+        {"query": f"{{ {token} }}"},
+        {"query": f'{{ node(nodeId: "{token}") {{ id {token} }} }}'},
+        {"query": f"query {token} {{ registry {{ revision }} }}", "operationName": f"{token}x"},
+        {"documentId": token},
+        {"query": REVISION, "variables": token},
     ):
-        for shown in (admin, None):
-            headers = {"x-request-id": key} | ({"authorization": shown} if shown else {})
-            told.note(await told.http.post("/graphql", json=request, headers=headers))
+        for authorization in (admin, None):
+            headers = {"x-request-id": token} | (
+                {"authorization": authorization} if authorization else {}
+            )
+            recorder.record_answer(
+                await recorder.http.post("/graphql", json=request, headers=headers)
+            )
     for path, parameters in (
-        ("/graphql", {"query": REVISION, "access_token": key}),
-        ("/graphql", {"query": key}),
-        (f"/{key}", {}),
-        ("/metrics", {"token": key}),
+        ("/graphql", {"query": REVISION, "access_token": token}),
+        ("/graphql", {"query": token}),
+        (f"/{token}", {}),
+        ("/metrics", {"token": token}),
     ):
         headers = {"accept": "application/json"}
-        told.note(await told.http.get(path, params=parameters, headers=headers))
+        recorder.record_answer(await recorder.http.get(path, params=parameters, headers=headers))
 
 
-def test_what_a_request_says_is_kept_nowhere_behind_it() -> None:
+def test_parse_json_does_not_cache_the_strings_of_a_request() -> None:
     body = f'{{"key": "{generate_token().text}"}}'
     assert parse_json(body)["key"] is not parse_json(body)["key"]
 
 
-async def test_no_secret_is_told_in_logs_errors_metrics_traces_the_trail_or_the_database(
+async def test_no_secret_appears_in_logs_errors_metrics_traces_the_audit_log_or_the_database(
     registry: Registry,
 ) -> None:
-    admin_key = await create_token(registry.database, Role.ADMIN)
+    admin_token = await create_token(registry.database, Role.ADMIN)
     async with httpx.AsyncClient(base_url=registry.server.url, timeout=SECONDS) as http:
-        told = Told(http)
-        admin = f"Bearer {told.keep(admin_key.text)}"
-        enrolment = await told.made(
+        recorder = SecretRecorder(http)
+        admin = f"Bearer {recorder.add_secret(admin_token.text)}"
+        enrolment = await recorder.create(
             admin, "Enrol", uses=1, expiresInSeconds=600, keyExpiresInSeconds=10
         )
-        async with agent(registry, enrolment) as node_key:
-            first = told.keep(await kept(node_key))
-            viewer = await told.made(admin, "Create", role="VIEWER", name="v")
+        async with run_agent(registry, enrolment) as token_file:
+            node_token = recorder.add_secret(await wait_for_token(token_file))
+            viewer = await recorder.create(admin, "Create", role="VIEWER", name="v")
             public_id = viewer[4:14]
-            listed = await told.ask(admin, "{ tokens { nodes { id name } } }")
-            ids = {token["name"]: token["id"] for token in listed.json()["data"]["tokens"]["nodes"]}
-            successor = await told.made(admin, "Rotate", id=ids["v"])
-            revoking = told.ask(
-                admin, TOKENS, operationName="Revoke", variables={"input": {"id": "v"}}
+            token_list = await recorder.send(admin, "{ tokens { nodes { id name } } }")
+            ids = {
+                token["name"]: token["id"] for token in token_list.json()["data"]["tokens"]["nodes"]
+            }
+            successor = await recorder.create(admin, "Rotate", id=ids["v"])
+            revocation = recorder.send(
+                admin, TOKEN_MUTATIONS, operationName="Revoke", variables={"input": {"id": "v"}}
             )
             unknown, jwt = generate_token().text, sign()
-            wrong = [
+            invalid_tokens = [
                 *(unknown, f"{viewer[:-1]}_", jwt, jwt[:-4], sign(exp=1)),
                 *(sign(ED, "EdDSA"), sign(roles=["nobody"])),
             ]
-            for shown in wrong:
-                told.keep(shown)
-                told.note(await told.ask(f"Bearer {shown}"))
-                told.note(await told.ask(f"Basic {shown}"))
-                await by_websocket(told, registry.server.url, f"Bearer {shown}")
-            for shown in (viewer, successor, first, jwt):
-                told.note(await told.ask(f"Bearer {shown}", DEREGISTER))
-                await by_websocket(told, registry.server.url, f"Bearer {shown}")
-                header = {"authorization": f"Bearer {shown}"}
-                await by_websocket(told, registry.server.url, shown, header)
-            await by_event_stream(told, successor, revoking)
-            told.keep(await kept(node_key, other_than=first))
+            for token in invalid_tokens:
+                recorder.add_secret(token)
+                recorder.record_answer(await recorder.send(f"Bearer {token}"))
+                recorder.record_answer(await recorder.send(f"Basic {token}"))
+                await send_by_websocket(recorder, registry.server.url, f"Bearer {token}")
+            for token in (viewer, successor, node_token, jwt):
+                recorder.record_answer(await recorder.send(f"Bearer {token}", DEREGISTER))
+                await send_by_websocket(recorder, registry.server.url, f"Bearer {token}")
+                header = {"authorization": f"Bearer {token}"}
+                await send_by_websocket(recorder, registry.server.url, token, header)
+            await read_event_stream(recorder, successor, revocation)
+            recorder.add_secret(await wait_for_token(token_file, other_than=node_token))
             metrics = await http.get("/metrics", headers={"authorization": admin})
-            trail = await told.ask(
+            audit_log = await recorder.send(
                 admin, "{ auditLog(first: 1000) { nodes { subject actor before after } } }"
             )
-        assert public_id in trail.text
-        everywhere = {
+        assert public_id in audit_log.text
+        outputs = {
             "registry": registry.server.log.read_text(),
             "agent": (registry.folder / "agent.log").read_text(),
             "metrics": metrics.text,
             "traces": b"".join(registry.receiver.bodies).decode(errors="replace"),
-            "answers": "\n".join(told.answers),
-            "trail": trail.text,
-            "tables": await tables(registry.database),
-            "statements": await statements(registry.database),
+            "answers": "\n".join(recorder.answers),
+            "audit log": audit_log.text,
+            "tables": await dump_tables(registry.database),
+            "statements": await read_statements(registry.database),
         }
-        for place, said in everywhere.items():
-            assert len(said) > 100, place
-            assert not [secret for secret in told.secrets if secret in said], place
-        misplaced = told.keep(generate_token().text)
-        await misplace(told, admin, misplaced)
-        for said in (*told.answers, registry.server.log.read_text()):
-            assert misplaced[14:46] not in said
+        for source, output in outputs.items():
+            assert len(output) > 100, source
+            assert not [secret for secret in recorder.secrets if secret in output], source
+        misplaced = recorder.add_secret(generate_token().text)
+        await send_misplaced(recorder, admin, misplaced)
+        for output in (*recorder.answers, registry.server.log.read_text()):
+            assert misplaced[14:46] not in output
 
 
-async def tables(database: Database) -> str:
-    """All that the database holds, as text."""
+async def dump_tables(database: Database) -> str:
+    """Return all rows of all tables as text."""
     async with database.read() as session:
         names = await session.scalars(
             text(
@@ -274,8 +288,8 @@ async def tables(database: Database) -> str:
     return "\n".join(rows)
 
 
-async def statements(database: Database) -> str:
-    """PostgreSQL's log: each statement with its parameters."""
+async def read_statements(database: Database) -> str:
+    """Return PostgreSQL's log, which has each statement with its parameters."""
     async with database.read() as session:
         folder = await session.scalar(text("SHOW data_directory"))
     return (Path(str(folder)).parent / "postgres.log").read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""An upgrade without downtime: each migration lets the version before it go on with its work."""
+"""An upgrade without downtime: the previous version keeps working after each migration."""
 
 import io
 import signal
@@ -24,10 +24,10 @@ from tests.support.transport_ws import connect
 
 VERSIONS = "migrations/versions"
 FIRST_RELEASE = "0006"
-"""Before it, there was no version that had to go on."""
+"""The schema of the first release; migrations before it need not be compatible."""
 
 
-async def test_migrations_since_the_first_release_let_the_version_before_go_on(
+async def test_migrations_since_the_first_release_are_compatible_with_the_previous_version(
     empty_database_url: URL,
 ) -> None:
     database = Database(empty_database_url)
@@ -41,35 +41,38 @@ async def test_migrations_since_the_first_release_let_the_version_before_go_on(
     await migrate(database.engine)
     await database.close()
     assert executed
-    assert {sql: why for sql in executed if (why := find_incompatibilities(sql))} == {}
+    assert {sql: reason for sql in executed if (reason := find_incompatibilities(sql))} == {}
 
 
-def git(*arguments: str) -> bytes:
-    """Raises CalledProcessError where there is no history, OSError where there is no git."""
+def run_git(*arguments: str) -> bytes:
+    """Run git and return its output.
+
+    Raises: CalledProcessError: there is no history; OSError: there is no git.
+    """
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
 
 
-def commit_before() -> str:
-    """Of the code before the newest migration; of the oldest with all of ours while there is none.
+def find_previous_commit() -> str:
+    """Return the newest commit before the newest migration, else the oldest with all migrations.
 
-    Raises LookupError where the history does not have either.
+    Raises: LookupError: the history has neither.
     """
-    ours = sorted(path.name for path in (ROOT / VERSIONS).glob("[0-9]*.py"))
-    found: dict[tuple[str, ...], str] = {}
-    for commit in git("log", "--format=%H", "--", VERSIONS).decode().split():
-        listed = git("ls-tree", "--name-only", f"{commit}:{VERSIONS}").decode().split()
-        found.setdefault(tuple(name for name in listed if name[0].isdigit()), commit)
-    if git("rev-parse", "--is-shallow-repository").strip() == b"true":
+    migrations = sorted(path.name for path in (ROOT / VERSIONS).glob("[0-9]*.py"))
+    commits: dict[tuple[str, ...], str] = {}
+    for commit in run_git("log", "--format=%H", "--", VERSIONS).decode().split():
+        names = run_git("ls-tree", "--name-only", f"{commit}:{VERSIONS}").decode().split()
+        commits.setdefault(tuple(name for name in names if name[0].isdigit()), commit)
+    if run_git("rev-parse", "--is-shallow-repository").strip() == b"true":
         raise LookupError("it is shallow")
-    return found.get(tuple(ours[:-1])) or found[tuple(ours)]
+    return commits.get(tuple(migrations[:-1])) or commits[tuple(migrations)]
 
 
 @pytest.fixture
-def version_before(tmp_path: Path) -> tuple[Path, str]:
-    """Its code, and the schema that it needs."""
+def previous_version(tmp_path: Path) -> tuple[Path, str]:
+    """The folder with the code of the previous version, and the schema that it needs."""
     try:
-        archive = git(
-            "archive", "--format=zip", commit_before(), "agent", "db", "graph", "migrations"
+        archive = run_git(
+            "archive", "--format=zip", find_previous_commit(), "agent", "db", "graph", "migrations"
         )
     except (OSError, LookupError, subprocess.CalledProcessError) as error:
         pytest.skip(f"the version before this is not in the history here: {error}")
@@ -80,10 +83,10 @@ def version_before(tmp_path: Path) -> tuple[Path, str]:
     return folder, max((folder / VERSIONS).glob("[0-9]*.py")).stem.partition("_")[0]
 
 
-async def test_the_version_before_and_this_one_serve_the_same_fleet_at_once(
-    version_before: tuple[Path, str], empty_database_url: URL, tmp_path: Path
+async def test_the_previous_version_and_this_one_serve_the_same_fleet_at_once(
+    previous_version: tuple[Path, str], empty_database_url: URL, tmp_path: Path
 ) -> None:
-    folder, schema = version_before
+    folder, schema = previous_version
     database = Database(empty_database_url)
     await migrate(database.engine, schema)
     settings = FAST | make_environment(empty_database_url) | {"PYTHONPATH": str(folder)}
@@ -94,37 +97,37 @@ async def test_the_version_before_and_this_one_serve_the_same_fleet_at_once(
     ):
         url = (await process.line(r"GraphQL +(\S+)")).group(1)
 
-        async def old_beat(node_id: str, sequence: int) -> None:
-            said = {"nodeId": node_id, "bootId": "boot-1", "sequence": sequence}
-            reply = await http.post(url, json={"query": BEAT, "variables": {"input": said}})
+        async def beat_previous(node_id: str, sequence: int) -> None:
+            heartbeat = {"nodeId": node_id, "bootId": "boot-1", "sequence": sequence}
+            reply = await http.post(url, json={"query": BEAT, "variables": {"input": heartbeat}})
             assert reply.json()["data"]["recordHeartbeat"]["status"] == "ONLINE", reply.text
 
-        async def old_register(node_id: str) -> None:
-            said = {"nodeId": node_id, "bootId": "boot-1", "role": "BACKUP", "type": "WORKER"}
-            reply = await http.post(url, json={"query": REGISTER, "variables": {"input": said}})
+        async def register_previous(node_id: str) -> None:
+            node = {"nodeId": node_id, "bootId": "boot-1", "role": "BACKUP", "type": "WORKER"}
+            reply = await http.post(url, json={"query": REGISTER, "variables": {"input": node}})
             assert reply.json()["data"]["registerNode"]["created"], reply.text
 
-        await old_register("before")
-        await old_beat("before", 1)
+        await register_previous("before")
+        await beat_previous("before", 1)
         await migrate(database.engine)
-        await old_beat("before", 2)
+        await beat_previous("before", 2)
         async with run_server(empty_database_url, tmp_path) as server:
             async with (
                 connect(url.replace("http", "ws")) as old,
                 connect(server.websocket_url) as new,
             ):
                 for client in (old, new):
-                    await client.subscribe("1", CHANGES, after="3")  # behind the seeds and `before`
+                    await client.subscribe("1", CHANGES, after="3")  # after the seeds and `before`
                 await register(server, "after")
-                await old_register("between")
+                await register_previous("between")
                 for client in (old, new):
-                    for node in ("after", "between"):
-                        told = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
-                        assert told["change"]["nodeId"] == node
-            # Whichever of them is asked.
+                    for node_id in ("after", "between"):
+                        event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+                        assert event["change"]["nodeId"] == node_id
+            # Heartbeats reach either version, whichever has registered the node.
             await beat(server, "before", 3)
-            await old_beat("after", 1)
-            await old_beat("before", 4)
+            await beat_previous("after", 1)
+            await beat_previous("before", 4)
             await beat(server, "between", 1)
             assert await process.stop(signal.SIGTERM) == 0
             await beat(server, "before", 5)

@@ -49,19 +49,19 @@ class Registry:
         return httpx.URL(self.url).port or 0
 
     def workers(self) -> list[psutil.Process]:
-        found = []
+        processes = []
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.parent.process.pid).children():
                 with suppress(psutil.Error):
                     if "graph.server.worker" in child.cmdline():
-                        found.append(child)
-        return found
+                        processes.append(child)
+        return processes
 
-    def worker_of(self, client: Client) -> int:
+    def find_worker(self, client: Client) -> int:
         """Return the pid of the process at the other end of the connection."""
-        ours = client.socket.local_address
+        address = client.socket.local_address
         for worker in self.workers():
-            if any(each.raddr == ours for each in worker.net_connections("tcp")):
+            if any(connection.raddr == address for connection in worker.net_connections("tcp")):
                 return worker.pid
         raise AssertionError("no worker holds it")
 
@@ -87,7 +87,7 @@ async def run_pool(database_url: URL, **environment: str) -> AsyncIterator[Regis
                         worker.kill()
 
 
-def runs(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """Return whether a process runs; a zombie has ended, even if nothing reaps it."""
     with suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -95,25 +95,25 @@ def runs(process: psutil.Process) -> bool:
 
 
 @asynccontextmanager
-async def client_on_each_worker(live: Registry) -> AsyncIterator[dict[int, Client]]:
+async def connect_to_each_worker(live: Registry) -> AsyncIterator[dict[int, Client]]:
     """Yield a client of each worker; the kernel distributes connections at random."""
     clients: dict[int, Client] = {}
     async with AsyncExitStack() as stack:
         for _ in range(200):
             client = await stack.enter_async_context(connect(live.websocket_url))
-            clients.setdefault(live.worker_of(client), client)
+            clients.setdefault(live.find_worker(client), client)
             if len(clients) == 2:
                 break
         yield clients
 
 
-async def reason_of_change(client: Client) -> str:
+async def receive_change_reason(client: Client) -> str:
     event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
     reason: str = event["change"]["reason"]
     return reason
 
 
-def refused(port: int) -> bool:
+def refuses_connections(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
     except ConnectionRefusedError:
@@ -123,20 +123,21 @@ def refused(port: int) -> bool:
     return False
 
 
-async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_ends_them_all(
+async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_stops_all_workers(
     database_url: URL,
 ) -> None:
     async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.1") as live:
         workers = live.workers()
-        async with client_on_each_worker(live) as clients:
+        async with connect_to_each_worker(live) as clients:
             assert set(clients) == {worker.pid for worker in workers}
             for client in clients.values():
                 nodes = {"nodeIds": ["a", "node-1-hetzner-gex44"]}
                 await client.subscribe("1", CHANGES, after="0", filter=nodes)
-                assert await reason_of_change(client) == "SEEDED"  # so the subscription has started
+                # The first event shows that the subscription has started.
+                assert await receive_change_reason(client) == "SEEDED"
             await ask_until_answered(live.url, REGISTER, input=NODE | {"nodeId": "a"})
             for client in clients.values():
-                assert await reason_of_change(client) == "REGISTERED"
+                assert await receive_change_reason(client) == "REGISTERED"
             async with httpx.AsyncClient(timeout=SECONDS) as http:
                 metrics = (await http.get(live.url.replace("/graphql", "/metrics"))).text
             for worker in ("0", "1"):
@@ -146,10 +147,10 @@ async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_ends
             assert await live.parent.stop(signal.SIGTERM) == 0
             for client in clients.values():
                 assert (await client.closed())[0] == 1012
-        assert not any(map(runs, workers))
+        assert not any(map(is_running, workers))
 
 
-async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_url: URL) -> None:
+async def test_a_killed_worker_is_replaced_while_the_port_stays_open(database_url: URL) -> None:
     async with run_pool(database_url) as live:
         killed, spared = live.workers()
         answers = Counter[str]()
@@ -174,36 +175,38 @@ async def test_a_killed_worker_is_replaced_and_the_port_never_refuses(database_u
         assert set(answers) <= {"200", "cut"}
         assert int(died.group(1)) == killed.pid
         assert {worker.pid for worker in live.workers()} == {spared.pid, int(served.group(1))}
-        async with client_on_each_worker(live) as clients:
+        async with connect_to_each_worker(live) as clients:
             assert set(clients) == {spared.pid, int(served.group(1))}
 
 
-async def test_a_signal_to_all_still_drains_and_a_second_one_hurries(database_url: URL) -> None:
+async def test_a_signal_to_all_processes_drains_and_a_second_one_stops_at_once(
+    database_url: URL,
+) -> None:
     async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="300") as live:
         workers = live.workers()
-        async with client_on_each_worker(live) as clients:
+        async with connect_to_each_worker(live) as clients:
             for process in (*workers, psutil.Process(live.parent.process.pid)):
                 process.terminate()
-            await wait_until(lambda: refused(live.port), seconds=SECONDS)
+            await wait_until(lambda: refuses_connections(live.port), seconds=SECONDS)
             for client in clients.values():
                 await client.send({"type": "ping"})
                 assert (await client.receive())["type"] == "pong"
             assert await live.parent.stop(signal.SIGTERM) == 0
-        assert not any(map(runs, workers))
+        assert not any(map(is_running, workers))
 
 
-async def test_a_killed_parent_takes_its_workers_along_and_they_free_the_port_at_once(
+async def test_the_workers_of_a_killed_parent_close_the_port_at_once_and_exit(
     database_url: URL,
 ) -> None:
     async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.3") as live:
         workers = live.workers()
-        async with client_on_each_worker(live):
+        async with connect_to_each_worker(live):
             live.parent.process.kill()
-            await wait_until(lambda: refused(live.port), seconds=SECONDS)
-            await wait_until(lambda: not any(map(runs, workers)), seconds=SECONDS)
+            await wait_until(lambda: refuses_connections(live.port), seconds=SECONDS)
+            await wait_until(lambda: not any(map(is_running, workers)), seconds=SECONDS)
 
 
-async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_nothing_running(
+async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_no_process(
     data_dir: Path,
 ) -> None:
     settings = FAST | {
@@ -218,7 +221,7 @@ async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_nothing_r
         with pytest.raises(OSError, match="ddress already in use"):
             listen(Settings(http_port=live.port))
         assert await parent.stop(signal.SIGINT) == 0
-        assert not any(map(runs, workers))
+        assert not any(map(is_running, workers))
     assert find_processes(data_dir) == []
 
 
@@ -238,7 +241,7 @@ async def role_with_one_connection(database_url: URL) -> AsyncIterator[URL]:
     await engine.dispose()
 
 
-async def test_a_worker_that_cannot_start_ends_the_parent_with_one_line(database_url: URL) -> None:
+async def test_a_worker_that_cannot_start_stops_the_parent_with_one_line(database_url: URL) -> None:
     async with role_with_one_connection(database_url) as url:
         address = url.render_as_string(hide_password=False)
         settings = {"NODE_REGISTRY_DATABASE_URL": address, "NODE_REGISTRY_LOG_LEVEL": "error"}
@@ -251,76 +254,76 @@ async def test_a_worker_that_cannot_start_ends_the_parent_with_one_line(database
 
 
 @pytest.mark.parametrize("count", [0, 65])
-def test_a_count_out_of_range_is_refused(count: int) -> None:
+def test_a_worker_count_out_of_range_is_rejected(count: int) -> None:
     with pytest.raises(ConfigurationError, match="NODE_REGISTRY_WORKERS"):
         load_settings(workers=count)
 
 
-Played = Callable[[str], WorkerPool]
+MakePool = Callable[[str], WorkerPool]
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Played]:
+def make_pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MakePool]:
     """Yield a function that returns a pool whose workers run a Python script."""
     monkeypatch.setattr("graph.server.worker_pool._LONGEST_DELAY_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     with listen(Settings(http_port=0)) as listening:
 
-        def play(script: str) -> WorkerPool:
+        def make(script: str) -> WorkerPool:
             monkeypatch.setattr(
                 "graph.server.worker_pool._COMMAND", (sys.executable, "-S", "-c", script)
             )
             return WorkerPool([listening], {}, stop_seconds=0.1, on_serving=lambda: None)
 
-        yield play
+        yield make
 
 
-def taken(logged: list[EventDict], event: str) -> list[EventDict]:
+def take_events(logged: list[EventDict], event: str) -> list[EventDict]:
     """Remove and return the entries of an event, whose errors would fail the test."""
-    found = [each for each in logged if each["event"] == event]
-    logged[:] = [each for each in logged if each["event"] != event]
-    return found
+    entries = [entry for entry in logged if entry["event"] == event]
+    logged[:] = [entry for entry in logged if entry["event"] != event]
+    return entries
 
 
-async def test_a_worker_that_starts_no_more_ends_the_parent(
-    played: Played, logged: list[EventDict]
+async def test_a_worker_that_repeatedly_fails_to_restart_stops_the_parent(
+    make_pool: MakePool, logged: list[EventDict]
 ) -> None:
-    once = """
+    script = """
 import pathlib
 pathlib.Path("lives").open("a").write("x")
 print("ready" if pathlib.Path("lives").read_text() == "x" else "no memory")
 """
     async with asyncio.timeout(SECONDS):
         with pytest.raises(WorkerFailed, match=re.escape("a worker cannot start: no memory")):
-            await played(once).run()
-    assert [each["end"] for each in taken(logged, "worker.ended")] == [
+            await make_pool(script).run()
+    assert [entry["end"] for entry in take_events(logged, "worker.ended")] == [
         "it ended with status 0",
         *["no memory"] * 6,
     ]
 
 
-@pytest.mark.parametrize(("brief", "seconds"), [(1, 0.2), (5, 3.2), (6, 5), (100_000, 5)])
-def test_a_worker_that_goes_on_dying_young_is_awaited_for_seconds_at_most(
-    brief: int, seconds: float
+@pytest.mark.parametrize(("short_runs", "seconds"), [(1, 0.2), (5, 3.2), (6, 5), (100_000, 5)])
+def test_the_restart_delay_grows_with_short_runs_up_to_a_limit(
+    short_runs: int, seconds: float
 ) -> None:
-    assert compute_restart_delay(brief) == pytest.approx(seconds)
+    assert compute_restart_delay(short_runs) == pytest.approx(seconds)
 
 
-async def test_a_worker_that_does_not_end_in_time_is_killed(
-    played: Played, logged: list[EventDict]
+async def test_a_worker_that_does_not_stop_in_time_is_killed(
+    make_pool: MakePool, logged: list[EventDict]
 ) -> None:
-    deaf = """
+    script = """
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 signal.pause()
 """
-    workers = played(deaf)
+    pool = make_pool(script)
     async with asyncio.timeout(SECONDS):
-        running_workers = asyncio.create_task(workers.run())
+        running_workers = asyncio.create_task(pool.run())
         await wait_until(
-            lambda: any(each["event"] == "worker.started" for each in logged), seconds=SECONDS
+            lambda: any(entry["event"] == "worker.started" for entry in logged), seconds=SECONDS
         )
-        workers.stop()
+        pool.stop()
         await running_workers
-    assert len(taken(logged, "worker.killed")) == 1
+    assert len(take_events(logged, "worker.killed")) == 1

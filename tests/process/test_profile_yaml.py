@@ -125,8 +125,8 @@ async def test_an_invalid_file_is_rejected_with_its_field_and_changes_nothing(
     assert await export_text(database) == "profiles: []\n"
 
 
-async def run_profile_command(url: URL, *arguments: str, given: str = "") -> tuple[int, str, str]:
-    return await run("profile", *arguments, given=given, **make_environment(url))
+async def run_profile_command(url: URL, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
+    return await run("profile", *arguments, stdin=stdin, **make_environment(url))
 
 
 async def test_the_commands_export_and_import_profiles_and_dry_run_shows_the_changes(
@@ -139,13 +139,13 @@ async def test_the_commands_export_and_import_profiles_and_dry_run_shows_the_cha
     assert "+  name: llm\n" in output
     assert output.endswith("2 would be written, 0 would be deleted.\n")
     assert (await run_profile_command(database_url, "export"))[1] == "profiles: []\n"
-    _, output, _ = await run_profile_command(database_url, "import", "-", given=FILE)
+    _, output, _ = await run_profile_command(database_url, "import", "-", stdin=FILE)
     assert output.endswith("2 were written, 0 were deleted.\n")
     _, text, _ = await run_profile_command(database_url, "export")
     assert len(yaml.safe_load(text)["profiles"]) == 2
-    _, output, _ = await run_profile_command(database_url, "import", "-", given=text)
+    _, output, _ = await run_profile_command(database_url, "import", "-", stdin=text)
     assert output == "0 were written, 0 were deleted.\n"
-    status, _, errors = await run_profile_command(database_url, "import", "-", given="nonsense")
+    status, _, errors = await run_profile_command(database_url, "import", "-", stdin="nonsense")
     assert status == 1
     assert len(errors.splitlines()) == 1
 

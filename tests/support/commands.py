@@ -38,13 +38,13 @@ async def run_process(*arguments: str, **environment: str) -> tuple[int, str, st
     return process.returncode, output.decode(), errors.decode()
 
 
-async def run(*arguments: str, given: str = "", **environment: str) -> tuple[int, str, str]:
+async def run(*arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:
     """Run a command as `run_process` does, but in this process and without its logs."""
 
     def run_here() -> tuple[int, str, str]:
         with (
             patch.object(logs, "configure_logging"),
-            CliRunner().isolation(given, environment) as (output, errors, _),
+            CliRunner().isolation(stdin, environment) as (output, errors, _),
         ):
             try:
                 main(arguments)

@@ -40,7 +40,7 @@ def make_reply(body: object, status: str = "200 OK", headers: str = "") -> bytes
     return head.encode() + text
 
 
-def make_refusal(code: str, **facts: object) -> bytes:
+def make_rejection(code: str, **facts: object) -> bytes:
     extensions = {"code": code, **facts}
     return make_reply({"data": None, "errors": [{"message": "no", "extensions": extensions}]})
 
@@ -61,8 +61,8 @@ def make_recorded(interval: float = 10.0) -> bytes:
 
 
 @dataclass
-class Remote:
-    """Gives its answers in order: bytes, HANG, DRIP, or None to close without one."""
+class ScriptedRegistry:
+    """A registry that gives its answers in order: bytes, HANG, DRIP, or None to close."""
 
     answers: list[object]
     url: str = ""
@@ -105,26 +105,28 @@ class Remote:
 
 
 @asynccontextmanager
-async def run_scripted_registry(*answers: object) -> AsyncIterator[Remote]:
-    end = Remote(list(answers))
-    server = await asyncio.start_server(end.serve, "127.0.0.1")
-    end.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/graphql"
+async def run_scripted_registry(*answers: object) -> AsyncIterator[ScriptedRegistry]:
+    registry = ScriptedRegistry(list(answers))
+    server = await asyncio.start_server(registry.serve, "127.0.0.1")
+    registry.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/graphql"
     try:
-        yield end
+        yield registry
     finally:
         server.close()
         await server.wait_closed()
-        await asyncio.gather(*filter(None, end.serving))
+        await asyncio.gather(*filter(None, registry.serving))
 
 
-def make_runner(end: Remote, directory: Path, time: Time, patience: float | None = None) -> Runner:
+def make_runner(
+    registry: ScriptedRegistry, directory: Path, time: Time, patience: float | None = None
+) -> Runner:
     machine = observe_machine()
     return Runner(
-        HttpTransport(end.url, "the-token", timeout_seconds=0.5),
+        HttpTransport(registry.url, "the-token", timeout_seconds=0.5),
         Credentials(directory, SecretStr("the-token"), time.clock.uniform),
         Schedule(time.clock),
         directory,
-        load_settings({"registry_url": end.url}),
+        load_settings({"registry_url": registry.url}),
         identity.prepare_boot_id(directory, machine.hostname, machine.local_ip),
         max_retry_seconds=patience,
         clock=time.clock,

@@ -1,4 +1,4 @@
-"""The node's own token: how an agent keeps it, and when it rotates it."""
+"""The node token: how an agent stores it, and when it rotates it."""
 
 import os
 import stat
@@ -27,7 +27,7 @@ from tests.support.scripted_registry import (
     HANG,
     NODE,
     make_recorded,
-    make_refusal,
+    make_rejection,
     make_reply,
     make_runner,
     run_scripted_registry,
@@ -36,132 +36,138 @@ from tests.support.scripted_registry import (
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def least(low: float, _high: float) -> float:
+def draw_least(low: float, _high: float) -> float:
     return low
 
 
-def most(_low: float, high: float) -> float:
+def draw_most(_low: float, high: float) -> float:
     return high
 
 
-def credentials(
-    directory: Path, told: str | None = "the-token", uniform: Any = least
+def make_credentials(
+    directory: Path, configured: str | None = "the-token", uniform: Any = draw_least
 ) -> Credentials:
-    return Credentials(directory, SecretStr(told) if told else None, uniform)
+    return Credentials(directory, SecretStr(configured) if configured else None, uniform)
 
 
-def test_the_key_is_kept_for_its_owners_eyes_alone(tmp_path: Path) -> None:
-    old = os.umask(0)
+def test_the_node_token_is_stored_readable_only_by_its_owner(tmp_path: Path) -> None:
+    old_umask = os.umask(0)
     try:
-        credentials(tmp_path).save_node_token(SecretStr("the-key"), NOON)
+        make_credentials(tmp_path).save_node_token(SecretStr("the-key"), NOON)
     finally:
-        os.umask(old)
+        os.umask(old_umask)
     assert stat.S_IMODE((tmp_path / CREDENTIAL_FILE).stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == [CREDENTIAL_FILE]
-    kept = read_node_token(tmp_path)
-    assert kept is not None
-    assert (kept.token.get_secret_value(), kept.expires_at) == ("the-key", NOON)
+    stored = read_node_token(tmp_path)
+    assert stored is not None
+    assert (stored.token.get_secret_value(), stored.expires_at) == ("the-key", NOON)
 
 
-def test_the_key_is_not_shown_when_it_is_printed(tmp_path: Path) -> None:
-    credentials(tmp_path).save_node_token(SecretStr("the-key"), None)
+def test_the_node_token_is_not_shown_when_it_is_printed(tmp_path: Path) -> None:
+    make_credentials(tmp_path).save_node_token(SecretStr("the-key"), None)
     assert "the-key" not in f"{read_node_token(tmp_path)!r} {read_node_token(tmp_path)}"
 
 
-def test_the_key_goes_before_the_token_from_then_on(tmp_path: Path) -> None:
-    shown = credentials(tmp_path)
-    assert shown.bearer == "the-token"
-    shown.save_node_token(SecretStr("the-key"), None)
-    assert shown.bearer == "the-key"
-    assert credentials(tmp_path).bearer == "the-key"
-    assert credentials(tmp_path, None).bearer == "the-key"
+def test_a_stored_node_token_is_used_before_the_configured_token(tmp_path: Path) -> None:
+    credentials = make_credentials(tmp_path)
+    assert credentials.bearer == "the-token"
+    credentials.save_node_token(SecretStr("the-key"), None)
+    assert credentials.bearer == "the-key"
+    assert make_credentials(tmp_path).bearer == "the-key"
+    assert make_credentials(tmp_path, None).bearer == "the-key"
 
 
-def test_the_token_takes_the_place_of_a_key_until_it_is_tried_again(tmp_path: Path) -> None:
-    shown = credentials(tmp_path)
-    shown.save_node_token(SecretStr("the-key"), None)
-    assert shown.use_configured_token()
-    assert shown.bearer == "the-token"
-    assert not shown.use_configured_token()
-    shown.use_node_token()
-    assert shown.bearer == "the-key"
+def test_the_configured_token_replaces_the_node_token_until_that_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    credentials = make_credentials(tmp_path)
+    credentials.save_node_token(SecretStr("the-key"), None)
+    assert credentials.use_configured_token()
+    assert credentials.bearer == "the-token"
+    assert not credentials.use_configured_token()
+    credentials.use_node_token()
+    assert credentials.bearer == "the-key"
 
 
-def test_without_a_choice_nothing_takes_the_place_of_what_is_shown(tmp_path: Path) -> None:
-    assert not credentials(tmp_path).use_configured_token()
-    credentials(tmp_path).save_node_token(SecretStr("the-key"), None)
-    assert not credentials(tmp_path, None).use_configured_token()
+def test_a_single_token_is_not_replaced(tmp_path: Path) -> None:
+    assert not make_credentials(tmp_path).use_configured_token()
+    make_credentials(tmp_path).save_node_token(SecretStr("the-key"), None)
+    assert not make_credentials(tmp_path, None).use_configured_token()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"key": "nrk_secret"}', "\udcff"])
-def test_a_damaged_key_is_not_taken_for_a_missing_one(tmp_path: Path, text: str) -> None:
+def test_a_damaged_node_token_file_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / CREDENTIAL_FILE).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(StateError, match="damaged") as failure:
-        credentials(tmp_path)
+        make_credentials(tmp_path)
     assert "nrk_secret" not in str(failure.value)
 
 
-@pytest.mark.parametrize(("uniform", "part"), [(least, ROTATE_FROM), (most, ROTATE_BY)])
-def test_a_key_is_due_for_rotation_after_two_thirds_of_its_life_about(
+@pytest.mark.parametrize(("uniform", "part"), [(draw_least, ROTATE_FROM), (draw_most, ROTATE_BY)])
+def test_rotation_is_due_after_about_two_thirds_of_the_lifetime(
     tmp_path: Path, uniform: Any, part: float
 ) -> None:
-    shown = credentials(tmp_path, uniform=uniform)
-    shown.save_node_token(SecretStr("the-key"), NOON + 90 * DAY)
+    credentials = make_credentials(tmp_path, uniform=uniform)
+    credentials.save_node_token(SecretStr("the-key"), NOON + 90 * DAY)
     due = NOON + part * 90 * DAY
-    assert not shown.is_rotation_due(NOON), "the first heartbeat tells when its life began"
-    assert not shown.is_rotation_due(due - timedelta(seconds=1))
-    assert shown.is_rotation_due(due)
-    restarted = credentials(tmp_path, uniform=uniform)
+    assert not credentials.is_rotation_due(NOON), "the first heartbeat tells when its life began"
+    assert not credentials.is_rotation_due(due - timedelta(seconds=1))
+    assert credentials.is_rotation_due(due)
+    restarted = make_credentials(tmp_path, uniform=uniform)
     assert not restarted.is_rotation_due(due - timedelta(seconds=1))
     assert restarted.is_rotation_due(due)
 
 
-def test_what_ends_sooner_than_was_said_is_rotated_sooner(tmp_path: Path) -> None:
-    """As the key of which a rotation has begun, and whose answer was lost."""
-    shown = credentials(tmp_path)
-    shown.save_node_token(SecretStr("the-key"), NOON + 90 * DAY, NOON)
-    assert not shown.is_rotation_due(NOON + 20 * DAY)
-    shown.update_expiry(NOON + 21 * DAY)
-    assert shown.is_rotation_due(NOON + 20 * DAY)
+def test_rotation_is_due_earlier_when_the_token_expires_earlier(tmp_path: Path) -> None:
+    """A token expires earlier when its rotation has begun but the answer was lost."""
+    credentials = make_credentials(tmp_path)
+    credentials.save_node_token(SecretStr("the-key"), NOON + 90 * DAY, NOON)
+    assert not credentials.is_rotation_due(NOON + 20 * DAY)
+    credentials.update_expiry(NOON + 21 * DAY)
+    assert credentials.is_rotation_due(NOON + 20 * DAY)
 
 
-def test_neither_a_token_nor_a_key_that_never_ends_is_rotated(tmp_path: Path) -> None:
-    shown = credentials(tmp_path)
-    shown.update_expiry(NOON)
-    assert not shown.is_rotation_due(NOON + DAY)
-    shown.save_node_token(SecretStr("the-key"), None, NOON)
-    assert not shown.is_rotation_due(NOON + 10_000 * DAY)
+def test_neither_a_configured_token_nor_one_without_expiry_is_rotated(tmp_path: Path) -> None:
+    credentials = make_credentials(tmp_path)
+    credentials.update_expiry(NOON)
+    assert not credentials.is_rotation_due(NOON + DAY)
+    credentials.save_node_token(SecretStr("the-key"), None, NOON)
+    assert not credentials.is_rotation_due(NOON + 10_000 * DAY)
 
 
-def test_a_rotation_that_fails_is_tried_again_ever_later_but_in_time(tmp_path: Path) -> None:
-    shown = credentials(tmp_path, uniform=most)
-    shown.save_node_token(SecretStr("the-key"), NOON + 90 * DAY, NOON)
+def test_a_failed_rotation_is_retried_with_growing_delays_but_before_the_expiry(
+    tmp_path: Path,
+) -> None:
+    credentials = make_credentials(tmp_path, uniform=draw_most)
+    credentials.save_node_token(SecretStr("the-key"), NOON + 90 * DAY, NOON)
     now = NOON + 80 * DAY
-    assert shown.is_rotation_due(now)
-    waits = [shown.postpone_rotation(now, 0.0) for _ in range(14)]
+    assert credentials.is_rotation_due(now)
+    waits = [credentials.postpone_rotation(now, 0.0) for _ in range(14)]
     assert waits[:4] == [2, 4, 8, 16]
     assert max(waits) == MAX_RETRY_SECONDS
-    assert not shown.is_rotation_due(now)
-    assert shown.is_rotation_due(now + timedelta(seconds=MAX_RETRY_SECONDS))
-    assert shown.postpone_rotation(now, 5000.0) == 5000.0, "what the registry asks for"
-    assert shown.postpone_rotation(NOON + 90 * DAY - timedelta(minutes=1), 0.0) == pytest.approx(6)
-    assert shown.postpone_rotation(NOON + 91 * DAY, 0.0) == 1
+    assert not credentials.is_rotation_due(now)
+    assert credentials.is_rotation_due(now + timedelta(seconds=MAX_RETRY_SECONDS))
+    assert credentials.postpone_rotation(now, 5000.0) == 5000.0, "what the registry asks for"
+    assert credentials.postpone_rotation(
+        NOON + 90 * DAY - timedelta(minutes=1), 0.0
+    ) == pytest.approx(6)
+    assert credentials.postpone_rotation(NOON + 91 * DAY, 0.0) == 1
 
 
-def test_a_key_that_cannot_be_kept_is_not_shown(tmp_path: Path) -> None:
-    shown = credentials(tmp_path)
-    shown.save_node_token(SecretStr("the-key"), None)
+def test_a_token_that_cannot_be_stored_is_not_used(tmp_path: Path) -> None:
+    credentials = make_credentials(tmp_path)
+    credentials.save_node_token(SecretStr("the-key"), None)
     (tmp_path / f".{CREDENTIAL_FILE}.draft").mkdir()
     with pytest.raises(StateError):
-        shown.save_node_token(SecretStr("another"), None)
-    assert shown.bearer == "the-key"
-    assert credentials(tmp_path).bearer == "the-key"
+        credentials.save_node_token(SecretStr("another"), None)
+    assert credentials.bearer == "the-key"
+    assert make_credentials(tmp_path).bearer == "the-key"
 
 
-def registered_with_key(expires_at: str) -> bytes:
-    said = {"node": NODE, "created": True, "nextHeartbeatInSeconds": 10.0}
+def make_registered_with_token(expires_at: str) -> bytes:
+    payload = {"node": NODE, "created": True, "nextHeartbeatInSeconds": 10.0}
     return make_reply(
-        {"data": {"registerNode": {**said, "key": "the-key", "keyExpiresAt": expires_at}}}
+        {"data": {"registerNode": {**payload, "key": "the-key", "keyExpiresAt": expires_at}}}
     )
 
 
@@ -170,32 +176,34 @@ def registered_with_key(expires_at: str) -> bytes:
     [
         None,
         HANG,
-        make_refusal("UNAVAILABLE"),
-        make_refusal("FORBIDDEN"),
+        make_rejection("UNAVAILABLE"),
+        make_rejection("FORBIDDEN"),
         make_reply({"data": None}),
     ],
 )
-async def test_a_rotation_that_fails_costs_no_heartbeat(tmp_path: Path, answer: object) -> None:
-    due = registered_with_key("2026-01-01T00:00:00+00:00")
+async def test_a_failed_rotation_delays_no_heartbeat(tmp_path: Path, answer: object) -> None:
+    registered = make_registered_with_token("2026-01-01T00:00:00+00:00")
     async with run_scripted_registry(
-        due, make_recorded(), answer, make_recorded(), make_recorded(), HANG
-    ) as end:
-        run = make_runner(end, tmp_path, Time())
+        registered, make_recorded(), answer, make_recorded(), make_recorded(), HANG
+    ) as registry:
+        run = make_runner(registry, tmp_path, Time())
         run.max_retry_seconds = 0.0
         async with aclosing(run.transport):
             with capture_logs() as logs, pytest.raises(RegistryUnavailableError):
                 await run.run()
-        sequences = [sent["sequence"] for sent in end.inputs("recordHeartbeat")]
+        sequences = [heartbeat["sequence"] for heartbeat in registry.inputs("recordHeartbeat")]
     assert sequences[:3] == [1, 2, 3]
     assert [log["event"] for log in logs].count("token_rotation.failed") == 1
     assert "the-key" not in str(logs)
 
 
-@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel", 7])
-async def test_a_key_that_no_header_could_carry_is_not_believed(tmp_path: Path, key: Any) -> None:
-    said = {"node": NODE, "created": True, "nextHeartbeatInSeconds": 10.0, "key": key}
-    async with run_scripted_registry(make_reply({"data": {"registerNode": said}})) as end:
-        run = make_runner(end, tmp_path, Time(), patience=0.0)
+@pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "schlüssel", 7])
+async def test_a_token_that_is_not_a_valid_header_value_is_rejected(
+    tmp_path: Path, token: Any
+) -> None:
+    payload = {"node": NODE, "created": True, "nextHeartbeatInSeconds": 10.0, "key": token}
+    async with run_scripted_registry(make_reply({"data": {"registerNode": payload}})) as registry:
+        run = make_runner(registry, tmp_path, Time(), patience=0.0)
         async with aclosing(run.transport):
             with pytest.raises(
                 RegistryUnavailableError, match="does not match the schema"

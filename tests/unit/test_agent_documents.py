@@ -27,18 +27,18 @@ def schema() -> GraphQLSchema:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_document_fits_the_schema(schema: GraphQLSchema, document: GraphQLRequest) -> None:
+def test_document_is_valid_in_the_schema(schema: GraphQLSchema, document: GraphQLRequest) -> None:
     assert validate(schema, document.document) == []
 
 
-def test_the_registry_trusts_each_document_as_it_is_written() -> None:
-    """`make documents` brings what it trusts up to date."""
+def test_the_registry_trusts_every_document_of_the_agent() -> None:
+    """`make documents` updates the trusted documents."""
     trusted = json.loads((ROOT / "graph" / "execution" / "trusted_documents.json").read_text())
     assert trusted == collect_documents()
     assert len(trusted) == len(DOCUMENTS)
 
 
-def test_what_the_agent_sends_fits_the_schema(schema: GraphQLSchema) -> None:
+def test_registration_and_heartbeat_are_valid_inputs_of_the_schema(schema: GraphQLSchema) -> None:
     settings = load_settings({"role": "production-router", "labels": "a", "name": "A node"})
     registration = build_registration_input(settings, observe_machine(), "boot-2")
     registration |= {"nodeId": "node-1", "replacesBootId": "boot-1"}

@@ -1,4 +1,4 @@
-"""Status changes followed from a scripted registry, which says what it likes."""
+"""Status changes followed from a scripted registry that sends anything."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ from tests.support.followers import SECONDS, follow_changes, read_changes, read_
 CUT = object()
 
 
-def change(revision: int, note: str | None = None) -> dict[str, Any]:
+def make_change(revision: int, note: str | None = None) -> dict[str, Any]:
     entry = {
         "revision": str(revision),
         "nodeId": "a",
@@ -40,24 +40,24 @@ def change(revision: int, note: str | None = None) -> dict[str, Any]:
     return {"__typename": "NodeStatusChanged", "change": entry, "node": None}
 
 
-def bookmark(revision: int) -> dict[str, Any]:
+def make_bookmark(revision: int) -> dict[str, Any]:
     return {"__typename": "Bookmark", "revision": str(revision)}
 
 
-def error(code: str, **facts: object) -> list[dict[str, Any]]:
+def make_errors(code: str, **facts: object) -> list[dict[str, Any]]:
     return [{"message": "no", "extensions": {"code": code, **facts}}]
 
 
 @dataclass(frozen=True)
-class AtHandshake:
-    """Answer with that status instead of opening a websocket."""
+class RejectHandshake:
+    """A step that answers with that status instead of opening a websocket."""
 
     status: int
 
 
 @dataclass(frozen=True)
-class AtInit:
-    """Close with that code instead of acknowledging the connection; without one, hang."""
+class CloseAtInit:
+    """A step that closes with that code instead of acknowledging; without a code it hangs."""
 
     code: int | None
 
@@ -66,15 +66,15 @@ HANG_AT_QUERY = object()
 
 
 @dataclass
-class Scripted:
-    """A registry that has a script for each connection: what its subscriber is sent, in order.
+class ScriptedStream:
+    """A registry with a script for each connection: the steps that it sends its subscriber.
 
     Events are dicts, errors lists, other messages text or bytes, closing codes numbers.
     """
 
     scripts: list[list[object]]
     url: str = ""
-    asked: int = 0
+    queries: int = 0
     afters: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     sent: int = 0
@@ -82,7 +82,7 @@ class Scripted:
     def shake_hands(self, connection: ServerConnection, request: Request) -> Response | None:
         self.tokens.append(request.headers.get("Authorization"))
         match self.scripts[0]:
-            case [AtHandshake(status)]:
+            case [RejectHandshake(status)]:
                 self.scripts.pop(0)
                 response = connection.respond(status, "no")
                 response.headers["Retry-After"] = "7"
@@ -93,14 +93,14 @@ class Scripted:
         script = self.scripts.pop(0)
         try:
             await connection.recv()
-            if script and isinstance(script[0], AtInit):
+            if script and isinstance(script[0], CloseAtInit):
                 if script[0].code is not None:
                     await connection.close(script[0].code)
                 await connection.wait_closed()
             await connection.send(json.dumps({"type": "connection_ack"}))
             message = json.loads(await connection.recv())
             if "registry" in message["payload"]["query"]:
-                self.asked += 1
+                self.queries += 1
                 if script == [HANG_AT_QUERY]:
                     await connection.wait_closed()
                 await self.send_data(connection, message["id"], {"registry": {"revision": "5"}})
@@ -108,18 +108,20 @@ class Scripted:
                 message = json.loads(await connection.recv())
             self.afters.append(message["payload"]["variables"]["after"])
             for step in script:
-                await self.take(step, connection, message["id"])
+                await self.execute_step(step, connection, message["id"])
                 self.sent += 1
             await connection.wait_closed()
         except ConnectionClosed:
             pass
 
-    async def take(self, step: object, connection: ServerConnection, operation: str) -> None:
+    async def execute_step(
+        self, step: object, connection: ServerConnection, operation: str
+    ) -> None:
         if isinstance(step, dict):
             await self.send_data(connection, operation, {"nodeStatusChanges": step})
         elif isinstance(step, list):
-            refusal = {"id": operation, "type": "error", "payload": step}
-            await connection.send(json.dumps(refusal))
+            rejection = {"id": operation, "type": "error", "payload": step}
+            await connection.send(json.dumps(rejection))
         elif isinstance(step, str | bytes):
             await connection.send(step)
         elif isinstance(step, int):
@@ -135,8 +137,8 @@ class Scripted:
 
 
 @asynccontextmanager
-async def scripted(*scripts: list[object]) -> AsyncIterator[Scripted]:
-    registry = Scripted(list(scripts))
+async def run_scripted_stream(*scripts: list[object]) -> AsyncIterator[ScriptedStream]:
+    registry = ScriptedStream(list(scripts))
     protocol = [Subprotocol(websocket.PROTOCOL)]
     async with serve(
         registry.serve,
@@ -150,54 +152,67 @@ async def scripted(*scripts: list[object]) -> AsyncIterator[Scripted]:
         yield registry
 
 
-async def test_a_socket_cut_before_it_subscribed_skips_nothing() -> None:
+async def test_a_connection_cut_before_the_subscription_loses_no_change() -> None:
     async with (
-        scripted([CUT], [change(6), change(7)]) as registry,
+        run_scripted_stream([CUT], [make_change(6), make_change(7)]) as registry,
         follow_changes(registry.url) as events,
     ):
         assert await read_event(events) == Bookmark(revision=5)
         assert await read_changes(events, 2) == [6, 7]
     assert registry.afters == ["5", "5"]
-    assert registry.asked == 1
+    assert registry.queries == 1
 
 
-async def test_a_resync_leads_back_where_the_log_was_set_back() -> None:
+async def test_a_resync_restarts_the_stream_at_its_revision() -> None:
     resync = {"__typename": "ResyncRequired", "revision": "3", "reason": "it was set back"}
     async with (
-        scripted([change(6), resync], [change(4), change(5)]) as registry,
+        run_scripted_stream([make_change(6), resync], [make_change(4), make_change(5)]) as registry,
         follow_changes(registry.url, after=5) as events,
     ):
-        told = [await read_event(events) for _ in range(4)]
-    assert [event.revision for event in told] == [6, 3, 4, 5]
+        received = [await read_event(events) for _ in range(4)]
+    assert [event.revision for event in received] == [6, 3, 4, 5]
     assert registry.afters == ["5", "3"]
 
 
-async def test_what_was_told_already_is_dropped() -> None:
-    stutter: list[object] = [change(6), change(6), change(5), bookmark(5), change(7), bookmark(7)]
-    async with scripted(stutter) as registry, follow_changes(registry.url, after=5) as events:
-        told = [await read_event(events) for _ in range(3)]
-    assert [event.revision for event in told] == [6, 7, 7]
+async def test_repeated_events_are_dropped() -> None:
+    script: list[object] = [
+        make_change(6),
+        make_change(6),
+        make_change(5),
+        make_bookmark(5),
+        make_change(7),
+        make_bookmark(7),
+    ]
+    async with (
+        run_scripted_stream(script) as registry,
+        follow_changes(registry.url, after=5) as events,
+    ):
+        received = [await read_event(events) for _ in range(3)]
+    assert [event.revision for event in received] == [6, 7, 7]
 
 
 @pytest.mark.parametrize(
     ("script", "code"),
     [
-        ([AtInit(4403)], "FORBIDDEN"),
-        ([AtInit(4401)], "UNAUTHENTICATED"),
+        ([CloseAtInit(4403)], "FORBIDDEN"),
+        ([CloseAtInit(4401)], "UNAUTHENTICATED"),
         ([4403], "FORBIDDEN"),
-        ([error("UNAUTHENTICATED", retryable=False)], "UNAUTHENTICATED"),
+        ([make_errors("UNAUTHENTICATED", retryable=False)], "UNAUTHENTICATED"),
     ],
 )
-async def test_a_token_that_is_no_good_is_raised(script: list[object], code: str) -> None:
-    async with scripted(script) as registry, follow_changes(registry.url, after=5) as events:
+async def test_a_rejected_token_is_raised(script: list[object], code: str) -> None:
+    async with (
+        run_scripted_stream(script) as registry,
+        follow_changes(registry.url, after=5) as events,
+    ):
         with pytest.raises(RequestRejectedError) as caught:
             await read_event(events)
     assert caught.value.code == code
 
 
-async def test_the_token_goes_with_the_handshake_whose_refusal_is_raised() -> None:
+async def test_the_token_is_sent_in_the_handshake_and_its_rejection_is_raised() -> None:
     async with (
-        scripted([AtHandshake(401)]) as registry,
+        run_scripted_stream([RejectHandshake(401)]) as registry,
         follow_changes(registry.url, token="the-token") as events,
     ):
         with pytest.raises(RequestRejectedError, match="UNAUTHENTICATED") as caught:
@@ -209,10 +224,10 @@ async def test_the_token_goes_with_the_handshake_whose_refusal_is_raised() -> No
 @pytest.mark.parametrize(
     "step",
     [
-        *(CUT, AtInit(1013), 1000, 1001, 1011, 1012, 1013, 4400, 4408, 4429),
-        error("UNAVAILABLE", retryable=True),
-        error("RATE_LIMITED", retryable=True, retryAfterSeconds=0.01),
-        error("INTERNAL", retryable=False),
+        *(CUT, CloseAtInit(1013), 1000, 1001, 1011, 1012, 1013, 4400, 4408, 4429),
+        make_errors("UNAVAILABLE", retryable=True),
+        make_errors("RATE_LIMITED", retryable=True, retryAfterSeconds=0.01),
+        make_errors("INTERNAL", retryable=False),
         [],
         [1],
         '{"id":"1","type":"complete"}',
@@ -224,23 +239,23 @@ async def test_the_token_goes_with_the_handshake_whose_refusal_is_raised() -> No
         *("[1]", "null", '"x"', "1", "{", "", "[" * 100_000, b"\x00"),
     ],
 )
-async def test_whatever_else_goes_wrong_the_reader_comes_back(step: object) -> None:
+async def test_a_follower_reconnects_after_any_other_failure(step: object) -> None:
     async with (
-        scripted([step], [change(6)]) as registry,
+        run_scripted_stream([step], [make_change(6)]) as registry,
         follow_changes(registry.url, after=5) as events,
     ):
         assert await read_changes(events, 1) == [6]
 
 
-@pytest.mark.parametrize("step", [AtInit(None), HANG_AT_QUERY])
-async def test_a_registry_that_hangs_is_left_after_the_time_limit(
+@pytest.mark.parametrize("step", [CloseAtInit(None), HANG_AT_QUERY])
+async def test_a_registry_that_does_not_answer_is_abandoned_after_the_timeout(
     step: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (websocket, follow):
         monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.1)
     with capture_logs() as logs:
         async with (
-            scripted([step], [change(6)]) as registry,
+            run_scripted_stream([step], [make_change(6)]) as registry,
             follow_changes(registry.url) as events,
         ):
             assert await read_event(events) == Bookmark(revision=5)
@@ -251,53 +266,60 @@ async def test_a_registry_that_hangs_is_left_after_the_time_limit(
 @pytest.mark.parametrize(
     "busy",
     [
-        error("RATE_LIMITED", retryable=True, retryAfterSeconds=7),
-        AtHandshake(429),
-        AtHandshake(503),
+        make_errors("RATE_LIMITED", retryable=True, retryAfterSeconds=7),
+        RejectHandshake(429),
+        RejectHandshake(503),
     ],
 )
-async def test_the_wait_that_is_asked_for_comes_before_the_readers_own(busy: object) -> None:
+async def test_the_requested_delay_is_added_before_the_own_delay(busy: object) -> None:
     time = Time()
     async with (
-        scripted([busy], [change(6)]) as registry,
+        run_scripted_stream([busy], [make_change(6)]) as registry,
         follow_changes(registry.url, after=5, clock=time.clock) as events,
     ):
         await read_event(events)
     assert time.now == 7 + 1
 
 
-async def test_waits_grow_to_ten_seconds_until_something_is_received_and_their_news_is_logged() -> (
-    None
-):
+async def test_delays_grow_to_ten_seconds_until_an_event_arrives_and_outages_are_logged() -> None:
     time = Time()
-    scripts: list[list[object]] = [[1012], [1013], *[[CUT]] * 4, [change(6), CUT], [change(7)]]
+    scripts: list[list[object]] = [
+        [1012],
+        [1013],
+        *[[CUT]] * 4,
+        [make_change(6), CUT],
+        [make_change(7)],
+    ]
     with capture_logs() as logs:
         async with (
-            scripted(*scripts) as registry,
+            run_scripted_stream(*scripts) as registry,
             follow_changes(registry.url, after=5, clock=time.clock) as events,
         ):
             assert await read_changes(events, 2) == [6, 7]
     assert time.now == (1 + 2 + 4 + 8 + 10 + 10) + 1
-    told = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
-    assert told == ["request.failed", "registry.recovered"] * 2
+    log_events = [entry["event"] for entry in logs if entry["log_level"] != "debug"]
+    assert log_events == ["request.failed", "registry.recovered"] * 2
     assert registry.afters == ["5"] * 7 + ["6"]
 
 
-async def test_a_slow_reader_costs_bounded_memory_and_still_gets_everything() -> None:
+async def test_a_slow_follower_needs_bounded_memory_and_receives_every_change() -> None:
     note = "x" * 32_768
-    script: list[object] = [change(revision, note) for revision in range(1, 1001)]
-    async with scripted(script) as registry, follow_changes(registry.url, after=0) as events:
+    script: list[object] = [make_change(revision, note) for revision in range(1, 1001)]
+    async with (
+        run_scripted_stream(script) as registry,
+        follow_changes(registry.url, after=0) as events,
+    ):
         assert await read_changes(events, 1) == [1]
         sent = -1
         while sent < registry.sent:
             sent = registry.sent
             await asyncio.sleep(0.1)
-        assert 1 < sent < 600  # what the kernel takes; the rest waits at the registry
+        assert 1 < sent < 600  # the kernel buffers these; the rest waits at the registry
         assert await read_changes(events, 999) == list(range(2, 1001))
     assert registry.afters == ["0"]
 
 
-async def test_a_cancelled_reader_leaves_no_socket_while_it_connects() -> None:
+async def test_a_follower_cancelled_while_it_connects_leaves_no_socket() -> None:
     arrived, left = asyncio.Event(), asyncio.Event()
 
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -309,10 +331,10 @@ async def test_a_cancelled_reader_leaves_no_socket_while_it_connects() -> None:
 
     async with await asyncio.start_server(hang, "127.0.0.1") as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        await cancelled(url, arrived, left)
+        await check_cancellation(url, arrived, left)
 
 
-async def test_a_cancelled_reader_leaves_no_socket_while_it_waits_for_the_ack() -> None:
+async def test_a_follower_cancelled_while_it_waits_for_the_ack_leaves_no_socket() -> None:
     arrived, left = asyncio.Event(), asyncio.Event()
 
     async def hang(connection: ServerConnection) -> None:
@@ -324,10 +346,10 @@ async def test_a_cancelled_reader_leaves_no_socket_while_it_waits_for_the_ack() 
     protocol = [Subprotocol(websocket.PROTOCOL)]
     async with serve(hang, "127.0.0.1", 0, subprotocols=protocol) as server:
         url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        await cancelled(url, arrived, left)
+        await check_cancellation(url, arrived, left)
 
 
-async def cancelled(url: str, arrived: asyncio.Event, left: asyncio.Event) -> None:
+async def check_cancellation(url: str, arrived: asyncio.Event, left: asyncio.Event) -> None:
     waiting = asyncio.create_task(read_event(follow_status_changes(url)))
     async with asyncio.timeout(SECONDS):
         await arrived.wait()
@@ -337,7 +359,7 @@ async def cancelled(url: str, arrived: asyncio.Event, left: asyncio.Event) -> No
         await left.wait()
 
 
-async def test_an_address_that_is_none_is_raised() -> None:
+async def test_an_invalid_address_is_raised() -> None:
     async with follow_changes("ftp://registry") as events:
         with pytest.raises(ValueError, match="expected an address"):
             await read_event(events)

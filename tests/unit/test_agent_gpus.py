@@ -1,4 +1,4 @@
-"""GPUs by the tools of their makers; what those say was recorded or is of their own types."""
+"""GPUs read by the tools of NVIDIA and Apple, from recorded output or NVML's own types."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from agent.nvidia import NvidiaGpuReader
 from agent.pace import Clock
 from tests.support.waiting import wait_until
 
-# Of a MacBook Pro with macOS 15; the display is one of two.
+# Recorded on a MacBook Pro with macOS 15, without the second display.
 PROFILE = b"""{
   "SPDisplaysDataType" : [
     {
@@ -63,7 +63,7 @@ REGISTRY = b"""<?xml version="1.0" encoding="UTF-8"?>
 </dict></array></plist>"""
 
 
-def test_machine_without_a_driver_has_no_gpu_and_no_warning() -> None:
+def test_machine_without_a_driver_has_no_gpu_and_logs_no_warning() -> None:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError_LibraryNotFound:
@@ -74,12 +74,12 @@ def test_machine_without_a_driver_has_no_gpu_and_no_warning() -> None:
     gpus = NvidiaGpuReader()
     with capture_logs() as logs:
         assert gpus.read() == []
-        assert gpus.read() == []  # the driver may have come meanwhile
+        assert gpus.read() == []  # each reading tries again: the driver may have been installed
         gpus.close()
     assert logs == []
 
 
-def test_nvidia_gpu_is_read_from_structures_of_nvml() -> None:
+def test_nvidia_gpu_is_built_from_nvml_structures() -> None:
     memory = pynvml.c_nvmlMemory_t(total=20475 * MIB, free=16000 * MIB, used=4475 * MIB)
     utilization = pynvml.c_nvmlUtilization_t(gpu=37, memory=12)
     gpu = nvidia.build_gpu(b"NVIDIA RTX 4000 Ada", memory, utilization, 54)
@@ -93,29 +93,29 @@ def test_nvidia_gpu_is_read_from_structures_of_nvml() -> None:
     }
 
 
-def test_figure_that_a_gpu_does_not_have_is_left_out() -> None:
+def test_missing_gpu_metric_is_omitted() -> None:
     gpu = nvidia.build_gpu("NVIDIA GB10", None, None, None)
     assert gpu.to_device() == {"kind": "gpu", "name": "NVIDIA GB10"}
     assert gpu.to_metrics() == {"name": "NVIDIA GB10"}
 
 
-@pytest.mark.parametrize("figure", [math.nan, math.inf, -1.0])
-def test_figure_that_the_registry_would_refuse_is_left_out(figure: float) -> None:
-    assert Gpu("A", temperature_celsius=figure).to_metrics() == {"name": "A"}
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_gpu_metric_that_the_registry_would_reject_is_omitted(value: float) -> None:
+    assert Gpu("A", temperature_celsius=value).to_metrics() == {"name": "A"}
 
 
 @pytest.mark.parametrize(
-    ("name", "readable"),
+    ("name", "cleaned"),
     [(" RTX\t4000\x00 ", "RTX 4000"), ("", "GPU"), ("\x07", "GPU"), ("x" * 300, "x" * 255)],
 )
-def test_name_of_a_driver_is_made_one_that_the_registry_takes(name: str, readable: str) -> None:
-    assert Gpu(name).to_metrics()["name"] == readable
+def test_gpu_name_is_cleaned_for_the_registry(name: str, cleaned: str) -> None:
+    assert Gpu(name).to_metrics()["name"] == cleaned
 
 
 def test_gpu_of_an_apple_chip_shares_the_memory_of_its_machine() -> None:
-    [found] = apple.parse_profile(PROFILE)
-    assert found == Gpu("Apple M4 Max", cores=40)
-    gpu = apple.add_figures(found, REGISTRY, total=128 * GIB, free=100 * GIB)
+    [profile_gpu] = apple.parse_profile(PROFILE)
+    assert profile_gpu == Gpu("Apple M4 Max", cores=40)
+    gpu = apple.add_figures(profile_gpu, REGISTRY, total=128 * GIB, free=100 * GIB)
     assert gpu.to_device() == {
         "kind": "gpu",
         "name": "Apple M4 Max",
@@ -130,39 +130,41 @@ def test_gpu_of_an_apple_chip_shares_the_memory_of_its_machine() -> None:
     }
 
 
-def test_what_the_machine_has_not_free_the_gpu_has_not_either() -> None:
+def test_free_memory_of_an_apple_gpu_is_at_most_that_of_the_machine() -> None:
     gpu = apple.add_figures(Gpu("Apple M1"), b"", total=16 * GIB, free=1 * GIB)
     assert (gpu.memory_free_mb, gpu.utilization_percent) == (1024, None)
     assert gpu.memory_total_mb == pytest.approx(16 * 1024 * 2 / 3)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "output",
     [b"", b"{", b"[]", b"{}", b'{"SPDisplaysDataType": 1}', b'{"SPDisplaysDataType": [1, {}]}'],
 )
-def test_profile_that_cannot_be_read_has_no_gpu(said: bytes) -> None:
-    assert apple.parse_profile(said) == []
+def test_unreadable_profile_has_no_gpu(output: bytes) -> None:
+    assert apple.parse_profile(output) == []
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"<plist", plistlib.dumps([]), plistlib.dumps({}), plistlib.dumps([{"a": 1}])]
+    "output", [b"", b"<plist", plistlib.dumps([]), plistlib.dumps({}), plistlib.dumps([{"a": 1}])]
 )
-def test_registry_that_cannot_be_read_has_no_figures(said: bytes) -> None:
-    gpu = apple.add_figures(Gpu("Apple M1"), said, total=64 * GIB, free=64 * GIB)
+def test_unreadable_io_registry_has_no_metrics(output: bytes) -> None:
+    gpu = apple.add_figures(Gpu("Apple M1"), output, total=64 * GIB, free=64 * GIB)
     assert gpu.utilization_percent is None
 
 
-def test_two_gpus_are_told_without_figures_that_could_be_the_others() -> None:
+def test_two_gpus_are_reported_without_metrics_that_may_belong_to_the_other() -> None:
     intel = {"sppci_model": "Intel Iris Pro"}
     amd = {"sppci_model": "AMD Radeon Pro 560", "sppci_cores": ""}
-    found = apple.parse_profile(json.dumps({"SPDisplaysDataType": [intel, amd]}).encode())
-    assert [gpu.to_metrics() for gpu in found] == [
+    gpus = apple.parse_profile(json.dumps({"SPDisplaysDataType": [intel, amd]}).encode())
+    assert [gpu.to_metrics() for gpu in gpus] == [
         {"name": "Intel Iris Pro"},
         {"name": "AMD Radeon Pro 560"},
     ]
 
 
-def test_tool_that_is_missing_fails_or_hangs_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_failing_or_hanging_tool_returns_no_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(apple, "TOOL_TIMEOUT_SECONDS", 0.1)
     assert run_tool(("/bin/echo", "good")) == b"good\n"
     assert run_tool(("/no/such/tool",)) == b""
@@ -170,14 +172,14 @@ def test_tool_that_is_missing_fails_or_hangs_says_nothing(monkeypatch: pytest.Mo
     assert run_tool(("/bin/sleep", "60")) == b""
 
 
-async def test_driver_that_hangs_costs_the_figures_and_nothing_else() -> None:
+async def test_hanging_driver_removes_only_the_gpu_metrics() -> None:
     now = 0.0
-    hangs = threading.Event()
+    released = threading.Event()
     gpu = Gpu("A", utilization_percent=50.0)
 
     def read() -> list[Gpu]:
         if watch.last_gpus:
-            hangs.wait(60)
+            released.wait(60)
         return [gpu]
 
     watch = GpuWatch(read, Clock(now=lambda: now))
@@ -188,26 +190,26 @@ async def test_driver_that_hangs_costs_the_figures_and_nothing_else() -> None:
     assert meter.read()["gpus"] == []
     assert watch.last_gpus == [gpu]
     watch.stop()
-    hangs.set()
+    released.set()
 
 
-async def test_start_does_not_wait_for_a_driver_that_hangs() -> None:
-    hangs = threading.Event()
+async def test_start_does_not_wait_for_a_hanging_driver() -> None:
+    released = threading.Event()
 
     def read() -> list[Gpu]:
-        hangs.wait(60)
+        released.wait(60)
         return []
 
     watch = GpuWatch(read)
-    began = time.monotonic()
+    started_at = time.monotonic()
     await watch.start(timeout_seconds=0.05)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started_at < 5
     assert watch.current_gpus == watch.last_gpus == []
     watch.stop()
-    hangs.set()
+    released.set()
 
 
-async def test_surprise_in_a_reading_is_said_once_and_read_over(
+async def test_failing_reading_is_logged_as_a_warning_once_and_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("agent.gpu_watch.READ_SECONDS", 0.001)
@@ -227,5 +229,5 @@ async def test_surprise_in_a_reading_is_said_once_and_read_over(
     assert [entry["log_level"] for entry in logs] == ["warning", "debug"]
 
 
-def test_this_machine_is_read_without_a_failure() -> None:
+def test_this_machine_is_read_without_an_error() -> None:
     assert isinstance(choose_reader()(), list)

@@ -34,7 +34,7 @@ def test_node_id_written_by_hand_is_read(tmp_path: Path) -> None:
     assert identity.read_node_id(tmp_path) == "node-1-hetzner-gex44"
 
 
-def test_start_has_a_new_boot_id_once_the_former_was_accepted(tmp_path: Path) -> None:
+def test_start_has_a_new_boot_id_after_the_previous_one_was_accepted(tmp_path: Path) -> None:
     first = identity.prepare_boot_id(tmp_path, *HOST)
     identity.save_accepted_boot(tmp_path, "node-1", first)
     assert identity.read_node_id(tmp_path) == "node-1"
@@ -44,12 +44,12 @@ def test_start_has_a_new_boot_id_once_the_former_was_accepted(tmp_path: Path) ->
     assert identity.read_boot_id(tmp_path) == first
 
 
-def test_start_repeats_the_boot_id_whose_answer_never_came(tmp_path: Path) -> None:
+def test_start_repeats_a_boot_id_that_was_not_accepted(tmp_path: Path) -> None:
     first = identity.prepare_boot_id(tmp_path, *HOST)
     assert identity.prepare_boot_id(tmp_path, *HOST) == first
 
 
-def test_disk_copied_to_another_machine_does_not_share_an_unanswered_boot_id(
+def test_boot_id_that_was_not_accepted_is_not_reused_on_another_machine(
     tmp_path: Path,
 ) -> None:
     first = identity.prepare_boot_id(tmp_path, *HOST)
@@ -57,7 +57,7 @@ def test_disk_copied_to_another_machine_does_not_share_an_unanswered_boot_id(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"bootId": 1}', b"\xff"])
-def test_damaged_boot_files_cost_no_more_than_a_new_boot_id(tmp_path: Path, content: bytes) -> None:
+def test_damaged_boot_files_lead_to_a_new_boot_id(tmp_path: Path, content: bytes) -> None:
     (tmp_path / identity.PENDING).write_bytes(content)
     (tmp_path / identity.BOOT_ID).write_bytes(content)
     assert identity.read_boot_id(tmp_path) is None
@@ -66,22 +66,22 @@ def test_damaged_boot_files_cost_no_more_than_a_new_boot_id(tmp_path: Path, cont
     assert identity.read_boot_id(tmp_path) == boot_id
 
 
-def test_failed_write_leaves_the_old_file_whole(
+def test_failed_write_leaves_the_old_file_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / identity.NODE_ID
     identity.write_atomically(path, "node-1\n", mode=0o644)
 
-    def full(_descriptor: int) -> None:
+    def fail(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StateError, match="No space left"):
         identity.write_atomically(path, "node-2\n", mode=0o644)
     assert path.read_text() == "node-1\n"
 
 
-def test_files_are_readable_by_all_but_the_proofs_of_a_run(tmp_path: Path) -> None:
+def test_node_id_is_readable_by_all_and_boot_ids_only_by_their_owner(tmp_path: Path) -> None:
     boot_id = identity.prepare_boot_id(tmp_path, *HOST)
     assert stat.S_IMODE((tmp_path / identity.PENDING).stat().st_mode) == 0o600
     identity.save_accepted_boot(tmp_path, "node-1", boot_id)
@@ -98,7 +98,9 @@ def test_draft_is_not_written_through_a_link(tmp_path: Path) -> None:
     assert victim.read_text() == "untouched"
 
 
-def test_second_agent_on_one_directory_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_second_agent_on_one_directory_is_rejected_with_the_pid_of_the_first(
+    tmp_path: Path,
+) -> None:
     directory = tmp_path / "new" / "dagi"
     with (
         identity.lock_directory(directory),
@@ -110,8 +112,8 @@ def test_second_agent_on_one_directory_is_told_who_holds_it(tmp_path: Path) -> N
         pass
 
 
-def test_directory_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> None:
-    holder = (
+def test_directory_is_unlocked_when_its_holder_is_killed(tmp_path: Path) -> None:
+    script = (
         "import sys, pathlib, signal\n"
         "from agent import identity\n"
         "with identity.lock_directory(pathlib.Path(sys.argv[1])):\n"
@@ -119,7 +121,7 @@ def test_directory_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> N
         "    signal.pause()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -134,7 +136,7 @@ def test_directory_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> N
             pass
 
 
-def test_state_goes_where_a_node_id_already_lies(tmp_path: Path) -> None:
+def test_state_directory_is_the_one_that_contains_a_node_id(tmp_path: Path) -> None:
     system, user = tmp_path / "etc", tmp_path / "home"
     assert identity.find_state_dir((system, user), writing=True) == system
     user.mkdir()
@@ -143,7 +145,7 @@ def test_state_goes_where_a_node_id_already_lies(tmp_path: Path) -> None:
     assert identity.find_state_dir((system, user), writing=False) == user
 
 
-def test_state_goes_to_the_home_directory_when_the_system_one_cannot_be_made(
+def test_state_directory_is_in_home_when_the_system_one_cannot_be_created(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "file"
@@ -154,7 +156,7 @@ def test_state_goes_to_the_home_directory_when_the_system_one_cannot_be_made(
         identity.find_state_dir((file / "dagi",), writing=True)
 
 
-def test_what_was_remembered_is_read_back_and_damage_is_an_error(tmp_path: Path) -> None:
+def test_bootstrap_settings_are_read_back_and_a_damaged_file_is_an_error(tmp_path: Path) -> None:
     assert identity.read_bootstrap_settings(tmp_path) == {}
     identity.save_bootstrap_settings(tmp_path, {"role": "production-router"})
     assert identity.read_bootstrap_settings(tmp_path) == {"role": "production-router"}

@@ -19,11 +19,11 @@ from agent.metrics import Meter
         (None, [], None, None),
     ],
 )
-def test_addresses_are_the_way_outside_and_a_public_one_if_there_is_any(
+def test_addresses_are_the_outgoing_one_and_a_public_one_if_any(
     outgoing: str | None, interfaces: list[str], local: str | None, public: str | None
 ) -> None:
-    way = ip_address(outgoing) if outgoing else None
-    assert choose_addresses(way, map(ip_address, interfaces)) == (local, public)
+    address = ip_address(outgoing) if outgoing else None
+    assert choose_addresses(address, map(ip_address, interfaces)) == (local, public)
 
 
 def test_machine_describes_itself() -> None:
@@ -35,7 +35,7 @@ def test_machine_describes_itself() -> None:
     assert machine.metadata["agentVersion"]
 
 
-def test_metrics_are_finite_and_of_the_schema() -> None:
+def test_metrics_are_finite_and_part_of_the_schema() -> None:
     metrics = Meter().read()
     known = {"cpuPercent", "memoryPercent", "memoryAvailableMb", "diskPercent", "loadAverage"}
     assert set(metrics) <= known | {"gpus", "extra"}
@@ -43,18 +43,18 @@ def test_metrics_are_finite_and_of_the_schema() -> None:
     assert all(math.isfinite(metrics[name]) for name in known & set(metrics))
 
 
-def test_cpu_figure_is_left_out_until_it_covers_a_while() -> None:
-    moments = iter([0.0, 0.05, 0.2])
-    meter = Meter(lambda: next(moments))
+def test_cpu_percent_is_omitted_until_it_covers_a_minimum_time() -> None:
+    times = iter([0.0, 0.05, 0.2])
+    meter = Meter(lambda: next(times))
     assert "cpuPercent" not in meter.read()
     assert 0 <= meter.read()["cpuPercent"] <= 100
 
 
-def test_figure_that_the_machine_hides_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hidden(_path: str) -> None:
+def test_metric_that_cannot_be_read_is_omitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: str) -> None:
         raise PermissionError("hidden")
 
-    monkeypatch.setattr(psutil, "disk_usage", hidden)
+    monkeypatch.setattr(psutil, "disk_usage", fail)
     monkeypatch.setattr(psutil, "getloadavg", lambda: (math.nan, 0.0, 0.0))
     metrics = Meter().read()
     assert not {"diskPercent", "loadAverage"} & set(metrics)

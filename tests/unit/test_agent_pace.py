@@ -11,25 +11,23 @@ INTERVALS = st.floats(0.0, 86_400.0)
 
 
 @given(FAILURES, INTERVALS)
-def test_back_off_grows_to_a_minute_or_the_interval_and_no_further(
-    failures: int, interval: float
-) -> None:
+def test_retry_ceiling_grows_up_to_a_minute_or_the_interval(failures: int, interval: float) -> None:
     ceiling = compute_retry_ceiling(failures, interval)
     assert max(1.0, interval / 2) <= ceiling <= max(60.0, interval)
     assert ceiling <= compute_retry_ceiling(failures + 1, interval)
 
 
 @given(FAILURES, INTERVALS, st.floats(0.0, 3600.0), st.floats(0.0, 1.0))
-def test_retry_waits_at_least_as_long_as_the_registry_asked(
-    failures: int, interval: float, asked: float, chance: float
+def test_retry_delay_is_at_least_the_one_requested_by_the_registry(
+    failures: int, interval: float, requested: float, chance: float
 ) -> None:
     delay = draw_retry_delay(
         failures,
         interval_seconds=interval,
-        at_least_seconds=asked,
+        at_least_seconds=requested,
         uniform=lambda low, high: low + chance * (high - low),
     )
-    assert asked <= delay <= asked + compute_retry_ceiling(failures, interval)
+    assert requested <= delay <= requested + compute_retry_ceiling(failures, interval)
 
 
 def test_first_retries_of_one_outage_are_spread_over_half_an_interval() -> None:
@@ -38,7 +36,7 @@ def test_first_retries_of_one_outage_are_spread_over_half_an_interval() -> None:
     assert compute_retry_ceiling(1, interval_seconds=1000.0) == 500.0
 
 
-async def test_wait_lasts_as_long_as_it_is_told() -> None:
+async def test_wait_lasts_the_given_time() -> None:
     now = 100.0
 
     async def sleep(seconds: float) -> None:
@@ -49,7 +47,7 @@ async def test_wait_lasts_as_long_as_it_is_told() -> None:
     assert now == 112.5
 
 
-async def test_machine_that_slept_over_the_time_waits_no_longer() -> None:
+async def test_wait_ends_when_the_machine_wakes_after_its_end() -> None:
     now, slices = 0.0, 0
 
     async def sleep(_seconds: float) -> None:
@@ -62,7 +60,7 @@ async def test_machine_that_slept_over_the_time_waits_no_longer() -> None:
     assert SLICE_SECONDS < 600.0
 
 
-async def test_the_clock_itself_moves_forward() -> None:
+async def test_the_default_clock_moves_forward() -> None:
     clock = Clock()
     before = clock.now()
     await clock.wait(0.01)
@@ -73,14 +71,14 @@ QUARTERS = st.integers(4, 40_000).map(lambda quarters: quarters / 4)  # sums of 
 
 
 @given(QUARTERS, QUARTERS, QUARTERS, st.floats(0.0, 1.0))
-def test_a_heartbeat_is_brought_forward_into_the_new_interval_and_never_put_off(
+def test_a_faster_pace_moves_the_heartbeat_forward_and_a_slower_one_does_not_delay_it(
     promised: float, before: float, after: float, chance: float
 ) -> None:
     clock = Clock(now=lambda: 100.0, uniform=lambda low, high: low + chance * (high - low))
     schedule = Schedule(clock)
     schedule.set_interval(promised)
     schedule.apply_pace(before)
-    assert schedule.due == 100.0 + promised  # the pace as it is, is no change
+    assert schedule.due == 100.0 + promised  # the first pace is not a change
     schedule.apply_pace(after)
     if after < min(before, promised):
         assert 100.0 <= schedule.due <= 100.0 + after
@@ -88,7 +86,7 @@ def test_a_heartbeat_is_brought_forward_into_the_new_interval_and_never_put_off(
         assert schedule.due == 100.0 + promised
 
 
-def test_a_fleet_that_hears_of_a_faster_pace_at_once_is_spread_over_it() -> None:
+def test_a_fleet_that_receives_a_faster_pace_at_once_is_spread_over_it() -> None:
     clock = Clock(now=lambda: 0.0, uniform=random.Random(1).uniform)  # noqa: S311
     fleet = [Schedule(clock) for _ in range(10_000)]
     for schedule in fleet:
@@ -100,7 +98,7 @@ def test_a_fleet_that_hears_of_a_faster_pace_at_once_is_spread_over_it() -> None
     assert max(per_second.values()) < 1.2 * 1000
 
 
-async def test_a_wait_ends_when_the_pace_brings_its_end_forward() -> None:
+async def test_a_wait_ends_earlier_when_the_pace_moves_its_end_forward() -> None:
     now = 0.0
 
     async def sleep(seconds: float) -> None:

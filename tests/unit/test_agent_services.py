@@ -1,4 +1,4 @@
-"""What is served on a machine, by small servers that really listen, on ports and on a socket."""
+"""The discovery of services on a machine, with small servers on ports and on a Unix socket."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from agent.gpu_watch import GpuWatch
 from agent.pace import Clock
 from agent.services import DiscoveredService, UnreadableAnswerError, find_service
 
-# As Ollama 0.5 and vLLM 0.8 answer.
+# The answers of Ollama 0.5 and vLLM 0.8.
 TAGS = {
     "models": [
         {
@@ -67,18 +67,18 @@ HANG, ENDLESS = object(), object()
 
 
 @dataclass
-class Here:
-    """A server of few paths: what it answers there, as JSON, bytes, a status, HANG or ENDLESS."""
+class ServiceStub:
+    """A server with an answer per path: JSON, bytes, a status, HANG or ENDLESS."""
 
     answers: dict[str, Any]
     address: str = ""
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             path = head.split()[1]
-            self.asked.append(path)
+            self.requests.append(path)
             answer = self.answers.get(path, 404)
             if answer is HANG:
                 await reader.read()
@@ -98,27 +98,27 @@ class Here:
 
 
 @asynccontextmanager
-async def listening(
+async def run_service(
     answers: dict[str, Any], *, path: Path | None = None, host: str = "127.0.0.1"
-) -> AsyncIterator[Here]:
-    here = Here(answers)
+) -> AsyncIterator[ServiceStub]:
+    stub = ServiceStub(answers)
     if path:
-        server = await asyncio.start_unix_server(here.serve, path)
-        here.address = f"unix://{path}"
+        server = await asyncio.start_unix_server(stub.serve, path)
+        stub.address = f"unix://{path}"
     else:
-        server = await asyncio.start_server(here.serve, host)
-        here.address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(stub.serve, host)
+        stub.address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
-        yield here
+        yield stub
     finally:
         server.close()
         await asyncio.sleep(0)
 
 
-async def test_ollama_tells_its_models_and_what_they_are() -> None:
-    async with listening({"/api/tags": TAGS}) as here:
-        found = await find_service(here.address, None)
-    assert found == DiscoveredService(
+async def test_ollama_is_found_with_its_models_and_their_details() -> None:
+    async with run_service({"/api/tags": TAGS}) as stub:
+        result = await find_service(stub.address, None)
+    assert result == DiscoveredService(
         {"name": "ollama"},
         (
             {"name": "llama3:8b", "parameters": "8.0B", "service": "ollama"},
@@ -132,13 +132,13 @@ async def test_ollama_tells_its_models_and_what_they_are() -> None:
     )
 
 
-async def test_vllm_tells_how_much_its_models_can_read() -> None:
-    async with listening({"/v1/models": VLLM}) as here:
-        found = await find_service(here.address, None)
-        assert here.asked == ["/api/tags", "/v1/models"]
-    assert found is not None
-    assert found.service == {"name": "vllm"}
-    assert found.models == (
+async def test_vllm_is_found_with_the_context_size_of_its_models() -> None:
+    async with run_service({"/v1/models": VLLM}) as stub:
+        result = await find_service(stub.address, None)
+        assert stub.requests == ["/api/tags", "/v1/models"]
+    assert result is not None
+    assert result.service == {"name": "vllm"}
+    assert result.models == (
         {
             "name": "meta-llama/Llama-3.1-8B-Instruct",
             "contextTokens": 131072,
@@ -147,13 +147,13 @@ async def test_vllm_tells_how_much_its_models_can_read() -> None:
     )
 
 
-async def test_server_that_speaks_both_is_taken_for_what_it_is() -> None:
+async def test_server_with_both_apis_is_recognised_as_an_openai_server() -> None:
     both = {"models": [{"name": "a.gguf"}], "object": "list", "data": [{"id": "a.gguf"}]}
     unknown = {"error": "Unexpected endpoint or method. (GET /api/tags)"}
-    async with listening({"/api/tags": both}) as here:
-        llama_cpp = await find_service(here.address, None)
-    async with listening({"/api/tags": unknown, "/v1/models": {"data": []}}) as here:
-        lm_studio = await find_service(here.address, None)
+    async with run_service({"/api/tags": both}) as stub:
+        llama_cpp = await find_service(stub.address, None)
+    async with run_service({"/api/tags": unknown, "/v1/models": {"data": []}}) as stub:
+        lm_studio = await find_service(stub.address, None)
     assert llama_cpp == DiscoveredService(
         {"name": "openai"}, ({"name": "a.gguf", "service": "openai"},)
     )
@@ -161,24 +161,24 @@ async def test_server_that_speaks_both_is_taken_for_what_it_is() -> None:
 
 
 async def test_docker_is_found_by_its_socket(tmp_path: Path) -> None:
-    async with listening({"/version": DOCKER}, path=tmp_path / "docker.sock") as here:
-        assert await find_service(here.address, None) == DiscoveredService(
+    async with run_service({"/version": DOCKER}, path=tmp_path / "docker.sock") as stub:
+        assert await find_service(stub.address, None) == DiscoveredService(
             {"name": "docker", "version": "28.2.2"}
         )
     assert await find_service(f"unix://{tmp_path / 'none.sock'}", None) is None
 
 
-async def test_service_is_told_with_the_address_at_which_others_reach_it() -> None:
-    # All of 127/8 is this machine: here its second address stands for one of the network.
-    others = "127.0.0.2"
-    async with listening({"/api/tags": TAGS}, host="0.0.0.0") as here:  # noqa: S104  # on purpose
-        to_all = await find_service(here.address, others)
-    async with listening({"/api/tags": TAGS}) as here_alone:
-        to_none = await find_service(here_alone.address, others)
-    assert to_all is not None
-    assert to_none is not None
-    assert to_all.service["endpoint"] == here.address.replace("127.0.0.1", others)
-    assert "endpoint" not in to_none.service
+async def test_service_has_an_endpoint_only_if_others_can_reach_it() -> None:
+    # All of 127/8 is this machine: 127.0.0.2 stands for its address in the network.
+    external_address = "127.0.0.2"
+    async with run_service({"/api/tags": TAGS}, host="0.0.0.0") as stub:  # noqa: S104  # on purpose
+        reachable = await find_service(stub.address, external_address)
+    async with run_service({"/api/tags": TAGS}) as local_stub:
+        unreachable = await find_service(local_stub.address, external_address)
+    assert reachable is not None
+    assert unreachable is not None
+    assert reachable.service["endpoint"] == stub.address.replace("127.0.0.1", external_address)
+    assert "endpoint" not in unreachable.service
 
 
 @pytest.mark.parametrize(
@@ -192,20 +192,20 @@ async def test_service_is_told_with_the_address_at_which_others_reach_it() -> No
         {"/api/tags": {"data": 1}, "/v1/models": b"1" * 5000},
     ],
 )
-async def test_somebody_else_on_the_port_is_nobody(answers: dict[str, Any]) -> None:
-    async with listening(answers) as here:
-        assert await find_service(here.address, None) is None
-    assert await find_service(here.address, None) is None  # and so is a port that nobody listens on
+async def test_another_program_on_the_port_is_not_a_service(answers: dict[str, Any]) -> None:
+    async with run_service(answers) as stub:
+        assert await find_service(stub.address, None) is None
+    assert await find_service(stub.address, None) is None  # nothing listens there any more
 
 
 @pytest.mark.parametrize("answer", [500, 503, HANG, ENDLESS, b" " * (services.MAX_BYTES + 1)])
-async def test_server_that_is_busy_or_says_too_much_is_unclear(
+async def test_busy_server_or_too_long_answer_is_unreadable(
     answer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(services, "QUERY_TIMEOUT_SECONDS", 0.3)
-    async with listening({"/api/tags": answer}) as here:
+    async with run_service({"/api/tags": answer}) as stub:
         with pytest.raises(UnreadableAnswerError):
-            await find_service(here.address, None)
+            await find_service(stub.address, None)
 
 
 JSON = st.recursive(
@@ -228,13 +228,13 @@ JSON = st.recursive(
 
 @settings(max_examples=60)
 @given(JSON)
-def test_no_answer_can_make_capabilities_that_the_registry_refuses(said: Any) -> None:
-    found = services.parse_models(said)
-    for model in found.models if found else ():
+def test_any_answer_gives_capabilities_that_the_registry_accepts(answer: Any) -> None:
+    result = services.parse_models(answer)
+    for model in result.models if result else ():
         assert re.fullmatch(r".{1,255}", model["name"])
         assert model["name"].isprintable()
         json.dumps(model, allow_nan=False)
-    services.parse_docker(said)
+    services.parse_docker(answer)
 
 
 @dataclass
@@ -246,109 +246,109 @@ class Time:
         return Clock(now=lambda: self.now)
 
 
-def surroundings(addresses: Iterable[str], time: Time | None = None) -> Discovery:
+def make_discovery(addresses: Iterable[str], time: Time | None = None) -> Discovery:
     clock = (time or Time()).clock
     watch = GpuWatch(lambda: [Gpu("A", memory_total_mb=1024.0)], clock)
     return Discovery(tuple(addresses), clock=clock, gpus=watch)
 
 
-async def test_capabilities_are_what_was_found(tmp_path: Path) -> None:
+async def test_capabilities_contain_the_discovered_services(tmp_path: Path) -> None:
     async with (
-        listening({"/api/tags": TAGS}) as ollama,
-        listening({"/version": DOCKER}, path=tmp_path / "docker.sock") as engine,
-        listening({}) as other,
+        run_service({"/api/tags": TAGS}) as ollama,
+        run_service({"/version": DOCKER}, path=tmp_path / "docker.sock") as engine,
+        run_service({}) as other,
     ):
-        around = surroundings([ollama.address, other.address, engine.address])
-        async with around.watch():
-            found = around.collect_capabilities()
-    assert [model["name"] for model in found["models"]] == ["llama3:8b", "qwen2.5:32b"]
-    assert found["services"] == [{"name": "ollama"}, {"name": "docker", "version": "28.2.2"}]
-    assert found["devices"] == [{"kind": "gpu", "name": "A", "memoryMb": 1024}]
+        discovery = make_discovery([ollama.address, other.address, engine.address])
+        async with discovery.watch():
+            capabilities = discovery.collect_capabilities()
+    assert [model["name"] for model in capabilities["models"]] == ["llama3:8b", "qwen2.5:32b"]
+    assert capabilities["services"] == [{"name": "ollama"}, {"name": "docker", "version": "28.2.2"}]
+    assert capabilities["devices"] == [{"kind": "gpu", "name": "A", "memoryMb": 1024}]
 
 
-async def test_busy_server_is_believed_for_a_while_and_one_that_left_is_not(
+async def test_busy_server_is_kept_for_a_while_and_one_that_stopped_is_removed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(services, "QUERY_TIMEOUT_SECONDS", 0.3)
     time = Time()
-    async with listening({"/api/tags": TAGS}) as ollama:
-        around = surroundings([ollama.address], time)
-        await around.refresh()
-        served = around.collect_capabilities()
+    async with run_service({"/api/tags": TAGS}) as ollama:
+        discovery = make_discovery([ollama.address], time)
+        await discovery.refresh()
+        served = discovery.collect_capabilities()
         ollama.answers["/api/tags"] = 503
         time.now += MAX_SILENCE_SECONDS - 1
-        await around.refresh()
-        assert around.collect_capabilities() == served
+        await discovery.refresh()
+        assert discovery.collect_capabilities() == served
         time.now += 1
-        await around.refresh()
-        assert around.collect_capabilities()["services"] == []
+        await discovery.refresh()
+        assert discovery.collect_capabilities()["services"] == []
         ollama.answers["/api/tags"] = TAGS
-        await around.refresh()
-        assert around.collect_capabilities() == served
-    await around.refresh()
-    assert around.collect_capabilities()["models"] == []
+        await discovery.refresh()
+        assert discovery.collect_capabilities() == served
+    await discovery.refresh()
+    assert discovery.collect_capabilities()["models"] == []
 
 
-async def test_order_in_which_models_are_told_is_no_change() -> None:
-    async with listening({"/api/tags": TAGS}) as ollama:
-        around = surroundings([ollama.address])
+async def test_another_order_of_the_models_is_not_a_change() -> None:
+    async with run_service({"/api/tags": TAGS}) as ollama:
+        discovery = make_discovery([ollama.address])
         with capture_logs() as logs:
-            await around.refresh()
-            before = around.collect_capabilities()
+            await discovery.refresh()
+            before = discovery.collect_capabilities()
             ollama.answers["/api/tags"] = {"models": TAGS["models"][::-1]}
-            await around.refresh()
-            assert around.collect_capabilities() == before
+            await discovery.refresh()
+            assert discovery.collect_capabilities() == before
     assert [entry["event"] for entry in logs] == ["services.changed"]
 
 
-async def test_capabilities_never_grow_beyond_what_the_registry_takes() -> None:
-    many = {"models": [{"name": f"{n:03}" + "ж" * 250} for n in range(services.MAX_MODELS + 50)]}
-    async with listening({"/api/tags": many}) as ollama:
-        around = surroundings([ollama.address])
-        await around.refresh()
-    found = around.collect_capabilities()
-    assert len(json.dumps(found)) <= MAX_BYTES
-    assert found["models"][0]["name"].startswith("000")
-    assert len(found["models"]) > 10
+async def test_capabilities_stay_below_the_size_limit_of_the_registry() -> None:
+    tags = {"models": [{"name": f"{n:03}" + "ж" * 250} for n in range(services.MAX_MODELS + 50)]}
+    async with run_service({"/api/tags": tags}) as ollama:
+        discovery = make_discovery([ollama.address])
+        await discovery.refresh()
+    capabilities = discovery.collect_capabilities()
+    assert len(json.dumps(capabilities)) <= MAX_BYTES
+    assert capabilities["models"][0]["name"].startswith("000")
+    assert len(capabilities["models"]) > 10
 
 
 @pytest.mark.parametrize("owner", [[], {}, None, 1])
-async def test_odd_owner_of_a_model_is_no_owner(owner: object) -> None:
-    async with listening({"/v1/models": {"data": [{"id": "m", "owned_by": owner}]}}) as here:
-        found = await find_service(here.address, None)
-    assert found == DiscoveredService({"name": "openai"}, ({"name": "m", "service": "openai"},))
+async def test_invalid_owner_of_a_model_is_ignored(owner: object) -> None:
+    async with run_service({"/v1/models": {"data": [{"id": "m", "owned_by": owner}]}}) as stub:
+        result = await find_service(stub.address, None)
+    assert result == DiscoveredService({"name": "openai"}, ({"name": "m", "service": "openai"},))
 
 
-async def test_address_that_cannot_be_asked_costs_neither_the_start_nor_the_others() -> None:
-    nowhere = "http://ü..x"  # a setting that is taken, of which httpx makes no host
-    async with listening({"/api/tags": TAGS}) as ollama:
-        around = surroundings([nowhere, ollama.address])
-        with capture_logs() as logged:
-            async with around.watch():
-                assert around.collect_capabilities()["services"] == [{"name": "ollama"}]
-    assert [each["address"] for each in logged if each["event"] == "service_query.failed"] == [
-        nowhere
+async def test_invalid_address_does_not_affect_the_start_or_the_other_services() -> None:
+    invalid_address = "http://ü..x"  # the settings accept it, but httpx cannot parse its host
+    async with run_service({"/api/tags": TAGS}) as ollama:
+        discovery = make_discovery([invalid_address, ollama.address])
+        with capture_logs() as logs:
+            async with discovery.watch():
+                assert discovery.collect_capabilities()["services"] == [{"name": "ollama"}]
+    assert [entry["address"] for entry in logs if entry["event"] == "service_query.failed"] == [
+        invalid_address
     ]
 
 
-async def test_looking_goes_on_until_it_is_closed_and_leaves_no_task() -> None:
+async def test_discovery_repeats_until_it_is_closed_and_leaves_no_task() -> None:
     before = asyncio.all_tasks()
-    looks = asyncio.Event()
-    slept = 0
+    has_repeated = asyncio.Event()
+    sleep_count = 0
 
     async def sleep(_seconds: float) -> None:
-        nonlocal slept
-        slept += 1
+        nonlocal sleep_count
+        sleep_count += 1
         time.now += 1
-        if slept > 100:
-            looks.set()
+        if sleep_count > 100:
+            has_repeated.set()
         await asyncio.sleep(0)
 
     time = Time()
     clock = Clock(now=lambda: time.now, sleep=sleep)
-    async with listening({"/api/tags": TAGS}) as ollama:
-        around = Discovery((ollama.address,), clock=clock, gpus=GpuWatch(list, clock))
-        async with around.watch(), asyncio.timeout(5):
-            await looks.wait()
-            assert len(ollama.asked) >= 3
+    async with run_service({"/api/tags": TAGS}) as ollama:
+        discovery = Discovery((ollama.address,), clock=clock, gpus=GpuWatch(list, clock))
+        async with discovery.watch(), asyncio.timeout(5):
+            await has_repeated.wait()
+            assert len(ollama.requests) >= 3
     assert {task for task in asyncio.all_tasks() - before if "serve" not in repr(task)} == set()

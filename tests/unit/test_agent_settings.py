@@ -19,27 +19,27 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "role", "node_type"),
+    ("text", "role", "node_type"),
     [
         ("production-router", NodeRole.PRODUCTION, NodeType.ROUTER),
         ("Backup-GATEWAY", NodeRole.BACKUP, NodeType.GATEWAY),
         (" development ", NodeRole.DEVELOPMENT, None),
     ],
 )
-def test_role_word_names_a_role_and_perhaps_a_type(
-    word: str, role: NodeRole, node_type: NodeType | None
+def test_role_setting_names_a_role_and_optionally_a_type(
+    text: str, role: NodeRole, node_type: NodeType | None
 ) -> None:
-    assert parse_role(word) == (role, node_type)
+    assert parse_role(text) == (role, node_type)
 
 
-@pytest.mark.parametrize("word", ["", "router", "production-", "production-router-x", "prod"])
-def test_bad_role_word_is_answered_with_the_allowed_ones(word: str) -> None:
+@pytest.mark.parametrize("text", ["", "router", "production-", "production-router-x", "prod"])
+def test_invalid_role_setting_is_rejected_with_the_allowed_ones(text: str) -> None:
     with pytest.raises(ValueError, match="production, development or backup, alone or with router"):
-        parse_role(word)
+        parse_role(text)
 
 
 @pytest.mark.parametrize(
-    ("written", "used"),
+    ("address", "url"),
     [
         ("http://host:9205", "http://host:9205/graphql"),
         ("http://host:9205/", "http://host:9205/graphql"),
@@ -48,39 +48,39 @@ def test_bad_role_word_is_answered_with_the_allowed_ones(word: str) -> None:
         ("http://[::1]:9205", "http://[::1]:9205/graphql"),
     ],
 )
-def test_base_address_of_the_registry_gets_the_graphql_path(written: str, used: str) -> None:
-    assert parse_graphql_url(written) == used
+def test_base_address_of_the_registry_gets_the_graphql_path(address: str, url: str) -> None:
+    assert parse_graphql_url(address) == url
 
 
 @pytest.mark.parametrize(
-    "written",
+    "address",
     ["", "host:9205", "ftp://host", "http://", "http://host:70000", "http://a b", "http://[::1"],
 )
-def test_address_that_is_none_is_refused(written: str) -> None:
+def test_invalid_registry_address_is_rejected(address: str) -> None:
     with pytest.raises(ValueError, match="expected an address such as"):
-        parse_graphql_url(written)
+        parse_graphql_url(address)
 
 
-def test_machine_that_says_nothing_is_a_development_worker_on_the_local_registry() -> None:
+def test_defaults_are_a_development_worker_and_the_local_registry() -> None:
     settings = load_settings({})
     assert (settings.node_role, settings.node_type) == (NodeRole.DEVELOPMENT, NodeType.WORKER)
     assert settings.registry_url == DEFAULT_REGISTRY_URL
     assert settings.labels is None
 
 
-def test_option_goes_before_variable_and_variable_before_what_bootstrap_remembered(
+def test_option_overrides_variable_and_variable_overrides_bootstrap_setting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NODE_AGENT_LABELS", "from-variable")
     monkeypatch.setenv("NODE_AGENT_NAME", "variable")
-    remembered = {"labels": ["remembered"], "name": "remembered", "role": "backup-gateway"}
-    settings = load_settings({"name": "option", "labels": None}, remembered)
+    bootstrap_settings = {"labels": ["remembered"], "name": "remembered", "role": "backup-gateway"}
+    settings = load_settings({"name": "option", "labels": None}, bootstrap_settings)
     assert settings.name == "option"
     assert settings.labels == ("from-variable",)
     assert (settings.node_role, settings.node_type) == (NodeRole.BACKUP, NodeType.GATEWAY)
 
 
-def test_type_in_the_role_option_goes_before_the_type_variable(
+def test_type_in_the_role_option_overrides_the_type_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NODE_AGENT_TYPE", "gateway")
@@ -89,7 +89,7 @@ def test_type_in_the_role_option_goes_before_the_type_variable(
     assert load_settings({"role": "backup-router", "type": "worker"}).node_type is NodeType.WORKER
 
 
-def test_labels_are_split_at_commas_and_kept_once_each() -> None:
+def test_labels_are_split_at_commas_without_duplicates() -> None:
     assert load_settings({"labels": "router, gateway,,router"}).labels == ("router", "gateway")
     assert load_settings({"labels": ""}).labels == ()
 
@@ -102,19 +102,19 @@ def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
     assert settings.node_role is NodeRole.DEVELOPMENT
 
 
-def test_what_bootstrap_was_told_can_be_read_back_and_holds_no_token(
+def test_bootstrap_settings_are_read_back_and_contain_no_token(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NODE_AGENT_TOKEN", "the-token")
-    told = load_settings(
+    bootstrap_settings = load_settings(
         {"role": "production", "type": "router", "labels": "a,b"}
     ).to_bootstrap_settings()
-    assert "the-token" not in str(told)
-    again = load_settings({}, told)
-    assert (again.role, again.labels) == ("production-router", ("a", "b"))
+    assert "the-token" not in str(bootstrap_settings)
+    settings = load_settings({}, bootstrap_settings)
+    assert (settings.role, settings.labels) == ("production-router", ("a", "b"))
 
 
-def test_bad_value_is_named_by_the_place_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_value_is_reported_with_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadSettingError, match=r"^--type: .* not 'x'$"):
         load_settings({"type": "x"})
     with pytest.raises(BadSettingError, match=r"^/state/bootstrap.json: role: "):
@@ -139,7 +139,7 @@ def test_secret_is_not_repeated_in_the_error(
 
 
 @pytest.mark.parametrize(
-    ("written", "used"),
+    ("value", "addresses"),
     [
         (None, DEFAULT_SERVICES),
         ("none", ()),
@@ -149,16 +149,16 @@ def test_secret_is_not_repeated_in_the_error(
         ),
     ],
 )
-def test_services_are_looked_for_where_they_are_said_to_be(
-    written: str | None, used: tuple[str, ...]
+def test_services_setting_replaces_the_default_addresses(
+    value: str | None, addresses: tuple[str, ...]
 ) -> None:
-    settings = load_settings({"services": written})
-    assert settings.services == used
-    assert load_settings({}, settings.to_bootstrap_settings()).services == used
+    settings = load_settings({"services": value})
+    assert settings.services == addresses
+    assert load_settings({}, settings.to_bootstrap_settings()).services == addresses
 
 
 @pytest.mark.parametrize(
-    "written",
+    "value",
     [
         "11434",
         "unix:docker.sock",
@@ -170,7 +170,7 @@ def test_services_are_looked_for_where_they_are_said_to_be(
         ",".join(f"http://host-{number}" for number in range(MAX_SERVICES + 1)),
     ],
 )
-def test_service_that_cannot_be_asked_is_refused_without_its_password(written: str) -> None:
-    with pytest.raises(BadSettingError, match=r"^--services: expected") as refused:
-        load_settings({"services": written})
-    assert "secret" not in str(refused.value)
+def test_invalid_service_address_is_rejected_without_its_password(value: str) -> None:
+    with pytest.raises(BadSettingError, match=r"^--services: expected") as rejection:
+        load_settings({"services": value})
+    assert "secret" not in str(rejection.value)

@@ -1,4 +1,4 @@
-"""An agent's TLS files: named when they cannot be used, read again when renewed."""
+"""The agent's TLS files: unusable ones are named, renewed ones are read again."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from tests.support.authority import Authority
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("settings", "message"),
     [
         ({"ca_file": "nowhere.pem"}, "NODE_AGENT_CA_FILE: .*nowhere.pem: .*No such file"),
         ({"certificate": "client.crt"}, "NODE_AGENT_CERTIFICATE: .*client.crt: "),
@@ -26,33 +26,33 @@ from tests.support.authority import Authority
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(
-    authority: Authority, tmp_path: Path, said: dict[str, str], named: str
+def test_an_unusable_file_is_named_in_the_error(
+    authority: Authority, tmp_path: Path, settings: dict[str, str], message: str
 ) -> None:
     authority.client("gpu-1")
     authority.server()
     authority.server("locked", password=b"secret")
-    options = [f"--{name.replace('_', '-')}={tmp_path / path}" for name, path in said.items()]
+    options = [f"--{name.replace('_', '-')}={tmp_path / path}" for name, path in settings.items()]
     state = f"--state-dir={tmp_path / 'state'}"
     result = CliRunner().invoke(main, ["bootstrap", state, *options])
     assert result.exit_code == 2
-    assert re.fullmatch(f"Error: {named}.*\n", result.stderr)
+    assert re.fullmatch(f"Error: {message}.*\n", result.stderr)
 
 
 def test_renewed_files_are_used_by_the_next_connection(
     authority: Authority, logged: list[EventDict]
 ) -> None:
     url = "https://registry.example"
-    shown = authority.client("gpu-1")
-    trust = TlsConfig(authority.certificate, shown.certificate, shown.key)
-    first = trust.load_context(url)
-    assert trust.load_context(url) is first
+    pair = authority.client("gpu-1")
+    tls_config = TlsConfig(authority.certificate, pair.certificate, pair.key)
+    first = tls_config.load_context(url)
+    assert tls_config.load_context(url) is first
     authority.client("gpu-1")
-    second = trust.load_context(url)
+    second = tls_config.load_context(url)
     assert second is not first
-    os.truncate(shown.key, 50)
+    os.truncate(pair.key, 50)
     for _ in range(3):
-        assert trust.load_context(url) is second
+        assert tls_config.load_context(url) is second
     assert [event["event"] for event in logged] == ["tls_files.rejected"]
     with pytest.raises(UnusableFileError):
-        TlsConfig(authority.certificate, shown.certificate, shown.key).load_context(url)
+        TlsConfig(authority.certificate, pair.certificate, pair.key).load_context(url)

@@ -1,4 +1,4 @@
-"""Plans: the executor's answers in a fraction of its time, or none at all."""
+"""Compiled operations answer as the executor does, or leave the operation to it."""
 
 import enum
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ from bench.heartbeat_load import RECORD_HEARTBEATS
 from graph.api.context import Context, Info
 from graph.api.scalars import JSON, SCALARS
 from graph.api.schema import Schema
-from graph.api.schema import schema as ours
+from graph.api.schema import schema as registry_schema
 from graph.execution.compiled_operation import (
     CompiledOperation,
     compile_event_shape,
@@ -79,7 +79,7 @@ class Refusal:
 Outcome = Annotated[Receipt | Refusal, strawberry.union("Outcome")]
 
 
-def receipt(order: Order) -> Receipt:
+def make_receipt(order: Order) -> Receipt:
     if order.number == 0:
         raise ValueError("nothing ordered")
     return Receipt(
@@ -102,20 +102,20 @@ class Mutation:
     @strawberry.mutation
     async def place(self, info: Info, order: Order) -> Receipt:
         assert cast("str", info.context) == "the caller's"
-        return receipt(order)
+        return make_receipt(order)
 
     @strawberry.mutation
     async def place_all(self, info: Info, orders: list[Order]) -> list[Outcome]:
         assert cast("str", info.context) == "the caller's"
         return [
-            Refusal(number=order.number, why=None) if order.number < 0 else receipt(order)
+            Refusal(number=order.number, why=None) if order.number < 0 else make_receipt(order)
             for order in orders
         ]
 
     @strawberry.mutation
     async def maybe(self, info: Info, order: Order) -> Receipt | None:
         assert cast("str", info.context) == "the caller's"
-        return receipt(order)
+        return make_receipt(order)
 
 
 @strawberry.type
@@ -145,22 +145,22 @@ PLACE_ALL = """mutation All($of: [Order!]!) {
 }"""
 
 
-def operation(document: str, schema: Schema = schema) -> OperationDefinitionNode:
+def parse_operation(document: str, schema: Schema = schema) -> OperationDefinitionNode:
     node = parse(document)
     assert not validate(schema.graphql, node)
-    found = node.definitions[0]
-    assert isinstance(found, OperationDefinitionNode)
-    return found
+    definition = node.definitions[0]
+    assert isinstance(definition, OperationDefinitionNode)
+    return definition
 
 
-def planned(document: str) -> CompiledOperation:
-    plan = compile_operation(schema.graphql, operation(document))
-    assert plan is not None
-    return plan
+def compile_document(document: str) -> CompiledOperation:
+    compiled = compile_operation(schema.graphql, parse_operation(document))
+    assert compiled is not None
+    return compiled
 
 
-# Mostly what a client means to send, and all the ways of getting it wrong.
-anything = st.one_of(
+# Values of any type, by which valid inputs are sometimes replaced.
+any_values = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
@@ -172,88 +172,90 @@ anything = st.one_of(
 )
 
 
-def perhaps(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.integers(0, 20).flatmap(lambda chance: values if chance else anything)
+def with_invalid(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.integers(0, 20).flatmap(lambda chance: values if chance else any_values)
 
 
 parts = st.fixed_dictionaries(
-    {"name": perhaps(st.text(max_size=3))},
-    optional={"weights": perhaps(st.none() | st.lists(st.none() | st.floats(-9, 9), max_size=2))},
+    {"name": with_invalid(st.text(max_size=3))},
+    optional={
+        "weights": with_invalid(st.none() | st.lists(st.none() | st.floats(-9, 9), max_size=2))
+    },
 )
 colours = st.sampled_from(["RED", "BLUE"])
 orders = st.fixed_dictionaries(
-    {"number": perhaps(st.integers(-3, 2**31 - 1))},
+    {"number": with_invalid(st.integers(-3, 2**31 - 1))},
     optional={
-        "colour": perhaps(colours),
-        "wanted": perhaps(st.none() | colours),
-        "express": perhaps(st.none() | st.booleans()),
-        "parts": perhaps(st.none() | st.lists(perhaps(parts), max_size=2)),
-        "sizeInMm": perhaps(st.none() | st.integers(-5, 5) | st.floats(-5, 5)),
-        "extra": anything,
+        "colour": with_invalid(colours),
+        "wanted": with_invalid(st.none() | colours),
+        "express": with_invalid(st.none() | st.booleans()),
+        "parts": with_invalid(st.none() | st.lists(with_invalid(parts), max_size=2)),
+        "sizeInMm": with_invalid(st.none() | st.integers(-5, 5) | st.floats(-5, 5)),
+        "extra": any_values,
     },
-) | st.dictionaries(st.sampled_from(["number", "unheardOf", "parts"]), anything, max_size=2)
+) | st.dictionaries(st.sampled_from(["number", "unheardOf", "parts"]), any_values, max_size=2)
 
 
-async def by_executor(document: str, variables: dict[str, Any]) -> ExecutionResult:
-    executed = execute(
+async def run_executor(document: str, variables: dict[str, Any]) -> ExecutionResult:
+    result = execute(
         schema.graphql, parse(document), context_value="the caller's", variable_values=variables
     )
-    return executed if isinstance(executed, ExecutionResult) else await executed
+    return result if isinstance(result, ExecutionResult) else await result
 
 
-async def agree(document: str, variables: dict[str, Any]) -> None:
-    """The plan says what the executor says, or leaves it what is not of its type."""
-    plan = planned(document)
-    expected = await by_executor(document, variables)
-    arguments = plan.coerce(variables)
+async def check_agreement(document: str, variables: dict[str, Any]) -> None:
+    """Fail unless the compiled operation answers as the executor, or rejects the same variables."""
+    compiled = compile_document(document)
+    expected = await run_executor(document, variables)
+    arguments = compiled.coerce(variables)
     if arguments is None:
         assert expected.data is None
         assert expected.errors
         return
-    result = await plan.run(arguments, cast("Context", "the caller's"))
+    result = await compiled.run(arguments, cast("Context", "the caller's"))
     assert result.formatted == expected.formatted
 
 
-@given(order=perhaps(orders))
-async def test_a_plan_answers_as_the_executor_does(order: object) -> None:
-    await agree(PLACE, {"order": order, "unused": 1})
+@given(order=with_invalid(orders))
+async def test_a_compiled_operation_answers_as_the_executor_does(order: object) -> None:
+    await check_agreement(PLACE, {"order": order, "unused": 1})
 
 
-@given(several=perhaps(st.lists(perhaps(orders), max_size=4)))
-@example(several={"number": 1, "parts": {"name": "", "weights": 0}})
-async def test_a_plan_of_a_list_of_either_kind_answers_as_the_executor_does(
-    several: object,
+@given(order_list=with_invalid(st.lists(with_invalid(orders), max_size=4)))
+@example(order_list={"number": 1, "parts": {"name": "", "weights": 0}})
+async def test_a_compiled_list_of_a_union_is_answered_as_by_the_executor(
+    order_list: object,
 ) -> None:
-    await agree(PLACE_ALL, {"of": several})
+    await check_agreement(PLACE_ALL, {"of": order_list})
 
 
-TOLD = """subscription { event: told {
+EVENT_SUBSCRIPTION = """subscription { event: told {
   ... on Receipt { kind: __typename number colour wanted receivedAt said extra }
   ... on Refusal { number why }
 } }"""
 
 events = st.builds(
     Receipt,
-    number=st.integers(-(2**31), 2**31),  # one more than GraphQL's own can be
+    number=st.integers(-(2**31), 2**31),  # the largest is out of the range of Int
     colour=st.sampled_from(Colour),
     wanted=st.none() | st.sampled_from(Colour),
     received_at=st.datetimes(timezones=st.just(UTC)),
     said=st.lists(st.none() | st.text(max_size=3), max_size=3),
-    extra=st.none() | st.dictionaries(st.text(max_size=2), anything, max_size=2),
+    extra=st.none() | st.dictionaries(st.text(max_size=2), any_values, max_size=2),
 ) | st.builds(Refusal, number=st.integers(-3, 3), why=st.none() | st.text(max_size=3))
 
 
-@given(told=st.lists(events, max_size=3))
-async def test_an_event_has_the_shape_that_the_executor_gives_it(
-    told: list[Receipt | Refusal],
+@given(event_list=st.lists(events, max_size=3))
+async def test_a_compiled_event_shape_matches_the_executor(
+    event_list: list[Receipt | Refusal],
 ) -> None:
-    shape = compile_event_shape(schema.graphql, operation(TOLD))
+    shape = compile_event_shape(schema.graphql, parse_operation(EVENT_SUBSCRIPTION))
     assert shape is not None
-    stream = subscribe(schema.graphql, parse(TOLD), context_value=told)
+    stream = subscribe(schema.graphql, parse(EVENT_SUBSCRIPTION), context_value=event_list)
     assert not isinstance(stream, ExecutionResult)
     executed = [result async for result in await cast("Any", stream)]
-    assert len(executed) == len(told)
-    for event, result in zip(told, executed, strict=True):
+    assert len(executed) == len(event_list)
+    for event, result in zip(event_list, executed, strict=True):
         if result.errors:
             with pytest.raises(GraphQLError):
                 shape(event)
@@ -268,26 +270,26 @@ async def test_an_event_has_the_shape_that_the_executor_gives_it(
         "subscription { told { ... on Refusal @skip(if: false) { number } } }",
     ],
 )
-def test_an_event_that_is_more_than_attributes_is_left_to_the_executor(document: str) -> None:
-    assert compile_event_shape(schema.graphql, operation(document)) is None
+def test_an_event_with_resolvers_or_directives_is_left_to_the_executor(document: str) -> None:
+    assert compile_event_shape(schema.graphql, parse_operation(document)) is None
 
 
-async def test_variables_that_are_missing_are_left_to_the_executor() -> None:
-    assert planned(PLACE).coerce(None) is None
-    assert planned(PLACE).coerce({"another": {"number": 1}}) is None
+async def test_missing_variables_are_left_to_the_executor() -> None:
+    assert compile_document(PLACE).coerce(None) is None
+    assert compile_document(PLACE).coerce({"another": {"number": 1}}) is None
 
 
-async def test_the_error_of_a_resolver_tells_where_it_was() -> None:
-    arguments = planned(PLACE).coerce({"order": {"number": 0}})
+async def test_the_error_of_a_resolver_has_its_path_and_location() -> None:
+    arguments = compile_document(PLACE).coerce({"order": {"number": 0}})
     assert arguments is not None
-    result = await planned(PLACE).run(arguments, cast("Context", "the caller's"))
+    result = await compile_document(PLACE).run(arguments, cast("Context", "the caller's"))
     assert result.data is None
     [error] = result.errors or []
     assert (error.path, error.locations) == (["place"], [(2, 3)])
     assert isinstance(error.original_error, ValueError)
 
 
-BEYOND = {
+UNSUPPORTED = {
     "a literal": "mutation { place(order: {number: 1}) { number } }",
     "a literal with a variable": "mutation ($n: Int!) { place(order: {number: $n}) { number } }",
     "a default": "mutation ($o: Order! = {number: 1}) { place(order: $o) { number } }",
@@ -306,12 +308,15 @@ BEYOND = {
 }
 
 
-@pytest.mark.parametrize("document", BEYOND.values(), ids=BEYOND)
-def test_what_is_beyond_a_plan_is_left_to_the_executor(document: str) -> None:
-    assert compile_operation(schema.graphql, operation(document)) is None
+@pytest.mark.parametrize("document", UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_an_unsupported_operation_is_left_to_the_executor(document: str) -> None:
+    assert compile_operation(schema.graphql, parse_operation(document)) is None
 
 
-def test_heartbeats_have_a_plan() -> None:
+def test_heartbeat_operations_are_compiled() -> None:
     [recording] = [text for text in load_trusted_documents() if "recordHeartbeat(" in text]
     for document in (recording, RECORD_HEARTBEATS):
-        assert compile_operation(ours.graphql, operation(document, ours)) is not None
+        assert (
+            compile_operation(registry_schema.graphql, parse_operation(document, registry_schema))
+            is not None
+        )

@@ -1,4 +1,4 @@
-"""The dashboard's files ask for nothing foreign, and for nothing that the schema lacks."""
+"""The dashboard's files load nothing from other hosts, and their documents fit the schema."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ DOCUMENTS = re.findall(r"\(`\n(.*?)`\);", (FILES / "documents.js").read_text("ut
 
 
 @pytest.mark.parametrize("file", sorted(FILES.iterdir()), ids=lambda file: file.name)
-def test_nothing_is_fetched_from_elsewhere_and_no_markup_is_made_of_text(file: Path) -> None:
+def test_a_file_loads_nothing_from_other_hosts_and_builds_no_markup_from_text(file: Path) -> None:
     text = file.read_text("utf-8")
     addresses = set(re.findall(r"https?://[^\s\"'`)]+", text))
     assert addresses <= {
@@ -26,6 +26,6 @@ def test_nothing_is_fetched_from_elsewhere_and_no_markup_is_made_of_text(file: P
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda text: text.split()[1].partition("(")[0])
-def test_what_it_asks_is_of_the_schema_and_within_its_bounds(document: str) -> None:
+def test_a_document_fits_the_schema_and_its_limits(document: str) -> None:
     assert len(DOCUMENTS) >= 10
     assert DocumentCache(schema.graphql).get_document(GraphQLRequest(query=document)).errors == []

@@ -1,4 +1,4 @@
-"""What deploy/compose.yaml promises."""
+"""The services, networks and secrets of deploy/compose.yaml."""
 
 import re
 from typing import Any
@@ -12,13 +12,13 @@ from tests.support.paths import ROOT
 DEPLOY = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ONCE = {"database", "metrics-key"}
+ONE_SHOT_SERVICES = {"database", "metrics-key"}
 
 every_service = pytest.mark.parametrize("name", SERVICES)
 
 
 @every_service
-def test_image_is_of_one_version(name: str) -> None:
+def test_image_has_a_fixed_version(name: str) -> None:
     image = SERVICES[name]["image"]
     assert re.search(
         r":v?\d+\.\d+(\.\d+)?(-[a-z]+)?$|:\$\{NODE_REGISTRY_VERSION:-\d+\.\d+\.\d+\}$", image
@@ -30,24 +30,24 @@ def test_database_is_postgresql_18() -> None:
 
 
 @every_service
-def test_service_is_watched_and_bounded(name: str) -> None:
+def test_service_has_a_health_check_and_resource_limits(name: str) -> None:
     service = SERVICES[name]
     assert {"mem_limit", "cpus", "pids_limit", "restart"} <= service.keys()
     assert "no-new-privileges:true" in service["security_opt"]
-    if name in ONCE:
+    if name in ONE_SHOT_SERVICES:
         assert service["healthcheck"] == {"disable": True}
         assert service["restart"].startswith("on-failure:")
     else:
         assert service["healthcheck"]["test"][0] == "CMD"
 
 
-def test_port_of_the_registry_alone_is_published_and_on_an_internal_address() -> None:
+def test_only_the_port_of_the_registry_is_published_on_an_internal_address() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published == {"registry": ["${NODE_REGISTRY_ADDRESS:-127.0.0.1}:9205:9205"]}
     assert "network_mode" not in {key for service in SERVICES.values() for key in service}
 
 
-def test_services_but_the_registry_reach_nothing_outside() -> None:
+def test_services_other_than_the_registry_are_on_internal_networks() -> None:
     internal = {name for name, network in COMPOSE["networks"].items() if network.get("internal")}
     for name, service in SERVICES.items():
         assert service["networks"], name
@@ -55,7 +55,7 @@ def test_services_but_the_registry_reach_nothing_outside() -> None:
 
 
 @every_service
-def test_no_secret_is_in_the_environment(name: str) -> None:
+def test_environment_contains_no_secret(name: str) -> None:
     for variable, value in SERVICES[name].get("environment", {}).items():
         if re.search("PASSWORD|SECRET|TOKEN|KEY|SETTINGS", variable):
             assert variable.endswith("_FILE")
@@ -71,11 +71,13 @@ def test_secrets_are_files_that_are_not_committed() -> None:
 
 
 @every_service
-def test_what_it_waits_for_and_mounts_is_there(name: str) -> None:
+def test_dependencies_and_volumes_exist(name: str) -> None:
     service = SERVICES[name]
     for other, condition in service.get("depends_on", {}).items():
-        wanted = "service_completed_successfully" if other in ONCE else "service_healthy"
-        assert condition == {"condition": wanted}
+        expected = (
+            "service_completed_successfully" if other in ONE_SHOT_SERVICES else "service_healthy"
+        )
+        assert condition == {"condition": expected}
     for volume in service.get("volumes", ()):
         source = volume.split(":")[0]
         assert (
@@ -83,7 +85,7 @@ def test_what_it_waits_for_and_mounts_is_there(name: str) -> None:
         )
 
 
-def test_settings_of_the_registry_are_its_own() -> None:
+def test_environment_of_the_registry_contains_only_its_settings() -> None:
     for name in ("database", "metrics-key", "registry"):
         for variable in SERVICES[name]["environment"]:
             assert variable.removeprefix(ENV_PREFIX).lower() in {

@@ -1,4 +1,4 @@
-"""Documents made to be slow to look at are not, and errors tell no more than they may."""
+"""Hostile documents are validated quickly, and errors do not reveal a hidden schema."""
 
 import time
 from collections.abc import Callable
@@ -19,28 +19,28 @@ from graph.execution.query_limits import QueryTooComplex
 
 TOKENS = Settings().max_query_tokens
 
-# The slowest takes 60 ms; the rest is for slower machines.
+# The slowest document takes 60 ms; the margin is for slower machines.
 SECONDS = 0.2
 
 
-def found(query: str, *, shows_schema: bool = True) -> list[GraphQLError]:
+def validate(query: str, *, shows_schema: bool = True) -> list[GraphQLError]:
     document = parse_document(query, max_tokens=TOKENS)
     return validate_document(schema.graphql, document, _RULES, shows_schema=shows_schema)
 
 
-def quickest(work: Callable[[], object]) -> float:
-    """Seconds of three attempts: a busy machine is slow now and then."""
+def measure_fastest(work: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of three attempts, as a busy machine is slow at times."""
 
     def attempt() -> float:
-        began = time.thread_time()
+        started_at = time.thread_time()
         work()
-        return time.thread_time() - began
+        return time.thread_time() - started_at
 
     return min(attempt() for _ in range(3))
 
 
-def many(count: int, text: str) -> str:
-    """Each time with a number for `<n>`, and the one after it for `<next>`."""
+def repeat(count: int, text: str) -> str:
+    """Repeat a text with the number of each copy for `<n>`, and the next number for `<next>`."""
     return " ".join(
         text.replace("<n>", str(n)).replace("<next>", str((n + 1) % count)) for n in range(count)
     )
@@ -48,39 +48,43 @@ def many(count: int, text: str) -> str:
 
 LONG = "x" * 180
 HOSTILE = {
-    "one field over and over": "{" + many(110, 'node(nodeId: "a") { id }') + "}",
-    "fields that conflict": "{" + many(75, 'a: node(nodeId: "<n>") { id }') + "}",
+    "one field over and over": "{" + repeat(110, 'node(nodeId: "a") { id }') + "}",
+    "fields that conflict": "{" + repeat(75, 'a: node(nodeId: "<n>") { id }') + "}",
     "one deep field over and over": (
-        "{" + many(60, 'node(nodeId: "a") { metrics { gpus { name } } }') + "}"
+        "{" + repeat(60, 'node(nodeId: "a") { metrics { gpus { name } } }') + "}"
     ),
-    "inline fragments": "{" + many(120, "... { registry { mode } }") + "}",
+    "inline fragments": "{" + repeat(120, "... { registry { mode } }") + "}",
     "fragments side by side": (
-        "{" + many(80, "...F<n>") + "}" + many(80, "fragment F<n> on Query { registry { mode } }")
+        "{"
+        + repeat(80, "...F<n>")
+        + "}"
+        + repeat(80, "fragment F<n> on Query { registry { mode } }")
     ),
     "fragments that fan out": (
         "{ ...A0 ...B0 }"
-        + many(29, "fragment A<n> on Query { ...A<next> ...B<next> registry { mode } }")
-        + many(29, "fragment B<n> on Query { ...A<next> ...B<next> registry { mode } }")
+        + repeat(29, "fragment A<n> on Query { ...A<next> ...B<next> registry { mode } }")
+        + repeat(29, "fragment B<n> on Query { ...A<next> ...B<next> registry { mode } }")
     ).replace("...A0 ...B0 registry", "registry"),  # the last ones end it
-    "fragments in a circle": "{ ...F0 }" + many(80, "fragment F<n> on Query { ...F<next> ...F7 }"),
+    "fragments in a circle": "{ ...F0 }"
+    + repeat(80, "fragment F<n> on Query { ...F<next> ...F7 }"),
     "an argument that each error prints": (
-        "{ nodes(filter: {" + many(320, f'a<n>: "{LONG}"') + "}) { revision } }"
+        "{ nodes(filter: {" + repeat(320, f'a<n>: "{LONG}"') + "}) { revision } }"
     ),
-    "directives": "{ __typename " + many(140, "@skip(if: true)") + "}",
-    "long words to guess": "{" + many(900, "nodes" * 13 + "<n>") + "}",
-    "operations": many(130, "query Q<n> { ...F }") + "fragment F on Query { __typename }",
-    "introspection": "{" + many(85, "__schema { types { name kind fields } }") + "}",
+    "directives": "{ __typename " + repeat(140, "@skip(if: true)") + "}",
+    "long words to guess": "{" + repeat(900, "nodes" * 13 + "<n>") + "}",
+    "operations": repeat(130, "query Q<n> { ...F }") + "fragment F on Query { __typename }",
+    "introspection": "{" + repeat(85, "__schema { types { name kind fields } }") + "}",
 }
 
 
 @pytest.mark.parametrize("query", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("shows_schema", [True, False])
-def test_a_document_made_to_be_slow_is_judged_at_once(
+def test_a_hostile_document_is_validated_quickly(
     query: str,
     shows_schema: bool,  # noqa: FBT001  # a parameter
 ) -> None:
-    assert quickest(lambda: found(query, shows_schema=shows_schema)) < SECONDS
-    assert len(found(query, shows_schema=shows_schema)) <= MAX_ERRORS + 1
+    assert measure_fastest(lambda: validate(query, shows_schema=shows_schema)) < SECONDS
+    assert len(validate(query, shows_schema=shows_schema)) <= MAX_ERRORS + 1
 
 
 @pytest.mark.parametrize(
@@ -94,19 +98,19 @@ def test_a_document_made_to_be_slow_is_judged_at_once(
         " " * 10_000_000 + "{ __typename }",
     ],
 )
-def test_a_document_that_is_too_large_is_refused_at_once(query: str) -> None:
-    def refused() -> None:
+def test_a_document_that_is_too_large_is_rejected_quickly(query: str) -> None:
+    def require_rejection() -> None:
         with pytest.raises((GraphQLSyntaxError, QueryTooComplex)):
-            found(query)
+            validate(query)
 
-    assert quickest(refused) < SECONDS
+    assert measure_fastest(require_rejection) < SECONDS
 
 
-def test_a_text_of_the_largest_length_passes() -> None:
+def test_a_document_of_the_maximum_length_is_accepted() -> None:
     query = "{ __typename }"
-    assert found(query + " " * (MAX_CHARACTERS - len(query))) == []
+    assert validate(query + " " * (MAX_CHARACTERS - len(query))) == []
     with pytest.raises(QueryTooComplex, match="length is 131073, the limit is 131072"):
-        found(query + " " * (MAX_CHARACTERS - len(query) + 1))
+        validate(query + " " * (MAX_CHARACTERS - len(query) + 1))
 
 
 GUESSES = [
@@ -121,9 +125,9 @@ GUESSES = [
 
 
 @pytest.mark.parametrize("query", GUESSES)
-def test_an_error_suggests_what_was_meant_only_where_the_schema_is_shown(query: str) -> None:
-    assert "Did you mean" in found(query)[0].message or "@skp" in query
-    hidden = found(query, shows_schema=False)
+def test_an_error_contains_suggestions_only_if_the_schema_is_visible(query: str) -> None:
+    assert "Did you mean" in validate(query)[0].message or "@skp" in query
+    hidden = validate(query, shows_schema=False)
     assert hidden
     assert not [error for error in hidden if "Did you mean" in error.message]
 
@@ -132,13 +136,13 @@ def test_an_error_suggests_what_was_meant_only_where_the_schema_is_shown(query: 
     "query", ["{ __schema { types { name } } }", '{ __type(name: "Node") { name } }']
 )
 def test_the_schema_can_be_hidden_but_not_the_name_of_a_type(query: str) -> None:
-    assert found(query) == []
-    assert "introspection has been disabled" in found(query, shows_schema=False)[0].message
-    assert found("{ __typename registry { __typename } }", shows_schema=False) == []
+    assert validate(query) == []
+    assert "introspection has been disabled" in validate(query, shows_schema=False)[0].message
+    assert validate("{ __typename registry { __typename } }", shows_schema=False) == []
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("arguments", "is_visible"),
     [
         ({}, True),
         ({"env": "production"}, False),
@@ -146,14 +150,14 @@ def test_the_schema_can_be_hidden_but_not_the_name_of_a_type(query: str) -> None
         ({"introspection": False, "graphiql": False}, False),
     ],
 )
-def test_production_hides_the_schema_and_graphiql_unless_told_otherwise(
-    given: dict[str, object],
-    shown: bool,  # noqa: FBT001  # a parameter
+def test_production_hides_the_schema_and_graphiql_by_default(
+    arguments: dict[str, object],
+    is_visible: bool,  # noqa: FBT001  # a parameter
 ) -> None:
-    settings = load_settings(**given)
-    assert (settings.is_schema_visible, settings.has_graphiql) == (shown, shown)
+    settings = load_settings(**arguments)
+    assert (settings.is_schema_visible, settings.has_graphiql) == (is_visible, is_visible)
 
 
-def test_a_bound_that_is_none_is_a_mistake_in_the_configuration() -> None:
+def test_a_limit_out_of_range_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="NODE_REGISTRY_MAX_QUERY_COST"):
         load_settings(max_query_cost=10**9)

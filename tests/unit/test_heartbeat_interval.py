@@ -1,11 +1,11 @@
-"""The heartbeat intervals of a fleet."""
+"""The heartbeat intervals of a fleet, drawn by the liveness rules."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from db.registry.liveness_rules import LivenessRules
 
-PACES = st.builds(
+RULES = st.builds(
     LivenessRules,
     min_interval=st.floats(0.01, 86400),
     grace=st.floats(0, 86400),
@@ -14,19 +14,19 @@ PACES = st.builds(
 )
 
 
-@given(PACES)
-def test_a_pace_keeps_the_fleet_at_its_rate_and_no_node_below_its_interval(
-    pace: LivenessRules,
+@given(RULES)
+def test_the_interval_keeps_the_target_rate_and_the_minimum_interval(
+    rules: LivenessRules,
 ) -> None:
-    assert pace.interval >= pace.min_interval
-    assert pace.live_nodes / pace.interval <= pace.target_rate * (1 + 1e-9)
-    assert pace.interval in (pace.min_interval, pace.live_nodes / pace.target_rate)
+    assert rules.interval >= rules.min_interval
+    assert rules.live_nodes / rules.interval <= rules.target_rate * (1 + 1e-9)
+    assert rules.interval in (rules.min_interval, rules.live_nodes / rules.target_rate)
 
 
-@given(PACES)
-def test_a_promised_interval_is_at_most_a_tenth_longer_and_never_shorter(
-    pace: LivenessRules,
+@given(RULES)
+def test_a_drawn_interval_is_at_most_a_tenth_longer_and_never_shorter(
+    rules: LivenessRules,
 ) -> None:
-    promised = [pace.draw_interval() for _ in range(10)]
-    assert all(pace.interval <= interval <= pace.interval * 1.1 for interval in promised)
-    assert len(set(promised)) > 1
+    drawn = [rules.draw_interval() for _ in range(10)]
+    assert all(rules.interval <= interval <= rules.interval * 1.1 for interval in drawn)
+    assert len(set(drawn)) > 1

@@ -1,4 +1,4 @@
-"""Tokens of another issuer: whom they make known, and all the ways in which they are not good."""
+"""JWTs of an issuer: the identity of a valid one, and the rejection of all others."""
 
 import asyncio
 import base64
@@ -47,7 +47,7 @@ from tests.support.issuer import (
     write,
 )
 
-SHORT_RSA = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  # to be refused
+SHORT_RSA = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505  # to be rejected
 OTHER_CURVE = ec.generate_private_key(ec.SECP384R1())
 KEYS: Mapping[str, AllowedPrivateKeys] = {"RS256": RSA, "ES256": EC, "EdDSA": ED}
 
@@ -56,25 +56,25 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-def put_together(header: Mapping[str, Any], payload: object, signature: bytes) -> str:
+def encode_jwt(header: Mapping[str, Any], payload: object, signature: bytes) -> str:
     parts = [json.dumps(header).encode(), json.dumps(payload).encode(), signature]
     return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
 
 
-def settings(where: object, **given: Any) -> Settings:
-    said = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_roles": ROLES}
-    return load_settings(**{**said, "jwt_jwks": str(where), **given})
+def make_settings(jwks: object, **changes: Any) -> Settings:
+    defaults = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_roles": ROLES}
+    return load_settings(**{**defaults, "jwt_jwks": str(jwks), **changes})
 
 
-async def verifier(where: object, clock: Any = time.monotonic, **given: Any) -> JwtVerifier:
-    made = await create_jwt_verifier(settings(where, **given), clock=clock)
-    assert made is not None
-    return made
+async def make_verifier(jwks: object, clock: Any = time.monotonic, **changes: Any) -> JwtVerifier:
+    verifier = await create_jwt_verifier(make_settings(jwks, **changes), clock=clock)
+    assert verifier is not None
+    return verifier
 
 
 @dataclass
 class Issuer:
-    """Says its keys over HTTP, or whatever else it is told to."""
+    """A server that answers with its key set, or with any other answer."""
 
     url: str = ""
     answer: bytes = b""
@@ -102,15 +102,15 @@ class Issuer:
 
 
 @asynccontextmanager
-async def issuer(*said: dict[str, Any]) -> AsyncIterator[Issuer]:
-    live = Issuer(answer=to_jwks(*said))
-    server = await asyncio.start_server(live.serve, "127.0.0.1", 0)
+async def run_issuer(*jwks: dict[str, Any]) -> AsyncIterator[Issuer]:
+    issuer = Issuer(answer=to_jwks(*jwks))
+    server = await asyncio.start_server(issuer.serve, "127.0.0.1", 0)
     async with server:
-        live.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks.json"
-        yield live
-        if live.hold is not None:
-            live.hold.set()  # from Python 3.12 on the server waits for its connections
-    await asyncio.gather(*live.serving)
+        issuer.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks.json"
+        yield issuer
+        if issuer.hold is not None:
+            issuer.hold.set()  # from Python 3.12 on the server waits for its connections
+    await asyncio.gather(*issuer.serving)
 
 
 @dataclass
@@ -122,20 +122,20 @@ class Clock:
 
 
 @pytest.mark.parametrize("algorithm", KEYS)
-async def test_a_good_token_makes_its_subject_known_until_it_ends(
+async def test_a_valid_token_gives_the_identity_of_its_subject_until_it_expires(
     tmp_path: Path, algorithm: str
 ) -> None:
     path = tmp_path / "jwks.json"
     write(path, to_jwks(*(to_jwk(key, name) for name, key in KEYS.items())))
-    ends_at = int(time.time()) + 600
-    token = sign(KEYS[algorithm], algorithm, {"kid": algorithm}, exp=ends_at)
-    identity, until = await (await verifier(path)).verify(token)
+    claimed_expiry = int(time.time()) + 600
+    token = sign(KEYS[algorithm], algorithm, {"kid": algorithm}, exp=claimed_expiry)
+    identity, expires_at = await (await make_verifier(path)).verify(token)
     assert identity == Identity("jwt/ada", Role.VIEWER)
-    assert until == datetime.fromtimestamp(ends_at + 30, UTC)
+    assert expires_at == datetime.fromtimestamp(claimed_expiry + 30, UTC)
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("claims", "reason"),
     [
         ({"iss": "https://login.example"}, "another issuer"),
         ({"iss": None}, "has no iss"),
@@ -162,15 +162,15 @@ async def test_a_good_token_makes_its_subject_known_until_it_ends(
         ({"roles": "people" * 2000}, "too long"),
     ],
 )
-async def test_a_signature_alone_does_not_make_a_token_good(
-    jwks_file: Path, said: dict[str, Any], reason: str
+async def test_a_signed_token_with_invalid_claims_is_rejected(
+    jwks_file: Path, claims: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(Unauthenticated, match=reason):
-        await (await verifier(jwks_file)).verify(sign(**said))
+        await (await make_verifier(jwks_file)).verify(sign(**claims))
 
 
 @pytest.mark.parametrize(
-    ("times", "said"),
+    ("offsets", "claims"),
     [
         ({"exp": -10}, {}),
         ({"nbf": 20}, {}),
@@ -179,14 +179,16 @@ async def test_a_signature_alone_does_not_make_a_token_good(
         ({"nbf": -5, "iat": -5}, {"jti": "1"}),
     ],
 )
-async def test_clocks_may_differ_a_little_and_a_token_may_be_for_several(
-    jwks_file: Path, times: dict[str, int], said: dict[str, Any]
+async def test_a_token_may_have_clock_skew_and_several_audiences(
+    jwks_file: Path, offsets: dict[str, int], claims: dict[str, Any]
 ) -> None:
     now = int(time.time())
-    from_now: dict[str, Any] = {name: now + seconds for name, seconds in times.items()}
-    identity, until = await (await verifier(jwks_file)).verify(sign(**from_now, **said))
+    time_claims: dict[str, Any] = {name: now + seconds for name, seconds in offsets.items()}
+    identity, expires_at = await (await make_verifier(jwks_file)).verify(
+        sign(**time_claims, **claims)
+    )
     assert identity.role is Role.VIEWER
-    assert until > datetime.now(UTC)
+    assert expires_at > datetime.now(UTC)
 
 
 PEM = RSA.public_key().public_bytes(
@@ -194,20 +196,22 @@ PEM = RSA.public_key().public_bytes(
 )
 
 
-def hmac_signed(secret: bytes, header: Mapping[str, Any]) -> str:
-    unsigned = put_together(header, make_claims(), b"").rpartition(".")[0]
-    return put_together(
+def sign_with_hmac(secret: bytes, header: Mapping[str, Any]) -> str:
+    unsigned = encode_jwt(header, make_claims(), b"").rpartition(".")[0]
+    return encode_jwt(
         header, make_claims(), hmac.new(secret, unsigned.encode(), hashlib.sha256).digest()
     )
 
 
 FORGED = {
-    "none": put_together({"alg": "none", "kid": "k"}, make_claims(), b""),
-    "None": put_together({"alg": "None", "kid": "k"}, make_claims(), b""),
-    "no algorithm": put_together({"kid": "k"}, make_claims(), b""),
-    "an algorithm that is a list": put_together({"alg": ["RS256"], "kid": "k"}, make_claims(), b""),
-    "the public key as a secret": hmac_signed(PEM, {"alg": "HS256", "kid": "k"}),
-    "the modulus as a secret": hmac_signed(to_jwk(RSA)["n"].encode(), {"alg": "HS256", "kid": "k"}),
+    "none": encode_jwt({"alg": "none", "kid": "k"}, make_claims(), b""),
+    "None": encode_jwt({"alg": "None", "kid": "k"}, make_claims(), b""),
+    "no algorithm": encode_jwt({"kid": "k"}, make_claims(), b""),
+    "an algorithm that is a list": encode_jwt({"alg": ["RS256"], "kid": "k"}, make_claims(), b""),
+    "the public key as a secret": sign_with_hmac(PEM, {"alg": "HS256", "kid": "k"}),
+    "the modulus as a secret": sign_with_hmac(
+        to_jwk(RSA)["n"].encode(), {"alg": "HS256", "kid": "k"}
+    ),
     "RS512": jwt.encode(make_claims(), RSA, "RS512", {"kid": "k"}),
     "PS256": jwt.encode(make_claims(), RSA, "PS256", {"kid": "k"}),
     "another key": sign(rsa.generate_private_key(public_exponent=65537, key_size=2048)),
@@ -218,7 +222,7 @@ FORGED = {
     "another key's name": sign(header={"kid": "unknown"}),
     "a name that is a path": sign(header={"kid": "../../dev/null"}),
     "what must be understood, but is not": sign(header={"crit": ["exp2"], "exp2": 1}),
-    "crit that is no list": put_together(
+    "crit that is no list": encode_jwt(
         {"alg": "RS256", "kid": "k", "crit": "b64"}, make_claims(), b"x"
     ),
     "a detached payload": sign(header={"crit": ["b64"], "b64": True}).replace(".", "..", 1),
@@ -235,8 +239,8 @@ FORGED = {
     "four parts": sign() + ".x",
     "no base64": "a b.c.d",
     "no JSON": "YQ.YQ.YQ",
-    "a header that is a list": put_together([1], make_claims(), b"x"),  # type: ignore[arg-type]
-    "a key's name that is a number": put_together({"alg": "RS256", "kid": 1}, make_claims(), b"x"),
+    "a header that is a list": encode_jwt([1], make_claims(), b"x"),  # type: ignore[arg-type]
+    "a key's name that is a number": encode_jwt({"alg": "RS256", "kid": 1}, make_claims(), b"x"),
     "many brackets": base64.urlsafe_b64encode(b"[" * 6000).rstrip(b"=").decode() + ".YQ.YQ",
     "letters of another alphabet": "ä" * 50,
     "half a letter": "\ud800.YQ.YQ",
@@ -248,36 +252,36 @@ FORGED = {
 
 
 @pytest.mark.parametrize("token", FORGED.values(), ids=FORGED.keys())
-async def test_what_the_issuer_has_not_signed_is_refused(jwks_file: Path, token: str) -> None:
-    with pytest.raises(Unauthenticated) as refused:
-        await (await verifier(jwks_file)).verify(token)
-    assert len(refused.value.message) < 100
-    assert not token or token not in refused.value.message
+async def test_a_forged_token_is_rejected(jwks_file: Path, token: str) -> None:
+    with pytest.raises(Unauthenticated) as rejection:
+        await (await make_verifier(jwks_file)).verify(token)
+    assert len(rejection.value.message) < 100
+    assert not token or token not in rejection.value.message
 
 
-async def test_a_signature_of_another_algorithm_by_the_same_key_is_refused(tmp_path: Path) -> None:
+async def test_a_key_is_accepted_only_with_its_own_algorithm(tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     write(path, to_jwks(to_jwk(RSA, "k", alg="RS256"), to_jwk(EC, "e")))
-    judge = await verifier(path)
+    verifier = await make_verifier(path)
     for algorithm, key_id in (("ES256", "k"), ("RS256", "e"), ("EdDSA", "k")):
         with pytest.raises(Unauthenticated):
-            await judge.verify(sign(KEYS[algorithm], algorithm, {"kid": key_id}))
+            await verifier.verify(sign(KEYS[algorithm], algorithm, {"kid": key_id}))
 
 
-async def test_a_key_need_not_be_named_where_only_one_can_be_meant(tmp_path: Path) -> None:
+async def test_a_token_without_a_key_id_is_accepted_if_only_one_key_matches(tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     write(path, to_jwks(to_jwk(RSA, None), to_jwk(EC, "e")))
-    judge = await verifier(path)
-    unnamed = jwt.encode(make_claims(), RSA, "RS256")
-    assert (await judge.verify(unnamed))[0].name == "jwt/ada"
+    verifier = await make_verifier(path)
+    token = jwt.encode(make_claims(), RSA, "RS256")
+    assert (await verifier.verify(token))[0].name == "jwt/ada"
     other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     write(path, to_jwks(to_jwk(RSA, "a"), to_jwk(other, "b")))
     with pytest.raises(Unauthenticated):
-        await judge.verify(unnamed)
+        await verifier.verify(token)
 
 
 @pytest.mark.parametrize(
-    ("said", "given", "role"),
+    ("claims", "changes", "role"),
     [
         ({"roles": "on-call"}, {}, Role.OPERATOR),
         ({"roles": ["people", "on-call", "unknown"]}, {}, Role.OPERATOR),
@@ -302,15 +306,15 @@ async def test_a_key_need_not_be_named_where_only_one_can_be_meant(tmp_path: Pat
         ),
     ],
 )
-async def test_the_strongest_role_that_the_claim_gives_counts(
-    jwks_file: Path, said: dict[str, Any], given: dict[str, Any], role: Role
+async def test_the_strongest_role_of_the_claim_is_used(
+    jwks_file: Path, claims: dict[str, Any], changes: dict[str, Any], role: Role
 ) -> None:
-    identity, _ = await (await verifier(jwks_file, **given)).verify(sign(**said))
+    identity, _ = await (await make_verifier(jwks_file, **changes)).verify(sign(**claims))
     assert (identity.role, identity.nodes) == (role, frozenset())
 
 
 @pytest.mark.parametrize(
-    ("said", "given"),
+    ("claims", "changes"),
     [
         ({"roles": None}, {}),
         ({"roles": []}, {}),
@@ -326,80 +330,82 @@ async def test_the_strongest_role_that_the_claim_gives_counts(
         ({"roles": "agents", "nodes": [1]}, {}),
     ],
 )
-async def test_a_good_token_that_gives_no_role_here_is_forbidden(
-    jwks_file: Path, said: dict[str, Any], given: dict[str, Any]
+async def test_a_valid_token_without_a_known_role_is_forbidden(
+    jwks_file: Path, claims: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     with pytest.raises(Forbidden):
-        await (await verifier(jwks_file, **given)).verify(sign(**said))
+        await (await make_verifier(jwks_file, **changes)).verify(sign(**claims))
 
 
 @pytest.mark.parametrize(
-    ("said", "given", "nodes"),
+    ("claims", "changes", "nodes"),
     [
         ({"nodes": "gpu-1"}, {}, {"gpu-1"}),
         ({"nodes": ["gpu-1", "gpu-2"]}, {}, {"gpu-1", "gpu-2"}),
         ({"dagi": {"node": "gpu-1"}}, {"jwt_nodes_claim": "dagi.node"}, {"gpu-1"}),
     ],
 )
-async def test_an_agent_speaks_for_the_nodes_that_its_claim_names(
-    jwks_file: Path, said: dict[str, Any], given: dict[str, Any], nodes: set[str]
+async def test_an_agent_has_the_nodes_of_its_claim(
+    jwks_file: Path, claims: dict[str, Any], changes: dict[str, Any], nodes: set[str]
 ) -> None:
-    identity, _ = await (await verifier(jwks_file, **given)).verify(sign(roles="agents", **said))
+    identity, _ = await (await make_verifier(jwks_file, **changes)).verify(
+        sign(roles="agents", **claims)
+    )
     assert identity == Identity("jwt/ada", Role.AGENT, frozenset(nodes))
 
 
 @pytest.mark.parametrize("name", ["jwt/ada", "tls/gpu-1"])
-def test_no_key_can_be_named_as_somebody_with_a_token_or_a_certificate(name: str) -> None:
+def test_a_token_name_cannot_imitate_a_jwt_or_a_certificate(name: str) -> None:
     with pytest.raises(BadInput):
         validation.check_token_name("input.name", name)
     with pytest.raises(BadInput):
         validation.check_identifier("input.nodeId", name)
 
 
-async def test_keys_come_from_an_address_and_are_asked_for_seldom() -> None:
+async def test_keys_are_fetched_from_a_url_and_cached() -> None:
     clock = Clock()
-    async with issuer(to_jwk(RSA)) as live:
-        judge = await verifier(live.url, clock)
-        assert live.requests == []
-        await asyncio.gather(*(judge.verify(sign()) for _ in range(20)))
+    async with run_issuer(to_jwk(RSA)) as issuer:
+        verifier = await make_verifier(issuer.url, clock)
+        assert issuer.requests == []
+        await asyncio.gather(*(verifier.verify(sign()) for _ in range(20)))
         clock.now += MAX_AGE_SECONDS - 1
-        await judge.verify(sign())
-        assert len(live.requests) == 1
+        await verifier.verify(sign())
+        assert len(issuer.requests) == 1
         clock.now += 2
-        await judge.verify(sign())
-        assert len(live.requests) == 2
+        await verifier.verify(sign())
+        assert len(issuer.requests) == 2
 
 
-async def test_a_key_that_is_new_is_found_at_once_but_nobody_can_make_it_ask_often() -> None:
+async def test_an_unknown_key_id_fetches_the_keys_at_most_once_per_interval() -> None:
     clock = Clock()
-    async with issuer(to_jwk(RSA, "old")) as live:
-        judge = await verifier(live.url, clock)
-        await judge.verify(sign(header={"kid": "old"}))
-        live.answer = to_jwks(to_jwk(RSA, "old"), to_jwk(EC, "new"))
+    async with run_issuer(to_jwk(RSA, "old")) as issuer:
+        verifier = await make_verifier(issuer.url, clock)
+        await verifier.verify(sign(header={"kid": "old"}))
+        issuer.answer = to_jwks(to_jwk(RSA, "old"), to_jwk(EC, "new"))
         clock.now += MIN_INTERVAL_SECONDS + 1
-        await judge.verify(sign(EC, "ES256", {"kid": "new"}))
-        assert len(live.requests) == 2
+        await verifier.verify(sign(EC, "ES256", {"kid": "new"}))
+        assert len(issuer.requests) == 2
         for number in range(50):
             with pytest.raises(Unauthenticated):
-                await judge.verify(sign(header={"kid": f"junk-{number}"}))
-        assert len(live.requests) == 2
+                await verifier.verify(sign(header={"kid": f"junk-{number}"}))
+        assert len(issuer.requests) == 2
         clock.now += MIN_INTERVAL_SECONDS + 1
         for number in range(50):
             with pytest.raises(Unauthenticated):
-                await judge.verify(sign(header={"kid": f"junk-{number}"}))
-        assert len(live.requests) == 3
+                await verifier.verify(sign(header={"kid": f"junk-{number}"}))
+        assert len(issuer.requests) == 3
 
 
-async def test_a_key_that_was_withdrawn_is_refused_when_the_keys_are_asked_for_again() -> None:
+async def test_a_withdrawn_key_is_rejected_after_the_next_fetch() -> None:
     clock = Clock()
-    async with issuer(to_jwk(RSA, "leaked"), to_jwk(EC, "e")) as live:
-        judge = await verifier(live.url, clock)
+    async with run_issuer(to_jwk(RSA, "leaked"), to_jwk(EC, "e")) as issuer:
+        verifier = await make_verifier(issuer.url, clock)
         token = sign(header={"kid": "leaked"})
-        await judge.verify(token)
-        live.answer = to_jwks(to_jwk(EC, "e"))
+        await verifier.verify(token)
+        issuer.answer = to_jwks(to_jwk(EC, "e"))
         clock.now += MAX_AGE_SECONDS + 1
         with pytest.raises(Unauthenticated):
-            await judge.verify(token)
+            await verifier.verify(token)
 
 
 @pytest.mark.parametrize(
@@ -414,73 +420,75 @@ async def test_a_key_that_was_withdrawn_is_refused_when_the_keys_are_asked_for_a
         {"status": "nonsense"},
     ],
 )
-async def test_the_old_keys_stay_while_no_better_ones_can_be_had(
+async def test_the_old_keys_stay_while_no_valid_ones_can_be_fetched(
     broken: dict[str, Any], logged: list[EventDict]
 ) -> None:
     clock = Clock()
-    async with issuer(to_jwk(RSA)) as live:
-        judge = await verifier(live.url, clock)
-        await judge.verify(sign())
+    async with run_issuer(to_jwk(RSA)) as issuer:
+        verifier = await make_verifier(issuer.url, clock)
+        await verifier.verify(sign())
         for name, value in broken.items():
-            setattr(live, name, value)
+            setattr(issuer, name, value)
         for _ in range(3):
             clock.now += MAX_AGE_SECONDS + 1
-            await judge.verify(sign())
-        assert len(live.requests) == 4
+            await verifier.verify(sign())
+        assert len(issuer.requests) == 4
     clock.now += MAX_AGE_SECONDS + 1
-    await judge.verify(sign())
+    await verifier.verify(sign())
     reasons = [event["reason"] for event in logged if event["event"] == "jwks.unusable"]
     assert len(reasons) == 2  # the broken answer, and the address that nobody answers at
 
 
-async def test_before_any_key_is_known_a_token_may_be_good_later(logged: list[EventDict]) -> None:
+async def test_verification_is_unavailable_until_the_first_keys_are_fetched(
+    logged: list[EventDict],
+) -> None:
     clock = Clock()
-    async with issuer(to_jwk(RSA)) as live:
-        live.status = "503 Later"
-        judge = await verifier(live.url, clock)
-        with pytest.raises(Unavailable, match="cannot reach the keys of the issuer") as refused:
-            await judge.verify(sign())
-        assert refused.value.details == {"retryAfterSeconds": MIN_INTERVAL_SECONDS}
-        live.status = "200 OK"
+    async with run_issuer(to_jwk(RSA)) as issuer:
+        issuer.status = "503 Later"
+        verifier = await make_verifier(issuer.url, clock)
+        with pytest.raises(Unavailable, match="cannot reach the keys of the issuer") as rejection:
+            await verifier.verify(sign())
+        assert rejection.value.details == {"retryAfterSeconds": MIN_INTERVAL_SECONDS}
+        issuer.status = "200 OK"
         with pytest.raises(Unavailable):
-            await judge.verify(sign())
+            await verifier.verify(sign())
         clock.now += MIN_INTERVAL_SECONDS
-        await judge.verify(sign())
+        await verifier.verify(sign())
     assert [event["event"] for event in logged] == ["jwks.unusable"]
 
 
-async def test_an_issuer_that_does_not_answer_is_not_waited_for_long(
+async def test_an_issuer_that_does_not_answer_is_abandoned_after_a_timeout(
     monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
 ) -> None:
     monkeypatch.setattr("graph.auth.jwks._FETCH_SECONDS", 0.5)
-    async with issuer(to_jwk(RSA)) as live:
-        live.hold = asyncio.Event()
-        judge = await verifier(live.url)
+    async with run_issuer(to_jwk(RSA)) as issuer:
+        issuer.hold = asyncio.Event()
+        verifier = await make_verifier(issuer.url)
         with pytest.raises(Unavailable):
-            await judge.verify(sign())
+            await verifier.verify(sign())
     assert "no response within" in logged[0]["reason"]
 
 
-async def test_a_file_of_keys_is_read_again_when_it_was_written(
+async def test_a_key_file_is_read_again_after_a_change(
     jwks_file: Path, logged: list[EventDict]
 ) -> None:
-    judge = await verifier(jwks_file)
+    verifier = await make_verifier(jwks_file)
     write(jwks_file, to_jwks(to_jwk(EC, "new"), to_jwk(RSA)))
-    await judge.verify(sign(EC, "ES256", {"kid": "new"}))
+    await verifier.verify(sign(EC, "ES256", {"kid": "new"}))
     write(jwks_file, b"half a fi")
     for _ in range(3):
-        await judge.verify(sign())
+        await verifier.verify(sign())
     remove(jwks_file)
     for _ in range(3):
-        await judge.verify(sign())
+        await verifier.verify(sign())
     assert [event["event"] for event in logged] == ["jwks.unusable", "jwks.unusable"]
     write(jwks_file, to_jwks(to_jwk(EC, "new")))
     with pytest.raises(Unauthenticated):
-        await judge.verify(sign())
+        await verifier.verify(sign())
 
 
 @pytest.mark.parametrize(
-    ("said", "problem"),
+    ("jwks", "message"),
     [
         (b"", "not JSON"),
         (b"[]", "no list of keys"),
@@ -502,20 +510,20 @@ async def test_a_file_of_keys_is_read_again_when_it_was_written(
         (to_jwks(to_jwk(SHORT_RSA)), "too short"),
     ],
 )
-def test_a_set_that_cannot_be_trusted_is_refused(said: bytes, problem: str) -> None:
-    with pytest.raises(BadKeySet, match=problem):
-        parse_public_keys(said)
+def test_an_untrustworthy_key_set_is_rejected(jwks: bytes, message: str) -> None:
+    with pytest.raises(BadKeySet, match=message):
+        parse_public_keys(jwks)
 
 
-def test_keys_for_something_else_are_passed_over() -> None:
-    said = to_jwks(
+def test_keys_for_other_purposes_are_ignored() -> None:
+    jwks = to_jwks(
         to_jwk(RSA, "e", use="enc"), to_jwk(OTHER_CURVE, "c"), to_jwk(RSA, "s", use="sig")
     )
-    assert [key.key_id for key in parse_public_keys(said)] == ["s"]
+    assert [key.key_id for key in parse_public_keys(jwks)] == ["s"]
 
 
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("changes", "message"),
     [
         ({"jwt_audience": None}, "JWT_AUDIENCE: is required"),
         ({"jwt_issuer": None}, "JWT_ISSUER: is required"),
@@ -527,30 +535,30 @@ def test_keys_for_something_else_are_passed_over() -> None:
         ({"jwt_jwks": "ftp://login.example/jwks"}, "JWT_JWKS: must be an https address"),
     ],
 )
-async def test_a_configuration_that_is_not_whole_is_named(
-    jwks_file: Path, given: dict[str, Any], named: str
+async def test_an_invalid_configuration_is_reported_with_its_setting(
+    jwks_file: Path, changes: dict[str, Any], message: str
 ) -> None:
-    told = {
+    arguments = {
         "jwt_issuer": ISSUER,
         "jwt_audience": AUDIENCE,
         "jwt_jwks": str(jwks_file),
         "jwt_roles": ROLES,
-        **given,
+        **changes,
     }
-    with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{named}"):
-        await create_jwt_verifier(load_settings(**told))
+    with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{message}"):
+        await create_jwt_verifier(load_settings(**arguments))
 
 
-async def test_a_file_without_keys_stops_the_start(jwks_file: Path) -> None:
+async def test_a_file_without_keys_prevents_the_start(jwks_file: Path) -> None:
     write(jwks_file, b'{"keys": []}')
     with pytest.raises(ConfigurationError, match="JWT_JWKS: none of its keys"):
-        await create_jwt_verifier(settings(jwks_file))
+        await create_jwt_verifier(make_settings(jwks_file))
 
 
-async def test_without_an_issuer_there_are_no_tokens() -> None:
+async def test_no_verifier_is_created_without_an_issuer() -> None:
     assert await create_jwt_verifier(load_settings()) is None
 
 
-def test_a_role_that_is_none_is_named() -> None:
+def test_an_unknown_role_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="NODE_REGISTRY_JWT_ROLES"):
         load_settings(jwt_roles={"people": "king"})

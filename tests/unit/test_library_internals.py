@@ -47,7 +47,7 @@ class Part:
 
 
 def attribute(library: str, owner: type, *names: str) -> Iterable[Part]:
-    """Attributes of the class, or of its instances."""
+    """Yield a part for each attribute of a class, or of its instances."""
     for name in names:
         yield Part(f"{library}: {owner.__name__}.{name}", partial(_has_attribute, owner, name))
 
@@ -58,7 +58,7 @@ def _has_attribute(owner: type, name: str) -> bool:
 
 
 def method(library: str, owner: type, name: str, *parameters: str) -> Part:
-    """A method with exactly these parameters after self."""
+    """Return the part of a method that has exactly these parameters after self."""
 
     def has_parameters() -> bool:
         return list(inspect.signature(getattr(owner, name)).parameters) == ["self", *parameters]
@@ -67,7 +67,7 @@ def method(library: str, owner: type, name: str, *parameters: str) -> Part:
 
 
 def keyword(library: str, function: Callable[..., Any], *names: str) -> Iterable[Part]:
-    """Parameters of a function or class."""
+    """Yield a part for each named parameter of a function or class."""
     for name in names:
         parameters = inspect.signature(function).parameters
         yield Part(f"{library}: {function.__name__}({name}=)", partial(contains, parameters, name))
@@ -277,8 +277,10 @@ def test_a_library_has_the_part_that_the_code_depends_on(part: Part) -> None:
 )
 def test_the_locked_version_is_below_an_upper_bound(library: str, lock: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = [*project["dependencies"], *project["optional-dependencies"]["server"]]
-    [requirement] = [each for each in map(Requirement, listed) if each.name == library]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    [requirement] = [
+        candidate for candidate in map(Requirement, requirements) if candidate.name == library
+    ]
     assert any(bound.operator == "<" for bound in requirement.specifier)
     locked = re.search(
         rf"^{library}==(\S+)", (ROOT / f"requirements/{lock}.lock").read_text(), re.MULTILINE

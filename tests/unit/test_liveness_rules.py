@@ -32,7 +32,7 @@ def make_process_heartbeats(
     ("live_nodes", "stretch", "interval"),
     [(0, 1, 10), (10_000, 1, 10), (10_001, 1, 10.001), (100_000, 1, 100), (20_000, 2.5, 50)],
 )
-def test_the_pace_keeps_the_fleet_at_its_target_rate(
+def test_the_interval_keeps_the_fleet_at_its_target_rate(
     live_nodes: int, stretch: float, interval: float
 ) -> None:
     rules = LivenessRules(live_nodes=live_nodes, stretch=stretch)
@@ -40,10 +40,12 @@ def test_the_pace_keeps_the_fleet_at_its_target_rate(
 
 
 @given(st.floats(0, 1), st.integers(0, 10**6))
-def test_jitter_only_lengthens_and_only_by_its_part(jitter: float, live_nodes: int) -> None:
+def test_jitter_lengthens_the_interval_by_at_most_its_fraction(
+    jitter: float, live_nodes: int
+) -> None:
     rules = LivenessRules(jitter=jitter, live_nodes=live_nodes)
-    promised = rules.draw_interval()
-    assert rules.interval <= promised <= rules.interval * (1 + jitter) * 1.000001
+    drawn = rules.draw_interval()
+    assert rules.interval <= drawn <= rules.interval * (1 + jitter) * 1.000001
 
 
 @pytest.mark.parametrize(
@@ -85,24 +87,26 @@ def make_fleet_state(
     return FleetState(mode, "reason", time_after(-for_seconds), live, silent)
 
 
-@given(live=st.integers(0, 1000), part=st.floats(0, 1), age=st.floats(0, 1200))
-def test_the_mode_is_entered_and_left_within_its_bounds(live: int, part: float, age: float) -> None:
-    silent = round(live * part)
-    entered, reason = RULES.decide_mode(
-        make_fleet_state(RegistryMode.NORMAL, live, silent, age), BASE
+@given(live=st.integers(0, 1000), silent_fraction=st.floats(0, 1), age=st.floats(0, 1200))
+def test_protected_mode_is_entered_and_left_at_its_thresholds(
+    live: int, silent_fraction: float, age: float
+) -> None:
+    silent = round(live * silent_fraction)
+    mode, reason = RULES.decide_mode(make_fleet_state(RegistryMode.NORMAL, live, silent, age), BASE)
+    assert (mode is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 2)
+    assert (reason is not None) == (mode is RegistryMode.PROTECTED)
+    next_mode, _ = RULES.decide_mode(
+        make_fleet_state(RegistryMode.PROTECTED, live, silent, age), BASE
     )
-    assert (entered is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 2)
-    assert (reason is not None) == (entered is RegistryMode.PROTECTED)
-    held, _ = RULES.decide_mode(make_fleet_state(RegistryMode.PROTECTED, live, silent, age), BASE)
-    assert (held is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 4 and age < 600)
+    assert (next_mode is RegistryMode.PROTECTED) == (live >= 10 and silent > live / 4 and age < 600)
 
 
 @given(live=st.integers(10, 1000))
-def test_at_the_threshold_the_mode_does_not_go_to_and_fro(live: int) -> None:
+def test_the_mode_does_not_alternate_at_the_threshold(live: int) -> None:
     threshold = live // 2 + 1
     mode = RegistryMode.NORMAL
-    seen = []
+    modes = []
     for silent in [threshold - 1, threshold, threshold - 1, threshold] * 3:
         mode, _ = RULES.decide_mode(make_fleet_state(mode, live, silent), BASE)
-        seen.append(mode)
-    assert seen == [RegistryMode.NORMAL, *[RegistryMode.PROTECTED] * 11]
+        modes.append(mode)
+    assert modes == [RegistryMode.NORMAL, *[RegistryMode.PROTECTED] * 11]

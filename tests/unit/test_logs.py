@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-FAULT = """
+FAILING_PROGRAM = """
 import structlog
 from graph.telemetry import logs
 
@@ -25,11 +25,13 @@ except RuntimeError as error:
 
 
 @pytest.mark.parametrize("environment", ["development", "production"])
-def test_a_logged_fault_shows_where_it_happened_but_no_local_variable(environment: str) -> None:
+def test_a_logged_error_has_a_traceback_without_local_variables(environment: str) -> None:
     """Local variables hold requests, and formatting deep ones blocked the server for minutes."""
-    source = FAULT.format(environment=environment)
-    run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    assert "request.failed" in run.stderr
-    assert "RuntimeError" in run.stderr
-    assert "fail" in run.stderr
-    assert "a secret" not in run.stderr
+    source = FAILING_PROGRAM.format(environment=environment)
+    process = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
+    assert "request.failed" in process.stderr
+    assert "RuntimeError" in process.stderr
+    assert "fail" in process.stderr
+    assert "a secret" not in process.stderr

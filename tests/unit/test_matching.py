@@ -50,9 +50,9 @@ def compute_score(subject: Candidate, ranking: NodeRanking) -> float:
     return scored
 
 
-def test_containment_of_the_largest_documents_ends_in_time() -> None:
+def test_containment_of_the_largest_documents_is_computed_in_time() -> None:
     wide = [[i] for i in range(9000)]
-    others = [[-i] for i in range(1, 9000)]
+    disjoint = [[-i] for i in range(1, 9000)]
     deep: Any = 1
     for _ in range(31):
         deep = [deep, 1]
@@ -62,20 +62,21 @@ def test_containment_of_the_largest_documents_ends_in_time() -> None:
     other_fan: Any = [5]
     for _ in range(5):
         fan, other_fan = [fan] * 6, [other_fan] * 6
-    began = time.process_time()
+    started_at = time.process_time()
     assert contains(wide, wide)
-    assert not contains(wide, others)
+    assert not contains(wide, disjoint)
     assert not contains(wide, [*wide, [-1]])
     assert contains(deep, deep)
     assert not contains([fan], [other_fan])
     assert contains(many, few[:1000]) is all(
         any(set(part) <= set(whole) for whole in many) for part in few[:1000]
     )
-    assert time.process_time() - began < 20  # seconds; pair by pair it takes more than a minute
+    # Comparing pair by pair takes more than a minute.
+    assert time.process_time() - started_at < 20
 
 
 @pytest.mark.parametrize(
-    ("requirements", "node", "lines"),
+    ("requirements", "node", "reasons"),
     [
         (Requirements(), NODE, []),
         (Requirements(), UNMEASURED, []),
@@ -175,13 +176,13 @@ def test_containment_of_the_largest_documents_ends_in_time() -> None:
         ),
     ],
 )
-def test_an_excluded_node_is_told_each_requirement_that_it_does_not_meet(
-    requirements: Requirements, node: Candidate, lines: list[str]
+def test_each_unmet_requirement_of_a_node_is_listed(
+    requirements: Requirements, node: Candidate, reasons: list[str]
 ) -> None:
-    assert list_unmet_requirements(requirements, node) == lines
+    assert list_unmet_requirements(requirements, node) == reasons
 
 
-def test_reasons_come_in_a_fixed_order() -> None:
+def test_reasons_have_a_fixed_order() -> None:
     requirements = Requirements(
         roles=(NodeRole.BACKUP,),
         types=(NodeType.ROUTER,),
@@ -216,9 +217,9 @@ def test_a_reason_is_one_line_of_bounded_length() -> None:
         capabilities=orjson.dumps({f"k{i}": "\u2028" for i in range(3000)}).decode(),
         model="m" * 255,
     )
-    lines = list_unmet_requirements(requirements, NODE)
-    assert len(lines) == 4
-    assert all(line.isprintable() and len(line) < 700 for line in lines)
+    reasons = list_unmet_requirements(requirements, NODE)
+    assert len(reasons) == 4
+    assert all(reason.isprintable() and len(reason) < 700 for reason in reasons)
 
 
 METRICS = {
@@ -247,7 +248,7 @@ def make_measured(capabilities: Any, metrics: Mapping[str, Any] | None) -> Candi
     )
 
 
-def test_an_offer_is_made_from_a_node_s_row_and_its_latest_metrics() -> None:
+def test_a_candidate_is_built_from_the_row_and_the_latest_metrics_of_a_node() -> None:
     assert make_measured(NODE.capabilities, METRICS) == replace(
         NODE,
         cpu_percent=12.5,
@@ -269,7 +270,7 @@ def test_an_offer_is_made_from_a_node_s_row_and_its_latest_metrics() -> None:
         {"gpus": None},
     ],
 )
-def test_metrics_of_another_kind_count_as_not_measured(metrics: dict[str, Any]) -> None:
+def test_metrics_of_a_wrong_type_count_as_not_measured(metrics: dict[str, Any]) -> None:
     assert make_measured(NODE.capabilities, metrics) == UNMEASURED
 
 
@@ -286,23 +287,23 @@ def test_metrics_of_another_kind_count_as_not_measured(metrics: dict[str, Any]) 
         (None, set()),
     ],
 )
-def test_models_are_named_by_texts_or_by_objects_with_a_name(
+def test_models_are_read_from_strings_and_from_objects_with_a_name(
     capabilities: Any, models: set[str]
 ) -> None:
     assert extract_models(capabilities) == models
 
 
-def test_offers_with_the_same_labels_share_them() -> None:
-    one, other = (make_measured({"models": ["only-here"]}, None) for _ in range(2))
-    assert one.labels is other.labels
-    assert one.models is other.models
+def test_candidates_with_the_same_labels_share_them() -> None:
+    first, second = (make_measured({"models": ["only-here"]}, None) for _ in range(2))
+    assert first.labels is second.labels
+    assert first.models is second.models
 
 
 LABELS = st.sampled_from(["gpu", "spot", "eu"])
 PERCENTS = st.none() | st.sampled_from([0.0, 50.0, 400.0, -1.0]) | st.floats(0, 100)
 MEGABYTES = st.none() | st.sampled_from([0, 8000, 16384.0, 1e15, -1.0]) | st.floats(0, 1e6)
 CAPABILITIES = st.dictionaries(st.sampled_from(["models", "os"]), DOCUMENTS, max_size=2)
-OFFERS = st.builds(
+CANDIDATES = st.builds(
     lambda capabilities, **parts: Candidate(
         capabilities=capabilities, models=extract_models(capabilities), id=uuid4(), **parts
     ),
@@ -318,9 +319,9 @@ OFFERS = st.builds(
     gpu_percent=PERCENTS,
     gpu_memory_free_mb=MEGABYTES,
 )
-FLEETS = st.lists(OFFERS, max_size=8, unique_by=lambda node: node.node_id)
+FLEETS = st.lists(CANDIDATES, max_size=8, unique_by=lambda node: node.node_id)
 SOME_LABELS = st.none() | st.lists(LABELS, max_size=2).map(tuple)
-WANTED: dict[str, st.SearchStrategy[Any]] = {
+REQUIREMENT_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "roles": st.lists(st.sampled_from(NodeRole), max_size=3).map(tuple),
     "types": st.lists(st.sampled_from(NodeType), max_size=3).map(tuple),
     "labels": st.builds(LabelSelector, all=SOME_LABELS, any=SOME_LABELS, none=SOME_LABELS),
@@ -330,7 +331,7 @@ WANTED: dict[str, st.SearchStrategy[Any]] = {
     "min_gpu_memory_free_mb": st.floats(0, 1e6),
     "max_cpu_percent": st.floats(0, 100),
 }
-REQUIREMENTS = st.fixed_dictionaries({}, optional=WANTED).flatmap(
+REQUIREMENTS = st.fixed_dictionaries({}, optional=REQUIREMENT_VALUES).flatmap(
     lambda parts: st.booleans().map(
         lambda degraded: Requirements(**parts, include_degraded=degraded)
     )
@@ -341,40 +342,40 @@ REQUIREMENTS = st.fixed_dictionaries({}, optional=WANTED).flatmap(
 def test_a_candidate_has_no_reasons_and_every_other_node_has_one(
     fleet: list[Candidate], requirements: Requirements
 ) -> None:
-    candidates, others = partition(requirements, fleet)
+    candidates, excluded = partition(requirements, fleet)
     assert candidates == [node for node in fleet if not list_unmet_requirements(requirements, node)]
-    assert others == [node for node in fleet if list_unmet_requirements(requirements, node)]
+    assert excluded == [node for node in fleet if list_unmet_requirements(requirements, node)]
 
 
-@given(OFFERS, REQUIREMENTS, st.sampled_from(sorted(WANTED)))
+@given(CANDIDATES, REQUIREMENTS, st.sampled_from(sorted(REQUIREMENT_VALUES)))
 def test_a_node_meets_requirements_when_it_meets_each_of_them(
     node: Candidate, requirements: Requirements, part: str
 ) -> None:
-    nothing: dict[str, Any] = {part: None}
-    fewer = replace(requirements, **nothing)
-    alone = Requirements(
+    removed: dict[str, Any] = {part: None}
+    others = replace(requirements, **removed)
+    single = Requirements(
         **{part: getattr(requirements, part)}, include_degraded=requirements.include_degraded
     )
-    lines = list_unmet_requirements(requirements, node)
-    assert set(list_unmet_requirements(fewer, node)) <= set(lines)
-    assert set(list_unmet_requirements(alone, node)) <= set(lines)
-    assert set(lines) == set(list_unmet_requirements(fewer, node)) | set(
-        list_unmet_requirements(alone, node)
+    reasons = list_unmet_requirements(requirements, node)
+    assert set(list_unmet_requirements(others, node)) <= set(reasons)
+    assert set(list_unmet_requirements(single, node)) <= set(reasons)
+    assert set(reasons) == set(list_unmet_requirements(others, node)) | set(
+        list_unmet_requirements(single, node)
     )
 
 
-@given(OFFERS, REQUIREMENTS)
-def test_a_reason_never_shows_a_number_that_would_do(
+@given(CANDIDATES, REQUIREMENTS)
+def test_a_reason_never_shows_a_number_that_meets_the_requirement(
     node: Candidate, requirements: Requirements
 ) -> None:
-    for line in list_unmet_requirements(requirements, node):
-        numbers = [float(word) for word in line.replace(",", "").split() if _is_number(word)]
-        if " MB " in line and "none measured" not in line:
-            needed, had = numbers
-            assert had < needed
-        if "CPU" in line and "none measured" not in line:
-            most, had = numbers
-            assert had > most
+    for reason in list_unmet_requirements(requirements, node):
+        numbers = [float(word) for word in reason.replace(",", "").split() if _is_number(word)]
+        if " MB " in reason and "none measured" not in reason:
+            minimum, value = numbers
+            assert value < minimum
+        if "CPU" in reason and "none measured" not in reason:
+            maximum, value = numbers
+            assert value > maximum
 
 
 def _is_number(word: str) -> bool:
@@ -423,7 +424,7 @@ def test_a_score_follows_its_formula(
     assert compute_score(node, ranking) == pytest.approx(expected)
 
 
-def test_nodes_that_score_the_same_come_online_first_and_then_by_their_ids() -> None:
+def test_equal_scores_rank_online_nodes_first_and_then_by_node_id() -> None:
     fleet = [
         replace(UNMEASURED, node_id="b"),
         replace(UNMEASURED, node_id="a", status=NodeStatus.DEGRADED),
@@ -434,7 +435,7 @@ def test_nodes_that_score_the_same_come_online_first_and_then_by_their_ids() -> 
 
 
 @given(FLEETS.flatmap(lambda fleet: st.tuples(st.just(fleet), st.permutations(fleet))))
-def test_a_ranking_is_total_and_a_score_is_the_node_s_alone(
+def test_a_ranking_is_total_and_a_score_depends_only_on_its_node(
     fleets: tuple[list[Candidate], list[Candidate]],
 ) -> None:
     fleet, shuffled = fleets
@@ -448,23 +449,23 @@ def test_a_ranking_is_total_and_a_score_is_the_node_s_alone(
         assert sorted(node.node_id for node, _ in best_first) == sorted(n.node_id for n in fleet)
 
 
-@given(OFFERS, st.floats(0, 1e6), st.floats(0, 1e6))
-def test_a_node_with_more_to_give_never_scores_less(
-    node: Candidate, one: float, other: float
+@given(CANDIDATES, st.floats(0, 1e6), st.floats(0, 1e6))
+def test_a_node_with_more_capacity_never_scores_less(
+    node: Candidate, first: float, second: float
 ) -> None:
-    def with_measured(attribute: str, value: float) -> Candidate:
+    def replace_metric(attribute: str, value: float) -> Candidate:
         changed: dict[str, Any] = {attribute: value}
         return replace(node, **changed)
 
-    less, more = sorted((one, other))
+    less, more = sorted((first, second))
     for ranking, attribute in (
         (NodeRanking.MOST_FREE_MEMORY, "memory_available_mb"),
         (NodeRanking.MOST_FREE_GPU_MEMORY, "gpu_memory_free_mb"),
     ):
-        worse, better = with_measured(attribute, less), with_measured(attribute, more)
+        worse, better = replace_metric(attribute, less), replace_metric(attribute, more)
         assert compute_score(worse, ranking) <= compute_score(better, ranking)
     for attribute in ("cpu_percent", "memory_percent", "gpu_percent"):
-        worse, better = with_measured(attribute, more / 1e4), with_measured(attribute, less / 1e4)
+        worse, better = replace_metric(attribute, more / 1e4), replace_metric(attribute, less / 1e4)
         assert compute_score(worse, NodeRanking.LEAST_LOADED) <= compute_score(
             better, NodeRanking.LEAST_LOADED
         )

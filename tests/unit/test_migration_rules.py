@@ -1,4 +1,4 @@
-"""The SQL that migrations must not execute is found."""
+"""The detection of SQL that migrations must not execute."""
 
 import pytest
 
@@ -22,7 +22,7 @@ from tests.support.migration_rules import find_incompatibilities
         "CREATE INDEX nodes_hostname_idx\n  ON nodes (hostname)",
     ],
 )
-def test_what_would_stop_the_version_before_is_found(sql: str) -> None:
+def test_sql_that_breaks_the_previous_version_is_found(sql: str) -> None:
     assert len(find_incompatibilities(sql)) == 1
 
 
@@ -36,5 +36,5 @@ def test_what_would_stop_the_version_before_is_found(sql: str) -> None:
         "REVOKE ALL ON FUNCTION trim_racks() FROM PUBLIC",
     ],
 )
-def test_what_the_version_before_does_not_notice_is_let_through(sql: str) -> None:
+def test_sql_that_the_previous_version_tolerates_is_allowed(sql: str) -> None:
     assert find_incompatibilities(sql) == []

@@ -9,26 +9,26 @@ from graph.server.listener import require_safe_access
 
 
 @pytest.mark.parametrize(
-    ("given", "required"),
+    ("arguments", "required"),
     [
         ({}, False),
         ({"http_host": "localhost"}, False),
         ({"http_host": "::1"}, False),
-        ({"http_host": "0.0.0.0"}, True),  # noqa: S104  # what it is about
+        ({"http_host": "0.0.0.0"}, True),  # noqa: S104  # the setting under test
         ({"env": "production"}, True),
         ({"auth": "required"}, True),
         ({"env": "production", "auth": "off"}, False),
     ],
 )
-def test_authentication_is_required_of_all_but_development_on_loopback(
-    given: dict[str, Any],
+def test_authentication_is_required_except_in_development_on_loopback(
+    arguments: dict[str, Any],
     required: bool,  # noqa: FBT001  # a row of the table
 ) -> None:
-    assert load_settings(**given).is_authentication_required is required
+    assert load_settings(**arguments).is_authentication_required is required
 
 
 @pytest.mark.parametrize(
-    ("given", "problem"),
+    ("arguments", "problem"),
     [
         ({"env": "production", "auth": "off"}, "production requires authentication"),
         (
@@ -38,13 +38,13 @@ def test_authentication_is_required_of_all_but_development_on_loopback(
         ({"http_host": "0.0.0.0", "auth": "off"}, "LET_ANYONE_DO_ANYTHING"),  # noqa: S104
     ],
 )
-def test_what_would_be_open_to_all_does_not_start(given: dict[str, Any], problem: str) -> None:
+def test_a_registry_open_to_all_does_not_start(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
-        require_safe_access(load_settings(**given))
+        require_safe_access(load_settings(**arguments))
 
 
 @pytest.mark.parametrize(
-    "given",
+    "arguments",
     [
         {},
         {"http_host": "0.0.0.0"},  # noqa: S104
@@ -52,5 +52,7 @@ def test_what_would_be_open_to_all_does_not_start(given: dict[str, Any], problem
         {"env": "production"},
     ],
 )
-def test_what_is_safe_or_said_to_be_starts(given: dict[str, Any]) -> None:
-    require_safe_access(load_settings(**given))
+def test_a_registry_with_safe_or_explicitly_allowed_access_starts(
+    arguments: dict[str, Any],
+) -> None:
+    require_safe_access(load_settings(**arguments))

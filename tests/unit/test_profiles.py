@@ -92,12 +92,12 @@ def make_patch(old: Any, new: Any) -> Any:
     """Return the patch that turns one document into another."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return new
-    changed = {
+    patch = {
         key: make_patch(old.get(key), value)
         for key, value in new.items()
         if key not in old or old[key] != value or type(old[key]) is not type(value)
     }
-    return changed | {key: None for key in old if key not in new}
+    return patch | {key: None for key in old if key not in new}
 
 
 @given(WHOLE, WHOLE)

@@ -1,4 +1,4 @@
-"""Rate limits: what is let through, and when more may come."""
+"""Rate limits: which charges are accepted, and when the next one will be."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from graph.auth import rate_limiter
 from graph.auth.rate_limiter import RateLimiter
 from graph.core.errors import RateLimited
 
-WHAT = "requests"
+LIMIT_NAME = "requests"
 
 
 class Clock:
@@ -21,88 +21,88 @@ class Clock:
         return self.now
 
 
-def let_through(quota: RateLimiter, key: str, attempts: int) -> int:
-    taken = 0
+def count_accepted(limiter: RateLimiter, key: str, attempts: int) -> int:
+    accepted = 0
     for _ in range(attempts):
         try:
-            quota.charge(key)
+            limiter.charge(key)
         except RateLimited:
             continue
-        taken += 1
-    return taken
+        accepted += 1
+    return accepted
 
 
-def test_a_burst_is_let_through_then_the_rate() -> None:
+def test_a_burst_is_accepted_and_then_the_rate() -> None:
     clock = Clock()
-    limited = RateLimiter(WHAT, per_second=10, burst=5, clock=clock)
-    assert let_through(limited, "a", 20) == 5
+    limiter = RateLimiter(LIMIT_NAME, per_second=10, burst=5, clock=clock)
+    assert count_accepted(limiter, "a", 20) == 5
     clock.now += 0.2
-    assert let_through(limited, "a", 20) == 2
+    assert count_accepted(limiter, "a", 20) == 2
     clock.now += 3600
-    assert let_through(limited, "a", 20) == 5
+    assert count_accepted(limiter, "a", 20) == 5
 
 
-def test_a_refusal_says_when_more_may_come_and_keeps_its_word() -> None:
+def test_a_rejection_names_the_delay_after_which_a_charge_is_accepted() -> None:
     clock = Clock()
-    limited = RateLimiter(WHAT, per_second=2, burst=3, clock=clock)
-    let_through(limited, "a", 3)
-    with pytest.raises(RateLimited) as refused:
-        limited.charge("a")
-    wait = refused.value.details["retryAfterSeconds"]
+    limiter = RateLimiter(LIMIT_NAME, per_second=2, burst=3, clock=clock)
+    count_accepted(limiter, "a", 3)
+    with pytest.raises(RateLimited) as rejection:
+        limiter.charge("a")
+    wait = rejection.value.details["retryAfterSeconds"]
     assert isinstance(wait, float)
     assert 0 < wait <= 0.5
     clock.now += wait + 0.001
-    limited.charge("a")
+    limiter.charge("a")
 
 
-def test_one_key_uses_nothing_of_another() -> None:
-    limited = RateLimiter(WHAT, per_second=1, burst=2, clock=Clock())
-    assert let_through(limited, "a", 10) == 2
-    assert let_through(limited, "b", 10) == 2
+def test_keys_have_independent_limits() -> None:
+    limiter = RateLimiter(LIMIT_NAME, per_second=1, burst=2, clock=Clock())
+    assert count_accepted(limiter, "a", 10) == 2
+    assert count_accepted(limiter, "b", 10) == 2
 
 
-def test_what_is_refused_is_not_paid_for() -> None:
+def test_a_rejected_charge_costs_nothing() -> None:
     clock = Clock()
-    limited = RateLimiter(WHAT, per_second=1, burst=1, clock=clock)
-    let_through(limited, "a", 100)
+    limiter = RateLimiter(LIMIT_NAME, per_second=1, burst=1, clock=clock)
+    count_accepted(limiter, "a", 100)
     clock.now += 1.001
-    limited.charge("a")
+    limiter.charge("a")
 
 
-def test_more_than_the_burst_is_let_through_once_and_paid_later() -> None:
+def test_a_charge_above_the_burst_is_accepted_once_and_delays_the_next() -> None:
     clock = Clock()
-    limited = RateLimiter(WHAT, per_second=100, burst=50, clock=clock)
-    limited.charge("a", 1000)
-    for passed in (1, 5):
-        clock.now += passed
+    limiter = RateLimiter(LIMIT_NAME, per_second=100, burst=50, clock=clock)
+    limiter.charge("a", 1000)
+    for seconds in (1, 5):
+        clock.now += seconds
         with pytest.raises(RateLimited):
-            limited.charge("a", 1000)
+            limiter.charge("a", 1000)
     clock.now += 4.001
-    limited.charge("a", 1000)
+    limiter.charge("a", 1000)
 
 
-def test_whether_one_is_left_is_asked_without_taking_it() -> None:
+def test_require_available_does_not_charge() -> None:
     clock = Clock()
-    limited = RateLimiter("failed logins", per_second=1, burst=2, clock=clock)
+    limiter = RateLimiter("failed logins", per_second=1, burst=2, clock=clock)
     for _ in range(10):
-        limited.require_available("a")
-    limited.charge("a")
-    limited.require_available("a")
-    limited.charge("a")
+        limiter.require_available("a")
+    limiter.charge("a")
+    limiter.require_available("a")
+    limiter.charge("a")
     with pytest.raises(RateLimited, match="failed logins"):
-        limited.require_available("a")
+        limiter.require_available("a")
     clock.now += 1.001
-    limited.require_available("a")
+    limiter.require_available("a")
 
 
-def test_keys_are_forgotten_from_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_keys_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_limiter, "MAX_KEYS", 10)
-    limited = RateLimiter(WHAT, per_second=0.001, burst=1, clock=Clock())
+    limiter = RateLimiter(LIMIT_NAME, per_second=0.001, burst=1, clock=Clock())
     for number in range(20):
-        limited.charge(f"{number}")
-    limited.charge("0")
+        limiter.charge(f"{number}")
+    limiter.charge("0")
     with pytest.raises(RateLimited):
-        limited.charge("19")
+        limiter.charge("19")
 
 
 @given(
@@ -110,22 +110,22 @@ def test_keys_are_forgotten_from_the_oldest(monkeypatch: pytest.MonkeyPatch) -> 
     st.floats(0.5, 20),
     st.integers(5, 20),
 )
-def test_no_span_of_time_lets_more_through_than_rate_and_burst(
+def test_no_time_span_accepts_more_than_burst_and_rate(
     attempts: list[tuple[float, int]], per_second: float, burst: int
 ) -> None:
     clock = Clock()
-    limited = RateLimiter(WHAT, per_second=per_second, burst=burst, clock=clock)
-    taken = [(clock.now, 0)]
-    for passed, amount in attempts:
-        clock.now += passed
+    limiter = RateLimiter(LIMIT_NAME, per_second=per_second, burst=burst, clock=clock)
+    accepted = [(clock.now, 0)]
+    for seconds, amount in attempts:
+        clock.now += seconds
         try:
-            limited.charge("a", amount)
+            limiter.charge("a", amount)
         except RateLimited:
             continue
-        taken.append((clock.now, amount))
-    assert all(earlier <= later for (earlier, _), (later, _) in pairwise(taken))
-    for first in range(len(taken)):
-        for last in range(first, len(taken)):
-            span = taken[last][0] - taken[first][0]
-            amount = sum(each for _, each in taken[first : last + 1])
+        accepted.append((clock.now, amount))
+    assert all(earlier <= later for (earlier, _), (later, _) in pairwise(accepted))
+    for first in range(len(accepted)):
+        for last in range(first, len(accepted)):
+            span = accepted[last][0] - accepted[first][0]
+            amount = sum(charge for _, charge in accepted[first : last + 1])
             assert amount <= burst + span * per_second + 1e-6

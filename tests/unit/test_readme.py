@@ -1,4 +1,4 @@
-"""README keeps up with what it describes."""
+"""README is up to date with the settings, the schema and the commands."""
 
 import re
 
@@ -26,11 +26,11 @@ def test_every_setting_is_in_the_table(name: str) -> None:
 
 
 @pytest.mark.parametrize("document", re.findall(r"```graphql\n(.*?)```", README, re.DOTALL))
-def test_every_operation_is_one_of_the_schema(document: str) -> None:
+def test_every_operation_is_valid_in_the_schema(document: str) -> None:
     assert DocumentCache(schema.graphql).get_document(GraphQLRequest(query=document)).errors == []
 
 
-def test_it_opens_with_the_two_commands() -> None:
+def test_readme_opens_with_the_two_commands() -> None:
     opening = README.split("## ")[0]
     assert "make run" in opening
     assert "make test" in opening

@@ -17,17 +17,17 @@ from graphql import (
 from graph.api.schema import schema
 
 HERE = Path(__file__).parent
-WRITTEN = (HERE.parent.parent / "schema.graphql").read_text(encoding="utf-8")
-OURS = build_schema(WRITTEN)
+SCHEMA_FILE = (HERE.parent.parent / "schema.graphql").read_text(encoding="utf-8")
+SCHEMA = build_schema(SCHEMA_FILE)
 CONTRACT = build_schema((HERE / "contract.graphql").read_text(encoding="utf-8"))
 
 
 def test_schema_graphql_is_what_the_registry_serves() -> None:
-    assert schema.as_str() + "\n" == WRITTEN, "run `make schema`"
+    assert schema.as_str() + "\n" == SCHEMA_FILE, "run `make schema`"
 
 
 def test_the_schema_is_compatible_with_the_contract() -> None:
-    assert find_breaking_changes(CONTRACT, OURS) == []
+    assert find_breaking_changes(CONTRACT, SCHEMA) == []
 
 
 def list_descriptions(named_type: GraphQLNamedType) -> dict[str, str | None]:
@@ -52,12 +52,12 @@ def list_descriptions(named_type: GraphQLNamedType) -> dict[str, str | None]:
     "named_type",
     [
         named_type
-        for name, named_type in OURS.type_map.items()
+        for name, named_type in SCHEMA.type_map.items()
         if not name.startswith("__") and not is_specified_scalar_type(named_type)
     ],
     ids=str,
 )
-def test_everything_has_a_description(named_type: GraphQLNamedType) -> None:
+def test_every_type_field_and_value_has_a_description(named_type: GraphQLNamedType) -> None:
     assert [
         name for name, description in list_descriptions(named_type).items() if not description
     ] == []
@@ -65,4 +65,4 @@ def test_everything_has_a_description(named_type: GraphQLNamedType) -> None:
 
 @pytest.mark.parametrize("name", ["DateTime", "JSON", "IPAddress", "Revision"])
 def test_scalars_have_the_descriptions_of_the_contract(name: str) -> None:
-    assert OURS.type_map[name].description == CONTRACT.type_map[name].description
+    assert SCHEMA.type_map[name].description == CONTRACT.type_map[name].description

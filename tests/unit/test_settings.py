@@ -14,7 +14,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_settings_of_the_file_are_those_of_the_environment(file: Path) -> None:
+def test_settings_are_read_from_the_file(file: Path) -> None:
     file.write_text(
         "# As init-database writes it\n"
         "NODE_REGISTRY_DB_NAME='registry 1'\n"
@@ -26,7 +26,7 @@ def test_settings_of_the_file_are_those_of_the_environment(file: Path) -> None:
     assert settings.allowed_origins == ["https://dashboard.example"]
 
 
-def test_environment_goes_before_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_overrides_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("NODE_REGISTRY_DB_NAME=a\nNODE_REGISTRY_DB_USER=a\n")
     monkeypatch.setenv("NODE_REGISTRY_DB_NAME", "b")
     settings = load_settings()
@@ -34,18 +34,20 @@ def test_environment_goes_before_the_file(file: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("NODE_REGISTRY_HTTP_PORT=high", "NODE_REGISTRY_HTTP_PORT: "),
         ("NODE_REGISTRY_HTTP_PROT=9205", "there is no setting NODE_REGISTRY_HTTP_PROT"),
     ],
 )
-def test_mistake_in_the_file_is_named(file: Path, text: str, said: str) -> None:
+def test_mistake_in_the_file_is_reported_with_its_setting(
+    file: Path, text: str, message: str
+) -> None:
     file.write_text(f"{text}\n")
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=message):
         load_settings()
 
 
-def test_file_that_is_not_there_is_no_empty_one(file: Path) -> None:
+def test_missing_file_is_an_error(file: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"SETTINGS_FILE: there is no file {file}"):
         load_settings()

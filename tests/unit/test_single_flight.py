@@ -22,17 +22,17 @@ MAX_WEIGHT = 5
 class Work:
     """Work that ends when the test says so, and counts its starts per key."""
 
-    begun: Counter[str] = field(default_factory=Counter)
+    starts: Counter[str] = field(default_factory=Counter)
     running: dict[str, asyncio.Future[int]] = field(default_factory=dict)
-    every: list[asyncio.Future[int]] = field(default_factory=list)
+    futures: list[asyncio.Future[int]] = field(default_factory=list)
 
-    def of(self, key: str) -> Callable[[], Coroutine[Any, Any, int]]:
+    def make(self, key: str) -> Callable[[], Coroutine[Any, Any, int]]:
         async def work() -> int:
-            self.begun[key] += 1
-            ending: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self.running[key] = ending
-            self.every.append(ending)
-            return await ending
+            self.starts[key] += 1
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self.running[key] = future
+            self.futures.append(future)
+            return await future
 
         return work
 
@@ -72,27 +72,27 @@ async def is_cached(flight: SingleFlight[str, int], key: str) -> bool:
 
 async def test_concurrent_callers_share_the_work_and_later_callers_the_result() -> None:
     flight, work = make_flight(), Work()
-    callers = [asyncio.create_task(flight.get("a", work.of("a"))) for _ in range(3)]
+    callers = [asyncio.create_task(flight.get("a", work.make("a"))) for _ in range(3)]
     await settle()
     await work.end("a", 2)
     assert await asyncio.gather(*callers) == [2, 2, 2]
-    assert await flight.get("a", work.of("a")) == 2
-    assert work.begun == {"a": 1}
+    assert await flight.get("a", work.make("a")) == 2
+    assert work.starts == {"a": 1}
 
 
 async def test_the_work_continues_when_the_first_caller_is_cancelled() -> None:
     flight, work = make_flight(), Work()
-    first, second = (asyncio.create_task(flight.get("a", work.of("a"))) for _ in range(2))
+    first, second = (asyncio.create_task(flight.get("a", work.make("a"))) for _ in range(2))
     await settle()
     first.cancel()
     await work.end("a", 2)
     assert await second == 2
-    assert work.begun == {"a": 1}
+    assert work.starts == {"a": 1}
 
 
 async def test_a_failure_reaches_all_callers_and_is_not_cached() -> None:
     flight, work = make_flight(), Work()
-    callers = [asyncio.create_task(flight.get("a", work.of("a"))) for _ in range(2)]
+    callers = [asyncio.create_task(flight.get("a", work.make("a"))) for _ in range(2)]
     await settle()
     await work.end("a", ValueError("no"))
     for task in callers:
@@ -103,7 +103,7 @@ async def test_a_failure_reaches_all_callers_and_is_not_cached() -> None:
 
 async def test_cancelled_work_is_not_cached() -> None:
     flight, work = make_flight(), Work()
-    task = flight.start("a", work.of("a"))
+    task = flight.start("a", work.make("a"))
     await settle()
     task.cancel()
     await settle()
@@ -128,20 +128,20 @@ async def test_a_result_above_the_maximum_weight_evicts_no_other() -> None:
 
 async def test_running_work_is_never_evicted() -> None:
     flight, work = make_flight(), Work()
-    caller = asyncio.create_task(flight.get("a", work.of("a")))
+    caller = asyncio.create_task(flight.get("a", work.make("a")))
     await settle()
     for key in "bcdef":
         await flight.get(key, instant(3))
-    again = asyncio.create_task(flight.get("a", work.of("a")))
+    again = asyncio.create_task(flight.get("a", work.make("a")))
     await settle()
     await work.end("a", 1)
     assert (await caller, await again) == (1, 1)
-    assert work.begun == {"a": 1}
+    assert work.starts == {"a": 1}
 
 
 async def test_work_forgotten_while_running_is_not_cached_and_weighs_nothing() -> None:
     flight, work = make_flight(), Work()
-    forgotten = flight.start("a", work.of("a"))
+    forgotten = flight.start("a", work.make("a"))
     await settle()
     flight.forget("a")
     work.running["a"].set_result(MAX_WEIGHT)
@@ -166,7 +166,7 @@ async def test_a_result_forgotten_as_its_work_ends_weighs_nothing() -> None:
 
 async def test_a_failure_may_be_forgotten_as_its_work_ends() -> None:
     flight, work = make_flight(), Work()
-    task = flight.start("a", work.of("a"))
+    task = flight.start("a", work.make("a"))
     await settle()
     work.running["a"].set_exception(ValueError("no"))
     while not task.done():
@@ -179,12 +179,12 @@ async def test_a_failure_without_callers_is_not_an_error_of_the_event_loop(
     logged: list[EventDict],
 ) -> None:
     flight, work = make_flight(), Work()
-    flight.start("a", work.of("a"))
+    flight.start("a", work.make("a"))
     await settle()
     flight.forget("a")
     await work.end("a", ValueError("no"))
     work.running.clear()
-    work.every.clear()
+    work.futures.clear()
     gc.collect()
     assert not logged
 
@@ -192,26 +192,26 @@ async def test_a_failure_without_callers_is_not_an_error_of_the_event_loop(
 async def test_stored_results_are_cached_within_the_same_bound() -> None:
     flight, work = make_flight(), Work()
     flight.store("a", 2)
-    assert flight.get_stored("a") == await flight.get("a", work.of("a")) == 2
+    assert flight.get_stored("a") == await flight.get("a", work.make("a")) == 2
     flight.store("a", MAX_WEIGHT)
     flight.store("b", MAX_WEIGHT + 1)
     assert (flight.get_stored("a"), flight.get_stored("b")) == (MAX_WEIGHT, None)
     flight.store("b", 1)
     assert (flight.get_stored("a"), flight.get_stored("b")) == (None, 1)
-    assert not work.begun
+    assert not work.starts
 
 
 class Model:
     """A simple model of the cache, least recently used first."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, int] = {}
+        self.cached: dict[str, int] = {}
         self.running: set[str] = set()
 
     def begin(self, key: str) -> bool:
         """Return whether the work has to be started."""
-        if key in self.kept:
-            self.kept[key] = self.kept.pop(key)
+        if key in self.cached:
+            self.cached[key] = self.cached.pop(key)
         elif key not in self.running:
             self.running.add(key)
             return True
@@ -220,12 +220,12 @@ class Model:
     def end(self, key: str, outcome: int) -> None:
         self.running.discard(key)
         if 0 < outcome <= MAX_WEIGHT:
-            self.kept[key] = outcome
-            while sum(self.kept.values()) > MAX_WEIGHT:
-                del self.kept[next(iter(self.kept))]
+            self.cached[key] = outcome
+            while sum(self.cached.values()) > MAX_WEIGHT:
+                del self.cached[next(iter(self.cached))]
 
     def forget(self, key: str) -> None:
-        self.kept.pop(key, None)
+        self.cached.pop(key, None)
         self.running.discard(key)
 
 
@@ -246,11 +246,11 @@ async def test_the_cache_matches_the_model_after_any_steps(
     steps: list[tuple[str, str, int]],
 ) -> None:
     """An outcome of 0 is a failure; 'end' applies to any running work."""
-    flight, model, work, begun = make_flight(), Model(), Work(), Counter[str]()
+    flight, model, work, starts = make_flight(), Model(), Work(), Counter[str]()
     for action, key, number in steps:
         if action == "begin":
-            begun[key] += model.begin(key)
-            _ = flight.get_stored(key) or flight.start(key, work.of(key))
+            starts[key] += model.begin(key)
+            _ = flight.get_stored(key) or flight.start(key, work.make(key))
         elif action == "forget":
             model.forget(key)
             flight.forget(key)
@@ -267,13 +267,13 @@ async def test_the_cache_matches_the_model_after_any_steps(
             else:
                 model.end(ending, number)
         await settle()
-        assert work.begun == begun
+        assert work.starts == starts
     for key in KEYS:
         lookup = asyncio.create_task(flight.get(key, instant(-1)))
         await settle()
         if key not in model.running:
-            assert await lookup == model.kept.get(key, -1)
+            assert await lookup == model.cached.get(key, -1)
         lookup.cancel()
-    for running in work.every:
+    for running in work.futures:
         running.cancel()
     await settle()

@@ -1,4 +1,4 @@
-"""The tree keeps its shape: small folders, small modules, no import circle, tests on their own."""
+"""The structure of the code: folder and module sizes, import cycles, docstrings."""
 
 import ast
 from collections import Counter
@@ -19,7 +19,7 @@ def list_modules(package: str) -> list[Path]:
 
 
 def find_imports(path: Path) -> Iterator[str]:
-    """The dotted names that the module imports anywhere, under TYPE_CHECKING included."""
+    """Yield the dotted names that the module imports anywhere, also under TYPE_CHECKING."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -29,13 +29,13 @@ def find_imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("package", ["graph", "db"])
-def test_no_folder_holds_more_modules_than_a_reader_takes_in(package: str) -> None:
-    counted = Counter(path.parent.relative_to(ROOT) for path in list_modules(package))
-    assert {folder: count for folder, count in counted.items() if count > MAX_MODULES} == {}
+def test_no_folder_has_more_modules_than_the_limit(package: str) -> None:
+    counts = Counter(path.parent.relative_to(ROOT) for path in list_modules(package))
+    assert {folder: count for folder, count in counts.items() if count > MAX_MODULES} == {}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_module_is_longer_than_a_reader_takes_in(package: str) -> None:
+def test_no_module_is_longer_than_the_limit(package: str) -> None:
     lines = {
         path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines())
         for path in list_modules(package)
@@ -44,21 +44,21 @@ def test_no_module_is_longer_than_a_reader_takes_in(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_import_leads_back_to_where_it_began(package: str) -> None:
-    """Holds for what is imported under TYPE_CHECKING or within a function, too."""
+def test_no_modules_import_each_other_in_a_cycle(package: str) -> None:
+    """Imports under TYPE_CHECKING and within functions count, too."""
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path
                for path in list_modules(package)}  # fmt: skip
     imports = {
         module: {
-            found
+            imported
             for name in find_imports(path)
-            for found in (name, name.rpartition(".")[0])
-            if found in modules and found != module
+            for imported in (name, name.rpartition(".")[0])
+            if imported in modules and imported != module
         }
         for module, path in modules.items()
     }
-    while leaves := {module for module, needed in imports.items() if not needed & imports.keys()}:
-        imports = {module: needed for module, needed in imports.items() if module not in leaves}
+    while leaves := {module for module, targets in imports.items() if not targets & imports.keys()}:
+        imports = {module: targets for module, targets in imports.items() if module not in leaves}
     assert imports == {}, "each of these is in a circle, or leads to one"
 
 
@@ -91,11 +91,13 @@ CONTINUES_THE_NAME = {
 
 @pytest.mark.parametrize("package", [*PACKAGES, "bench"])
 def test_no_docstring_continues_the_name_that_it_describes(package: str) -> None:
-    described = [
+    first_lines = [
         (path.relative_to(ROOT), docstring.split("\n")[0])
         for path in list_modules(package)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module)
         and (docstring := ast.get_docstring(node))
     ]
-    assert [each for each in described if each[1].split()[0] in CONTINUES_THE_NAME] == []
+    assert [
+        first_line for first_line in first_lines if first_line[1].split()[0] in CONTINUES_THE_NAME
+    ] == []

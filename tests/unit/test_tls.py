@@ -1,4 +1,4 @@
-"""TLS on real sockets: which certificates count, who is known by one, how they are renewed."""
+"""TLS on real sockets: client certificates, their identities, and the renewal of files."""
 
 import asyncio
 import os
@@ -41,10 +41,10 @@ LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio"
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
-async def who(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the name of the caller, over HTTP and over a websocket."""
-    known = find_certified_identity(scope)
-    name = (known[0].name if known else "nobody").encode()
+async def answer_name(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the name of the caller, over HTTP or a websocket."""
+    certified = find_certified_identity(scope)
+    name = (certified[0].name if certified else "nobody").encode()
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": name})
@@ -56,29 +56,29 @@ async def who(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @dataclass
-class Who:
+class TlsServer:
     context: ReloadingContext
     port: int
 
-    async def asked(self, by: ssl.SSLContext) -> str:
-        """On a connection of its own."""
-        async with httpx.AsyncClient(verify=by, timeout=SECONDS) as http:
+    async def fetch_name(self, tls_context: ssl.SSLContext) -> str:
+        """Return the name that the server answers over HTTP, on a new connection."""
+        async with httpx.AsyncClient(verify=tls_context, timeout=SECONDS) as http:
             return (await http.get(f"https://127.0.0.1:{self.port}")).text
 
-    async def asked_by_websocket(self, by: ssl.SSLContext) -> str:
-        async with open_socket(f"wss://127.0.0.1:{self.port}", ssl=by) as websocket:
+    async def fetch_name_by_websocket(self, tls_context: ssl.SSLContext) -> str:
+        async with open_socket(f"wss://127.0.0.1:{self.port}", ssl=tls_context) as websocket:
             return bytes(await websocket.recv(decode=False)).decode()
 
 
 @asynccontextmanager
-async def serving(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[Who]:
-    """`who`, by the registry's own protocols."""
+async def run_server(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[TlsServer]:
+    """Serve `answer_name` with the registry's protocols for HTTP and websockets."""
     settings = load_settings(**make_tls_settings(pair, client_ca))
     context = create_tls_context(settings)
     assert context is not None
     server = uvicorn.Server(
         uvicorn.Config(
-            who,
+            answer_name,
             http=make_http_protocol(settings),
             ws=make_websocket_protocol(settings),
             lifespan="off",
@@ -91,35 +91,41 @@ async def serving(pair: Pair, client_ca: Path | None = None) -> AsyncIterator[Wh
         task = asyncio.create_task(server._serve([listening]))  # noqa: SLF001  # without its signals
         await wait_until(lambda: server.started)
         try:
-            yield Who(context, listening.getsockname()[1])
+            yield TlsServer(context, listening.getsockname()[1])
         finally:
             server.should_exit = True
             await task
 
 
 @LOOPS
-def test_a_certificate_makes_the_agent_of_its_node_known(run: Run, authority: Authority) -> None:
+def test_a_client_certificate_identifies_the_agent_of_its_node(
+    run: Run, authority: Authority
+) -> None:
     async def scenario() -> None:
-        good = make_client_context(authority, authority.client("gpu-1"))
-        async with serving(authority.server(), authority.certificate) as live:
+        tls_context = make_client_context(authority, authority.client("gpu-1"))
+        async with run_server(authority.server(), authority.certificate) as tls_server:
             for _ in range(2):
-                assert await live.asked(good) == "tls/gpu-1"
-                assert await live.asked_by_websocket(good) == "tls/gpu-1"
-            assert await live.asked(make_client_context(authority)) == "nobody"
-            assert await live.asked_by_websocket(make_client_context(authority)) == "nobody"
+                assert await tls_server.fetch_name(tls_context) == "tls/gpu-1"
+                assert await tls_server.fetch_name_by_websocket(tls_context) == "tls/gpu-1"
+            assert await tls_server.fetch_name(make_client_context(authority)) == "nobody"
+            assert (
+                await tls_server.fetch_name_by_websocket(make_client_context(authority)) == "nobody"
+            )
 
     run(scenario())
 
 
 @LOOPS
 @pytest.mark.parametrize("names", [("a b",), ("gpu-1", "gpu-2"), (), ("jwt/ada",), ("*",)])
-def test_a_certificate_that_names_no_node_makes_nobody_known(
+def test_a_certificate_without_a_single_node_name_identifies_nobody(
     run: Run, authority: Authority, names: tuple[str, ...]
 ) -> None:
     async def scenario() -> None:
-        async with serving(authority.server(), authority.certificate) as live:
+        async with run_server(authority.server(), authority.certificate) as tls_server:
             assert (
-                await live.asked(make_client_context(authority, authority.client(*names)))
+                await tls_server.fetch_name(
+                    make_client_context(authority, authority.client(*names))
+                )
                 == "nobody"
             )
 
@@ -127,40 +133,40 @@ def test_a_certificate_that_names_no_node_makes_nobody_known(
 
 
 @LOOPS
-@pytest.mark.parametrize("wrong", ["another authority", "ended", "a server's", "not asked for"])
-def test_a_certificate_that_is_not_good_ends_the_connection(
-    run: Run, authority: Authority, tmp_path: Path, wrong: str
+@pytest.mark.parametrize("problem", ["another authority", "ended", "a server's", "not asked for"])
+def test_an_invalid_client_certificate_closes_the_connection(
+    run: Run, authority: Authority, tmp_path: Path, problem: str
 ) -> None:
     stranger = Authority(tmp_path, "authority-of-another")
-    shown = {
+    pair = {
         "another authority": stranger.client("gpu-1", name="strange"),
         "ended": authority.client("gpu-1", name="ended", ends_at=BEGUN + DAY / 2),
         "a server's": authority.client(
             "gpu-1", name="other-purpose", purpose=ExtendedKeyUsageOID.SERVER_AUTH
         ),
         "not asked for": authority.client("gpu-1"),
-    }[wrong]
+    }[problem]
 
     async def scenario() -> None:
-        asked_for = None if wrong == "not asked for" else authority.certificate
-        async with serving(authority.server(), asked_for) as live:
-            if asked_for is None:
-                assert await live.asked(make_client_context(authority, shown)) == "nobody"
+        client_ca = None if problem == "not asked for" else authority.certificate
+        async with run_server(authority.server(), client_ca) as tls_server:
+            if client_ca is None:
+                assert await tls_server.fetch_name(make_client_context(authority, pair)) == "nobody"
                 return
             with pytest.raises((httpx.TransportError, ssl.SSLError)):
-                await live.asked(make_client_context(authority, shown))
+                await tls_server.fetch_name(make_client_context(authority, pair))
             with pytest.raises((OSError, EOFError, InvalidMessage)):
-                await live.asked_by_websocket(make_client_context(authority, shown))
-            assert await live.asked(make_client_context(authority)) == "nobody"
+                await tls_server.fetch_name_by_websocket(make_client_context(authority, pair))
+            assert await tls_server.fetch_name(make_client_context(authority)) == "nobody"
 
     run(scenario())
 
 
-async def test_it_says_until_when_and_for_which_node(authority: Authority) -> None:
+async def test_the_identity_of_a_certificate_has_its_node_and_expiry(authority: Authority) -> None:
     pair = authority.client("gpu-1", ends_at=BEGUN + 3 * DAY)
-    shown = ssl._ssl._test_decode_cert(str(pair.certificate))  # type: ignore[attr-defined]  # noqa: SLF001  # as a connection shows it
-    known = find_certified_identity({"state": {"node_registry.tls_peer": shown}})
-    assert known == (Identity("tls/gpu-1", Role.AGENT, frozenset({"gpu-1"})), BEGUN + 3 * DAY)
+    certificate = ssl._ssl._test_decode_cert(str(pair.certificate))  # type: ignore[attr-defined]  # noqa: SLF001  # as a connection shows it
+    certified = find_certified_identity({"state": {"node_registry.tls_peer": certificate}})
+    assert certified == (Identity("tls/gpu-1", Role.AGENT, frozenset({"gpu-1"})), BEGUN + 3 * DAY)
 
 
 @LOOPS
@@ -169,32 +175,34 @@ def test_new_connections_get_a_renewed_certificate_and_old_ones_stay(
 ) -> None:
     async def scenario() -> None:
         async with (
-            serving(authority.server(), authority.certificate) as live,
-            AsyncExitStack() as up,
+            run_server(authority.server(), authority.certificate) as tls_server,
+            AsyncExitStack() as stack,
         ):
-            url = f"https://127.0.0.1:{live.port}"
-            kept = await up.enter_async_context(
+            url = f"https://127.0.0.1:{tls_server.port}"
+            client = await stack.enter_async_context(
                 httpx.AsyncClient(verify=make_client_context(authority), timeout=SECONDS)
             )
-            before = await certificate_of(live)
-            assert (await kept.get(url)).text == "nobody"
-            live.context.reload_if_changed()
-            assert await certificate_of(live) == before
+            before = await fetch_certificate(tls_server)
+            assert (await client.get(url)).text == "nobody"
+            tls_server.context.reload_if_changed()
+            assert await fetch_certificate(tls_server) == before
             authority.server()
-            live.context.reload_if_changed()
-            assert await certificate_of(live) != before
-            connection = kept._transport._pool.connections[0]  # type: ignore[attr-defined]  # noqa: SLF001
-            assert (await kept.get(url)).text == "nobody"
-            assert kept._transport._pool.connections == [connection]  # type: ignore[attr-defined]  # noqa: SLF001
+            tls_server.context.reload_if_changed()
+            assert await fetch_certificate(tls_server) != before
+            connection = client._transport._pool.connections[0]  # type: ignore[attr-defined]  # noqa: SLF001
+            assert (await client.get(url)).text == "nobody"
+            assert client._transport._pool.connections == [connection]  # type: ignore[attr-defined]  # noqa: SLF001
 
-    async def certificate_of(live: Who) -> bytes | None:
+    async def fetch_certificate(tls_server: TlsServer) -> bytes | None:
         _, writer = await asyncio.open_connection(
-            "127.0.0.1", live.port, ssl=make_client_context(authority)
+            "127.0.0.1", tls_server.port, ssl=make_client_context(authority)
         )
-        shown: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        certificate: bytes | None = writer.get_extra_info("ssl_object").getpeercert(
+            binary_form=True
+        )
         writer.close()
         await writer.wait_closed()
-        return shown
+        return certificate
 
     run(scenario())
     assert [event["event"] for event in logged if event["event"].startswith("tls")] == [
@@ -203,69 +211,71 @@ def test_new_connections_get_a_renewed_certificate_and_old_ones_stay(
 
 
 @LOOPS
-def test_another_authority_for_clients_counts_from_then_on(
+def test_another_client_authority_is_used_for_new_connections(
     run: Run, authority: Authority, tmp_path: Path
 ) -> None:
-    other = Authority(tmp_path, "authority-of-another")
+    other_authority = Authority(tmp_path, "authority-of-another")
     trusted = tmp_path / "clients.pem"
     trusted.write_bytes(authority.certificate.read_bytes())
 
     async def scenario() -> None:
-        ours = make_client_context(authority, authority.client("gpu-1"))
-        theirs = make_client_context(authority, other.client("gpu-2", name="theirs"))
-        async with serving(authority.server(), trusted) as live:
-            assert await live.asked(ours) == "tls/gpu-1"
-            trusted.write_bytes(other.certificate.read_bytes())
-            live.context.reload_if_changed()
-            assert await live.asked(theirs) == "tls/gpu-2"
+        first_context = make_client_context(authority, authority.client("gpu-1"))
+        second_context = make_client_context(
+            authority, other_authority.client("gpu-2", name="theirs")
+        )
+        async with run_server(authority.server(), trusted) as tls_server:
+            assert await tls_server.fetch_name(first_context) == "tls/gpu-1"
+            trusted.write_bytes(other_authority.certificate.read_bytes())
+            tls_server.context.reload_if_changed()
+            assert await tls_server.fetch_name(second_context) == "tls/gpu-2"
             with pytest.raises((httpx.TransportError, ssl.SSLError)):
-                await live.asked(ours)
+                await tls_server.fetch_name(first_context)
 
     run(scenario())
 
 
-def half(pair: Pair) -> None:
+def truncate_key(pair: Pair) -> None:
     os.truncate(pair.key, 50)
 
 
-def gone(pair: Pair) -> None:
+def remove_certificate(pair: Pair) -> None:
     pair.certificate.unlink()
 
 
-@pytest.mark.parametrize("spoil", [half, gone])
-async def test_files_that_are_no_good_leave_the_old_certificate_in_use(
-    authority: Authority, spoil: Callable[[Pair], None], logged: list[EventDict]
+@pytest.mark.parametrize("damage", [truncate_key, remove_certificate])
+async def test_unusable_files_leave_the_old_certificate_in_use(
+    authority: Authority, damage: Callable[[Pair], None], logged: list[EventDict]
 ) -> None:
     pair = authority.server()
-    async with serving(pair, authority.certificate) as live:
-        spoil(pair)
+    async with run_server(pair, authority.certificate) as tls_server:
+        damage(pair)
         for _ in range(3):
-            live.context.reload_if_changed()
-        assert await live.asked(make_client_context(authority)) == "nobody"
-        [told] = [event for event in logged if event["event"].startswith("tls")]
-        assert told["event"] == "tls.unusable"
-        assert told["setting"] == "tls_certificate"
-        logged.remove(told)
+            tls_server.context.reload_if_changed()
+        assert await tls_server.fetch_name(make_client_context(authority)) == "nobody"
+        [failure] = [event for event in logged if event["event"].startswith("tls")]
+        assert failure["event"] == "tls.unusable"
+        assert failure["setting"] == "tls_certificate"
+        logged.remove(failure)
         authority.server()
-        live.context.reload_if_changed()
-        assert await live.asked(make_client_context(authority)) == "nobody"
+        tls_server.context.reload_if_changed()
+        assert await tls_server.fetch_name(make_client_context(authority)) == "nobody"
 
 
-async def test_the_files_are_looked_at_again_and_again(
+async def test_the_files_are_checked_repeatedly(
     authority: Authority, logged: list[EventDict]
 ) -> None:
     pair = authority.server()
     context = create_tls_context(load_settings(**make_tls_settings(pair)))
     assert context is not None
-    watching = asyncio.create_task(context.watch_files(0.01))
+    task = asyncio.create_task(context.watch_files(0.01))
     authority.server()
     await wait_until(lambda: logged)
-    watching.cancel()
+    task.cancel()
     assert [event["event"] for event in logged] == ["tls.renewed"]
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "message"),
     [
         ({"tls_certificate": None, "tls_client_ca": None}, "TLS_KEY: needs"),
         ({"tls_certificate": None, "tls_key": None}, "TLS_CLIENT_CA: needs"),
@@ -277,8 +287,8 @@ async def test_the_files_are_looked_at_again_and_again(
         ({"tls_client_ca": "no certificate"}, "TLS_CLIENT_CA: "),
     ],
 )
-def test_a_file_that_cannot_be_used_stops_the_start(
-    authority: Authority, change: dict[str, Any], named: str, tmp_path: Path
+def test_an_unusable_file_prevents_the_start(
+    authority: Authority, change: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     pair = authority.server()
     no_certificate = tmp_path / "empty.pem"
@@ -288,8 +298,8 @@ def test_a_file_that_cannot_be_used_stops_the_start(
         "with a password": authority.server("locked", password=b"secret").key,
         "no certificate": no_certificate,
     }
-    said = make_tls_settings(pair, authority.certificate) | {
+    settings = make_tls_settings(pair, authority.certificate) | {
         name: files.get(value, value) for name, value in change.items()
     }
-    with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{named}"):
-        create_tls_context(Settings(**said))
+    with pytest.raises(ConfigurationError, match=f"^NODE_REGISTRY_{message}"):
+        create_tls_context(Settings(**settings))

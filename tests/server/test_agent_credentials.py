@@ -1,4 +1,4 @@
-"""The node's own key: how an agent comes by it, keeps it, rotates it, and goes on without it."""
+"""The node token: how an agent gets, stores, rotates and replaces it."""
 
 import asyncio
 import json
@@ -55,43 +55,45 @@ async def registry(start_server: StartServer) -> AsyncIterator[LiveServer]:
 
 
 @pytest.fixture
-def keys(registry: LiveServer) -> Database:
+def database(registry: LiveServer) -> Database:
     return registry.services.database
 
 
 @asynccontextmanager
-async def running(
+async def open_agent(
     registry: LiveServer, directory: Path, token: IssuedToken | None = None
 ) -> AsyncIterator[Runner]:
-    """An agent, from its start to its end."""
+    """Yield the runner of an agent, and close its transport at the end."""
     url = registry.graphql_url
-    shown = Credentials(directory, SecretStr(token.text) if token else None, lambda low, _high: low)
+    credentials = Credentials(
+        directory, SecretStr(token.text) if token else None, lambda low, _high: low
+    )
     machine = observe_machine()
     boot_id = identity.prepare_boot_id(directory, machine.hostname, machine.local_ip)
     async with aclosing(
-        AuthenticatedTransport(shown, lambda bearer: HttpTransport(url, bearer))
-    ) as connection:
+        AuthenticatedTransport(credentials, lambda bearer: HttpTransport(url, bearer))
+    ) as transport:
         settings = load_settings({"registry_url": url})
         schedule = Schedule(Clock())
         yield Runner(
-            connection, shown, schedule, directory, settings, boot_id, max_retry_seconds=0.0
+            transport, credentials, schedule, directory, settings, boot_id, max_retry_seconds=0.0
         )
 
 
-async def key_in(directory: Path, keys: Database) -> Token:
-    kept = read_node_token(directory)
-    assert kept is not None
-    async with keys.read() as session:
+async def read_valid_token(directory: Path, database: Database) -> Token:
+    stored = read_node_token(directory)
+    assert stored is not None
+    async with database.read() as session:
         found = await tokens.find_valid_token(
-            session, parse_token_text(kept.token.get_secret_value())
+            session, parse_token_text(stored.token.get_secret_value())
         )
     assert found is not None, "it stands"
     return found
 
 
-async def standing_keys(keys: Database) -> int:
+async def count_valid_tokens(database: Database) -> int:
     [(count,)] = await fetch_rows(
-        keys,
+        database,
         "SELECT count(*) FROM tokens WHERE role = 'agent' AND revoked_at IS NULL"
         " AND expires_at > now()",
     )
@@ -99,100 +101,100 @@ async def standing_keys(keys: Database) -> int:
     return count
 
 
-async def test_an_enrolment_key_brings_a_key_that_later_starts_go_by(
-    registry: LiveServer, keys: Database, tmp_path: Path
+async def test_enrolment_token_yields_node_token_that_later_starts_use(
+    registry: LiveServer, database: Database, tmp_path: Path
 ) -> None:
-    enrolment = await create_enrolment(keys, uses=1)
-    async with running(registry, tmp_path, enrolment) as run:
+    enrolment = await create_enrolment(database, uses=1)
+    async with open_agent(registry, tmp_path, enrolment) as run:
         await run.register()
-        key = await key_in(tmp_path, keys)
-        assert key.nodes == [run.node_id]
+        node_token = await read_valid_token(tmp_path, database)
+        assert node_token.nodes == [run.node_id]
         await run.send_heartbeat()
-    await revoke_token(keys, enrolment.token.public_id)
+    await revoke_token(database, enrolment.token.public_id)
     for token in (enrolment, None):
-        async with running(registry, tmp_path, token) as run:
+        async with open_agent(registry, tmp_path, token) as run:
             await run.register()
             await run.send_heartbeat()
-    assert (await key_in(tmp_path, keys)).id == key.id
+    assert (await read_valid_token(tmp_path, database)).id == node_token.id
 
 
-async def test_an_agent_that_died_before_it_could_keep_its_key_gets_another(
-    registry: LiveServer, keys: Database, tmp_path: Path
+async def test_agent_killed_before_storing_its_token_gets_another(
+    registry: LiveServer, database: Database, tmp_path: Path
 ) -> None:
-    enrolment = await create_enrolment(keys, uses=1)
+    enrolment = await create_enrolment(database, uses=1)
     machine = observe_machine()
     boot_id = identity.prepare_boot_id(tmp_path, machine.hostname, machine.local_ip)
-    said = build_registration_input(load_settings({}), machine, boot_id)
-    async with aclosing(HttpTransport(registry.graphql_url, enrolment.text)) as connection:
-        await connection.execute(documents.REGISTER_NODE, {"input": said}, RegisterNodeData)
-    async with running(registry, tmp_path, enrolment) as run:
+    registration = build_registration_input(load_settings({}), machine, boot_id)
+    async with aclosing(HttpTransport(registry.graphql_url, enrolment.text)) as transport:
+        await transport.execute(documents.REGISTER_NODE, {"input": registration}, RegisterNodeData)
+    async with open_agent(registry, tmp_path, enrolment) as run:
         await run.register()
         await run.send_heartbeat()
-    assert await standing_keys(keys) == 1
+    assert await count_valid_tokens(database) == 1
 
 
-async def test_an_agent_that_died_between_its_key_and_its_id_is_the_same_node(
-    registry: LiveServer, keys: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_agent_killed_between_storing_token_and_node_id_stays_the_same_node(
+    registry: LiveServer, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enrolment = await create_enrolment(keys, uses=1)
+    enrolment = await create_enrolment(database, uses=1)
     with monkeypatch.context() as killed:
         killed.setattr(identity, "save_accepted_boot", lambda *_: sys.exit(9))
-        async with running(registry, tmp_path, enrolment) as run:
+        async with open_agent(registry, tmp_path, enrolment) as run:
             with pytest.raises(SystemExit):
                 await run.register()
     assert identity.read_node_id(tmp_path) is None
-    async with running(registry, tmp_path, enrolment) as run:
+    async with open_agent(registry, tmp_path, enrolment) as run:
         await run.register()
-        assert (await key_in(tmp_path, keys)).nodes == [run.node_id]
-    assert await standing_keys(keys) == 1
+        assert (await read_valid_token(tmp_path, database)).nodes == [run.node_id]
+    assert await count_valid_tokens(database) == 1
 
 
-async def test_a_key_is_rotated_in_time_and_the_new_one_used_at_once(
-    registry: LiveServer, keys: Database, tmp_path: Path
+async def test_token_is_rotated_when_due_and_the_new_one_is_used_immediately(
+    registry: LiveServer, database: Database, tmp_path: Path
 ) -> None:
-    enrolment = await create_enrolment(keys)
-    async with running(registry, tmp_path, enrolment) as run:
+    enrolment = await create_enrolment(database)
+    async with open_agent(registry, tmp_path, enrolment) as run:
         await run.register()
         now = (await run.send_heartbeat()).received_at
-        first = await key_in(tmp_path, keys)
+        first = await read_valid_token(tmp_path, database)
         for early in (now, now + 50 * DAY):
             await rotate_token_if_due(run.transport, run.credentials, early)
-            assert (await key_in(tmp_path, keys)).id == first.id
+            assert (await read_valid_token(tmp_path, database)).id == first.id
         await rotate_token_if_due(run.transport, run.credentials, now + 60 * DAY)
-        second = await key_in(tmp_path, keys)
+        second = await read_valid_token(tmp_path, database)
         assert second.replaces == first.id
-        await revoke_token(keys, first.public_id)
+        await revoke_token(database, first.public_id)
         await run.send_heartbeat()
 
 
-async def test_an_agent_that_died_before_it_could_keep_a_rotated_key_is_not_locked_out(
+async def test_agent_killed_before_storing_its_rotated_token_is_not_locked_out(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """It was killed between the answer and the write; in the overlap it finds that out."""
+    """The agent is killed between the response and the write, and notices during the overlap."""
     options = {"key_check_seconds": 0.05, "node_key_overlap_seconds": 86400}
     async with start_server(auth="required", **options) as registry:
-        keys = registry.services.database
-        async with running(registry, tmp_path, await create_enrolment(keys)) as run:
+        database = registry.services.database
+        async with open_agent(registry, tmp_path, await create_enrolment(database)) as run:
             await run.register()
             now = (await run.send_heartbeat()).received_at
             await rotate_token_if_due(run.transport, run.credentials, now)
             await run.transport.execute(documents.ROTATE_NODE_KEY, {}, RotateNodeKeyData)
-        old = await key_in(tmp_path, keys)
-        async with running(registry, tmp_path) as run:
+        old = await read_valid_token(tmp_path, database)
+        async with open_agent(registry, tmp_path) as run:
             await run.register()
             await rotate_token_if_due(run.transport, run.credentials, now + 20 * HOUR)
-        new = await key_in(tmp_path, keys)
+        new = await read_valid_token(tmp_path, database)
         assert new.replaces == old.id
-        await age_tokens(keys, DAY)
-        async with running(registry, tmp_path) as run:
+        await age_tokens(database, DAY)
+        async with open_agent(registry, tmp_path) as run:
             await run.register()
             await run.send_heartbeat()
-        assert await standing_keys(keys) == 1
+        assert await count_valid_tokens(database) == 1
 
 
 @asynccontextmanager
-async def beating(run: Runner) -> AsyncIterator[None]:
-    """Meanwhile it sends its heartbeats."""
+async def send_heartbeats(run: Runner) -> AsyncIterator[None]:
+    """Send heartbeats in the background meanwhile."""
     run.max_retry_seconds = None
     task = asyncio.create_task(run.run())
     try:
@@ -203,101 +205,105 @@ async def beating(run: Runner) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def heard(keys: Database) -> int:
-    [(count,)] = await fetch_rows(keys, "SELECT count(*) FROM heartbeat_log")
+async def count_heartbeats(database: Database) -> int:
+    [(count,)] = await fetch_rows(database, "SELECT count(*) FROM heartbeat_log")
     assert isinstance(count, int)
     return count
 
 
-async def wait_for_heartbeat(keys: Database) -> None:
-    before = await heard(keys)
+async def wait_for_heartbeat(database: Database) -> None:
+    before = await count_heartbeats(database)
 
-    async def is_heard_again() -> bool:
-        return await heard(keys) != before
+    async def has_another_heartbeat() -> bool:
+        return await count_heartbeats(database) != before
 
-    await wait_until(is_heard_again, seconds=20)
+    await wait_until(has_another_heartbeat, seconds=20)
 
 
-async def test_an_agent_that_runs_for_long_outlives_its_key(
-    registry: LiveServer, keys: Database, tmp_path: Path
+async def test_agent_that_runs_long_rotates_its_token(
+    registry: LiveServer, database: Database, tmp_path: Path
 ) -> None:
-    async with running(registry, tmp_path, await create_enrolment(keys)) as run:
+    async with open_agent(registry, tmp_path, await create_enrolment(database)) as run:
         await run.register()
-    kept = read_node_token(tmp_path)
-    assert kept is not None
-    save_node_token(tmp_path, kept.model_copy(update={"obtained_at": NOON - 1000 * DAY}))
-    first = await key_in(tmp_path, keys)
-    async with running(registry, tmp_path) as run, beating(run):
-        second = await _key_other_than(first.public_id, tmp_path)
-        await revoke_token(keys, first.public_id)
-        await wait_for_heartbeat(keys)
-        assert await _key_other_than(first.public_id, tmp_path) == second, "which is young"
+    stored = read_node_token(tmp_path)
+    assert stored is not None
+    save_node_token(tmp_path, stored.model_copy(update={"obtained_at": NOON - 1000 * DAY}))
+    first = await read_valid_token(tmp_path, database)
+    async with open_agent(registry, tmp_path) as run, send_heartbeats(run):
+        second = await _wait_for_token_other_than(first.public_id, tmp_path)
+        await revoke_token(database, first.public_id)
+        await wait_for_heartbeat(database)
+        assert await _wait_for_token_other_than(first.public_id, tmp_path) == second, (
+            "which is young"
+        )
 
 
-async def test_a_key_that_was_revoked_is_followed_by_a_new_one_while_heartbeats_go_on(
-    registry: LiveServer, keys: Database, tmp_path: Path
+async def test_revoked_token_is_replaced_by_enrolment_while_heartbeats_continue(
+    registry: LiveServer, database: Database, tmp_path: Path
 ) -> None:
-    enrolment = await create_enrolment(keys)
-    async with running(registry, tmp_path, enrolment) as run, beating(run):
-        first = await _key_other_than(None, tmp_path)
-        await revoke_token(keys, first)
-        await _key_other_than(first, tmp_path)
-        await wait_for_heartbeat(keys)
+    enrolment = await create_enrolment(database)
+    async with open_agent(registry, tmp_path, enrolment) as run, send_heartbeats(run):
+        first = await _wait_for_token_other_than(None, tmp_path)
+        await revoke_token(database, first)
+        await _wait_for_token_other_than(first, tmp_path)
+        await wait_for_heartbeat(database)
 
 
-async def _key_other_than(former: str | None, directory: Path) -> str:
-    """Its public id."""
+async def _wait_for_token_other_than(former: str | None, directory: Path) -> str:
+    """Return the public id of the stored token once it is another one than `former`."""
     async with asyncio.timeout(20):
         while True:
-            if kept := read_node_token(directory):
-                public_id = parse_token_text(kept.token.get_secret_value()).public_id
+            if stored := read_node_token(directory):
+                public_id = parse_token_text(stored.token.get_secret_value()).public_id
                 if public_id != former:
                     return public_id
             await asyncio.sleep(0.02)
 
 
-async def test_a_key_that_was_revoked_is_refused_where_there_is_no_enrolment_key(
-    registry: LiveServer, keys: Database, tmp_path: Path
+async def test_revoked_token_without_enrolment_token_is_rejected(
+    registry: LiveServer, database: Database, tmp_path: Path
 ) -> None:
-    enrolment = await create_enrolment(keys)
-    async with running(registry, tmp_path, enrolment) as run:
+    enrolment = await create_enrolment(database)
+    async with open_agent(registry, tmp_path, enrolment) as run:
         await run.register()
-    await revoke_token(keys, (await key_in(tmp_path, keys)).public_id)
-    async with running(registry, tmp_path) as run:
-        with pytest.raises(RequestRejectedError) as refused:
+    await revoke_token(database, (await read_valid_token(tmp_path, database)).public_id)
+    async with open_agent(registry, tmp_path) as run:
+        with pytest.raises(RequestRejectedError) as rejected:
             await run.register()
-        assert refused.value.code == UNAUTHENTICATED
+        assert rejected.value.code == UNAUTHENTICATED
     assert read_node_token(tmp_path) is not None, (
         "it may be good again, as when a backup is put back"
     )
 
 
-async def test_a_node_whose_key_stands_is_not_enrolled_by_who_has_lost_it(
-    registry: LiveServer, keys: Database, tmp_path: Path
+async def test_node_with_a_valid_token_is_not_enrolled_again_by_an_agent_that_lost_it(
+    registry: LiveServer, database: Database, tmp_path: Path
 ) -> None:
-    enrolment = await create_enrolment(keys)
-    async with running(registry, tmp_path, enrolment) as run:
+    enrolment = await create_enrolment(database)
+    async with open_agent(registry, tmp_path, enrolment) as run:
         await run.register()
         await run.send_heartbeat()
         node_id = run.node_id
     (tmp_path / CREDENTIAL_FILE).unlink()
-    async with running(registry, tmp_path, enrolment) as run:
+    async with open_agent(registry, tmp_path, enrolment) as run:
         with pytest.raises(RequestRejectedError, match="already has a token"):
             await run.register()
     assert node_id is not None
-    await revoke_token(keys, node_id)
-    async with running(registry, tmp_path, enrolment) as run:
+    await revoke_token(database, node_id)
+    async with open_agent(registry, tmp_path, enrolment) as run:
         await run.register()
         assert run.node_id == node_id
 
 
-async def agent(registry: LiveServer, directory: Path, *words: str, **told: str) -> tuple[int, str]:
-    """The exit status, and all that it wrote."""
+async def run_agent_command(
+    registry: LiveServer, directory: Path, *arguments: str, **environment: str
+) -> tuple[int, str]:
+    """Run a command of the agent; return its exit status and its output."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "agent", "--verbose", *words),
+        *(sys.executable, "-m", "agent", "--verbose", *arguments),
         env=os.environ
         | {"NODE_AGENT_REGISTRY_URL": registry.url, "NODE_AGENT_STATE_DIR": str(directory)}
-        | told,
+        | environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -307,16 +313,18 @@ async def agent(registry: LiveServer, directory: Path, *words: str, **told: str)
     return process.returncode, output.decode()
 
 
-async def test_the_commands_go_by_the_key_and_never_write_it(
-    registry: LiveServer, keys: Database, tmp_path: Path
+async def test_agent_commands_use_the_token_and_never_print_it(
+    registry: LiveServer, database: Database, tmp_path: Path
 ) -> None:
-    enrolment = await create_enrolment(keys)
-    status, told = await agent(registry, tmp_path, "bootstrap", NODE_AGENT_TOKEN=enrolment.text)
-    assert status == 0, told
-    status, shown = await agent(registry, tmp_path, "status", "--json")
-    assert status == 0, shown
+    enrolment = await create_enrolment(database)
+    exit_status, bootstrap_output = await run_agent_command(
+        registry, tmp_path, "bootstrap", NODE_AGENT_TOKEN=enrolment.text
+    )
+    assert exit_status == 0, bootstrap_output
+    exit_status, status_output = await run_agent_command(registry, tmp_path, "status", "--json")
+    assert exit_status == 0, status_output
     secret = json.loads((tmp_path / CREDENTIAL_FILE).read_text())["key"]
     assert secret.startswith("nrk_")
-    for text in (told, shown):
-        assert secret[14:] not in text
-        assert enrolment.text[14:] not in text
+    for output in (bootstrap_output, status_output):
+        assert secret[14:] not in output
+        assert enrolment.text[14:] not in output

@@ -1,4 +1,4 @@
-"""Status changes, followed across cuts, restarts and refusals: none skipped, none told twice."""
+"""Status changes, followed across cuts, restarts and rejections: none skipped, none repeated."""
 
 import asyncio
 from collections.abc import Iterable
@@ -28,13 +28,13 @@ from tests.support.waiting import wait_until
 
 
 async def make_changes(server: LiveServer, sequences: Iterable[int]) -> None:
-    """One change of the node "a" for each, by heartbeats."""
+    """Change the status of the node "a" once per sequence, by heartbeats."""
     for sequence in sequences:
         await beat(server, "a", sequence, status="ONLINE" if sequence % 2 else "DEGRADED")
 
 
-def tasks_of_readers() -> list[asyncio.Task[Any]]:
-    """Those of the libraries that only readers use here; the registry runs in this process too."""
+def list_reader_tasks() -> list[asyncio.Task[Any]]:
+    """Return the tasks of the libraries that only readers use; the registry shares the process."""
     return [
         task
         for task in asyncio.all_tasks()
@@ -42,7 +42,7 @@ def tasks_of_readers() -> list[asyncio.Task[Any]]:
     ]
 
 
-async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -> None:
+async def test_change_is_delivered_with_the_current_node(server: LiveServer) -> None:
     async with follow_changes(server.graphql_url) as events:
         assert await read_event(events) == Bookmark(revision=2)
         await register(server, "a", labels=["gpu"])
@@ -57,7 +57,7 @@ async def test_a_change_is_told_with_the_node_as_it_stands(server: LiveServer) -
     assert (removal.revision, removal.node) == (4, None)
 
 
-async def test_only_nodes_that_match_the_filter_are_told(server: LiveServer) -> None:
+async def test_only_changes_of_matching_nodes_are_delivered(server: LiveServer) -> None:
     async with follow_changes(
         server.graphql_url, node_filter={"labels": {"any": ["gpu"]}}
     ) as events:
@@ -67,7 +67,7 @@ async def test_only_nodes_that_match_the_filter_are_told(server: LiveServer) -> 
         assert await read_changes(events, 1) == [4]
 
 
-async def test_bookmarks_say_that_the_stream_lives_and_where_to_resume(
+async def test_idle_stream_delivers_bookmarks_with_the_revision_to_resume_from(
     start_server: StartServer,
 ) -> None:
     async with (
@@ -81,7 +81,7 @@ async def test_bookmarks_say_that_the_stream_lives_and_where_to_resume(
         assert await read_event(events) == Bookmark(revision=3)
 
 
-async def test_nothing_behind_the_first_bookmark_is_skipped(server: LiveServer) -> None:
+async def test_no_change_after_the_first_bookmark_is_skipped(server: LiveServer) -> None:
     async with follow_changes(server.graphql_url) as events:
         assert await read_event(events) == Bookmark(revision=2)
         await register(server, "a")
@@ -89,36 +89,36 @@ async def test_nothing_behind_the_first_bookmark_is_skipped(server: LiveServer) 
         assert await read_changes(events, 5) == [3, 4, 5, 6, 7]
 
 
-async def test_a_reader_resumes_where_the_socket_was_cut(server: LiveServer) -> None:
+async def test_reader_resumes_where_its_socket_was_cut(server: LiveServer) -> None:
     await register(server, "a")
-    async with run_proxy(server.url) as between, follow_changes(between.url, after=0) as events:
+    async with run_proxy(server.url) as proxy, follow_changes(proxy.url, after=0) as events:
         changes = asyncio.create_task(make_changes(server, range(60)))
-        seen: list[int] = []
-        while len(seen) < 63:
-            seen += await read_changes(events, 1)
-            if seen[-1] % 7 == 0:
-                between.cut()
+        revisions: list[int] = []
+        while len(revisions) < 63:
+            revisions += await read_changes(events, 1)
+            if revisions[-1] % 7 == 0:
+                proxy.cut()
         await changes
-    assert seen == list(range(1, 64))
-    assert between.taken > 3
+    assert revisions == list(range(1, 64))
+    assert proxy.taken > 3
 
 
-async def test_a_reader_resumes_after_the_registry_was_restarted(start_server: StartServer) -> None:
+async def test_reader_resumes_after_a_restart_of_the_registry(start_server: StartServer) -> None:
     async with start_server() as server:
         port = int(server.url.rpartition(":")[2])
         events = follow_status_changes(server.graphql_url, clock=HASTY)
         await read_event(events)
         await register(server, "a")
         assert await read_changes(events, 1) == [3]
-    async with aclosing(events), start_server() as elsewhere:
-        await make_changes(elsewhere, range(2))
+    async with aclosing(events), start_server() as other_server:
+        await make_changes(other_server, range(2))
         waiting = asyncio.create_task(read_changes(events, 3))
         async with start_server(http_port=port) as server:
             await make_changes(server, range(2, 3))
             assert await waiting == [4, 5, 6]
 
 
-async def test_a_resync_is_passed_on_and_the_stream_goes_on_behind_it(server: LiveServer) -> None:
+async def test_resync_is_delivered_and_the_stream_continues_after_it(server: LiveServer) -> None:
     await register(server, "a")
     async with server.services.database.write() as session:
         await session.execute(text("DELETE FROM status_changes WHERE revision <= 2"))
@@ -133,87 +133,91 @@ async def test_a_resync_is_passed_on_and_the_stream_goes_on_behind_it(server: Li
     assert not [entry for entry in logs if entry["event"].startswith("registry.")]
 
 
-@pytest.mark.parametrize("given", [{"after": 999}, {"node_filter": {"statuses": ["NOPE"]}}])
-async def test_a_bad_request_is_raised(server: LiveServer, given: dict[str, Any]) -> None:
-    async with follow_changes(server.graphql_url, **given) as events:
+@pytest.mark.parametrize("arguments", [{"after": 999}, {"node_filter": {"statuses": ["NOPE"]}}])
+async def test_invalid_arguments_raise_the_rejection(
+    server: LiveServer, arguments: dict[str, Any]
+) -> None:
+    async with follow_changes(server.graphql_url, **arguments) as events:
         with pytest.raises(RequestRejectedError, match="BAD_INPUT"):
             await read_changes(events, 1)
 
 
-async def test_a_reader_slower_than_the_pings_still_gets_everything(
+async def test_reader_slower_than_the_pings_gets_every_change(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
     await register(server, "a")
     await make_changes(server, range(40))
-    async with run_proxy(server.url) as between, follow_changes(between.url, after=0) as events:
+    async with run_proxy(server.url) as proxy, follow_changes(proxy.url, after=0) as events:
         assert await read_changes(events, 1) == [1]
         await asyncio.sleep(0.15)
         await make_changes(server, range(40, 41))
         assert await read_changes(events, 43) == list(range(2, 45))
-    assert between.taken > 1
+    assert proxy.taken > 1
 
 
-async def test_a_peer_that_died_without_a_word_is_found(
+async def test_silently_dead_connection_is_detected_and_replaced(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
-    async with run_proxy(server.url) as between, follow_changes(between.url) as events:
+    async with run_proxy(server.url) as proxy, follow_changes(proxy.url) as events:
         await read_event(events)
         await register(server, "a")
         assert await read_changes(events, 1) == [3]
-        between.starve()
+        proxy.starve()
         await make_changes(server, range(2))
         assert await read_changes(events, 2) == [4, 5]
-    assert between.taken == 2
+    assert proxy.taken == 2
 
 
 async def test_aclose_closes_the_socket_and_leaves_no_task(server: LiveServer) -> None:
-    async with run_proxy(server.url) as between:
-        async with follow_changes(between.url) as events:
+    async with run_proxy(server.url) as proxy:
+        async with follow_changes(proxy.url) as events:
             await read_event(events)
             await register(server, "a")
             await read_changes(events, 1)
-            assert tasks_of_readers()
-        assert not tasks_of_readers()
+            assert list_reader_tasks()
+        assert not list_reader_tasks()
         await wait_until(
-            lambda: not (between.carried or server.services.change_feed.subscriber_count),
+            lambda: not (proxy.carried or server.services.change_feed.subscriber_count),
             seconds=SECONDS,
         )
 
 
-async def test_aclose_waits_neither_for_a_dead_peer_nor_for_what_was_never_taken(
+async def test_aclose_waits_neither_for_a_dead_peer_nor_for_unread_events(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
     await make_changes(server, range(40))
-    async with run_proxy(server.url) as between:
-        async with follow_changes(between.url, after=0) as events:
+    async with run_proxy(server.url) as proxy:
+        async with follow_changes(proxy.url, after=0) as events:
             assert await read_changes(events, 1) == [1]
-            await asyncio.sleep(0.05)  # so that more has come than is taken
-            between.starve()
+            await asyncio.sleep(0.05)  # so that more has arrived than was read
+            proxy.starve()
             began = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - began < 2
-        assert not tasks_of_readers()
+        assert not list_reader_tasks()
 
 
 async def test_aclose_ends_a_reader_whose_socket_was_just_cut(server: LiveServer) -> None:
-    async with run_proxy(server.url) as between:
-        async with follow_changes(between.url, after=0) as events:
+    async with run_proxy(server.url) as proxy:
+        async with follow_changes(proxy.url, after=0) as events:
             assert await read_changes(events, 1) == [1]
-            between.cut()
+            proxy.cut()
             await asyncio.sleep(0.05)
-        assert not tasks_of_readers()
-    assert between.taken == 1
+        assert not list_reader_tasks()
+    assert proxy.taken == 1
 
 
-async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: LiveServer) -> None:
+async def test_snapshot_of_available_nodes_is_delivered_again_after_a_cut(
+    server: LiveServer,
+) -> None:
     await register(server, "a", labels=["mine"])
     requirements = {"labels": {"all": ["mine"]}}
     async with (
-        run_proxy(server.url) as between,
+        run_proxy(server.url) as proxy,
         aclosing(
-            follow_available_nodes(between.url, requirements=requirements, clock=HASTY)
+            follow_available_nodes(proxy.url, requirements=requirements, clock=HASTY)
         ) as events,
         asyncio.timeout(SECONDS),
     ):
@@ -228,16 +232,16 @@ async def test_the_set_of_available_nodes_is_told_again_after_a_cut(server: Live
         left = await anext(events)
         assert isinstance(left, NodeBecameUnavailable)
         assert (left.node_id, left.reasons) == ("a", ["is no longer registered"])
-        between.cut()
-        again = await anext(events)
-        assert isinstance(again, AvailableNodesSnapshot)
-        assert [node.node_id for node in again.nodes] == ["b"]
+        proxy.cut()
+        second = await anext(events)
+        assert isinstance(second, AvailableNodesSnapshot)
+        assert [node.node_id for node in second.nodes] == ["b"]
 
 
-async def test_requirements_that_are_wrong_are_raised(server: LiveServer) -> None:
+async def test_invalid_requirements_raise_the_rejection(server: LiveServer) -> None:
     async with aclosing(
         follow_available_nodes(server.url, requirements={"maxCpuPercent": -1}, clock=HASTY)
     ) as events:
-        with pytest.raises(RequestRejectedError) as refused:
+        with pytest.raises(RequestRejectedError) as rejected:
             await anext(events)
-    assert refused.value.facts["field"] == "require.maxCpuPercent"
+    assert rejected.value.facts["field"] == "require.maxCpuPercent"

@@ -34,7 +34,7 @@ SECONDS = 10
 
 @dataclass
 class Time:
-    """Goes on by itself; a machine that sleeps adds to it, and chance says the least."""
+    """Real time plus the time that the machine slept; random delays are minimal."""
 
     slept: float = 0.0
 
@@ -44,30 +44,30 @@ class Time:
 
 
 @dataclass
-class Beating:
-    """A node that is registered, and the link over which it sends heartbeats."""
+class HeartbeatingNode:
+    """A registered node and the transport over which it sends heartbeats."""
 
-    link: FallbackTransport
+    transport: FallbackTransport
     sequence: int = 0
     paces: list[float] = field(default_factory=list)
 
-    async def beat(self) -> RecordHeartbeatPayload:
+    async def send(self) -> RecordHeartbeatPayload:
         self.sequence += 1
-        beat = {"nodeId": "a", "bootId": "boot-1", "sequence": self.sequence}
+        heartbeat = {"nodeId": "a", "bootId": "boot-1", "sequence": self.sequence}
         async with asyncio.timeout(SECONDS):
-            data = await self.link.execute(
-                documents.RECORD_HEARTBEAT, {"input": beat}, RecordHeartbeatData
+            data = await self.transport.execute(
+                documents.RECORD_HEARTBEAT, {"input": heartbeat}, RecordHeartbeatData
             )
         return data.record_heartbeat
 
 
 @asynccontextmanager
-async def beating(
+async def open_node(
     url: str, time: Time | None = None, token: str | None = None, timeout_seconds: float = 5.0
-) -> AsyncIterator[Beating]:
+) -> AsyncIterator[HeartbeatingNode]:
     paces: list[float] = []
     clock = (time or Time()).clock
-    over = FallbackTransport(
+    transport = FallbackTransport(
         url,
         token,
         TlsConfig(),
@@ -75,24 +75,24 @@ async def beating(
         on_pace=paces.append,
         timeout_seconds=timeout_seconds,
     )
-    async with aclosing(over):
-        yield Beating(over, paces=paces)
+    async with aclosing(transport):
+        yield HeartbeatingNode(transport, paces=paces)
 
 
 async def wait_until_lost() -> None:
-    """Until the agent knows that its websocket is gone."""
+    """Wait until the agent has noticed the loss of its websocket."""
     await wait_until(
         lambda: not any("_receive_data_loop" in repr(t.get_coro()) for t in asyncio.all_tasks())
     )
 
 
 @dataclass
-class Spoiler:
-    """A proxy that answers requests for a websocket by itself, and lets the others through."""
+class UpgradeProxy:
+    """A proxy that answers websocket upgrades itself and passes other requests on."""
 
     upstream: str
     answer: bytes | None
-    """None: it takes them, and is silent."""
+    """None: it accepts upgrades and never answers."""
     port: int = 0
     upgrades: int = 0
 
@@ -104,10 +104,10 @@ class Spoiler:
         head = await reader.readuntil(b"\r\n\r\n")
         if b"upgrade: websocket" not in head.lower() or self.answer == b"pass":
             host, _, port = self.upstream.removeprefix("http://").partition(":")
-            there, back = await asyncio.open_connection(host, int(port))
-            back.write(head)
+            upstream_reader, upstream_writer = await asyncio.open_connection(host, int(port))
+            upstream_writer.write(head)
             carry = Proxy(self.upstream).carry
-            await asyncio.gather(carry(reader, back), carry(there, writer))
+            await asyncio.gather(carry(reader, upstream_writer), carry(upstream_reader, writer))
             return
         self.upgrades += 1
         if self.answer is None:
@@ -118,32 +118,30 @@ class Spoiler:
 
 
 @asynccontextmanager
-async def spoiler(upstream: str, answer: bytes | None) -> AsyncIterator[Spoiler]:
-    between = Spoiler(upstream, answer)
-    listening = await asyncio.start_server(between.serve, "127.0.0.1")
-    between.port = listening.sockets[0].getsockname()[1]
+async def run_upgrade_proxy(upstream: str, answer: bytes | None) -> AsyncIterator[UpgradeProxy]:
+    proxy = UpgradeProxy(upstream, answer)
+    listening = await asyncio.start_server(proxy.serve, "127.0.0.1")
+    proxy.port = listening.sockets[0].getsockname()[1]
     try:
-        yield between
+        yield proxy
     finally:
         listening.close()
 
 
-async def test_all_heartbeats_go_over_one_websocket(server: LiveServer) -> None:
+async def test_all_heartbeats_use_one_websocket(server: LiveServer) -> None:
     await register(server, "a")
-    async with run_proxy(server.url) as between, beating(between.url) as node:
+    async with run_proxy(server.url) as proxy, open_node(proxy.url) as node:
         for _ in range(5):
-            assert (await node.beat()).status == "ONLINE"
-        assert between.taken == 1
+            assert (await node.send()).status == "ONLINE"
+        assert proxy.taken == 1
         assert "node_registry_connections 1.0" in (await server.http.get("/metrics")).text
 
 
-async def test_a_run_registers_and_beats_by_the_settings_it_is_given(
-    server: LiveServer, tmp_path: Path
-) -> None:
+async def test_runner_uses_the_configured_transport(server: LiveServer, tmp_path: Path) -> None:
     for transport_name, connections in (("websocket", 1), ("http", 0)):
-        told = {"registry_url": server.url, "transport": transport_name}
+        values = {"registry_url": server.url, "transport": transport_name}
         (tmp_path / transport_name).mkdir()
-        async with open_runner(load_settings(told), tmp_path / transport_name) as run:
+        async with open_runner(load_settings(values), tmp_path / transport_name) as run:
             await run.register()
             assert (await run.send_heartbeat()).status == "ONLINE"
             metrics = (await server.http.get("/metrics")).text
@@ -153,97 +151,97 @@ async def test_a_run_registers_and_beats_by_the_settings_it_is_given(
                 metrics = (await server.http.get("/metrics")).text
 
 
-async def test_a_faster_pace_is_heard_between_two_heartbeats(start_server: StartServer) -> None:
-    # One heartbeat in five seconds, of all nodes together: so the pace is five seconds a node.
+async def test_new_pace_is_received_between_two_heartbeats(start_server: StartServer) -> None:
+    # The target rate is one heartbeat in five seconds for the fleet: five seconds per node.
     slow = {"heartbeat_min_interval_seconds": 1, "heartbeat_target_rate": 0.2}
     async with start_server(sweep_interval_seconds=3600, **slow) as server:
         for node_id in ("a", "b", "c", "d"):
             await register(server, node_id)
         await server.services.sweeper.sweep()
-        async with beating(server.graphql_url) as node:
-            await node.beat()
+        async with open_node(server.graphql_url) as node:
+            await node.send()
             for node_id in ("b", "c", "d"):
                 await server.execute(DEREGISTER, input={"nodeId": node_id})
             await server.services.sweeper.sweep()
             await wait_until(lambda: node.paces == [20, 5])
 
 
-async def test_a_websocket_that_was_cut_is_opened_anew_for_the_next_heartbeat(
+async def test_cut_websocket_is_reopened_for_the_next_heartbeat(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
-    async with run_proxy(server.url) as between, beating(between.url) as node:
-        await node.beat()
-        between.cut()
+    async with run_proxy(server.url) as proxy, open_node(proxy.url) as node:
+        await node.send()
+        proxy.cut()
         await wait_until_lost()
-        assert between.taken == 1  # all that lost theirs at once do not come back at once
-        await node.beat()
-        assert between.taken == 2
+        assert proxy.taken == 1  # a lost websocket is not reopened before it is needed
+        await node.send()
+        assert proxy.taken == 2
 
 
-async def test_an_answer_that_never_comes_is_not_waited_for_longer_than_the_limit(
+async def test_missing_response_fails_the_heartbeat_after_the_timeout(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
-    async with run_proxy(server.url) as between, beating(between.url, timeout_seconds=1.0) as node:
-        await node.beat()
-        between.starve()
+    async with run_proxy(server.url) as proxy, open_node(proxy.url, timeout_seconds=1.0) as node:
+        await node.send()
+        proxy.starve()
         with pytest.raises(RegistryUnavailableError, match="no answer within 1 s"):
-            await node.beat()
-        await node.beat()
-        assert between.taken == 2
+            await node.send()
+        await node.send()
+        assert proxy.taken == 2
 
 
-async def test_a_dead_websocket_is_found_before_the_next_heartbeat(
+async def test_dead_websocket_is_detected_before_the_next_heartbeat(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
     await register(server, "a")
-    async with run_proxy(server.url) as between, beating(between.url) as node:
-        await node.beat()
-        between.starve()
+    async with run_proxy(server.url) as proxy, open_node(proxy.url) as node:
+        await node.send()
+        proxy.starve()
         await wait_until_lost()
-        await node.beat()
-        assert between.taken == 2
+        await node.send()
+        assert proxy.taken == 2
 
 
-async def test_a_machine_that_slept_does_not_try_the_websocket_of_before(
+async def test_machine_that_slept_opens_a_new_websocket(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
     time = Time()
-    async with run_proxy(server.url) as between, beating(between.url, time) as node:
-        await node.beat()
-        between.starve()
+    async with run_proxy(server.url) as proxy, open_node(proxy.url, time) as node:
+        await node.send()
+        proxy.starve()
         time.slept += 3600
-        await node.beat()
-        assert between.taken == 2
+        await node.send()
+        assert proxy.taken == 2
 
 
-async def test_a_registry_that_said_goodbye_is_restarting_and_not_away(
+async def test_registry_that_closed_the_websocket_is_restarting_until_the_time_limit(
     start_server: StartServer,
 ) -> None:
     time = Time()
     async with start_server() as server:
         port = int(server.url.rpartition(":")[2])
         await register(server, "a")
-        over = beating(server.graphql_url, time)
-        node = await over.__aenter__()
-        await node.beat()
+        context = open_node(server.graphql_url, time)
+        node = await context.__aenter__()
+        await node.send()
     await wait_until_lost()
     with pytest.raises(RegistryRestartingError):
-        await node.beat()
+        await node.send()
     async with start_server(http_port=port):
-        await node.beat()
+        await node.send()
     await wait_until_lost()
     time.slept += RESTART_SECONDS
     with pytest.raises(RegistryUnavailableError) as caught:
-        await node.beat()
+        await node.send()
     assert not isinstance(caught.value, RegistryRestartingError)
-    await over.__aexit__(None, None, None)
+    await context.__aexit__(None, None, None)
 
 
-async def test_a_restart_is_no_news_that_anyone_would_take_for_a_failure(
+async def test_restart_is_logged_as_information_only(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     fast: dict[str, Any] = {"heartbeat_min_interval_seconds": 0.05}
@@ -252,28 +250,32 @@ async def test_a_restart_is_no_news_that_anyone_would_take_for_a_failure(
         async with start_server(**fast) as server:
             port = int(server.url.rpartition(":")[2])
             schedule = Schedule(clock)
-            over = FallbackTransport(
+            fallback = FallbackTransport(
                 server.graphql_url, None, TlsConfig(), clock=clock, on_pace=schedule.apply_pace
             )
-            shown = Credentials(tmp_path, None, clock.uniform)
-            run = Runner(over, shown, schedule, tmp_path, load_settings({}), "boot-1", clock=clock)
+            credentials = Credentials(tmp_path, None, clock.uniform)
+            run = Runner(
+                fallback, credentials, schedule, tmp_path, load_settings({}), "boot-1", clock=clock
+            )
             task = asyncio.create_task(run.run())
-            await beats(run, 3)
+            await wait_for_sequence(run, 3)
         await wait_until(lambda: any(entry["event"] == "registry.restarting" for entry in logs))
         async with start_server(http_port=port, **fast):
-            await beats(run, run.sequence + 3)
+            await wait_for_sequence(run, run.sequence + 3)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await over.aclose()
-    said = [e for e in logs if e["event"].startswith(("registry.r", "request.failed", "websocket"))]
-    assert [entry["event"] for entry in said if entry["log_level"] != "debug"] == [
+            await fallback.aclose()
+    entries = [
+        e for e in logs if e["event"].startswith(("registry.r", "request.failed", "websocket"))
+    ]
+    assert [entry["event"] for entry in entries if entry["log_level"] != "debug"] == [
         "registry.restarting",
         "registry.recovered",
     ]
-    assert {entry["log_level"] for entry in said} <= {"info", "debug"}
+    assert {entry["log_level"] for entry in entries} <= {"info", "debug"}
 
 
-async def beats(run: Runner, sequence: int) -> None:
+async def wait_for_sequence(run: Runner, sequence: int) -> None:
     await wait_until(lambda: run.sequence >= sequence)
 
 
@@ -291,75 +293,78 @@ BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"
         (None, "no answer within 0.3 s"),
     ],
 )
-async def test_where_websockets_are_broken_heartbeats_go_over_http(
+async def test_failed_upgrade_makes_heartbeats_use_http(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, reason: str
 ) -> None:
     monkeypatch.setattr(transport, "OPEN_TIMEOUT_SECONDS", 0.3)
     await register(server, "a")
-    async with spoiler(server.url, answer) as between, beating(between.url) as node:
+    async with run_upgrade_proxy(server.url, answer) as proxy, open_node(proxy.url) as node:
         with capture_logs() as logs:
             for _ in range(3):
-                assert (await node.beat()).status == "ONLINE"
-    assert between.upgrades == 1
+                assert (await node.send()).status == "ONLINE"
+    assert proxy.upgrades == 1
     [warning] = [entry for entry in logs if entry["event"] == "websocket.failed"]
     assert warning["log_level"] == "warning"
     assert reason in warning["reason"]
 
 
-async def test_a_refusal_over_http_tells_too_that_websockets_are_broken(
+async def test_rejection_over_http_also_proves_that_websockets_are_broken(
     server: LiveServer,
 ) -> None:
-    async with spoiler(server.url, BAD_REQUEST) as between, beating(between.url) as node:
+    async with run_upgrade_proxy(server.url, BAD_REQUEST) as proxy, open_node(proxy.url) as node:
         for _ in range(2):
             with pytest.raises(RequestRejectedError, match="NODE_NOT_FOUND"):
-                await node.beat()
-        assert between.upgrades == 1
+                await node.send()
+        assert proxy.upgrades == 1
 
 
-async def test_the_websocket_is_tried_again_now_and_then_and_used_when_it_works(
+async def test_websocket_is_retried_periodically_and_used_once_it_works(
     server: LiveServer,
 ) -> None:
     await register(server, "a")
-    await wait_until_connected(server)  # which it logs
+    await wait_until_connected(server)  # it logs the connection
     time = Time()
-    async with spoiler(server.url, BAD_REQUEST) as between, beating(between.url, time) as node:
+    async with (
+        run_upgrade_proxy(server.url, BAD_REQUEST) as proxy,
+        open_node(proxy.url, time) as node,
+    ):
         with capture_logs() as logs:
-            await node.beat()
+            await node.send()
             time.slept += HTTP_SECONDS
-            await node.beat()
-            await node.beat()
-            assert between.upgrades == 2
-            between.answer = b"pass"
+            await node.send()
+            await node.send()
+            assert proxy.upgrades == 2
+            proxy.answer = b"pass"
             time.slept += HTTP_SECONDS
-            await node.beat()
+            await node.send()
         assert "node_registry_connections 1.0" in (await server.http.get("/metrics")).text
-    told = [entry["event"] for entry in logs if entry["log_level"] in {"info", "warning"}]
-    assert told == ["websocket.failed", "websocket.recovered"]
+    events = [entry["event"] for entry in logs if entry["log_level"] in {"info", "warning"}]
+    assert events == ["websocket.failed", "websocket.recovered"]
 
 
-async def test_nobody_is_called_broken_while_the_registry_is_away(server: LiveServer) -> None:
+async def test_unreachable_registry_does_not_count_as_broken_websockets(server: LiveServer) -> None:
     await register(server, "a")
-    async with spoiler("http://127.0.0.1:9", None) as between:
-        between.answer = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
-        async with beating(between.url) as node:
+    async with run_upgrade_proxy("http://127.0.0.1:9", None) as proxy:
+        proxy.answer = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"
+        async with open_node(proxy.url) as node:
             with capture_logs() as logs:
                 for _ in range(2):
                     with pytest.raises(RegistryUnavailableError):
-                        await node.beat()
-            assert between.upgrades == 2
+                        await node.send()
+            assert proxy.upgrades == 2
     assert not [entry for entry in logs if entry["event"] == "websocket.failed"]
 
 
-async def test_a_registry_that_has_no_room_for_websockets_is_asked_over_http(
+async def test_registry_at_its_connection_limit_gets_heartbeats_over_http(
     start_server: StartServer,
 ) -> None:
     async with start_server(max_connections=1) as server:
         await register(server, "a")
-        async with connect(server.websocket_url), beating(server.graphql_url) as node:
-            assert (await node.beat()).status == "ONLINE"
+        async with connect(server.websocket_url), open_node(server.graphql_url) as node:
+            assert (await node.send()).status == "ONLINE"
 
 
-async def test_a_registry_that_tells_no_pace_still_takes_heartbeats(
+async def test_heartbeats_are_accepted_without_a_pace_subscription(
     start_server: StartServer,
 ) -> None:
     async with start_server(max_subscriptions_per_caller=1) as server:
@@ -367,14 +372,14 @@ async def test_a_registry_that_tells_no_pace_still_takes_heartbeats(
         async with connect(server.websocket_url) as other:
             await other.subscribe("1", CHANGES, after="0")
             await other.receive()
-            async with beating(server.graphql_url) as node:
+            async with open_node(server.graphql_url) as node:
                 for _ in range(3):
-                    await node.beat()
+                    await node.send()
                 assert node.paces == []
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "refusal"),
+    ("status", "code", "rejection"),
     [
         (401, None, "UNAUTHENTICATED"),
         (403, None, "FORBIDDEN"),
@@ -383,12 +388,12 @@ async def test_a_registry_that_tells_no_pace_still_takes_heartbeats(
         (None, 4403, "FORBIDDEN"),
     ],
 )
-async def test_a_refusal_is_none_that_http_could_avoid(
-    status: int | None, code: int | None, refusal: str
+async def test_rejected_credentials_are_not_retried_over_http(
+    status: int | None, code: int | None, rejection: str
 ) -> None:
     tokens = []
 
-    def shake_hands(connection: ServerConnection, request: Request) -> Response | None:
+    def reject_handshake(connection: ServerConnection, request: Request) -> Response | None:
         tokens.append(request.headers.get("Authorization"))
         return None if status is None else connection.respond(status, "no")
 
@@ -398,21 +403,21 @@ async def test_a_refusal_is_none_that_http_could_avoid(
 
     protocol = [Subprotocol(websocket.PROTOCOL)]
     async with serve(
-        close, "127.0.0.1", 0, subprotocols=protocol, process_request=shake_hands
+        close, "127.0.0.1", 0, subprotocols=protocol, process_request=reject_handshake
     ) as remote:
         url = f"http://127.0.0.1:{next(iter(remote.sockets)).getsockname()[1]}/graphql"
-        async with beating(url, token="the-token") as node:
+        async with open_node(url, token="the-token") as node:
             with pytest.raises(RequestRejectedError) as caught:
-                await node.beat()
-    assert caught.value.code == refusal
+                await node.send()
+    assert caught.value.code == rejection
     assert "the-token" not in str(caught.value)
     assert tokens == ["Bearer the-token"]
 
 
-async def test_closing_leaves_neither_a_socket_nor_a_task(server: LiveServer) -> None:
+async def test_closing_the_transport_leaves_no_socket_and_no_task(server: LiveServer) -> None:
     await register(server, "a")
-    async with beating(server.graphql_url) as node:
-        await node.beat()
+    async with open_node(server.graphql_url) as node:
+        await node.send()
     await wait_until_lost()
     await wait_until(lambda: not server.services.sweeper.pace.follower_count)
     assert not [t for t in asyncio.all_tasks() if "_follow_pace" in repr(t.get_coro())]

@@ -1,4 +1,4 @@
-"""Readers that stall, leave or vanish: none keeps what is held for it, or delays others."""
+"""Stalled readers: their connections are cut, and no other request is delayed."""
 
 import asyncio
 import socket
@@ -22,8 +22,8 @@ MANY_FIELDS = {"max_query_tokens": 10_000, "max_query_aliases": 1000}
 
 
 @asynccontextmanager
-async def plain_socket(server: LiveServer, sent: bytes = b"") -> AsyncIterator[socket.socket]:
-    """One that nothing reads from unless the test does, with a small buffer."""
+async def open_plain_socket(server: LiveServer, sent: bytes = b"") -> AsyncIterator[socket.socket]:
+    """Yield a socket with a small buffer from which only the test reads."""
     host, port = server.url.removeprefix("http://").split(":")
     with socket.socket() as plain:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
@@ -35,43 +35,43 @@ async def plain_socket(server: LiveServer, sent: bytes = b"") -> AsyncIterator[s
 
 
 async def wait_until_cut(plain: socket.socket) -> None:
-    """Until the server has reset the connection, without a read."""
+    """Wait, without a read, until the server has reset the connection."""
     await wait_until(lambda: plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0)
 
 
-async def test_who_does_not_read_a_big_response_is_cut_and_delays_nobody(
+async def test_reader_that_stalls_on_a_big_response_is_cut_and_delays_nobody(
     start_server: StartServer,
 ) -> None:
     async with start_server(stalled_reader_seconds=0.1, **MANY_FIELDS) as server:
         await register(server, "a", metadata={"much": "x" * 50_000})
-        async with plain_socket(server, make_request(make_big_query(8))) as stalled:
+        async with open_plain_socket(server, make_request(make_big_query(8))) as stalled:
             cut = asyncio.create_task(wait_until_cut(stalled))
-            answers = 0
+            responses = 0
             while not cut.done():
                 assert await server.execute("{ __typename }")
-                answers += 1
+                responses += 1
             await cut
-        assert answers > 5
+        assert responses > 5
 
 
-async def test_who_reads_a_big_response_slowly_gets_all_of_it(start_server: StartServer) -> None:
+async def test_slow_reader_of_a_big_response_gets_all_of_it(start_server: StartServer) -> None:
     async with start_server(stalled_reader_seconds=0.5, **MANY_FIELDS) as server:
         await register(server, "a", metadata={"much": "x" * 50_000})
         loop = asyncio.get_running_loop()
         async with (
-            plain_socket(server, make_request(make_big_query(12))) as slow,
+            open_plain_socket(server, make_request(make_big_query(12))) as slow,
             asyncio.timeout(SECONDS),
         ):
-            begun = loop.time()
+            began = loop.time()
             received = bytearray()
             while not received.endswith(b"}}}"):
                 received += await loop.sock_recv(slow, 128 * 1024)
                 await asyncio.sleep(0.005)
-            assert loop.time() - begun > 0.5
+            assert loop.time() - began > 0.5
         assert len(received) > 12_000_000
 
 
-async def test_a_websocket_that_said_goodbye_but_reads_nothing_does_not_break_the_shutdown(
+async def test_closing_websocket_that_reads_nothing_does_not_break_the_shutdown(
     start_server: StartServer,
 ) -> None:
     async with start_server(stalled_reader_seconds=0.3) as server:

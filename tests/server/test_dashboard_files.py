@@ -1,4 +1,4 @@
-"""The dashboard's files: public, from this host alone, and all of a piece."""
+"""The dashboard's files: public, and loaded from this host only."""
 
 import re
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ FILES = STATIC / "dashboard"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def guarded(
+async def auth_server(
     shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[LiveServer]:
     folder = tmp_path_factory.mktemp("guarded")
@@ -23,35 +23,39 @@ async def guarded(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_anybody_gets_the_page_and_nothing_foreign_may_run_in_it(guarded: LiveServer) -> None:
-    page = await guarded.http.get("/dashboard?node=a")
+async def test_dashboard_is_public_and_its_policy_allows_own_scripts_only(
+    auth_server: LiveServer,
+) -> None:
+    page = await auth_server.http.get("/dashboard?node=a")
     assert page.status_code == 200
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "script-src 'self';" in policy
     assert "unsafe" not in policy
-    assert (await guarded.http.get("/dashboard/")).status_code == 307
+    assert (await auth_server.http.get("/dashboard/")).status_code == 307
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("page", ["dashboard/index.html", "graphiql/index.html", "index.html"])
-async def test_no_page_comes_by_another_way_without_its_policy(
-    guarded: LiveServer, page: str
+async def test_page_is_not_served_as_a_static_file_without_its_policy(
+    auth_server: LiveServer, page: str
 ) -> None:
     assert (STATIC / page).exists()
-    assert (await guarded.http.get(f"/static/{page}")).status_code == 404
+    assert (await auth_server.http.get(f"/static/{page}")).status_code == 404
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_each_file_is_there_and_looked_for_anew_each_time(guarded: LiveServer) -> None:
-    page = await guarded.http.get("/dashboard")
+async def test_each_referenced_file_exists_and_is_revalidated(auth_server: LiveServer) -> None:
+    page = await auth_server.http.get("/dashboard")
     references = set(re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text))
     assert references == {f"/static/dashboard/{file.name}" for file in FILES.iterdir()} - {
         "/static/dashboard/index.html"
     }
     for address in references:
-        asset = await guarded.http.get(address)
+        asset = await auth_server.http.get(address)
         assert asset.status_code == 200
         assert asset.headers["cache-control"] == "no-cache"
-        again = await guarded.http.get(address, headers={"if-none-match": asset.headers["etag"]})
+        again = await auth_server.http.get(
+            address, headers={"if-none-match": asset.headers["etag"]}
+        )
         assert again.status_code == 304

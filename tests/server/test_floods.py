@@ -1,4 +1,4 @@
-"""Callers that open many connections and say nothing, or say too much on one."""
+"""Callers that open many silent connections, or send too many messages over one."""
 
 import asyncio
 import base64
@@ -32,83 +32,85 @@ INIT_TIMEOUT = (4408).to_bytes(2, "big") + b"Connection initialisation timeout"
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def opened(server: LiveServer, sent: bytes, count: int) -> list[Stream]:
-    """So many connections that say this and no more."""
+async def open_streams(server: LiveServer, data: bytes, count: int) -> list[Stream]:
+    """Open `count` connections and send the same bytes over each."""
     host, port = server.url.removeprefix("http://").split(":")
     streams = []
     for _ in range(count):
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(sent)
+        writer.write(data)
         streams.append((reader, writer))
     return streams
 
 
-async def told(streams: Sequence[Stream]) -> list[bytes]:
-    """All that each was told until it was closed. The goodbye is answered."""
+async def read_until_closed(streams: Sequence[Stream]) -> list[bytes]:
+    """Return what each stream receives until it is closed; a close frame is answered."""
 
-    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-        said = b""
+    async def read_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        received = b""
         while part := await reader.read(4096):
-            said += part
-            if INIT_TIMEOUT in said:
+            received += part
+            if INIT_TIMEOUT in received:
                 writer.write(b"\x88\x80" + bytes(4))
         writer.close()
-        return said
+        return received
 
     async with asyncio.timeout(SECONDS):
-        return await asyncio.gather(*(one(*stream) for stream in streams))
+        return await asyncio.gather(*(read_stream(*stream) for stream in streams))
 
 
-async def test_sockets_that_never_say_who_they_are_delay_no_heartbeat_and_are_closed(
+async def test_unauthenticated_sockets_delay_no_heartbeat_and_are_closed(
     start_server: StartServer, database: Database, *, thorough: bool
 ) -> None:
     count, seconds = (5000, 30) if thorough else (200, 1)
     raise_open_file_limit(4 * count)
-    key = await create_token(database, Role.ADMIN)
+    token = await create_token(database, Role.ADMIN)
     async with start_server(
         auth="required", connection_init_seconds=seconds, first_request_seconds=seconds
     ) as server:
-        server.http.headers["authorization"] = f"Bearer {key.text}"
+        server.http.headers["authorization"] = f"Bearer {token.text}"
         await register(server, "a")
-        websockets = await opened(server, UPGRADE, count)
-        silent = await opened(server, b"", count // 4) + await opened(server, HEAD, count // 4)
-        ends = asyncio.gather(told(websockets), told(silent))
+        websockets = await open_streams(server, UPGRADE, count)
+        silent = await open_streams(server, b"", count // 4) + await open_streams(
+            server, HEAD, count // 4
+        )
+        ends = asyncio.gather(read_until_closed(websockets), read_until_closed(silent))
         sequence, slowest = 0, 0.0
         while not ends.done():
             sequence += 1
             began = time.perf_counter()
             await beat(server, "a", sequence)
             slowest = max(slowest, time.perf_counter() - began)
-        of_websockets, of_silent = await ends
+        websocket_data, silent_data = await ends
     assert sequence > 3
-    assert slowest < 5  # by milliseconds; a busy machine is slower
-    assert all(said.startswith(b"HTTP/1.1 101") for said in of_websockets)
-    assert all(said.endswith(INIT_TIMEOUT) for said in of_websockets)
-    assert set(of_silent) == {b""}
+    assert slowest < 5  # delays are milliseconds; a busy machine is slower
+    assert all(received.startswith(b"HTTP/1.1 101") for received in websocket_data)
+    assert all(received.endswith(INIT_TIMEOUT) for received in websocket_data)
+    assert set(silent_data) == {b""}
 
 
 LIMITED = {"requests_per_second_per_address": 50}
 
 
 @pytest.mark.parametrize("kind", ["ping", "pong", "complete"])
-async def test_a_flood_of_messages_that_ask_nothing_ends_the_websocket(
+async def test_flood_of_control_messages_closes_the_websocket(
     start_server: StartServer, kind: str
 ) -> None:
-    said = {"type": kind} | ({"id": "1"} if kind == "complete" else {})
+    message = {"type": kind} | ({"id": "1"} if kind == "complete" else {})
     async with start_server(**LIMITED) as server:
         async with connect(server.websocket_url) as client:
             for _ in range(99):
-                await client.send(said)
+                await client.send(message)
             await client.subscribe("1", "{ __typename }")
             while (await client.receive())["type"] != "complete":
                 pass
             for _ in range(200):
-                await client.send(said)
+                await client.send(message)
             assert await client.closed() == (1008, "too many messages from one address")
         assert await server.execute("{ __typename }")
 
 
-async def test_a_flood_before_the_connection_is_initialised_ends_it(
+async def test_flood_before_init_closes_the_websocket(
     start_server: StartServer,
 ) -> None:
     async with (
@@ -120,7 +122,7 @@ async def test_a_flood_before_the_connection_is_initialised_ends_it(
         assert (await client.closed())[0] == 1008
 
 
-async def test_who_goes_on_asking_too_much_over_a_websocket_loses_it_in_the_end(
+async def test_caller_that_ignores_the_rate_limit_loses_its_websocket(
     start_server: StartServer, database: Database
 ) -> None:
     greedy, modest = [await create_token(database, Role.VIEWER) for _ in range(2)]
@@ -133,9 +135,9 @@ async def test_who_goes_on_asking_too_much_over_a_websocket_loses_it_in_the_end(
             server.websocket_url, headers={"authorization": f"Bearer {modest.text}"}
         ) as other,
     ):
-        for each in (client, other):
-            await each.send({"type": "connection_init"})
-            assert (await each.receive())["type"] == "connection_ack"
+        for websocket in (client, other):
+            await websocket.send({"type": "connection_init"})
+            assert (await websocket.receive())["type"] == "connection_ack"
         for number in range(70):
             await client.subscribe(f"{number}", "{ __typename }")
         for number in range(200):
@@ -150,10 +152,10 @@ async def test_who_goes_on_asking_too_much_over_a_websocket_loses_it_in_the_end(
     [(b"", b"\x89\x80"), (b"", b"\x8a\x80"), (b"\x01\x80" + bytes(4), b"\x00\x80")],
     ids=["pings", "pongs", "parts of a message"],
 )
-async def test_a_flood_of_frames_that_are_no_message_is_cut(
+async def test_flood_of_frames_without_a_message_is_cut(
     server: LiveServer, first: bytes, frame: bytes
 ) -> None:
-    [(reader, writer)] = await opened(server, UPGRADE + first, 1)
+    [(reader, writer)] = await open_streams(server, UPGRADE + first, 1)
     await reader.readuntil(b"\r\n\r\n")
     writer.write((frame + bytes(4)) * 20_000)
     async with asyncio.timeout(SECONDS):

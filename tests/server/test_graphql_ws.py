@@ -1,4 +1,4 @@
-"""The registry's websocket as graphql-ws meets it: the protocol's reference client, from npm."""
+"""The registry's websocket, used by graphql-ws, the protocol's reference client from npm."""
 
 from pathlib import Path
 
@@ -15,21 +15,21 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return npm.install_package("graphql_ws", tmp_path_factory.mktemp("graphql_ws"))
 
 
-async def test_a_query_is_answered(client: Path, server: LiveServer) -> None:
+async def test_query_is_answered(client: Path, server: LiveServer) -> None:
     assert await npm.play_scenario(client, "query", server.websocket_url) == [
         {"data": {"registry": {"mode": "NORMAL"}}}
     ]
 
 
-async def test_a_subscription_is_followed_and_completed(client: Path, server: LiveServer) -> None:
+async def test_subscription_delivers_events_and_completes(client: Path, server: LiveServer) -> None:
     await register(server, "a")
-    seen = await npm.play_scenario(client, "subscribe", server.websocket_url)
-    revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in seen]
+    results = await npm.play_scenario(client, "subscribe", server.websocket_url)
+    revisions = [result["data"]["nodeStatusChanges"]["change"]["revision"] for result in results]
     assert revisions == ["1", "2"]
     await wait_until(lambda: not server.services.change_feed.subscriber_count)
 
 
-async def test_a_document_that_is_not_valid_is_refused(client: Path, server: LiveServer) -> None:
+async def test_invalid_document_is_rejected(client: Path, server: LiveServer) -> None:
     [error] = await npm.play_scenario(client, "refused", server.websocket_url)
     assert error["extensions"]["code"] == "BAD_INPUT"
 
@@ -47,7 +47,7 @@ async def test_pings_are_answered(client: Path, server: LiveServer) -> None:
         ("invalidMessage", 4400),
     ],
 )
-async def test_a_breach_of_the_protocol_closes_with_its_code(
+async def test_protocol_violation_closes_with_its_code(
     client: Path, server: LiveServer, scenario: str, code: int
 ) -> None:
     assert await npm.play_scenario(client, scenario, server.websocket_url) == code

@@ -1,4 +1,4 @@
-"""A server knows whom another issuer vouches for."""
+"""A server that accepts the JWTs of another issuer."""
 
 import asyncio
 import time
@@ -13,19 +13,19 @@ from tests.support.issuer import (
 from tests.support.live_server import StartServer
 
 
-async def test_a_server_knows_whom_the_issuer_vouches_for_until_the_token_ends(
+async def test_jwt_of_the_configured_issuer_is_accepted_until_it_expires(
     start_server: StartServer, jwks_file: Path
 ) -> None:
-    told = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_roles": ROLES}
+    jwt_settings = {"jwt_issuer": ISSUER, "jwt_audience": AUDIENCE, "jwt_roles": ROLES}
     async with start_server(
         auth="required",
         jwt_jwks=str(jwks_file),
         key_check_seconds=0.05,
         jwt_leeway_seconds=0,
-        **told,
+        **jwt_settings,
     ) as server:
 
-        async def status(token: str) -> int:
+        async def send_query(token: str) -> int:
             response = await server.http.post(
                 "/graphql",
                 json={"query": "{ registry { revision } }"},
@@ -33,11 +33,11 @@ async def test_a_server_knows_whom_the_issuer_vouches_for_until_the_token_ends(
             )
             return response.status_code
 
-        assert await status(sign()) == 200
-        assert await status(sign(aud="elsewhere")) == 401
-        assert await status(sign(roles=["nobody"])) == 403
-        brief = sign(exp=int(time.time()) + 2)
-        assert await status(brief) == 200
+        assert await send_query(sign()) == 200
+        assert await send_query(sign(aud="elsewhere")) == 401
+        assert await send_query(sign(roles=["nobody"])) == 403
+        short_lived = sign(exp=int(time.time()) + 2)
+        assert await send_query(short_lived) == 200
         async with asyncio.timeout(10):
-            while await status(brief) != 401:
+            while await send_query(short_lived) != 401:
                 await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""What /metrics tells of heartbeats, of errors and of the change log."""
+"""The metrics of heartbeats, errors and the change log at /metrics."""
 
 import asyncio
 
@@ -14,12 +14,12 @@ from tests.support.transport_ws import open_websocket
 HEARTBEATS = "node_registry_heartbeats_total"
 
 
-def counted(services: Services, name: str, **labels: str) -> float:
-    """0 while there was nothing to count."""
+def get_count(services: Services, name: str, **labels: str) -> float:
+    """Return the value of the counter; 0 while it does not exist."""
     return services.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-async def test_heartbeats_are_counted_by_what_became_of_them(
+async def test_heartbeats_are_counted_by_outcome(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await register(server, "a")
@@ -30,35 +30,35 @@ async def test_heartbeats_are_counted_by_what_became_of_them(
     monkeypatch.setattr(services.heartbeat_writer, "queued_reports", MAX_QUEUED_REPORTS)
     await server.post(BEAT, input=last)
     monkeypatch.setattr(services.heartbeat_writer, "queued_reports", 0)
-    assert counted(services, HEARTBEATS, outcome="accepted") == 5
-    assert counted(services, HEARTBEATS, outcome="STALE_BOOT") == 1
-    assert counted(services, HEARTBEATS, outcome="UNAVAILABLE") == 1
+    assert get_count(services, HEARTBEATS, outcome="accepted") == 5
+    assert get_count(services, HEARTBEATS, outcome="STALE_BOOT") == 1
+    assert get_count(services, HEARTBEATS, outcome="UNAVAILABLE") == 1
     operations = "node_registry_operation_duration_seconds_count"
     mutation = {"operation": "other", "type": "mutation"}
-    assert counted(services, operations, **mutation, outcome="STALE_BOOT") == 1
-    assert counted(services, operations, **mutation, outcome="UNAVAILABLE") == 1
+    assert get_count(services, operations, **mutation, outcome="STALE_BOOT") == 1
+    assert get_count(services, operations, **mutation, outcome="UNAVAILABLE") == 1
 
 
-async def test_errors_are_counted_by_code_whatever_way_they_were_told(
+async def test_errors_are_counted_by_code_on_every_transport(
     start_server: StartServer,
 ) -> None:
     async with start_server(auth="required") as server:
         name, code = "node_registry_errors_total", "UNAUTHENTICATED"
-        before = counted(server.services, name, code=code)
+        before = get_count(server.services, name, code=code)
         assert (await server.http.get("/graphql?query={a}")).status_code == 401
         async with open_websocket(server.websocket_url) as client:
             await client.send({"type": "connection_init"})
             assert (await client.closed())[0] == 4401
-        assert counted(server.services, name, code=code) == before + 2
+        assert get_count(server.services, name, code=code) == before + 2
 
 
-async def test_a_feed_that_reads_nothing_lags_by_the_age_of_what_it_misses(
+async def test_stalled_feed_lags_by_the_age_of_its_oldest_unread_change(
     quiet_server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def nothing(*_: object) -> bool:
+    async def read_nothing(*_: object) -> bool:
         return False
 
-    monkeypatch.setattr(ChangeFeed, "read_up_to", nothing)
+    monkeypatch.setattr(ChangeFeed, "read_up_to", read_nothing)
     await register(quiet_server, "a")
     await register(quiet_server, "b")
     lines = dict(

@@ -1,4 +1,4 @@
-"""GraphQL over HTTP: what is asked well is answered, what is asked badly is refused in GraphQL."""
+"""GraphQL over HTTP: valid requests are answered, invalid ones are rejected in GraphQL's format."""
 
 import asyncio
 import re
@@ -24,10 +24,10 @@ TYPENAME = "{ __typename }"
 MEGABYTE = b" " * 1024 * 1024
 
 
-async def ask(
+async def send_request(
     server: LiveServer, method: str = "POST", *, accept: str | None = None, **options: Any
 ) -> httpx.Response:
-    """Sends no Accept header unless it is given one."""
+    """Send a request, without an Accept header unless one is passed."""
     request = server.http.build_request(method, "/graphql", **options)
     if "accept" not in httpx.Headers(options.get("headers")):
         del request.headers["accept"]
@@ -36,10 +36,10 @@ async def ask(
     return await server.http.send(request)
 
 
-def refused(
+def check_rejection(
     response: httpx.Response, status: int, *, field: str | None = None, media_type: str = JSON
 ) -> dict[str, Any]:
-    """The one error of a response that refuses the request before anything is executed."""
+    """Check that the response rejects its request before execution; return its only error."""
     assert response.status_code == status
     assert response.headers["content-type"] == f"{media_type}; charset=utf-8"
     body = response.json()
@@ -57,7 +57,7 @@ def refused(
 
 @dataclass(frozen=True)
 class Audit:
-    """One of graphql-http's: what is sent, and what must come back."""
+    """An audit of graphql-http: the request to send and the response to expect."""
 
     id: str
     name: str
@@ -386,29 +386,29 @@ AUDITS = [
 ]
 
 
-async def test_no_audit_is_left_out() -> None:
+async def test_every_audit_is_present_once() -> None:
     assert len({audit.id for audit in AUDITS}) == len(AUDITS) == 61
 
 
 @pytest.mark.parametrize(
     "audit", [pytest.param(audit, id=f"{audit.id} {audit.name}") for audit in AUDITS]
 )
-async def test_the_server_passes_the_audit(shared_server: LiveServer, audit: Audit) -> None:
+async def test_server_passes_the_audit(shared_server: LiveServer, audit: Audit) -> None:
     if audit.method == "GET":
         parameters = {
             name: value if isinstance(value, str) else orjson.dumps(value).decode()
             for name, value in audit.body.items()
         }
-        response = await ask(shared_server, "GET", accept=audit.accept, params=parameters)
+        response = await send_request(shared_server, "GET", accept=audit.accept, params=parameters)
     else:
         headers = {"content-type": audit.content_type} if audit.content_type else {}
-        response = await ask(
+        response = await send_request(
             shared_server, accept=audit.accept, content=audit.content, headers=headers
         )
     assert response.status_code in audit.status
     if audit.media_type:
         assert audit.media_type in response.headers["content-type"]
-    body = orjson.loads(response.content)  # which refuses what is not UTF-8
+    body = orjson.loads(response.content)  # it rejects what is not UTF-8
     assert audit.without not in body
     assert body.keys() <= {"data", "errors"}
 
@@ -434,14 +434,14 @@ async def test_the_server_passes_the_audit(shared_server: LiveServer, audit: Aud
         pytest.param(b'{"query": "{ __typename }"} x', id="something behind it"),
     ],
 )
-async def test_a_body_that_is_no_json_object_is_refused(
+async def test_body_that_is_not_a_json_object_is_rejected(
     shared_server: LiveServer, body: bytes
 ) -> None:
     for accept in (JSON, GRAPHQL_RESPONSE):
-        response = await ask(
+        response = await send_request(
             shared_server, accept=accept, content=body, headers={"content-type": JSON}
         )
-        refused(response, 400, field="body", media_type=accept)
+        check_rejection(response, 400, field="body", media_type=accept)
 
 
 @pytest.mark.parametrize(
@@ -460,23 +460,23 @@ async def test_a_body_that_is_no_json_object_is_refused(
         ({"query": "type A { a: Int }"}, "query"),
     ],
 )
-async def test_a_parameter_that_is_wrong_is_refused_and_named(
+async def test_invalid_parameter_is_rejected_and_named(
     shared_server: LiveServer, parameters: dict[str, Any], field: str
 ) -> None:
     for accept in (JSON, GRAPHQL_RESPONSE):
-        response = await ask(shared_server, accept=accept, json=parameters)
-        refused(response, 400, field=field, media_type=accept)
+        response = await send_request(shared_server, accept=accept, json=parameters)
+        check_rejection(response, 400, field=field, media_type=accept)
 
 
-async def test_a_subscription_by_post_or_get_is_sent_to_the_websocket(
+async def test_subscription_over_http_is_rejected_with_a_hint_to_the_websocket(
     shared_server: LiveServer,
 ) -> None:
     query = {"query": "subscription { nodeStatusChanges { __typename } }"}
     for response in (
-        await ask(shared_server, json=query),
-        await ask(shared_server, "GET", params=query),
+        await send_request(shared_server, json=query),
+        await send_request(shared_server, "GET", params=query),
     ):
-        assert "websocket" in refused(response, 400)["message"]
+        assert "websocket" in check_rejection(response, 400)["message"]
 
 
 @pytest.mark.parametrize(
@@ -487,15 +487,17 @@ async def test_a_subscription_by_post_or_get_is_sent_to_the_websocket(
         "{ a: __typename } { b: __typename }",
     ],
 )
-async def test_of_several_operations_none_is_run_unless_it_is_named(
+async def test_document_of_several_operations_runs_only_the_named_one(
     shared_server: LiveServer, query: str
 ) -> None:
     for _ in range(2):  # the second time the document comes out of the cache
-        response = await ask(shared_server, accept=GRAPHQL_RESPONSE, json={"query": query})
-        refused(response, 400, field="operationName", media_type=GRAPHQL_RESPONSE)
+        response = await send_request(shared_server, accept=GRAPHQL_RESPONSE, json={"query": query})
+        check_rejection(response, 400, field="operationName", media_type=GRAPHQL_RESPONSE)
         if "query B" in query:
-            named = await ask(shared_server, json={"query": query, "operationName": "B"})
-            assert named.json() == {"data": {"b": "Query"}}
+            named_response = await send_request(
+                shared_server, json={"query": query, "operationName": "B"}
+            )
+            assert named_response.json() == {"data": {"b": "Query"}}
 
 
 @pytest.mark.parametrize(
@@ -521,36 +523,34 @@ async def test_of_several_operations_none_is_run_unless_it_is_named(
         ),
     ],
 )
-async def test_a_document_that_is_wrong_is_refused_before_it_is_executed(
+async def test_invalid_document_is_rejected_before_execution(
     shared_server: LiveServer, query: str
 ) -> None:
-    response = await ask(shared_server, accept=GRAPHQL_RESPONSE, json={"query": query})
-    refused(response, 400, media_type=GRAPHQL_RESPONSE)
-    as_json = await ask(shared_server, json={"query": query})
-    refused(as_json, 200)
+    response = await send_request(shared_server, accept=GRAPHQL_RESPONSE, json={"query": query})
+    check_rejection(response, 400, media_type=GRAPHQL_RESPONSE)
+    json_response = await send_request(shared_server, json={"query": query})
+    check_rejection(json_response, 200)
 
 
-async def test_mutations_are_not_sent_by_get(shared_server: LiveServer) -> None:
-    response = await ask(
+async def test_mutation_over_get_is_rejected(shared_server: LiveServer) -> None:
+    response = await send_request(
         shared_server,
         "GET",
         params={"query": 'mutation { deregisterNode(input: {nodeId: "x"}) { nodeId } }'},
     )
-    refused(response, 405)
+    check_rejection(response, 405)
     assert response.headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
-async def test_other_methods_are_told_which_there_are(
-    shared_server: LiveServer, method: str
-) -> None:
-    response = await ask(shared_server, method)
-    refused(response, 405)
+async def test_other_methods_get_the_allowed_ones(shared_server: LiveServer, method: str) -> None:
+    response = await send_request(shared_server, method)
+    check_rejection(response, 405)
     assert response.headers["allow"] == "GET, POST"
 
 
 async def test_head_is_answered_without_a_body(shared_server: LiveServer) -> None:
-    response = await ask(shared_server, "HEAD", params=QUERY)
+    response = await send_request(shared_server, "HEAD", params=QUERY)
     assert response.status_code == 405
     assert response.headers["allow"] == "GET, POST"
     assert response.content == b""
@@ -569,22 +569,22 @@ async def test_head_is_answered_without_a_body(shared_server: LiveServer) -> Non
         ";",
     ],
 )
-async def test_a_body_of_another_type_is_refused(
+async def test_body_of_another_media_type_is_rejected(
     shared_server: LiveServer, content_type: str
 ) -> None:
-    response = await ask(
+    response = await send_request(
         shared_server, content=orjson.dumps(QUERY), headers={"content-type": content_type}
     )
-    refused(response, 415, field="Content-Type")
+    check_rejection(response, 415, field="Content-Type")
 
 
 @pytest.mark.parametrize(
     "content_type", ["APPLICATION/JSON", 'application/json;charset="UTF-8"', "application/json ;"]
 )
-async def test_the_type_of_a_body_may_be_written_in_many_ways(
+async def test_content_type_is_parsed_as_a_media_type(
     shared_server: LiveServer, content_type: str
 ) -> None:
-    response = await ask(
+    response = await send_request(
         shared_server, content=orjson.dumps(QUERY), headers={"content-type": content_type}
     )
     assert response.json() == {"data": {"__typename": "Query"}}
@@ -603,11 +603,11 @@ async def test_the_type_of_a_body_may_be_written_in_many_ways(
         ";,;;",
     ],
 )
-async def test_an_answer_that_nobody_accepts_is_not_given(
+async def test_request_that_accepts_no_offered_type_is_rejected(
     shared_server: LiveServer, accept: str
 ) -> None:
-    response = await ask(shared_server, accept=accept, json=QUERY)
-    refused(response, 406, field="Accept")
+    response = await send_request(shared_server, accept=accept, json=QUERY)
+    check_rejection(response, 406, field="Accept")
 
 
 @pytest.mark.parametrize(
@@ -622,42 +622,42 @@ async def test_an_answer_that_nobody_accepts_is_not_given(
         ("", JSON),
     ],
 )
-async def test_the_answer_has_the_type_that_the_client_would_rather_have(
+async def test_response_has_the_media_type_that_the_client_prefers(
     shared_server: LiveServer, accept: str, media_type: str
 ) -> None:
-    response = await ask(shared_server, accept=accept, json=QUERY)
+    response = await send_request(shared_server, accept=accept, json=QUERY)
     assert response.status_code == 200
     assert response.headers["content-type"] == f"{media_type}; charset=utf-8"
 
 
-async def test_accept_may_be_sent_in_several_headers(shared_server: LiveServer) -> None:
+async def test_several_accept_headers_are_combined(shared_server: LiveServer) -> None:
     headers = [("accept", "text/html;q=0.1"), ("accept", GRAPHQL_RESPONSE)]
-    response = await ask(shared_server, json=QUERY, headers=headers)
+    response = await send_request(shared_server, json=QUERY, headers=headers)
     assert response.headers["content-type"].startswith(GRAPHQL_RESPONSE)
 
 
-async def _chunks(megabytes: int) -> AsyncIterator[bytes]:
+async def _stream_chunks(megabytes: int) -> AsyncIterator[bytes]:
     for _ in range(megabytes):
         yield MEGABYTE
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["with its length", "in chunks"])
-async def test_a_body_of_10_mb_is_refused(shared_server: LiveServer, *, declared: bool) -> None:
-    response = await ask(
+async def test_body_of_10_mb_is_rejected(shared_server: LiveServer, *, declared: bool) -> None:
+    response = await send_request(
         shared_server,
-        content=MEGABYTE * 10 if declared else _chunks(10),
+        content=MEGABYTE * 10 if declared else _stream_chunks(10),
         headers={"content-type": JSON},
     )
-    refused(response, 413, field="body")
+    check_rejection(response, 413, field="body")
     assert await shared_server.execute(TYPENAME)
 
 
-async def _raw(server: LiveServer, sent: bytes, *, wait: bool = True) -> bytes:
-    """What comes back until the server closes the connection."""
+async def _send_raw(server: LiveServer, data: bytes, *, wait: bool = True) -> bytes:
+    """Send bytes; return what the server sends until it closes the connection."""
     host, port = server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
-        writer.write(sent)
+        writer.write(data)
         await writer.drain()
         async with asyncio.timeout(10):
             return await reader.read() if wait else b""
@@ -666,11 +666,11 @@ async def _raw(server: LiveServer, sent: bytes, *, wait: bool = True) -> bytes:
         await writer.wait_closed()
 
 
-async def test_a_body_that_does_not_come_is_given_up(
+async def test_body_that_does_not_arrive_times_out(
     shared_server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("graph.transport.http._BODY_SECONDS", 0.05)
-    answer = await _raw(
+    answer = await _send_raw(
         shared_server,
         b"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         b'Content-Length: 100\r\n\r\n{"query":',
@@ -680,10 +680,10 @@ async def test_a_body_that_does_not_come_is_given_up(
     assert orjson.loads(body)["errors"][0]["extensions"]["field"] == "body"
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(
+async def test_client_that_disconnects_within_its_body_causes_no_error(
     shared_server: LiveServer,
 ) -> None:
-    await _raw(
+    await _send_raw(
         shared_server,
         b"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         b'Content-Length: 100\r\n\r\n{"query":',
@@ -702,52 +702,52 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(
         "query=%7B+__typename",
     ],
 )
-async def test_a_get_with_a_malformed_address_is_refused_like_its_document(
+async def test_get_with_a_malformed_query_string_is_rejected(
     shared_server: LiveServer, query_string: str
 ) -> None:
     response = await shared_server.http.get(
         f"/graphql?{query_string}", headers={"accept": GRAPHQL_RESPONSE}
     )
-    refused(response, 400, media_type=GRAPHQL_RESPONSE)
+    check_rejection(response, 400, media_type=GRAPHQL_RESPONSE)
 
 
 @pytest.mark.parametrize("name", ["variables", "extensions"])
 @pytest.mark.parametrize("value", ["{", "x", "[]", "1", "%7B", "[" * 10_000])
-async def test_a_get_whose_parameter_is_no_json_object_is_refused(
+async def test_get_parameter_that_is_not_a_json_object_is_rejected(
     shared_server: LiveServer, name: str, value: str
 ) -> None:
-    response = await ask(shared_server, "GET", params=QUERY | {name: value})
-    refused(response, 400, field=name)
+    response = await send_request(shared_server, "GET", params=QUERY | {name: value})
+    check_rejection(response, 400, field=name)
 
 
-async def test_a_get_without_a_query_is_refused(shared_server: LiveServer) -> None:
-    refused(await ask(shared_server, "GET"), 400, field="query")
+async def test_get_without_a_query_is_rejected(shared_server: LiveServer) -> None:
+    check_rejection(await send_request(shared_server, "GET"), 400, field="query")
 
 
-async def test_a_parameter_of_a_get_that_is_empty_counts_as_absent(
+async def test_empty_get_parameter_counts_as_absent(
     shared_server: LiveServer,
 ) -> None:
     parameters = QUERY | {"variables": "", "operationName": "", "extensions": ""}
-    response = await ask(shared_server, "GET", params=parameters)
+    response = await send_request(shared_server, "GET", params=parameters)
     assert response.json() == {"data": {"__typename": "Query"}}
 
 
-async def test_a_request_id_of_the_caller_is_kept(shared_server: LiveServer) -> None:
+async def test_valid_request_id_of_the_caller_is_used(shared_server: LiveServer) -> None:
     headers = {"x-request-id": "Trace-1.2_3"}
-    response = await ask(shared_server, json={"query": "{"}, headers=headers)
+    response = await send_request(shared_server, json={"query": "{"}, headers=headers)
     assert response.headers["x-request-id"] == "Trace-1.2_3"
-    refused(response, 200)
+    check_rejection(response, 200)
 
 
-@pytest.mark.parametrize("given", [None, "", "a b", "x" * 65, "<script>", "é", "a;b", "a\tb"])
-async def test_a_request_without_a_usable_id_gets_one(
-    shared_server: LiveServer, given: str | None
+@pytest.mark.parametrize("sent_id", [None, "", "a b", "x" * 65, "<script>", "é", "a;b", "a\tb"])
+async def test_request_without_a_valid_id_gets_a_generated_one(
+    shared_server: LiveServer, sent_id: str | None
 ) -> None:
-    headers = {} if given is None else {"x-request-id": given.encode()}
+    headers = {} if sent_id is None else {"x-request-id": sent_id.encode()}
     ids = set()
     for _ in range(2):
-        response = await ask(shared_server, json={"query": "{"}, headers=headers)
-        refused(response, 200)
+        response = await send_request(shared_server, json={"query": "{"}, headers=headers)
+        check_rejection(response, 200)
         ids.add(response.headers["x-request-id"])
     assert len(ids) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", request_id) for request_id in ids)
@@ -762,9 +762,9 @@ class _References(HTMLParser):
         self.addresses += [value for name, value in attrs if name in {"src", "href"} and value]
 
 
-async def test_a_browser_gets_graphiql_from_this_host_alone(shared_server: LiveServer) -> None:
+async def test_browser_gets_graphiql_from_this_host_only(shared_server: LiveServer) -> None:
     browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
-    page = await ask(shared_server, "GET", accept=browser)
+    page = await send_request(shared_server, "GET", accept=browser)
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
     assert not re.search(r"https?://|[\"'(]//", page.text)
@@ -779,8 +779,8 @@ async def test_a_browser_gets_graphiql_from_this_host_alone(shared_server: LiveS
         assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", asset.text)
 
 
-async def test_a_browser_that_asks_a_query_gets_json(shared_server: LiveServer) -> None:
-    response = await ask(shared_server, "GET", accept="text/html,*/*;q=0.8", params=QUERY)
+async def test_browser_that_sends_a_query_gets_json(shared_server: LiveServer) -> None:
+    response = await send_request(shared_server, "GET", accept="text/html,*/*;q=0.8", params=QUERY)
     assert response.json() == {"data": {"__typename": "Query"}}
 
 
@@ -788,18 +788,18 @@ LEAKS = re.compile(r"SELECT|INSERT|does not exist|asyncpg|sqlalchemy|Traceback|F
 
 
 async def break_history(server: LiveServer) -> None:
-    """Makes each statement that reads the change log fail, and not for a while."""
+    """Make each statement that reads the change log fail with an error that is not retryable."""
     await wait_until_connected(server)
     async with server.services.database.write() as session:
         await session.execute(text("ALTER TABLE status_changes RENAME COLUMN note TO remark"))
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_fault_of_ours_is_logged_under_the_id_that_the_client_gets_and_nothing_leaks(
+async def test_internal_error_is_logged_with_the_request_id_and_leaks_nothing(
     server: LiveServer, logged: list[EventDict]
 ) -> None:
     await break_history(server)
-    response = await ask(
+    response = await send_request(
         server,
         json={
             "query": '{ registry { version } node(nodeId: "node-1-hetzner-gex44") '
@@ -826,11 +826,11 @@ async def test_a_fault_of_ours_is_logged_under_the_id_that_the_client_gets_and_n
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_mutation_that_fails_inside_is_undone(
+async def test_mutation_with_an_internal_error_is_rolled_back(
     server: LiveServer, logged: list[EventDict]
 ) -> None:
     await break_history(server)
-    response = await ask(
+    response = await send_request(
         server,
         accept=GRAPHQL_RESPONSE,
         json={
@@ -848,14 +848,16 @@ async def test_a_mutation_that_fails_inside_is_undone(
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_stored_value_that_the_schema_cannot_show_is_a_fault_of_ours(
+async def test_stored_value_that_does_not_fit_the_schema_is_an_internal_error(
     server: LiveServer, logged: list[EventDict]
 ) -> None:
     await register(server, "a")
     await beat(server, "a", 1, metrics={"cpuPercent": 1})
     async with server.services.database.write() as session:
         await session.execute(text("""UPDATE heartbeat_log SET metrics = '{"cpu_percent": "x"}'"""))
-    response = await ask(server, json={"query": '{ node(nodeId: "a") { metrics { cpuPercent } } }'})
+    response = await send_request(
+        server, json={"query": '{ node(nodeId: "a") { metrics { cpuPercent } } }'}
+    )
     assert response.json()["data"] == {"node": {"metrics": {"cpuPercent": None}}}
     assert response.json()["errors"][0]["extensions"]["code"] == "INTERNAL"
     assert [event["event"] for event in logged if event["log_level"] == "error"] == [

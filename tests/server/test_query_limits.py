@@ -1,4 +1,4 @@
-"""What a query may ask for, and what is told of the schema: over real sockets."""
+"""The limits of a query, and what a server reveals of its schema, over real sockets."""
 
 import time
 from typing import Any
@@ -27,7 +27,7 @@ DEEP = (
 CYCLE = "{ ...A } fragment A on Query { ...B } fragment B on Query { ...A }"
 
 
-async def ask(server: LiveServer, query: str, **variables: Any) -> httpx.Response:
+async def send_query(server: LiveServer, query: str, **variables: Any) -> httpx.Response:
     return await server.http.post("/graphql", json={"query": query, "variables": variables})
 
 
@@ -36,16 +36,16 @@ async def ask(server: LiveServer, query: str, **variables: Any) -> httpx.Respons
     [(COSTLY, "cost"), (ALIASES, "aliases"), (HIDDEN, "aliases")],
     ids=["cost", "aliases", "hidden aliases"],
 )
-async def test_a_query_that_asks_too_much_is_told_by_how_much(
+async def test_query_over_a_limit_is_rejected_with_the_limit_and_its_value(
     server: LiveServer, query: str, exceeded: str
 ) -> None:
-    response = await ask(server, query)
+    response = await send_query(server, query)
     assert response.status_code == 400
     [error] = response.json()["errors"]
-    told = error["extensions"]
-    assert (told["code"], told["exceeded"]) == ("QUERY_TOO_COMPLEX", exceeded)
-    assert told[exceeded] > told["limit"]
-    assert str(told["limit"]) in error["message"]
+    extensions = error["extensions"]
+    assert (extensions["code"], extensions["exceeded"]) == ("QUERY_TOO_COMPLEX", exceeded)
+    assert extensions[exceeded] > extensions["limit"]
+    assert str(extensions["limit"]) in error["message"]
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", query)
         message = await client.receive()
@@ -67,22 +67,22 @@ async def test_a_query_that_asks_too_much_is_told_by_how_much(
     ],
     ids=["directives", "deep", "cycle", "open", "long", "brackets", "text", "fields"],
 )
-async def test_a_hostile_document_is_refused_soon(server: LiveServer, query: str) -> None:
+async def test_hostile_document_is_rejected_quickly(server: LiveServer, query: str) -> None:
     began = time.perf_counter()
-    response = await ask(server, query)
-    assert time.perf_counter() - began < 5  # by milliseconds; a busy machine is slower
+    response = await send_query(server, query)
+    assert time.perf_counter() - began < 5  # it takes milliseconds; a busy machine is slower
     assert response.status_code in {200, 400}
     codes = {error["extensions"]["code"] for error in response.json()["errors"]}
     assert codes <= {"BAD_INPUT", "QUERY_TOO_COMPLEX"}
 
 
-async def test_a_page_of_variables_counts_by_what_is_asked(server: LiveServer) -> None:
+async def test_page_size_in_a_variable_counts_for_the_cost(server: LiveServer) -> None:
     query = (
         "query ($n: Int) { nodes(first: $n) { nodes { heartbeats(first: $n) { nodes { id } } } } }"
     )
-    assert "errors" not in (await ask(server, query, n=10)).json()
-    refused = (await ask(server, query, n=1000)).json()
-    assert refused["errors"][0]["extensions"]["code"] == "QUERY_TOO_COMPLEX"
+    assert "errors" not in (await send_query(server, query, n=10)).json()
+    rejected = (await send_query(server, query, n=1000)).json()
+    assert rejected["errors"][0]["extensions"]["code"] == "QUERY_TOO_COMPLEX"
 
 
 BATCH = (
@@ -113,23 +113,25 @@ FULL = {
 }
 
 
-def values(given: object) -> int:
-    inner = given.values() if isinstance(given, dict) else given if isinstance(given, list) else ()
-    return 1 + sum(map(values, inner))
+def count_values(value: object) -> int:
+    children = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    )
+    return 1 + sum(map(count_values, children))
 
 
-async def test_what_has_too_many_values_is_refused_before_they_are_checked(
+async def test_request_with_too_many_values_is_rejected_before_validation(
     server: LiveServer,
 ) -> None:
     request: dict[str, Any] = {"query": BATCH, "variables": {"inputs": []}}
-    junk = [0] * (MAX_VALUES - values(request))
+    junk = [0] * (MAX_VALUES - count_values(request))
     request["variables"]["inputs"] = junk
-    allowed = await server.http.post("/graphql", json=request)
-    assert "Variable '$inputs'" in allowed.json()["errors"][0]["message"]
+    accepted = await server.http.post("/graphql", json=request)
+    assert "Variable '$inputs'" in accepted.json()["errors"][0]["message"]
     junk.append(0)
-    refused = await server.http.post("/graphql", json=request)
-    assert refused.status_code == 400
-    [error] = refused.json()["errors"]
+    rejected = await server.http.post("/graphql", json=request)
+    assert rejected.status_code == 400
+    [error] = rejected.json()["errors"]
     assert error["extensions"]["code"] == "BAD_INPUT"
     assert error["message"] == f"body: must have at most {MAX_VALUES} values"
     async with connect(server.websocket_url) as client:
@@ -137,30 +139,32 @@ async def test_what_has_too_many_values_is_refused_before_they_are_checked(
         assert await client.closed() == (4400, f"Messages must have at most {MAX_VALUES} values")
 
 
-async def test_the_largest_batch_of_full_heartbeats_is_none_too_many(server: LiveServer) -> None:
+async def test_largest_batch_of_full_heartbeats_is_within_the_limit(server: LiveServer) -> None:
     batch = [FULL] * validation.MAX_BATCH_SIZE
-    assert values(batch) < MAX_VALUES
-    response = await ask(server, BATCH, inputs=batch)
-    told = response.json()["data"]["recordHeartbeats"]
-    assert told == [{"code": "NODE_NOT_FOUND"}] * validation.MAX_BATCH_SIZE
+    assert count_values(batch) < MAX_VALUES
+    response = await send_query(server, BATCH, inputs=batch)
+    results = response.json()["data"]["recordHeartbeats"]
+    assert results == [{"code": "NODE_NOT_FOUND"}] * validation.MAX_BATCH_SIZE
 
 
-async def test_development_shows_its_schema_and_graphiql(server: LiveServer) -> None:
-    assert (await ask(server, INTROSPECTION)).json()["data"]["__schema"]
+async def test_development_server_shows_its_schema_and_graphiql(server: LiveServer) -> None:
+    assert (await send_query(server, INTROSPECTION)).json()["data"]["__schema"]
     page = await server.http.get("/graphql", headers={"accept": "text/html"})
     assert "GraphiQL" in page.text
-    told = (await ask(server, "{ regisrty { revision } }")).text
-    assert "Did you mean" in told
+    response_text = (await send_query(server, "{ regisrty { revision } }")).text
+    assert "Did you mean" in response_text
 
 
-async def test_production_shows_neither_unless_it_is_told_to(start_server: StartServer) -> None:
+async def test_production_server_shows_schema_and_graphiql_only_if_configured(
+    start_server: StartServer,
+) -> None:
     async with start_server(env="production", auth="off") as server:
         for query, variables in (
             (INTROSPECTION, {}),
             ("{ regisrty { revision } }", {}),
             ("query ($f: NodeFilter) { nodes(filter: $f) { totalCount } }", {"f": {"lables": 1}}),
         ):
-            response = await ask(server, query, **variables)
+            response = await send_query(server, query, **variables)
             assert response.json()["errors"][0]["extensions"]["code"] == "BAD_INPUT"
             assert "Did you mean" not in response.text
             assert "data" not in response.json()
@@ -169,6 +173,6 @@ async def test_production_shows_neither_unless_it_is_told_to(start_server: Start
     async with start_server(
         env="production", auth="off", introspection=True, graphiql=True
     ) as server:
-        assert (await ask(server, INTROSPECTION)).json()["data"]["__schema"]
+        assert (await send_query(server, INTROSPECTION)).json()["data"]["__schema"]
         page = await server.http.get("/graphql", headers={"accept": "text/html"})
         assert "GraphiQL" in page.text

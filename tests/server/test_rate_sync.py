@@ -1,4 +1,4 @@
-"""Servers on one database share the failures that they count."""
+"""Servers on one database that share the counts of failed logins."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.support.live_server import StartServer
 from tests.support.waiting import wait_until
 
 
-def left(failures: RateLimiter) -> bool:
+def is_available(failures: RateLimiter) -> bool:
     try:
         failures.require_available("127.0.0.1")
     except RateLimited:
@@ -18,15 +18,15 @@ def left(failures: RateLimiter) -> bool:
     return True
 
 
-async def test_what_failed_at_one_server_counts_at_another(
+async def test_failed_logins_at_one_server_count_at_another(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_sync, "INTERVAL_SECONDS", 0.05)
-    limited = {"auth": "required", "failed_logins_per_minute": 3}
-    async with start_server(**limited) as one, start_server(**limited) as other:
-        await wait_until_connected(other)
+    options = {"auth": "required", "failed_logins_per_minute": 3}
+    async with start_server(**options) as first, start_server(**options) as second:
+        await wait_until_connected(second)
         for number in range(3):
-            await one.http.post("/graphql", headers={"authorization": f"Bearer {number}"})
-        await wait_until(lambda: not left(other.services.authentication.failed_logins))
-        refused = await other.http.post("/graphql", headers={"authorization": "Bearer x"})
-        assert refused.status_code == 429
+            await first.http.post("/graphql", headers={"authorization": f"Bearer {number}"})
+        await wait_until(lambda: not is_available(second.services.authentication.failed_logins))
+        rejected = await second.http.post("/graphql", headers={"authorization": "Bearer x"})
+        assert rejected.status_code == 429

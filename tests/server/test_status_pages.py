@@ -1,4 +1,4 @@
-"""What the registry answers beside GraphQL."""
+"""The pages of the registry other than GraphQL: index, health and metrics."""
 
 import re
 
@@ -12,7 +12,7 @@ from tests.support.live_server import LiveServer, StartServer
 from tests.support.waiting import wait_until
 
 
-async def test_the_index_names_the_service_and_its_parts(server: LiveServer) -> None:
+async def test_index_lists_the_service_and_its_links(server: LiveServer) -> None:
     response = await server.http.get("/")
     assert response.json() == {
         "service": "node-registry",
@@ -27,14 +27,14 @@ async def test_the_index_names_the_service_and_its_parts(server: LiveServer) -> 
     }
 
 
-async def test_a_browser_gets_a_page_that_needs_nobody_else(server: LiveServer) -> None:
+async def test_browser_gets_a_page_without_external_links(server: LiveServer) -> None:
     response = await server.http.get("/", headers={"accept": "text/html,*/*"})
     assert response.headers["content-type"].startswith("text/html")
     assert "0.1.0" in response.text
     assert not re.search(r"https?://", response.text)
 
 
-async def test_health_tells_what_an_operator_asks_first(server: LiveServer) -> None:
+async def test_health_reports_status_uptime_and_database(server: LiveServer) -> None:
     response = await server.http.get("/health")
     assert response.status_code == 200
     health = response.json()
@@ -46,7 +46,7 @@ async def test_health_tells_what_an_operator_asks_first(server: LiveServer) -> N
     assert health["database"]["database"].startswith("node_registry_test_")
 
 
-async def test_health_is_503_while_the_database_is_away_and_200_when_it_is_back(
+async def test_health_is_503_while_the_database_is_unavailable_and_200_afterwards(
     server: LiveServer, postgres: URL, database_url: URL
 ) -> None:
     engine = create_async_engine(postgres, isolation_level="AUTOCOMMIT")
@@ -78,11 +78,11 @@ async def test_health_is_503_while_the_database_is_away_and_200_when_it_is_back(
     assert (await server.http.get("/health")).status_code == 200
 
 
-async def test_a_background_task_that_dies_takes_health_down(server: LiveServer) -> None:
-    async def dies() -> None:
+async def test_failed_background_task_makes_health_unhealthy(server: LiveServer) -> None:
+    async def fail() -> None:
         raise RuntimeError("as a test")
 
-    server.services.background_tasks.start("doomed", dies())
+    server.services.background_tasks.start("doomed", fail())
     await wait_until(lambda: server.services.background_tasks.failed)
     response = await server.http.get("/health")
     assert response.status_code == 503
@@ -98,12 +98,12 @@ async def test_metrics_count_nodes_heartbeats_operations_and_subscribers(
         await server.post("query Broken { nothing }")
         await wait_for_revision(server, 3)
         metrics = (await server.http.get("/metrics")).text
-    others = '{operation="other",outcome="ok",type="mutation"}'
+    labels = '{operation="other",outcome="ok",type="mutation"}'
     for line in (
         'node_registry_nodes{status="online"} 1.0',
         'node_registry_nodes{status="offline"} 2.0',
         'node_registry_heartbeats_total{outcome="accepted"} 1.0',
-        f"node_registry_operation_duration_seconds_count{others} 2.0",
+        f"node_registry_operation_duration_seconds_count{labels} 2.0",
         'node_registry_subscribers{stream="status_changes"} 0.0',
         "node_registry_revision 3.0",
         "node_registry_pool_connections 0.0",
@@ -112,7 +112,7 @@ async def test_metrics_count_nodes_heartbeats_operations_and_subscribers(
         assert line in metrics.splitlines()
 
 
-async def test_operation_names_of_strangers_do_not_fill_the_metrics(server: LiveServer) -> None:
+async def test_unknown_operation_names_are_counted_as_other(server: LiveServer) -> None:
     await server.execute(get_text(agent.REVISION))
     for number in range(30):
         await server.execute(f"query Name{number} {{ __typename }}")

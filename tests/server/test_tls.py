@@ -1,4 +1,4 @@
-"""TLS over real sockets: which certificates count, who is known by one, how they are renewed."""
+"""TLS over real sockets: accepted versions, client certificates and stalled readers."""
 
 import asyncio
 import signal
@@ -26,20 +26,20 @@ SECONDS = 10
 
 
 @asynccontextmanager
-async def secure(
-    start_server: StartServer, authority: Authority, **given: Any
+async def run_tls_server(
+    start_server: StartServer, authority: Authority, **options: Any
 ) -> AsyncIterator[LiveServer]:
-    """The whole registry."""
-    async with start_server(**make_tls_settings(authority.server()), **given) as live:
+    """Start a server with TLS; yield it with an https `url` and client."""
+    async with start_server(**make_tls_settings(authority.server()), **options) as live:
         url = live.url.replace("http", "https")
         async with httpx.AsyncClient(base_url=url, verify=make_client_context(authority)) as http:
             yield LiveServer(url, live.services, http)
 
 
-async def test_everything_is_answered_over_tls(
+async def test_every_transport_works_over_tls(
     start_server: StartServer, authority: Authority
 ) -> None:
-    async with secure(start_server, authority) as server:
+    async with run_tls_server(start_server, authority) as server:
         await register(server, "a")
         assert (await beat(server, "a", 1))["status"] == "ONLINE"
         context = make_client_context(authority)
@@ -63,7 +63,7 @@ async def test_everything_is_answered_over_tls(
             assert event["change"]["revision"] == "1"
 
 
-async def test_processes_that_share_an_address_serve_tls_and_say_so(
+async def test_worker_processes_serve_tls_and_announce_https(
     database_url: URL, authority: Authority
 ) -> None:
     pair = authority.server()
@@ -87,10 +87,10 @@ async def test_processes_that_share_an_address_serve_tls_and_say_so(
         assert await process.stop(signal.SIGTERM) == 0
 
 
-async def test_what_is_not_tls_or_an_old_one_is_refused(
+async def test_plain_http_and_old_tls_versions_are_rejected(
     start_server: StartServer, authority: Authority
 ) -> None:
-    async with secure(start_server, authority) as server:
+    async with run_tls_server(start_server, authority) as server:
         async with httpx.AsyncClient() as plain:
             with pytest.raises(httpx.RemoteProtocolError):
                 await plain.get(server.url.replace("https", "http"))
@@ -100,23 +100,23 @@ async def test_what_is_not_tls_or_an_old_one_is_refused(
             old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
         new = make_client_context(authority)
         new.maximum_version = ssl.TLSVersion.TLSv1_2
-        for context, answered in ((old, False), (new, True)):
+        for context, is_accepted in ((old, False), (new, True)):
             async with httpx.AsyncClient(verify=context) as http:
                 try:
                     assert (await http.get(f"{server.url}/health/live")).status_code == 200
-                    assert answered
+                    assert is_accepted
                 except httpx.ConnectError:
-                    assert not answered
+                    assert not is_accepted
 
 
 @asynccontextmanager
-async def asking_much(
+async def request_big_response(
     server: LiveServer, authority: Authority
 ) -> AsyncIterator[tuple[asyncio.StreamReader, socket.socket]]:
-    """The answer has 12 MB, and the buffers on its way are small."""
+    """Request a response of 12 MB over small buffers; yield its reader and the socket."""
     plain = socket.socket()
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
-    plain.setblocking(False)  # noqa: FBT003  # as sockets have it
+    plain.setblocking(False)  # noqa: FBT003  # the socket API takes it by position
     await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", httpx.URL(server.url).port))
     reader, writer = await asyncio.open_connection(
         sock=plain, ssl=make_client_context(authority), server_hostname="localhost", limit=16 * 1024
@@ -128,52 +128,58 @@ async def asking_much(
         writer.transport.abort()
 
 
-def held_by_server(client: socket.socket) -> bool:
-    """Whether the other end is open: server and client are of one process."""
-    ours = client.getsockname()
-    return any(each.raddr == ours for each in psutil.Process().net_connections("tcp"))
+def is_open_at_server(client: socket.socket) -> bool:
+    """Return whether the server's end is open; server and client share this process."""
+    address = client.getsockname()
+    return any(
+        connection.raddr == address for connection in psutil.Process().net_connections("tcp")
+    )
 
 
-async def test_a_reader_that_stalls_is_cut_and_a_slow_one_is_not(
+async def test_stalled_reader_is_cut_and_slow_reader_is_not(
     start_server: StartServer, authority: Authority
 ) -> None:
-    given = {"stalled_reader_seconds": 0.4, "max_query_aliases": 500, "max_query_tokens": 9999}
+    options = {"stalled_reader_seconds": 0.4, "max_query_aliases": 500, "max_query_tokens": 9999}
     async with (
-        secure(start_server, authority, **given) as server,
+        run_tls_server(start_server, authority, **options) as server,
         asyncio.timeout(3 * SECONDS),
     ):
         await register(server, "a", metadata={"much": "x" * 50_000})
         async with (
-            asking_much(server, authority) as (_, stalled),
-            asking_much(server, authority) as (slow, slowly),
+            request_big_response(server, authority) as (_, stalled),
+            request_big_response(server, authority) as (slow, slow_socket),
         ):
             loop = asyncio.get_running_loop()
-            begun, received = loop.time(), b""
+            began, received = loop.time(), b""
             while not received.endswith(b"}}}"):
                 received += await slow.read(128 * 1024)
                 await asyncio.sleep(0.004)
-            assert loop.time() - begun > 0.8
+            assert loop.time() - began > 0.8
             assert len(received) > 12_000_000
-            assert held_by_server(slowly)
-            await wait_until(lambda: not held_by_server(stalled), seconds=60, interval=0.02)
+            assert is_open_at_server(slow_socket)
+            await wait_until(lambda: not is_open_at_server(stalled), seconds=60, interval=0.02)
 
 
-async def test_an_agent_with_a_certificate_speaks_for_its_node_alone(
+async def test_agent_with_a_client_certificate_acts_for_its_own_node_only(
     start_server: StartServer, authority: Authority
 ) -> None:
     pair, ca = authority.server(), authority.certificate
     async with start_server(auth="required", **make_tls_settings(pair, ca)) as live:
         url = live.url.replace("http", "https")
-        known = make_client_context(authority, authority.client("gpu-1"))
+        context = make_client_context(authority, authority.client("gpu-1"))
         async with (
-            httpx.AsyncClient(base_url=url, verify=known) as http,
-            httpx.AsyncClient(base_url=url, verify=make_client_context(authority)) as nobody,
+            httpx.AsyncClient(base_url=url, verify=context) as http,
+            httpx.AsyncClient(
+                base_url=url, verify=make_client_context(authority)
+            ) as anonymous_http,
         ):
             server = LiveServer(url, live.services, http)
             registered = await register(server, "gpu-1")
             assert registered["node"]["nodeId"] == "gpu-1"
             await beat(server, "gpu-1", 1)
-            refused = await server.post('{ node(nodeId: "gpu-2") { id } }')
-            assert refused["errors"][0]["extensions"]["code"] == "FORBIDDEN"
-            stranger = await nobody.post("/graphql", json={"query": "{ registry { revision } }"})
-            assert stranger.status_code == 401
+            forbidden = await server.post('{ node(nodeId: "gpu-2") { id } }')
+            assert forbidden["errors"][0]["extensions"]["code"] == "FORBIDDEN"
+            rejected = await anonymous_http.post(
+                "/graphql", json={"query": "{ registry { revision } }"}
+            )
+            assert rejected.status_code == 401

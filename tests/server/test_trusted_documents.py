@@ -1,4 +1,4 @@
-"""The documents of our own agent and client are asked for by their ids."""
+"""Requests by document id: the trusted documents of our own agent and client."""
 
 from typing import Any
 
@@ -16,10 +16,12 @@ ID = compute_id(agent.NODE_STATUS)
 NODE = {"nodeId": "node-1-hetzner-gex44"}
 
 
-async def test_a_trusted_document_is_asked_for_by_its_id(shared_server: LiveServer) -> None:
+async def test_trusted_document_is_executed_by_id_on_every_transport(
+    shared_server: LiveServer,
+) -> None:
     text = get_text(agent.NODE_STATUS)
-    told = await shared_server.execute(text, **NODE)
-    assert told["node"]["nodeId"] == NODE["nodeId"]
+    data = await shared_server.execute(text, **NODE)
+    assert data["node"]["nodeId"] == NODE["nodeId"]
     by_post = await shared_server.http.post(
         "/graphql", json={"documentId": ID, "variables": NODE, "operationName": "NodeStatus"}
     )
@@ -30,14 +32,14 @@ async def test_a_trusted_document_is_asked_for_by_its_id(shared_server: LiveServ
     )
     for response in (by_post, by_get):
         assert response.status_code == 200
-        assert response.json() == {"data": told}
+        assert response.json() == {"data": data}
     async with connect(shared_server.websocket_url) as client:
         payload = {"documentId": ID, "variables": NODE}
         await client.send({"id": "1", "type": "subscribe", "payload": payload})
-        assert (await client.receive())["payload"] == {"data": told}
+        assert (await client.receive())["payload"] == {"data": data}
 
 
-async def test_a_subscription_is_asked_for_by_its_id(shared_server: LiveServer) -> None:
+async def test_trusted_subscription_is_executed_by_id(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         payload = {"documentId": compute_id(agent.STATUS_CHANGES), "variables": {"after": "0"}}
         await client.send({"id": "1", "type": "subscribe", "payload": payload})
@@ -45,7 +47,7 @@ async def test_a_subscription_is_asked_for_by_its_id(shared_server: LiveServer) 
         assert event["change"]["revision"] == "1"
 
 
-async def test_a_mutation_by_id_is_not_sent_by_get(shared_server: LiveServer) -> None:
+async def test_mutation_by_id_over_get_is_rejected(shared_server: LiveServer) -> None:
     response = await shared_server.http.get(
         "/graphql", params={"documentId": compute_id(agent.RECORD_HEARTBEAT)}
     )
@@ -64,7 +66,7 @@ async def test_a_mutation_by_id_is_not_sent_by_get(shared_server: LiveServer) ->
         pytest.param({"documentId": ID, "operationName": "X"}, "operationName", id="no such name"),
     ],
 )
-async def test_an_id_that_is_wrong_is_refused_and_named(
+async def test_invalid_document_id_is_rejected_and_named(
     shared_server: LiveServer, request_: dict[str, Any], field: str
 ) -> None:
     for accept in ("application/json", "application/graphql-response+json"):
@@ -77,7 +79,7 @@ async def test_an_id_that_is_wrong_is_refused_and_named(
         assert error["extensions"]["field"] == field
 
 
-async def test_an_unknown_id_ends_one_operation_and_not_the_socket(
+async def test_unknown_document_id_ends_one_operation_and_not_the_websocket(
     shared_server: LiveServer,
 ) -> None:
     async with connect(shared_server.websocket_url) as client:
@@ -91,7 +93,7 @@ async def test_an_unknown_id_ends_one_operation_and_not_the_socket(
         assert (await client.receive())["payload"] == {"data": {"__typename": "Query"}}
 
 
-async def test_a_document_that_is_sent_is_not_trusted_thereby(shared_server: LiveServer) -> None:
+async def test_sent_document_does_not_become_trusted(shared_server: LiveServer) -> None:
     text = "{ registry { revision } }"
     for _ in range(3):
         await shared_server.execute(text)

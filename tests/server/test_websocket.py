@@ -1,4 +1,4 @@
-"""GraphQL over websockets, message by message: nothing that a client sends breaks more than it."""
+"""GraphQL over websockets, message by message: a bad message affects only its own connection."""
 
 import asyncio
 import gc
@@ -29,15 +29,15 @@ ANSWER = {"data": {"__typename": "Query"}}
 INTERNALS = re.compile(r"pydantic|codec|Error|Traceback|object at 0x|_Subscribe|GraphQLRequest")
 
 
-async def lives(client: Client) -> None:
-    """The connection still answers."""
+async def check_is_alive(client: Client) -> None:
+    """Check that the connection still answers."""
     await client.subscribe("still-there", TYPENAME)
     assert await client.receive() == {"type": "next", "id": "still-there", "payload": ANSWER}
     assert await client.receive() == {"type": "complete", "id": "still-there"}
 
 
 async def receive_error(client: Client, operation_id: str) -> dict[str, Any]:
-    """The one error of the `error` message that ends an operation before it begins."""
+    """Receive the `error` message that rejects an operation; return its only error."""
     message = await client.receive()
     assert message.keys() == {"type", "id", "payload"}
     assert (message["type"], message["id"]) == ("error", operation_id)
@@ -46,14 +46,14 @@ async def receive_error(client: Client, operation_id: str) -> dict[str, Any]:
     return dict(error)
 
 
-async def following(client: Client, server: LiveServer, operation_id: str) -> None:
-    """Subscribes, and waits until the server has begun to follow the change log."""
+async def follow_changes(client: Client, server: LiveServer, operation_id: str) -> None:
+    """Subscribe, and wait until the server follows the change log."""
     before = server.services.change_feed.subscriber_count
     await client.subscribe(operation_id, CHANGES)
     await wait_until(lambda: server.services.change_feed.subscriber_count > before)
 
 
-async def test_a_query_is_answered_and_completed(shared_server: LiveServer) -> None:
+async def test_query_yields_one_result_and_completes(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.subscribe("1", "query ($id: String!) { node(nodeId: $id) { name } }", id="x")
         assert await client.receive() == {
@@ -65,15 +65,15 @@ async def test_a_query_is_answered_and_completed(shared_server: LiveServer) -> N
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_mutation_is_made_answered_and_completed(server: LiveServer) -> None:
+async def test_mutation_yields_one_result_and_completes(server: LiveServer) -> None:
     async with connect(server.websocket_url) as client:
         await client.subscribe(
             "1",
             'mutation { registerNode(input: {nodeId: "a", role: BACKUP, type: WORKER, bootId: "b"})'
             " { created } }",
         )
-        made = {"data": {"registerNode": {"created": True}}}
-        assert await client.receive() == {"type": "next", "id": "1", "payload": made}
+        result = {"data": {"registerNode": {"created": True}}}
+        assert await client.receive() == {"type": "next", "id": "1", "payload": result}
         assert await client.receive() == {"type": "complete", "id": "1"}
     assert await server.execute('{ node(nodeId: "a") { nodeId } }') == {"node": {"nodeId": "a"}}
 
@@ -102,15 +102,15 @@ async def test_a_mutation_is_made_answered_and_completed(server: LiveServer) -> 
         ('{"type": "complete", "id": 1}', "Invalid message: complete.id must be a string"),
     ],
 )
-async def test_a_message_that_is_none_closes_with_a_reason(
+async def test_malformed_message_closes_the_connection_with_a_reason(
     shared_server: LiveServer, message: str, reason: str
 ) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.socket.send(message)
-        code, said = await client.closed()
+        code, closing_reason = await client.closed()
     assert code == 4400
-    assert said.startswith(reason)
-    assert not INTERNALS.search(said)
+    assert closing_reason.startswith(reason)
+    assert not INTERNALS.search(closing_reason)
     assert await shared_server.execute(TYPENAME)
 
 
@@ -142,19 +142,21 @@ async def test_a_message_that_is_none_closes_with_a_reason(
         ),
     ],
 )
-async def test_a_malformed_subscribe_closes_and_names_what_is_wrong(
+async def test_malformed_subscribe_closes_the_connection_and_names_the_problem(
     shared_server: LiveServer, changes: dict[str, Any], reason: str
 ) -> None:
     async with connect(shared_server.websocket_url) as client:
         message = {"type": "subscribe", "id": "1", "payload": {"query": TYPENAME}}
         await client.send(message | changes)
-        code, said = await client.closed()
+        code, closing_reason = await client.closed()
     assert code == 4400
-    assert said.startswith(f"Invalid message: {reason}")
-    assert not INTERNALS.search(said)
+    assert closing_reason.startswith(f"Invalid message: {reason}")
+    assert not INTERNALS.search(closing_reason)
 
 
-async def test_a_subscribe_without_id_or_payload_closes(shared_server: LiveServer) -> None:
+async def test_subscribe_without_id_or_payload_closes_the_connection(
+    shared_server: LiveServer,
+) -> None:
     for missing in ("id", "payload"):
         async with connect(shared_server.websocket_url) as client:
             message = {"type": "subscribe", "id": "1", "payload": {"query": TYPENAME}}
@@ -166,7 +168,7 @@ async def test_a_subscribe_without_id_or_payload_closes(shared_server: LiveServe
             )
 
 
-async def test_a_binary_message_closes(shared_server: LiveServer) -> None:
+async def test_binary_message_closes_the_connection(shared_server: LiveServer) -> None:
     for content in (b'{"type": "ping"}', b"", b"\xff\xfe"):
         async with connect(shared_server.websocket_url) as client:
             await client.socket.send(content)
@@ -195,32 +197,32 @@ async def test_a_binary_message_closes(shared_server: LiveServer) -> None:
         },
     ],
 )
-async def test_a_bad_operation_gets_one_error_and_the_connection_lives(
+async def test_invalid_operation_gets_one_error_and_the_connection_stays_open(
     shared_server: LiveServer, payload: dict[str, Any]
 ) -> None:
     async with connect(shared_server.websocket_url) as client:
-        for _ in range(2):  # after an error the id is free again
+        for _ in range(2):  # after an error the id may be used again
             await client.send({"type": "subscribe", "id": "1", "payload": payload})
             error = await receive_error(client, "1")
             assert error["extensions"]["code"] == "BAD_INPUT"
             assert error["extensions"]["retryable"] is False
             assert not INTERNALS.search(error["message"].replace("Syntax Error", ""))
-        await lives(client)
+        await check_is_alive(client)
 
 
-async def test_a_revision_in_the_future_is_refused_and_named(shared_server: LiveServer) -> None:
+async def test_revision_in_the_future_is_rejected_and_named(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.subscribe("1", CHANGES, after="3000")
         error = await receive_error(client, "1")
         assert error["extensions"]["field"] == "after"
-        await lives(client)
+        await check_is_alive(client)
     assert shared_server.services.change_feed.subscriber_count == 0
 
 
 @pytest.mark.parametrize(
     "payload", [None, {}, {"a": [1, {"b": None}], "c": "ü🏃"}, {"deep": [[[[[[]]]]]]}]
 )
-async def test_a_ping_is_answered_with_its_payload(
+async def test_ping_is_answered_with_its_payload(
     shared_server: LiveServer, payload: dict[str, Any] | None
 ) -> None:
     async with open_websocket(shared_server.websocket_url) as client:
@@ -232,10 +234,10 @@ async def test_a_ping_is_answered_with_its_payload(
         await client.send({"type": "pong", "payload": {"unasked": True}})
         await client.send(ping)
         assert await client.receive() == {**ping, "type": "pong"}
-        await lives(client)
+        await check_is_alive(client)
 
 
-async def test_a_whole_number_is_echoed_whole(shared_server: LiveServer) -> None:
+async def test_large_integer_in_a_ping_is_echoed_exactly(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.socket.send(f'{{"type": "ping", "payload": {{"a": {10**30}}}}}')
         assert str(10**30) in str(await client.socket.recv())
@@ -245,7 +247,7 @@ async def test_a_whole_number_is_echoed_whole(shared_server: LiveServer) -> None
     ("payload", "problem"),
     [("[" * 400 + "]" * 400, "Messages must be JSON"), ("1e999", "Invalid message: ping.payload")],
 )
-async def test_a_ping_that_cannot_be_echoed_closes(
+async def test_ping_that_cannot_be_echoed_closes_the_connection(
     shared_server: LiveServer, payload: str, problem: str
 ) -> None:
     async with connect(shared_server.websocket_url) as client:
@@ -255,7 +257,7 @@ async def test_a_ping_that_cannot_be_echoed_closes(
     assert reason.startswith(problem)
 
 
-async def test_nothing_is_run_before_the_connection_is_initialised(
+async def test_operation_before_init_closes_the_connection(
     shared_server: LiveServer,
 ) -> None:
     async with open_websocket(shared_server.websocket_url) as client:
@@ -263,30 +265,30 @@ async def test_nothing_is_run_before_the_connection_is_initialised(
         assert await client.closed() == (4401, "Unauthorized")
 
 
-async def test_a_second_init_closes(shared_server: LiveServer) -> None:
+async def test_second_init_closes_the_connection(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.send({"type": "connection_init"})
         assert await client.closed() == (4429, "Too many initialisation requests")
 
 
-async def succeeds(client: Client, _: LiveServer) -> None:
-    await lives(client)
+async def run_operation(client: Client, _: LiveServer) -> None:
+    await check_is_alive(client)
 
 
-async def fails(client: Client, _: LiveServer) -> None:
+async def run_failing_operation(client: Client, _: LiveServer) -> None:
     await client.subscribe("fails", DEREGISTER, input={"nodeId": "unknown"})
     [error] = (await client.receive())["payload"]["errors"]
     assert error["extensions"]["code"] == "NODE_NOT_FOUND"
     assert (await client.receive())["type"] == "complete"
 
 
-async def follows(client: Client, _: LiveServer) -> None:
+async def follow_and_receive(client: Client, _: LiveServer) -> None:
     await client.subscribe("follows", CHANGES, after=0)
     assert (await client.receive())["type"] == "next"
 
 
-async def is_left(client: Client, server: LiveServer) -> None:
-    """While it waits for a row that another holds; the sweep, which only reads, does not wait."""
+async def disconnect_while_waiting(client: Client, server: LiveServer) -> None:
+    """Disconnect while the operation waits for a lock; a sweep only reads, so it does not wait."""
     database, metrics = server.services.database, server.services.metrics.registry
     async with database.write() as session:
         await session.execute(text("LOCK TABLE nodes IN EXCLUSIVE MODE"))
@@ -297,31 +299,36 @@ async def is_left(client: Client, server: LiveServer) -> None:
 
 
 @pytest.mark.parametrize("kind", [HttpToolsProtocol, WebSocketsSansIOProtocol, Executor])
-@pytest.mark.parametrize("operation", [succeeds, fails, follows, is_left])
-async def test_what_has_done_its_work_needs_no_collector(
+@pytest.mark.parametrize(
+    "operation",
+    [run_operation, run_failing_operation, follow_and_receive, disconnect_while_waiting],
+)
+async def test_finished_connection_is_freed_without_the_garbage_collector(
     shared_server: LiveServer,
     operation: Callable[[Client, LiveServer], Awaitable[None]],
     kind: type,
 ) -> None:
-    """With ten thousand connections a collection stops the process for a second."""
+    """A garbage collection would stop a process with ten thousand connections for a second."""
 
-    def held() -> int:
-        return sum(isinstance(found, kind) for found in gc.get_objects())
+    def count_objects() -> int:
+        return sum(isinstance(item, kind) for item in gc.get_objects())
 
-    await register(shared_server)  # whom its followers are told of
+    await register(shared_server)  # so that followers have a change to receive
     gc.collect()
     gc.disable()
     try:
-        before = held()
+        before = count_objects()
         async with connect(shared_server.websocket_url) as client:
             await operation(client, shared_server)
-        await wait_until(lambda: held() <= before)
+        await wait_until(lambda: count_objects() <= before)
     finally:
         gc.enable()
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_an_init_that_does_not_come_closes(start_server: StartServer) -> None:
+async def test_missing_init_closes_the_connection_after_the_timeout(
+    start_server: StartServer,
+) -> None:
     async with (
         start_server(connection_init_seconds=0.5) as server,
         open_websocket(server.websocket_url) as silent,
@@ -330,22 +337,22 @@ async def test_an_init_that_does_not_come_closes(start_server: StartServer) -> N
         await silent.send({"type": "ping"})
         assert await silent.receive() == {"type": "pong"}
         assert await silent.closed() == (4408, "Connection initialisation timeout")
-        await lives(initialised)
+        await check_is_alive(initialised)
 
 
 @pytest.mark.parametrize(
-    "offered",
+    "subprotocols",
     [(), ("graphql-ws",), ("graphql-transport-ws2", "chat"), ("GRAPHQL-TRANSPORT-WS",)],
 )
-async def test_another_subprotocol_is_not_spoken(
-    shared_server: LiveServer, offered: tuple[str, ...]
+async def test_unknown_subprotocol_is_rejected(
+    shared_server: LiveServer, subprotocols: tuple[str, ...]
 ) -> None:
-    async with open_websocket(shared_server.websocket_url, offered) as client:
+    async with open_websocket(shared_server.websocket_url, subprotocols) as client:
         assert client.socket.subprotocol is None
         assert await client.closed() == (4406, "Subprotocol not acceptable")
 
 
-async def test_of_several_subprotocols_ours_is_chosen(shared_server: LiveServer) -> None:
+async def test_supported_subprotocol_is_chosen_of_several(shared_server: LiveServer) -> None:
     async with open_websocket(
         shared_server.websocket_url, ("graphql-ws", "graphql-transport-ws")
     ) as client:
@@ -354,18 +361,18 @@ async def test_of_several_subprotocols_ours_is_chosen(shared_server: LiveServer)
         assert await client.receive() == {"type": "connection_ack"}
 
 
-async def test_an_id_that_is_in_use_closes(shared_server: LiveServer) -> None:
+async def test_operation_id_in_use_closes_the_connection(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
-        await following(client, shared_server, "same")
+        await follow_changes(client, shared_server, "same")
         await client.subscribe("same", TYPENAME)
         assert await client.closed() == (4409, "Subscriber for same already exists")
     await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
 
 
-async def test_the_reason_of_a_close_is_never_too_long(shared_server: LiveServer) -> None:
+async def test_close_reason_is_truncated_to_its_limit(shared_server: LiveServer) -> None:
     long = "ü" * 255
     async with connect(shared_server.websocket_url) as client:
-        await following(client, shared_server, long)
+        await follow_changes(client, shared_server, long)
         await client.subscribe(long, TYPENAME)
         code, reason = await client.closed()
     assert code == 4409
@@ -373,34 +380,36 @@ async def test_the_reason_of_a_close_is_never_too_long(shared_server: LiveServer
     assert reason.startswith("Subscriber for üüü")
 
 
-async def test_an_id_may_be_used_again_once_it_is_completed(shared_server: LiveServer) -> None:
+async def test_operation_id_may_be_used_again_after_completion(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         for _ in range(3):
             await client.subscribe("1", TYPENAME)
             assert await client.receive() == {"type": "next", "id": "1", "payload": ANSWER}
             assert await client.receive() == {"type": "complete", "id": "1"}
         for _ in range(3):
-            await following(client, shared_server, "1")
+            await follow_changes(client, shared_server, "1")
             await client.send({"type": "complete", "id": "1"})
             await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
-        await lives(client)
+        await check_is_alive(client)
 
 
-async def test_completing_what_is_unknown_changes_nothing(shared_server: LiveServer) -> None:
+async def test_completing_an_unknown_id_changes_nothing(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.send({"type": "complete", "id": "never"})
-        await lives(client)
+        await check_is_alive(client)
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_two_subscriptions_share_a_socket_and_one_is_completed(server: LiveServer) -> None:
+async def test_completing_one_subscription_leaves_the_other_on_the_socket(
+    server: LiveServer,
+) -> None:
     async with connect(server.websocket_url) as client:
-        await following(client, server, "first")
-        await following(client, server, "second")
+        await follow_changes(client, server, "first")
+        await follow_changes(client, server, "second")
         await register(server, "a")
-        told = [await client.receive(), await client.receive()]
-        assert {message["id"] for message in told} == {"first", "second"}
-        for message in told:
+        messages = [await client.receive(), await client.receive()]
+        assert {message["id"] for message in messages} == {"first", "second"}
+        for message in messages:
             event = message["payload"]["data"]["nodeStatusChanges"]
             assert event["change"]["nodeId"] == "a"
         await client.send({"type": "complete", "id": "first"})
@@ -409,13 +418,13 @@ async def test_two_subscriptions_share_a_socket_and_one_is_completed(server: Liv
         message = await client.receive()
         assert message["id"] == "second"
         assert message["payload"]["data"]["nodeStatusChanges"]["change"]["nodeId"] == "b"
-        await lives(client)
+        await check_is_alive(client)
 
 
-async def test_a_socket_that_is_cut_ends_its_subscriptions(shared_server: LiveServer) -> None:
+async def test_cut_socket_ends_its_subscriptions(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         for i in range(3):
-            await following(client, shared_server, str(i))
+            await follow_changes(client, shared_server, str(i))
         client.socket.transport.abort()
         await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
         with pytest.raises(ConnectionClosed):
@@ -423,33 +432,33 @@ async def test_a_socket_that_is_cut_ends_its_subscriptions(shared_server: LiveSe
     assert await shared_server.execute(TYPENAME)
 
 
-async def test_a_socket_that_is_closed_ends_its_subscriptions(shared_server: LiveServer) -> None:
+async def test_closed_socket_ends_its_subscriptions(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
-        await following(client, shared_server, "1")
+        await follow_changes(client, shared_server, "1")
     await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_operations_beyond_the_limit_are_refused_and_the_others_go_on(
+async def test_operation_over_the_limit_is_rejected_and_others_continue(
     start_server: StartServer,
 ) -> None:
     async with (
         start_server(max_operations_per_connection=2) as server,
         connect(server.websocket_url) as client,
     ):
-        await following(client, server, "1")
-        await following(client, server, "2")
+        await follow_changes(client, server, "1")
+        await follow_changes(client, server, "2")
         await client.subscribe("3", FOLLOW)
         error = await receive_error(client, "3")
         assert error["extensions"]["code"] == "RATE_LIMITED"
         assert error["extensions"]["retryable"] is True
         await client.send({"type": "complete", "id": "1"})
         await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
-        await lives(client)
+        await check_is_alive(client)
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_message_that_is_too_large_closes_and_the_server_lives(
+async def test_oversized_message_closes_its_connection_only(
     start_server: StartServer,
 ) -> None:
     async with start_server(max_body_bytes=2048) as server:
@@ -458,11 +467,11 @@ async def test_a_message_that_is_too_large_closes_and_the_server_lives(
             code, _ = await client.closed()
             assert code == 1009
         async with connect(server.websocket_url) as client:
-            await lives(client)
+            await check_is_alive(client)
 
 
 @pytest.mark.asyncio(loop_scope="function")
-async def test_a_fault_of_ours_leaks_nothing_and_the_connection_lives(
+async def test_internal_error_leaks_nothing_and_the_connection_stays_open(
     server: LiveServer, logged: list[EventDict]
 ) -> None:
     await wait_until_connected(server)
@@ -473,22 +482,22 @@ async def test_a_fault_of_ours_leaks_nothing_and_the_connection_lives(
         message = await client.receive()
         assert message["type"] == "next"
         assert message["payload"]["data"] is None
-        [of_query] = message["payload"]["errors"]
+        [query_error] = message["payload"]["errors"]
         assert await client.receive() == {"type": "complete", "id": "1"}
         await client.subscribe("2", CHANGES, after="0")
-        of_stream = await receive_error(client, "2")
-        await lives(client)
+        stream_error = await receive_error(client, "2")
+        await check_is_alive(client)
     failures = [event for event in logged if event["event"] == "request.failed"]
     logged[:] = [event for event in logged if event not in failures]
     assert [failure["operation"] for failure in failures] == ["1", "2"]
-    for error, failure in zip([of_query, of_stream], failures, strict=True):
+    for error, failure in zip([query_error, stream_error], failures, strict=True):
         assert error["extensions"]["code"] == "INTERNAL"
         assert error["extensions"]["requestId"] == failure["request_id"]
         assert not re.search(r"remark|SELECT|does not exist", str(error))
 
 
-async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: StartServer) -> None:
-    megabytes = " ".join(f'n{n}: node(nodeId: "a") {{ metadata }}' for n in range(40))
+async def test_stalled_reader_is_cut_and_delays_nobody(start_server: StartServer) -> None:
+    fields = " ".join(f'n{n}: node(nodeId: "a") {{ metadata }}' for n in range(40))
     async with (
         start_server(stalled_reader_seconds=0.1) as server,
         connect(server.websocket_url) as stalled,
@@ -500,7 +509,7 @@ async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: Start
             await wait_until(lambda: server.services.change_feed.subscriber_count != 0)
             stalled.socket.transport.pause_reading()
             for number in range(10):
-                await stalled.subscribe(str(number), f"{{ {megabytes} }}")
+                await stalled.subscribe(str(number), f"{{ {fields} }}")
             while server.services.change_feed.subscriber_count:
                 await other.subscribe("q", "{ registry { mode } }")
                 assert (await other.receive())["type"] == "next"
@@ -508,58 +517,58 @@ async def test_a_reader_that_stalls_is_cut_and_delays_nobody(start_server: Start
         stalled.socket.transport.abort()
 
 
-async def test_a_peer_that_answers_no_ping_is_cut(start_server: StartServer) -> None:
+async def test_peer_that_does_not_answer_pings_is_cut(start_server: StartServer) -> None:
     async with (
         start_server(keepalive_seconds=0.1) as server,
-        connect(server.websocket_url) as lives,
-        connect(server.websocket_url) as dead,
+        connect(server.websocket_url) as responsive,
+        connect(server.websocket_url) as unresponsive,
     ):
-        for client in (lives, dead):
+        for client in (responsive, unresponsive):
             await client.subscribe("1", CHANGES)
         await wait_until(lambda: server.services.change_feed.subscriber_count == 2)
-        dead.socket.transport.pause_reading()
+        unresponsive.socket.transport.pause_reading()
         await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
         await register(server, "a")
-        assert (await lives.receive())["type"] == "next"
-        dead.socket.transport.abort()
+        assert (await responsive.receive())["type"] == "next"
+        unresponsive.socket.transport.abort()
 
 
-async def test_connections_beyond_the_limit_are_refused_before_they_begin(
+async def test_connection_over_the_limit_is_rejected_at_the_handshake(
     start_server: StartServer,
 ) -> None:
     async with start_server(max_connections=1) as server, connect(server.websocket_url) as first:
-        with pytest.raises(InvalidStatus) as refused:
+        with pytest.raises(InvalidStatus) as rejection:
             async with open_websocket(server.websocket_url):
                 pass
-        response = refused.value.response
+        response = rejection.value.response
         assert (response.status_code, response.headers["retry-after"]) == (503, "5")
         assert b"RATE_LIMITED" in (response.body or b"")
-        await lives(first)
+        await check_is_alive(first)
     assert server.services.metrics.registry.get_sample_value("node_registry_connections") in {
         0,
         None,
     }
 
 
-async def test_subscriptions_of_one_caller_are_limited_over_all_connections(
+async def test_subscriptions_are_limited_per_caller_over_all_connections(
     start_server: StartServer,
 ) -> None:
     async with (
         start_server(max_subscriptions_per_caller=2) as server,
-        connect(server.websocket_url) as one,
-        connect(server.websocket_url) as two,
+        connect(server.websocket_url) as first,
+        connect(server.websocket_url) as second,
     ):
-        await following(one, server, "1")
-        await following(two, server, "1")
-        await two.subscribe("2", CHANGES)
-        assert (await receive_error(two, "2"))["extensions"]["code"] == "RATE_LIMITED"
-        await lives(two)
-        await one.send({"id": "1", "type": "complete"})
+        await follow_changes(first, server, "1")
+        await follow_changes(second, server, "1")
+        await second.subscribe("2", CHANGES)
+        assert (await receive_error(second, "2"))["extensions"]["code"] == "RATE_LIMITED"
+        await check_is_alive(second)
+        await first.send({"id": "1", "type": "complete"})
         await wait_until(lambda: server.services.change_feed.subscriber_count == 1)
-        await following(two, server, "2")
+        await follow_changes(second, server, "2")
 
 
-async def test_a_server_that_stops_lets_its_clients_go_one_by_one(
+async def test_stopping_server_closes_its_connections_gradually(
     start_server: StartServer,
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -569,11 +578,11 @@ async def test_a_server_that_stops_lets_its_clients_go_one_by_one(
             ]
             clock = asyncio.get_running_loop().time
 
-            async def gone(client: Client) -> tuple[int, float]:
+            async def wait_for_close(client: Client) -> tuple[int, float]:
                 code, _ = await client.closed()
                 return code, clock()
 
-            ends = asyncio.gather(*(gone(client) for client in clients))
+            ends = asyncio.gather(*(wait_for_close(client) for client in clients))
         codes, times = zip(*await ends, strict=True)
     assert set(codes) == {1012}
     assert max(times) - min(times) > 0.1

@@ -1,4 +1,4 @@
-"""The audit trail: who did what from where, how it was before and after, and what is kept of it."""
+"""The audit log: actors, addresses, states before and after, pages and retention."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -26,8 +26,10 @@ from tests.support.fleet import AGENT, OPERATOR, RULES, fetch_rows, limit_exampl
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-async def trail(database: Database, audit_filter: AuditFilter = EVERY_ENTRY) -> list[AuditEntry]:
-    """Oldest first."""
+async def list_audit_entries(
+    database: Database, audit_filter: AuditFilter = EVERY_ENTRY
+) -> list[AuditEntry]:
+    """Return the entries that match the filter, oldest first."""
     async with database.read() as session:
         page = await audit.list_entries(session, audit_filter, first=1000, after=None)
     return list(reversed(page.rows))
@@ -41,7 +43,7 @@ async def set_maintenance(database: Database, *, enabled: bool) -> None:
             await nodes.end_maintenance(session, "a", rules=RULES, note=None, caller=OPERATOR)
 
 
-async def refuse(database: Database, caller: Caller = OPERATOR, times: int = 1) -> None:
+async def record_rejections(database: Database, caller: Caller = OPERATOR, times: int = 1) -> None:
     for _ in range(times):
         async with database.write() as session:
             await audit.record_rejection(
@@ -49,19 +51,19 @@ async def refuse(database: Database, caller: Caller = OPERATOR, times: int = 1) 
             )
 
 
-async def test_an_entry_says_who_did_it_from_where_and_under_which_request(
+async def test_entry_has_actor_address_and_request_id(
     database: Database,
 ) -> None:
     with structlog.contextvars.bound_contextvars(request_id="request-1"):
         await register(database, "a")
-    [entry] = await trail(database)
+    [entry] = await list_audit_entries(database)
     assert (entry.actor, entry.address, entry.request_id) == ("agent", "192.0.2.10", "request-1")
     assert (entry.action, entry.subject, entry.outcome) == ("node.register", "a", "ok")
     [(age,)] = await fetch_rows(database, "SELECT now() - recorded_at FROM audit_log")
     assert timedelta(0) <= age < timedelta(minutes=1)
 
 
-async def test_what_is_undone_leaves_no_entry(database: Database) -> None:
+async def test_rolled_back_action_leaves_no_entry(database: Database) -> None:
     await register(database, "a")
     async with database.write() as session:
         await nodes.deregister(session, "a", note=None, caller=OPERATOR)
@@ -74,16 +76,16 @@ async def test_what_is_undone_leaves_no_entry(database: Database) -> None:
             await nodes.start_maintenance(session, "a", note=None, until=EPOCH, caller=OPERATOR)
     with pytest.raises(NodeIdTaken):
         await register(database, "a", "boot-2")
-    assert [entry.action for entry in await trail(database)] == ["node.register"]
+    assert [entry.action for entry in await list_audit_entries(database)] == ["node.register"]
 
 
-async def test_a_registration_tells_the_node_before_and_after(database: Database) -> None:
+async def test_registration_entry_has_the_node_before_and_after(database: Database) -> None:
     await register(database, "a", name="First", labels=["x"], capabilities={"models": ["llama"]})
     await register(database, "a", name="Second", ip_address="192.0.2.1", metadata={"rack": 7})
-    made, changed = await trail(database)
-    assert made.before is None
-    assert made.after is not None
-    assert made.after | {"bootSince": None} == {
+    created, changed = await list_audit_entries(database)
+    assert created.before is None
+    assert created.after is not None
+    assert created.after | {"bootSince": None} == {
         "name": "First",
         "role": "development",
         "type": "worker",
@@ -112,114 +114,123 @@ async def test_a_registration_tells_the_node_before_and_after(database: Database
     }
 
 
-async def test_a_registration_that_changes_nothing_is_an_entry_without_what_is_long(
+async def test_entry_of_an_unchanged_registration_omits_long_values(
     database: Database,
 ) -> None:
     for _ in range(2):
         await register(database, "a", capabilities={"models": ["x" * 1000]}, metadata={"b": 1})
-    _, again = await trail(database)
-    assert again.before == again.after
-    assert again.after is not None
-    assert again.after["name"] == "a"
-    assert not {"capabilities", "metadata"} & again.after.keys()
+    _, second = await list_audit_entries(database)
+    assert second.before == second.after
+    assert second.after is not None
+    assert second.after["name"] == "a"
+    assert not {"capabilities", "metadata"} & second.after.keys()
 
 
-async def test_the_trail_tells_the_status_that_a_registration_led_to(database: Database) -> None:
+async def test_registration_entry_has_the_resulting_status(database: Database) -> None:
     await register(database, "node-1-hetzner-gex44")
-    [entry] = await trail(database)
+    [entry] = await list_audit_entries(database)
     assert entry.before is not None
     assert entry.after is not None
     assert (entry.before["status"], entry.before["statusReason"]) == ("offline", "seeded")
     assert (entry.after["status"], entry.after["statusReason"]) == ("online", "registered")
 
 
-async def test_a_boot_id_with_which_one_could_pass_for_the_agent_is_nowhere_in_the_trail(
+async def test_boot_ids_are_not_in_the_audit_log(
     database: Database,
 ) -> None:
-    said = {"hostname": "host", "local_ip": "10.0.0.1"}
-    await register(database, "a", "secret-run-1", **said)
-    await register(database, "a", "secret-run-2", replaces_boot_id="secret-run-1", **said)
-    first, second = await trail(database)
+    host = {"hostname": "host", "local_ip": "10.0.0.1"}
+    await register(database, "a", "secret-run-1", **host)
+    await register(database, "a", "secret-run-2", replaces_boot_id="secret-run-1", **host)
+    first, second = await list_audit_entries(database)
     assert first.after is not None
     assert second.after is not None
     assert first.after["bootSince"] < second.after["bootSince"]
-    [(leaks,)] = await fetch_rows(
+    [(leak_count,)] = await fetch_rows(
         database, "SELECT count(*) FROM audit_log a WHERE to_json(a)::text LIKE '%secret-run%'"
     )
-    assert leaks == 0
+    assert leak_count == 0
 
 
-async def test_the_profiles_of_a_registration_are_entries_of_their_own(database: Database) -> None:
+async def test_profiles_of_a_registration_have_entries_of_their_own(database: Database) -> None:
     profile = ProfileContent("llm", ProfileType.LLM, {"model": "x"})
     await register(database, "a", profiles=[profile])
     await register(database, "a", profiles=[profile])
-    assert [(entry.action, entry.subject) for entry in await trail(database)] == [
+    assert [(entry.action, entry.subject) for entry in await list_audit_entries(database)] == [
         ("node.register", "a"),
         ("profile.set", "a/llm"),
         ("node.register", "a"),
     ]
 
 
-async def test_maintenance_and_removal_tell_the_node_before_and_after(database: Database) -> None:
+async def test_entries_of_maintenance_and_removal_have_the_node_before_and_after(
+    database: Database,
+) -> None:
     await register(database, "a")
     await set_maintenance(database, enabled=True)
     await set_maintenance(database, enabled=False)
     await set_maintenance(database, enabled=False)
     async with database.write() as session:
         await nodes.deregister(session, "a", note=None, caller=OPERATOR)
-    told = [
+    statuses = [
         (
             entry.action,
             entry.before and (entry.before["status"], entry.before["statusReason"]),
             entry.after and (entry.after["status"], entry.after["statusReason"]),
         )
-        for entry in (await trail(database))[1:]
+        for entry in (await list_audit_entries(database))[1:]
     ]
-    online, maintained = ("online", "registered"), ("maintenance", "maintenance_started")
+    online, maintenance = ("online", "registered"), ("maintenance", "maintenance_started")
     ended = ("online", "maintenance_ended")
-    assert told == [
-        ("node.set_maintenance", online, maintained),
-        ("node.set_maintenance", maintained, ended),
+    assert statuses == [
+        ("node.set_maintenance", online, maintenance),
+        ("node.set_maintenance", maintenance, ended),
         ("node.set_maintenance", ended, ended),
         ("node.deregister", ended, None),
     ]
-    for entry in (await trail(database))[1:]:
+    for entry in (await list_audit_entries(database))[1:]:
         assert (entry.actor, entry.address) == ("op", "192.0.2.20")
-    stood = await fetch_rows(
-        database, "SELECT status, status_reason FROM nodes WHERE node_id = 'a'"
-    )
-    assert stood == [("offline", "deregistered")]
+    rows = await fetch_rows(database, "SELECT status, status_reason FROM nodes WHERE node_id = 'a'")
+    assert rows == [("offline", "deregistered")]
 
 
-async def test_a_refusal_is_an_entry_with_the_errors_code(database: Database) -> None:
+async def test_rejection_entry_has_the_error_code(database: Database) -> None:
     with structlog.contextvars.bound_contextvars(request_id="request-1"):
-        await refuse(database)
-    [entry] = await trail(database)
+        await record_rejections(database)
+    [entry] = await list_audit_entries(database)
     assert (entry.actor, entry.address, entry.request_id) == ("op", "192.0.2.20", "request-1")
     assert (entry.outcome, entry.before, entry.after) == ("FORBIDDEN", None, None)
 
 
-async def test_one_who_is_refused_again_and_again_does_not_fill_the_trail(
+async def test_rejections_of_one_caller_are_recorded_up_to_a_rate(
     database: Database,
 ) -> None:
     other = Caller(Identity("other", Role.VIEWER))
-    await refuse(database, times=MAX_REJECTIONS_PER_MINUTE + 20)
-    await refuse(database, other)
-    assert len(await trail(database, AuditFilter(actor="op"))) == MAX_REJECTIONS_PER_MINUTE
-    assert len(await trail(database, AuditFilter(actor="other"))) == 1
+    await record_rejections(database, times=MAX_REJECTIONS_PER_MINUTE + 20)
+    await record_rejections(database, other)
+    assert (
+        len(await list_audit_entries(database, AuditFilter(actor="op")))
+        == MAX_REJECTIONS_PER_MINUTE
+    )
+    assert len(await list_audit_entries(database, AuditFilter(actor="other"))) == 1
     async with database.write() as session:
         await session.execute(
             text("UPDATE audit_log SET recorded_at = recorded_at - interval '1 min'")
         )
-    await refuse(database, times=2)
-    assert len(await trail(database, AuditFilter(actor="op"))) == MAX_REJECTIONS_PER_MINUTE + 2
+    await record_rejections(database, times=2)
+    assert (
+        len(await list_audit_entries(database, AuditFilter(actor="op")))
+        == MAX_REJECTIONS_PER_MINUTE + 2
+    )
 
 
-async def test_what_is_done_counts_for_no_refusal(database: Database) -> None:
+async def test_successful_actions_do_not_count_as_rejections(database: Database) -> None:
     for _ in range(MAX_REJECTIONS_PER_MINUTE + 1):
         await register(database, "a")
-    await refuse(database, AGENT)
-    assert len(await trail(database, AuditFilter(actor="agent", outcome="FORBIDDEN"))) == 1
+    await record_rejections(database, AGENT)
+    assert (
+        len(await list_audit_entries(database, AuditFilter(actor="agent", outcome="FORBIDDEN")))
+        == 1
+    )
 
 
 INSTANTS = st.integers(0, 5).map(lambda n: EPOCH + timedelta(minutes=n))
@@ -239,7 +250,7 @@ FILTERS = st.builds(
 )
 
 
-def _means(audit_filter: AuditFilter, entry: dict[str, Any]) -> bool:
+def _is_match(audit_filter: AuditFilter, entry: dict[str, Any]) -> bool:
     return (
         all(
             getattr(audit_filter, name) in {None, entry[name]}
@@ -252,10 +263,10 @@ def _means(audit_filter: AuditFilter, entry: dict[str, Any]) -> bool:
 
 @given(ENTRIES, FILTERS, st.integers(1, 4))
 @limit_examples(80)
-async def test_pages_show_each_entry_that_is_meant_once_and_newest_first(
+async def test_pages_list_each_matching_entry_once_and_newest_first(
     database: Database, entries: list[dict[str, Any]], audit_filter: AuditFilter, first: int
 ) -> None:
-    seen: list[AuditEntry] = []
+    listed: list[AuditEntry] = []
     async with database.write() as session:
         await session.execute(text("DELETE FROM audit_log"))
         ids = (
@@ -267,17 +278,17 @@ async def test_pages_show_each_entry_that_is_meant_once_and_newest_first(
         while True:
             page = await audit.list_entries(session, audit_filter, first=first, after=after)
             assert len(page.rows) <= first
-            seen += page.rows
+            listed += page.rows
             if not page.has_next:
                 break
             last = page.rows[-1]
             after = audit.ENTRY_KEYSET.encode_cursor(last.recorded_at, last.id)
-    meant = [
+    expected = [
         (entry["recorded_at"], id_)
         for entry, id_ in zip(entries, ids, strict=True)
-        if _means(audit_filter, entry)
+        if _is_match(audit_filter, entry)
     ]
-    assert [(entry.recorded_at, entry.id) for entry in seen] == sorted(meant, reverse=True)
+    assert [(entry.recorded_at, entry.id) for entry in listed] == sorted(expected, reverse=True)
 
 
 MANY = """
@@ -289,7 +300,7 @@ FROM generate_series(1, 20000) AS n
 
 
 @pytest.fixture
-async def many(database: Database) -> Database:
+async def many_entries(database: Database) -> Database:
     async with database.write() as session:
         await session.execute(text(MANY))
     async with database.read() as session:
@@ -297,22 +308,22 @@ async def many(database: Database) -> Database:
     return database
 
 
-def _within(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _walk_plan(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
-    for part in plan.get("Plans", []):
-        yield from _within(part)
+    for child in plan.get("Plans", []):
+        yield from _walk_plan(child)
 
 
-async def _plan(session: AsyncSession, statement: Any) -> list[dict[str, Any]]:
+async def _explain(session: AsyncSession, statement: Any) -> list[dict[str, Any]]:
     compiled = statement.compile(
         dialect=session.get_bind().dialect, compile_kwargs={"render_postcompile": True}
     )
     connection = await session.connection()
-    explained = await connection.exec_driver_sql(
+    explanation = await connection.exec_driver_sql(
         f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {compiled}",
         tuple(compiled.params[name] for name in compiled.positiontup),
     )
-    return list(_within(explained.scalar_one()[0]["Plan"]))
+    return list(_walk_plan(explanation.scalar_one()[0]["Plan"]))
 
 
 @pytest.mark.parametrize(
@@ -333,33 +344,33 @@ async def _plan(session: AsyncSession, statement: Any) -> list[dict[str, Any]]:
     ],
     ids=str,
 )
-async def test_each_filter_reads_no_more_than_its_page(
-    many: Database, audit_filter: AuditFilter
+async def test_each_filter_reads_only_its_page(
+    many_entries: Database, audit_filter: AuditFilter
 ) -> None:
     page = audit.ENTRY_KEYSET.select_page(
         audit.select_entries(audit_filter),
         first=20,
         after=audit.ENTRY_KEYSET.encode_cursor(EPOCH + timedelta(hours=5, minutes=30), 1),
     )
-    async with many.read() as session:
-        steps = await _plan(session, page)
+    async with many_entries.read() as session:
+        steps = await _explain(session, page)
     assert not [step for step in steps if step["Node Type"] == "Seq Scan"]
-    # The table has 200 and more.
+    # The table has more than 200 blocks.
     assert steps[0]["Shared Hit Blocks"] + steps[0]["Shared Read Blocks"] <= 40
 
 
-async def test_entries_beyond_the_retention_are_dropped_oldest_first_in_batches(
+async def test_entries_past_the_retention_are_dropped_oldest_first_in_batches(
     database: Database,
 ) -> None:
-    aged = """
+    insert_aged_entries = """
     INSERT INTO audit_log (recorded_at, actor, action, subject)
     SELECT now() - make_interval(days => n), 'a', 'b', 'day ' || n FROM generate_series(1, 20) AS n
     """
     async with database.write() as session:
-        await session.execute(text(aged))
+        await session.execute(text(insert_aged_entries))
         dropped = [await audit.trim_entries(session, keep_days=9.5, batch=5) for _ in range(4)]
     assert dropped == [5, 5, 1, 0]
-    assert [entry.subject for entry in await trail(database)] == [
+    assert [entry.subject for entry in await list_audit_entries(database)] == [
         f"day {n}" for n in range(9, 0, -1)
     ]
 
@@ -367,8 +378,10 @@ async def test_entries_beyond_the_retention_are_dropped_oldest_first_in_batches(
 @pytest.mark.parametrize(
     "cutoff", ["now() - interval '6 days 23 h'", "now()", "'infinity'", "NULL"]
 )
-async def test_the_database_keeps_a_week_whoever_asks(database: Database, cutoff: str) -> None:
-    await refuse(database)
+async def test_database_function_keeps_the_last_week_for_any_caller(
+    database: Database, cutoff: str
+) -> None:
+    await record_rejections(database)
     with pytest.raises(DBAPIError, match="last seven days"):
         await fetch_rows(database, f"SELECT trim_audit_log({cutoff}, 10)")
-    assert len(await trail(database)) == 1
+    assert len(await list_audit_entries(database)) == 1

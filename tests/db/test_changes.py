@@ -1,4 +1,4 @@
-"""The change log: gapless, in the order of commits, announced by NOTIFY, with many writers."""
+"""The change log with many writers: gapless, in commit order, announced by NOTIFY."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -109,24 +109,24 @@ async def write(database: Database, steps: Sequence[Step], sequence: "count[int]
                 await perform_action(session, action, node_id, boot_id, next(sequence))
 
 
-async def follow(database: Database, seen: list[int]) -> None:
-    """Read what is new, over and over, as a subscriber does."""
+async def follow(database: Database, revisions: list[int]) -> None:
+    """Read new changes repeatedly, as a subscriber does."""
     while True:
         async with database.open_connection() as connection:
-            logged, _ = await status_changes.list_changes_after(connection, len(seen))
-            seen += [change.revision for change in logged]
+            logged, _ = await status_changes.list_changes_after(connection, len(revisions))
+            revisions += [change.revision for change in logged]
         await asyncio.sleep(0)
 
 
 @given(st.lists(st.lists(STEP, max_size=8), min_size=3, max_size=3))
 @limit_examples(40)
-async def test_any_interleaving_leaves_a_log_without_gaps_that_tells_the_truth(
+async def test_any_interleaving_leaves_a_gapless_log_that_explains_each_node(
     database: Database, programs: list[list[Step]]
 ) -> None:
     async with database.write() as session:
         await clear(session)
-    seen: list[int] = []
-    reader = asyncio.create_task(follow(database, seen))
+    revisions: list[int] = []
+    reader = asyncio.create_task(follow(database, revisions))
     sequence = count()
     await asyncio.gather(*(write(database, program, sequence) for program in programs))
     reader.cancel()
@@ -134,48 +134,52 @@ async def test_any_interleaving_leaves_a_log_without_gaps_that_tells_the_truth(
         await reader
     log = await list_changes(database)
     assert [change.revision for change in log] == list(range(1, len(log) + 1))
-    assert seen == [change.revision for change in log][: len(seen)]
+    assert revisions == [change.revision for change in log][: len(revisions)]
     assert await fetch_rows(database, "SELECT revision FROM registry_state") == [(len(log),)]
-    assert all(one.changed_at <= next_.changed_at for one, next_ in pairwise(log))
+    assert all(previous.changed_at <= following.changed_at for previous, following in pairwise(log))
     await assert_log_explains_each_node(database, log)
 
 
 async def assert_log_explains_each_node(database: Database, log: list[LoggedChange]) -> None:
-    stands = await fetch_rows(
+    rows = await fetch_rows(
         database, "SELECT id, status, status_reason, status_since, removed_at FROM nodes"
     )
-    for node, status, reason, since, removed_at in stands:
+    for node, status, reason, since, removed_at in rows:
         chain = [change for change in log if change.node == node]
         assert chain[0].previous_status is None
-        assert all(one.status is next_.previous_status for one, next_ in pairwise(chain))
+        assert all(
+            previous.status is following.previous_status for previous, following in pairwise(chain)
+        )
         assert (chain[-1].status, chain[-1].reason) == (status, reason)
         assert (chain[-1].reason is StatusReason.DEREGISTERED) == (removed_at is not None)
-        entered = [c for c in chain if c.previous_status is not c.status]
-        assert entered[-1].changed_at == since
+        transitions = [c for c in chain if c.previous_status is not c.status]
+        assert transitions[-1].changed_at == since
 
 
 @asynccontextmanager
 async def collect_notifications(database: Database) -> AsyncIterator[list[int]]:
     """Yield the list of the payloads of notifications, which grows as they arrive."""
-    heard: list[int] = []
+    notifications: list[int] = []
     connection = await database.connect_to_listen()
-    await connection.add_listener(CHANNEL, lambda *said: heard.append(int(said[-1])))
+    await connection.add_listener(
+        CHANNEL, lambda *arguments: notifications.append(int(arguments[-1]))
+    )
     try:
-        yield heard
+        yield notifications
         await connection.execute("SELECT 1")
     finally:
         connection.terminate()
 
 
-async def wait_for_notifications(heard: list[int], revisions: list[int]) -> None:
-    await wait_until(lambda: len(heard) >= len(revisions))
-    assert heard == revisions
+async def wait_for_notifications(notifications: list[int], revisions: list[int]) -> None:
+    await wait_until(lambda: len(notifications) >= len(revisions))
+    assert notifications == revisions
 
 
-async def test_a_notification_tells_the_newest_revision_and_only_after_the_commit(
+async def test_notification_carries_the_revision_and_is_sent_after_the_commit(
     database: Database,
 ) -> None:
-    async with collect_notifications(database) as heard:
+    async with collect_notifications(database) as notifications:
         async with database.write() as session:
             for node_id in FLEET:
                 await registration.register(
@@ -183,45 +187,47 @@ async def test_a_notification_tells_the_newest_revision_and_only_after_the_commi
                 )
             async with collect_notifications(database) as probe:
                 await asyncio.sleep(0.05)
-            assert heard == probe == []
-        await wait_for_notifications(heard, [3, 4, 5])
-        [batch] = await asyncio.gather(beat(database, "node-1", degraded=True))
-        assert batch.status is NodeStatus.DEGRADED
-        await wait_for_notifications(heard, [3, 4, 5, 6])
+            assert notifications == probe == []
+        await wait_for_notifications(notifications, [3, 4, 5])
+        [ack] = await asyncio.gather(beat(database, "node-1", degraded=True))
+        assert ack.status is NodeStatus.DEGRADED
+        await wait_for_notifications(notifications, [3, 4, 5, 6])
 
 
-async def test_a_sweep_of_many_is_one_notification(database: Database) -> None:
+async def test_sweep_of_many_nodes_sends_one_notification(database: Database) -> None:
     for node_id in FLEET:
         await register(database, node_id)
     await age(database, EXPIRED)
-    async with collect_notifications(database) as heard:
+    async with collect_notifications(database) as notifications:
         assert await run_sweep(database) == 3
-        await wait_for_notifications(heard, [8])
+        await wait_for_notifications(notifications, [8])
 
 
-async def test_what_is_undone_leaves_no_gap_and_tells_nobody(database: Database) -> None:
-    async with collect_notifications(database) as heard:
+async def test_rolled_back_change_leaves_no_gap_and_sends_no_notification(
+    database: Database,
+) -> None:
+    async with collect_notifications(database) as notifications:
         async with open_undone_transaction(database) as session:
             await registration.register(
                 session, make_registration("node-3"), rules=RULES, caller=AGENT
             )
         node, _ = await register(database, "node-4")
-        await wait_for_notifications(heard, [3])
+        await wait_for_notifications(notifications, [3])
     assert [change.revision for change in await list_changes(database, node.id)] == [3]
 
 
-async def test_a_heartbeat_without_news_takes_no_revision(database: Database) -> None:
+async def test_heartbeat_without_a_status_change_takes_no_revision(database: Database) -> None:
     await register(database, "node-3")
-    async with collect_notifications(database) as heard:
+    async with collect_notifications(database) as notifications:
         for sequence in range(3):
             await beat(database, "node-3", sequence)
         await run_sweep(database)
-        assert heard == []
+        assert notifications == []
     assert await fetch_rows(database, "SELECT revision FROM registry_state") == [(3,)]
 
 
-async def test_a_change_waits_for_the_one_before_it(database: Database) -> None:
-    """So a revision is never visible before a lower one."""
+async def test_change_waits_for_the_previous_transaction(database: Database) -> None:
+    """This way no revision becomes visible before a lower one."""
     async with database.write() as session:
         await registration.register(session, make_registration("node-3"), rules=RULES, caller=AGENT)
         second = asyncio.create_task(register(database, "node-4"))
@@ -236,23 +242,23 @@ async def test_changes_are_read_in_order_within_bounds(database: Database) -> No
     for node_id in FLEET:
         await register(database, node_id)
 
-    async def revisions(after: int, **bounds: int) -> list[int]:
+    async def list_revisions(after: int, **bounds: int) -> list[int]:
         async with database.open_connection() as connection:
             logged, _ = await status_changes.list_changes_after(connection, after, **bounds)
         return [change.revision for change in logged]
 
-    assert await revisions(0, limit=2) == [1, 2]
-    assert await revisions(1, upto=3) == [2, 3]
-    assert await revisions(5) == []
+    assert await list_revisions(0, limit=2) == [1, 2]
+    assert await list_revisions(1, upto=3) == [2, 3]
+    assert await list_revisions(5) == []
     async with database.read() as session:
         assert await status_changes.read_revision(session) == 5
         assert (await status_changes.read_state(session)).revision == 5
     async with database.open_connection() as connection:
-        [last], standing = await status_changes.list_changes_after(connection, 4)
+        [last], current_nodes = await status_changes.list_changes_after(connection, 4)
     node = await get_node(database, last.node_id)
-    assert [row.id for row in standing.values()] == [last.node] == [node.id]
+    assert [row.id for row in current_nodes.values()] == [last.node] == [node.id]
     assert all(
-        getattr(standing[node.id], name) == value for name, value in node.model_dump().items()
+        getattr(current_nodes[node.id], name) == value for name, value in node.model_dump().items()
     )
 
 
@@ -265,25 +271,25 @@ async def test_changes_are_read_with_their_nodes_once_and_removed_nodes_are_mark
     async with database.write() as session:
         await nodes.deregister(session, "gone", note=None, caller=OPERATOR)
     async with database.open_connection() as connection:
-        logged, standing = await status_changes.list_changes_after(connection, 2)
+        logged, current_nodes = await status_changes.list_changes_after(connection, 2)
     assert [change.node_id for change in logged] == ["stays", "stays", "gone", "gone"]
-    assert [node.node_id for node in standing.values()] == ["stays", "gone"]
-    assert [node.node_id for node in standing.values() if node.removed_at is None] == ["stays"]
-    assert standing[logged[0].node].status is NodeStatus.DEGRADED
+    assert [node.node_id for node in current_nodes.values()] == ["stays", "gone"]
+    assert [node.node_id for node in current_nodes.values() if node.removed_at is None] == ["stays"]
+    assert current_nodes[logged[0].node].status is NodeStatus.DEGRADED
 
 
-async def test_a_trimmed_log_tells_what_it_still_holds(database: Database) -> None:
+async def test_revision_range_follows_the_trimmed_log(database: Database) -> None:
     await register(database, "node-3")
-    for trimmed, held in ((0, range(1, 4)), (1, range(2, 4)), (3, range(4, 4))):
+    for trimmed, expected in ((0, range(1, 4)), (1, range(2, 4)), (3, range(4, 4))):
         async with database.write() as session:
             await session.execute(
                 text("DELETE FROM status_changes WHERE revision <= :n"), {"n": trimmed}
             )
         async with database.read() as session:
-            assert await status_changes.read_revision_range(session) == held
+            assert await status_changes.read_revision_range(session) == expected
 
 
-async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_led_to(
+async def test_filter_matches_removed_nodes_and_the_new_status_of_a_change(
     database: Database,
 ) -> None:
     await register(database, "node-3", labels=["gpu"])
@@ -291,21 +297,21 @@ async def test_a_filter_means_the_changes_of_removed_nodes_and_the_status_they_l
     async with database.write() as session:
         await nodes.deregister(session, "node-3", note=None, caller=OPERATOR)
 
-    async def matching(revisions: range, **parts: object) -> set[int]:
-        node_filter = NodeFilter(**parts)  # type: ignore[arg-type]  # the test's own words
+    async def match_revisions(revisions: range, **conditions: object) -> set[int]:
+        node_filter = NodeFilter(**conditions)  # type: ignore[arg-type]  # the conditions of the test
         async with database.open_connection() as connection:
             changes, changed_nodes = await status_changes.list_changes_after(
                 connection, revisions.start - 1, upto=revisions.stop - 1
             )
         return await status_changes.match_changes(database, changes, changed_nodes, node_filter)
 
-    assert await matching(range(1, 6), node_ids=("node-3",)) == {3, 4, 5}
-    assert await matching(range(1, 5), node_ids=("node-3",)) == {3, 4}
-    assert await matching(range(1, 6), statuses=(NodeStatus.OFFLINE,)) == {1, 2, 5}
-    assert await matching(range(1, 6), statuses=(NodeStatus.DEGRADED,)) == {4}
+    assert await match_revisions(range(1, 6), node_ids=("node-3",)) == {3, 4, 5}
+    assert await match_revisions(range(1, 5), node_ids=("node-3",)) == {3, 4}
+    assert await match_revisions(range(1, 6), statuses=(NodeStatus.OFFLINE,)) == {1, 2, 5}
+    assert await match_revisions(range(1, 6), statuses=(NodeStatus.DEGRADED,)) == {4}
 
 
-async def test_a_listener_wakes_when_a_change_is_committed(database: Database) -> None:
+async def test_listener_wakes_when_a_change_is_committed(database: Database) -> None:
     async with open_listener(database) as listener:
         assert await listener.read_revision() == 2
         waiting = asyncio.create_task(listener.wait_for_change(60))
@@ -314,19 +320,19 @@ async def test_a_listener_wakes_when_a_change_is_committed(database: Database) -
             assert await waiting == 3
 
 
-async def test_a_listener_misses_nothing_while_it_is_not_waiting(database: Database) -> None:
+async def test_listener_misses_no_change_while_it_is_not_waiting(database: Database) -> None:
     async with open_listener(database) as listener:
         await register(database, "node-3")
         async with asyncio.timeout(5):
             assert await listener.wait_for_change(60) == 3
 
 
-async def test_a_listener_without_news_returns_after_its_time(database: Database) -> None:
+async def test_listener_without_a_change_returns_after_its_timeout(database: Database) -> None:
     async with open_listener(database) as listener:
         assert await listener.wait_for_change(0.01) == 2
 
 
-async def test_a_listener_finds_its_connection_dead(database: Database) -> None:
+async def test_listener_detects_its_dead_connection(database: Database) -> None:
     async with open_listener(database) as listener:
         waiting = asyncio.create_task(listener.wait_for_change(60))
         await asyncio.sleep(0)
@@ -340,20 +346,20 @@ async def test_a_listener_finds_its_connection_dead(database: Database) -> None:
                 await waiting
 
 
-async def test_listening_to_a_server_that_is_away_is_unavailable(database: Database) -> None:
-    away = Database(database.url.set(host="127.0.0.1", port=1, query={}))
+async def test_listening_to_an_unreachable_server_is_unavailable(database: Database) -> None:
+    unreachable = Database(database.url.set(host="127.0.0.1", port=1, query={}))
     with pytest.raises(Unavailable):
-        async with open_listener(away):
+        async with open_listener(unreachable):
             pass
-    await away.close()
+    await unreachable.close()
 
 
-async def test_the_failures_of_a_pool_beside_count(database: Database) -> None:
-    async with database.open_separate_pool(1) as apart:
+async def test_failures_of_a_separate_pool_are_counted(database: Database) -> None:
+    async with database.open_separate_pool(1) as separate:
         with pytest.raises(Unavailable):
-            async with apart.open_connection() as connection:
+            async with separate.open_connection() as connection:
                 await connection.fetch("SELECT pg_terminate_backend(pg_backend_pid())")
-        await apart.ping()
+        await separate.ping()
     assert database.failure_count == 1
 
 
@@ -362,29 +368,29 @@ async def _reject_connection(reader: asyncio.StreamReader, writer: asyncio.Strea
     await reader.read(8)
     writer.write(b"N")  # no TLS here
     await reader.read(1000)
-    said = b"SFATAL\0C57P03\0Mthe database system is not yet accepting connections\0\0"
-    writer.write(b"E" + (len(said) + 4).to_bytes(4) + said)
+    response = b"SFATAL\0C57P03\0Mthe database system is not yet accepting connections\0\0"
+    writer.write(b"E" + (len(response) + 4).to_bytes(4) + response)
     await writer.drain()
     writer.close()
 
 
 @pytest.mark.parametrize(
-    "way", [Database.read, Database.write, Database.open_connection, open_listener]
+    "open_access", [Database.read, Database.write, Database.open_connection, open_listener]
 )
-async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
-    database: Database, way: Callable[[Database], AbstractAsyncContextManager[Any]]
+async def test_recovering_server_is_unavailable_for_every_kind_of_access(
+    database: Database, open_access: Callable[[Database], AbstractAsyncContextManager[Any]]
 ) -> None:
     async with await asyncio.start_server(_reject_connection, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         recovering = Database(database.url.set(host="127.0.0.1", port=port, query={}))
         with pytest.raises(Unavailable):
-            async with way(recovering) as asked:
-                await asked.execute(text("SELECT 1"))
+            async with open_access(recovering) as access:
+                await access.execute(text("SELECT 1"))
         await recovering.close()
 
 
 @pytest.mark.parametrize(
-    ("way", "statement"),
+    ("open_access", "statement"),
     [
         (Database.read, text("SELECT 1")),
         (Database.write, text("SELECT 1")),
@@ -392,34 +398,36 @@ async def test_a_server_that_still_recovers_is_an_outage_whatever_it_is_asked(
     ],
     ids=["read", "write", "driver"],
 )
-async def test_a_server_that_vanishes_in_the_middle_of_a_statement_is_an_outage_in_time(
+async def test_server_that_vanishes_within_a_statement_is_unavailable_after_the_timeout(
     database: Database,
-    way: Callable[[Database], AbstractAsyncContextManager[Any]],
+    open_access: Callable[[Database], AbstractAsyncContextManager[Any]],
     statement: object,
 ) -> None:
-    """PostgreSQL is behind a proxy that stops to forward anything."""
+    """PostgreSQL is behind a proxy that stops forwarding."""
     folder = Path(str(database.url.query["host"]))
-    async with run_proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as between:
-        far = Database(database.url.set(host="127.0.0.1", port=between.port, query={}), pool_size=1)
-        await far.ping()
-        between.starve()
-        far._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's; the server is not told
+    async with run_proxy(str(folder / f".s.PGSQL.{database.url.query['port']}")) as proxy:
+        proxied = Database(
+            database.url.set(host="127.0.0.1", port=proxy.port, query={}), pool_size=1
+        )
+        await proxied.ping()
+        proxy.starve()
+        proxied._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's timeout, which the server does not know
         async with asyncio.timeout(5):
             with pytest.raises(Unavailable):
-                async with way(far) as asked:
-                    await asked.execute(statement)
-        far._statement_timeout_seconds = 10  # noqa: SLF001
-        await far.ping()
-        await far.close()
+                async with open_access(proxied) as access:
+                    await access.execute(statement)
+        proxied._statement_timeout_seconds = 10  # noqa: SLF001
+        await proxied.ping()
+        await proxied.close()
 
 
-async def test_connections_that_end_as_soon_as_they_are_made_are_an_outage(
+async def test_connection_that_ends_at_checkout_is_unavailable(
     database: Database,
 ) -> None:
-    def ended(*_: object) -> None:
+    def disconnect(*_: object) -> None:
         raise DisconnectionError
 
-    event.listen(database.engine.sync_engine, "checkout", ended)
+    event.listen(database.engine.sync_engine, "checkout", disconnect)
     with pytest.raises(Unavailable):
         await database.ping()
 
@@ -436,20 +444,20 @@ async def test_connections_that_end_as_soon_as_they_are_made_are_an_outage(
     ],
     ids=lambda failure: type(failure).__name__,
 )
-async def test_whatever_a_statement_on_a_cut_connection_fails_with_is_an_outage(
+async def test_any_failure_of_a_cut_connection_is_unavailable(
     database: Database, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     async def fail(*_: object, **__: object) -> None:
         raise failure
 
-    async def read_while_listening(cut: pytest.MonkeyPatch) -> None:
+    async def read_while_listening(patches: pytest.MonkeyPatch) -> None:
         async with open_listener(database) as listener, listener.open_connection() as connection:
-            cut.setattr(asyncpg.Connection, "prepare", fail)
-            cut.setattr(asyncpg.Connection, "fetch", fail)
+            patches.setattr(asyncpg.Connection, "prepare", fail)
+            patches.setattr(asyncpg.Connection, "fetch", fail)
             await status_changes.list_changes_after(connection, 0)
 
-    with monkeypatch.context() as cut:
+    with monkeypatch.context() as patches:
         with pytest.raises(Unavailable):
-            await read_while_listening(cut)
+            await read_while_listening(patches)
         with pytest.raises(Unavailable):
             await database.ping()

@@ -1,4 +1,4 @@
-"""A database whose service owns nothing: what it may do, what it may not, and how it is made."""
+"""A database whose service role owns nothing: its privileges and how it is provisioned."""
 
 import base64
 import hashlib
@@ -40,13 +40,13 @@ mutation Set($input: SetNodeProfileInput!) { setNodeProfile(input: $input) { __t
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def restricted(postgres: URL) -> AsyncIterator[Provisioning]:
-    """Made, and left as it is by the tests that share it."""
-    async with reserve_names(postgres) as named:
-        await named.run()
-        yield named
+    """Yield a provisioned database that the tests share and do not change."""
+    async with reserve_names(postgres) as provisioning:
+        await provisioning.run()
+        yield provisioning
 
 
-async def test_the_registry_does_all_its_work_as_a_role_that_owns_nothing(
+async def test_registry_works_as_a_role_that_owns_nothing(
     provisioning: Provisioning, tmp_path: Path
 ) -> None:
     await provisioning.run()
@@ -66,26 +66,26 @@ async def test_the_registry_does_all_its_work_as_a_role_that_owns_nothing(
         await register(server, "a", profiles=[profile])
         await beat(server, "a", 1)
         await server.execute(SET_PROFILE, input={"nodeId": "a", **profile})
-        told: list[str] = []
-        while not told or told[-1] != "MISSED_HEARTBEATS OFFLINE":
-            changed = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
-            if changed["__typename"] == "NodeStatusChanged":
-                told.append(f"{changed['change']['reason']} {changed['change']['status']}")
-        assert told[0] == "REGISTERED ONLINE"
+        transitions: list[str] = []
+        while not transitions or transitions[-1] != "MISSED_HEARTBEATS OFFLINE":
+            event = (await client.receive())["payload"]["data"]["nodeStatusChanges"]
+            if event["__typename"] == "NodeStatusChanged":
+                transitions.append(f"{event['change']['reason']} {event['change']['status']}")
+        assert transitions[0] == "REGISTERED ONLINE"
         await server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": True})
         await server.execute(DEREGISTER, input={"nodeId": "a"})
-        key = "mutation { createToken(input: {role: VIEWER}) { token { id } } }"
-        made = (await server.execute(key))["createToken"]["token"]["id"]
+        create_token = "mutation { createToken(input: {role: VIEWER}) { token { id } } }"
+        token_id = (await server.execute(create_token))["createToken"]["token"]["id"]
         await server.execute(
-            f'mutation {{ revokeToken(input: {{id: "{made}"}}) {{ __typename }} }}'
+            f'mutation {{ revokeToken(input: {{id: "{token_id}"}}) {{ __typename }} }}'
         )
-        trail = await server.execute("{ auditLog { nodes { action } } }")
-        assert len(trail["auditLog"]["nodes"]) == 7
+        audit_log = await server.execute("{ auditLog { nodes { action } } }")
+        assert len(audit_log["auditLog"]["nodes"]) == 7
         health = (await server.http.get("/health")).json()
         assert (health["status"], health["failed_tasks"]) == ("healthy", [])
 
 
-async def test_the_services_role_looks_after_tables_that_it_does_not_own(
+async def test_service_role_does_the_housekeeping_of_tables_that_it_does_not_own(
     provisioning: Provisioning, tmp_path: Path
 ) -> None:
     await provisioning.run()
@@ -111,22 +111,24 @@ async def test_the_services_role_looks_after_tables_that_it_does_not_own(
                     " FROM unnest(ARRAY[1, 15, 100]) AS n"
                 )
             )
-        upkeep = Housekeeping(database, server.services.settings, Metrics())
-        await upkeep.make_day_partitions()
-        assert await parts(database, "heartbeat_log") == 12  # the default one is one of them
-        await upkeep.roll_up_hours()
-        months = await parts(database, "metrics_history")
-        await upkeep.drop_old_days()
-        assert await parts(database, "heartbeat_log") == 10
-        await upkeep.drop_old_months()
-        assert await parts(database, "metrics_history") == months - 1
+        housekeeping = Housekeeping(database, server.services.settings, Metrics())
+        await housekeeping.make_day_partitions()
+        assert (
+            await count_partitions(database, "heartbeat_log") == 12
+        )  # the default partition included
+        await housekeeping.roll_up_hours()
+        months = await count_partitions(database, "metrics_history")
+        await housekeeping.drop_old_days()
+        assert await count_partitions(database, "heartbeat_log") == 10
+        await housekeeping.drop_old_months()
+        assert await count_partitions(database, "metrics_history") == months - 1
         assert await fetch_rows(database, "SELECT sum(heartbeats) FROM metrics_history") == [(2,)]
-        assert await upkeep.trim_audit_log() == 1
-        assert await upkeep.trim_change_log() == 2
-        await upkeep.purge_tokens()
+        assert await housekeeping.trim_audit_log() == 1
+        assert await housekeeping.trim_change_log() == 2
+        await housekeeping.purge_tokens()
 
 
-async def test_the_services_role_cannot_drop_what_is_not_over(provisioning: Provisioning) -> None:
+async def test_service_role_cannot_drop_current_partitions(provisioning: Provisioning) -> None:
     await provisioning.run()
     async with provisioning.database(provisioning.names.service) as database:
         async with database.write() as session:
@@ -135,15 +137,15 @@ async def test_the_services_role_cannot_drop_what_is_not_over(provisioning: Prov
         async with database.read() as session:
             [today, *_] = await partitions.list_partitions(session, "heartbeat_log")
             [month] = await partitions.list_partitions(session, "metrics_history")
-        for part in (today, month):
+        for partition in (today, month):
             async with database.write() as session:
                 with pytest.raises(DBAPIError, match="only days and months that are over"):
-                    await partitions.drop_partition(session, part)
+                    await partitions.drop_partition(session, partition)
 
 
-async def parts(database: Database, table: str) -> int:
-    counted = "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass(:table)"
-    [(count,)] = await fetch_rows(database, counted, table=table)
+async def count_partitions(database: Database, table: str) -> int:
+    query = "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass(:table)"
+    [(count,)] = await fetch_rows(database, query, table=table)
     assert isinstance(count, int)
     return count
 
@@ -198,41 +200,41 @@ async def parts(database: Database, table: str) -> int:
         "COPY nodes TO PROGRAM 'cat'",
     ],
 )
-async def test_what_the_services_role_may_not_do_is_refused(
+async def test_forbidden_statement_of_the_service_role_is_rejected(
     restricted: Provisioning, statement: str
 ) -> None:
     names = restricted.names
-    refused = statement.format(owner=quote(names.owner), database=quote(names.database))
+    sql = statement.format(owner=quote(names.owner), database=quote(names.database))
     async with open_administrator(restricted.url(names.service)) as run:
         [(before,)] = await run("SELECT count(*) FROM audit_log")
-        with pytest.raises(DBAPIError) as refusal:
-            await run(refused)
-        assert refusal.value.orig is not None
-        assert refusal.value.orig.sqlstate == "42501"  # type: ignore[attr-defined]  # asyncpg's
+        with pytest.raises(DBAPIError) as rejection:
+            await run(sql)
+        assert rejection.value.orig is not None
+        assert rejection.value.orig.sqlstate == "42501"  # type: ignore[attr-defined]  # asyncpg's
         assert await run("SELECT count(*) FROM audit_log") == [(before,)]
 
 
-async def test_nobody_else_comes_in(provisioning: Provisioning) -> None:
+async def test_other_roles_have_no_access(provisioning: Provisioning) -> None:
     await provisioning.run()
     outsider = provisioning.names.service + "x"
     async with open_administrator(provisioning.administrator) as run:
         await run(f"CREATE ROLE {quote(outsider)} LOGIN")
         try:
             with pytest.raises(DBAPIError, match="permission denied for database"):
-                async with open_administrator(provisioning.url(outsider)) as come_in:
-                    await come_in("SELECT 1")
+                async with open_administrator(provisioning.url(outsider)) as run_as_outsider:
+                    await run_as_outsider("SELECT 1")
             await run(
                 f"GRANT CONNECT ON DATABASE {quote(provisioning.names.database)}"
                 f" TO {quote(outsider)}"
             )
-            async with open_administrator(provisioning.url(outsider)) as come_in:
+            async with open_administrator(provisioning.url(outsider)) as run_as_outsider:
                 for statement in (
                     "SELECT * FROM public.nodes",
                     "CREATE TABLE public.mine ()",
                     "SELECT public.registry_now()",
                 ):
                     with pytest.raises(DBAPIError, match="permission denied"):
-                        await come_in(statement)
+                        await run_as_outsider(statement)
         finally:
             await run(f"DROP OWNED BY {quote(outsider)}")
             await run(
@@ -242,7 +244,7 @@ async def test_nobody_else_comes_in(provisioning: Provisioning) -> None:
             await run(f"DROP ROLE {quote(outsider)}")
 
 
-async def test_what_later_migrations_make_is_for_the_service_too(
+async def test_service_role_can_use_what_later_migrations_make(
     provisioning: Provisioning,
 ) -> None:
     await provisioning.run()
@@ -267,39 +269,37 @@ SELECT (SELECT jsonb_agg(relacl::text ORDER BY oid) FROM pg_class),
 """
 
 
-async def state(provisioning: Provisioning) -> list[Any]:
+async def read_state(provisioning: Provisioning) -> list[Any]:
     names = provisioning.names
-    inside = provisioning.administrator.set(database=names.database)
-    async with open_administrator(inside) as run:
-        [found] = await run(
-            STATE, database=names.database, owner=names.owner, service=names.service
-        )
-    return list(found)
+    url = provisioning.administrator.set(database=names.database)
+    async with open_administrator(url) as run:
+        [row] = await run(STATE, database=names.database, owner=names.owner, service=names.service)
+    return list(row)
 
 
-async def test_a_second_run_changes_nothing(provisioning: Provisioning) -> None:
+async def test_second_run_changes_nothing(provisioning: Provisioning) -> None:
     assert await provisioning.run()
     assert set(provisioning.passwords) == {provisioning.names.owner, provisioning.names.service}
-    before = await state(provisioning)
+    before = await read_state(provisioning)
     assert not await provisioning.run()
     assert provisioning.passwords == {}
-    assert await state(provisioning) == before
+    assert await read_state(provisioning) == before
 
 
-async def test_passwords_are_renewed_when_that_is_wanted(provisioning: Provisioning) -> None:
+async def test_passwords_are_replaced_on_request(provisioning: Provisioning) -> None:
     await provisioning.run()
-    first, before = provisioning.passwords, await state(provisioning)
+    first, before = provisioning.passwords, await read_state(provisioning)
     assert not await provisioning.run(new_passwords=True)
     assert provisioning.passwords.keys() == first.keys()
     assert not {*provisioning.passwords.values()} & {*first.values()}
-    after = await state(provisioning)
+    after = await read_state(provisioning)
     assert after[:-1] == before[:-1]
     assert not {*after[-1]} & {*before[-1]}
 
 
-def _is_of(password: str, kept: str) -> bool:
-    """RFC 5802, section 3: the server has the hash of the client's key."""
-    _, iterations_salt, stored_server = kept.split("$")
+def _is_verifier_of(password: str, verifier: str) -> bool:
+    """Return whether a stored SCRAM verifier is that of the password (RFC 5802, section 3)."""
+    _, iterations_salt, stored_server = verifier.split("$")
     iterations, salt = iterations_salt.split(":")
     salted = hashlib.pbkdf2_hmac(
         "sha256", password.encode(), base64.b64decode(salt), int(iterations)
@@ -310,29 +310,35 @@ def _is_of(password: str, kept: str) -> bool:
     return (stored, server) == (hashlib.sha256(client_key).digest(), server_key)
 
 
-async def test_passwords_are_strong_work_and_are_never_sent(provisioning: Provisioning) -> None:
+async def test_passwords_are_strong_and_valid_and_never_sent(provisioning: Provisioning) -> None:
     sent: list[str] = []
 
-    def note(_c: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+    def record_statement(
+        _c: Connection, _cursor: Any, statement: str, parameters: Any, *_: Any
+    ) -> None:
         sent.append(f"{statement} {parameters}")
 
-    event.listen(Engine, "before_cursor_execute", note)
+    event.listen(Engine, "before_cursor_execute", record_statement)
     try:
         await provisioning.run()
     finally:
-        event.remove(Engine, "before_cursor_execute", note)
+        event.remove(Engine, "before_cursor_execute", record_statement)
     assert [statement for statement in sent if "CREATE ROLE" in statement]
     async with open_administrator(provisioning.administrator) as run:
         for role, password in provisioning.passwords.items():
             assert len(password) >= 40
             assert not [statement for statement in sent if password in statement]
-            [(kept,)] = await run("SELECT rolpassword FROM pg_authid WHERE rolname = :r", r=role)
-            assert _is_of(password, kept)
-            assert not _is_of(password + "x", kept)
+            [(verifier,)] = await run(
+                "SELECT rolpassword FROM pg_authid WHERE rolname = :r", r=role
+            )
+            assert _is_verifier_of(password, verifier)
+            assert not _is_verifier_of(password + "x", verifier)
 
 
-async def test_what_cannot_be_kept_is_not_made(provisioning: Provisioning) -> None:
-    def refuse(_: Mapping[str, str]) -> None:
+async def test_roles_are_not_made_if_their_passwords_cannot_be_stored(
+    provisioning: Provisioning,
+) -> None:
+    def fail_to_store(_: Mapping[str, str]) -> None:
         raise FileExistsError
 
     with pytest.raises(FileExistsError):
@@ -340,7 +346,7 @@ async def test_what_cannot_be_kept_is_not_made(provisioning: Provisioning) -> No
             provisioning.administrator,
             provisioning.names,
             new_passwords=False,
-            store_passwords=refuse,
+            store_passwords=fail_to_store,
         )
     async with open_administrator(provisioning.administrator) as run:
         assert (
@@ -353,7 +359,7 @@ async def test_what_cannot_be_kept_is_not_made(provisioning: Provisioning) -> No
         )
 
 
-async def test_an_administrator_need_not_be_a_superuser(provisioning: Provisioning) -> None:
+async def test_administrator_need_not_be_a_superuser(provisioning: Provisioning) -> None:
     name = f"admin_{secrets.token_hex(4)}"
     superuser = provisioning.administrator
     async with open_administrator(superuser) as run:
@@ -363,9 +369,11 @@ async def test_an_administrator_need_not_be_a_superuser(provisioning: Provisioni
             assert await provisioning.run()
             assert not await provisioning.run()
             assert not await provisioning.run(new_passwords=True)
-            async with open_administrator(provisioning.url(provisioning.names.service)) as serve:
+            async with open_administrator(
+                provisioning.url(provisioning.names.service)
+            ) as run_as_service:
                 with pytest.raises(DBAPIError, match="permission denied"):
-                    await serve("DELETE FROM audit_log")
+                    await run_as_service("DELETE FROM audit_log")
         finally:
             provisioning.administrator = superuser
             await run(f"DROP DATABASE IF EXISTS {quote(provisioning.names.database)} WITH (FORCE)")
@@ -374,27 +382,29 @@ async def test_an_administrator_need_not_be_a_superuser(provisioning: Provisioni
             await run(f"DROP ROLE {name}")
 
 
-async def test_a_database_that_is_older_than_its_roles_is_taken_over(
+async def test_existing_database_of_the_owner_gets_its_privileges_reset(
     provisioning: Provisioning,
 ) -> None:
-    """As one that was made by hand, with rights for everybody."""
+    """The database was made by hand and grants privileges to everybody."""
     await provisioning.run()
-    before = await state(provisioning)
+    before = await read_state(provisioning)
     names = provisioning.names
     async with open_administrator(provisioning.url(names.owner)) as run:
-        for everybody in ("PUBLIC", quote(names.service)):
-            await run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {everybody}")
-            await run(f"GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO {everybody}")
+        for grantee in ("PUBLIC", quote(names.service)):
+            await run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {grantee}")
+            await run(f"GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO {grantee}")
         await run("GRANT ALL ON SCHEMA public TO PUBLIC")
         await run(f"GRANT ALL ON DATABASE {quote(names.database)} TO PUBLIC")
-    assert await state(provisioning) != before
+    assert await read_state(provisioning) != before
     await provisioning.run()
-    assert await state(provisioning) == before
+    assert await read_state(provisioning) == before
 
 
-@pytest.mark.parametrize("might", ["SUPERUSER", "CREATEROLE", "CREATEDB", "member of the owner"])
-async def test_a_mighty_role_is_not_taken_for_the_services(
-    provisioning: Provisioning, might: str
+@pytest.mark.parametrize(
+    "privilege", ["SUPERUSER", "CREATEROLE", "CREATEDB", "member of the owner"]
+)
+async def test_role_with_too_many_privileges_is_rejected_as_service_role(
+    provisioning: Provisioning, privilege: str
 ) -> None:
     owner, service = (
         quote(provisioning.names.owner),
@@ -403,15 +413,15 @@ async def test_a_mighty_role_is_not_taken_for_the_services(
     async with open_administrator(provisioning.administrator) as run:
         await run(f"CREATE ROLE {owner} LOGIN")
         await run(f"CREATE ROLE {service} LOGIN")
-        if might.isupper():
-            await run(f"ALTER ROLE {service} {might}")
+        if privilege.isupper():
+            await run(f"ALTER ROLE {service} {privilege}")
         else:
             await run(f"GRANT {owner} TO {service}")
     with pytest.raises(ProvisioningRejected, match="more privileges than a service should"):
         await provisioning.run()
 
 
-async def test_a_role_with_rights_from_elsewhere_is_not_taken_for_the_services(
+async def test_role_with_foreign_privileges_is_rejected_as_service_role(
     provisioning: Provisioning,
 ) -> None:
     async with open_administrator(provisioning.administrator) as run:
@@ -421,7 +431,7 @@ async def test_a_role_with_rights_from_elsewhere_is_not_taken_for_the_services(
         await provisioning.run()
 
 
-async def test_a_database_of_somebody_else_is_left_alone(provisioning: Provisioning) -> None:
+async def test_database_of_another_owner_is_left_alone(provisioning: Provisioning) -> None:
     async with open_administrator(provisioning.administrator) as run:
         await run(f"CREATE DATABASE {quote(provisioning.names.database)}")
     with pytest.raises(ProvisioningRejected, match="name it as the owner"):
@@ -432,10 +442,10 @@ async def test_a_database_of_somebody_else_is_left_alone(provisioning: Provision
         assert await run("SELECT to_regclass('nodes')") == [(None,)]
 
 
-async def test_functions_that_have_their_owners_rights_are_for_the_service_and_trust_no_caller(
+async def test_security_definer_functions_fix_their_search_path_and_are_not_public(
     database: Database,
 ) -> None:
-    """In a database of one role too; a caller's search path could slip them other tables."""
+    """Also in a database of one role: a caller's search path could substitute other tables."""
     functions = await fetch_rows(
         database,
         "SELECT proname, 'search_path=public, pg_temp' = ANY(proconfig),"
@@ -450,7 +460,7 @@ async def test_functions_that_have_their_owners_rights_are_for_the_service_and_t
     ]
 
 
-async def test_a_migration_takes_back_what_others_could_do_to_the_audit_trail(
+async def test_migration_revokes_the_privileges_of_others_on_the_audit_log(
     empty_database_url: URL,
 ) -> None:
     engine = create_async_engine(empty_database_url)
@@ -459,9 +469,9 @@ async def test_a_migration_takes_back_what_others_could_do_to_the_audit_trail(
         for grantee in ("PUBLIC", "pg_monitor"):
             await run(f"GRANT ALL ON audit_log TO {grantee}")
         await migrate(engine)
-        left = (
+        privileges = (
             "SELECT may FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE',"
             " 'TRIGGER']) AS may WHERE has_table_privilege('pg_monitor', 'audit_log', may)"
         )
-        assert await run(left) == [("SELECT",), ("INSERT",)]
+        assert await run(privileges) == [("SELECT",), ("INSERT",)]
     await engine.dispose()

@@ -1,4 +1,4 @@
-"""API keys in the database: who stands, until when, and what rotation and revocation do."""
+"""Tokens in the database: their validity, rotation and revocation."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -34,19 +34,19 @@ from tests.support.keyring import (
 )
 
 
-async def row(database: Database, made: IssuedToken) -> Token:
+async def get_row(database: Database, token: IssuedToken) -> Token:
     async with database.read() as session:
-        found = await session.get(Token, made.token.id)
-    assert found is not None
-    return found
+        stored = await session.get(Token, token.token.id)
+    assert stored is not None
+    return stored
 
 
-async def test_a_key_is_known_by_its_text_alone(database: Database) -> None:
-    made, other = await create_token(database, name="grafana"), await create_token(database)
-    found = await find_token(database, made.text)
-    assert found is not None
-    assert tokens.to_identity(found) == Identity("grafana", Role.VIEWER, token_id=made.token.id)
-    forged = PresentedToken(made.token.public_id, parse_token_text(other.text).secret_hash)
+async def test_token_is_found_by_its_exact_text_only(database: Database) -> None:
+    token, other = await create_token(database, name="grafana"), await create_token(database)
+    stored = await find_token(database, token.text)
+    assert stored is not None
+    assert tokens.to_identity(stored) == Identity("grafana", Role.VIEWER, token_id=token.token.id)
+    forged = PresentedToken(token.token.public_id, parse_token_text(other.text).secret_hash)
     async with database.read() as session:
         assert await tokens.find_valid_token(session, forged) is None
         assert (
@@ -57,49 +57,49 @@ async def test_a_key_is_known_by_its_text_alone(database: Database) -> None:
         )
 
 
-async def test_the_text_of_a_key_is_stored_nowhere(database: Database) -> None:
-    made = await create_token(database, name="grafana")
-    rotated = await rotate_token(database, made.token)
+async def test_token_text_is_not_stored(database: Database) -> None:
+    token = await create_token(database, name="grafana")
+    rotated = await rotate_token(database, token.token)
     await revoke_token(database, "grafana")
-    dumped = await fetch_rows(
+    rows = await fetch_rows(
         database, "SELECT t::text FROM tokens t UNION ALL SELECT a::text FROM audit_log a"
     )
-    assert len(dumped) == 6
-    for (line,) in dumped:
-        for key in (made, rotated):
-            assert key.text[14:46] not in line
-    audited = await fetch_rows(database, "SELECT a::text FROM audit_log a")
-    assert not [line for (line,) in audited if made.token.secret_hash.hex() in line]
+    assert len(rows) == 6
+    for (line,) in rows:
+        for issued in (token, rotated):
+            assert issued.text[14:46] not in line
+    audit_rows = await fetch_rows(database, "SELECT a::text FROM audit_log a")
+    assert not [line for (line,) in audit_rows if token.token.secret_hash.hex() in line]
 
 
-async def test_no_secret_is_shown_when_a_key_is_printed(database: Database) -> None:
-    made = await create_token(database)
-    for shown in (repr(made), str(made), repr(made.token)):
-        assert made.token.public_id in shown
-        assert made.text not in shown
-        assert made.text[14:46] not in shown
-        assert repr(made.token.secret_hash) not in shown
+async def test_printed_token_shows_no_secret(database: Database) -> None:
+    token = await create_token(database)
+    for printed in (repr(token), str(token), repr(token.token)):
+        assert token.token.public_id in printed
+        assert token.text not in printed
+        assert token.text[14:46] not in printed
+        assert repr(token.token.secret_hash) not in printed
 
 
-async def test_an_agents_key_speaks_for_its_nodes(database: Database) -> None:
-    made = await create_token(database, Role.AGENT, nodes=["gpu-1", "gpu-2"], name="rack-1")
-    assert tokens.to_identity(made.token) == Identity(
-        "rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), made.token.id
+async def test_agent_token_has_the_identity_of_its_nodes(database: Database) -> None:
+    token = await create_token(database, Role.AGENT, nodes=["gpu-1", "gpu-2"], name="rack-1")
+    assert tokens.to_identity(token.token) == Identity(
+        "rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), token.token.id
     )
 
 
-async def test_a_key_without_a_name_is_called_by_its_role_and_public_id(
+async def test_token_without_a_name_is_named_by_role_and_public_id(
     database: Database,
 ) -> None:
-    made = await create_token(database, Role.OPERATOR)
-    assert made.token.name == f"operator-{made.token.public_id}"
+    token = await create_token(database, Role.OPERATOR)
+    assert token.token.name == f"operator-{token.token.public_id}"
 
 
 @pytest.mark.parametrize(
     ("role", "nodes"),
     [(Role.AGENT, []), (Role.VIEWER, ["gpu-1"]), (Role.ADMIN, ["gpu-1"]), (Role.ENROLMENT, [])],
 )
-async def test_nodes_are_for_agents_and_enrolment_keys_are_made_another_way(
+async def test_token_with_a_role_and_nodes_that_do_not_fit_is_rejected(
     database: Database, role: Role, nodes: list[str]
 ) -> None:
     with pytest.raises(BadInput):
@@ -107,52 +107,54 @@ async def test_nodes_are_for_agents_and_enrolment_keys_are_made_another_way(
     assert await fetch_rows(database, "SELECT * FROM tokens") == []
 
 
-async def test_a_key_stands_until_its_time_is_over(database: Database) -> None:
-    made = await create_token(database, lifetime=HOUR)
+async def test_token_is_valid_until_it_expires(database: Database) -> None:
+    token = await create_token(database, lifetime=HOUR)
     await age_tokens(database, HOUR - timedelta(seconds=30))
-    assert await list_valid_tokens(database, made) == [made]
-    assert await find_token(database, made.text) is not None
+    assert await list_valid_tokens(database, token) == [token]
+    assert await find_token(database, token.text) is not None
     await age_tokens(database, timedelta(seconds=31))
-    assert await list_valid_tokens(database, made) == []
-    assert await find_token(database, made.text) is None
+    assert await list_valid_tokens(database, token) == []
+    assert await find_token(database, token.text) is None
 
 
-async def test_a_key_without_a_lifetime_stands_for_ever(database: Database) -> None:
-    made = await create_token(database, lifetime=None)
+async def test_token_without_a_lifetime_never_expires(database: Database) -> None:
+    token = await create_token(database, lifetime=None)
     await age_tokens(database, 10_000 * DAY)
-    assert await list_valid_tokens(database, made) == [made]
+    assert await list_valid_tokens(database, token) == [token]
 
 
-async def test_which_keys_have_ended_is_one_statement_however_many_there_are(
+async def test_ended_tokens_are_found_in_one_statement_for_any_number(
     database: Database,
 ) -> None:
-    made = [await create_token(database) for _ in range(3)]
-    await revoke_token(database, made[1].token.public_id)
+    issued = [await create_token(database) for _ in range(3)]
+    await revoke_token(database, issued[1].token.public_id)
     unknown = [uuid4() for _ in range(40_000)]
     async with database.read() as session:
-        found = await tokens.find_ended_tokens(session, [*(key.token.id for key in made), *unknown])
-    assert found == {made[1].token.id, *unknown}
+        ended = await tokens.find_ended_tokens(
+            session, [*(token.token.id for token in issued), *unknown]
+        )
+    assert ended == {issued[1].token.id, *unknown}
 
 
-async def test_a_revoked_key_is_known_no_more(database: Database) -> None:
-    made, other = await create_token(database), await create_token(database)
-    assert await revoke_token(database, made.token.public_id) == {made.token.id}
-    assert await find_token(database, made.text) is None
-    assert await list_valid_tokens(database, made, other) == [other]
-    with pytest.raises(TokenNotFound) as refusal:
-        await revoke_token(database, made.token.public_id)
-    assert refusal.value.details == {"token": made.token.public_id}
+async def test_revoked_token_is_no_longer_found(database: Database) -> None:
+    token, other = await create_token(database), await create_token(database)
+    assert await revoke_token(database, token.token.public_id) == {token.token.id}
+    assert await find_token(database, token.text) is None
+    assert await list_valid_tokens(database, token, other) == [other]
+    with pytest.raises(TokenNotFound) as rejection:
+        await revoke_token(database, token.token.public_id)
+    assert rejection.value.details == {"token": token.token.public_id}
 
 
-async def test_a_name_revokes_all_keys_that_have_it(database: Database) -> None:
+async def test_revoking_a_name_revokes_all_tokens_of_that_name(database: Database) -> None:
     named = [await create_token(database, name="grafana") for _ in range(2)]
     named.append(await rotate_token(database, named[0].token))
     other = await create_token(database, name="grafana2")
-    assert await revoke_token(database, "grafana") == {key.token.id for key in named}
+    assert await revoke_token(database, "grafana") == {token.token.id for token in named}
     assert await list_valid_tokens(database, *named, other) == [other]
 
 
-async def test_after_a_rotation_both_keys_stand_for_the_overlap(database: Database) -> None:
+async def test_rotation_leaves_both_tokens_valid_for_the_overlap(database: Database) -> None:
     old = await create_token(database, Role.AGENT, nodes=["gpu-1"], name="gpu-1", lifetime=10 * DAY)
     new = await rotate_token(database, old.token)
     assert await list_valid_tokens(database, old, new) == [old, new]
@@ -161,18 +163,18 @@ async def test_after_a_rotation_both_keys_stand_for_the_overlap(database: Databa
     )
     assert new.token.replaces == old.token.id
     assert new.token.expires_at == new.token.created_at + 10 * DAY
-    assert (await row(database, old)).expires_at == new.token.created_at + HOUR
+    assert (await get_row(database, old)).expires_at == new.token.created_at + HOUR
     await age_tokens(database, HOUR)
     assert await list_valid_tokens(database, old, new) == [new]
 
 
-async def test_a_rotation_gives_the_old_key_no_longer_than_it_had(database: Database) -> None:
+async def test_rotation_does_not_extend_the_old_token(database: Database) -> None:
     old = await create_token(database, lifetime=HOUR)
     await rotate_token(database, old.token, overlap=DAY)
-    assert (await row(database, old)).expires_at == old.token.expires_at
+    assert (await get_row(database, old)).expires_at == old.token.expires_at
 
 
-async def test_a_key_that_stood_for_ever_ends_after_the_overlap(database: Database) -> None:
+async def test_rotated_token_without_expiry_ends_after_the_overlap(database: Database) -> None:
     old = await create_token(database, lifetime=None)
     new = await rotate_token(database, old.token)
     assert new.token.expires_at is None
@@ -180,28 +182,28 @@ async def test_a_key_that_stood_for_ever_ends_after_the_overlap(database: Databa
     assert await list_valid_tokens(database, old, new) == [new]
 
 
-async def test_a_rotation_whose_answer_was_lost_can_be_made_again(database: Database) -> None:
+async def test_rotation_whose_response_was_lost_can_be_repeated(database: Database) -> None:
     old = await create_token(database, lifetime=10 * DAY)
     lost = await rotate_token(database, old.token)
-    ends = (await row(database, old)).expires_at
+    ends = (await get_row(database, old)).expires_at
     new = await rotate_token(database, old.token)
     assert await list_valid_tokens(database, old, lost, new) == [old, new]
-    assert (await row(database, old)).expires_at == ends, "no longer than the first overlap"
+    assert (await get_row(database, old)).expires_at == ends, "no longer than the first overlap"
 
 
-async def test_a_key_whose_successor_is_in_use_is_not_rotated_again(database: Database) -> None:
+async def test_token_whose_successor_was_used_is_not_rotated_again(database: Database) -> None:
     old = await create_token(database)
     new = await rotate_token(database, old.token)
     await use_tokens(database, new)
-    with pytest.raises(Forbidden) as refusal:
+    with pytest.raises(Forbidden) as rejection:
         await rotate_token(database, old.token)
-    assert refusal.value.details == {"token": new.token.public_id}
+    assert rejection.value.details == {"token": new.token.public_id}
     assert await list_valid_tokens(database, old, new) == [old, new]
     await revoke_token(database, new.token.public_id)
     assert (await rotate_token(database, old.token)).token.replaces == old.token.id
 
 
-async def test_a_key_that_does_not_stand_is_not_rotated(database: Database) -> None:
+async def test_revoked_or_expired_token_is_not_rotated(database: Database) -> None:
     revoked, expired = await create_token(database), await create_token(database, lifetime=HOUR)
     await revoke_token(database, revoked.token.public_id)
     await age_tokens(database, HOUR)
@@ -211,21 +213,21 @@ async def test_a_key_that_does_not_stand_is_not_rotated(database: Database) -> N
     assert await fetch_rows(database, "SELECT count(*) FROM tokens") == [(2,)]
 
 
-async def test_an_enrolment_key_is_not_rotated(database: Database) -> None:
-    made = await create_enrolment(database)
+async def test_enrolment_token_is_not_rotated(database: Database) -> None:
+    token = await create_enrolment(database)
     with pytest.raises(BadInput):
-        await rotate_token(database, made.token)
+        await rotate_token(database, token.token)
 
 
-async def test_of_many_rotations_at_once_one_key_is_left(database: Database) -> None:
+async def test_concurrent_rotations_leave_one_valid_successor(database: Database) -> None:
     old = await create_token(database)
-    made = await asyncio.gather(*(rotate_token(database, old.token) for _ in range(8)))
-    assert len(await list_valid_tokens(database, *made)) == 1
+    successors = await asyncio.gather(*(rotate_token(database, old.token) for _ in range(8)))
+    assert len(await list_valid_tokens(database, *successors)) == 1
     assert await list_valid_tokens(database, old) == [old]
 
 
-async def test_the_last_use_never_goes_back(database: Database) -> None:
-    made = await create_token(database)
+async def test_last_use_never_moves_back(database: Database) -> None:
+    token = await create_token(database)
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     for instant, recorded in [
         (noon, noon),
@@ -233,54 +235,59 @@ async def test_the_last_use_never_goes_back(database: Database) -> None:
         (noon + HOUR, noon + HOUR),
     ]:
         async with database.write() as session:
-            await tokens.record_uses(session, {made.token.id: instant, uuid4(): instant})
-        assert (await row(database, made)).last_used_at == recorded
+            await tokens.record_uses(session, {token.token.id: instant, uuid4(): instant})
+        assert (await get_row(database, token)).last_used_at == recorded
 
 
-async def test_a_use_is_never_recorded_as_later_than_now(database: Database) -> None:
-    made = await create_token(database)
+async def test_use_is_never_recorded_later_than_now(database: Database) -> None:
+    token = await create_token(database)
     async with database.write() as session:
-        await tokens.record_uses(session, {made.token.id: datetime(2100, 1, 1, tzinfo=UTC)})
-    [(past,)] = await fetch_rows(database, "SELECT last_used_at <= now() FROM tokens")
-    assert past
+        await tokens.record_uses(session, {token.token.id: datetime(2100, 1, 1, tzinfo=UTC)})
+    [(is_past,)] = await fetch_rows(database, "SELECT last_used_at <= now() FROM tokens")
+    assert is_past
 
 
-async def test_recording_uses_waits_for_no_key_that_is_being_changed(database: Database) -> None:
-    held, free = await create_token(database), await create_token(database)
+async def test_recording_uses_skips_locked_tokens(database: Database) -> None:
+    locked, free = await create_token(database), await create_token(database)
     async with database.write() as session:
         await session.execute(
-            text("SELECT 1 FROM tokens WHERE id = :id FOR UPDATE"), {"id": held.token.id}
+            text("SELECT 1 FROM tokens WHERE id = :id FOR UPDATE"), {"id": locked.token.id}
         )
         async with asyncio.timeout(5):
-            await use_tokens(database, held, free)
-    assert (await row(database, held)).last_used_at is None
-    assert (await row(database, free)).last_used_at is not None
+            await use_tokens(database, locked, free)
+    assert (await get_row(database, locked)).last_used_at is None
+    assert (await get_row(database, free)).last_used_at is not None
 
 
-async def test_recording_a_use_touches_no_index(database: Database) -> None:
-    made = [await create_token(database) for _ in range(3)]
+async def test_recording_a_use_updates_no_index(database: Database) -> None:
+    issued = [await create_token(database) for _ in range(3)]
     async with database.write() as session:
         await tokens.record_uses(
-            session, {key.token.id: datetime(2026, 1, 1, tzinfo=UTC) for key in made}
+            session, {token.token.id: datetime(2026, 1, 1, tzinfo=UTC) for token in issued}
         )
-        counted = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables"
-        updated = await session.execute(text(f"{counted} WHERE relname = 'tokens'"))
-        assert updated.one() == (3, 3)
+        query = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables"
+        counts = await session.execute(text(f"{query} WHERE relname = 'tokens'"))
+        assert counts.one() == (3, 3)
 
 
-@pytest.mark.parametrize("with_dead", [False, True])
-async def test_keys_are_listed_newest_first_in_pages(database: Database, with_dead: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    made = []
+@pytest.mark.parametrize("include_ended", [False, True])
+async def test_tokens_are_listed_newest_first_in_pages(
+    database: Database,
+    include_ended: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    issued = []
     for n in range(5):
-        made.append(await create_token(database, name=f"key-{n}"))
+        issued.append(await create_token(database, name=f"key-{n}"))
         await age_tokens(database, timedelta(seconds=1))
     await revoke_token(database, "key-3")
-    expected = [f"key-{n}" for n in (4, 3, 2, 1, 0) if with_dead or n != 3]
+    expected = [f"key-{n}" for n in (4, 3, 2, 1, 0) if include_ended or n != 3]
     listed: list[str] = []
     after = None
     while True:
         async with database.read() as session:
-            page = await tokens.list_tokens(session, first=2, after=after, include_ended=with_dead)
+            page = await tokens.list_tokens(
+                session, first=2, after=after, include_ended=include_ended
+            )
         listed += [token.name for token in page.rows]
         if not page.has_next:
             break
@@ -288,14 +295,14 @@ async def test_keys_are_listed_newest_first_in_pages(database: Database, with_de
     assert listed == expected
 
 
-async def test_a_dead_key_is_found_no_more(database: Database) -> None:
-    made = await create_token(database)
+async def test_revoked_token_is_not_found_by_public_id(database: Database) -> None:
+    token = await create_token(database)
     async with database.read() as session:
-        assert (await tokens.get_token(session, made.token.public_id)).id == made.token.id
-    await revoke_token(database, made.token.public_id)
+        assert (await tokens.get_token(session, token.token.public_id)).id == token.token.id
+    await revoke_token(database, token.token.public_id)
     async with database.read() as session:
         with pytest.raises(TokenNotFound):
-            await tokens.get_token(session, made.token.public_id)
+            await tokens.get_token(session, token.token.public_id)
 
 
 async def purge(database: Database, batch: int = 100) -> int:
@@ -303,7 +310,7 @@ async def purge(database: Database, batch: int = 100) -> int:
         return await tokens.purge_tokens(session, keep=30 * DAY, batch=batch)
 
 
-async def test_keys_that_are_long_dead_are_deleted_a_batch_at_a_time(database: Database) -> None:
+async def test_long_ended_tokens_are_purged_in_batches(database: Database) -> None:
     for _ in range(3):
         await create_token(database, lifetime=HOUR)
     revoked, forever = (
@@ -315,21 +322,21 @@ async def test_keys_that_are_long_dead_are_deleted_a_batch_at_a_time(database: D
     recent = await create_token(database, lifetime=HOUR)
     await age_tokens(database, 29 * DAY)
     assert [await purge(database, batch=2) for _ in range(3)] == [2, 2, 0]
-    left = {id_ for (id_,) in await fetch_rows(database, "SELECT id FROM tokens")}
-    assert left == {forever.token.id, recent.token.id}
+    remaining = {id_ for (id_,) in await fetch_rows(database, "SELECT id FROM tokens")}
+    assert remaining == {forever.token.id, recent.token.id}
 
 
-async def test_every_change_of_a_key_is_in_the_audit_trail(database: Database) -> None:
-    made = await create_token(database, name="grafana")
-    new = await rotate_token(database, made.token)
+async def test_every_change_of_a_token_is_in_the_audit_log(database: Database) -> None:
+    token = await create_token(database, name="grafana")
+    new = await rotate_token(database, token.token)
     await revoke_token(database, new.token.public_id)
-    audited = await fetch_rows(
+    audit_rows = await fetch_rows(
         database,
         "SELECT actor, action, subject, before ->> 'public_id', after ->> 'public_id'"
         " FROM audit_log ORDER BY id",
     )
-    old_id, new_id = made.token.public_id, new.token.public_id
-    assert audited == [
+    old_id, new_id = token.token.public_id, new.token.public_id
+    assert audit_rows == [
         (ADMIN.name, "token.create", old_id, None, old_id),
         (ADMIN.name, "token.rotate", new_id, old_id, new_id),
         (ADMIN.name, "token.revoke", new_id, new_id, None),
@@ -349,37 +356,39 @@ STEPS = st.lists(
 
 @given(steps=STEPS)
 @limit_examples(25)
-async def test_whatever_is_done_at_most_one_successor_of_a_key_stands_and_none_outlives_its_time(
+async def test_any_history_leaves_at_most_one_valid_successor_and_no_token_past_its_end(
     database: Database, steps: list[tuple[str, int, int]]
 ) -> None:
     async with database.write() as session:
         await session.execute(text("DELETE FROM tokens"))
-    made = [await create_token(database, lifetime=2 * DAY)]
-    ends = {made[0].token.id: 48.0}  # hours from now at most
+    issued = [await create_token(database, lifetime=2 * DAY)]
+    ends = {issued[0].token.id: 48.0}  # hours from now at most
     revoked = set()
-    for step, which, hours in steps:
-        key = made[which % len(made)]
+    for step, index, hours in steps:
+        token = issued[index % len(issued)]
         match step:
             case "rotate":
                 try:
-                    new = await rotate_token(database, key.token, overlap=hours * HOUR)
+                    new = await rotate_token(database, token.token, overlap=hours * HOUR)
                 except Forbidden:
                     continue
-                made.append(new)
-                ends[key.token.id] = min(ends[key.token.id], hours)
+                issued.append(new)
+                ends[token.token.id] = min(ends[token.token.id], hours)
                 ends[new.token.id] = 48.0
             case "revoke":
-                if await list_valid_tokens(database, key):
-                    await revoke_token(database, key.token.public_id)
-                revoked.add(key.token.id)
+                if await list_valid_tokens(database, token):
+                    await revoke_token(database, token.token.public_id)
+                revoked.add(token.token.id)
             case "use":
-                await use_tokens(database, key)
+                await use_tokens(database, token)
             case "wait":
                 await age_tokens(database, hours * HOUR + timedelta(milliseconds=1))
-                ends = {token: end - hours for token, end in ends.items()}
-        found = await list_valid_tokens(database, *made)
-        assert not [k for k in found if ends[k.token.id] <= 0 or k.token.id in revoked]
-        replaced = [k.token.replaces for k in found if k.token.replaces]
+                ends = {token_id: end - hours for token_id, end in ends.items()}
+        valid = await list_valid_tokens(database, *issued)
+        assert not [
+            token for token in valid if ends[token.token.id] <= 0 or token.token.id in revoked
+        ]
+        replaced = [token.token.replaces for token in valid if token.token.replaces]
         assert len(replaced) == len(set(replaced))
-        for k in made:
-            assert (await find_token(database, k.text) is not None) == (k in found)
+        for token in issued:
+            assert (await find_token(database, token.text) is not None) == (token in valid)

@@ -31,7 +31,7 @@ PAIRS = DOCUMENTS.flatmap(
 )
 
 
-async def ask_postgres(session: AsyncSession, whole: str, part: str) -> tuple[bool, str]:
+async def query_postgres(session: AsyncSession, whole: str, part: str) -> tuple[bool, str]:
     """Return whether PostgreSQL finds the part contained, and the first text as it returns it."""
     query = """
     SELECT CAST(CAST(:whole AS text) AS jsonb) @> CAST(CAST(:part AS text) AS jsonb),
@@ -50,21 +50,21 @@ def contains_by_index(whole: Any, part: Any) -> bool:
 
 @given(PAIRS)
 @limit_examples(200)
-async def test_a_document_contains_another_when_the_database_says_so(
+async def test_containment_of_random_documents_equals_that_of_the_database(
     database: Database, pair: tuple[Any, list[Any]]
 ) -> None:
     whole, parts = pair
     async with database.read() as session:
         for part in parts:
-            expected, stored = await ask_postgres(
+            expected, stored = await query_postgres(
                 session, orjson.dumps(whole).decode(), orjson.dumps(part).decode()
             )
-            for given_or_stored in (whole, orjson.loads(stored)):
-                assert contains(given_or_stored, part) == expected
-                assert contains_by_index(given_or_stored, part) == expected
+            for document in (whole, orjson.loads(stored)):
+                assert contains(document, part) == expected
+                assert contains_by_index(document, part) == expected
 
 
-async def test_containment_is_the_database_s_in_cases_that_surprise(database: Database) -> None:
+async def test_containment_in_edge_cases_equals_that_of_the_database(database: Database) -> None:
     cases = [
         ("[1, 2, [1, 3]]", "[1, 3]", False),
         ("[1, 2, [1, 3]]", "[[1, 3]]", True),
@@ -102,6 +102,6 @@ async def test_containment_is_the_database_s_in_cases_that_surprise(database: Da
     async with database.read() as session:
         for whole, part, expected in cases:
             parsed = orjson.loads(whole), orjson.loads(part)
-            assert (await ask_postgres(session, whole, part))[0] is expected, (whole, part)
+            assert (await query_postgres(session, whole, part))[0] is expected, (whole, part)
             assert contains(*parsed) is expected, (whole, part)
             assert contains_by_index(*parsed) is expected, (whole, part)

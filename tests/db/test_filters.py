@@ -147,9 +147,9 @@ def contains(whole: Any, part: Any) -> bool:
 def is_match(
     node_filter: NodeFilter,
     subject: Subject,
-    of_role: Mapping[tuple[NodeRole, NodeType, str], bool],
+    role_profiles: Mapping[tuple[NodeRole, NodeType, str], bool],
 ) -> bool:
-    labels, own = node_filter.labels or LabelSelector(), subject.profiles
+    labels, profiles = node_filter.labels or LabelSelector(), subject.profiles
     texts = [subject.node_id, subject.node_name, subject.hostname or ""]
     name, search = node_filter.profile, node_filter.search
     return (
@@ -166,8 +166,8 @@ def is_match(
         )
         and (
             name is None
-            or own.get(name, False)
-            or of_role.get((subject.role, subject.type, name), False)
+            or profiles.get(name, False)
+            or role_profiles.get((subject.role, subject.type, name), False)
         )
         and (search is None or any(search.lower() in text.lower() for text in texts))
     )
@@ -176,11 +176,11 @@ def is_match(
 async def write_fleet(
     session: AsyncSession,
     fleet: list[Subject],
-    of_role: Mapping[tuple[NodeRole, NodeType, str], bool],
+    role_profiles: Mapping[tuple[NodeRole, NodeType, str], bool],
 ) -> dict[str, UUID]:
     """Write the nodes and profiles; return the nodes' ids by their node ids."""
     ids: dict[str, UUID] = {subject.node_id: uuid4() for subject in fleet}
-    for table, made in (
+    for table, rows in (
         (
             Node,
             [
@@ -222,12 +222,12 @@ async def write_fleet(
                     "profile_type": ProfileType.LLM,
                     "enabled": enabled,
                 }
-                for (role, kind, name), enabled in of_role.items()
+                for (role, kind, name), enabled in role_profiles.items()
             ],
         ),
     ):
-        if made:
-            await session.execute(insert(table).values(made))
+        if rows:
+            await session.execute(insert(table).values(rows))
     return ids
 
 
@@ -240,19 +240,19 @@ async def find_node_ids(session: AsyncSession, node_filter: NodeFilter) -> set[s
 
 @given(FLEETS, ROLE_PROFILES, st.lists(FILTERS, min_size=1, max_size=4))
 @limit_examples(60)
-async def test_a_filter_finds_the_nodes_that_it_means(
+async def test_filter_finds_exactly_the_matching_nodes(
     database: Database,
     fleet: list[Subject],
-    of_role: dict[tuple[NodeRole, NodeType, str], bool],
+    role_profiles: dict[tuple[NodeRole, NodeType, str], bool],
     filters: list[NodeFilter],
 ) -> None:
     async with database.write() as session:
         await clear(session)
-        await write_fleet(session, fleet, of_role)
+        await write_fleet(session, fleet, role_profiles)
         for whole in filters:
             parts = [NodeFilter(**{part: getattr(whole, part)}) for part in PARTS]
             for node_filter in [whole, *parts]:
-                expected = {s.node_id for s in fleet if is_match(node_filter, s, of_role)}
+                expected = {s.node_id for s in fleet if is_match(node_filter, s, role_profiles)}
                 assert await find_node_ids(session, node_filter) == expected
 
 
@@ -285,14 +285,14 @@ CHANGES = st.lists(
 async def test_changes_in_memory_match_a_filter_when_the_database_says_so(
     database: Database,
     fleet_and_filters: tuple[list[Subject], list[NodeFilter]],
-    of_role: dict[tuple[NodeRole, NodeType, str], bool],
+    role_profiles: dict[tuple[NodeRole, NodeType, str], bool],
     changes: list[tuple[int, NodeStatus, bool]],
     max_capabilities_in_python: int,
 ) -> None:
     fleet, wholes = fleet_and_filters
     async with database.write() as session:
         await clear(session)
-        ids = list((await write_fleet(session, fleet, of_role)).values())
+        ids = list((await write_fleet(session, fleet, role_profiles)).values())
         changes = [change for change in changes if change[0] < len(ids)]
         for i, status, is_removed in changes:
             transition = Transition(ids[i], None, status, StatusReason.SEEDED)
@@ -329,7 +329,7 @@ async def test_changes_in_memory_match_a_filter_when_the_database_says_so(
             ) == {row[0] for row in rows if row[i]}
 
 
-async def test_no_filter_finds_every_node_that_is_registered(database: Database) -> None:
+async def test_filter_without_conditions_finds_every_registered_node(database: Database) -> None:
     await register(database, "node-3")
     node, _ = await register(database, "node-4")
     async with database.write() as session:
@@ -340,11 +340,11 @@ async def test_no_filter_finds_every_node_that_is_registered(database: Database)
         assert await nodes.find_node(session, "node-4") is None
 
 
-async def test_capabilities_are_found_as_numbers_however_they_are_written(
+async def test_capability_numbers_match_in_any_notation(
     database: Database,
 ) -> None:
     await register(database, "node-3", capabilities={"gpus": 2, "models": [{"name": "llama"}]})
-    for part, meant in (
+    for part, expected in (
         ('{"gpus": 2.0}', True),
         ('{"gpus": "2"}', False),
         ('{"models": [{}]}', True),
@@ -354,22 +354,22 @@ async def test_capabilities_are_found_as_numbers_however_they_are_written(
     ):
         async with database.read() as session:
             node_filter = NodeFilter(node_ids=("node-3",), capabilities=part)
-            assert await find_node_ids(session, node_filter) == ({"node-3"} if meant else set())
+            assert await find_node_ids(session, node_filter) == ({"node-3"} if expected else set())
 
 
 @pytest.mark.parametrize(
-    ("search", "meant"),
+    ("search", "expected"),
     [("THIRD", {"node-3"}), ("macBOOK", {"node-2-macbook-m4max"}), ("node_", set())],
 )
-async def test_a_search_is_for_part_of_a_text_in_any_case(
-    database: Database, search: str, meant: set[str]
+async def test_search_matches_part_of_a_text_in_any_case(
+    database: Database, search: str, expected: set[str]
 ) -> None:
     await register(database, "node-3", name="The third")
     async with database.read() as session:
-        assert await find_node_ids(session, NodeFilter(search=search)) == meant
+        assert await find_node_ids(session, NodeFilter(search=search)) == expected
 
 
-async def test_a_filter_by_labels_or_capabilities_uses_an_index(database: Database) -> None:
+async def test_filter_by_labels_or_capabilities_uses_an_index(database: Database) -> None:
     async with database.write() as session:
         await session.execute(
             text("""

@@ -45,7 +45,7 @@ ORDER BY h.id
 """
 
 
-async def test_each_report_of_a_batch_has_its_own_outcome_in_the_order_given(
+async def test_each_report_of_a_batch_has_its_own_outcome_in_order(
     database: Database,
 ) -> None:
     await register(database, "node-3")
@@ -70,64 +70,66 @@ async def test_each_report_of_a_batch_has_its_own_outcome_in_the_order_given(
     ]
 
 
-async def test_an_empty_batch_is_nothing(database: Database) -> None:
+async def test_empty_batch_has_no_outcomes(database: Database) -> None:
     assert await record(database) == []
 
 
-async def test_a_heartbeat_is_remembered_with_the_node(database: Database) -> None:
+async def test_heartbeat_is_recorded_with_the_node(database: Database) -> None:
     await register(database, "node-3")
-    recorded = await beat(database, "node-3", 5, metrics={"n": 1})
+    ack = await beat(database, "node-3", 5, metrics={"n": 1})
     node = await get_node(database, "node-3")
-    assert node.last_heartbeat == node.heard_at == recorded.received_at
+    assert node.last_heartbeat == node.heard_at == ack.received_at
     assert (node.last_sequence, node.reported_degraded) == (5, False)
-    assert node.heartbeat_interval_seconds == recorded.interval_seconds
+    assert node.heartbeat_interval_seconds == ack.interval_seconds
     [(logged_id, logged_at)] = await fetch_rows(database, "SELECT id, timestamp FROM heartbeat_log")
     assert (node.last_heartbeat_id, node.last_heartbeat) == (logged_id, logged_at)
 
 
-async def test_a_heartbeat_without_metrics_is_logged_with_none(database: Database) -> None:
+async def test_heartbeat_without_metrics_is_logged_without_metrics(database: Database) -> None:
     await register(database, "node-3")
     await beat(database, "node-3")
     assert await fetch_rows(database, "SELECT metrics FROM heartbeat_log") == [({},)]
 
 
-async def test_a_heartbeat_changes_nothing_that_has_an_index(database: Database) -> None:
+async def test_heartbeat_changes_no_indexed_column(database: Database) -> None:
     await register(database, "node-3", labels=["gpu"], capabilities={"models": ["llama"]})
     before = await get_node(database, "node-3")
     await beat(database, "node-3")
     after = await get_node(database, "node-3")
     assert after.updated_at == before.updated_at
-    changed = {name for name, value in after.model_dump().items() if value != getattr(before, name)}
-    [(indexed,)] = await fetch_rows(
+    changed_columns = {
+        name for name, value in after.model_dump().items() if value != getattr(before, name)
+    }
+    [(indexed_columns,)] = await fetch_rows(
         database,
         "SELECT array_agg(DISTINCT attname::text) FROM pg_index i JOIN pg_attribute a"
         " ON a.attrelid = indrelid AND a.attnum = ANY (indkey) WHERE indrelid = 'nodes'::regclass",
     )
-    assert changed
-    assert not changed & set(indexed)
+    assert changed_columns
+    assert not changed_columns & set(indexed_columns)
 
 
 @pytest.mark.parametrize("sequence", [5, 4, 0])
-async def test_a_heartbeat_that_is_not_newer_changes_nothing(
+async def test_heartbeat_with_an_old_sequence_changes_nothing(
     database: Database, sequence: int
 ) -> None:
     await register(database, "node-3")
     last = await beat(database, "node-3", 5)
     before = await get_node(database, "node-3")
-    again = await beat(database, "node-3", sequence, degraded=True, metrics={"late": True})
-    assert again == last
+    repeated = await beat(database, "node-3", sequence, degraded=True, metrics={"late": True})
+    assert repeated == last
     assert await get_node(database, "node-3") == before
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
 
 
-async def test_the_first_sequence_may_be_zero_and_the_last_the_largest(database: Database) -> None:
+async def test_sequence_may_be_zero_and_the_largest_integer(database: Database) -> None:
     await register(database, "node-3")
     await beat(database, "node-3", 0)
     await beat(database, "node-3", 2**63 - 1)
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(2,)]
 
 
-async def test_a_late_heartbeat_of_an_offline_node_does_not_bring_it_back(
+async def test_late_heartbeat_leaves_an_offline_node_offline(
     database: Database,
 ) -> None:
     await register(database, "node-3")
@@ -138,7 +140,7 @@ async def test_a_late_heartbeat_of_an_offline_node_does_not_bring_it_back(
     assert (await get_node(database, "node-3")).status is NodeStatus.OFFLINE
 
 
-async def test_the_replaced_run_is_told_so_and_changes_nothing(database: Database) -> None:
+async def test_heartbeat_of_a_replaced_run_is_stale_and_changes_nothing(database: Database) -> None:
     await register(database, "node-3")
     await age(database, OVERDUE, "node-3")
     await register(database, "node-3", "boot-2")
@@ -148,7 +150,7 @@ async def test_the_replaced_run_is_told_so_and_changes_nothing(database: Databas
     assert await get_node(database, "node-3") == before
 
 
-async def test_a_node_says_that_it_is_degraded_and_well_again(database: Database) -> None:
+async def test_node_reports_itself_degraded_and_online_again(database: Database) -> None:
     node, _ = await register(database, "node-3")
     for sequence, degraded in enumerate([True, True, False, False]):
         await beat(database, "node-3", sequence, degraded=degraded)
@@ -161,7 +163,7 @@ async def test_a_node_says_that_it_is_degraded_and_well_again(database: Database
     ]
 
 
-async def test_what_a_node_says_of_itself_replaces_what_its_silence_said(
+async def test_self_reported_status_replaces_missed_heartbeats(
     database: Database,
 ) -> None:
     await register(database, "node-3")
@@ -178,7 +180,7 @@ async def test_what_a_node_says_of_itself_replaces_what_its_silence_said(
 @pytest.mark.parametrize(
     ("silence", "status"), [(OVERDUE, NodeStatus.DEGRADED), (EXPIRED, NodeStatus.OFFLINE)]
 )
-async def test_a_heartbeat_brings_a_silent_node_back(
+async def test_heartbeat_brings_a_silent_node_online(
     database: Database, silence: float, status: NodeStatus
 ) -> None:
     await register(database, "node-3")
@@ -190,7 +192,9 @@ async def test_a_heartbeat_brings_a_silent_node_back(
     assert (node.status, node.status_reason) == (NodeStatus.ONLINE, StatusReason.HEARTBEAT)
 
 
-async def test_maintenance_stays_and_remembers_what_the_node_said(database: Database) -> None:
+async def test_heartbeat_during_maintenance_is_recorded_and_keeps_the_status(
+    database: Database,
+) -> None:
     await register(database, "node-3")
     until = datetime.now(UTC) + timedelta(hours=1)
     async with database.write() as session:
@@ -202,7 +206,7 @@ async def test_maintenance_stays_and_remembers_what_the_node_said(database: Data
     assert await fetch_rows(database, "SELECT status FROM heartbeat_log") == [("maintenance",)]
 
 
-async def test_a_node_may_occur_several_times_in_a_batch(database: Database) -> None:
+async def test_node_may_occur_several_times_in_a_batch(database: Database) -> None:
     node, _ = await register(database, "node-3")
     outcomes = await record(
         database,
@@ -224,7 +228,7 @@ async def test_a_node_may_occur_several_times_in_a_batch(database: Database) -> 
     ]
 
 
-async def test_a_node_that_was_unknown_stays_so_for_the_whole_batch(database: Database) -> None:
+async def test_unknown_node_stays_unknown_for_the_whole_batch(database: Database) -> None:
     """Otherwise the batch would lock it after the log's counter, against the order of locks."""
     await register(database, "node-3")
     batch = [
@@ -258,23 +262,24 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
             )
 
     async def write(writer: int) -> list[HeartbeatAck]:
-        heard = []
-        for turn in range(5):
-            order = fleet[::-1] if (writer + turn) % 2 else fleet
-            degraded = (writer + turn) % 3 == 0
-            sequence = turn * 4 + writer
+        acks = []
+        for round_ in range(5):
+            node_ids = fleet[::-1] if (writer + round_) % 2 else fleet
+            degraded = (writer + round_) % 3 == 0
+            sequence = round_ * 4 + writer
             outcomes = await record(
-                database, *(make_report(node_id, sequence, degraded=degraded) for node_id in order)
+                database,
+                *(make_report(node_id, sequence, degraded=degraded) for node_id in node_ids),
             )
-            heard += [outcome for outcome in outcomes if isinstance(outcome, HeartbeatAck)]
-        return heard
+            acks += [outcome for outcome in outcomes if isinstance(outcome, HeartbeatAck)]
+        return acks
 
     outcomes = await asyncio.gather(*(write(writer) for writer in range(4)))
     assert sum(map(len, outcomes)) == 4 * 5 * 200
-    logged = "SELECT count(*), count(DISTINCT node_id) FROM heartbeat_log"
-    [(heartbeats_logged, nodes_heard)] = await fetch_rows(database, logged)
-    assert nodes_heard == 200
-    assert 5 * 200 <= heartbeats_logged <= 4 * 5 * 200
+    query = "SELECT count(*), count(DISTINCT node_id) FROM heartbeat_log"
+    [(heartbeat_count, node_count)] = await fetch_rows(database, query)
+    assert node_count == 200
+    assert 5 * 200 <= heartbeat_count <= 4 * 5 * 200
     assert await fetch_rows(
         database,
         "SELECT count(*) FROM nodes n JOIN heartbeat_log h"
@@ -283,7 +288,7 @@ async def test_batches_in_opposite_orders_never_deadlock(database: Database) -> 
     ) == [(200,)]
 
 
-async def test_every_heartbeat_acknowledged_to_one_of_many_writers_is_one_row(
+async def test_each_acknowledged_heartbeat_of_many_writers_is_one_row(
     database: Database,
 ) -> None:
     fleet = [f"node-{n}" for n in range(8)]
@@ -291,8 +296,8 @@ async def test_every_heartbeat_acknowledged_to_one_of_many_writers_is_one_row(
         await register(database, node_id)
 
     async def write(writer: int) -> None:
-        for turn in range(5):
-            sequence = turn * 6 + writer
+        for round_ in range(5):
+            sequence = round_ * 6 + writer
             metrics = {"sequence": sequence}
             await record(
                 database, *(make_report(node_id, sequence, metrics=metrics) for node_id in fleet)
@@ -300,18 +305,18 @@ async def test_every_heartbeat_acknowledged_to_one_of_many_writers_is_one_row(
 
     await asyncio.gather(*(write(writer) for writer in range(6)))
     for node_id in fleet:
-        sequences = await fetch_rows(
+        rows = await fetch_rows(
             database,
             "SELECT (metrics->>'sequence')::int, h.timestamp FROM heartbeat_log h"
             " JOIN nodes n ON n.id = h.node_id WHERE n.node_id = :node_id ORDER BY h.id",
             node_id=node_id,
         )
-        assert [row[0] for row in sequences] == sorted({row[0] for row in sequences})
-        assert [row[1] for row in sequences] == sorted(row[1] for row in sequences)
-        assert sequences[-1][0] == 4 * 6 + 5
+        assert [row[0] for row in rows] == sorted({row[0] for row in rows})
+        assert [row[1] for row in rows] == sorted(row[1] for row in rows)
+        assert rows[-1][0] == 4 * 6 + 5
 
 
-async def test_a_heartbeat_never_moves_back_when_a_node_was_heard(database: Database) -> None:
+async def test_heartbeat_never_moves_the_last_heartbeat_back(database: Database) -> None:
     """The database's clock can be set back."""
     await register(database, "node-3")
     first = await beat(database, "node-3", 1)
@@ -323,7 +328,7 @@ async def test_a_heartbeat_never_moves_back_when_a_node_was_heard(database: Data
     assert (await get_node(database, "node-3")).last_heartbeat == second.received_at
 
 
-async def test_a_removed_node_is_not_brought_back(database: Database) -> None:
+async def test_heartbeat_of_a_removed_node_is_rejected(database: Database) -> None:
     node, _ = await register(database, "node-3")
     async with database.write() as session:
         await nodes.deregister(session, "node-3", note=None, caller=OPERATOR)
@@ -333,19 +338,19 @@ async def test_a_removed_node_is_not_brought_back(database: Database) -> None:
     assert (await list_changes(database, node.id))[-1].reason is StatusReason.DEREGISTERED
 
 
-async def assert_untouched(database: Database, node: Node) -> None:
-    """Assert that the node was neither heard nor changed."""
-    found = await fetch_rows(
+async def assert_unchanged(database: Database, node: Node) -> None:
+    """Assert that the node has no heartbeat and no other status."""
+    rows = await fetch_rows(
         database, "SELECT status, last_heartbeat FROM nodes WHERE id = :id", id=node.id
     )
-    assert found == [("offline", None)]
+    assert rows == [("offline", None)]
 
 
-async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Database) -> None:
-    """It sees the newest version of the row, not that of the statement's snapshot."""
+async def test_waiting_heartbeat_sees_the_committed_changes(database: Database) -> None:
+    """After the wait it sees the newest version of each row, not that of its snapshot."""
     for node_id in ("replaced", "removed", "overtaken", "maintained", "expired", "steady"):
         await register(database, node_id)
-    gone = await get_node(database, "removed")
+    removed = await get_node(database, "removed")
     batch = [
         make_report(node_id, 5) for node_id in ("replaced", "removed", "overtaken", "maintained")
     ]
@@ -374,29 +379,29 @@ async def test_a_heartbeat_that_waited_sees_what_it_waited_for(database: Databas
         "online",
         "online",
     ]
-    await assert_untouched(database, gone)
+    await assert_unchanged(database, removed)
     assert (await get_node(database, "replaced")).last_heartbeat is None
     assert (await get_node(database, "overtaken")).last_sequence == 6
     expired = await get_node(database, "expired")
-    logged = await list_changes(database, expired.id)
-    assert [change.status for change in logged] == ["online", "offline", "online"]
+    changes = await list_changes(database, expired.id)
+    assert [change.status for change in changes] == ["online", "offline", "online"]
     assert expired.last_heartbeat == expired.heard_at
 
 
-async def test_a_batch_that_cannot_be_written_leaves_nothing(database: Database) -> None:
+async def test_batch_that_cannot_be_written_changes_nothing(database: Database) -> None:
     await register(database, "node-3")
     before = await get_node(database, "node-3")
-    impatient = Database(database.url, statement_timeout_seconds=0.1)
+    short_timeout = Database(database.url, statement_timeout_seconds=0.1)
     async with database.write() as other:
         await other.execute(text("SELECT FROM nodes FOR UPDATE"))
         with pytest.raises(Unavailable):
-            await record(impatient, make_report("node-3", degraded=True))
-    await impatient.close()
+            await record(short_timeout, make_report("node-3", degraded=True))
+    await short_timeout.close()
     assert await get_node(database, "node-3") == before
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(0,)]
 
 
-async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_second(
+async def test_batch_takes_one_statement_unless_a_status_changes(
     database: Database,
 ) -> None:
     for node_id in ("steady", "ailing"):
@@ -423,26 +428,26 @@ async def test_heartbeats_that_change_no_status_take_one_statement_the_others_a_
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(5,)]
 
 
-async def test_a_change_that_cannot_be_made_takes_no_steady_heartbeat_with_it(
+async def test_failed_status_change_fails_no_unchanging_heartbeat(
     database: Database,
 ) -> None:
     for node_id in ("steady", "ailing"):
         await register(database, node_id)
-    impatient = Database(database.url, statement_timeout_seconds=1)
+    short_timeout = Database(database.url, statement_timeout_seconds=1)
     async with database.write() as other:
         await other.execute(text("SELECT FROM registry_state FOR UPDATE"))
         steady, ailing = await record(
-            impatient, make_report("steady"), make_report("ailing", degraded=True)
+            short_timeout, make_report("steady"), make_report("ailing", degraded=True)
         )
-    await impatient.close()
+    await short_timeout.close()
     assert isinstance(steady, HeartbeatAck)
     assert isinstance(ailing, Unavailable)
-    assert impatient.failure_count == 1
+    assert short_timeout.failure_count == 1
     assert (await get_node(database, "steady")).last_sequence == 1
     assert (await get_node(database, "ailing")).last_sequence is None
 
 
-STANDINGS = st.sampled_from(
+STATUSES = st.sampled_from(
     [
         ("online", "heartbeat"),
         ("degraded", "missed_heartbeats"),
@@ -457,20 +462,20 @@ REPORTS = st.tuples(st.integers(0, 2), BOOTS, st.integers(1, 5))
 
 
 @given(
-    st.lists(STANDINGS, min_size=2, max_size=2),
+    st.lists(STATUSES, min_size=2, max_size=2),
     st.lists(st.tuples(REPORTS, st.booleans()), min_size=1, max_size=9),
 )
 @limit_examples(40)
-async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
+async def test_batch_has_the_same_result_in_one_round_trip_and_in_a_transaction(
     database: Database,
-    standings: list[tuple[str, str]],
+    statuses: list[tuple[str, str]],
     batch: list[tuple[tuple[int, str, int], bool]],
 ) -> None:
     """The third node is not registered."""
-    outcomes, left_behind = [], []
-    for way in ("directly", "by-session"):
-        name = f"{way}-{secrets.token_hex(4)}"
-        for number, (status, reason) in enumerate(standings):
+    outcomes, states = [], []
+    for method in ("directly", "by-session"):
+        name = f"{method}-{secrets.token_hex(4)}"
+        for number, (status, reason) in enumerate(statuses):
             await register(database, f"{name}-{number}")
             await set_status(database, f"{name}-{number}", status, reason)
         reports = [
@@ -479,15 +484,20 @@ async def test_in_one_round_trip_or_in_a_transaction_the_same_comes_of_a_batch(
             )
             for index, ((number, boot, sequence), degraded) in enumerate(batch)
         ]
-        if way == "directly":
-            came = await heartbeats.record_batch(database, reports, RULES)
+        if method == "directly":
+            acks = await heartbeats.record_batch(database, reports, RULES)
         else:
             async with database.write() as session:
-                came = await heartbeats.record_in_transaction(session, reports, RULES)
-        outcomes.append([one.status if isinstance(one, HeartbeatAck) else one.code for one in came])
-        left_behind.append(await fetch_rows(database, LEFT_BEHIND, pattern=f"{name}-%"))
+                acks = await heartbeats.record_in_transaction(session, reports, RULES)
+        outcomes.append(
+            [
+                outcome.status if isinstance(outcome, HeartbeatAck) else outcome.code
+                for outcome in acks
+            ]
+        )
+        states.append(await fetch_rows(database, READ_STATES, pattern=f"{name}-%"))
     assert outcomes[0] == outcomes[1]
-    assert left_behind[0] == left_behind[1]
+    assert states[0] == states[1]
 
 
 async def set_status(database: Database, node_id: str, status: str, reason: str) -> None:
@@ -504,7 +514,7 @@ async def set_status(database: Database, node_id: str, status: str, reason: str)
         )
 
 
-LEFT_BEHIND = """
+READ_STATES = """
 SELECT n.status, n.status_reason, n.last_sequence, n.reported_degraded,
        (SELECT array_agg(h.status || h.metrics::text ORDER BY h.id) FROM heartbeat_log h
         WHERE h.node_id = n.id),

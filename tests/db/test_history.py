@@ -74,12 +74,12 @@ def compute_availability(
     changes: Sequence[Change], node: UUID, since: datetime, until: datetime
 ) -> Fraction:
     """Return the exact availability, change by change."""
-    own = [(at, status) for at, changed, status in changes if changed == node]
-    ends = [at for at, _ in own[1:]] + [datetime.max.replace(tzinfo=UTC)]
+    node_changes = [(at, status) for at, changed_node, status in changes if changed_node == node]
+    ends = [at for at, _ in node_changes[1:]] + [datetime.max.replace(tzinfo=UTC)]
     up = sum(
         (
             max(min(end, until) - max(at, since), timedelta(0))
-            for (at, status), end in zip(own, ends, strict=False)
+            for (at, status), end in zip(node_changes, ends, strict=False)
             if status in {NodeStatus.ONLINE, NodeStatus.DEGRADED}
         ),
         timedelta(0),
@@ -90,17 +90,21 @@ def compute_availability(
 
 @given(CHANGES, st.lists(MOMENTS, min_size=2, max_size=4, unique=True).map(sorted))
 @limit_examples(60)
-async def test_availability_is_the_part_of_the_time_in_which_a_node_was_up(
+async def test_availability_is_the_share_of_time_that_a_node_was_up(
     database: Database, changes: list[Change], moments: list[datetime]
 ) -> None:
     async with database.write() as session:
         await build_fleet(session)
         await build_changes(session, changes)
         for since, until in pairwise(moments):
-            found = await history.compute_availability(session, FLEET, since=since, until=until)
-            assert list(found) == FLEET
+            availability = await history.compute_availability(
+                session, FLEET, since=since, until=until
+            )
+            assert list(availability) == FLEET
             for node in FLEET:
-                assert found[node] == float(compute_availability(changes, node, since, until))
+                assert availability[node] == float(
+                    compute_availability(changes, node, since, until)
+                )
 
 
 async def test_availability_is_exact_to_the_microsecond(database: Database) -> None:
@@ -116,29 +120,35 @@ async def test_availability_is_exact_to_the_microsecond(database: Database) -> N
                 (BEGIN + 5 * step, FLEET[0], NodeStatus.MAINTENANCE),
             ],
         )
-        for since, until, part in ((0, 3, 1), (0, 4, 0.75), (3, 4, 0), (2, 6, 0.5), (-4, 4, 0.375)):
-            found = await history.compute_availability(
+        for since, until, share in (
+            (0, 3, 1),
+            (0, 4, 0.75),
+            (3, 4, 0),
+            (2, 6, 0.5),
+            (-4, 4, 0.375),
+        ):
+            availability = await history.compute_availability(
                 session, FLEET[:1], since=BEGIN + since * step, until=BEGIN + until * step
             )
-            assert found == {FLEET[0]: part}
+            assert availability == {FLEET[0]: share}
 
 
-async def test_the_future_does_not_count_for_availability(database: Database) -> None:
+async def test_future_does_not_count_for_availability(database: Database) -> None:
     node, _ = await register(database, "node-3")
     assert node.registered_at <= node.status_since
     async with database.read() as session:
         for until in (None, datetime(9999, 1, 1, tzinfo=UTC)):
-            found = await history.compute_availability(
+            availability = await history.compute_availability(
                 session, [node.id], since=node.status_since, until=until
             )
-            assert found == {node.id: 1.0}
+            assert availability == {node.id: 1.0}
 
 
 @pytest.mark.parametrize(
     ("since", "until"),
     [(1, 1), (2, 1), (24 * 365 * 1000, None), (24 * 365 * 1000, 24 * 365 * 2000)],
 )
-async def test_availability_of_no_time_is_refused(
+async def test_availability_of_an_empty_span_is_rejected(
     database: Database, since: int, until: int | None
 ) -> None:
     with pytest.raises(BadInput, match="since"):
@@ -151,7 +161,7 @@ async def test_availability_of_no_time_is_refused(
             )
 
 
-async def test_a_removed_node_is_no_longer_available(database: Database) -> None:
+async def test_removed_node_is_not_available(database: Database) -> None:
     node, _ = await register(database, "node-3")
     async with database.write() as session:
         await nodes.deregister(session, "node-3", note=None, caller=OPERATOR)
@@ -172,99 +182,101 @@ BEATS = st.lists(st.tuples(MOMENTS, st.sampled_from(FLEET)), max_size=15)
     st.fixed_dictionaries({"since": st.none() | MOMENTS, "until": st.none() | MOMENTS}),
 )
 @limit_examples(60)
-async def test_the_heartbeats_of_each_node_come_in_pages_newest_first(
+async def test_heartbeats_of_each_node_are_paged_newest_first(
     database: Database,
     beats: list[tuple[datetime, UUID]],
-    asked: list[UUID],
+    requested: list[UUID],
     first: int,
     bounds: dict[str, datetime | None],
 ) -> None:
     since, until = bounds["since"], bounds["until"]
     async with database.write() as session:
         await build_fleet(session)
-        made = []
+        logged = []
         for timestamp, node in beats:
             values = {"timestamp": timestamp, "node_id": node, "status": "online"}
             row = await session.execute(insert(Heartbeat).values(values).returning(Heartbeat.id))  # type: ignore[call-overload]  # SQLModel types it as the value
-            made.append((timestamp, row.scalar_one(), node))
-        pages = await history.list_heartbeats(session, asked, first=first, after=None, **bounds)
-        assert list(pages) == asked
-        for node in asked:
+            logged.append((timestamp, row.scalar_one(), node))
+        pages = await history.list_heartbeats(session, requested, first=first, after=None, **bounds)
+        assert list(pages) == requested
+        for node in requested:
             expected = sorted(
                 (
-                    (timestamp, number)
-                    for timestamp, number, heard in made
-                    if heard == node
+                    (timestamp, heartbeat_id)
+                    for timestamp, heartbeat_id, heartbeat_node in logged
+                    if heartbeat_node == node
                     and (since is None or timestamp >= since)
                     and (until is None or timestamp < until)
                 ),
                 reverse=True,
             )
-            page, seen = pages[node], [get_key(row) for row in pages[node].rows]
+            page, keys = pages[node], [get_heartbeat_key(row) for row in pages[node].rows]
             while page.has_next:
                 assert len(page.rows) == first
-                cursor = history.HEARTBEAT_ORDER.encode_cursor(*seen[-1])
-                again = await history.list_heartbeats(
+                cursor = history.HEARTBEAT_ORDER.encode_cursor(*keys[-1])
+                next_pages = await history.list_heartbeats(
                     session, [node], first=first, after=cursor, **bounds
                 )
-                page = again[node]
-                seen += [get_key(row) for row in page.rows]
-            assert seen == expected
+                page = next_pages[node]
+                keys += [get_heartbeat_key(row) for row in page.rows]
+            assert keys == expected
 
 
-def get_key(heartbeat: Heartbeat) -> tuple[datetime, int]:
+def get_heartbeat_key(heartbeat: Heartbeat) -> tuple[datetime, int]:
     return heartbeat.timestamp, heartbeat.id
 
 
 @given(CHANGES, st.lists(st.sampled_from(FLEET), max_size=3, unique=True), st.integers(1, 4))
 @limit_examples(40)
-async def test_the_changes_of_each_node_come_in_pages_newest_first(
-    database: Database, changes: list[Change], asked: list[UUID], first: int
+async def test_changes_of_each_node_are_paged_newest_first(
+    database: Database, changes: list[Change], requested: list[UUID], first: int
 ) -> None:
     async with database.write() as session:
         await build_fleet(session)
         await build_changes(session, changes)
-        pages = await history.list_status_changes_by_node(session, asked, first=first, after=None)
-        assert list(pages) == asked
-        for node in asked:
+        pages = await history.list_status_changes_by_node(
+            session, requested, first=first, after=None
+        )
+        assert list(pages) == requested
+        for node in requested:
             expected = [
                 (revision, status)
-                for revision, (_, changed, status) in enumerate(changes, start=1)
-                if changed == node
+                for revision, (_, changed_node, status) in enumerate(changes, start=1)
+                if changed_node == node
             ][::-1]
-            page, seen = pages[node], list(pages[node].rows)
+            page, listed = pages[node], list(pages[node].rows)
             while page.has_next:
-                cursor = history.STATUS_CHANGE_ORDER.encode_cursor(seen[-1].revision)
-                again = await history.list_status_changes_by_node(
+                cursor = history.STATUS_CHANGE_ORDER.encode_cursor(listed[-1].revision)
+                next_pages = await history.list_status_changes_by_node(
                     session, [node], first=first, after=cursor
                 )
-                page = again[node]
-                seen += page.rows
-            assert [(change.revision, change.status) for change in seen] == expected
-            assert all(change.node_id == f"node-{FLEET.index(node)}" for change in seen)
+                page = next_pages[node]
+                listed += page.rows
+            assert [(change.revision, change.status) for change in listed] == expected
+            assert all(change.node_id == f"node-{FLEET.index(node)}" for change in listed)
 
 
 @given(CHANGES, st.integers(1, 4), st.none() | st.sampled_from(NodeStatus))
 @limit_examples(40)
-async def test_the_changes_of_all_nodes_come_in_pages_newest_first(
+async def test_changes_of_all_nodes_are_paged_newest_first(
     database: Database, changes: list[Change], first: int, status: NodeStatus | None
 ) -> None:
     node_filter = EVERY_NODE if status is None else NodeFilter(statuses=(status,))
     async with database.write() as session:
         await build_fleet(session)
         await build_changes(session, changes)
-        seen: list[LoggedChange] = []
+        listed: list[LoggedChange] = []
         cursor = None
         while True:
             page = await history.list_status_changes(
                 session, node_filter, first=first, after=cursor
             )
-            seen += page.rows
+            listed += page.rows
             if not page.has_next:
                 break
-            cursor = history.STATUS_CHANGE_ORDER.encode_cursor(seen[-1].revision)
+            cursor = history.STATUS_CHANGE_ORDER.encode_cursor(listed[-1].revision)
     assert [
-        (change.revision, change.changed_at, change.node, change.status) for change in seen
+        (change.revision, change.changed_at, change.node, change.status) for change in listed
     ] == [
         (revision, *change)
         for revision, change in enumerate(changes, start=1)
@@ -273,7 +285,7 @@ async def test_the_changes_of_all_nodes_come_in_pages_newest_first(
 
 
 @pytest.mark.parametrize("first", [-1, MAX_PAGE_SIZE + 1])
-async def test_a_page_of_history_of_another_size_is_refused(database: Database, first: int) -> None:
+async def test_page_of_an_invalid_size_is_rejected(database: Database, first: int) -> None:
     size: dict[str, Any] = {"first": first, "after": None}
     async with database.read() as session:
         with pytest.raises(BadInput, match="first"):
@@ -284,7 +296,7 @@ async def test_a_page_of_history_of_another_size_is_refused(database: Database, 
             await history.list_status_changes_by_node(session, FLEET, **size)
 
 
-async def test_the_cursor_of_another_history_is_refused(database: Database) -> None:
+async def test_cursor_of_another_history_is_rejected(database: Database) -> None:
     async with database.read() as session:
         with pytest.raises(BadInput, match="after"):
             await history.list_status_changes(
@@ -299,10 +311,10 @@ async def test_the_cursor_of_another_history_is_refused(database: Database) -> N
     st.fixed_dictionaries({"since": st.none() | MOMENTS, "until": st.none() | MOMENTS}),
 )
 @limit_examples(40)
-async def test_the_hours_of_each_node_come_in_pages_newest_first(
+async def test_hours_of_each_node_are_paged_newest_first(
     database: Database,
     hours: set[tuple[datetime, UUID]],
-    asked: list[UUID],
+    requested: list[UUID],
     first: int,
     bounds: dict[str, datetime | None],
 ) -> None:
@@ -314,23 +326,25 @@ async def test_the_hours_of_each_node_come_in_pages_newest_first(
             await partitions.make_month_partition(session, hour)
             row = {"hour": hour, "node_id": node, "heartbeats": 1}
             await session.execute(insert(METRICS_HISTORY), row)
-        pages = await history.list_hourly_metrics(session, asked, first=first, after=None, **bounds)
-        assert list(pages) == asked
-        for node in asked:
-            page, seen = pages[node], [row.hour for row in pages[node].rows]
+        pages = await history.list_hourly_metrics(
+            session, requested, first=first, after=None, **bounds
+        )
+        assert list(pages) == requested
+        for node in requested:
+            page, listed_hours = pages[node], [row.hour for row in pages[node].rows]
             while page.has_next:
                 assert len(page.rows) == first
-                cursor = history.METRICS_ORDER.encode_cursor(seen[-1])
-                again = await history.list_hourly_metrics(
+                cursor = history.METRICS_ORDER.encode_cursor(listed_hours[-1])
+                next_pages = await history.list_hourly_metrics(
                     session, [node], first=first, after=cursor, **bounds
                 )
-                page = again[node]
-                seen += [row.hour for row in page.rows]
-            assert seen == sorted(
+                page = next_pages[node]
+                listed_hours += [row.hour for row in page.rows]
+            assert listed_hours == sorted(
                 (
                     hour
-                    for hour, measured in hours
-                    if measured == node
+                    for hour, measured_node in hours
+                    if measured_node == node
                     and (since is None or hour >= since)
                     and (until is None or hour < until)
                 ),
@@ -338,17 +352,19 @@ async def test_the_hours_of_each_node_come_in_pages_newest_first(
             )
 
 
-async def test_the_latest_metrics_are_those_of_the_last_heartbeat(database: Database) -> None:
-    beating, _ = await register(database, "node-3")
+async def test_latest_metrics_are_those_of_the_last_heartbeat(database: Database) -> None:
+    reporting, _ = await register(database, "node-3")
     silent, _ = await register(database, "node-4")
-    bare, _ = await register(database, "node-5")
+    reporting_nothing, _ = await register(database, "node-5")
     await beat(database, "node-3", 1, metrics={"cpu_percent": 1})
     await beat(database, "node-3", 3, metrics={"cpu_percent": 3, "extra": {"a": [None]}})
     await beat(database, "node-3", 2, metrics={"cpu_percent": 2})
     await beat(database, "node-5")
     async with database.read() as session:
-        assert await history.find_latest_metrics(session, [beating.id, silent.id, bare.id]) == {
-            beating.id: {"cpu_percent": 3, "extra": {"a": [None]}},
-            bare.id: {},
+        assert await history.find_latest_metrics(
+            session, [reporting.id, silent.id, reporting_nothing.id]
+        ) == {
+            reporting.id: {"cpu_percent": 3, "extra": {"a": [None]}},
+            reporting_nothing.id: {},
         }
         assert await history.find_latest_metrics(session, []) == {}

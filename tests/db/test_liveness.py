@@ -33,8 +33,8 @@ from tests.support.fleet import (
 
 MICROSECOND = 1e-6
 INTERVAL = 8.0
-DUE = INTERVAL + RULES.grace
-GONE = 3 * INTERVAL + RULES.grace
+OVERDUE_AFTER = INTERVAL + RULES.grace
+EXPIRED_AFTER = 3 * INTERVAL + RULES.grace
 
 
 async def sweep_after(database: Database, silence: float) -> Node:
@@ -53,7 +53,7 @@ async def sweep_after(database: Database, silence: float) -> Node:
 
 
 @pytest.mark.parametrize("before", [NodeStatus.ONLINE, NodeStatus.DEGRADED])
-async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_it_is_due(
+async def test_silent_node_becomes_degraded_and_offline_exactly_at_the_limits(
     database: Database, before: NodeStatus
 ) -> None:
     await register(database, "node-3")
@@ -61,10 +61,10 @@ async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_it_is_due
         await beat(database, "node-3", degraded=True)
     for silence, status in (
         (0, before),
-        (DUE - MICROSECOND, before),
-        (DUE, NodeStatus.DEGRADED),
-        (GONE - MICROSECOND, NodeStatus.DEGRADED),
-        (GONE, NodeStatus.OFFLINE),
+        (OVERDUE_AFTER - MICROSECOND, before),
+        (OVERDUE_AFTER, NodeStatus.DEGRADED),
+        (EXPIRED_AFTER - MICROSECOND, NodeStatus.DEGRADED),
+        (EXPIRED_AFTER, NodeStatus.OFFLINE),
         (1e6, NodeStatus.OFFLINE),
     ):
         node = await sweep_after(database, silence)
@@ -72,16 +72,16 @@ async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_it_is_due
     assert node.status_reason is StatusReason.MISSED_HEARTBEATS
 
 
-async def test_a_node_that_was_missed_long_enough_is_offline_at_once(database: Database) -> None:
+async def test_node_silent_for_its_lease_becomes_offline_directly(database: Database) -> None:
     node, _ = await register(database, "node-3")
-    await sweep_after(database, GONE)
+    await sweep_after(database, EXPIRED_AFTER)
     assert [change.status for change in await list_changes(database, node.id)] == [
         NodeStatus.ONLINE,
         NodeStatus.OFFLINE,
     ]
 
 
-async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
+async def test_lease_of_a_node_depends_on_its_own_interval(
     database: Database,
 ) -> None:
     await register(database, "node-3")
@@ -94,7 +94,7 @@ async def test_each_node_is_measured_by_the_interval_that_it_was_promised(
     assert (await get_node(database, "node-4")).status is NodeStatus.ONLINE
 
 
-async def test_a_sweep_that_finds_nothing_due_changes_nothing(database: Database) -> None:
+async def test_sweep_without_due_nodes_changes_nothing(database: Database) -> None:
     await register(database, "node-3")
     before = await get_node(database, "node-3")
     assert await run_sweep(database) == 0
@@ -102,7 +102,7 @@ async def test_a_sweep_that_finds_nothing_due_changes_nothing(database: Database
     assert len(await list_changes(database)) == 3
 
 
-async def test_a_node_that_says_it_is_degraded_is_left_so_until_it_is_gone(
+async def test_self_reported_degraded_node_stays_degraded_until_its_lease_expires(
     database: Database,
 ) -> None:
     node, _ = await register(database, "node-3")
@@ -133,7 +133,7 @@ async def end_maintenance(database: Database) -> Node:
         )
 
 
-async def test_maintenance_is_entered_with_its_note_and_actor(database: Database) -> None:
+async def test_start_of_maintenance_is_logged_with_note_and_actor(database: Database) -> None:
     await register(database, "node-3")
     node = await start_maintenance(database, None, "new disks")
     assert (node.status, node.maintenance_until) == (NodeStatus.MAINTENANCE, None)
@@ -145,7 +145,7 @@ async def test_maintenance_is_entered_with_its_note_and_actor(database: Database
     )
 
 
-async def test_a_silent_node_in_maintenance_is_left_alone(database: Database) -> None:
+async def test_silent_node_in_maintenance_stays_in_maintenance(database: Database) -> None:
     await register(database, "node-3")
     await start_maintenance(database, datetime.now(UTC) + timedelta(hours=1))
     await age(database, EXPIRED)
@@ -155,7 +155,7 @@ async def test_a_silent_node_in_maintenance_is_left_alone(database: Database) ->
 
 @pytest.mark.parametrize("ended_by", ["operator", "until"])
 @pytest.mark.parametrize(
-    ("silence", "said", "status"),
+    ("silence", "reported", "status"),
     [
         (0, "online", NodeStatus.ONLINE),
         (0, "degraded", NodeStatus.DEGRADED),
@@ -163,12 +163,12 @@ async def test_a_silent_node_in_maintenance_is_left_alone(database: Database) ->
         (EXPIRED, "degraded", NodeStatus.OFFLINE),
     ],
 )
-async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
-    database: Database, ended_by: str, silence: float, said: str, status: NodeStatus
+async def test_maintenance_ends_in_the_status_of_the_heartbeats(
+    database: Database, ended_by: str, silence: float, reported: str, status: NodeStatus
 ) -> None:
     await register(database, "node-3")
     await start_maintenance(database, LATER)
-    await beat(database, "node-3", degraded=said == "degraded")
+    await beat(database, "node-3", degraded=reported == "degraded")
     await age(database, silence)
     if ended_by == "until":
         async with database.write() as session:
@@ -184,7 +184,7 @@ async def test_maintenance_ends_in_the_status_that_the_heartbeats_say(
     )
 
 
-async def test_a_node_never_heard_leaves_maintenance_offline(database: Database) -> None:
+async def test_node_without_heartbeats_leaves_maintenance_offline(database: Database) -> None:
     async with database.write() as session:
         await nodes.start_maintenance(
             session, "node-2-macbook-m4max", note=None, until=LATER, caller=OPERATOR
@@ -198,7 +198,7 @@ async def test_a_node_never_heard_leaves_maintenance_offline(database: Database)
     )
 
 
-async def test_ending_maintenance_that_has_not_begun_changes_nothing(database: Database) -> None:
+async def test_ending_maintenance_that_did_not_start_changes_nothing(database: Database) -> None:
     await register(database, "node-3")
     before = await get_node(database, "node-3")
     await end_maintenance(database)
@@ -206,7 +206,7 @@ async def test_ending_maintenance_that_has_not_begun_changes_nothing(database: D
     assert len(await list_changes(database)) == 3
 
 
-async def test_maintenance_begun_again_has_the_new_end_and_is_as_old_as_it_was(
+async def test_restarted_maintenance_has_the_new_end_and_the_old_start(
     database: Database,
 ) -> None:
     await register(database, "node-3")
@@ -217,7 +217,7 @@ async def test_maintenance_begun_again_has_the_new_end_and_is_as_old_as_it_was(
     assert await run_sweep(database) == 0
 
 
-async def enrol(database: Database, size: int) -> None:
+async def write_fleet(database: Database, size: int) -> None:
     """Write a fleet by one statement, as registrations would leave it."""
     async with database.write() as session:
         await session.execute(
@@ -238,12 +238,12 @@ async def enrol(database: Database, size: int) -> None:
         )
 
 
-async def test_sweeps_at_once_change_each_node_once(database: Database) -> None:
-    await enrol(database, 300)
+async def test_concurrent_sweeps_change_each_node_once(database: Database) -> None:
+    await write_fleet(database, 300)
     for silence in (OVERDUE, EXPIRED - OVERDUE):
         await age(database, silence)
-        swept = await asyncio.gather(*(run_sweep(database) for _ in range(4)))
-        assert sum(swept) == 300
+        counts = await asyncio.gather(*(run_sweep(database) for _ in range(4)))
+        assert sum(counts) == 300
     assert await fetch_rows(
         database,
         "SELECT reason, count(*), count(DISTINCT node_id) FROM status_changes GROUP BY reason"
@@ -251,15 +251,15 @@ async def test_sweeps_at_once_change_each_node_once(database: Database) -> None:
     ) == [("missed_heartbeats", 600, 300), ("registered", 300, 300), ("seeded", 2, 2)]
 
 
-async def test_a_sweep_takes_a_bounded_number_and_the_next_one_the_rest(
+async def test_sweep_changes_a_limited_number_and_the_next_one_the_rest(
     database: Database,
 ) -> None:
-    await enrol(database, sweep.SWEEP_LIMIT + 5)
+    await write_fleet(database, sweep.SWEEP_LIMIT + 5)
     await age(database, EXPIRED)
     assert [await run_sweep(database) for _ in range(3)] == [sweep.SWEEP_LIMIT, 5, 0]
 
 
-async def test_a_sweep_waits_for_nobody(database: Database) -> None:
+async def test_sweep_skips_locked_nodes(database: Database) -> None:
     await register(database, "node-3")
     await register(database, "node-4")
     await age(database, EXPIRED)
@@ -270,25 +270,25 @@ async def test_a_sweep_waits_for_nobody(database: Database) -> None:
     assert await run_sweep(database) == 1
 
 
-async def test_a_node_heard_just_before_the_sweep_gets_to_it_is_not_marked(
+async def test_node_with_a_heartbeat_during_the_sweep_is_not_marked(
     database: Database,
 ) -> None:
     await register(database, "node-3")
     await age(database, EXPIRED)
-    async with database.write() as sweeping:
-        await sweeping.execute(text("SELECT now()"))
+    async with database.write() as session:
+        await session.execute(text("SELECT now()"))
         await beat(database, "node-3")
-        await mark_registry_running(sweeping)
-        assert (await sweep.sweep(sweeping, PROCESS, RULES)).changed_nodes == 0
+        await mark_registry_running(session)
+        assert (await sweep.sweep(session, PROCESS, RULES)).changed_nodes == 0
 
 
-async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) -> None:
+async def test_sweep_never_changes_seeded_or_removed_nodes(database: Database) -> None:
     for node_id in ("node-3", "node-4"):
         await register(database, node_id)
         async with database.write() as session:
             await nodes.deregister(session, node_id, note=None, caller=OPERATOR)
     async with database.write() as session:
-        # As a row changed by hand would be.
+        # Like a row that was changed by hand.
         await session.execute(text("UPDATE nodes SET status = 'online' WHERE node_id = 'node-4'"))
     before = await list_changes(database)
     await age(database, EXPIRED)
@@ -296,7 +296,7 @@ async def test_sweeps_never_touch_seeded_or_removed_nodes(database: Database) ->
     assert await list_changes(database) == before
 
 
-async def test_only_nodes_that_should_send_heartbeats_are_counted_live(
+async def test_only_nodes_that_should_send_heartbeats_count_as_live(
     database: Database,
 ) -> None:
     for node_id in ("node-3", "node-4", "node-5", "node-6"):

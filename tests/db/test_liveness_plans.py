@@ -15,7 +15,7 @@ from db.registry.liveness_rules import LivenessRules
 
 RULES = LivenessRules(remove_offline_after={"ephemeral": 3600})
 NODES = 10_000
-TERMS = {"grace": RULES.grace, "flap_steady": RULES.flap_steady}
+PARAMETERS = {"grace": RULES.grace, "flap_steady": RULES.flap_steady}
 
 FLEET = """
 INSERT INTO nodes (node_id, node_name, node_role, node_type, status, status_reason, labels,
@@ -39,36 +39,36 @@ async def fleet(database: Database) -> Database:
 
 def _walk_plan(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
-    for part in plan.get("Plans", []):
-        yield from _walk_plan(part)
+    for child in plan.get("Plans", []):
+        yield from _walk_plan(child)
 
 
 async def _explain(
-    session: AsyncSession, statement: TextClause, terms: dict[str, Any]
+    session: AsyncSession, statement: TextClause, parameters: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the steps of the plan with what was measured when it ran."""
-    explained = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
-    rows = (await session.execute(explained, terms)).scalar_one()
+    explain = text(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}")
+    rows = (await session.execute(explain, parameters)).scalar_one()
     return list(_walk_plan(rows[0]["Plan"]))
 
 
 @pytest.mark.parametrize(
-    ("statement", "terms"),
+    ("statement", "parameters"),
     [
-        (sweep._CENSUS, TERMS),  # noqa: SLF001  # the very statement
-        (sweep._SELECT_DUE, TERMS),  # noqa: SLF001  # as above
+        (sweep._CENSUS, PARAMETERS),  # noqa: SLF001  # the statement that the product runs
+        (sweep._SELECT_DUE, PARAMETERS),  # noqa: SLF001  # as above
         (
             sweep._SELECT_EXPIRED,  # noqa: SLF001  # as above
-            {**TERMS, "labels": ["ephemeral"], "seconds": [3600.0]},
+            {**PARAMETERS, "labels": ["ephemeral"], "seconds": [3600.0]},
         ),
     ],
     ids=["census", "due", "removable"],
 )
-async def test_when_nothing_is_due_a_sweep_looks_at_each_node_once(
-    fleet: Database, statement: TextClause, terms: dict[str, Any]
+async def test_statement_of_a_sweep_without_due_nodes_reads_each_node_once(
+    fleet: Database, statement: TextClause, parameters: dict[str, Any]
 ) -> None:
     async with fleet.write() as session:
-        steps = await _explain(session, statement, terms)
+        steps = await _explain(session, statement, parameters)
     scans = [step for step in steps if step.get("Relation Name") == "nodes"]
     assert [scan["Actual Loops"] for scan in scans] == [1]
     # In the order of the heap: an index would visit each page many times.
@@ -78,12 +78,12 @@ async def test_when_nothing_is_due_a_sweep_looks_at_each_node_once(
     assert pages <= NODES / 10
 
 
-async def test_a_sweep_in_which_nothing_is_due_looks_once_and_locks_no_node(
+async def test_sweep_without_due_nodes_locks_no_node(
     fleet: Database,
 ) -> None:
-    async with fleet.write() as sweeping:
-        swept = await sweep.sweep(sweeping, uuid4(), RULES)
-        assert (swept.changed_nodes, swept.live_nodes) == (0, NODES)
+    async with fleet.write() as sweep_session:
+        result = await sweep.sweep(sweep_session, uuid4(), RULES)
+        assert (result.changed_nodes, result.live_nodes) == (0, NODES)
         async with fleet.write() as session:
             await session.execute(text("SET LOCAL lock_timeout = '1s'"))
             await session.execute(text("SELECT id FROM nodes FOR UPDATE NOWAIT"))
@@ -94,16 +94,18 @@ async def test_a_sweep_in_which_nothing_is_due_looks_once_and_locks_no_node(
         assert all(isinstance(outcome, HeartbeatAck) for outcome in outcomes)
 
 
-async def test_a_sweep_does_not_wait_for_heartbeats_under_way(fleet: Database) -> None:
+async def test_sweep_does_not_wait_for_uncommitted_heartbeats(fleet: Database) -> None:
     async with fleet.write() as session:
         await session.execute(text("UPDATE nodes SET heard_at = now() - interval '10 h'"))
         await session.execute(text("UPDATE registry_state SET lease_floor = '-infinity'"))
-    async with fleet.write() as beating:
+    async with fleet.write() as heartbeat_session:
         await heartbeats.record_in_transaction(
-            beating, [HeartbeatReport(f"node-{n}", "boot", 1) for n in range(1, 11)], RULES
+            heartbeat_session,
+            [HeartbeatReport(f"node-{n}", "boot", 1) for n in range(1, 11)],
+            RULES,
         )
         async with fleet.write() as session:
             await session.execute(text("SET LOCAL lock_timeout = '1s'"))
             # Nodes locked by heartbeats are left for the next sweep, and so is the log.
-            due = await session.execute(sweep._SELECT_DUE, TERMS)  # noqa: SLF001  # as above
+            due = await session.execute(sweep._SELECT_DUE, PARAMETERS)  # noqa: SLF001  # as above
             assert len(due.all()) == sweep.SWEEP_LIMIT

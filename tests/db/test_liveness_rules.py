@@ -1,4 +1,4 @@
-"""The rules on real SQL, one case at a time."""
+"""The liveness rules on real SQL, one case at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -52,10 +52,10 @@ class Registry:
             )
             yield session
 
-    async def register(self, node_id: str, boot: str = "boot-1", **said: Any) -> Node:
+    async def register(self, node_id: str, boot: str = "boot-1", **fields: Any) -> Node:
         async with self.at_now() as session:
             node, _ = await registration.register(
-                session, make_registration(node_id, boot, **said), rules=self.rules, caller=AGENT
+                session, make_registration(node_id, boot, **fields), rules=self.rules, caller=AGENT
             )
         return node
 
@@ -63,10 +63,10 @@ class Registry:
         async with self.at_now() as session:
             return await heartbeats.record_in_transaction(session, reports, self.rules)
 
-    async def beat(self, *node_ids: str, boot: str = "boot-1", **said: Any) -> None:
+    async def beat(self, *node_ids: str, boot: str = "boot-1", **fields: Any) -> None:
         """Send heartbeats that must be accepted."""
         self._sequence += 1
-        reports = [HeartbeatReport(n, boot, self._sequence, **said) for n in node_ids]
+        reports = [HeartbeatReport(n, boot, self._sequence, **fields) for n in node_ids]
         outcomes = await self.record(*reports)
         assert all(isinstance(outcome, HeartbeatAck) for outcome in outcomes)
 
@@ -74,13 +74,13 @@ class Registry:
         async with self.at_now() as session:
             return await sweep.sweep(session, self.process, self.rules)
 
-    async def work(self, seconds: float, *beating: str, every: float = 5) -> None:
+    async def work(self, seconds: float, *reporting: str, every: float = 5) -> None:
         """Let time pass while the process sweeps and the nodes send heartbeats."""
         until = self.now + seconds
         while self.now < until:
             self.now = min(self.now + every, until)
-            if beating:
-                await self.beat(*beating)
+            if reporting:
+                await self.beat(*reporting)
             await self.sweep()
 
     async def node(self, node_id: str) -> Node | None:
@@ -114,7 +114,7 @@ async def registry(database: Database) -> Registry:
     return registry
 
 
-async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_due(
+async def test_silent_node_becomes_degraded_and_offline_exactly_when_due(
     registry: Registry,
 ) -> None:
     await registry.register("node-3")
@@ -127,15 +127,15 @@ async def test_a_silent_node_is_degraded_and_then_offline_exactly_when_due(
     assert await registry.statuses() == [ONLINE, DEGRADED, OFFLINE]
 
 
-async def test_of_a_cloned_disk_the_machine_that_is_heard_keeps_the_id(registry: Registry) -> None:
+async def test_live_machine_keeps_its_id_against_a_clone(registry: Registry) -> None:
     host = {"hostname": "gpu-1", "local_ip": "10.0.0.1"}
     await registry.register("node-3", "boot-1", **host)
     registry.now = 3
-    with pytest.raises(NodeIdTaken) as taken:
+    with pytest.raises(NodeIdTaken) as rejection:
         await registry.register(
             "node-3", "boot-2", hostname="gpu-1", local_ip="10.0.0.2", replaces_boot_id="boot-1"
         )
-    facts = taken.value.details
+    facts = rejection.value.details
     assert (facts["holderHostname"], facts["holderAddress"]) == ("gpu-1", "10.0.0.1")
     assert facts["heldSince"] == BASE.isoformat()
     assert facts["retryAfterSeconds"] == OVERDUE - 3
@@ -145,7 +145,7 @@ async def test_of_a_cloned_disk_the_machine_that_is_heard_keeps_the_id(registry:
     assert await registry.statuses() == [ONLINE]
 
 
-async def test_a_reinstalled_host_gets_its_id_when_its_old_run_has_fallen_silent(
+async def test_reinstalled_host_gets_its_id_once_its_old_run_is_silent(
     registry: Registry,
 ) -> None:
     await registry.register("node-3", "boot-1", hostname="gpu-1")
@@ -155,12 +155,12 @@ async def test_a_reinstalled_host_gets_its_id_when_its_old_run_has_fallen_silent
     await registry.work(1)
     await registry.register("node-3", "boot-2", hostname="gpu-1")
     await registry.beat("node-3", boot="boot-2")
-    [old] = await registry.record(HeartbeatReport("node-3", "boot-1", 1000))
-    assert isinstance(old, StaleBoot)
+    [old_outcome] = await registry.record(HeartbeatReport("node-3", "boot-1", 1000))
+    assert isinstance(old_outcome, StaleBoot)
     assert await registry.status("node-3") == (ONLINE, StatusReason.REGISTERED)
 
 
-async def test_a_renamed_host_keeps_its_id_and_its_run(registry: Registry) -> None:
+async def test_renamed_host_keeps_its_id_and_its_run(registry: Registry) -> None:
     first = await registry.register("node-3", "boot-1", hostname="gpu-1")
     registry.now = 1
     second = await registry.register("node-3", "boot-1", hostname="gpu-2")
@@ -171,21 +171,21 @@ async def test_a_renamed_host_keeps_its_id_and_its_run(registry: Registry) -> No
     assert await registry.statuses() == [ONLINE]
 
 
-async def test_a_restart_within_a_second_is_no_change(registry: Registry) -> None:
+async def test_restart_within_a_second_is_not_a_status_change(registry: Registry) -> None:
     host = {"hostname": "gpu-1", "local_ip": "10.0.0.1"}
     await registry.register("node-3", "boot-1", **host)
     await registry.beat("node-3")
     registry.now = 0.5
     await registry.register("node-3", "boot-2", replaces_boot_id="boot-1", **host)
-    [old, new] = await registry.record(
+    [old_outcome, new_outcome] = await registry.record(
         HeartbeatReport("node-3", "boot-1", 500), HeartbeatReport("node-3", "boot-2", 0)
     )
-    assert isinstance(old, StaleBoot)
-    assert isinstance(new, HeartbeatAck)
+    assert isinstance(old_outcome, StaleBoot)
+    assert isinstance(new_outcome, HeartbeatAck)
     assert await registry.statuses() == [ONLINE]
 
 
-async def test_late_doubled_and_unordered_heartbeats_say_nothing_new(registry: Registry) -> None:
+async def test_late_repeated_and_unordered_heartbeats_change_nothing(registry: Registry) -> None:
     await registry.register("node-3")
     await registry.record(HeartbeatReport("node-3", "boot-1", 5))
     await registry.work(8)
@@ -195,28 +195,28 @@ async def test_late_doubled_and_unordered_heartbeats_say_nothing_new(registry: R
         HeartbeatReport("node-3", "boot-1", 4, degraded=True),
         HeartbeatReport("node-3", "boot-1", 5),
     )
-    assert [o.status for o in outcomes if isinstance(o, HeartbeatAck)] == [ONLINE] * 3
-    assert [o.received_at for o in outcomes if isinstance(o, HeartbeatAck)] == [BASE] * 3
+    assert [ack.status for ack in outcomes if isinstance(ack, HeartbeatAck)] == [ONLINE] * 3
+    assert [ack.received_at for ack in outcomes if isinstance(ack, HeartbeatAck)] == [BASE] * 3
     assert await registry.node("node-3") == before
-    await registry.work(7)  # nor does an old heartbeat keep a node alive
+    await registry.work(7)  # an old heartbeat does not renew the lease either
     assert await registry.status("node-3") == (DEGRADED, StatusReason.MISSED_HEARTBEATS)
 
 
 @pytest.mark.parametrize("days", [-1, 1])
-async def test_what_an_agents_wall_clock_says_has_no_effect(registry: Registry, days: int) -> None:
-    """Nothing that an agent sends is used as a time, whatever its name."""
-    wall = time_after(days * 86400).isoformat()
-    await registry.register("node-3", metadata={"startedAt": wall})
+async def test_wall_clock_of_an_agent_has_no_effect(registry: Registry, days: int) -> None:
+    """No value that an agent sends is used as a time, whatever its name."""
+    agent_time = time_after(days * 86400).isoformat()
+    await registry.register("node-3", metadata={"startedAt": agent_time})
     for _ in range(20):
         await registry.work(5)
-        await registry.beat("node-3", metrics={"extra": {"timestamp": wall}})
+        await registry.beat("node-3", metrics={"extra": {"timestamp": agent_time}})
     assert await registry.statuses() == [ONLINE]
     node = await registry.node("node-3")
     assert node is not None
     assert node.last_heartbeat == time_after(registry.now)
 
 
-async def test_two_sweeps_at_once_change_each_node_once(database: Database) -> None:
+async def test_concurrent_sweeps_change_each_node_once(database: Database) -> None:
     registry = Registry(database)
     await registry.sweep()
     names = [f"node-{n}" for n in range(100, 300)]
@@ -226,13 +226,13 @@ async def test_two_sweeps_at_once_change_each_node_once(database: Database) -> N
     await registry.work(10, every=5)
     registry.now += 5
 
-    async def swept() -> int:
+    async def sweep_and_count() -> int:
         async with registry.at_now() as session:
             return (
                 await sweep.sweep(session, uuid4(), replace(RULES, protect_fraction=1))
             ).changed_nodes
 
-    counts = await asyncio.gather(*(swept() for _ in range(6)))
+    counts = await asyncio.gather(*(sweep_and_count() for _ in range(6)))
     assert sum(counts) == len(names)
     logged = [change for change in await registry.log() if change.status is DEGRADED]
     assert sorted(change.node_id for change in logged) == names
@@ -240,40 +240,40 @@ async def test_two_sweeps_at_once_change_each_node_once(database: Database) -> N
     assert revisions == list(range(revisions[0], revisions[0] + len(revisions)))
 
 
-async def test_a_heartbeat_that_races_with_the_removal_brings_nothing_back(
+async def test_heartbeat_concurrent_with_a_removal_is_rejected(
     registry: Registry,
 ) -> None:
     node = await registry.register("node-3")
-    async with registry.at_now() as removing:
-        await nodes.deregister(removing, "node-3", note=None, caller=OPERATOR)
-        racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
+    async with registry.at_now() as session:
+        await nodes.deregister(session, "node-3", note=None, caller=OPERATOR)
+        recording = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
         await wait_for_lock(registry.database)
-        assert not racing.done()
-    [late] = await racing
-    assert isinstance(late, NodeNotFound)
-    [later] = await registry.record(HeartbeatReport("node-3", "boot-1", 2))
-    assert isinstance(later, NodeNotFound)
+        assert not recording.done()
+    [concurrent_outcome] = await recording
+    assert isinstance(concurrent_outcome, NodeNotFound)
+    [later_outcome] = await registry.record(HeartbeatReport("node-3", "boot-1", 2))
+    assert isinstance(later_outcome, NodeNotFound)
     assert await registry.node("node-3") is None
     last = (await registry.log())[-1]
     assert (last.node, last.status, last.reason) == (node.id, OFFLINE, StatusReason.DEREGISTERED)
     assert await registry.statuses() == [ONLINE, OFFLINE]
 
 
-async def test_a_heartbeat_that_races_with_a_sweep_wins_or_returns(registry: Registry) -> None:
+async def test_heartbeat_concurrent_with_a_sweep_brings_its_node_online(registry: Registry) -> None:
     await registry.register("node-3")
     await registry.work(10)
     registry.now = OVERDUE
-    async with registry.at_now() as sweeping:
-        await sweep.sweep(sweeping, registry.process, RULES)
-        racing = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
+    async with registry.at_now() as session:
+        await sweep.sweep(session, registry.process, RULES)
+        recording = asyncio.create_task(registry.record(HeartbeatReport("node-3", "boot-1", 1)))
         await wait_for_lock(registry.database)
-    [outcome] = await racing
+    [outcome] = await recording
     assert isinstance(outcome, HeartbeatAck)
     assert outcome.status is ONLINE
     assert await registry.statuses() == [ONLINE, DEGRADED, ONLINE]
 
 
-async def test_a_node_that_calls_itself_degraded_stays_so_until_it_says_otherwise(
+async def test_self_reported_degraded_node_stays_degraded_until_it_reports_online(
     registry: Registry,
 ) -> None:
     await registry.register("node-3")
@@ -287,11 +287,11 @@ async def test_a_node_that_calls_itself_degraded_stays_so_until_it_says_otherwis
 
 
 @pytest.mark.parametrize(
-    ("heard", "degraded", "status"),
+    ("is_heard", "degraded", "status"),
     [(True, False, ONLINE), (True, True, DEGRADED), (False, False, OFFLINE)],
 )
-async def test_maintenance_ends_at_its_until_in_what_the_heartbeats_say(
-    registry: Registry, *, heard: bool, degraded: bool, status: NodeStatus
+async def test_maintenance_ends_at_its_time_in_the_status_of_the_heartbeats(
+    registry: Registry, *, is_heard: bool, degraded: bool, status: NodeStatus
 ) -> None:
     await registry.register("node-3")
     async with registry.at_now() as session:
@@ -300,10 +300,10 @@ async def test_maintenance_ends_at_its_until_in_what_the_heartbeats_say(
         )
     while registry.now < 55:
         await registry.work(5)
-        if heard:
+        if is_heard:
             await registry.beat("node-3", degraded=degraded)
     await registry.register("node-3", "boot-1")
-    if heard:
+    if is_heard:
         await registry.beat("node-3", degraded=degraded)
     else:
         async with registry.at_now() as session:
@@ -321,7 +321,7 @@ async def test_maintenance_ends_at_its_until_in_what_the_heartbeats_say(
     assert (node.maintenance_until, node.status_since) == (None, time_after(60))
 
 
-async def test_maintenance_without_until_outlasts_everything_but_an_operator(
+async def test_maintenance_without_end_is_ended_only_by_an_operator(
     registry: Registry,
 ) -> None:
     await registry.register("node-3")
@@ -338,28 +338,28 @@ async def test_maintenance_without_until_outlasts_everything_but_an_operator(
 
 
 async def flap(registry: Registry) -> None:
-    """Let a node fall and return three times; on its fourth return it is FLAPPING."""
+    """Let a node fall silent and return until it is FLAPPING."""
     for _ in range(2):
         await registry.work(OVERDUE)
         await registry.beat("node-3")
 
 
-async def test_a_node_that_flaps_is_held_until_it_was_steady(registry: Registry) -> None:
+async def test_flapping_node_is_held_until_it_was_steady(registry: Registry) -> None:
     await registry.register("node-3")
     await flap(registry)
     assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
-    held = registry.now
+    held_at = registry.now
     await registry.work(100, "node-3")
     await registry.work(OVERDUE)
-    await registry.beat("node-3")  # late once more, so steady only from now on
-    late = registry.now
+    await registry.beat("node-3")  # late again, so it counts as steady only from now on
+    late_at = registry.now
     await registry.work(RULES.flap_steady - 5, "node-3")
     assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
     await registry.work(5, "node-3")
-    assert registry.now == late + RULES.flap_steady
+    assert registry.now == late_at + RULES.flap_steady
     assert await registry.status("node-3") == (ONLINE, StatusReason.HEARTBEAT)
     assert [change.changed_at for change in (await registry.log())[-2:]] == [
-        time_after(held),
+        time_after(held_at),
         time_after(registry.now),
     ]
     registry.rules = replace(RULES, process_timeout=20)
@@ -369,7 +369,7 @@ async def test_a_node_that_flaps_is_held_until_it_was_steady(registry: Registry)
     assert await registry.status("node-3") == (DEGRADED, StatusReason.FLAPPING)
 
 
-async def test_a_flapping_node_that_falls_silent_is_offline_in_the_end(registry: Registry) -> None:
+async def test_flapping_node_that_stays_silent_becomes_offline(registry: Registry) -> None:
     await registry.register("node-3")
     await flap(registry)
     await registry.work(RULES.flap_steady - 1)
@@ -378,7 +378,7 @@ async def test_a_flapping_node_that_falls_silent_is_offline_in_the_end(registry:
     assert await registry.status("node-3") == (OFFLINE, StatusReason.MISSED_HEARTBEATS)
 
 
-async def test_after_the_window_a_fall_is_forgotten(registry: Registry) -> None:
+async def test_fall_outside_the_window_does_not_count_for_flapping(registry: Registry) -> None:
     await registry.register("node-3")
     await registry.work(OVERDUE)
     await registry.beat("node-3")
@@ -389,7 +389,7 @@ async def test_after_the_window_a_fall_is_forgotten(registry: Registry) -> None:
     assert await registry.status("node-3") == (ONLINE, StatusReason.HEARTBEAT)
 
 
-async def test_what_a_node_or_an_operator_says_is_no_flapping(registry: Registry) -> None:
+async def test_self_reports_and_maintenance_do_not_count_for_flapping(registry: Registry) -> None:
     await registry.register("node-3")
     for n in range(10):
         await registry.work(5)
@@ -400,7 +400,7 @@ async def test_what_a_node_or_an_operator_says_is_no_flapping(registry: Registry
     assert (await registry.status("node-3"))[0] is ONLINE
 
 
-async def test_nodes_that_are_offline_for_long_are_removed_by_label(registry: Registry) -> None:
+async def test_long_offline_node_is_removed_by_its_label(registry: Registry) -> None:
     registry.rules = replace(RULES, remove_offline_after={"ephemeral": 100, "brief": 20})
     await registry.register("node-3", labels=["ephemeral", "gpu"])
     await registry.register("node-4", labels=["ephemeral", "brief"])
@@ -427,7 +427,7 @@ async def test_nodes_that_are_offline_for_long_are_removed_by_label(registry: Re
     assert isinstance(outcome, NodeNotFound)
 
 
-async def test_nobody_is_removed_for_time_in_which_nobody_could_return(registry: Registry) -> None:
+async def test_outage_does_not_count_for_removal(registry: Registry) -> None:
     registry.rules = replace(RULES, remove_offline_after={"ephemeral": 100})
     await registry.register("node-3", labels=["ephemeral"])
     await registry.work(TTL)
@@ -446,13 +446,15 @@ async def register_fleet(registry: Registry, count: int) -> list[str]:
     return names
 
 
-async def test_a_small_fleet_is_never_held_back(registry: Registry) -> None:
+async def test_small_fleet_is_never_protected(registry: Registry) -> None:
     await register_fleet(registry, 9)
     await registry.work(TTL)
     assert (await registry.statuses())[-9:] == [OFFLINE] * 9
 
 
-async def test_when_most_return_the_mode_is_left_and_the_rest_is_dead(registry: Registry) -> None:
+async def test_protected_mode_ends_when_most_nodes_return_and_the_rest_become_offline(
+    registry: Registry,
+) -> None:
     names = await register_fleet(registry, 20)
     await registry.work(100, *names[:5])
     assert (await registry.sweep()).mode is RegistryMode.PROTECTED
@@ -460,22 +462,26 @@ async def test_when_most_return_the_mode_is_left_and_the_rest_is_dead(registry: 
     await registry.beat(*names[:14])
     assert (await registry.sweep()).mode is RegistryMode.PROTECTED
     await registry.beat(*names[:15])
-    swept = await registry.sweep()
-    assert (swept.mode, swept.mode_changed, swept.changed_nodes) == (RegistryMode.NORMAL, True, 5)
+    result = await registry.sweep()
+    assert (result.mode, result.mode_changed, result.changed_nodes) == (
+        RegistryMode.NORMAL,
+        True,
+        5,
+    )
     assert (await registry.statuses())[-5:] == [OFFLINE] * 5
 
 
-async def test_a_restart_does_not_end_the_registrys_doubt(registry: Registry) -> None:
+async def test_restart_does_not_end_protected_mode(registry: Registry) -> None:
     names = await register_fleet(registry, 20)
     await registry.work(100, *names[:5])
     registry.now += 60
     registry.process = uuid4()
-    swept = await registry.sweep()
-    assert swept.outage_since == time_after(registry.now - 60)
-    assert (swept.mode, swept.mode_changed) == (RegistryMode.PROTECTED, False)
+    result = await registry.sweep()
+    assert result.outage_since == time_after(registry.now - 60)
+    assert (result.mode, result.mode_changed) == (RegistryMode.PROTECTED, False)
 
 
-async def test_a_clock_set_back_while_protected_does_not_hold_the_mode_for_hours(
+async def test_clock_set_back_does_not_prolong_protected_mode(
     registry: Registry,
 ) -> None:
     names = await register_fleet(registry, 20)
@@ -486,7 +492,7 @@ async def test_a_clock_set_back_while_protected_does_not_hold_the_mode_for_hours
     assert (await registry.statuses())[-15:] == [OFFLINE] * 15
 
 
-async def test_a_clock_set_back_leaves_the_doubt_at_work(registry: Registry) -> None:
+async def test_clock_set_back_does_not_prevent_protected_mode(registry: Registry) -> None:
     names = await register_fleet(registry, 20)
     registry.now += 5 * 3600
     await registry.beat(*names)
@@ -501,7 +507,7 @@ async def test_a_clock_set_back_leaves_the_doubt_at_work(registry: Registry) -> 
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it flaps", "while it is held"])
-async def test_a_clock_set_back_does_not_hold_a_flapping_node_for_hours(
+async def test_clock_set_back_does_not_prolong_flapping(
     registry: Registry, *, before: bool
 ) -> None:
     registry.now = 5 * 3600
@@ -518,7 +524,7 @@ async def test_a_clock_set_back_does_not_hold_a_flapping_node_for_hours(
     assert await registry.status("node-3") == (ONLINE, StatusReason.HEARTBEAT)
 
 
-async def test_maintenance_that_ends_while_protected_leads_to_nobody_offline(
+async def test_maintenance_that_ends_in_protected_mode_makes_no_node_offline(
     registry: Registry,
 ) -> None:
     names = await register_fleet(registry, 20)
@@ -535,8 +541,8 @@ async def test_maintenance_that_ends_while_protected_leads_to_nobody_offline(
     assert OFFLINE not in await registry.statuses()
 
 
-async def test_a_process_that_keeps_dying_does_not_hide_the_dead(registry: Registry) -> None:
-    """One process runs; another is killed and started again as soon as it is forgotten."""
+async def test_repeatedly_killed_process_does_not_hide_dead_nodes(registry: Registry) -> None:
+    """One process runs; another is killed and restarted whenever its record expires."""
     await registry.register("node-3")
     while registry.now < 5 * TTL:
         async with registry.at_now() as session:
@@ -545,7 +551,7 @@ async def test_a_process_that_keeps_dying_does_not_hide_the_dead(registry: Regis
     assert (await registry.status("node-3"))[0] is OFFLINE
 
 
-async def test_a_slow_process_does_not_hide_the_dead(registry: Registry) -> None:
+async def test_slow_process_does_not_hide_dead_nodes(registry: Registry) -> None:
     await registry.register("node-3")
     slow = uuid4()
     while registry.now < 5 * TTL:
@@ -555,21 +561,21 @@ async def test_a_slow_process_does_not_hide_the_dead(registry: Registry) -> None
     assert (await registry.status("node-3"))[0] is OFFLINE
 
 
-@pytest.mark.parametrize("last", [True, False], ids=["the last one", "one of two"])
-async def test_a_process_that_leaves_is_missed_only_if_it_was_the_last(
-    registry: Registry, *, last: bool
+@pytest.mark.parametrize("is_last", [True, False], ids=["the last one", "one of two"])
+async def test_process_that_stops_causes_an_outage_only_if_it_was_the_last(
+    registry: Registry, *, is_last: bool
 ) -> None:
-    if not last:
+    if not is_last:
         async with registry.at_now() as session:
             await sweep.sweep(session, uuid4(), RULES)
     async with registry.at_now() as session:
         await process_heartbeats.remove_process(session, registry.process)
     registry.now += 1
     registry.process = uuid4()
-    assert ((await registry.sweep()).outage_since is not None) is last
+    assert ((await registry.sweep()).outage_since is not None) is is_last
 
 
-async def test_a_sweep_stopped_in_the_middle_lets_others_sweep(registry: Registry) -> None:
+async def test_stopped_process_does_not_block_the_sweeps_of_others(registry: Registry) -> None:
     stopped = uuid4()
     async with registry.at_now() as session:
         await sweep.sweep(session, stopped, RULES)

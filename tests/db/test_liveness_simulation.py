@@ -34,7 +34,7 @@ FROM generate_series(0, CAST(:nodes AS int) - 1) AS n
 
 
 class Fleet:
-    """Nodes that send heartbeats when the test says so, and one process of the registry."""
+    """Nodes that send heartbeats as the test directs, and one process of the registry."""
 
     def __init__(self, database: Database, nodes: int, rules: LivenessRules = RULES) -> None:
         self.rules = rules
@@ -82,26 +82,26 @@ class Fleet:
     async def sweep(self) -> SweepResult:
         while True:
             async with self.at_now() as session:
-                swept = await sweep.sweep(session, self._process, self.rules)
-            if swept.mode_changed:
-                self.modes.append((self.now, swept.mode))
-            if not swept.has_more:
-                return swept
+                result = await sweep.sweep(session, self._process, self.rules)
+            if result.mode_changed:
+                self.modes.append((self.now, result.mode))
+            if not result.has_more:
+                return result
 
-    async def beat_amid_a_sweep(self) -> None:
+    async def beat_within_sweep(self) -> None:
         self._sequence += 1
         reports = [HeartbeatReport(f"node-{n}", "boot", self._sequence) for n in self.nodes]
         async with self.at_now() as session:
             await sweep.sweep(session, self._process, self.rules)
             await heartbeats.record_in_transaction(session, reports, self.rules)
 
-    async def live(self, seconds: float, beating: Sequence[int]) -> None:
+    async def live(self, seconds: float, node_numbers: Sequence[int]) -> None:
         """Let each node send a heartbeat every 10 s, spread evenly, and sweep every 2 s."""
         slots = round(RULES.min_interval / SWEEP_SECONDS)
         for _ in range(round(seconds / SWEEP_SECONDS)):
             self.now += SWEEP_SECONDS
             slot = round(self.now / SWEEP_SECONDS) % slots
-            await self.beat([n for n in beating if n % slots == slot])
+            await self.beat([n for n in node_numbers if n % slots == slot])
             await self.sweep()
 
     async def statuses(self) -> Counter[str]:
@@ -136,7 +136,7 @@ async def fleet(database: Database, *, thorough: bool) -> Fleet:
 
 
 @pytest.mark.timeout(600)
-async def test_an_outage_of_the_registry_makes_nobody_offline(fleet: Fleet) -> None:
+async def test_outage_of_the_registry_makes_no_node_offline(fleet: Fleet) -> None:
     await fleet.live(20, fleet.nodes)
     fleet.now += 300
     await fleet.live(2 * TTL, fleet.nodes)
@@ -145,48 +145,46 @@ async def test_an_outage_of_the_registry_makes_nobody_offline(fleet: Fleet) -> N
 
 
 @pytest.mark.timeout(600)
-async def test_when_most_nodes_vanish_the_registry_doubts_itself_first(fleet: Fleet) -> None:
+async def test_registry_is_protected_first_when_most_nodes_vanish(fleet: Fleet) -> None:
     vanished = {n for n in fleet.nodes if n % 10 < 6}
-    others = [n for n in fleet.nodes if n not in vanished]
+    remaining = [n for n in fleet.nodes if n not in vanished]
     await fleet.live(20, fleet.nodes)
-    gone = fleet.now
-    await fleet.live(OVERDUE + SWEEP_SECONDS, others)
+    vanished_at = fleet.now
+    await fleet.live(OVERDUE + SWEEP_SECONDS, remaining)
     [(protected_at, mode)] = fleet.modes
     assert mode is RegistryMode.PROTECTED
-    assert protected_at <= gone + OVERDUE + SWEEP_SECONDS
+    assert protected_at <= vanished_at + OVERDUE + SWEEP_SECONDS
 
     while fleet.now < protected_at + RULES.protect_max - SWEEP_SECONDS:
-        await fleet.live(min(100, protected_at + RULES.protect_max - 2 - fleet.now), others)
-    assert await fleet.statuses() == {"online": len(others), "degraded": len(vanished)}
+        await fleet.live(min(100, protected_at + RULES.protect_max - 2 - fleet.now), remaining)
+    assert await fleet.statuses() == {"online": len(remaining), "degraded": len(vanished)}
 
-    await fleet.live(SWEEP_SECONDS, others)
-    truth_after = fleet.modes[-1][0] - gone
+    await fleet.live(SWEEP_SECONDS, remaining)
+    offline_after = fleet.modes[-1][0] - vanished_at
     assert fleet.modes[1:] == [(protected_at + RULES.protect_max, RegistryMode.NORMAL)]
-    assert await fleet.statuses() == {"online": len(others), "offline": len(vanished)}
-    await fleet.live(2 * TTL, others)
+    assert await fleet.statuses() == {"online": len(remaining), "offline": len(vanished)}
+    await fleet.live(2 * TTL, remaining)
     assert {n for n, _, status in await fleet.transitions() if status == "offline"} == vanished
     assert len(fleet.modes) == 2
     print(  # noqa: T201  # a figure of the report
         f"\n{len(vanished)} of {len(fleet.nodes)} vanished: PROTECTED after"
-        f" {protected_at - gone:.0f} s, all of them OFFLINE after {truth_after:.0f} s"
+        f" {protected_at - vanished_at:.0f} s, all of them OFFLINE after {offline_after:.0f} s"
     )
 
 
 @pytest.mark.timeout(600)
-async def test_a_link_that_drops_heartbeats_does_not_flap(
-    database: Database, *, thorough: bool
-) -> None:
+async def test_lossy_link_rarely_changes_the_status(database: Database, *, thorough: bool) -> None:
     nodes, hours = 50, 48 if thorough else 2
     fleet = Fleet(database, nodes)
     await fleet.begin()
-    chance = random.Random(3)  # noqa: S311  # repeatable
+    generator = random.Random(3)  # noqa: S311  # repeatable
     sent = 0
     while fleet.now < hours * 3600:
         fleet.now += 5
         await fleet.sweep()
         slot = sent % 2
         sent += 1
-        await fleet.beat([n for n in fleet.nodes if n % 2 == slot and chance.random() >= 0.3])
+        await fleet.beat([n for n in fleet.nodes if n % 2 == slot and generator.random() >= 0.3])
     transitions = await fleet.transitions()
     by_hour = Counter((n, int(at // 3600)) for n, at, _ in transitions)
     later = [by_hour[n, hour] for n in fleet.nodes for hour in range(1, hours)]
@@ -203,7 +201,7 @@ async def test_a_link_that_drops_heartbeats_does_not_flap(
 
 
 @pytest.mark.timeout(600)
-async def test_a_fleet_that_beats_normally_never_changes(
+async def test_regular_heartbeats_never_change_the_status(
     database: Database, *, thorough: bool
 ) -> None:
     nodes, hours = (200, 24) if thorough else (20, 1)
@@ -212,6 +210,6 @@ async def test_a_fleet_that_beats_normally_never_changes(
     await fleet.begin()
     while fleet.now < hours * 3600:
         fleet.now += RULES.min_interval
-        await fleet.beat_amid_a_sweep()
+        await fleet.beat_within_sweep()
     assert await fleet.transitions() == []
     assert fleet.modes == []

@@ -48,13 +48,13 @@ CATALOG = {
 
 
 @pytest.fixture
-async def empty(empty_database_url: URL) -> Any:
+async def empty_engine(empty_database_url: URL) -> Any:
     engine = create_async_engine(empty_database_url)
     yield engine
     await engine.dispose()
 
 
-async def catalog(engine: AsyncEngine) -> dict[str, set[tuple[Any, ...]]]:
+async def read_catalog(engine: AsyncEngine) -> dict[str, set[tuple[Any, ...]]]:
     async with engine.connect() as connection:
         await connection.execute(text(OURS))
         return {
@@ -63,14 +63,14 @@ async def catalog(engine: AsyncEngine) -> dict[str, set[tuple[Any, ...]]]:
         }
 
 
-async def scalar(engine: AsyncEngine, sql: str) -> Any:
+async def fetch_scalar(engine: AsyncEngine, sql: str) -> Any:
     async with engine.connect() as connection:
         return (await connection.execute(text(sql))).scalar()
 
 
-async def relations(engine: AsyncEngine) -> int:
-    """How many tables, sequences and the like there are, Alembic's own aside."""
-    count: int = await scalar(
+async def count_relations(engine: AsyncEngine) -> int:
+    """Return the number of tables, sequences and other relations, without those of Alembic."""
+    count: int = await fetch_scalar(
         engine,
         "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
         " AND relname NOT LIKE 'alembic_version%'",
@@ -78,51 +78,51 @@ async def relations(engine: AsyncEngine) -> int:
     return count
 
 
-async def test_up_down_and_up_again_builds_the_same(empty: AsyncEngine) -> None:
-    await migrate(empty)
-    built = await catalog(empty)
-    await migrate(empty, "base")
-    assert await relations(empty) == 0
-    await migrate(empty)
-    assert await catalog(empty) == built
-    await require_current_schema(empty)
+async def test_upgrade_after_a_downgrade_builds_the_same_schema(empty_engine: AsyncEngine) -> None:
+    await migrate(empty_engine)
+    first = await read_catalog(empty_engine)
+    await migrate(empty_engine, "base")
+    assert await count_relations(empty_engine) == 0
+    await migrate(empty_engine)
+    assert await read_catalog(empty_engine) == first
+    await require_current_schema(empty_engine)
 
 
-async def test_the_way_down_takes_the_days_of_the_heartbeat_log_with_it(database: Database) -> None:
+async def test_downgrade_drops_the_partitions_of_the_heartbeat_log(database: Database) -> None:
     await migrate(database.engine, "base")
-    assert await relations(database.engine) == 0
+    assert await count_relations(database.engine) == 0
 
 
-async def test_the_migrations_build_what_the_tables_say(
-    database: Database, empty: AsyncEngine
+async def test_migrations_build_the_declared_tables(
+    database: Database, empty_engine: AsyncEngine
 ) -> None:
-    async with empty.begin() as connection:
+    async with empty_engine.begin() as connection:
         await connection.run_sync(Table.metadata.create_all)
-    migrated, declared = await catalog(database.engine), await catalog(empty)
+    migrated, declared = await read_catalog(database.engine), await read_catalog(empty_engine)
     assert migrated["tables"]
-    for kind, described in migrated.items():
-        assert described == declared[kind], kind
+    for kind, rows in migrated.items():
+        assert rows == declared[kind], kind
 
 
-def _differences(connection: sa.Connection) -> list[Any]:
-    def compared(name: str | None, kind: str, _: object) -> bool:
+def _compare_metadata(connection: sa.Connection) -> list[Any]:
+    def is_compared(name: str | None, kind: str, _: object) -> bool:
         return kind != "table" or name in Table.metadata.tables
 
-    options = {"compare_type": True, "compare_server_default": True, "include_name": compared}
+    options = {"compare_type": True, "compare_server_default": True, "include_name": is_compared}
     context = MigrationContext.configure(connection, opts=options)
     return list(compare_metadata(context, Table.metadata))
 
 
-async def test_alembic_finds_nothing_left_to_migrate(database: Database) -> None:
+async def test_alembic_finds_no_difference(database: Database) -> None:
     async with database.engine.connect() as connection:
-        assert await connection.run_sync(_differences) == []
+        assert await connection.run_sync(_compare_metadata) == []
 
 
-async def test_migrations_at_once_all_succeed_and_apply_once(empty_database_url: URL) -> None:
+async def test_concurrent_migrations_succeed_and_apply_once(empty_database_url: URL) -> None:
     engines = [create_async_engine(empty_database_url) for _ in range(4)]
     await asyncio.gather(*(migrate(engine) for engine in engines))
-    assert await scalar(engines[0], "SELECT count(*) FROM nodes") == 2
-    assert await scalar(engines[0], "SELECT array_agg(version_num) FROM alembic_version") == [
+    assert await fetch_scalar(engines[0], "SELECT count(*) FROM nodes") == 2
+    assert await fetch_scalar(engines[0], "SELECT array_agg(version_num) FROM alembic_version") == [
         "0006"
     ]
     for engine in engines:
@@ -130,77 +130,79 @@ async def test_migrations_at_once_all_succeed_and_apply_once(empty_database_url:
         await engine.dispose()
 
 
-async def test_a_migration_leaves_no_lock_behind(empty: AsyncEngine) -> None:
-    await migrate(empty)
+async def test_migration_releases_its_lock(empty_engine: AsyncEngine) -> None:
+    await migrate(empty_engine)
 
     async def is_unlocked() -> bool:
-        return not await scalar(empty, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+        return not await fetch_scalar(
+            empty_engine, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        )
 
     await wait_until(is_unlocked)
 
 
-async def test_a_database_without_a_schema_is_refused_in_one_line(empty: AsyncEngine) -> None:
-    with pytest.raises(SchemaMismatch) as refusal:
-        await require_current_schema(empty)
-    assert str(refusal.value) == (
+async def test_database_without_a_schema_is_rejected_in_one_line(empty_engine: AsyncEngine) -> None:
+    with pytest.raises(SchemaMismatch) as rejection:
+        await require_current_schema(empty_engine)
+    assert str(rejection.value) == (
         "the database is at schema none, this registry needs 0006: run `node-registry migrate`"
     )
 
 
-async def test_a_database_that_is_behind_is_refused(database: Database) -> None:
+async def test_database_with_an_older_schema_is_rejected(database: Database) -> None:
     await migrate(database.engine, "base")
-    with pytest.raises(SchemaMismatch, match="run `node-registry migrate`") as refusal:
+    with pytest.raises(SchemaMismatch, match="run `node-registry migrate`") as rejection:
         await require_current_schema(database.engine)
-    assert not refusal.value.ahead
+    assert not rejection.value.ahead
 
 
-async def test_a_database_that_is_ahead_is_refused_and_left_alone(database: Database) -> None:
+async def test_database_with_a_newer_schema_is_rejected_and_left_alone(database: Database) -> None:
     async with database.engine.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for refused in (require_current_schema(database.engine), migrate(database.engine)):
-        with pytest.raises(SchemaMismatch) as refusal:
-            await refused
-        assert str(refusal.value) == (
+    for operation in (require_current_schema(database.engine), migrate(database.engine)):
+        with pytest.raises(SchemaMismatch) as rejection:
+            await operation
+        assert str(rejection.value) == (
             "the database is at schema 9999, this registry needs 0006:"
             " start the version of the registry that made it, or a newer one"
         )
-    assert await scalar(database.engine, "SELECT version_num FROM alembic_version") == "9999"
+    assert await fetch_scalar(database.engine, "SELECT version_num FROM alembic_version") == "9999"
 
 
-async def test_migrations_run_under_both_timeouts(empty: AsyncEngine) -> None:
-    seen = set()
+async def test_migrations_run_under_both_timeouts(empty_engine: AsyncEngine) -> None:
+    timeouts = set()
 
-    @event.listens_for(empty.sync_engine, "before_cursor_execute")
-    def ask(connection: sa.Connection, _: object, statement: str, *__: object) -> None:
+    @event.listens_for(empty_engine.sync_engine, "before_cursor_execute")
+    def read_timeouts(connection: sa.Connection, _: object, statement: str, *__: object) -> None:
         if statement.lstrip().startswith("CREATE TABLE"):
-            shown = [
+            values = [
                 connection.exec_driver_sql(f"SHOW {name}").scalar_one()
                 for name in ("lock_timeout", "statement_timeout")
             ]
-            seen.add(tuple(shown))
+            timeouts.add(tuple(values))
 
-    await migrate(empty)
-    assert seen == {("5s", "10min")}
+    await migrate(empty_engine)
+    assert timeouts == {("5s", "10min")}
 
 
-async def test_a_lock_that_is_not_had_in_time_fails_the_migration_and_changes_nothing(
+async def test_lock_timeout_fails_the_migration_and_changes_nothing(
     database: Database,
 ) -> None:
-    before = await catalog(database.engine)
+    before = await read_catalog(database.engine)
     async with database.engine.connect() as reader:
         await reader.execute(text("SELECT count(*) FROM nodes, audit_log"))
         with pytest.raises(DBAPIError, match="lock timeout"):
             await migrate(database.engine, "base", lock_timeout_seconds=0.1)
-    assert await catalog(database.engine) == before
+    assert await read_catalog(database.engine) == before
     await require_current_schema(database.engine)
 
 
-async def test_the_two_known_nodes_come_with_the_schema(database: Database) -> None:
-    documented = """
+async def test_schema_contains_the_two_seeded_nodes(database: Database) -> None:
+    select_nodes = """
         SELECT node_id, node_name, node_role, node_type, host(ip_address), host(local_ip), hostname,
                status, status_reason, last_heartbeat
         FROM nodes ORDER BY node_id"""
-    assert await fetch_rows(database, documented) == [
+    assert await fetch_rows(database, select_nodes) == [
         (
             "node-1-hetzner-gex44",
             "Hetzner GEX44 Production",
@@ -226,24 +228,24 @@ async def test_the_two_known_nodes_come_with_the_schema(database: Database) -> N
             None,
         ),
     ]
-    logged = """
+    select_changes = """
         SELECT revision, n.node_id, previous_status, c.status, reason, actor
         FROM status_changes c JOIN nodes n ON n.id = c.node_id ORDER BY revision"""
-    assert await fetch_rows(database, logged) == [
+    assert await fetch_rows(database, select_changes) == [
         (1, "node-1-hetzner-gex44", None, "offline", "seeded", "registry"),
         (2, "node-2-macbook-m4max", None, "offline", "seeded", "registry"),
     ]
     assert await fetch_rows(database, "SELECT revision FROM registry_state") == [(2,)]
 
 
-async def test_the_sql_that_operators_know_runs_unchanged(database: Database) -> None:
+async def test_documented_sql_of_operators_runs_unchanged(database: Database) -> None:
     profile = ProfileContent("llama", ProfileType.LLM, {"context": 8192})
     await register(database, "node-3", name="Third", profiles=[profile])
     await beat(database, "node-3")
-    known = await fetch_rows(
+    rows = await fetch_rows(
         database, "SELECT node_id, node_name, status, last_heartbeat FROM nodes;"
     )
-    assert [row[:3] for row in known if row[3] is not None] == [("node-3", "Third", "online")]
+    assert [row[:3] for row in rows if row[3] is not None] == [("node-3", "Third", "online")]
     assert await fetch_rows(
         database,
         "SELECT n.node_name, p.profile_name, p.profile_type, p.enabled FROM nodes n"
@@ -251,7 +253,7 @@ async def test_the_sql_that_operators_know_runs_unchanged(database: Database) ->
     ) == [("Third", "llama", "llm", True)]
 
 
-async def test_the_registry_state_has_one_row_and_no_second(database: Database) -> None:
+async def test_registry_state_has_exactly_one_row(database: Database) -> None:
     for value in (True, False):
         with pytest.raises(DBAPIError, match="registry_state"):
             await fetch_rows(

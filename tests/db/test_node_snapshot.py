@@ -25,7 +25,7 @@ MEMORY = st.sampled_from([0.0, 1000.0, 16384.0, 64000.0])
 
 @dataclass(frozen=True)
 class Subject:
-    """A node of the model; `metrics` is None if it measured nothing."""
+    """A node of the model; `metrics` is None if it reported none."""
 
     role: NodeRole
     type: NodeType
@@ -84,24 +84,27 @@ def find_most_free_gpu_memory(metrics: dict[str, Any]) -> float | None:
     )
 
 
-def is_fit(need: Requirements, subject: Subject) -> bool:
+def is_fit(requirements: Requirements, subject: Subject) -> bool:
     metrics = subject.metrics or {}
     labels = set(subject.labels)
-    selector = need.labels or LabelSelector()
+    selector = requirements.labels or LabelSelector()
     return all(
         (
-            subject.status in [NodeStatus.ONLINE] + [NodeStatus.DEGRADED] * need.include_degraded,
-            need.roles is None or subject.role in need.roles,
-            need.types is None or subject.type in need.types,
+            subject.status
+            in [NodeStatus.ONLINE] + [NodeStatus.DEGRADED] * requirements.include_degraded,
+            requirements.roles is None or subject.role in requirements.roles,
+            requirements.types is None or subject.type in requirements.types,
             selector.all is None or set(selector.all) <= labels,
             selector.any is None or bool(set(selector.any) & labels),
             selector.none is None or not set(selector.none) & labels,
-            need.capabilities is None or CONTAINED[need.capabilities](subject),
-            need.model is None or need.model in subject.models,
-            is_enough(metrics.get("memory_available_mb"), need.min_memory_available_mb),
-            is_enough(find_most_free_gpu_memory(metrics), need.min_gpu_memory_free_mb),
-            need.max_cpu_percent is None
-            or ("cpu_percent" in metrics and metrics["cpu_percent"] <= need.max_cpu_percent),
+            requirements.capabilities is None or CONTAINED[requirements.capabilities](subject),
+            requirements.model is None or requirements.model in subject.models,
+            is_enough(metrics.get("memory_available_mb"), requirements.min_memory_available_mb),
+            is_enough(find_most_free_gpu_memory(metrics), requirements.min_gpu_memory_free_mb),
+            requirements.max_cpu_percent is None
+            or (
+                "cpu_percent" in metrics and metrics["cpu_percent"] <= requirements.max_cpu_percent
+            ),
         )
     )
 
@@ -156,33 +159,35 @@ async def write_subjects(database: Database, subjects: list[Subject]) -> None:
 @limit_examples(60)
 @given(
     subjects=st.lists(SUBJECTS, max_size=8),
-    needs=st.lists(REQUIREMENTS, min_size=1, max_size=4),
+    requirement_sets=st.lists(REQUIREMENTS, min_size=1, max_size=4),
     ranking=st.sampled_from(NodeRanking),
     limit=st.integers(0, 8),
 )
-async def test_the_rankings_equal_those_of_a_plain_model(
+async def test_ranking_equals_that_of_a_plain_model(
     database: Database,
     subjects: list[Subject],
-    needs: list[Requirements],
+    requirement_sets: list[Requirements],
     ranking: NodeRanking,
     limit: int,
 ) -> None:
     await write_subjects(database, subjects)
     snapshot = NodeSnapshot(database, ChangeFeed(database, check_seconds=1, max_lag=1))
     subjects_by_id = {f"n{number}": subject for number, subject in enumerate(subjects)}
-    for need in needs:
-        fit = {name for name, subject in subjects_by_id.items() if is_fit(need, subject)}
-        result, _, _ = await snapshot.rank_candidates(need, ranking, limit)
-        found = [(node.node_id, score) for node, score in result.candidates]
-        names = {name for name, _ in found}
-        scores = [score for _, score in found]
-        assert names <= fit
-        assert len(found) == min(limit, len(fit))
+    for requirements in requirement_sets:
+        fitting = {
+            name for name, subject in subjects_by_id.items() if is_fit(requirements, subject)
+        }
+        result, _, _ = await snapshot.rank_candidates(requirements, ranking, limit)
+        ranked = [(node.node_id, score) for node, score in result.candidates]
+        names = {name for name, _ in ranked}
+        scores = [score for _, score in ranked]
+        assert names <= fitting
+        assert len(ranked) == min(limit, len(fitting))
         assert scores == pytest.approx(
-            [compute_score(subjects_by_id[name], ranking) for name, _ in found]
+            [compute_score(subjects_by_id[name], ranking) for name, _ in ranked]
         )
         assert scores == sorted(scores, reverse=True)
-        left_out = [compute_score(subjects_by_id[name], ranking) for name in fit - names]
-        assert not scores or max(left_out, default=0) <= scores[-1] + 1e-9
+        omitted_scores = [compute_score(subjects_by_id[name], ranking) for name in fitting - names]
+        assert not scores or max(omitted_scores, default=0) <= scores[-1] + 1e-9
         excluded = [candidate.node_id for candidate in result.excluded]
-        assert excluded == sorted(set(subjects_by_id) - fit)
+        assert excluded == sorted(set(subjects_by_id) - fitting)

@@ -42,11 +42,11 @@ async def insert_nodes(session: AsyncSession, fleet: list[dict[str, Any]]) -> se
         "status": "offline",
         "status_reason": "seeded",
     }
-    made = await session.scalars(
+    ids = await session.scalars(
         insert(Node).returning(NODE.id),
         [{"id": uuid5(NAMESPACE_OID, node["node_id"]), **node, **rest} for node in fleet],
     )
-    return set(made)
+    return set(ids)
 
 
 async def read_page(
@@ -62,35 +62,35 @@ async def read_page(
     FLEETS,
 )
 @limit_examples(60)
-async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_others_come_go_and_move(
+async def test_unchanged_node_is_listed_once_in_order_while_others_change(
     database: Database,
     data: st.DataObject,
-    by_and_direction: tuple[NodeOrder, str],
+    order_and_direction: tuple[NodeOrder, str],
     first: int,
     fleet: list[dict[str, Any]],
 ) -> None:
-    by, descending = by_and_direction[0], by_and_direction[1] == "desc"
-    order = by.to_keyset(descending=descending)
-    seen: list[UUID] = []
+    node_order, descending = order_and_direction[0], order_and_direction[1] == "desc"
+    order = node_order.to_keyset(descending=descending)
+    listed: list[UUID] = []
     moved: set[UUID] = set()
     async with database.write() as session:
         await clear(session)
         staying = await insert_nodes(session, fleet)
-        known, cursor = {node["node_id"] for node in fleet}, None
+        used_node_ids, cursor = {node["node_id"] for node in fleet}, None
         while True:
-            found = await read_page(session, order, first, cursor)
-            assert len(found.rows) <= first
-            seen += [node.id for node in found.rows]
-            if not found.has_next:
+            page = await read_page(session, order, first, cursor)
+            assert len(page.rows) <= first
+            listed += [node.id for node in page.rows]
+            if not page.has_next:
                 break
-            assert len(found.rows) == first
-            cursor = order.encode_cursor(*by.get_key(found.rows[-1]))
-            gone = data.draw(
+            assert len(page.rows) == first
+            cursor = order.encode_cursor(*node_order.get_key(page.rows[-1]))
+            removed = data.draw(
                 st.sets(st.sampled_from([*sorted(staying, key=str), None]), max_size=2)
             )
-            gone &= staying
-            await session.execute(delete(Node).where(NODE.id.in_(gone)))
-            staying -= gone
+            removed &= staying
+            await session.execute(delete(Node).where(NODE.id.in_(removed)))
+            staying -= removed
             renamed = data.draw(
                 st.sets(st.sampled_from([*sorted(staying, key=str), None]), max_size=2)
             )
@@ -98,29 +98,29 @@ async def test_what_stays_from_begin_to_end_is_seen_once_and_in_order_while_othe
             await session.execute(
                 update(Node).where(NODE.id.in_(renamed)).values(node_name=data.draw(NAMES))
             )
-            if by is NodeOrder.NAME:
+            if node_order is NodeOrder.NAME:
                 moved |= {node for node in renamed if node}
-            come = [
+            added = [
                 node
                 for node in data.draw(FLEETS.map(lambda fleet: fleet[:3]))
-                if node["node_id"] not in known
+                if node["node_id"] not in used_node_ids
             ]
-            known |= {node["node_id"] for node in come}
-            await insert_nodes(session, come)
-        every = await read_page(session, order, MAX_PAGE_SIZE)
+            used_node_ids |= {node["node_id"] for node in added}
+            await insert_nodes(session, added)
+        all_nodes = await read_page(session, order, MAX_PAGE_SIZE)
     # A node that moves within the list may appear twice, or not at all.
     steady = staying - moved
-    once = [node for node in seen if node not in moved]
-    assert len(once) == len(set(once))
-    assert [node for node in seen if node in steady] == [
-        node.id for node in every.rows if node.id in steady
+    unmoved = [node for node in listed if node not in moved]
+    assert len(unmoved) == len(set(unmoved))
+    assert [node for node in listed if node in steady] == [
+        node.id for node in all_nodes.rows if node.id in steady
     ]
-    if by in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT}:
-        keys = [by.get_key(node) for node in every.rows]
+    if node_order in {NodeOrder.STATUS_SINCE, NodeOrder.REGISTERED_AT}:
+        keys = [node_order.get_key(node) for node in all_nodes.rows]
         assert keys == sorted(keys, reverse=descending)
 
 
-async def test_the_pages_of_a_filter_are_of_what_it_means(database: Database) -> None:
+async def test_pages_of_a_filter_list_the_matching_nodes(database: Database) -> None:
     order = NodeOrder.NODE_ID.to_keyset(descending=False)
     async with database.write() as session:
         await clear(session)
@@ -128,29 +128,27 @@ async def test_the_pages_of_a_filter_are_of_what_it_means(database: Database) ->
             session,
             [{"node_id": f"{kind}-{n}", "node_name": kind} for n in range(5) for kind in "ab"],
         )
-        node_filter, cursor, seen = NodeFilter(search="b"), None, []
+        node_filter, cursor, listed = NodeFilter(search="b"), None, []
         while True:
-            found = await nodes.list_nodes(session, node_filter, order, first=2, after=cursor)
-            seen += [node.node_id for node in found.rows]
-            if not found.has_next:
+            page = await nodes.list_nodes(session, node_filter, order, first=2, after=cursor)
+            listed += [node.node_id for node in page.rows]
+            if not page.has_next:
                 break
-            cursor = order.encode_cursor(*NodeOrder.NODE_ID.get_key(found.rows[-1]))
-        assert seen == [f"b-{n}" for n in range(5)]
+            cursor = order.encode_cursor(*NodeOrder.NODE_ID.get_key(page.rows[-1]))
+        assert listed == [f"b-{n}" for n in range(5)]
         assert await nodes.count_nodes(session, node_filter) == 5
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3, MAX_PAGE_SIZE])
-async def test_a_page_holds_what_was_asked_for_and_knows_of_more(
-    database: Database, first: int
-) -> None:
+async def test_page_has_the_requested_size_and_reports_more(database: Database, first: int) -> None:
     async with database.read() as session:
-        found = await read_page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)
-    assert len(found.rows) == min(first, 2)
-    assert found.has_next == (first < 2)
+        page = await read_page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)
+    assert len(page.rows) == min(first, 2)
+    assert page.has_next == (first < 2)
 
 
 @pytest.mark.parametrize("first", [-1, MAX_PAGE_SIZE + 1, 2**63])
-async def test_a_page_of_another_size_is_refused(database: Database, first: int) -> None:
+async def test_page_of_an_invalid_size_is_rejected(database: Database, first: int) -> None:
     with pytest.raises(BadInput, match="first"):
         async with database.read() as session:
             await read_page(session, NodeOrder.NODE_ID.to_keyset(descending=False), first)

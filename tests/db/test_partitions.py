@@ -40,7 +40,7 @@ async def make_days(database: Database) -> None:
         await partitions.make_day_partitions(session)
 
 
-async def test_days_are_made_ahead_once_whoever_asks(empty_database_url: URL) -> None:
+async def test_concurrent_callers_make_each_day_ahead_once(empty_database_url: URL) -> None:
     database = Database(empty_database_url)
     await migrate(database.engine)
     await asyncio.gather(*(make_days(database) for _ in range(5)))
@@ -49,22 +49,22 @@ async def test_days_are_made_ahead_once_whoever_asks(empty_database_url: URL) ->
     await database.close()
 
 
-async def test_a_heartbeat_lands_in_the_partition_of_its_day(database: Database) -> None:
+async def test_heartbeat_is_stored_in_the_partition_of_its_day(database: Database) -> None:
     await register(database, "node-3")
     await beat(database, "node-3")
     [(partition,)] = await fetch_rows(
         database, "SELECT tableoid::regclass::text FROM heartbeat_log"
     )
-    [(today,)] = await fetch_rows(
+    [(expected,)] = await fetch_rows(
         database,
         "SELECT to_char(timestamp AT TIME ZONE 'UTC', '\"heartbeat_log_\"YYYYMMDD')"
         " FROM heartbeat_log",
     )
-    assert partition == today
+    assert partition == expected
 
 
-async def test_a_partition_covers_exactly_one_day_of_utc(database: Database) -> None:
-    """Whatever the time zone of the session that creates it."""
+async def test_partition_covers_exactly_one_utc_day(database: Database) -> None:
+    """The time zone of the session that creates the partition does not matter."""
     [(bounds,)] = await fetch_rows(
         database,
         "SELECT pg_get_expr(relpartbound, oid) FROM pg_class"
@@ -78,10 +78,10 @@ async def test_a_partition_covers_exactly_one_day_of_utc(database: Database) -> 
     assert bounds == expected
 
 
-async def test_heartbeats_of_a_day_that_was_not_made_in_time_are_moved_into_it(
+async def test_misplaced_heartbeats_are_moved_into_the_new_partition_of_their_day(
     database: Database,
 ) -> None:
-    """A registry whose clock was ahead, or that was neglected, must still start."""
+    """A registry whose clock was ahead, or that was stopped for long, must still start."""
     node, _ = await register(database, "node-3")
     async with database.write() as session:
         await session.execute(text(f"DROP TABLE {(await fetch_rows(database, DAYS))[3][0]}"))
@@ -93,17 +93,17 @@ async def test_heartbeats_of_a_day_that_was_not_made_in_time_are_moved_into_it(
             ),
             {"node": node.id},
         )
-    logged = "SELECT id, timestamp, node_id, status, metrics FROM heartbeat_log ORDER BY id"
-    before = await fetch_rows(database, logged)
+    query = "SELECT id, timestamp, node_id, status, metrics FROM heartbeat_log ORDER BY id"
+    before = await fetch_rows(database, query)
     await make_days(database)
     assert await fetch_rows(database, DAYS) == await fetch_rows(database, EXPECTED_DAYS)
-    assert await fetch_rows(database, logged) == before
+    assert await fetch_rows(database, query) == before
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(1,)]
     await make_days(database)
     await beat(database, "node-3")
 
 
-async def test_no_heartbeat_waits_for_a_day_that_is_being_made(database: Database) -> None:
+async def test_heartbeat_does_not_wait_for_a_partition_being_made(database: Database) -> None:
     await register(database, "node-3")
     async with database.write() as session:
         await session.execute(text(f"DROP TABLE {(await fetch_rows(database, DAYS))[-1][0]}"))
@@ -119,17 +119,17 @@ async def drop_today(database: Database) -> None:
         await session.execute(text(f"DROP TABLE {(await fetch_rows(database, DAYS))[0][0]}"))
 
 
-async def test_a_heartbeat_on_its_way_when_its_day_is_made_may_be_sent_again(
+async def test_heartbeat_that_conflicts_with_a_new_partition_can_be_repeated(
     database: Database,
 ) -> None:
     await register(database, "node-3")
     await drop_today(database)
     async with database.write() as session:
         await partitions.make_day_partitions(session)
-        on_its_way = asyncio.create_task(record(database, make_report("node-3")))
+        recording = asyncio.create_task(record(database, make_report("node-3")))
         await wait_for_lock(database)
     with pytest.raises(Unavailable):
-        await on_its_way
+        await recording
     await beat(database, "node-3")
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log_default") == [(0,)]
 
@@ -170,17 +170,19 @@ async def retry_drop(database: Database, partition: Partition) -> None:
                 await drop(database, partition)
 
 
-async def test_a_past_day_is_made_when_a_heartbeat_of_it_turns_up(database: Database) -> None:
+async def test_partition_of_a_past_day_is_made_for_a_heartbeat(database: Database) -> None:
     before = await list_days(database)
     day = await make_old_day(database, 3)
     assert await list_days(database) == [day, *before]
-    where = "SELECT tableoid::regclass::text FROM heartbeat_log"
-    assert await fetch_rows(database, where) == [(day.name,)]
+    query = "SELECT tableoid::regclass::text FROM heartbeat_log"
+    assert await fetch_rows(database, query) == [(day.name,)]
     async with database.read() as session:
         assert await partitions.count_misplaced_heartbeats(session) == 0
 
 
-async def test_what_has_no_time_stays_where_it_is_and_is_counted(database: Database) -> None:
+async def test_heartbeat_without_a_usable_time_stays_misplaced_and_is_counted(
+    database: Database,
+) -> None:
     before = await list_days(database)
     async with database.write() as session:
         await session.execute(
@@ -196,7 +198,7 @@ async def test_what_has_no_time_stays_where_it_is_and_is_counted(database: Datab
     assert await list_days(database) == before
 
 
-async def test_the_listed_days_are_those_of_utc_oldest_first(database: Database) -> None:
+async def test_days_are_listed_in_utc_oldest_first(database: Database) -> None:
     days = await list_days(database)
     assert [day.name for day in days] == [name for (name,) in await fetch_rows(database, DAYS)]
     for day in days:
@@ -214,7 +216,7 @@ async def test_the_listed_days_are_those_of_utc_oldest_first(database: Database)
         (datetime(2026, 3, 1, 1, tzinfo=timezone(timedelta(hours=2))), (2026, 2), (2026, 3)),
     ],
 )
-async def test_a_month_is_made_once_and_ends_where_the_next_begins(
+async def test_month_is_made_once_and_ends_where_the_next_begins(
     database: Database, moment: datetime, begin: tuple[int, int], end: tuple[int, int]
 ) -> None:
     for _ in range(2):
@@ -230,7 +232,7 @@ async def test_a_month_is_made_once_and_ends_where_the_next_begins(
         ]
 
 
-async def test_a_partition_is_old_when_its_end_is(database: Database) -> None:
+async def test_partition_is_old_by_the_age_of_its_end(database: Database) -> None:
     today = (await list_days(database))[0]
     day = await make_old_day(database, 2)
     [(age,)] = await fetch_rows(
@@ -244,26 +246,26 @@ async def test_a_partition_is_old_when_its_end_is(database: Database) -> None:
         assert today not in await partitions.list_old_partitions(session, "heartbeat_log", 0)
 
 
-async def test_dropping_takes_the_whole_day_and_no_other_whoever_does_it(
+async def test_concurrent_drops_remove_the_day_and_no_other(
     database: Database,
 ) -> None:
     before = await list_days(database)
-    day, kept = await make_old_day(database, 3), await make_old_day(database, 2)
+    day, other_day = await make_old_day(database, 3), await make_old_day(database, 2)
     await asyncio.gather(*(drop(database, day) for _ in range(4)))
     await drop(database, day)
-    assert await list_days(database) == [kept, *before]
+    assert await list_days(database) == [other_day, *before]
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(1,)]
 
 
-@pytest.mark.parametrize("held", ["heartbeat_log", "heartbeat_log_default", "old"])
-async def test_a_day_that_cannot_be_dropped_at_once_stays_and_keeps_no_heartbeat_waiting(
-    database: Database, held: str
+@pytest.mark.parametrize("locked", ["heartbeat_log", "heartbeat_log_default", "old"])
+async def test_day_that_is_locked_is_not_dropped_and_delays_no_heartbeat(
+    database: Database, locked: str
 ) -> None:
     await register(database, "node-3")
     day = await make_old_day(database, 3)
     before = await list_days(database)
     async with database.write() as reader:
-        table = day.name if held == "old" else f"ONLY {held}"
+        table = day.name if locked == "old" else f"ONLY {locked}"
         await reader.execute(text(f"LOCK TABLE {table} IN ACCESS SHARE MODE"))
         dropping = asyncio.create_task(drop(database, day))
         await wait_for_lock(database)
@@ -276,50 +278,50 @@ async def test_a_day_that_cannot_be_dropped_at_once_stays_and_keeps_no_heartbeat
     assert await list_days(database) == before[1:]
 
 
-async def test_nobody_who_writes_or_reads_notices_that_days_are_dropped(
+async def test_dropping_days_disturbs_no_writer_and_no_reader(
     database: Database,
 ) -> None:
     nodes = [(await register(database, f"node-{n}"))[0].id for n in range(5)]
     days = [await make_old_day(database, n) for n in range(12, 2, -1)]
-    over = asyncio.Event()
+    stop = asyncio.Event()
 
     async def write(writer: int) -> int:
         sequence = 0
-        while not over.is_set():
+        while not stop.is_set():
             sequence += 1
             await beat(database, f"node-{writer}", sequence, metrics={"sequence": sequence})
         return sequence
 
     async def read() -> None:
-        while not over.is_set():
+        while not stop.is_set():
             async with database.read() as session:
                 await history.list_heartbeats(
                     session, nodes, first=3, after=None, since=None, until=None
                 )
                 assert len((await node_delta.read_delta(session, None)).changed) == 7
 
-    work = [asyncio.create_task(write(n)) for n in range(3)]
+    writers = [asyncio.create_task(write(n)) for n in range(3)]
     readers = [asyncio.create_task(read()) for _ in range(2)]
     for day in days:
         await retry_drop(database, day)
-    over.set()
-    written = sum(await asyncio.gather(*work))
+    stop.set()
+    written = sum(await asyncio.gather(*writers))
     await asyncio.gather(*readers)
     assert await fetch_rows(database, "SELECT count(*) FROM heartbeat_log") == [(written,)]
     assert not set(days) & set(await list_days(database))
 
 
-async def test_a_node_whose_last_heartbeat_was_dropped_has_no_metrics_and_is_there(
+async def test_node_whose_last_heartbeat_was_dropped_has_no_metrics(
     database: Database,
 ) -> None:
     node, _ = await register(database, "node-3")
     await beat(database, "node-3", metrics={"cpu_percent": 3})
     async with database.write() as session:
-        for aged in (
+        for statement in (
             "UPDATE heartbeat_log SET timestamp = timestamp - interval '20 days'",
             "UPDATE nodes SET last_heartbeat = last_heartbeat - interval '20 days'",
         ):
-            await session.execute(text(aged))
+            await session.execute(text(statement))
         await partitions.make_day_partitions(session)
     async with database.read() as session:
         assert (await history.find_latest_metrics(session, [node.id]))[node.id] == {
@@ -328,6 +330,9 @@ async def test_a_node_whose_last_heartbeat_was_dropped_has_no_metrics_and_is_the
     await drop(database, (await list_days(database))[0])
     async with database.read() as session:
         assert await history.find_latest_metrics(session, [node.id]) == {}
-        offers = {offer.id: offer for offer in (await node_delta.read_delta(session, None)).changed}
-    assert offers[node.id].cpu_percent is None
+        candidates = {
+            candidate.id: candidate
+            for candidate in (await node_delta.read_delta(session, None)).changed
+        }
+    assert candidates[node.id].cpu_percent is None
     assert (await get_node(database, "node-3")).last_heartbeat is not None

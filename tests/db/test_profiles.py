@@ -1,4 +1,4 @@
-"""Profiles as they are stored, and merged for a node."""
+"""Profiles: how they are stored, and how they are merged for a node."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ async def write_profiles(
     async with database.write() as session:
         await write_registered_profiles(session, node.id, node.node_id, contents, caller=AGENT)
     async with database.read() as session:
-        found = await profiles.list_node_profiles(session, [node.id])
-    return {profile.profile_name: profile for profile in found[node.id]}
+        profiles_by_node = await profiles.list_node_profiles(session, [node.id])
+    return {profile.profile_name: profile for profile in profiles_by_node[node.id]}
 
 
 LLAMA = ProfileContent("llama", ProfileType.LLM, {"context": 8192, "layers": [1, {"a": None}]})
@@ -36,7 +36,7 @@ LLAMA = ProfileContent("llama", ProfileType.LLM, {"context": 8192, "layers": [1,
     ],
     ids=["type", "config", "enabled"],
 )
-async def test_a_profile_is_a_new_version_when_it_says_something_new(
+async def test_changed_profile_gets_a_new_version(
     database: Database, changed: ProfileContent
 ) -> None:
     node, _ = await register(database, "node-3")
@@ -53,21 +53,21 @@ async def test_a_profile_is_a_new_version_when_it_says_something_new(
     )
 
 
-async def test_profiles_that_are_not_named_stay(database: Database) -> None:
+async def test_profiles_absent_from_a_registration_stay(database: Database) -> None:
     node, _ = await register(database, "node-3")
     await write_profiles(database, node, LLAMA)
-    found = await write_profiles(database, node, ProfileContent("proxy", ProfileType.SERVICE, {}))
-    assert list(found) == ["llama", "proxy"]
-    assert await write_profiles(database, node) == found
+    stored = await write_profiles(database, node, ProfileContent("proxy", ProfileType.SERVICE, {}))
+    assert list(stored) == ["llama", "proxy"]
+    assert await write_profiles(database, node) == stored
 
 
 async def test_each_node_has_its_own_profiles(database: Database) -> None:
-    one, _ = await register(database, "node-3")
-    other, _ = await register(database, "node-4")
-    await write_profiles(database, one, LLAMA)
+    first, _ = await register(database, "node-3")
+    second, _ = await register(database, "node-4")
+    await write_profiles(database, first, LLAMA)
     async with database.read() as session:
-        found = await profiles.list_node_profiles(session, [one.id, other.id])
-        assert [len(found[node.id]) for node in (one, other)] == [1, 0]
+        profiles_by_node = await profiles.list_node_profiles(session, [first.id, second.id])
+        assert [len(profiles_by_node[node.id]) for node in (first, second)] == [1, 0]
         assert await profiles.list_node_profiles(session, []) == {}
 
 
@@ -88,9 +88,11 @@ def make_role_profile(
     }
 
 
-async def test_a_node_starts_from_the_profiles_of_its_role_and_type(database: Database) -> None:
+async def test_effective_profiles_merge_node_profiles_over_role_profiles(
+    database: Database,
+) -> None:
     node, _ = await register(database, "node-3")
-    bare, _ = await register(database, "node-4", role=NodeRole.BACKUP)
+    other_node, _ = await register(database, "node-4", role=NodeRole.BACKUP)
     await write_profiles(
         database,
         node,
@@ -111,9 +113,11 @@ async def test_a_node_starts_from_the_profiles_of_its_role_and_type(database: Da
             ],
         )
     async with database.read() as session:
-        found = await profiles.compute_effective_profiles(session, [node.id, bare.id])
-    assert found[bare.id] == []
-    assert found[node.id] == [
+        profiles_by_node = await profiles.compute_effective_profiles(
+            session, [node.id, other_node.id]
+        )
+    assert profiles_by_node[other_node.id] == []
+    assert profiles_by_node[node.id] == [
         EffectiveProfile(
             "both",
             ProfileType.LLM,

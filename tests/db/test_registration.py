@@ -1,4 +1,4 @@
-"""How runs of agents take hold of node ids, and lose them."""
+"""Registration: how runs of agents claim node ids, and lose them."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,7 @@ from tests.support.fleet import (
 HOST = {"hostname": "alpha.example", "local_ip": "10.0.0.7"}
 
 
-async def test_a_new_node_is_online_at_once_and_logged(database: Database) -> None:
+async def test_new_node_is_online_and_logged(database: Database) -> None:
     node, created = await register(
         database, "node-3", name="Third", labels=["gpu"], ip_address="2001:db8::1", **HOST
     )
@@ -50,33 +50,33 @@ async def test_a_new_node_is_online_at_once_and_logged(database: Database) -> No
     assert node.status_since == change.changed_at
 
 
-async def test_what_a_registration_does_not_say_has_its_default(database: Database) -> None:
+async def test_absent_fields_of_a_registration_have_defaults(database: Database) -> None:
     node, _ = await register(database, "node-3")
     assert node.node_name == "node-3"
     assert (node.labels, node.capabilities, node.metadata_) == ([], {}, {})
     assert (node.ip_address, node.local_ip, node.hostname) == (None, None, None)
 
 
-async def test_the_same_run_registers_again_without_a_change(database: Database) -> None:
+async def test_repeated_registration_of_a_run_changes_no_status(database: Database) -> None:
     first, _ = await register(database, "node-3")
     await beat(database, "node-3", 7)
-    again, created = await register(database, "node-3")
+    second, created = await register(database, "node-3")
     assert not created
-    assert (again.id, again.last_sequence) == (first.id, 7)
-    assert again.heard_at is not None
-    assert again.last_heartbeat is not None
-    assert again.heard_at > again.last_heartbeat
+    assert (second.id, second.last_sequence) == (first.id, 7)
+    assert second.heard_at is not None
+    assert second.last_heartbeat is not None
+    assert second.heard_at > second.last_heartbeat
     assert len(await list_changes(database, first.id)) == 1
 
 
-async def test_what_is_absent_stays_and_what_is_given_replaces(database: Database) -> None:
-    said: dict[str, Any] = {
+async def test_present_fields_replace_and_absent_fields_stay(database: Database) -> None:
+    fields: dict[str, Any] = {
         "name": "Third",
         "labels": ["a", "b"],
         "capabilities": {"x": 1},
         "metadata": {"y": 2},
     }
-    await register(database, "node-3", ip_address="192.0.2.1", **said, **HOST)
+    await register(database, "node-3", ip_address="192.0.2.1", **fields, **HOST)
     node, _ = await register(database, "node-3")
     assert (node.node_name, node.labels, node.capabilities) == ("Third", ["a", "b"], {"x": 1})
     assert (node.metadata_, node.ip_address, node.hostname) == (
@@ -98,12 +98,12 @@ async def test_what_is_absent_stays_and_what_is_given_replaces(database: Databas
     assert (node.node_name, node.metadata_) == ("Third", {"y": 2})
 
 
-async def test_another_run_is_refused_while_the_holder_is_heard(database: Database) -> None:
+async def test_another_run_is_rejected_while_the_holder_is_live(database: Database) -> None:
     holder, _ = await register(database, "node-3", ip_address="192.0.2.1", **HOST)
     before = await get_node(database, "node-3")
-    with pytest.raises(NodeIdTaken) as refusal:
+    with pytest.raises(NodeIdTaken) as rejection:
         await register(database, "node-3", "boot-2", hostname="beta", labels=["stolen"])
-    facts = dict(refusal.value.details)
+    facts = dict(rejection.value.details)
     seconds = facts.pop("retryAfterSeconds")
     assert isinstance(seconds, float)
     assert RULES.interval + RULES.grace - 2 < seconds <= RULES.interval * 1.1 + RULES.grace
@@ -115,11 +115,11 @@ async def test_another_run_is_refused_while_the_holder_is_heard(database: Databa
         "heldSince": holder.boot_since.isoformat(),
     }
     assert datetime.fromisoformat(str(facts["heldSince"])).utcoffset() == timedelta(0)
-    assert refusal.value.retryable
+    assert rejection.value.retryable
     assert await get_node(database, "node-3") == before
 
 
-async def test_a_silent_holder_is_replaced(database: Database) -> None:
+async def test_silent_holder_is_replaced(database: Database) -> None:
     first, _ = await register(database, "node-3", **HOST)
     await beat(database, "node-3", 9)
     await age(database, OVERDUE, "node-3")
@@ -131,7 +131,7 @@ async def test_a_silent_holder_is_replaced(database: Database) -> None:
     await beat(database, "node-3", 0, boot_id="boot-2")
 
 
-async def test_a_holder_is_not_silent_before_its_interval_and_grace(database: Database) -> None:
+async def test_holder_is_replaced_only_after_its_interval_and_grace(database: Database) -> None:
     node, _ = await register(database, "node-3")
     await age(database, node.heartbeat_interval_seconds + RULES.grace - 2, "node-3")
     with pytest.raises(NodeIdTaken):
@@ -140,7 +140,9 @@ async def test_a_holder_is_not_silent_before_its_interval_and_grace(database: Da
     await register(database, "node-3", "boot-2")
 
 
-async def test_an_agent_that_proves_its_restart_need_not_wait(database: Database) -> None:
+async def test_agent_that_proves_its_restart_replaces_its_run_immediately(
+    database: Database,
+) -> None:
     await register(database, "node-3", **HOST)
     node, _ = await register(database, "node-3", "boot-2", replaces_boot_id="boot-1", **HOST)
     assert node.boot_id == "boot-2"
@@ -157,7 +159,7 @@ async def test_an_agent_that_proves_its_restart_need_not_wait(database: Database
         ("boot-1", {}),
     ],
 )
-async def test_a_restart_is_not_believed_of_another_run_or_host(
+async def test_restart_of_another_run_or_host_is_rejected(
     database: Database, replaces: str | None, host: dict[str, str]
 ) -> None:
     await register(database, "node-3", **HOST)
@@ -165,7 +167,7 @@ async def test_a_restart_is_not_believed_of_another_run_or_host(
         await register(database, "node-3", "boot-2", replaces_boot_id=replaces, **host)
 
 
-async def test_a_restart_is_not_believed_of_hosts_that_say_nothing_of_themselves(
+async def test_restart_of_an_unidentified_host_is_rejected(
     database: Database,
 ) -> None:
     await register(database, "node-3")
@@ -174,9 +176,7 @@ async def test_a_restart_is_not_believed_of_hosts_that_say_nothing_of_themselves
 
 
 @pytest.mark.parametrize("spelling", ["2001:db8:0:0::7", "2001:DB8::7", "2001:0db8:0000::0007"])
-async def test_an_address_is_the_same_however_it_is_written(
-    database: Database, spelling: str
-) -> None:
+async def test_spellings_of_an_address_are_equal(database: Database, spelling: str) -> None:
     await register(database, "node-3", hostname="alpha", local_ip="2001:db8::7")
     await register(
         database,
@@ -188,36 +188,36 @@ async def test_an_address_is_the_same_however_it_is_written(
     )
 
 
-async def test_a_seeded_node_is_held_by_nobody(database: Database) -> None:
+async def test_seeded_node_has_no_holder(database: Database) -> None:
     node, created = await register(database, "node-1-hetzner-gex44", role=NodeRole.PRODUCTION)
     assert not created
     assert (node.status, node.status_reason) == (NodeStatus.ONLINE, StatusReason.REGISTERED)
     assert node.hostname == "gateway.daarion.city"
 
 
-async def test_an_absent_id_is_made_from_the_hostname(database: Database) -> None:
+async def test_absent_node_id_is_derived_from_the_hostname(database: Database) -> None:
     node, _ = await register(database, None, hostname="MacBook Pro.local")
     assert (node.node_id, node.node_name) == ("macbook-pro.local", "macbook-pro.local")
 
 
 @pytest.mark.parametrize("hostname", [None, "", "---", "Ключ"])
-async def test_an_id_is_made_without_a_usable_hostname_too(
+async def test_absent_node_id_without_a_usable_hostname_is_generic(
     database: Database, hostname: str | None
 ) -> None:
     node, _ = await register(database, None, hostname=hostname)
     assert node.node_id == "node"
 
 
-async def test_an_id_that_is_made_is_unique(database: Database) -> None:
-    made = [
+async def test_derived_node_id_is_unique(database: Database) -> None:
+    node_ids = [
         (await register(database, None, f"boot-{n}", hostname="alpha"))[0].node_id for n in range(5)
     ]
-    assert made[0] == "alpha"
-    assert len(set(made)) == 5
-    assert all(node_id.startswith("alpha-") for node_id in made[1:])
+    assert node_ids[0] == "alpha"
+    assert len(set(node_ids)) == 5
+    assert all(node_id.startswith("alpha-") for node_id in node_ids[1:])
 
 
-async def test_a_run_without_an_id_that_registers_twice_is_the_same_node(
+async def test_repeated_registrations_of_a_run_without_an_id_make_one_node(
     database: Database,
 ) -> None:
     await register(database, "alpha", "boot-0")
@@ -228,7 +228,7 @@ async def test_a_run_without_an_id_that_registers_twice_is_the_same_node(
     assert [created for _, created in outcomes].count(True) == 1
 
 
-async def test_runs_without_an_id_at_the_same_moment_are_nodes_of_their_own(
+async def test_concurrent_runs_without_an_id_make_separate_nodes(
     database: Database,
 ) -> None:
     outcomes = await asyncio.gather(
@@ -238,19 +238,19 @@ async def test_runs_without_an_id_at_the_same_moment_are_nodes_of_their_own(
     assert len({node.node_id for node, _ in outcomes}) == 8
 
 
-async def test_one_new_id_registered_at_the_same_moment_makes_one_node(database: Database) -> None:
-    for turn in range(20):
-        node_id = f"node-{turn}"
+async def test_concurrent_registrations_of_a_new_id_make_one_node(database: Database) -> None:
+    for number in range(20):
+        node_id = f"node-{number}"
         outcomes = await asyncio.gather(*(register(database, node_id) for _ in range(4)))
         assert [created for _, created in outcomes].count(True) == 1
         assert len({node.id for node, _ in outcomes}) == 1
         assert len(await list_changes(database, outcomes[0][0].id)) == 1
 
 
-async def test_of_two_machines_that_claim_a_new_id_at_once_one_gets_it(database: Database) -> None:
-    for turn in range(20):
+async def test_one_of_several_runs_that_claim_a_new_id_wins(database: Database) -> None:
+    for number in range(20):
         outcomes = await asyncio.gather(
-            *(register(database, f"node-{turn}", f"boot-{n}") for n in range(4)),
+            *(register(database, f"node-{number}", f"boot-{n}") for n in range(4)),
             return_exceptions=True,
         )
         [(winner, created)] = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
@@ -259,31 +259,34 @@ async def test_of_two_machines_that_claim_a_new_id_at_once_one_gets_it(database:
         assert (await get_node(database, winner.node_id)).boot_id == winner.boot_id
 
 
-async def test_two_that_would_replace_a_silent_holder_at_once_do_not_both(
+async def test_one_of_two_runs_replaces_a_silent_holder(
     database: Database,
 ) -> None:
-    for turn in range(10):
-        await register(database, f"node-{turn}")
+    for number in range(10):
+        await register(database, f"node-{number}")
         await age(database, OVERDUE)
         outcomes = await asyncio.gather(
-            *(register(database, f"node-{turn}", f"boot-{n}") for n in (2, 3)),
+            *(register(database, f"node-{number}", f"boot-{n}") for n in (2, 3)),
             return_exceptions=True,
         )
         assert {type(outcome) for outcome in outcomes} == {tuple, NodeIdTaken}
 
 
-async def test_a_node_that_was_offline_is_online_again_when_registered(database: Database) -> None:
+async def test_registration_brings_an_offline_node_online(database: Database) -> None:
     node, _ = await register(database, "node-3")
     await age(database, EXPIRED, "node-3")
     await run_sweep(database)
     assert (await get_node(database, "node-3")).status is NodeStatus.OFFLINE
-    again, _ = await register(database, "node-3")
-    assert (again.status, again.status_reason) == (NodeStatus.ONLINE, StatusReason.REGISTERED)
+    registered, _ = await register(database, "node-3")
+    assert (registered.status, registered.status_reason) == (
+        NodeStatus.ONLINE,
+        StatusReason.REGISTERED,
+    )
     last = (await list_changes(database, node.id))[-1]
     assert (last.previous_status, last.status) == (NodeStatus.OFFLINE, NodeStatus.ONLINE)
 
 
-async def test_registering_anew_takes_back_what_the_last_run_said_of_itself(
+async def test_registration_clears_the_self_reported_status(
     database: Database,
 ) -> None:
     await register(database, "node-3")
@@ -302,7 +305,7 @@ async def test_maintenance_survives_a_registration(database: Database) -> None:
     assert (node.status_reason, node.labels) == (StatusReason.MAINTENANCE_STARTED, ["new"])
 
 
-async def test_the_profiles_of_a_registration_are_put(database: Database) -> None:
+async def test_profiles_of_a_registration_are_written(database: Database) -> None:
     llama = ProfileContent("llama", ProfileType.LLM, {"context": 8192})
     proxy = ProfileContent("proxy", ProfileType.SERVICE, {}, enabled=False)
     node, _ = await register(database, "node-3", profiles=[proxy, llama])
@@ -313,11 +316,14 @@ async def test_the_profiles_of_a_registration_are_put(database: Database) -> Non
 
 async def list_profiles(database: Database, node: Node) -> list[tuple[str, int, bool]]:
     async with database.read() as session:
-        found = await profiles.list_node_profiles(session, [node.id])
-    return [(profile.profile_name, profile.version, profile.enabled) for profile in found[node.id]]
+        profiles_by_node = await profiles.list_node_profiles(session, [node.id])
+    return [
+        (profile.profile_name, profile.version, profile.enabled)
+        for profile in profiles_by_node[node.id]
+    ]
 
 
-async def test_a_removed_id_can_be_registered_anew_and_its_history_stays(
+async def test_removed_id_can_be_registered_again_and_keeps_its_history(
     database: Database,
 ) -> None:
     first, _ = await register(database, "node-3", labels=["old"])
@@ -339,7 +345,7 @@ async def test_a_removed_id_can_be_registered_anew_and_its_history_stays(
     assert page.rows[1].note == "sold"
 
 
-async def test_registrations_and_removals_of_one_id_at_once_keep_one_node_at_most(
+async def test_concurrent_registrations_and_removals_keep_at_most_one_node(
     database: Database,
 ) -> None:
     async def remove() -> None:
@@ -352,19 +358,19 @@ async def test_registrations_and_removals_of_one_id_at_once_keep_one_node_at_mos
             remove(), register(database, "node-3"), register(database, "node-3")
         )
         assert outcomes[0] is None
-        registered = "SELECT count(*) FROM nodes WHERE node_id = 'node-3' AND removed_at IS NULL"
-        [(left,)] = await fetch_rows(database, registered)
-        assert left <= 1
+        query = "SELECT count(*) FROM nodes WHERE node_id = 'node-3' AND removed_at IS NULL"
+        [(node_count,)] = await fetch_rows(database, query)
+        assert node_count <= 1
 
 
-async def test_a_registration_never_moves_back_when_a_node_was_heard(database: Database) -> None:
-    """Its transaction began before a heartbeat that was committed while it waited."""
+async def test_registration_never_moves_the_last_contact_back(database: Database) -> None:
+    """The registration's transaction began before a heartbeat that commits in the meantime."""
     await register(database, "node-3")
     async with database.write() as session:
         await session.execute(text("SELECT now()"))
-        recorded = await beat(database, "node-3")
+        ack = await beat(database, "node-3")
         node, _ = await registration.register(
             session, make_registration("node-3"), rules=RULES, caller=AGENT
         )
     assert node.heard_at is not None
-    assert node.heard_at >= recorded.received_at
+    assert node.heard_at >= ack.received_at

@@ -19,7 +19,7 @@ from graph.telemetry.metrics import Metrics
 from tests.support.fleet import beat, fetch_rows, register, wait_for_lock
 
 DAY = 86400
-HEARD = """
+INSERT_HEARTBEATS = """
 INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
 SELECT date_trunc('day', now()) - days * interval '1 day' + n * interval '20min', node, 'online',
        jsonb_build_object('cpu_percent', n)
@@ -38,20 +38,20 @@ SELECT now()::date - timestamp::date AS day, count(*) FROM heartbeat_log GROUP B
 
 
 def expect_history(*days: int) -> list[tuple[Any, ...]]:
-    """Return the history of the days when all of HEARD is rolled up: four hours of each node."""
+    """Return the history of the days after the roll-up: four hours of each node."""
     return [(day, 4 * len(NODES), 12 * len(NODES), 0, 5.5, 11) for day in days]
 
 
 def make_housekeeping(
-    database: Database, metrics: Metrics | None = None, **given: Any
+    database: Database, metrics: Metrics | None = None, **settings: Any
 ) -> Housekeeping:
-    return Housekeeping(database, Settings(**given), metrics or Metrics())
+    return Housekeeping(database, Settings(**settings), metrics or Metrics())
 
 
 async def log_heartbeats(database: Database, *days: int) -> None:
-    """Log heartbeats of all nodes so many days ago."""
+    """Log heartbeats of all nodes on each day, given as the number of days ago."""
     async with database.write() as session:
-        await session.execute(text(HEARD), {"days": days, "nodes": NODES})
+        await session.execute(text(INSERT_HEARTBEATS), {"days": days, "nodes": NODES})
         await partitions.make_day_partitions(session)
 
 
@@ -69,7 +69,7 @@ async def test_old_days_are_dropped_and_their_history_stays(database: Database) 
     ]
 
 
-async def test_no_day_is_dropped_while_it_cannot_be_rolled_up(database: Database) -> None:
+async def test_day_is_not_dropped_before_it_is_rolled_up(database: Database) -> None:
     await log_heartbeats(database, 15)
     async with database.write() as other:
         assert await metrics_rollup.try_lock(other)
@@ -81,38 +81,40 @@ async def test_no_day_is_dropped_while_it_cannot_be_rolled_up(database: Database
     assert await fetch_rows(database, HISTORY) == expect_history(15)
 
 
-async def test_what_came_late_is_counted_before_its_day_is_dropped(database: Database) -> None:
+async def test_late_heartbeats_are_rolled_up_before_their_day_is_dropped(
+    database: Database,
+) -> None:
     await log_heartbeats(database, 15)
-    patient = make_housekeeping(database, heartbeat_log_max_age_seconds=30 * DAY)
-    await patient.run_once()
+    long_retention = make_housekeeping(database, heartbeat_log_max_age_seconds=30 * DAY)
+    await long_retention.run_once()
     await log_heartbeats(database, 15)
-    await patient.run_once()
+    await long_retention.run_once()
     assert await fetch_rows(database, HISTORY) == expect_history(15)
     await make_housekeeping(database).run_once()
     assert await fetch_rows(database, LOG) == []
-    [(_, _, heartbeats, *measured)] = await fetch_rows(database, HISTORY)
-    assert (heartbeats, measured) == (2 * 12 * len(NODES), [0, 5.5, 11])
+    [(_, _, heartbeats, *measures)] = await fetch_rows(database, HISTORY)
+    assert (heartbeats, measures) == (2 * 12 * len(NODES), [0, 5.5, 11])
 
 
 @contextmanager
 def cancel_at_statement(database: Database, place: int, task: asyncio.Task[None]) -> Iterator[None]:
-    """Cancel the task when so many statements were sent to the database."""
-    told = 0
+    """Cancel the task when it sends its statement number `place`."""
+    statement_count = 0
 
-    def tell(*_: Any) -> None:
-        nonlocal told
-        told += 1
-        if told == place:
+    def count_statement(*_: Any) -> None:
+        nonlocal statement_count
+        statement_count += 1
+        if statement_count == place:
             task.cancel()
 
-    event.listen(database.engine.sync_engine, "before_cursor_execute", tell)
+    event.listen(database.engine.sync_engine, "before_cursor_execute", count_statement)
     try:
         yield
     finally:
-        event.remove(database.engine.sync_engine, "before_cursor_execute", tell)
+        event.remove(database.engine.sync_engine, "before_cursor_execute", count_statement)
 
 
-async def test_upkeep_that_is_ended_anywhere_is_gone_on_with(
+async def test_housekeeping_cancelled_at_any_statement_is_completed_later(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_rollup, "_MAX_ROWS_AT_ONCE", 10)
@@ -129,14 +131,14 @@ async def test_upkeep_that_is_ended_anywhere_is_gone_on_with(
     assert await fetch_rows(database, HISTORY) == expect_history(1, 15, 16)
 
 
-async def test_processes_that_do_it_at_once_do_not_disturb_one_another(
+async def test_concurrent_housekeeping_of_several_processes_succeeds(
     database: Database,
 ) -> None:
     await log_heartbeats(database, 1, 15, 16)
-    at_once = [make_housekeeping(database) for _ in range(3)]
+    processes = [make_housekeeping(database) for _ in range(3)]
     async with asyncio.timeout(30):
         while await fetch_rows(database, HISTORY) != expect_history(1, 15, 16):
-            await asyncio.gather(*(process.run_once() for process in at_once))
+            await asyncio.gather(*(housekeeping.run_once() for housekeeping in processes))
     assert await fetch_rows(database, LOG) == [(1, 96)]
 
 
@@ -148,13 +150,13 @@ async def test_old_months_of_the_history_are_dropped(database: Database) -> None
     assert await fetch_rows(database, HISTORY) == expect_history(1)
 
 
-async def test_heartbeats_without_a_day_are_told_of(
+async def test_misplaced_heartbeats_are_counted_and_logged(
     database: Database, logged: list[EventDict]
 ) -> None:
     metrics = Metrics()
     name = "node_registry_misplaced_heartbeats"
-    keeper = make_housekeeping(database, metrics)
-    await keeper.run_once()
+    housekeeping = make_housekeeping(database, metrics)
+    await housekeeping.run_once()
     assert read_sample(metrics.registry, name) == 0
     assert not [e for e in logged if e["event"] == "heartbeat_log.misplaced"]
     async with database.write() as session:
@@ -164,35 +166,35 @@ async def test_heartbeats_without_a_day_are_told_of(
                 " VALUES (now() + interval '30 days', gen_random_uuid(), 'online')"
             )
         )
-    await keeper.run_once()
+    await housekeeping.run_once()
     assert read_sample(metrics.registry, name) == 1
     assert {"event": "heartbeat_log.misplaced", "log_level": "warning", "heartbeats": 1} in logged
 
 
-async def test_what_waits_to_be_rolled_up_is_told(database: Database) -> None:
+async def test_roll_up_lag_is_exported(database: Database) -> None:
     metrics = Metrics()
-    keeper = make_housekeeping(database, metrics)
+    housekeeping = make_housekeeping(database, metrics)
     await log_heartbeats(database, 1)
     name = "node_registry_roll_up_lag_seconds"
     async with database.write() as other:
         assert await metrics_rollup.try_lock(other)
-        await keeper.run_once()
+        await housekeeping.run_once()
         assert read_sample(metrics.registry, name) == 4 * 3600
-    await keeper.run_once()
+    await housekeeping.run_once()
     assert read_sample(metrics.registry, name) == 0
 
 
-async def test_what_cannot_be_done_now_keeps_nothing_else_from_being_done(
+async def test_unavailable_step_of_housekeeping_does_not_stop_the_others(
     database: Database, logged: list[EventDict]
 ) -> None:
     await log_heartbeats(database, 15)
     await register(database, "node-3")
     async with database.write() as reader:
         await reader.execute(text("LOCK TABLE ONLY heartbeat_log IN ACCESS SHARE MODE"))
-        keeping = asyncio.create_task(make_housekeeping(database).run_once())
+        task = asyncio.create_task(make_housekeeping(database).run_once())
         await wait_for_lock(database)
         await beat(database, "node-3")
-        await keeping
+        await task
     assert [e["step"] for e in logged if e["event"] == "housekeeping.unavailable"] == [
         "drop_old_days"
     ]

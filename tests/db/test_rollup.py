@@ -1,4 +1,4 @@
-"""The metrics history, compared with a model: for any log, in any order, by any process."""
+"""The roll-up of heartbeats into the metrics history, compared with a model."""
 
 import json
 from collections.abc import Sequence
@@ -63,19 +63,23 @@ def to_number(value: Any) -> float | None:
 
 def extract_measures(document: Any) -> dict[str, float]:
     """Return what one heartbeat reports, by measure."""
-    said = document if isinstance(document, dict) else {}
-    gpus = said.get("gpus")
+    metrics = document if isinstance(document, dict) else {}
+    gpus = metrics.get("gpus")
     gpus = [gpu for gpu in gpus if isinstance(gpu, dict)] if isinstance(gpus, list) else []
 
-    def of_gpus(key: str) -> list[float]:
+    def list_gpu_values(key: str) -> list[float]:
         return [n for gpu in gpus if (n := to_number(gpu.get(key))) is not None]
 
-    found = {measure: to_number(said.get(measure)) for measure in MEASURES if measure[:3] != "gpu"}
-    busy = of_gpus("utilization_percent")
-    found["gpu_utilization_percent"] = sum(busy) / len(busy) if busy else None
-    found["gpu_memory_free_mb"] = max(of_gpus("memory_free_mb"), default=None)
-    found["gpu_temperature_celsius"] = max(of_gpus("temperature_celsius"), default=None)
-    return {measure: value for measure, value in found.items() if value is not None}
+    measures = {
+        measure: to_number(metrics.get(measure)) for measure in MEASURES if measure[:3] != "gpu"
+    }
+    utilizations = list_gpu_values("utilization_percent")
+    measures["gpu_utilization_percent"] = (
+        sum(utilizations) / len(utilizations) if utilizations else None
+    )
+    measures["gpu_memory_free_mb"] = max(list_gpu_values("memory_free_mb"), default=None)
+    measures["gpu_temperature_celsius"] = max(list_gpu_values("temperature_celsius"), default=None)
+    return {measure: value for measure, value in measures.items() if value is not None}
 
 
 def compute_history(beats: Sequence[Beat]) -> dict[tuple[UUID, datetime], dict[str, Any]]:
@@ -84,14 +88,14 @@ def compute_history(beats: Sequence[Beat]) -> dict[tuple[UUID, datetime], dict[s
         hour = moment.replace(minute=0, second=0, microsecond=0)
         hours.setdefault((node, hour), []).append(extract_measures(document))
     history = {}
-    for key, said in hours.items():
-        row: dict[str, Any] = {"heartbeats": len(said)}
-        for measure in MEASURES:
-            values = [beat[measure] for beat in said if measure in beat]
+    for key, heartbeats in hours.items():
+        row: dict[str, Any] = {"heartbeats": len(heartbeats)}
+        for name in MEASURES:
+            values = [measures[name] for measures in heartbeats if name in measures]
             row |= {
-                f"{measure}_min": min(values, default=None),
-                f"{measure}_avg": sum(values) / len(values) if values else None,
-                f"{measure}_max": max(values, default=None),
+                f"{name}_min": min(values, default=None),
+                f"{name}_avg": sum(values) / len(values) if values else None,
+                f"{name}_max": max(values, default=None),
             }
         history[key] = row
     return history
@@ -108,22 +112,22 @@ FROM unnest(CAST(:moments AS timestamptz[]), CAST(:nodes AS uuid[]), CAST(:docum
 async def log_heartbeats(session: AsyncSession, beats: Sequence[Beat]) -> None:
     """Log heartbeats as plain SQL can: any JSON at any time."""
     moments, nodes, documents = zip(*beats, strict=True) if beats else ((), (), ())
-    terms = {"moments": moments, "nodes": nodes, "documents": [*map(json.dumps, documents)]}
-    await session.execute(LOG, terms)
+    parameters = {"moments": moments, "nodes": nodes, "documents": [*map(json.dumps, documents)]}
+    await session.execute(LOG, parameters)
 
 
 async def roll_up(session: AsyncSession, hour: datetime, shares: Sequence[NodeRange]) -> None:
-    read = [await metrics_rollup.roll_up(session, hour, share) for share in shares]
-    await metrics_rollup.mark_rolled_up(session, hour, sum(read))
+    row_counts = [await metrics_rollup.roll_up(session, hour, share) for share in shares]
+    await metrics_rollup.mark_rolled_up(session, hour, sum(row_counts))
 
 
 async def read_history(session: AsyncSession) -> dict[tuple[UUID, datetime], dict[str, Any]]:
-    found = await session.execute(select(METRICS_HISTORY))
-    return {(row.pop("node_id"), row.pop("hour")): row for row in map(dict, found.mappings())}
+    result = await session.execute(select(METRICS_HISTORY))
+    return {(row.pop("node_id"), row.pop("hour")): row for row in map(dict, result.mappings())}
 
 
-def is_equal(found: dict[Any, dict[str, Any]], model: dict[Any, dict[str, Any]]) -> bool:
-    return found == {
+def is_equal(history: dict[Any, dict[str, Any]], model: dict[Any, dict[str, Any]]) -> bool:
+    return history == {
         key: {name: value if value is None else pytest.approx(value) for name, value in row.items()}
         for key, row in model.items()
     }
@@ -136,12 +140,12 @@ async def clear(session: AsyncSession) -> None:
 
 @given(BEATS, BEATS, SHARES, SHARES)
 @limit_examples(60)
-async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_late(
+async def test_history_equals_the_model_of_the_log_with_late_heartbeats(
     database: Database,
     beats: list[Beat],
     late: list[Beat],
-    one: list[NodeRange],
-    other: list[NodeRange],
+    shares: list[NodeRange],
+    late_shares: list[NodeRange],
 ) -> None:
     async with database.write() as session:
         await clear(session)
@@ -150,7 +154,7 @@ async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_la
         assert hours == sorted({hour for _, hour in compute_history(beats)})
         for hour in hours:
             assert not await metrics_rollup.is_complete(session, hour)
-            await roll_up(session, hour, one)
+            await roll_up(session, hour, shares)
             assert await metrics_rollup.is_complete(session, hour)
         assert is_equal(await read_history(session), compute_history(beats))
         await log_heartbeats(session, late)
@@ -159,16 +163,16 @@ async def test_the_history_is_what_a_model_makes_of_the_log_and_of_what_comes_la
             is_late = any(hour == changed for _, changed in compute_history(late))
             assert await metrics_rollup.is_complete(session, hour) is not is_late
             if is_late:
-                await roll_up(session, hour, other)
+                await roll_up(session, hour, late_shares)
         assert await metrics_rollup.list_due_hours(session, BEGIN) == []
         assert is_equal(await read_history(session), compute_history([*beats, *late]))
 
 
-async def test_an_hour_is_due_when_it_has_been_over_for_a_while(database: Database) -> None:
-    over = BEGIN + HOUR + timedelta(seconds=metrics_rollup.SETTLE_SECONDS)
+async def test_hour_is_due_after_it_has_settled(database: Database) -> None:
+    settled_at = BEGIN + HOUR + timedelta(seconds=metrics_rollup.SETTLE_SECONDS)
     async with database.write() as session:
         await log_heartbeats(session, [(BEGIN, NODES[0], {}), (BEGIN + HOUR, NODES[0], {})])
-        for now, hours in ((over - timedelta(microseconds=1), []), (over, [BEGIN])):
+        for now, hours in ((settled_at - timedelta(microseconds=1), []), (settled_at, [BEGIN])):
             await session.execute(
                 text("SELECT set_config('node_registry.now', :now, true)"), {"now": now.isoformat()}
             )
@@ -176,25 +180,25 @@ async def test_an_hour_is_due_when_it_has_been_over_for_a_while(database: Databa
         assert await metrics_rollup.list_due_hours(session, BEGIN + HOUR) == []
 
 
-async def test_what_was_dropped_since_is_not_forgotten_for_the_little_that_comes_late(
+async def test_late_heartbeats_do_not_replace_the_history_of_dropped_ones(
     database: Database,
 ) -> None:
-    everyone = [(UUID(int=0), UUID(int=2**128 - 1))]
+    all_nodes = [(UUID(int=0), UUID(int=2**128 - 1))]
     async with database.write() as session:
         await log_heartbeats(session, [(BEGIN, NODES[0], {"cpu_percent": n}) for n in (1, 2, 3)])
-        await roll_up(session, BEGIN, everyone)
+        await roll_up(session, BEGIN, all_nodes)
         before = await read_history(session)
         await session.execute(text("DELETE FROM heartbeat_log"))
         await metrics_rollup.unmark_rolled_up(session, Partition("", BEGIN, BEGIN + HOUR))
         late = [(BEGIN, NODES[0], {"cpu_percent": 99}), (BEGIN, NODES[1], {"cpu_percent": 5})]
         await log_heartbeats(session, late)
         assert await metrics_rollup.list_due_hours(session, BEGIN) == [BEGIN]
-        await roll_up(session, BEGIN, everyone)
+        await roll_up(session, BEGIN, all_nodes)
         assert await metrics_rollup.is_complete(session, BEGIN)
         assert is_equal(await read_history(session), before | compute_history(late[1:]))
 
 
-async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
+async def test_large_hour_is_split_without_a_gap_or_an_overlap(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics_rollup, "_MAX_ROWS_AT_ONCE", 3)
@@ -211,15 +215,15 @@ async def test_a_large_hour_is_shared_out_without_a_gap_or_an_overlap(
     assert all(before[1].int + 1 == after[0].int for before, after in pairwise(shares))
 
 
-async def test_only_one_rolls_up_at_a_time(database: Database) -> None:
-    async with database.write() as one, database.write() as other:
-        assert await metrics_rollup.try_lock(one)
-        assert not await metrics_rollup.try_lock(other)
-    async with database.write() as other:
-        assert await metrics_rollup.try_lock(other)
+async def test_only_one_process_rolls_up_at_a_time(database: Database) -> None:
+    async with database.write() as first, database.write() as second:
+        assert await metrics_rollup.try_lock(first)
+        assert not await metrics_rollup.try_lock(second)
+    async with database.write() as second:
+        assert await metrics_rollup.try_lock(second)
 
 
-async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
+async def test_finding_and_reading_an_hour_reads_only_that_hour(
     database: Database,
 ) -> None:
     """The other hours of its day, and earlier days, are not read."""
@@ -237,7 +241,7 @@ async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
     async with database.read() as session:
         await session.execute(text("VACUUM ANALYZE heartbeat_log"))
     statements = {
-        metrics_rollup._LIST_DUE_HOURS: {"begin": today, "settle": -86400.0},  # noqa: SLF001  # the very statement
+        metrics_rollup._LIST_DUE_HOURS: {"begin": today, "settle": -86400.0},  # noqa: SLF001  # the statement that the product runs
         metrics_rollup._COUNT_HEARTBEATS: {"hour": today},  # noqa: SLF001  # as above
         metrics_rollup._ESTIMATE_ROWS: {"hour": today},  # noqa: SLF001  # as above
         metrics_rollup._ROLL_UP: {  # noqa: SLF001  # as above
@@ -246,18 +250,18 @@ async def test_to_find_and_to_read_an_hour_costs_no_more_than_that_hour(
             "last_node": UUID(int=2**128 - 1),
         },
     }
-    for statement, terms in statements.items():
+    for statement, parameters in statements.items():
         async with database.write() as session:
             await partitions.make_month_partition(session, today)
-            explained = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}")
-            [plan] = (await session.execute(explained, terms)).scalar_one()
+            explain = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}")
+            [plan] = (await session.execute(explain, parameters)).scalar_one()
         assert 0 < sum(list_rows_read(plan["Plan"])) <= 21600 / 24 + 24
 
 
 def list_rows_read(plan: dict[str, Any]) -> list[int]:
     """Return the number of log rows that each scan read, filtered ones included."""
-    found = [row for part in plan.get("Plans", []) for row in list_rows_read(part)]
+    row_counts = [count for child in plan.get("Plans", []) for count in list_rows_read(child)]
     if "heartbeat_log" in plan.get("Relation Name", ""):
         per_loop = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
-        found.append(round(per_loop * plan["Actual Loops"]))
-    return found
+        row_counts.append(round(per_loop * plan["Actual Loops"]))
+    return row_counts

@@ -28,9 +28,11 @@ from tests.support.fleet import fetch_rows, limit_examples
 from tests.support.statements import record_statements
 from tests.support.waiting import wait_until
 
-OUT, IN = "node-1-hetzner-gex44", "node-2-macbook-m4max"  # seeded by revisions 1 and 2
-ONLY_IN = NodeFilter(node_ids=(IN,))
-FOUND_IN = NodeFilter(search="MacBook")  # ONLY_IN as a search, which only the database evaluates
+OTHER_NODE, NODE = "node-1-hetzner-gex44", "node-2-macbook-m4max"  # seeded by revisions 1 and 2
+ONLY_NODE = NodeFilter(node_ids=(NODE,))
+SEARCH_FOR_NODE = NodeFilter(
+    search="MacBook"
+)  # the same node by a search, which only the database evaluates
 SECONDS = 10
 
 Events = AsyncGenerator[Sequence[StatusEvent], None]
@@ -56,9 +58,11 @@ async def trim_log(database: Database, keep: int) -> None:
 async def restore_log(database: Database, revision: int) -> None:
     """Set the log back to a revision, as restoring a backup does."""
     async with database.write() as session:
-        kept = {"revision": revision}
-        await session.execute(text("DELETE FROM status_changes WHERE revision > :revision"), kept)
-        await session.execute(text("UPDATE registry_state SET revision = :revision"), kept)
+        parameters = {"revision": revision}
+        await session.execute(
+            text("DELETE FROM status_changes WHERE revision > :revision"), parameters
+        )
+        await session.execute(text("UPDATE registry_state SET revision = :revision"), parameters)
 
 
 async def let_feed_read(feed: ChangeFeed, database: Database, notified: int | None = None) -> None:
@@ -150,7 +154,7 @@ class Reader:
         return [
             revision
             for revision in range(after + 1, upto + 1)
-            if not self.only_in or log[revision - 1] == IN
+            if not self.only_in or log[revision - 1] == NODE
         ]
 
     async def pull(self, log: list[str], oldest: int, lagging_below: int) -> None:
@@ -211,7 +215,7 @@ class Interleaving:
     async def resume(self, reader: tuple[int | None, bool]) -> None:
         newest, (start, only_in) = len(self.log), reader
         after = None if start is None else start % (newest + 1)
-        node_filter = ONLY_IN if only_in else EVERY_NODE
+        node_filter = ONLY_NODE if only_in else EVERY_NODE
         events = await follow_feed(self.feed, self.database, after, node_filter, 0)
         self.readers.append(Reader(events, only_in, newest if after is None else after))
 
@@ -237,7 +241,9 @@ class Interleaving:
 
 
 STEP = st.one_of(
-    st.tuples(st.just("append"), st.lists(st.sampled_from([OUT, IN]), min_size=1, max_size=7)),
+    st.tuples(
+        st.just("append"), st.lists(st.sampled_from([OTHER_NODE, NODE]), min_size=1, max_size=7)
+    ),
     st.tuples(st.just("read"), st.sampled_from([-3, -1, 0, 0, 0, 0, 2, 99])),
     st.tuples(st.just("trim"), st.integers(0, 12)),
     st.tuples(st.just("resume"), st.tuples(st.integers(0, 40) | st.none(), st.booleans())),
@@ -286,17 +292,17 @@ async def read_in_pieces(
     return revisions
 
 
-async def test_readers_that_come_and_go_while_changes_are_made_and_trimmed_miss_none(
+async def test_short_lived_readers_miss_no_change_while_the_log_grows_and_is_trimmed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "BATCH_SIZE", 7)
     rng, feed, last = random.Random(4), await create_feed(database, 50), 502  # noqa: S311  # no secret
-    logged = [OUT, IN]
+    logged = [OTHER_NODE, NODE]
 
     async def write() -> None:
         while len(logged) < last:
             count = min(rng.randint(1, 9), last - len(logged))
-            node_ids = rng.choices([OUT, IN], k=count)
+            node_ids = rng.choices([OTHER_NODE, NODE], k=count)
             await append_changes(database, *node_ids)
             logged.extend(node_ids)
             if rng.random() < 0.2:
@@ -305,20 +311,20 @@ async def test_readers_that_come_and_go_while_changes_are_made_and_trimmed_miss_
     async with run_feed(feed), asyncio.timeout(60):
         tasks = [
             asyncio.create_task(read_in_pieces(feed, database, node_filter, last, rng))
-            for node_filter in [EVERY_NODE, ONLY_IN] * 3
+            for node_filter in [EVERY_NODE, ONLY_NODE] * 3
         ]
         await write()
         revisions = [await task for task in tasks]
     assert revisions[::2] == [list(range(3, last + 1))] * 3
-    of_in = [revision for revision in range(3, last + 1) if logged[revision - 1] == IN]
-    assert revisions[1::2] == [of_in] * 3
+    node_revisions = [revision for revision in range(3, last + 1) if logged[revision - 1] == NODE]
+    assert revisions[1::2] == [node_revisions] * 3
 
 
 async def test_readers_that_resume_together_share_the_reads_of_the_log(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_module, "BATCH_SIZE", 5)
-    await append_changes(database, *[IN] * 9)
+    await append_changes(database, *[NODE] * 9)
     feed = await create_feed(database)
     with record_statements(database) as sent:
         reading = [
@@ -339,7 +345,7 @@ async def test_live_readers_share_one_read_and_send_no_statements_themselves(
     feed = await create_feed(database)
     readers = [await follow_feed(feed, database, 2) for _ in range(5)]
     reading = [asyncio.create_task(next_revisions(reader, 3)) for reader in readers]
-    await append_changes(database, IN, OUT, IN)
+    await append_changes(database, NODE, OTHER_NODE, NODE)
     with record_statements(database) as sent:
         await let_feed_read(feed, database, 5)
         assert await asyncio.gather(*reading) == [[3, 4, 5]] * 5
@@ -348,35 +354,35 @@ async def test_live_readers_share_one_read_and_send_no_statements_themselves(
 
 async def test_a_filter_on_values_of_the_rows_sends_no_statement(database: Database) -> None:
     feed = await create_feed(database)
-    await append_changes(database, IN, OUT, IN)
+    await append_changes(database, NODE, OTHER_NODE, NODE)
     await let_feed_read(feed, database)
     batch = await feed.wait_for_batch(2, 0, 0)
     assert batch is not None
     with record_statements(database) as sent:
-        events = await batch.list_events_after(2, ONLY_IN)
+        events = await batch.list_events_after(2, ONLY_NODE)
     assert [event.change.revision for event in events] == [3, 5]
     assert sent == []
 
 
-async def test_equal_filters_share_one_evaluation_that_is_soon_forgotten(
+async def test_equal_filters_share_one_evaluation_for_a_short_time(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await append_changes(database, IN, OUT, IN)
+    await append_changes(database, NODE, OTHER_NODE, NODE)
     feed = await create_feed(database)
-    await append_changes(database, IN, OUT, IN)
+    await append_changes(database, NODE, OTHER_NODE, NODE)
     await let_feed_read(feed, database)
     batch = await feed.wait_for_batch(5, 0, 0)
     assert batch is not None
     monkeypatch.setattr(feed_module, "SHARED_SECONDS", 0.05)
     with record_statements(database) as sent:
         for events in await asyncio.gather(
-            *[batch.list_events_after(5, FOUND_IN) for _ in range(5)]
+            *[batch.list_events_after(5, SEARCH_FOR_NODE) for _ in range(5)]
         ):
             assert [event.change.revision for event in events] == [6, 8]
         assert len(sent) == 1
         async with asyncio.timeout(SECONDS):
             while len(sent) == 1:
-                await batch.list_events_after(5, FOUND_IN)
+                await batch.list_events_after(5, SEARCH_FOR_NODE)
                 await asyncio.sleep(0.005)
 
 
@@ -387,15 +393,15 @@ async def test_a_filter_whose_evaluation_failed_is_evaluated_again(
         raise Unavailable(1)
 
     feed = await create_feed(database)
-    await append_changes(database, IN, OUT)
+    await append_changes(database, NODE, OTHER_NODE)
     await let_feed_read(feed, database)
     with monkeypatch.context() as outage:
         outage.setattr(status_changes, "match_changes", raise_unavailable)
         for _ in range(2):
             with pytest.raises(Unavailable):
-                await next_events(await follow_feed(feed, database, 2, ONLY_IN))
+                await next_events(await follow_feed(feed, database, 2, ONLY_NODE))
     assert feed.subscriber_count == 0
-    assert await next_revisions(await follow_feed(feed, database, 2, ONLY_IN), 1) == [3]
+    assert await next_revisions(await follow_feed(feed, database, 2, ONLY_NODE), 1) == [3]
 
 
 async def test_a_batch_of_the_log_whose_read_failed_is_read_again(
@@ -424,11 +430,11 @@ async def test_a_bookmark_advances_past_hidden_changes_only(
     database: Database,
 ) -> None:
     feed = await create_feed(database)
-    events = await follow_feed(feed, database, 2, ONLY_IN, bookmark_seconds=0)
-    await append_changes(database, OUT, OUT)
+    events = await follow_feed(feed, database, 2, ONLY_NODE, bookmark_seconds=0)
+    await append_changes(database, OTHER_NODE, OTHER_NODE)
     await let_feed_read(feed, database)
     assert await next_events(events) == [feed.make_bookmark(4)]
-    await append_changes(database, OUT, IN, OUT)
+    await append_changes(database, OTHER_NODE, NODE, OTHER_NODE)
     await let_feed_read(feed, database)
     assert await next_revisions(events, 1) == [6]
     assert await next_events(events) == [feed.make_bookmark(7)]
@@ -454,7 +460,7 @@ async def test_no_bookmark_is_sent_while_the_feed_is_disconnected(
             waiting = asyncio.create_task(next_events(events))
             await asyncio.wait([waiting], timeout=0.05)
             assert not waiting.done()
-            await append_changes(database, OUT)
+            await append_changes(database, OTHER_NODE)
         [event] = await waiting
     assert isinstance(event, StatusChanged)
 
@@ -464,7 +470,7 @@ async def test_a_quick_reader_gets_all_of_a_commit_larger_than_the_kept_changes(
 ) -> None:
     feed = await create_feed(database, max_lag=3)
     reading = asyncio.create_task(next_revisions(await follow_feed(feed, database, 2), 10))
-    await append_changes(database, *[IN] * 10)
+    await append_changes(database, *[NODE] * 10)
     await let_feed_read(feed, database)
     assert await reading == list(range(3, 13))
 
@@ -473,24 +479,24 @@ async def test_a_reader_that_starts_ahead_of_the_feed_gets_the_next_changes(
     database: Database,
 ) -> None:
     feed = await create_feed(database)
-    await append_changes(database, IN, IN)
-    now, before = await follow_feed(feed, database), await follow_feed(feed, database, 3)
+    await append_changes(database, NODE, NODE)
+    from_now, from_before = await follow_feed(feed, database), await follow_feed(feed, database, 3)
     reading = [
-        asyncio.create_task(next_revisions(now, 1)),
-        asyncio.create_task(next_revisions(before, 2)),
+        asyncio.create_task(next_revisions(from_now, 1)),
+        asyncio.create_task(next_revisions(from_before, 2)),
     ]
-    await append_changes(database, IN)
+    await append_changes(database, NODE)
     await let_feed_read(feed, database)
     assert await asyncio.gather(*reading) == [[5], [4, 5]]
 
 
-async def test_a_log_trimmed_beyond_the_feed_requires_a_resync_and_the_feed_goes_on(
+async def test_log_trimmed_beyond_the_feed_requires_a_resync_and_the_feed_continues(
     database: Database,
 ) -> None:
     feed = await create_feed(database)
     waiting = await follow_feed(feed, database, 2)
     next_event = asyncio.create_task(next_events(waiting))
-    await append_changes(database, IN, IN)
+    await append_changes(database, NODE, NODE)
     await trim_log(database, 0)
     with record_statements(database) as sent:
         await let_feed_read(feed, database)
@@ -499,12 +505,12 @@ async def test_a_log_trimmed_beyond_the_feed_requires_a_resync_and_the_feed_goes
     assert isinstance(event, ResyncRequired)
     assert event.revision == 4
     events = await follow_feed(feed, database, 4)
-    await append_changes(database, IN)
+    await append_changes(database, NODE)
     await let_feed_read(feed, database)
     assert await next_revisions(events, 1) == [5]
 
 
-async def test_false_notifications_do_no_harm(database: Database) -> None:
+async def test_false_notifications_have_no_effect(database: Database) -> None:
     feed = await create_feed(database)
     events = await follow_feed(feed, database, 2)
     async with run_feed(feed):
@@ -514,7 +520,7 @@ async def test_false_notifications_do_no_harm(database: Database) -> None:
             for payload in ("999999", "0"):
                 async with database.write() as session:
                     await session.execute(text(f"NOTIFY {CHANNEL}, '{payload}'"))
-                await append_changes(database, IN)
+                await append_changes(database, NODE)
                 assert len(await next_revisions(events, 1)) == 1
         assert feed.revision == 4
         assert feed.log_resets == 0
@@ -527,20 +533,20 @@ WHERE application_name = 'node-registry-listen' AND datname = current_database()
 """
 
 
-async def test_a_log_reset_requires_a_resync_of_each_reader_and_the_feed_goes_on(
+async def test_log_reset_requires_a_resync_of_each_reader_and_the_feed_continues(
     database: Database,
 ) -> None:
-    await append_changes(database, IN, IN)
+    await append_changes(database, NODE, NODE)
     feed = await create_feed(database)
     async with run_feed(feed):
         behind, live, idle = [await follow_feed(feed, database, 4) for _ in range(3)]
         first_events = asyncio.create_task(next_events(idle))
-        await append_changes(database, IN, IN)
+        await append_changes(database, NODE, NODE)
         assert await next_revisions(live, 2) == [5, 6]
         assert [len(await first_events)] == [2]
         waiting = asyncio.create_task(next_events(idle))
         await restore_log(database, 3)
-        await append_changes(database, OUT)
+        await append_changes(database, OTHER_NODE)
         for reader in (waiting, next_events(live), next_events(behind)):
             [event] = await reader
             assert isinstance(event, ResyncRequired)
@@ -555,14 +561,14 @@ async def test_a_log_that_reused_lost_revisions_is_recognized_as_reset(
     """A promoted standby may lack the last commits and assign their revisions again."""
     feed = await create_feed(database)
     async with run_feed(feed):
-        await append_changes(database, IN, IN)
+        await append_changes(database, NODE, NODE)
         events = await follow_feed(feed, database, 2)
         assert await next_revisions(events, 2) == [3, 4]
         with monkeypatch.context() as outage:
             outage.setattr(database, "connect_to_listen", raise_no_connection)
             await cut_listeners(database)
             await restore_log(database, 3)
-            await append_changes(database, OUT, OUT, OUT)
+            await append_changes(database, OTHER_NODE, OTHER_NODE, OTHER_NODE)
         [event] = await next_events(events)
         assert isinstance(event, ResyncRequired)
         assert event.reason == "the change log was reset"
@@ -578,24 +584,24 @@ async def test_a_cut_connection_alone_requires_no_resync(database: Database) -> 
     events = await follow_feed(feed, database, 2)
     async with run_feed(feed):
         for number in range(3):
-            await append_changes(database, IN)
+            await append_changes(database, NODE)
             await cut_listeners(database)
             assert await next_revisions(events, 1) == [3 + number]
         await trim_log(database, 0)
         await cut_listeners(database)
-        await append_changes(database, IN)
+        await append_changes(database, NODE)
         assert await next_revisions(events, 1) == [6]
     assert feed.log_resets == 0
 
 
-@pytest.mark.parametrize("node_filter", [ONLY_IN, FOUND_IN])
+@pytest.mark.parametrize("node_filter", [ONLY_NODE, SEARCH_FOR_NODE])
 async def test_a_filter_matches_kept_changes_that_were_trimmed_from_the_log(
     database: Database, node_filter: NodeFilter
 ) -> None:
     """The feed of a quiet registry keeps changes that are older than the oldest in the log."""
     feed = await create_feed(database)
     first, second = [await follow_feed(feed, database, 2, node_filter) for _ in range(2)]
-    await append_changes(database, IN, OUT, IN)
+    await append_changes(database, NODE, OTHER_NODE, NODE)
     await let_feed_read(feed, database)
     await trim_log(database, 1)
     assert await next_revisions(first, 2) == [3, 5]
@@ -618,7 +624,7 @@ async def test_the_feed_reconnects_after_any_error_of_a_cut_connection(
     monkeypatch.setattr(asyncpg.Connection, "add_listener", fail_first)
     feed = await create_feed(database)
     events = await follow_feed(feed, database, 2)
-    await append_changes(database, IN)
+    await append_changes(database, NODE)
     async with run_feed(feed):
         assert await next_revisions(events, 1) == [3]
 

@@ -57,7 +57,7 @@ def _make_seconds_sql(instant: str) -> str:
     return f"extract(epoch FROM {instant} - CAST(:base AS timestamptz))"
 
 
-LOOK = text(f"""
+READ_STATE = text(f"""
 SELECT json_build_object(
     'state', (SELECT json_build_array(mode, {_make_seconds_sql("mode_since")},
                                       {_make_seconds_sql("lease_floor")}, revision)
@@ -69,9 +69,9 @@ SELECT json_build_object(
                         c.revision, n.node_id, c.previous_status, c.status, c.reason, c.actor,
                         {_make_seconds_sql("c.changed_at")}) ORDER BY c.revision)
              FROM status_changes c JOIN nodes n ON n.id = c.node_id WHERE c.revision > :revision))
-""")  # noqa: S608  # nothing in it comes from outside
+""")  # noqa: S608  # it contains no outside input
 
-BEGIN_AT_BASE = (
+RESET_STATEMENTS = (
     "DELETE FROM status_changes",
     "DELETE FROM nodes",
     f"""UPDATE registry_state SET revision = 0, changed_at = '{BASE.isoformat()}',
@@ -89,14 +89,14 @@ class Engine:
 
     async def _connect(self) -> AsyncConnection:
         async with self._database.write() as session:
-            for statement in BEGIN_AT_BASE:
+            for statement in RESET_STATEMENTS:
                 await session.execute(text(statement))
         return await self._database.engine.connect()
 
-    def do(self, now: int, work: Callable[[AsyncSession], Awaitable[Any]]) -> Any:
-        return self._runner.run(self._do(now, work))
+    def run(self, now: int, work: Callable[[AsyncSession], Awaitable[Any]]) -> Any:
+        return self._runner.run(self._run(now, work))
 
-    async def _do(self, now: int, work: Callable[[AsyncSession], Awaitable[Any]]) -> Any:
+    async def _run(self, now: int, work: Callable[[AsyncSession], Awaitable[Any]]) -> Any:
         async with AsyncSession(self._connection, expire_on_commit=False) as session:
             await session.execute(
                 text("SELECT set_config('node_registry.now', :now, true)"),
@@ -104,12 +104,12 @@ class Engine:
             )
             return await work(session)
 
-    def look(self, revision: int) -> dict[str, Any]:
-        found = self._runner.run(
-            self._connection.execute(LOOK, {"revision": revision, "base": BASE})
+    def read_state(self, revision: int) -> dict[str, Any]:
+        result = self._runner.run(
+            self._connection.execute(READ_STATE, {"revision": revision, "base": BASE})
         )
-        looked: dict[str, Any] = found.scalar_one()
-        return looked
+        state: dict[str, Any] = result.scalar_one()
+        return state
 
     def begin(self) -> None:
         self._runner.run(self._begin())
@@ -117,7 +117,7 @@ class Engine:
     async def _begin(self) -> None:
         await self._connection.begin()
 
-    def undo(self) -> None:
+    def roll_back(self) -> None:
         self._runner.run(self._connection.rollback())
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Engine:
 
 
 class LivenessMachine(RuleBasedStateMachine):
-    """Applies the same steps to the engine and the model; no clock jump moves `true_now`."""
+    """Applies the same steps to the engine and the model; clock jumps leave `true_now` alone."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -136,13 +136,13 @@ class LivenessMachine(RuleBasedStateMachine):
         self.model = Model(RULES)
         self.true_now = 0
         self.sweeps: list[int] = []
-        self.heard: dict[str, int] = {}
+        self.last_heard: dict[str, int] = {}
         self.sequences: dict[str, int] = {}
         self.runs = dict.fromkeys(PROCESSES, 0)
         self.revision = 0
 
     def teardown(self) -> None:
-        self.engine.undo()
+        self.engine.roll_back()
 
     @initialize(count=st.integers(2, len(NODES)))
     def begin(self, count: int) -> None:
@@ -157,30 +157,30 @@ class LivenessMachine(RuleBasedStateMachine):
     )
     def work(self, seconds: int, silent: frozenset[str], process: str) -> None:
         """Let time pass while most nodes send heartbeats and one process sweeps."""
-        self._pass(seconds)
-        self._beat_plainly(set(self.model.nodes) - silent)
+        self._pass_time(seconds)
+        self._send_newer_heartbeats(set(self.model.nodes) - silent)
         self._sweep(process)
 
     @rule(
         count=st.integers(1, 4),
         seconds=WITHIN_TIMEOUT,
-        beating=st.frozensets(st.sampled_from(NODES), max_size=3),
+        node_ids=st.frozensets(st.sampled_from(NODES), max_size=3),
     )
-    def work_on(self, count: int, seconds: int, beating: frozenset[str]) -> None:
+    def work_with_few_nodes(self, count: int, seconds: int, node_ids: frozenset[str]) -> None:
         """Let few nodes send heartbeats for a while, and both processes sweep."""
         for n in range(count):
-            self._pass(seconds)
-            self._beat_plainly(beating)
+            self._pass_time(seconds)
+            self._send_newer_heartbeats(node_ids)
             self._sweep(PROCESSES[n % 2])
 
     @rule(node_id=st.sampled_from(NODES), count=st.integers(2, 4))
-    def link_wavers(self, node_id: str, count: int) -> None:
-        """Let all nodes send heartbeats, one of them late again and again."""
+    def node_is_repeatedly_late(self, node_id: str, count: int) -> None:
+        """Let all nodes send heartbeats, one of them repeatedly late."""
         for _ in range(count):
-            self._pass(15)
-            self._beat_plainly(set(self.model.nodes) - {node_id})
+            self._pass_time(15)
+            self._send_newer_heartbeats(set(self.model.nodes) - {node_id})
             self._sweep(PROCESSES[0])
-            self._beat_plainly({node_id})
+            self._send_newer_heartbeats({node_id})
 
     @rule(
         reports=st.lists(
@@ -195,12 +195,12 @@ class LivenessMachine(RuleBasedStateMachine):
         )
     )
     def heartbeats(self, reports: list[tuple[str, str, bool, float]]) -> None:
-        self._beat(reports)
+        self._send_heartbeats(reports)
 
     @rule(seconds=SILENCES)
     def silence(self, seconds: int) -> None:
         """Let time pass without heartbeats and sweeps."""
-        self._pass(seconds)
+        self._pass_time(seconds)
 
     @rule(process=st.sampled_from(PROCESSES))
     def sweep(self, process: str) -> None:
@@ -214,8 +214,8 @@ class LivenessMachine(RuleBasedStateMachine):
     def process_ends(self, process: str, *, cleanly: bool) -> None:
         """End a process; another one takes its place."""
         if cleanly:
-            name = self._named(process)
-            self.engine.do(
+            name = self._get_process_name(process)
+            self.engine.run(
                 self.model.now,
                 lambda session: process_heartbeats.remove_process(session, _make_uuid(name)),
             )
@@ -237,7 +237,7 @@ class LivenessMachine(RuleBasedStateMachine):
     def maintenance_starts(self, data: st.DataObject, until: int | None) -> None:
         node_id = data.draw(st.sampled_from(sorted(self.model.nodes)))
         end = None if until is None else self.model.now + until
-        self.engine.do(
+        self.engine.run(
             self.model.now,
             lambda session: nodes.start_maintenance(
                 session,
@@ -254,7 +254,7 @@ class LivenessMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def maintenance_ends(self, data: st.DataObject) -> None:
         node_id = data.draw(st.sampled_from(sorted(self.model.nodes)))
-        self.engine.do(
+        self.engine.run(
             self.model.now,
             lambda session: nodes.end_maintenance(
                 session, node_id, rules=RULES, note=None, caller=OPERATOR
@@ -267,88 +267,90 @@ class LivenessMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def deregister(self, data: st.DataObject) -> None:
         node_id = data.draw(st.sampled_from(sorted(self.model.nodes)))
-        self.engine.do(
+        self.engine.run(
             self.model.now,
             lambda session: nodes.deregister(session, node_id, note=None, caller=OPERATOR),
         )
         self.model.deregister(node_id)
         self._compare()
 
-    def _beat_plainly(self, beating: Iterable[str]) -> None:
-        self._beat([(node_id, "newer", False, 1.0) for node_id in sorted(beating)])
+    def _send_newer_heartbeats(self, node_ids: Iterable[str]) -> None:
+        self._send_heartbeats([(node_id, "newer", False, 1.0) for node_id in sorted(node_ids)])
 
-    def _named(self, process: str) -> str:
+    def _get_process_name(self, process: str) -> str:
         return f"{process} {self.runs[process]}"
 
-    def _pass(self, seconds: int) -> None:
+    def _pass_time(self, seconds: int) -> None:
         self.true_now += seconds
         self.model.now += seconds
 
     def _sweep(self, process: str) -> None:
-        name = self._named(process)
-        swept = self.engine.do(
+        name = self._get_process_name(process)
+        result = self.engine.run(
             self.model.now, lambda session: sweep.sweep(session, _make_uuid(name), RULES)
         )
         mode_before = self.model.mode
         self.model.sweep(name)
         self.sweeps.append(self.true_now)
-        assert swept.mode == self.model.mode
-        assert swept.mode_changed == (self.model.mode != mode_before)
-        if swept.mode_changed and swept.mode == "protected":
-            assert swept.live_nodes >= RULES.protect_min_nodes
+        assert result.mode == self.model.mode
+        assert result.mode_changed == (self.model.mode != mode_before)
+        if result.mode_changed and result.mode == "protected":
+            assert result.live_nodes >= RULES.protect_min_nodes
         rows = self._compare()
-        assert swept.changed_nodes + swept.removed_nodes == len(rows)
+        assert result.changed_nodes + result.removed_nodes == len(rows)
         for row in rows:
             if row.status == "offline" and row.reason != "deregistered":
-                assert swept.mode == "normal"
+                assert result.mode == "normal"
                 self._assert_processes_ran_for_ttl(row)
 
     def _assert_processes_ran_for_ttl(self, row: Row) -> None:
         """Assert that a node went OFFLINE only after processes ran for its TTL, by true time."""
-        begun = self.true_now - TTL
-        assert self.heard[row.node_id] <= begun, row
+        ttl_ago = self.true_now - TTL
+        assert self.last_heard[row.node_id] <= ttl_ago, row
         since = self.true_now
         for earlier in reversed(self.sweeps):
             assert since - earlier <= RULES.process_timeout, row
             since = earlier
-            if since <= begun:
+            if since <= ttl_ago:
                 return
-        pytest.fail(f"{row} before the registry was at work for a TTL")
+        pytest.fail(f"{row} before the registry ran for a TTL")
 
     def _register(self, node_id: str, boot: str, host: str, replaces: str | None) -> None:
         labels = LABELS.get(node_id, ())
 
-        async def registered(session: AsyncSession) -> str:
-            wanted = make_registration(
+        async def register_node(session: AsyncSession) -> str:
+            request = make_registration(
                 node_id, boot, hostname=host, replaces_boot_id=replaces, labels=labels
             )
             try:
-                _, created = await registration.register(session, wanted, rules=RULES, caller=AGENT)
+                _, created = await registration.register(
+                    session, request, rules=RULES, caller=AGENT
+                )
             except NodeIdTaken as error:
                 return error.code
             return "created" if created else "registered"
 
-        outcome = self.engine.do(self.model.now, registered)
+        outcome = self.engine.run(self.model.now, register_node)
         assert outcome == self.model.register(
             node_id, boot, host=host, replaces=replaces, labels=labels
         )
         if outcome != NodeIdTaken.code:
-            self.heard[node_id] = self.true_now
+            self.last_heard[node_id] = self.true_now
         self._compare()
 
-    def _beat(self, wanted: list[tuple[str, str, bool, float]]) -> None:
-        stretch = wanted[0][3] if wanted else 1.0
+    def _send_heartbeats(self, cases: list[tuple[str, str, bool, float]]) -> None:
+        stretch = cases[0][3] if cases else 1.0
         reports = [
-            self._report(node_id, kind, degraded=degraded) for node_id, kind, degraded, _ in wanted
+            self._report(node_id, kind, degraded=degraded) for node_id, kind, degraded, _ in cases
         ]
         rules = replace(RULES, stretch=stretch)
         if not reports:
             return
-        outcomes = self.engine.do(
+        outcomes = self.engine.run(
             self.model.now,
             lambda session: heartbeats.record_in_transaction(session, reports, rules),
         )
-        for report, outcome, (_, kind, _, _) in zip(reports, outcomes, wanted, strict=True):
+        for report, outcome, (_, kind, _, _) in zip(reports, outcomes, cases, strict=True):
             expected = self.model.heartbeat(
                 report.node_id,
                 report.boot_id,
@@ -359,7 +361,7 @@ class LivenessMachine(RuleBasedStateMachine):
             if isinstance(outcome, HeartbeatAck):
                 assert outcome.status == expected
                 if kind == "newer":
-                    self.heard[report.node_id] = self.true_now
+                    self.last_heard[report.node_id] = self.true_now
             else:
                 assert outcome.code == expected
         self._compare()
@@ -377,25 +379,25 @@ class LivenessMachine(RuleBasedStateMachine):
 
     def _compare(self) -> list[Row]:
         """Compare the engine with the model; return the new rows of the change log."""
-        looked = self.engine.look(self.revision)
-        mode, mode_since, floor, revision = looked["state"]
+        state = self.engine.read_state(self.revision)
+        mode, mode_since, floor, revision = state["state"]
         model = self.model
         assert (mode, mode_since, floor) == (model.mode, model.mode_since, model.floor)
         assert {
             node_id: (status, reason, since)
-            for node_id, (status, reason, since) in (looked["nodes"] or {}).items()
+            for node_id, (status, reason, since) in (state["nodes"] or {}).items()
         } == {node.node_id: (node.status, node.reason, node.since) for node in model.nodes.values()}
-        found = looked["rows"] or []
-        assert [row[0] for row in found] == list(range(self.revision + 1, revision + 1))
-        rows = [Row(*row[1:]) for row in found]
+        raw_rows = state["rows"] or []
+        assert [row[0] for row in raw_rows] == list(range(self.revision + 1, revision + 1))
+        rows = [Row(*row[1:]) for row in raw_rows]
         assert sorted(rows, key=_get_node_id) == sorted(
             model.log[self.revision :], key=_get_node_id
         )
         for row in rows:
-            began, ended = StatusReason.MAINTENANCE_STARTED, StatusReason.MAINTENANCE_ENDED
-            assert (row.status == "maintenance") == (row.reason == began)
+            started, ended = StatusReason.MAINTENANCE_STARTED, StatusReason.MAINTENANCE_ENDED
+            assert (row.status == "maintenance") == (row.reason == started)
             if row.previous == "maintenance":
-                assert row.reason in {began, ended, "deregistered"}
+                assert row.reason in {started, ended, "deregistered"}
         self.revision = revision
         return rows
 
@@ -416,7 +418,7 @@ def engine(database_url: URL) -> Iterator[Engine]:
 
 
 @pytest.mark.timeout(3600)
-def test_the_engine_follows_the_rules_whatever_happens(engine: Engine, *, thorough: bool) -> None:
+def test_engine_equals_the_model_after_any_events(engine: Engine, *, thorough: bool) -> None:
     run_state_machine_as_test(
         lambda: LivenessMachine(engine),  # type: ignore[arg-type]  # any factory will do
         settings=settings(

@@ -1,4 +1,4 @@
-"""A machine that changes while its agent runs: the registry knows, and nobody is disturbed."""
+"""A machine that changes while its agent runs: the registry stores it without a status change."""
 
 from contextlib import aclosing
 from dataclasses import replace
@@ -25,7 +25,7 @@ query($id: String!) {
 """
 
 
-async def test_registry_has_the_change_and_makes_no_event_of_it(
+async def test_registry_stores_the_change_without_a_status_change(
     server: LiveServer, tmp_path: Path
 ) -> None:
     time = Time()

@@ -87,7 +87,7 @@ async def read_valid_token(directory: Path, database: Database) -> Token:
         found = await tokens.find_valid_token(
             session, parse_token_text(stored.token.get_secret_value())
         )
-    assert found is not None, "it stands"
+    assert found is not None, "it is valid"
     return found
 
 
@@ -272,7 +272,7 @@ async def test_revoked_token_without_enrolment_token_is_rejected(
             await run.register()
         assert rejected.value.code == UNAUTHENTICATED
     assert read_node_token(tmp_path) is not None, (
-        "it may be good again, as when a backup is put back"
+        "it may become valid again when a backup is restored"
     )
 
 

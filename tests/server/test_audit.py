@@ -29,7 +29,7 @@ from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 
-TRAIL = """
+AUDIT_LOG = """
 query Trail($filter: AuditFilter, $first: Int, $after: String) {
   auditLog(filter: $filter, first: $first, after: $after) {
     edges { cursor }
@@ -88,7 +88,7 @@ async def list_entries(database: Database) -> list[tuple[str, str, str]]:
 
 
 async def query_audit_log(server: LiveServer, **variables: Any) -> dict[str, Any]:
-    log: dict[str, Any] = (await server.execute(TRAIL, **variables))["auditLog"]
+    log: dict[str, Any] = (await server.execute(AUDIT_LOG, **variables))["auditLog"]
     return log
 
 
@@ -117,16 +117,16 @@ async def test_administrators_read_the_audit_log_newest_first(server: LiveServer
 async def test_pages_cover_the_whole_audit_log(server: LiveServer) -> None:
     for name in "abcde":
         await register(server, name)
-    seen, after = [], None
+    subjects, after = [], None
     while True:
         page = await query_audit_log(server, first=2, after=after)
         assert [edge["cursor"] for edge in page["edges"]][-1] == page["pageInfo"]["endCursor"]
         assert page["pageInfo"]["hasPreviousPage"] is (after is not None)
-        seen += [entry["subject"] for entry in page["nodes"]]
+        subjects += [entry["subject"] for entry in page["nodes"]]
         after = page["pageInfo"]["endCursor"]
         if not page["pageInfo"]["hasNextPage"]:
             break
-    assert seen == list("edcba")
+    assert subjects == list("edcba")
 
 
 async def test_a_filter_selects_entries_that_meet_all_its_conditions(server: LiveServer) -> None:
@@ -159,7 +159,7 @@ async def test_a_filter_selects_entries_that_meet_all_its_conditions(server: Liv
 async def test_an_invalid_filter_is_rejected(
     server: LiveServer, variables: dict[str, Any], field: str
 ) -> None:
-    [error] = (await server.post(TRAIL, **variables))["errors"]
+    [error] = (await server.post(AUDIT_LOG, **variables))["errors"]
     assert (error["extensions"]["code"], error["extensions"]["field"]) == ("BAD_INPUT", field)
 
 
@@ -238,22 +238,22 @@ async def test_a_rejection_of_a_known_caller_is_recorded(
     await register(server, "a")
     assert await get_error_code(engine, *operation, **mutation_input) == entry[2]
     assert await list_entries(server.services.database) == [("node.register", "a", "ok"), entry]
-    refused = (await query_audit_log(server, first=1))["nodes"][0]
-    assert (refused["actor"], refused["address"]) == ("agent-7", "192.0.2.7")
-    assert (refused["before"], refused["after"]) == (None, None)
+    rejection = (await query_audit_log(server, first=1))["nodes"][0]
+    assert (rejection["actor"], rejection["address"]) == ("agent-7", "192.0.2.7")
+    assert (rejection["before"], rejection["after"]) == (None, None)
 
 
 @pytest.mark.parametrize("operation", ["Revoke", "Rotate"])
 async def test_a_token_sent_instead_of_its_id_is_not_recorded(
     server: LiveServer, engine: Engine, logged: list[EventDict], operation: str
 ) -> None:
-    key = generate_token()
-    response = await handle(engine, TOKENS, operation, id=key.text)
-    assert f"nrk_{key.public_id}…" in response
-    assert key.text not in response + repr(logged)
+    token = generate_token()
+    response = await handle(engine, TOKENS, operation, id=token.text)
+    assert f"nrk_{token.public_id}…" in response
+    assert token.text not in response + repr(logged)
     [entry] = await list_entries(server.services.database)
     action = f"token.{operation.lower()}"
-    assert entry == (action, f"nrk_{key.public_id}…", "TOKEN_NOT_FOUND")
+    assert entry == (action, f"nrk_{token.public_id}…", "TOKEN_NOT_FOUND")
 
 
 async def test_a_rejection_of_an_unknown_caller_is_not_recorded(server: LiveServer) -> None:
@@ -265,11 +265,11 @@ async def test_a_rejection_of_an_unknown_caller_is_not_recorded(server: LiveServ
 async def test_rejections_of_heartbeats_are_not_recorded(
     server: LiveServer, engine: Engine
 ) -> None:
-    beat_of = (
+    record_heartbeat = (
         "mutation($input: RecordHeartbeatInput!) { recordHeartbeat(input: $input) { status } }"
     )
-    refused = await get_error_code(engine, beat_of, nodeId="x", bootId="b", sequence=1)
-    assert refused == "NODE_NOT_FOUND"
+    error_code = await get_error_code(engine, record_heartbeat, nodeId="x", bootId="b", sequence=1)
+    assert error_code == "NODE_NOT_FOUND"
     assert await list_entries(server.services.database) == []
 
 
@@ -300,12 +300,12 @@ def get_metric(server: LiveServer, name: str) -> float | None:
     return server.services.metrics.registry.get_sample_value(name)
 
 
-@pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER], ids=["refused", "forbidden"])
+@pytest.mark.parametrize("role", [Role.ADMIN, Role.VIEWER], ids=["rejected", "forbidden"])
 async def test_a_rejection_of_a_caller_that_disconnects_is_recorded(
     start_server: StartServer, database: Database, role: Role
 ) -> None:
-    key = await create_token(database, role)
-    headers = {"authorization": f"Bearer {key.text}"}
+    token = await create_token(database, role)
+    headers = {"authorization": f"Bearer {token.text}"}
     async with AsyncExitStack() as stack:
         async with start_server() as server:
             session = await stack.enter_async_context(database.write())
@@ -385,8 +385,8 @@ async def test_forbidden_operations_are_recorded_except_heartbeats(
         ):
             reply = await server.http.post("/graphql", json={"query": query}, headers=headers)
             assert reply.json()["errors"][0]["extensions"]["code"] == "FORBIDDEN"
-        nobody = await server.http.post("/graphql", json={"query": query})
-        assert nobody.status_code == 401
+        anonymous = await server.http.post("/graphql", json={"query": query})
+        assert anonymous.status_code == 401
     async with database.read() as session:
         page = await audit.list_entries(
             session, AuditFilter(outcome="FORBIDDEN"), first=9, after=None
@@ -408,13 +408,13 @@ async def test_a_forbidden_operation_records_few_entries(server: LiveServer) -> 
 
 async def test_the_audit_log_is_kept_for_the_configured_time(server: LiveServer) -> None:
     database, settings = server.services.database, server.services.settings
-    aged = """
+    insert_aged_entries = """
     INSERT INTO audit_log (recorded_at, actor, action, subject)
     SELECT now() - make_interval(days => n), 'a', 'b', n FROM unnest(ARRAY[399, 401, 800]) AS n
     """
     async with database.write() as session:
-        await session.execute(text(aged))
-    upkeep = Housekeeping(database, settings, Metrics())
-    assert await upkeep.trim_audit_log() == 2
+        await session.execute(text(insert_aged_entries))
+    housekeeping = Housekeeping(database, settings, Metrics())
+    assert await housekeeping.trim_audit_log() == 2
     assert [subject for _, subject, _ in await list_entries(database)] == ["399"]
-    assert await upkeep.trim_audit_log() == 0
+    assert await housekeeping.trim_audit_log() == 0

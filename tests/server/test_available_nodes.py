@@ -76,22 +76,22 @@ async def test_the_least_loaded_node_comes_first(server: LiveServer) -> None:
     await register_own_node(server, "busy", metrics={"cpuPercent": 90})
     await register_own_node(server, "idle", metrics={"cpuPercent": 10})
     await register_own_node(server, "unknown")
-    answer = await find_available(server)
-    found = [(c["node"]["nodeId"], c["score"]) for c in answer["candidates"]]
+    result = await find_available(server)
+    found = [(c["node"]["nodeId"], c["score"]) for c in result["candidates"]]
     assert found == [("idle", 0.9), ("busy", pytest.approx(0.1)), ("unknown", 0)]
-    assert answer["candidates"][0]["node"]["metrics"] == {"cpuPercent": 10}
-    assert answer["revision"] == "5"
+    assert result["candidates"][0]["node"]["metrics"] == {"cpuPercent": 10}
+    assert result["revision"] == "5"
 
 
 async def test_excluded_nodes_have_their_reasons(server: LiveServer) -> None:
     await register_own_node(server, "a", metrics={"gpus": [{"name": "g", "memoryFreeMb": 9120}]})
     await register_own_node(server, "b", role="BACKUP")
     await server.execute(MAINTENANCE, input={"nodeId": "b", "enabled": True})
-    answer = await find_available(
+    result = await find_available(
         server, require={"roles": ["PRODUCTION"], "minGpuMemoryFreeMb": 16000}
     )
-    assert answer["candidates"] == []
-    assert {left["nodeId"]: left["reasons"] for left in answer["excluded"]} == {
+    assert result["candidates"] == []
+    assert {excluded["nodeId"]: excluded["reasons"] for excluded in result["excluded"]} == {
         "a": ["needs 16000 MB on one GPU, has 9120"],
         "b": [
             "is in MAINTENANCE",
@@ -195,10 +195,10 @@ async def test_a_deeply_nested_requirement_is_rejected(server: LiveServer) -> No
 async def test_a_change_is_in_the_result_within_a_second(server: LiveServer) -> None:
     await register_own_node(server, "a", metrics={"cpuPercent": 10})
     assert await list_candidates(server, require={"maxCpuPercent": 50}) == ["a"]
-    changed = asyncio.get_running_loop().time()
+    changed_at = asyncio.get_running_loop().time()
     await beat(server, "a", 2, metrics={"cpuPercent": 99})
     while await list_candidates(server, require={"maxCpuPercent": 50}):
-        assert asyncio.get_running_loop().time() < changed + 1.5
+        assert asyncio.get_running_loop().time() < changed_at + 1.5
         await asyncio.sleep(0.02)
 
 
@@ -234,7 +234,7 @@ async def test_a_rejected_query_is_rejected_again(server: LiveServer) -> None:
     assert len(ids) == 3
 
 
-async def test_a_follower_receives_the_set_and_then_what_enters_and_leaves(
+async def test_a_follower_receives_the_set_and_then_each_node_that_enters_or_leaves(
     server: LiveServer,
 ) -> None:
     await register_own_node(server, "a")
@@ -353,40 +353,40 @@ def apply_event(event: dict[str, Any], node_ids: set[str]) -> None:
             node_ids.remove(event["nodeId"])
 
 
-async def change_something(server: LiveServer, choice: random.Random, number: int) -> None:
+async def change_something(server: LiveServer, rng: random.Random, number: int) -> None:
     """Change a random node. Some changes are rejected, e.g. of a node that is not registered."""
-    node_id = f"n{choice.randrange(6)}"
-    match choice.randrange(5):
+    node_id = f"n{rng.randrange(6)}"
+    match rng.randrange(5):
         case 0:
-            await register(server, node_id, labels=[choice.choice(["mine", "other"])])
+            await register(server, node_id, labels=[rng.choice(["mine", "other"])])
         case 1:
             await server.post(DEREGISTER, input={"nodeId": node_id})
         case 2:
-            maintenance = {"nodeId": node_id, "enabled": choice.random() < 0.5}
+            maintenance = {"nodeId": node_id, "enabled": rng.random() < 0.5}
             await server.post(MAINTENANCE, input=maintenance)
         case _:
             heartbeat = {
                 "nodeId": node_id,
                 "bootId": "boot-1",
                 "sequence": number,
-                "status": choice.choice(["ONLINE", "DEGRADED"]),
-                "metrics": {"cpuPercent": choice.choice([10, 90])},
+                "status": rng.choice(["ONLINE", "DEGRADED"]),
+                "metrics": {"cpuPercent": rng.choice([10, 90])},
             }
             await server.post(BEAT, input=heartbeat)
 
 
 async def test_the_events_of_followers_add_up_to_the_candidates(server: LiveServer) -> None:
-    choice = random.Random(4)  # noqa: S311  # the same changes each time
+    rng = random.Random(4)  # noqa: S311  # the same changes each time
     requirements: list[dict[str, Any]] = [{}, MINE, {"maxCpuPercent": 50, "includeDegraded": True}]
-    followed: list[set[str]] = [set() for _ in requirements]
+    followed_sets: list[set[str]] = [set() for _ in requirements]
     async with connect(server.websocket_url) as client:
         for number, require in enumerate(requirements):
             await client.subscribe(str(number), FOLLOW, require=require)
         for number in range(150):
-            await change_something(server, choice, number)
+            await change_something(server, rng, number)
         await register(server, "n6", labels=["mine"])
         async with asyncio.timeout(20):
-            while "n6" not in followed[0] or followed != [
+            while "n6" not in followed_sets[0] or followed_sets != [
                 set(await list_candidates(server, require=require)) for require in requirements
             ]:
                 with suppress(TimeoutError):
@@ -394,10 +394,10 @@ async def test_the_events_of_followers_add_up_to_the_candidates(server: LiveServ
                         async with asyncio.timeout(0.1):
                             message = await client.receive()
                         event = message["payload"]["data"]["availableNodesChanges"]
-                        apply_event(event, followed[int(message["id"])])
+                        apply_event(event, followed_sets[int(message["id"])])
 
 
-async def test_answer_has_the_revision_at_which_its_candidates_were_matched(
+async def test_result_has_the_revision_at_which_its_candidates_were_matched(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A router resumes from that revision: a change after it must not be skipped."""
@@ -407,12 +407,12 @@ async def test_answer_has_the_revision_at_which_its_candidates_were_matched(
     reading, may_read = asyncio.Event(), asyncio.Event()
     find_nodes = nodes.find_nodes_by_uuid
 
-    async def find_later(*arguments: Any) -> Any:
+    async def find_after_signal(*arguments: Any) -> Any:
         reading.set()
         await may_read.wait()
         return await find_nodes(*arguments)
 
-    monkeypatch.setattr(nodes, "find_nodes_by_uuid", find_later)
+    monkeypatch.setattr(nodes, "find_nodes_by_uuid", find_after_signal)
     ranking = asyncio.create_task(
         snapshot.rank_candidates(NO_REQUIREMENTS, NodeRanking.LEAST_LOADED, 7)
     )

@@ -317,7 +317,7 @@ NO_CURSORS = {
     "of nothing in a list": {"after": encode_cursor()},
     "of deep JSON": {"after": base64.b64encode(b"[" * 10_000).decode()},
 }
-WRONG = [
+INVALID_CASES = [
     *make_input_cases(REGISTER, NODE, "nodeId", NO_IDS | NO_STRINGS),
     *make_input_cases(REGISTER, NODE, "bootId", NO_IDS | NO_STRINGS | {"null": None}),
     *make_input_cases(REGISTER, NODE, "replacesBootId", NO_IDS | NO_STRINGS),
@@ -672,7 +672,7 @@ def assert_rejected(case: Case, response: httpx.Response) -> None:
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=case.id) for case in WRONG if is_finite(case.arguments)],
+    [pytest.param(case, id=case.id) for case in INVALID_CASES if is_finite(case.arguments)],
 )
 async def test_an_invalid_variable_is_rejected_and_named(registry: LiveServer, case: Case) -> None:
     request = json.dumps(case.operation.with_variables(case.arguments))
@@ -700,7 +700,7 @@ def fits_token_limit(case: Case) -> bool:
     "case",
     [
         pytest.param(case, id=case.id)
-        for case in WRONG
+        for case in INVALID_CASES
         if case.as_literal and fits_token_limit(case)
     ],
 )
@@ -711,7 +711,7 @@ async def test_an_invalid_literal_is_rejected_and_named(registry: LiveServer, ca
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize(
-    "written",
+    "fields",
     [
         'name: "\\uD800"',
         'name: "\\uDC00\\uD800"',
@@ -722,9 +722,9 @@ async def test_an_invalid_literal_is_rejected_and_named(registry: LiveServer, ca
     ],
 )
 async def test_a_document_with_a_lone_surrogate_is_rejected(
-    registry: LiveServer, written: str
+    registry: LiveServer, fields: str
 ) -> None:
-    query = f"mutation {{ registerNode(input: {{{written}}}) {{ created }} }}"
+    query = f"mutation {{ registerNode(input: {{{fields}}}) {{ created }} }}"
     [error] = (await registry.post(query))["errors"]
     assert error["extensions"]["code"] == "BAD_INPUT"
     assert error["locations"]
@@ -754,8 +754,12 @@ async def test_a_number_that_is_not_finite_is_rejected(
     query = RECORD.with_literals({"input": BEAT | {"metrics": {"cpuPercent": "?"}}})["query"]
     [error] = (await registry.post(query.replace('"?"', number)))["errors"]
     assert error["extensions"]["code"] == "BAD_INPUT"
-    in_words = number.endswith("Infinity") and number.startswith("-")  # which does not parse
-    assert error["extensions"].get("field") == (None if in_words else "input.metrics.cpuPercent")
+    is_negative_infinity = number.endswith("Infinity") and number.startswith(
+        "-"
+    )  # which does not parse
+    assert error["extensions"].get("field") == (
+        None if is_negative_infinity else "input.metrics.cpuPercent"
+    )
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -788,14 +792,14 @@ async def test_an_invalid_heartbeat_of_a_batch_is_rejected_alone(registry: LiveS
         " { ... on HeartbeatRejected { nodeId code message } } }",
         inputs=inputs,
     )
-    rejected = data["recordHeartbeats"]
-    assert [rejection["nodeId"] for rejection in rejected] == [
+    rejections = data["recordHeartbeats"]
+    assert [rejection["nodeId"] for rejection in rejections] == [
         rejection["nodeId"] for rejection in inputs
     ]
     codes = ["BAD_INPUT", "BAD_INPUT", "BAD_INPUT", "NODE_NOT_FOUND", "STALE_BOOT"]
-    assert [rejection["code"] for rejection in rejected] == codes
+    assert [rejection["code"] for rejection in rejections] == codes
     fields = ["inputs[0].nodeId", "inputs[1].sequence", "inputs[2].metrics.cpuPercent"]
-    assert [rejection["message"].partition(": ")[0] for rejection in rejected[:3]] == fields
+    assert [rejection["message"].partition(": ")[0] for rejection in rejections[:3]] == fields
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -853,8 +857,8 @@ async def test_input_at_the_limits_is_stored_unchanged(server: LiveServer) -> No
         " { name hostname labels ipAddress localIp metadata capabilities } }",
         id="x" * 255,
     )
-    kept = {name: value for name, value in node.items() if name != "nodeId"}
-    assert data["node"] == kept | {"ipAddress": "::ffff:10.0.0.1", "localIp": "fe80::1"}
+    stored = {name: value for name, value in node.items() if name != "nodeId"}
+    assert data["node"] == stored | {"ipAddress": "::ffff:10.0.0.1", "localIp": "fe80::1"}
     odd = {"": {SQL: [2**63 - 1, -(2**63), 1e300, 0.1, None, True, "\U0001f3c3\u202e"]}}
     await register(server, "odd", metadata=odd)
     data = await server.execute('{ node(nodeId: "odd") { metadata } }')
@@ -886,7 +890,7 @@ ANYTHING = settings(
 def vary(valid: dict[str, Any], *more: str) -> st.SearchStrategy[dict[str, Any]]:
     """Return inputs in which anything replaces some fields, among them those named in `more`."""
     names = st.sampled_from([*valid, *more])
-    return st.dictionaries(names, st.text() | JSON, max_size=3).map(lambda junk: valid | junk)
+    return st.dictionaries(names, st.text() | JSON, max_size=3).map(lambda changes: valid | changes)
 
 
 async def assert_answered(server: LiveServer, request: Any) -> None:
@@ -905,7 +909,7 @@ async def assert_answered(server: LiveServer, request: Any) -> None:
 @pytest.mark.asyncio(loop_scope="function")
 @ANYTHING
 @given(node=vary(NODE, "name", "hostname", "labels", "ipAddress", "metadata", "profiles"))
-async def test_whatever_is_registered_is_answered(server: LiveServer, node: dict[str, Any]) -> None:
+async def test_any_registration_is_answered(server: LiveServer, node: dict[str, Any]) -> None:
     await assert_answered(server, REGISTER.with_variables({"input": node}))
 
 
@@ -915,7 +919,7 @@ async def test_whatever_is_registered_is_answered(server: LiveServer, node: dict
     beat=vary(BEAT, "status", "metrics"),
     metrics=vary({"cpuPercent": 1, "gpus": [{"name": "a"}], "extra": {}}, "loadAverage"),
 )
-async def test_whatever_is_reported_is_answered(
+async def test_any_heartbeat_is_answered(
     server: LiveServer, beat: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     await assert_answered(server, RECORD.with_variables({"input": {"metrics": metrics} | beat}))
@@ -927,7 +931,7 @@ async def test_whatever_is_reported_is_answered(
 @pytest.mark.asyncio(loop_scope="function")
 @ANYTHING
 @given(request=JSON, query=st.text())
-async def test_whatever_is_sent_is_answered(server: LiveServer, request: Any, query: str) -> None:
+async def test_any_request_is_answered(server: LiveServer, request: Any, query: str) -> None:
     await assert_answered(server, request)
     await assert_answered(server, {"query": query})
     await assert_answered(server, {"query": f"{{ node(nodeId: {query}) {{ id }} }}"})

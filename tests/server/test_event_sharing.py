@@ -32,7 +32,7 @@ from tests.support.waiting import wait_until
 
 @dataclass(eq=False)
 class Execution:
-    """The state of the test's own resolvers, and how often each event was executed."""
+    """The state of the resolvers of this module, and how often each event was executed."""
 
     executed: Counter[str] = field(default_factory=Counter)
     may_continue: asyncio.Event = field(default_factory=asyncio.Event)
@@ -218,13 +218,15 @@ async def test_an_event_whose_execution_failed_is_executed_again_for_later_subsc
 
 async def test_a_subscriber_that_leaves_during_execution_disturbs_no_other(engine: Engine) -> None:
     EXECUTION.may_continue.clear()
-    leaves, stays = [asyncio.create_task(collect_texts(engine, make_request())) for _ in range(2)]
+    cancelled, remaining = [
+        asyncio.create_task(collect_texts(engine, make_request())) for _ in range(2)
+    ]
     await wait_until(lambda: EXECUTION.executed)
-    leaves.cancel()
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await leaves
+        await cancelled
     EXECUTION.may_continue.set()
-    assert await stays == ["first for viewer", "second for viewer"]
+    assert await remaining == ["first for viewer", "second for viewer"]
 
 
 async def test_a_stream_that_fails_ends_with_an_error(
@@ -239,9 +241,9 @@ async def test_a_stream_that_fails_ends_with_an_error(
     EXECUTION.may_continue.set()
     payloads = subscribe(Engine(SCHEMA, server.services), make_request())
     assert await anext(payloads)
-    with pytest.raises(OperationRejected) as refused:
+    with pytest.raises(OperationRejected) as rejection:
         await anext(payloads)
-    assert refused.value.errors[0]["extensions"]["code"] == "UNAVAILABLE"
+    assert rejection.value.errors[0]["extensions"]["code"] == "UNAVAILABLE"
 
 
 async def test_subscribers_share_the_read_of_nested_fields_and_filters_match_in_memory(

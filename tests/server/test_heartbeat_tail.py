@@ -43,9 +43,9 @@ async def test_new_heartbeats_arrive_in_order(start_server: StartServer) -> None
         for sequence in range(2, 6):
             await beat(server, "a", sequence, metrics={"cpuPercent": sequence})
             await beat(server, "b", sequence)
-        seen = [await next_heartbeat(client) for _ in range(4)]
-    assert [heartbeat["metrics"]["cpuPercent"] for heartbeat in seen] == [2, 3, 4, 5]
-    assert {heartbeat["nodeId"] for heartbeat in seen} == {"a"}
+        received = [await next_heartbeat(client) for _ in range(4)]
+    assert [heartbeat["metrics"]["cpuPercent"] for heartbeat in received] == [2, 3, 4, 5]
+    assert {heartbeat["nodeId"] for heartbeat in received} == {"a"}
 
 
 async def test_heartbeats_of_another_server_arrive_too(start_server: StartServer) -> None:
@@ -55,8 +55,8 @@ async def test_heartbeats_of_another_server_arrive_too(start_server: StartServer
         async with connect(server_1.websocket_url) as client:
             await client.subscribe("1", HEARTBEATS, nodeId="a")
             await wait_for_subscribers(server_1)
-            recorded = await beat(server_2, "a", 1)
-            assert (await next_heartbeat(client))["receivedAt"] == recorded["receivedAt"]
+            payload = await beat(server_2, "a", 1)
+            assert (await next_heartbeat(client))["receivedAt"] == payload["receivedAt"]
 
 
 async def test_a_slow_reader_misses_the_oldest_heartbeats(server: LiveServer) -> None:

@@ -69,8 +69,8 @@ async def test_availability_is_known_after_the_log_is_trimmed(start_server: Star
     async with start_server(change_log_max_age_seconds=0.0001) as server:
         registered = (await register(server, "a"))["node"]
         query = 'query A($since: DateTime!) { node(nodeId: "a") { availability(since: $since) } }'
-        at = (await server.execute('{ node(nodeId: "a") { registeredAt } }'))["node"]
+        node = (await server.execute('{ node(nodeId: "a") { registeredAt } }'))["node"]
         assert registered["status"] == "ONLINE"
         await make_housekeeping(server).trim_change_log()
-        data = await server.execute(query, since=at["registeredAt"])
+        data = await server.execute(query, since=node["registeredAt"])
         assert data["node"]["availability"] == 1.0

@@ -76,12 +76,12 @@ async def test_the_hours_of_a_node_come_in_pages_newest_first(server: LiveServer
     await backdate_heartbeats(server, 1)
     await run_housekeeping(server)
 
-    async def page(**asked: Any) -> dict[str, Any]:
-        data = await server.execute(CHART, **asked)
+    async def query_history(**arguments: Any) -> dict[str, Any]:
+        data = await server.execute(CHART, **arguments)
         found: dict[str, Any] = data["node"]["metricsHistory"]
         return found
 
-    chart = await page()
+    chart = await query_history()
     hours = chart["nodes"]
     assert [hour["heartbeats"] for hour in hours] == [5, 4, 3, 2, 1]
     assert [hour["cpuPercent"] for hour in hours] == [
@@ -95,13 +95,13 @@ async def test_the_hours_of_a_node_come_in_pages_newest_first(server: LiveServer
     starts = [hour["startsAt"] for hour in hours]
     assert all(start.endswith(":00:00+00:00") for start in starts)
     assert not chart["pageInfo"]["hasNextPage"]
-    first = await page(first=2)
+    first = await query_history(first=2)
     assert [edge["node"]["startsAt"] for edge in first["edges"]] == starts[:2]
     assert first["pageInfo"]["hasNextPage"]
-    rest = await page(first=1000, after=first["pageInfo"]["endCursor"])
+    rest = await query_history(first=1000, after=first["pageInfo"]["endCursor"])
     assert [hour["startsAt"] for hour in rest["nodes"]] == starts[2:]
     assert rest["pageInfo"]["hasPreviousPage"]
-    some = await page(since=starts[3], until=starts[1])
+    some = await query_history(since=starts[3], until=starts[1])
     assert [hour["startsAt"] for hour in some["nodes"]] == starts[2:4]
 
 
@@ -137,10 +137,10 @@ async def test_every_measure_is_kept_and_many_nodes_cost_one_statement(
     assert len([statement for statement in sent if "metrics_history" in statement]) == 1
     found = {node["nodeId"]: node["metricsHistory"]["nodes"] for node in data["nodes"]["nodes"]}
     expected = (1, 2, 3, 4, 5, 15, 20, 50)
-    [measured], [nothing] = found["gpu-1"], found["gpu-2"]
-    assert measured.pop("heartbeats") == nothing.pop("heartbeats") == 1
+    [measured], [unmeasured] = found["gpu-1"], found["gpu-2"]
+    assert measured.pop("heartbeats") == unmeasured.pop("heartbeats") == 1
     assert list(measured.values()) == [make_range(value, value, value) for value in expected]
-    assert set(nothing.values()) == {None}
+    assert set(unmeasured.values()) == {None}
 
 
 async def test_the_current_hour_and_a_node_without_heartbeats_have_no_history(
@@ -153,14 +153,14 @@ async def test_the_current_hour_and_a_node_without_heartbeats_have_no_history(
     assert data["node"]["metricsHistory"]["nodes"] == []
 
 
-@pytest.mark.parametrize("asked", [{"first": 1001}, {"first": -1}, {"after": "nothing"}])
+@pytest.mark.parametrize("arguments", [{"first": 1001}, {"first": -1}, {"after": "nothing"}])
 async def test_an_invalid_page_size_or_cursor_is_rejected(
-    server: LiveServer, asked: dict[str, Any]
+    server: LiveServer, arguments: dict[str, Any]
 ) -> None:
     await register(server, "gpu-1")
-    body = await server.post(CHART, **asked)
+    body = await server.post(CHART, **arguments)
     assert body["errors"][0]["extensions"]["code"] == "BAD_INPUT"
-    assert body["errors"][0]["extensions"]["field"] == next(iter(asked))
+    assert body["errors"][0]["extensions"]["field"] == next(iter(arguments))
 
 
 async def test_dropped_heartbeats_are_in_the_history_but_not_in_the_metrics(

@@ -39,11 +39,11 @@ async def test_a_registration_makes_a_node_online(server: LiveServer) -> None:
 
 async def test_a_node_that_registers_again_is_the_same_node(server: LiveServer) -> None:
     first = await register(server, "a", labels=["x"], name="A")
-    again = await register(server, "a", labels=["z"])
-    assert again["created"] is False
-    assert again["node"]["id"] == first["node"]["id"]
-    assert again["node"]["labels"] == ["z"]
-    assert again["node"]["name"] == "A"
+    second = await register(server, "a", labels=["z"])
+    assert second["created"] is False
+    assert second["node"]["id"] == first["node"]["id"]
+    assert second["node"]["labels"] == ["z"]
+    assert second["node"]["name"] == "A"
 
 
 async def test_a_unique_id_is_derived_from_the_hostname(server: LiveServer) -> None:
@@ -64,7 +64,7 @@ async def test_two_registrations_of_one_new_id_make_one_node(server: LiveServer)
     assert len({payload["node"]["id"] for payload in payloads}) == 1
 
 
-async def test_an_id_in_use_is_rejected_and_its_holder_named(server: LiveServer) -> None:
+async def test_an_id_in_use_is_rejected_with_facts_about_its_holder(server: LiveServer) -> None:
     await register(server, "a", hostname="holder", localIp="10.0.0.1")
     body = await server.post(
         REGISTER,
@@ -79,27 +79,27 @@ async def test_an_id_in_use_is_rejected_and_its_holder_named(server: LiveServer)
     assert 0 < facts["retryAfterSeconds"] <= 16
 
 
-async def test_a_restart_on_the_same_machine_need_not_wait(server: LiveServer) -> None:
+async def test_a_restart_on_the_same_machine_is_registered_immediately(server: LiveServer) -> None:
     machine = {"hostname": "h", "localIp": "10.0.0.1"}
     await register(server, "a", bootId="boot-1", **machine)
-    again = await register(server, "a", bootId="boot-2", replacesBootId="boot-1", **machine)
-    assert again["created"] is False
+    second = await register(server, "a", bootId="boot-2", replacesBootId="boot-1", **machine)
+    assert second["created"] is False
     body = await server.post(BEAT, input={"nodeId": "a", "bootId": "boot-1", "sequence": 1})
     assert body["errors"][0]["extensions"]["code"] == "STALE_BOOT"
 
 
 async def test_a_heartbeat_is_recorded_and_the_next_one_scheduled(server: LiveServer) -> None:
     await register(server, "a")
-    recorded = await beat(server, "a", 1)
-    assert recorded["status"] == "ONLINE"
-    assert 10 <= recorded["nextHeartbeatInSeconds"] <= 11
+    payload = await beat(server, "a", 1)
+    assert payload["status"] == "ONLINE"
+    assert 10 <= payload["nextHeartbeatInSeconds"] <= 11
 
 
 async def test_a_repeated_heartbeat_changes_nothing(server: LiveServer) -> None:
     await register(server, "a")
     first = await beat(server, "a", 5, metrics={"cpuPercent": 1})
-    again = await beat(server, "a", 5, metrics={"cpuPercent": 2})
-    assert again == first
+    second = await beat(server, "a", 5, metrics={"cpuPercent": 2})
+    assert second == first
     data = await server.execute(
         '{ node(nodeId: "a") { metrics { cpuPercent } heartbeats { nodes { id } } } }'
     )
@@ -120,12 +120,12 @@ async def test_heartbeats_and_sweeps_do_not_wait_for_connections_in_use_by_calle
 ) -> None:
     async with start_server(db_pool_size=2) as server:
         await register(server, "a")
-        database, pacemaker = server.services.database, server.services.sweeper
+        database, sweeper = server.services.database, server.services.sweeper
         async with database.open_connection(), database.open_connection(), asyncio.timeout(3):
             assert database.count_connections_in_use() == 2
-            recorded = await beat(server, "a", 1)
-            await pacemaker.sweep()
-    assert recorded["status"] == "ONLINE"
+            payload = await beat(server, "a", 1)
+            await sweeper.sweep()
+    assert payload["status"] == "ONLINE"
 
 
 async def test_a_batch_answers_each_heartbeat_in_order(server: LiveServer) -> None:
@@ -141,11 +141,11 @@ async def test_a_batch_answers_each_heartbeat_in_order(server: LiveServer) -> No
             {"nodeId": "a", "bootId": "boot-1", "sequence": 1, "status": "DEGRADED"},
         ],
     )
-    shown = [
+    outcomes = [
         (result["nodeId"], result.get("status") or result["code"])
         for result in data["recordHeartbeats"]
     ]
-    assert shown == [
+    assert outcomes == [
         ("b", "ONLINE"),
         ("nobody", "NODE_NOT_FOUND"),
         ("a", "STALE_BOOT"),
@@ -161,23 +161,23 @@ async def test_silence_degrades_a_node_then_takes_it_offline_and_a_heartbeat_bri
     await register(server, "a")
     sweep = server.services.sweeper.sweep
     assert (await sweep()).changed_nodes == 0
-    seen = []
+    statuses = []
     for silence in (17, 25):
         await backdate_node(server, "a", silence)
         assert (await sweep()).changed_nodes == 1
         data = await server.execute('{ node(nodeId: "a") { status statusReason } }')
-        seen.append(tuple(data["node"].values()))
-    recorded = await beat(server, "a", 1)
-    assert seen == [("DEGRADED", "MISSED_HEARTBEATS"), ("OFFLINE", "MISSED_HEARTBEATS")]
-    assert recorded["status"] == "ONLINE"
+        statuses.append(tuple(data["node"].values()))
+    payload = await beat(server, "a", 1)
+    assert statuses == [("DEGRADED", "MISSED_HEARTBEATS"), ("OFFLINE", "MISSED_HEARTBEATS")]
+    assert payload["status"] == "ONLINE"
 
 
 async def test_maintenance_survives_heartbeats_and_registrations(server: LiveServer) -> None:
     await register(server, "a")
-    begun = await server.execute(
+    started = await server.execute(
         MAINTENANCE, input={"nodeId": "a", "enabled": True, "note": "new disk"}
     )
-    assert begun["setMaintenance"]["node"]["status"] == "MAINTENANCE"
+    assert started["setMaintenance"]["node"]["status"] == "MAINTENANCE"
     assert (await beat(server, "a", 1))["status"] == "MAINTENANCE"
     assert (await register(server, "a"))["node"]["status"] == "MAINTENANCE"
     ended = await server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": False})
@@ -198,17 +198,17 @@ async def test_maintenance_that_ends_in_the_past_is_rejected(server: LiveServer)
     assert data["node"]["status"] == "ONLINE"
 
 
-async def test_a_removed_node_is_gone_and_its_history_stays(server: LiveServer) -> None:
+async def test_a_removed_node_is_not_found_and_its_history_stays(server: LiveServer) -> None:
     await register(server, "a")
     data = await server.execute(DEREGISTER, input={"nodeId": "a", "note": "sold"})
     assert data["deregisterNode"] == {"nodeId": "a", "revision": "4"}
-    rest = await server.execute(
+    remaining = await server.execute(
         '{ node(nodeId: "a") { nodeId } nodes { totalCount }'
         ' statusChanges(filter: {nodeIds: ["a"]}) { nodes { reason note status } } }'
     )
-    assert rest["node"] is None
-    assert rest["nodes"]["totalCount"] == 2
-    assert rest["statusChanges"]["nodes"] == [
+    assert remaining["node"] is None
+    assert remaining["nodes"]["totalCount"] == 2
+    assert remaining["statusChanges"]["nodes"] == [
         {"reason": "DEREGISTERED", "note": "sold", "status": "OFFLINE"},
         {"reason": "REGISTERED", "note": None, "status": "ONLINE"},
     ]
@@ -219,9 +219,9 @@ async def test_a_removed_node_is_gone_and_its_history_stays(server: LiveServer) 
 async def test_a_removed_node_that_registers_again_is_a_new_node(server: LiveServer) -> None:
     first = await register(server, "a")
     await server.execute(DEREGISTER, input={"nodeId": "a"})
-    again = await register(server, "a")
-    assert again["created"] is True
-    assert again["node"]["id"] != first["node"]["id"]
+    second = await register(server, "a")
+    assert second["created"] is True
+    assert second["node"]["id"] != first["node"]["id"]
 
 
 async def test_the_pace_slows_down_with_the_number_of_nodes(start_server: StartServer) -> None:
@@ -229,5 +229,5 @@ async def test_the_pace_slows_down_with_the_number_of_nodes(start_server: StartS
         for number in range(3):
             await register(server, f"node-{number}")
         await server.services.sweeper.sweep()
-        recorded = await beat(server, "node-0", 1)
-    assert 30 <= recorded["nextHeartbeatInSeconds"] <= 33
+        payload = await beat(server, "node-0", 1)
+    assert 30 <= payload["nextHeartbeatInSeconds"] <= 33

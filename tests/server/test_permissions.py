@@ -327,17 +327,17 @@ async def test_a_batch_rejects_heartbeats_of_other_nodes_and_accepts_the_rest(
         {"authorization": f"Bearer {server_with_tokens.tokens[Role.AGENT]}"},
     )
 
-    async def ask(query: str) -> Any:
+    async def execute(query: str) -> Any:
         response: httpx.Response = await http.post(
             "/graphql", json={"query": query}, headers=headers
         )
         return response.json()["data"]
 
-    await ask(f"mutation {{ registerNode(input: {{{NODE}}}) {{ node {{ nodeId }} }} }}")
+    await execute(f"mutation {{ registerNode(input: {{{NODE}}}) {{ node {{ nodeId }} }} }}")
     beats = ", ".join(
         f'{{nodeId: "{node}", bootId: "b", sequence: 5}}' for node in ("other", "own")
     )
-    data = await ask(
+    data = await execute(
         f"mutation {{ recordHeartbeats(inputs: [{beats}]) {{"
         " ... on HeartbeatRejected { nodeId code } ... on RecordHeartbeatPayload { nodeId status }"
         " } }"

@@ -71,7 +71,7 @@ async def list_audit_entries(server: LiveServer) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in rows]
 
 
-async def test_a_node_profile_is_made_replaced_and_deleted(server: LiveServer) -> None:
+async def test_a_node_profile_is_created_replaced_and_deleted(server: LiveServer) -> None:
     await register(server, "a")
     first = await set_node(server, config={"model": "llama"})
     assert first == {
@@ -83,8 +83,8 @@ async def test_a_node_profile_is_made_replaced_and_deleted(server: LiveServer) -
     }
     second = await set_node(server, type="SERVICE", config={"port": 80}, enabled=False)
     assert (second["version"], second["type"], second["enabled"]) == (2, "SERVICE", False)
-    gone = await server.execute(DELETE_NODE, input={"nodeId": "a", "name": "llm"})
-    assert gone == {"deleteNodeProfile": {"name": "llm"}}
+    deleted = await server.execute(DELETE_NODE, input={"nodeId": "a", "name": "llm"})
+    assert deleted == {"deleteNodeProfile": {"name": "llm"}}
     assert (await server.execute(EFFECTIVE, nodeId="a"))["node"]["profiles"] == []
 
 
@@ -134,13 +134,13 @@ async def test_a_version_conflict_contains_the_current_version(
     node = {"nodeId": "a", "name": "llm", "expectedVersion": expected}
     role = {**ROLE, "expectedVersion": expected}
     content = {"config": {"model": "x"}}
-    for refused in (
+    for error in (
         await get_error(server, SET_NODE, **node, type="LLM", **content),
         await get_error(server, DELETE_NODE, **node),
         await get_error(server, SET_ROLE, **role, profileType="LLM", **content),
         await get_error(server, DELETE_ROLE, **role),
     ):
-        assert (refused["code"], refused["currentVersion"]) == ("VERSION_CONFLICT", 2)
+        assert (error["code"], error["currentVersion"]) == ("VERSION_CONFLICT", 2)
     assert (await set_node(server, expectedVersion=2))["version"] == 3
     assert (await set_role(server, expectedVersion=2))["version"] == 3
 
@@ -173,12 +173,15 @@ async def test_concurrent_creations_of_one_profile_are_written_in_turn(server: L
 
 async def test_a_missing_node_or_profile_is_an_error(server: LiveServer) -> None:
     await register(server, "a")
-    nobody = await get_error(server, SET_NODE, nodeId="x", name="llm", type="LLM", config={})
-    assert nobody["code"] == "NODE_NOT_FOUND"
-    nothing = await get_error(server, DELETE_NODE, nodeId="a", name="llm")
-    assert (nothing["code"], nothing["owner"]) == ("PROFILE_NOT_FOUND", "a")
-    nothing = await get_error(server, DELETE_ROLE, **ROLE)
-    assert (nothing["code"], nothing["owner"]) == ("PROFILE_NOT_FOUND", "production/worker")
+    missing_node = await get_error(server, SET_NODE, nodeId="x", name="llm", type="LLM", config={})
+    assert missing_node["code"] == "NODE_NOT_FOUND"
+    missing_profile = await get_error(server, DELETE_NODE, nodeId="a", name="llm")
+    assert (missing_profile["code"], missing_profile["owner"]) == ("PROFILE_NOT_FOUND", "a")
+    missing_profile = await get_error(server, DELETE_ROLE, **ROLE)
+    assert (missing_profile["code"], missing_profile["owner"]) == (
+        "PROFILE_NOT_FOUND",
+        "production/worker",
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +203,7 @@ async def test_a_config_that_does_not_fit_its_type_is_rejected_with_its_path(
 ) -> None:
     await register(server, "a")
     profile_input = {"name": "p", "config": config}
-    for refused, at in (
+    for error, at in (
         (
             await get_error(server, SET_NODE, nodeId="a", type=profile_type, **profile_input),
             "input",
@@ -210,7 +213,7 @@ async def test_a_config_that_does_not_fit_its_type_is_rejected_with_its_path(
             "input",
         ),
     ):
-        assert (refused["code"], refused["field"]) == ("BAD_INPUT", f"{at}.config{path}")
+        assert (error["code"], error["field"]) == ("BAD_INPUT", f"{at}.config{path}")
     registration = {
         "role": "BACKUP",
         "type": "WORKER",
@@ -220,12 +223,12 @@ async def test_a_config_that_does_not_fit_its_type_is_rejected_with_its_path(
     register_node = (
         "mutation R($input: RegisterNodeInput!) { registerNode(input: $input) {created}}"
     )
-    refused = await get_error(server, register_node, **registration)
-    assert refused["field"] == f"input.profiles[0].config{path}"
+    error = await get_error(server, register_node, **registration)
+    assert error["field"] == f"input.profiles[0].config{path}"
     assert await list_audit_entries(server) == []
 
 
-async def test_unknown_keys_are_kept(server: LiveServer) -> None:
+async def test_unknown_config_keys_are_stored(server: LiveServer) -> None:
     config = {"model": "llama", "ours": {"deep": [1, None]}}
     assert (await set_role(server, config=config))["config"] == config
 

@@ -131,13 +131,13 @@ async def test_a_list_costs_as_many_statements_as_one_node(quiet_server: LiveSer
         await register(server, node_id, profiles=[profile])
         await beat(server, node_id, 1)
     await wait_for_revision(server, 22)
-    costs = []
+    statement_counts = []
     for first in (1, 22):
         with record_statements(server.services.database) as sent:
             data = await server.execute(EVERYTHING, first=first)
         assert len(data["nodes"]["nodes"]) == first
-        costs.append(len(sent))
-    assert costs[0] == costs[1] <= 12
+        statement_counts.append(len(sent))
+    assert statement_counts[0] == statement_counts[1] <= 12
 
 
 @pytest.mark.parametrize("first", [1, 100])
@@ -175,21 +175,21 @@ async def test_pages_follow_one_another_in_every_order(
     for number in range(5):
         await register(server, f"node-{number}", name=f"Name {9 - number}")
     order = {"field": field, "direction": direction}
-    whole = await server.execute(PAGE, orderBy=order)
-    seen: list[str] = []
+    full_list = await server.execute(PAGE, orderBy=order)
+    node_ids: list[str] = []
     cursor = None
     while True:
         data = await server.execute(PAGE, orderBy=order, first=3, after=cursor)
         page = data["nodes"]
-        seen += [node["nodeId"] for node in page["nodes"]]
+        node_ids += [node["nodeId"] for node in page["nodes"]]
         assert page["totalCount"] == 7
         assert page["pageInfo"]["hasPreviousPage"] == (cursor is not None)
         assert page["pageInfo"]["startCursor"] == page["edges"][0]["cursor"]
         cursor = page["pageInfo"]["endCursor"]
         if not page["pageInfo"]["hasNextPage"]:
             break
-    assert seen == [node["nodeId"] for node in whole["nodes"]["nodes"]]
-    assert len(set(seen)) == 7
+    assert node_ids == [node["nodeId"] for node in full_list["nodes"]["nodes"]]
+    assert len(set(node_ids)) == 7
 
 
 async def test_an_empty_page_has_no_cursors(server: LiveServer) -> None:
@@ -246,7 +246,7 @@ async def test_the_status_filter_matches_the_new_status_of_a_change(server: Live
     assert data["statusChanges"]["nodes"] == [{"status": "DEGRADED"}]
 
 
-async def test_the_sql_that_operators_know_runs_unchanged(server: LiveServer) -> None:
+async def test_documented_sql_of_operators_runs_unchanged(server: LiveServer) -> None:
     await register(server, "a", profiles=[{"name": "p", "type": "LLM", "config": {}}])
     async with server.services.database.read() as session:
         listed = await session.execute(

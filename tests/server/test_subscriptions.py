@@ -101,13 +101,13 @@ async def test_no_change_is_lost_or_repeated_where_replay_and_live_meet(server: 
             await client.subscribe(str(number), CHANGES, after="0")
             await asyncio.sleep(0.01)
         await changes
-        seen: dict[str, list[int]] = {str(number): [] for number in range(12)}
-        while any(len(revisions) < 63 for revisions in seen.values()):
+        revisions_by_operation: dict[str, list[int]] = {str(number): [] for number in range(12)}
+        while any(len(revisions) < 63 for revisions in revisions_by_operation.values()):
             message = await client.receive()
             change = message["payload"]["data"]["nodeStatusChanges"].get("change")
             if change is not None:
-                seen[message["id"]].append(int(change["revision"]))
-    assert all(revisions == list(range(1, 64)) for revisions in seen.values())
+                revisions_by_operation[message["id"]].append(int(change["revision"]))
+    assert all(revisions == list(range(1, 64)) for revisions in revisions_by_operation.values())
 
 
 async def test_a_filter_lets_only_its_nodes_through(server: LiveServer) -> None:

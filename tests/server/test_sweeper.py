@@ -76,8 +76,8 @@ async def test_a_small_fleet_is_never_protected(start_server: StartServer) -> No
         for number in range(9):
             await register(server, f"node-{number}")
         await age_all(server, 60)
-        swept = await server.services.sweeper.sweep()
-        assert (swept.mode.name, swept.changed_nodes) == ("NORMAL", 9)
+        result = await server.services.sweeper.sweep()
+        assert (result.mode.name, result.changed_nodes) == ("NORMAL", 9)
         data = await server.execute("{ registry { nodeCounts { offline } } }")
         assert data["registry"]["nodeCounts"]["offline"] == 11
 
@@ -111,11 +111,15 @@ async def test_the_end_of_an_old_connection_does_not_end_the_new_run(
 ) -> None:
     server = quiet_server
     machine = {"hostname": "h", "localIp": "10.0.0.1"}
-    beat_over = "mutation($i: RecordHeartbeatInput!) { recordHeartbeat(input: $i) { status } }"
-    async with connect(server.websocket_url) as old:
+    record_heartbeat = (
+        "mutation($i: RecordHeartbeatInput!) { recordHeartbeat(input: $i) { status } }"
+    )
+    async with connect(server.websocket_url) as old_connection:
         await register(server, "a", bootId="boot-1", **machine)
-        await old.subscribe("1", beat_over, i={"nodeId": "a", "bootId": "boot-1", "sequence": 1})
-        assert (await old.receive())["type"] == "next"
+        await old_connection.subscribe(
+            "1", record_heartbeat, i={"nodeId": "a", "bootId": "boot-1", "sequence": 1}
+        )
+        assert (await old_connection.receive())["type"] == "next"
         await register(server, "a", bootId="boot-2", replacesBootId="boot-1", **machine)
         await beat(server, "a", 1, boot_id="boot-2")
     assert (await server.services.sweeper.sweep()).changed_nodes == 0

@@ -60,28 +60,30 @@ ROTATE_MINE = "mutation { rotateNodeKey { key keyExpiresAt } }"
 GPU_1 = {"nodeId": "gpu-1", "role": "PRODUCTION", "type": "WORKER", "bootId": "boot-1"}
 
 
-async def post(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
+async def post(server: LiveServer, token_text: str, query: str, **variables: Any) -> dict[str, Any]:
     response = await server.http.post(
         "/graphql",
         json={"query": query, "variables": variables},
-        headers={"authorization": f"Bearer {key}"},
+        headers={"authorization": f"Bearer {token_text}"},
     )
     body: dict[str, Any] = response.json()
     return body
 
 
-async def run_query(server: LiveServer, key: str, query: str, **variables: Any) -> dict[str, Any]:
+async def run_query(
+    server: LiveServer, token_text: str, query: str, **variables: Any
+) -> dict[str, Any]:
     """Return the data of the only root field."""
-    body = await post(server, key, query, **variables)
+    body = await post(server, token_text, query, **variables)
     assert "errors" not in body, body["errors"]
     [data] = body["data"].values()
     assert isinstance(data, dict)
     return data
 
 
-async def find_error_code(server: LiveServer, key: str, query: str, **variables: Any) -> str:
+async def find_error_code(server: LiveServer, token_text: str, query: str, **variables: Any) -> str:
     """Return the error's code, and its field if it names one."""
-    body = await post(server, key, query, **variables)
+    body = await post(server, token_text, query, **variables)
     assert "errors" in body, body
     [error] = body["errors"]
     facts = error["extensions"]
@@ -109,17 +111,22 @@ async def admin(registry_database: Database) -> str:
 async def test_an_admin_creates_tokens_that_are_shown_once(
     server_with_auth: LiveServer, registry_database: Database, admin: str
 ) -> None:
-    said = {"role": "AGENT", "name": "rack-1", "nodes": ["a", "b", "a"], "expiresInSeconds": 60}
-    issued = await run_query(server_with_auth, admin, CREATE, input=said)
-    key = await find_token(registry_database, issued["key"])
-    assert key is not None
-    assert key.expires_at == key.created_at + timedelta(minutes=1)
+    token_input = {
+        "role": "AGENT",
+        "name": "rack-1",
+        "nodes": ["a", "b", "a"],
+        "expiresInSeconds": 60,
+    }
+    issued = await run_query(server_with_auth, admin, CREATE, input=token_input)
+    token = await find_token(registry_database, issued["key"])
+    assert token is not None
+    assert token.expires_at == token.created_at + timedelta(minutes=1)
     assert issued["token"] == {
-        "id": key.public_id,
+        "id": token.public_id,
         "name": "rack-1",
         "role": "AGENT",
         "nodes": ["a", "b"],
-        "expiresAt": key.expires_at.isoformat(),
+        "expiresAt": token.expires_at.isoformat(),
         "createdBy": "root",
         "lastUsedAt": None,
     }
@@ -129,7 +136,7 @@ async def test_an_admin_creates_tokens_that_are_shown_once(
 async def test_an_admin_creates_enrolment_tokens(
     server_with_auth: LiveServer, registry_database: Database, admin: str
 ) -> None:
-    said = {
+    token_input = {
         "uses": 5,
         "expiresInSeconds": 3600,
         "nodeRole": "BACKUP",
@@ -137,7 +144,7 @@ async def test_an_admin_creates_enrolment_tokens(
         "labels": ["gpu"],
         "keyExpiresInSeconds": 86400,
     }
-    issued = await run_query(server_with_auth, admin, CREATE_ENROLMENT, input=said)
+    issued = await run_query(server_with_auth, admin, CREATE_ENROLMENT, input=token_input)
     assert issued["token"] == {
         "role": "ENROLMENT",
         "usesLeft": 5,
@@ -145,13 +152,13 @@ async def test_an_admin_creates_enrolment_tokens(
         "nodeType": "GATEWAY",
         "labels": ["gpu"],
     }
-    key = await find_token(registry_database, issued["key"])
-    assert key is not None
-    assert (key.lifetime, key.expires_at) == (DAY, key.created_at + HOUR)
+    token = await find_token(registry_database, issued["key"])
+    assert token is not None
+    assert (token.lifetime, token.expires_at) == (DAY, token.created_at + HOUR)
 
 
 @pytest.mark.parametrize(
-    ("query", "said", "field"),
+    ("query", "arguments", "field"),
     [
         (CREATE, {"role": "AGENT"}, "input.nodes"),
         (CREATE, {"role": "ADMIN", "nodes": ["a"]}, "input.nodes"),
@@ -176,9 +183,12 @@ async def test_an_admin_creates_enrolment_tokens(
     ],
 )
 async def test_invalid_input_is_rejected_with_its_field_and_creates_no_token(
-    server_with_auth: LiveServer, admin: str, query: str, said: dict[str, Any], field: str
+    server_with_auth: LiveServer, admin: str, query: str, arguments: dict[str, Any], field: str
 ) -> None:
-    assert await find_error_code(server_with_auth, admin, query, input=said) == f"BAD_INPUT {field}"
+    assert (
+        await find_error_code(server_with_auth, admin, query, input=arguments)
+        == f"BAD_INPUT {field}"
+    )
     issued = await fetch_rows(server_with_auth.services.database, "SELECT name FROM tokens")
     assert issued == [("root",)]
 
@@ -187,18 +197,19 @@ async def test_an_admin_rotates_and_revokes_tokens(
     server_with_auth: LiveServer, registry_database: Database, admin: str
 ) -> None:
     old = await create_token(registry_database, name="grafana")
-    said = {"id": old.token.public_id, "overlapSeconds": 0}
-    issued = await run_query(server_with_auth, admin, ROTATE, input=said)
+    arguments = {"id": old.token.public_id, "overlapSeconds": 0}
+    issued = await run_query(server_with_auth, admin, ROTATE, input=arguments)
     assert issued["token"]["name"] == "grafana"
     assert await list_valid_tokens(registry_database, old) == []
     assert await find_token(registry_database, issued["key"]) is not None
     ended = await run_query(server_with_auth, admin, REVOKE, input={"id": issued["token"]["id"]})
     assert [token["id"] for token in ended["tokens"]] == [issued["token"]["id"]]
     assert await find_token(registry_database, issued["key"]) is None
-    gone = {"id": issued["token"]["id"]}
+    arguments = {"id": issued["token"]["id"]}
     for query in (ROTATE, REVOKE):
         assert (
-            await find_error_code(server_with_auth, admin, query, input=gone) == "TOKEN_NOT_FOUND"
+            await find_error_code(server_with_auth, admin, query, input=arguments)
+            == "TOKEN_NOT_FOUND"
         )
 
 
@@ -223,21 +234,23 @@ async def test_a_registration_with_an_enrolment_token_returns_the_nodes_own_toke
 ) -> None:
     enrolment = await create_enrolment(registry_database)
     registered = await run_query(server_with_auth, enrolment.text, REGISTER, input=GPU_1)
-    key = await find_token(registry_database, registered["key"])
-    assert key is not None
-    assert tokens.to_identity(key) == Identity("gpu-1", Role.AGENT, frozenset({"gpu-1"}), key.id)
-    assert key.expires_at is not None
-    assert registered["keyExpiresAt"] == key.expires_at.isoformat()
+    token = await find_token(registry_database, registered["key"])
+    assert token is not None
+    assert tokens.to_identity(token) == Identity(
+        "gpu-1", Role.AGENT, frozenset({"gpu-1"}), token.id
+    )
+    assert token.expires_at is not None
+    assert registered["keyExpiresAt"] == token.expires_at.isoformat()
 
 
 async def test_a_rejected_enrolment_registers_no_node(
     server_with_auth: LiveServer, registry_database: Database
 ) -> None:
     enrolment = await create_enrolment(registry_database, labels=[])
-    said = GPU_1 | {"labels": ["gpu"]}
+    arguments = GPU_1 | {"labels": ["gpu"]}
     caller = enrolment.text
     assert (
-        await find_error_code(server_with_auth, caller, REGISTER, input=said)
+        await find_error_code(server_with_auth, caller, REGISTER, input=arguments)
         == "FORBIDDEN input.labels"
     )
     assert await fetch_rows(registry_database, "SELECT 1 FROM nodes WHERE node_id = 'gpu-1'") == []
@@ -246,11 +259,11 @@ async def test_a_rejected_enrolment_registers_no_node(
 async def test_a_registration_with_a_nodes_own_token_returns_its_expiry_and_no_token(
     server_with_auth: LiveServer, registry_database: Database
 ) -> None:
-    own = await create_token(registry_database, Role.AGENT, nodes=["gpu-1"])
-    assert own.token.expires_at is not None
-    assert await run_query(server_with_auth, own.text, REGISTER, input=GPU_1) == {
+    agent_token = await create_token(registry_database, Role.AGENT, nodes=["gpu-1"])
+    assert agent_token.token.expires_at is not None
+    assert await run_query(server_with_auth, agent_token.text, REGISTER, input=GPU_1) == {
         "key": None,
-        "keyExpiresAt": own.token.expires_at.isoformat(),
+        "keyExpiresAt": agent_token.token.expires_at.isoformat(),
         "node": {"nodeId": "gpu-1"},
     }
 
@@ -275,8 +288,8 @@ async def test_an_agent_rotates_its_own_token_and_both_are_valid_for_the_overlap
         assert datetime.fromisoformat(issued["keyExpiresAt"]) == new.expires_at
         assert await list_valid_tokens(database, old) == [old]
         registered = await run_query(server, old.text, REGISTER, input=GPU_1)
-        ends = datetime.fromisoformat(registered["keyExpiresAt"])
-        assert ends == new.created_at + HOUR, "one that has lost the answer learns that it must"
+        expires_at = datetime.fromisoformat(registered["keyExpiresAt"])
+        assert expires_at == new.created_at + HOUR, "an agent that lost the response learns it"
         await age_tokens(database, HOUR)
         assert await list_valid_tokens(database, old) == []
         assert await find_token(database, issued["key"]) is not None
@@ -287,21 +300,22 @@ async def test_only_an_agent_rotates_its_own_token(
     server_with_auth: LiveServer, registry_database: Database, role: Role
 ) -> None:
     enrols = role is Role.ENROLMENT
-    key = await (
+    token = await (
         create_enrolment(registry_database) if enrols else create_token(registry_database, role)
     )
     assert (
-        await find_error_code(server_with_auth, key.text, ROTATE_MINE) == "FORBIDDEN rotateNodeKey"
+        await find_error_code(server_with_auth, token.text, ROTATE_MINE)
+        == "FORBIDDEN rotateNodeKey"
     )
 
 
 async def test_a_token_revoked_in_the_meantime_is_not_rotated(
     server_with_auth: LiveServer, registry_database: Database
 ) -> None:
-    own = await create_token(registry_database, Role.AGENT, nodes=["gpu-1"])
-    await run_query(server_with_auth, own.text, REGISTER, input=GPU_1)
-    await revoke_token(registry_database, own.token.public_id)
-    assert await find_error_code(server_with_auth, own.text, ROTATE_MINE) == "FORBIDDEN"
+    agent_token = await create_token(registry_database, Role.AGENT, nodes=["gpu-1"])
+    await run_query(server_with_auth, agent_token.text, REGISTER, input=GPU_1)
+    await revoke_token(registry_database, agent_token.token.public_id)
+    assert await find_error_code(server_with_auth, agent_token.text, ROTATE_MINE) == "FORBIDDEN"
 
 
 async def test_a_token_from_enrolment_or_rotation_is_valid_immediately(
@@ -310,8 +324,8 @@ async def test_a_token_from_enrolment_or_rotation_is_valid_immediately(
     enrolment = await create_enrolment(registry_database)
     first = (await run_query(server_with_auth, enrolment.text, REGISTER, input=GPU_1))["key"]
     second = (await run_query(server_with_auth, first, ROTATE_MINE))["key"]
-    for key in (first, second):
-        assert (await run_query(server_with_auth, key, REGISTER, input=GPU_1))["node"] == {
+    for token_text in (first, second):
+        assert (await run_query(server_with_auth, token_text, REGISTER, input=GPU_1))["node"] == {
             "nodeId": "gpu-1"
         }
     assert (

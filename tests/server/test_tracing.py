@@ -84,14 +84,14 @@ async def test_a_batch_of_heartbeats_is_linked_to_the_operations_that_wait_for_i
     spans = receiver.spans
     waiting = {span.span_id for span in spans if span.name == "mutation other"}
     batches = {span.span_id: span for span in spans if span.name == "heartbeats.write"}
-    linked = [link.span_id for batch in batches.values() for link in batch.links]
-    assert len(linked) == len(set(linked)) == 2
-    assert set(linked) < waiting
+    linked_ids = [link.span_id for batch in batches.values() for link in batch.links]
+    assert len(linked_ids) == len(set(linked_ids)) == 2
+    assert set(linked_ids) < waiting
     sent = [
         get_attributes(span)["db.query.text"] for span in spans if span.parent_span_id in batches
     ]
-    written = [statement for statement in sent if "INSERT INTO heartbeat_log" in statement]
-    assert len(written) == len(batches)
+    inserts = [statement for statement in sent if "INSERT INTO heartbeat_log" in statement]
+    assert len(inserts) == len(batches)
 
 
 async def test_background_work_makes_no_traces(
@@ -119,11 +119,11 @@ async def test_a_missing_extra_fails_the_start_with_one_line(
 ) -> None:
     monkeypatch.delitem(sys.modules, "graph.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(ConfigurationError) as raised:
+    with pytest.raises(ConfigurationError) as rejection:
         async with start_server(otlp_endpoint="http://127.0.0.1:4318"):
             pass
-    assert "NODE_REGISTRY_OTLP_ENDPOINT: needs the extra `otel`" in str(raised.value)
-    assert "\n" not in str(raised.value)
+    assert "NODE_REGISTRY_OTLP_ENDPOINT: needs the extra `otel`" in str(rejection.value)
+    assert "\n" not in str(rejection.value)
 
 
 @pytest.mark.parametrize("endpoint", ["collector:4318", "grpc://collector:4317", "http://"])

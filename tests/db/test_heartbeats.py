@@ -339,7 +339,7 @@ async def test_heartbeat_of_a_removed_node_is_rejected(database: Database) -> No
 
 
 async def assert_unchanged(database: Database, node: Node) -> None:
-    """Assert that the node has no heartbeat and no other status."""
+    """Assert that the removed node is still OFFLINE and has no heartbeat."""
     rows = await fetch_rows(
         database, "SELECT status, last_heartbeat FROM nodes WHERE id = :id", id=node.id
     )

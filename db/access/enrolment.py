@@ -1,7 +1,8 @@
 """Enrolment: how a node without a token gets one.
 
 Many agents share an enrolment token. It enrols a bounded number of nodes, of the role, type and
-labels that it names; each node gets a token that speaks for this node alone.
+labels that it names; each node gets a token that speaks for this node alone and is bound to the
+same role, type and labels.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import token_changes
+from db.access.node_bounds import BOUND_COLUMNS, require_within_bounds
 from db.access.token_changes import IssuedToken
 from db.access.tokens import make_valid_condition
 from db.core.enums import NodeRole, NodeType, Role
@@ -62,7 +64,7 @@ async def enrol_node(
     node has a token.
     """
     enrolment = await _lock_enrolment_token(session, enrolment_id)
-    _require_allowed_node(enrolment, node)
+    require_within_bounds(enrolment, node.node_role, node.node_type, node.labels)
     held_tokens = await _list_node_tokens(session, node.node_id)
     if not all(_is_unreceived(token, enrolment, node) for token in held_tokens):
         raise Forbidden(
@@ -84,6 +86,7 @@ async def enrol_node(
         "nodes": [node.node_id],
         "lifetime": enrolment.lifetime,
         "enrolled_by": enrolment.id,
+        **enrolment.model_dump(include=set(BOUND_COLUMNS)),
     }
     return await token_changes.issue_token(session, values, caller=caller)
 
@@ -116,18 +119,3 @@ def _is_unreceived(token: Token, enrolment: Token, node: Node) -> bool:
     same_run = node.boot_since is not None and token.created_at >= node.boot_since
     unused = token.last_used_at is None and token.replaces is None
     return same_run and unused and token.enrolled_by == enrolment.id
-
-
-def _require_allowed_node(enrolment: Token, node: Node) -> None:
-    if enrolment.node_role not in {None, node.node_role}:
-        raise Forbidden(
-            f"the enrolment token is for the role {enrolment.node_role}", field="input.role"
-        )
-    if enrolment.node_type not in {None, node.node_type}:
-        raise Forbidden(
-            f"the enrolment token is for the type {enrolment.node_type}", field="input.type"
-        )
-    if enrolment.labels is not None and (excess := set(node.labels) - set(enrolment.labels)):
-        raise Forbidden(
-            f"the enrolment token is not for the label {min(excess)!r}", field="input.labels"
-        )

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import audit
+from db.access.node_bounds import BOUND_COLUMNS
 from db.access.tokens import make_valid_condition
 from db.core.enums import Role
 from db.core.errors import BadInput, Forbidden, TokenNotFound
@@ -59,7 +60,8 @@ async def rotate_token(
     """Issue a successor of the token, which stays valid for `overlap`, but no longer than before.
 
     An earlier successor that was never used is revoked: its text was lost. Raises: Forbidden: the
-    token is not valid, or its successor is in use. BadInput: it is an enrolment token.
+    token is not valid, or its successor was used and not revoked. BadInput: it is an enrolment
+    token.
     """
     statement = select(Token).where(TOKEN.id == token_id, make_valid_condition()).with_for_update()
     token = (await session.scalars(statement)).one_or_none()
@@ -68,7 +70,7 @@ async def rotate_token(
     if token.role is Role.ENROLMENT:
         raise BadInput("input.id", "an enrolment token cannot be rotated: create another one")
     before = to_document(token)
-    inherited = {"name", "role", "nodes", "lifetime", "enrolled_by"}
+    inherited = {"name", "role", "nodes", "lifetime", "enrolled_by", *BOUND_COLUMNS}
     columns = {**token.model_dump(include=inherited), "replaces": token.id}
     await _revoke_unused_successors(session, token.id)
     expiry = func.registry_now() + literal(overlap, Interval)
@@ -82,10 +84,11 @@ async def rotate_token(
 
 async def _revoke_unused_successors(session: AsyncSession, token_id: UUID) -> None:
     await mark_revoked(session, and_(TOKEN.replaces == token_id, TOKEN.last_used_at.is_(None)))
-    valid_successor = select(TOKEN.public_id).where(
-        TOKEN.replaces == token_id, make_valid_condition()
+    # One that expired after its use counts too: it may have been rotated itself.
+    used_successor = select(TOKEN.public_id).where(
+        TOKEN.replaces == token_id, TOKEN.revoked_at.is_(None), TOKEN.last_used_at.is_not(None)
     )
-    if (successor := (await session.scalars(valid_successor.limit(1))).one_or_none()) is not None:
+    if (successor := (await session.scalars(used_successor.limit(1))).one_or_none()) is not None:
         raise Forbidden(f"the token was rotated: {successor} is in use", token=successor)
 
 

@@ -334,14 +334,14 @@ class Token(Table, table=True):
     uses_left: int | None = Field(description="Nodes that the enrolment token may still enrol.")
     node_role: NodeRole | None = Field(
         sa_type=_make_enum_type(NodeRole, "node_role"),
-        description="Role of the nodes to enrol; none: any.",
+        description="Role that its nodes are bound to; none: any.",
     )
     node_type: NodeType | None = Field(
         sa_type=_make_enum_type(NodeType, "node_type"),
-        description="Type of the nodes to enrol; none: any.",
+        description="Type that its nodes are bound to; none: any.",
     )
     labels: list[str] | None = Field(
-        sa_type=ARRAY(Text), description="Labels that a node to enrol may have; none: any."
+        sa_type=ARRAY(Text), description="Labels that its nodes may have; none: any."
     )
 
 

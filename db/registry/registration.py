@@ -10,6 +10,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.access.node_bounds import require_allowed_registration
 from db.core.enums import NodeRole, NodeStatus, NodeType, StatusReason
 from db.core.errors import NodeIdTaken, Unavailable
 from db.core.identity import Caller
@@ -68,8 +69,12 @@ async def register(
     If two runs register the same new id at once, one creates the node and the other finds it.
 
     Raises: NodeIdTaken: another run of an agent holds the id and still sends heartbeats.
-    Unavailable: no free node id was found in several attempts.
+    Unavailable: no free node id was found in several attempts. Forbidden: the caller's token is
+    bound to another role or type, or to other labels.
     """
+    await require_allowed_registration(
+        session, caller.identity, registration.role, registration.type, registration.labels
+    )
     for attempt in range(_ATTEMPTS):
         existing = await _lock_existing(session, registration)
         if existing is not None:

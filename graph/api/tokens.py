@@ -36,10 +36,17 @@ class Token:
     revoked_at: datetime | None = field("When the token was revoked; null if it was not.")
     last_used_at: datetime | None = field("When the token was last used, approximately.")
     uses_left: int | None = field("The number of nodes that an enrolment token may still register.")
-    node_role: NodeRole | None = field("The role that nodes must have to enrol; null for any role.")
-    node_type: NodeType | None = field("The type that nodes must have to enrol; null for any type.")
+    node_role: NodeRole | None = field(
+        "The role that the nodes of an enrolment token, and of the tokens that it made, must have;"
+        " null for any role."
+    )
+    node_type: NodeType | None = field(
+        "The type that the nodes of an enrolment token, and of the tokens that it made, must have;"
+        " null for any type."
+    )
     labels: list[str] | None = field(
-        "The only labels that nodes may have to enrol; null for any labels."
+        "The only labels that the nodes of an enrolment token, and of the tokens that it made, may"
+        " have; null for any labels."
     )
 
     @classmethod
@@ -83,10 +90,15 @@ class CreateEnrolmentTokenInput:
     name: str | None = optional(
         "The name of the token's holder in logs. If absent, its role and id."
     )
-    node_role: NodeRole | None = optional("The role that nodes must have. If absent, any role.")
-    node_type: NodeType | None = optional("The type that nodes must have. If absent, any type.")
+    node_role: NodeRole | None = optional(
+        "The role that nodes must have, for as long as they use the tokens that they receive. If"
+        " absent, any role."
+    )
+    node_type: NodeType | None = optional(
+        "The type that nodes must have, likewise. If absent, any type."
+    )
     labels: list[str] | None = optional(
-        "The only labels that nodes may have. If absent, any labels."
+        "The only labels that nodes may have, likewise. If absent, any labels."
     )
     key_expires_in_seconds: int | None = optional(
         "The lifetime in seconds of the token that each node receives. If absent, 90 days."

@@ -392,3 +392,17 @@ async def test_any_history_leaves_at_most_one_valid_successor_and_no_token_past_
         assert len(replaced) == len(set(replaced))
         for token in issued:
             assert (await find_token(database, token.text) is not None) == (token in valid)
+
+
+async def test_a_token_whose_used_successor_has_expired_is_not_rotated_again(
+    database: Database,
+) -> None:
+    old = await create_token(database)
+    new = await rotate_token(database, old.token, overlap=HOUR * 20)
+    await use_tokens(database, new)
+    newest = await rotate_token(database, new.token)
+    await use_tokens(database, newest)
+    await age_tokens(database, HOUR * 2)
+    assert await list_valid_tokens(database, old, new, newest) == [old, newest]
+    with pytest.raises(Forbidden):
+        await rotate_token(database, old.token)

@@ -22,7 +22,7 @@ async def test_a_client_keeps_answering_while_the_registry_is_killed_and_restart
     finished: list[asyncio.Task[None]] = []
     slowest = 0.0
 
-    async def route(client: RegistryClient) -> None:
+    async def keep_asking(client: RegistryClient) -> None:
         """Ask 200 times a second without waiting for the answers."""
         nonlocal slowest
         requests: set[asyncio.Task[None]] = set()
@@ -43,7 +43,7 @@ async def test_a_client_keeps_answering_while_the_registry_is_killed_and_restart
     try:
         async with RegistryClient(server.url, timeout_seconds=1) as client:
             await client.get_available_nodes({"includeDegraded": True})
-            router = asyncio.create_task(route(client))
+            router = asyncio.create_task(keep_asking(client))
             async with asyncio.timeout(30):
                 await wait_until(lambda: len(answers) >= 100, seconds=30)
                 assert not any(answer.is_stale for answer in answers)

@@ -310,7 +310,7 @@ async def test_every_reader_receives_each_change_once_and_in_order_through_all_d
             RestartedServer(find_free_port(), {"NODE_REGISTRY_DATABASE_URL": address})
             for _ in range(2)
         ]
-        proxies = [await stack.enter_async_context(run_proxy(each.url)) for each in servers * 2]
+        proxies = [await stack.enter_async_context(run_proxy(server.url)) for server in servers * 2]
         readers = [Reader(proxies[:1]), Reader(proxies[1:2]), Reader(proxies[2:])]
         writers = [Writer() for _ in range(3)]
         havoc = Havoc(chance, postgres, database, servers, readers)
@@ -350,7 +350,9 @@ async def test_every_reader_receives_each_change_once_and_in_order_through_all_d
             readers[2].alternate(random.Random(SEED)),  # noqa: S311  # the same each time
         )
     # The sweep may have appended changes since the log was read: silent nodes become overdue.
-    received = [[each for each in reader.revisions if each <= len(logged)] for reader in readers]
+    received = [
+        [revision for revision in reader.revisions if revision <= len(logged)] for reader in readers
+    ]
     log_revisions = [revision for revision, _, _ in logged]
     assert log_revisions == list(range(1, len(log_revisions) + 1))
     assert received[0] == received[2] == log_revisions

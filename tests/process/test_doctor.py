@@ -188,7 +188,7 @@ async def test_doctor_reports_a_fault_of_the_database(
     repair_statement: str,
     finding: tuple[str, Severity, *tuple[str, ...]],
 ) -> None:
-    for _ in range(5):  # the next sweep ends a mode that nothing calls for
+    for _ in range(5):  # a sweep in between may reset a mode that has no cause
         await registry.execute(break_statement)
         try:
             findings = await find_problems(registry.settings())

@@ -227,7 +227,7 @@ async def test_a_registry_that_was_stopped_marks_no_node_offline(
         async with run_program(BIN / "node-agent", "--verbose", "run", **settings) as agent:
             await agent.line("heartbeat.recorded")
             process.process.send_signal(signal.SIGSTOP)
-            await agent.line("request.failed")  # it waits ten seconds for its answer
+            await agent.line("request.failed")  # after a timeout of ten seconds
             process.process.send_signal(signal.SIGCONT)
             await process.line("registry.outage_ended")
             await agent.line("registry.recovered")
@@ -237,7 +237,7 @@ async def test_a_registry_that_was_stopped_marks_no_node_offline(
 
 
 async def test_a_registry_on_all_interfaces_requires_authentication(data_dir: Path) -> None:
-    host = {"NODE_REGISTRY_HTTP_HOST": "0.0.0.0"}  # noqa: S104  # what it is about
+    host = {"NODE_REGISTRY_HTTP_HOST": "0.0.0.0"}  # noqa: S104  # the setting under test
     async with (
         run_registry(data_dir, **host) as (process, url),
         httpx.AsyncClient(verify=NO_TLS) as http,
@@ -258,7 +258,7 @@ async def test_a_registry_on_all_interfaces_does_not_start_without_authenticatio
 ) -> None:
     settings = FAST | {
         "NODE_REGISTRY_DATA_DIR": str(data_dir),
-        "NODE_REGISTRY_HTTP_HOST": "0.0.0.0",  # noqa: S104  # what it is about
+        "NODE_REGISTRY_HTTP_HOST": "0.0.0.0",  # noqa: S104  # the setting under test
         "NODE_REGISTRY_AUTH": "off",
     }
     async with run_program(BIN / "node-registry", "serve", **settings) as process:

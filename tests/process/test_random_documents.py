@@ -102,7 +102,7 @@ def open_caller(url: str, token: str) -> Iterator[Caller]:
             subprotocols=[Subprotocol(PROTOCOL)],
             additional_headers=headers,
             max_size=None,
-            ping_interval=None,  # they are drawn by the generator that Hypothesis watches
+            ping_interval=None,  # a ping draws from the random generator that Hypothesis controls
         ) as websocket,
     ):
         websocket.send('{"type": "connection_init"}')

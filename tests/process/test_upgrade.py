@@ -75,9 +75,9 @@ def previous_version(tmp_path: Path) -> tuple[Path, str]:
             "archive", "--format=zip", find_previous_commit(), "agent", "db", "graph", "migrations"
         )
     except (OSError, LookupError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"the version before this is not in the history here: {error}")
+        pytest.skip(f"the previous version is not in the history here: {error}")
     folder = tmp_path / "before"
-    # No tar: its filters came with Python 3.11.4, and from 3.12 on it warns without one.
+    # Zip, because tar has filters only from Python 3.11.4 on, and warns without one from 3.12 on.
     with zipfile.ZipFile(io.BytesIO(archive)) as files:
         files.extractall(folder)
     return folder, max((folder / VERSIONS).glob("[0-9]*.py")).stem.partition("_")[0]

@@ -76,13 +76,13 @@ async def run_pool(database_url: URL, **environment: str) -> AsyncIterator[Regis
         settings["TMPDIR"] = folder
         async with run_program(*SERVE, **settings) as parent:
             url = (await parent.line(r"GraphQL +(\S+)")).group(1)
-            live = Registry(parent, url)
-            workers = live.workers()
+            registry = Registry(parent, url)
+            workers = registry.workers()
             assert len(workers) == 2
             try:
-                yield live
+                yield registry
             finally:
-                for worker in {*workers, *live.workers()}:
+                for worker in {*workers, *registry.workers()}:
                     with suppress(psutil.NoSuchProcess):
                         worker.kill()
 
@@ -95,13 +95,13 @@ def is_running(process: psutil.Process) -> bool:
 
 
 @asynccontextmanager
-async def connect_to_each_worker(live: Registry) -> AsyncIterator[dict[int, Client]]:
+async def connect_to_each_worker(registry: Registry) -> AsyncIterator[dict[int, Client]]:
     """Yield a client of each worker; the kernel distributes connections at random."""
     clients: dict[int, Client] = {}
     async with AsyncExitStack() as stack:
         for _ in range(200):
-            client = await stack.enter_async_context(connect(live.websocket_url))
-            clients.setdefault(live.find_worker(client), client)
+            client = await stack.enter_async_context(connect(registry.websocket_url))
+            clients.setdefault(registry.find_worker(client), client)
             if len(clients) == 2:
                 break
         yield clients
@@ -126,33 +126,33 @@ def refuses_connections(port: int) -> bool:
 async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_stops_all_workers(
     database_url: URL,
 ) -> None:
-    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.1") as live:
-        workers = live.workers()
-        async with connect_to_each_worker(live) as clients:
+    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.1") as registry:
+        workers = registry.workers()
+        async with connect_to_each_worker(registry) as clients:
             assert set(clients) == {worker.pid for worker in workers}
             for client in clients.values():
                 nodes = {"nodeIds": ["a", "node-1-hetzner-gex44"]}
                 await client.subscribe("1", CHANGES, after="0", filter=nodes)
                 # The first event shows that the subscription has started.
                 assert await receive_change_reason(client) == "SEEDED"
-            await ask_until_answered(live.url, REGISTER, input=NODE | {"nodeId": "a"})
+            await ask_until_answered(registry.url, REGISTER, input=NODE | {"nodeId": "a"})
             for client in clients.values():
                 assert await receive_change_reason(client) == "REGISTERED"
             async with httpx.AsyncClient(timeout=SECONDS) as http:
-                metrics = (await http.get(live.url.replace("/graphql", "/metrics"))).text
+                metrics = (await http.get(registry.url.replace("/graphql", "/metrics"))).text
             for worker in ("0", "1"):
                 follower = f'node_registry_subscribers{{stream="status_changes",worker="{worker}"}}'
                 assert f"{follower} 1.0" in metrics
             assert metrics.count("# TYPE node_registry_subscribers gauge") == 1
-            assert await live.parent.stop(signal.SIGTERM) == 0
+            assert await registry.parent.stop(signal.SIGTERM) == 0
             for client in clients.values():
                 assert (await client.closed())[0] == 1012
         assert not any(map(is_running, workers))
 
 
 async def test_a_killed_worker_is_replaced_while_the_port_stays_open(database_url: URL) -> None:
-    async with run_pool(database_url) as live:
-        killed, spared = live.workers()
+    async with run_pool(database_url) as registry:
+        killed, spared = registry.workers()
         answers = Counter[str]()
         replaced = asyncio.Event()
 
@@ -160,7 +160,7 @@ async def test_a_killed_worker_is_replaced_while_the_port_stays_open(database_ur
             while not replaced.is_set():
                 try:
                     async with httpx.AsyncClient(timeout=SECONDS, verify=NO_TLS) as http:
-                        response = await http.post(live.url, json={"query": "{ __typename }"})
+                        response = await http.post(registry.url, json={"query": "{ __typename }"})
                         answers[str(response.status_code)] += 1
                 except (httpx.ReadError, httpx.RemoteProtocolError):
                     answers["cut"] += 1  # requests that the killed worker was serving
@@ -168,41 +168,41 @@ async def test_a_killed_worker_is_replaced_while_the_port_stays_open(database_ur
         asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
         await wait_until(lambda: answers["200"] > 20, seconds=SECONDS)
         killed.kill()
-        died = await live.parent.line(r"worker\.ended.* pid=(\d+)")
-        served = await live.parent.line(r"worker\.started.* pid=(\d+)")
+        died = await registry.parent.line(r"worker\.ended.* pid=(\d+)")
+        served = await registry.parent.line(r"worker\.started.* pid=(\d+)")
         replaced.set()
         await asyncio.gather(*asking)
         assert set(answers) <= {"200", "cut"}
         assert int(died.group(1)) == killed.pid
-        assert {worker.pid for worker in live.workers()} == {spared.pid, int(served.group(1))}
-        async with connect_to_each_worker(live) as clients:
+        assert {worker.pid for worker in registry.workers()} == {spared.pid, int(served.group(1))}
+        async with connect_to_each_worker(registry) as clients:
             assert set(clients) == {spared.pid, int(served.group(1))}
 
 
 async def test_a_signal_to_all_processes_drains_and_a_second_one_stops_at_once(
     database_url: URL,
 ) -> None:
-    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="300") as live:
-        workers = live.workers()
-        async with connect_to_each_worker(live) as clients:
-            for process in (*workers, psutil.Process(live.parent.process.pid)):
+    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="300") as registry:
+        workers = registry.workers()
+        async with connect_to_each_worker(registry) as clients:
+            for process in (*workers, psutil.Process(registry.parent.process.pid)):
                 process.terminate()
-            await wait_until(lambda: refuses_connections(live.port), seconds=SECONDS)
+            await wait_until(lambda: refuses_connections(registry.port), seconds=SECONDS)
             for client in clients.values():
                 await client.send({"type": "ping"})
                 assert (await client.receive())["type"] == "pong"
-            assert await live.parent.stop(signal.SIGTERM) == 0
+            assert await registry.parent.stop(signal.SIGTERM) == 0
         assert not any(map(is_running, workers))
 
 
 async def test_the_workers_of_a_killed_parent_close_the_port_at_once_and_exit(
     database_url: URL,
 ) -> None:
-    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.3") as live:
-        workers = live.workers()
-        async with connect_to_each_worker(live):
-            live.parent.process.kill()
-            await wait_until(lambda: refuses_connections(live.port), seconds=SECONDS)
+    async with run_pool(database_url, NODE_REGISTRY_DRAIN_SECONDS="0.3") as registry:
+        workers = registry.workers()
+        async with connect_to_each_worker(registry):
+            registry.parent.process.kill()
+            await wait_until(lambda: refuses_connections(registry.port), seconds=SECONDS)
             await wait_until(lambda: not any(map(is_running, workers)), seconds=SECONDS)
 
 
@@ -214,12 +214,12 @@ async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_no_proces
         "NODE_REGISTRY_WORKERS": "2",
     }
     async with run_program(*SERVE[:2], **settings) as parent:
-        live = Registry(parent, (await parent.line(r"GraphQL +(\S+)")).group(1))
-        workers = live.workers()
+        registry = Registry(parent, (await parent.line(r"GraphQL +(\S+)")).group(1))
+        workers = registry.workers()
         assert len(workers) == 2
-        await ask_until_answered(live.url, REGISTER, input=NODE | {"nodeId": "a"})
+        await ask_until_answered(registry.url, REGISTER, input=NODE | {"nodeId": "a"})
         with pytest.raises(OSError, match="ddress already in use"):
-            listen(Settings(http_port=live.port))
+            listen(Settings(http_port=registry.port))
         assert await parent.stop(signal.SIGINT) == 0
         assert not any(map(is_running, workers))
     assert find_processes(data_dir) == []

@@ -1,4 +1,4 @@
-"""Debian's Chromium, driven by Playwright: installed where that is possible, else skipped."""
+"""Debian's Chromium, driven by Playwright; it is installed where possible, else the test skips."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Page, async_playwright
 
 APT_SECONDS = 240
 
-# It asks nobody but the page it is told to open; root has no sandbox.
+# Chromium requests nothing but the opened page; as root it cannot use its sandbox.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -28,23 +28,23 @@ APT = ["apt-get", "--quiet", "--yes", "--option", "DPkg::Lock::Timeout=120"]
 
 def find_chromium() -> str:
     """Return the path of Chromium; skip the test where it cannot be installed in time."""
-    if found := shutil.which("chromium"):
-        return found
+    if path := shutil.which("chromium"):
+        return path
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         pytest.skip("chromium is not on this machine, and only root could install it, by apt-get")
     install = [*APT, "install", "--no-install-recommends", "chromium"]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (install, [*APT, "update"], install):
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=APT_SECONDS,
                 check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             pytest.skip(f"chromium could not be installed within {APT_SECONDS} s")
-        if found := shutil.which("chromium"):
-            return found
-    pytest.skip(f"chromium could not be installed: {done.stderr.strip()[-300:]}")
+        if path := shutil.which("chromium"):
+            return path
+    pytest.skip(f"chromium could not be installed: {process.stderr.strip()[-300:]}")
 
 
 @asynccontextmanager
@@ -59,20 +59,20 @@ async def run_chromium() -> AsyncIterator[Browser]:
 
 
 def collect_complaints(page: Page) -> list[str]:
-    """Collect what the browser reports from now on: errors, and what the page's policy forbids.
+    """Return a list that collects the errors and policy violations that the browser reports.
 
-    That a registry refuses, or was killed and does not answer, is no fault of the page.
+    Rejected requests and network errors are ignored: they are not faults of the page.
     """
-    found: list[str] = []
-    page.on("pageerror", lambda error: found.append(str(error)))
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on(
         "console",
         lambda message: (
-            found.append(message.text)
+            complaints.append(message.text)
             if message.type in {"error", "warning"}
             and "net::ERR" not in message.text
             and not re.search("status of 40[13]", message.text)
             else None
         ),
     )
-    return found
+    return complaints

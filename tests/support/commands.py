@@ -1,4 +1,4 @@
-"""The command `node-registry`: in a process of its own, or in this one, which is quicker."""
+"""The command `node-registry`, run in its own process, or faster in this one."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ def make_environment(url: URL) -> dict[str, str]:
 
 
 async def run_process(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error."""
+    """Run a command in its own process; return exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         COMMAND,
         *arguments,
@@ -48,8 +48,8 @@ async def run(*arguments: str, stdin: str = "", **environment: str) -> tuple[int
         ):
             try:
                 main(arguments)
-            except SystemExit as ended:
-                status = ended.code
+            except SystemExit as exit_error:
+                status = exit_error.code
         assert isinstance(status, int)
         return status, output.getvalue().decode(), errors.getvalue().decode()
 

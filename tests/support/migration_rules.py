@@ -3,27 +3,33 @@
 import re
 
 INCOMPATIBLE = {
-    "what is dropped, the version before still uses": (
+    "the previous version still uses what is dropped": (
         r"\bDROP\s+(TABLE|COLUMN|FUNCTION|PROCEDURE|SEQUENCE|VIEW)\b"
     ),
-    "what is renamed, the version before calls by its old name": r"\bRENAME\b",
-    "the version before writes another type": r"\bALTER\s+(COLUMN\s+)?\w+\s+(SET\s+DATA\s+)?TYPE\b",
-    "the version before may leave it out": r"\bSET\s+NOT\s+NULL\b",
-    "the version before knows no column without a default": (
+    "the previous version uses the old name": r"\bRENAME\b",
+    "the previous version writes another type": (
+        r"\bALTER\s+(COLUMN\s+)?\w+\s+(SET\s+DATA\s+)?TYPE\b"
+    ),
+    "the previous version may omit the value": r"\bSET\s+NOT\s+NULL\b",
+    "the previous version does not write the new column, which has no default": (
         r"\bADD\s+COLUMN\s+(IF\s+NOT\s+EXISTS\s+)?\w+(?!.*\bDEFAULT\b)[^,;]*\bNOT\s+NULL\b"
     ),
-    "it takes a default that the version before relies on": r"\bDROP\s+DEFAULT\b",
-    "it takes rights that the version before needs": r"\bREVOKE\b(?!.*\bFROM\s+PUBLIC\b)",
-    "the version before may write what it refuses": (
+    "the previous version relies on the default": r"\bDROP\s+DEFAULT\b",
+    "the previous version needs the privileges": r"\bREVOKE\b(?!.*\bFROM\s+PUBLIC\b)",
+    "the previous version may write rows that the constraint rejects": (
         r"\bADD\s+(CONSTRAINT\s+\w+\s+)?(CHECK|UNIQUE|FOREIGN|EXCLUDE)\b|\bCREATE\s+UNIQUE\s+INDEX\b"
     ),
-    "it locks a table that heartbeats write for as long as it is built": (
+    "building the index locks a table that heartbeats write": (
         r"\bCREATE\s+INDEX\s+(?!CONCURRENTLY)\w+\s+ON\s+(ONLY\s+)?(nodes|heartbeat_log)\b"
     ),
 }
 
 
 def find_incompatibilities(sql: str) -> list[str]:
-    """Why the version before could not work, or would have to wait, beside this statement."""
-    flat = " ".join(sql.split())
-    return [why for why, pattern in INCOMPATIBLE.items() if re.search(pattern, flat, re.IGNORECASE)]
+    """Return why the previous version would fail or wait while this statement is executed."""
+    line = " ".join(sql.split())
+    return [
+        reason
+        for reason, pattern in INCOMPATIBLE.items()
+        if re.search(pattern, line, re.IGNORECASE)
+    ]

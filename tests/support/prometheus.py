@@ -1,4 +1,4 @@
-"""Debian's Prometheus: found on this machine, or unpacked beside it from its package."""
+"""Debian's Prometheus, found on this machine or unpacked from its package."""
 
 import asyncio
 import shutil
@@ -20,21 +20,21 @@ SECONDS = 60
 
 
 def find_programs(folder: Path) -> Path:
-    """Where `prometheus` and `promtool` are; skips where they cannot be had.
+    """Return the folder of `prometheus` and `promtool`; skip the test where they are unavailable.
 
-    The package is unpacked, not installed: no service of its is started, and nobody need be root.
+    The package is unpacked, not installed: that starts no service and does not need root.
     """
-    if found := shutil.which("promtool"):
-        return Path(found).parent
+    if path := shutil.which("promtool"):
+        return Path(path).parent
     unpacked = folder / "usr" / "bin"
     if (unpacked / "promtool").exists():
         return unpacked
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         pytest.skip("neither Prometheus nor apt is on this machine: the alerts were not tried")
     try:
-        if _done("apt-get", "download", "prometheus", folder=folder) is not None:
-            _done("apt-get", "update", folder=folder)  # a new machine knows no packages
-        problem = _done("apt-get", "download", "prometheus", folder=folder)
+        if _run("apt-get", "download", "prometheus", folder=folder) is not None:
+            _run("apt-get", "update", folder=folder)  # a new machine has no package lists
+        problem = _run("apt-get", "download", "prometheus", folder=folder)
     except subprocess.TimeoutExpired as error:
         problem = str(error)
     packages = sorted(folder.glob("prometheus_*.deb"))
@@ -44,12 +44,16 @@ def find_programs(folder: Path) -> Path:
     return unpacked
 
 
-def _done(*command: str, folder: Path) -> str | None:
-    """Return None when the program succeeds, else its complaint."""
-    done = subprocess.run(
+def _run(*command: str, folder: Path) -> str | None:
+    """Run a program; return None when it succeeds, else its error output."""
+    process = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
     )
-    return None if done.returncode == 0 else done.stderr.strip()[-300:] or str(done.returncode)
+    return (
+        None
+        if process.returncode == 0
+        else process.stderr.strip()[-300:] or str(process.returncode)
+    )
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,11 @@ class Prometheus:
     http: httpx.AsyncClient
 
     async def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """The series that it gives, now or then; an expression that is wrong fails the test."""
-        asked: dict[str, str | float] = {"query": expression}
+        """Return the series of an expression, now or at a time; an invalid one fails the test."""
+        parameters: dict[str, str | float] = {"query": expression}
         if at is not None:
-            asked["time"] = at
-        response = await self.http.get("/api/v1/query", params=asked)
+            parameters["time"] = at
+        response = await self.http.get("/api/v1/query", params=parameters)
         body = response.json()
         assert body["status"] == "success", (expression, body)
         result: list[dict[str, Any]] = body["data"]["result"]
@@ -89,7 +93,7 @@ async def run_prometheus(
     try:
         async with httpx.AsyncClient(base_url=f"http://{address}", timeout=SECONDS) as http:
             async with asyncio.timeout(SECONDS):
-                while not await _ready(http):
+                while not await _is_ready(http):
                     await asyncio.sleep(0.05)
             yield Prometheus(http)
     finally:
@@ -97,7 +101,7 @@ async def run_prometheus(
         await process.wait()
 
 
-async def _ready(http: httpx.AsyncClient) -> bool:
+async def _is_ready(http: httpx.AsyncClient) -> bool:
     try:
         return (await http.get("/-/ready")).status_code == HTTPStatus.OK
     except httpx.TransportError:

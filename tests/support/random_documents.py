@@ -1,4 +1,4 @@
-"""Requests that nobody would think of: operations of the schema, right and wrong, with anything."""
+"""Random requests: valid and invalid operations of the schema, with values of any kind."""
 
 from dataclasses import replace
 from functools import partial
@@ -28,7 +28,7 @@ from hypothesis_graphql import Mode, mutations, nodes, queries
 from tests.support.paths import ROOT
 
 SCHEMA = build_schema((ROOT / "schema.graphql").read_text())
-# The strategies know queries and mutations alone.
+# The strategies support only queries and mutations, so that subscriptions are drawn as queries.
 STREAMS = GraphQLSchema(
     query=SCHEMA.subscription_type, types=[*SCHEMA.type_map.values()], directives=SCHEMA.directives
 )
@@ -68,59 +68,66 @@ SCALARS = {
 def _requests(
     draw: st.DrawFn, documents: st.SearchStrategy[DocumentNode], kind: OperationType
 ) -> dict[str, Any]:
-    """Draw a request with other texts in places, and with values in variables or literals."""
-    [operation] = visit(draw(documents), _Retold(draw)).definitions
+    """Draw a request with some strings replaced, and with its values in variables or literals."""
+    [operation] = visit(draw(documents), _TextReplacer(draw)).definitions
     assert isinstance(operation, OperationDefinitionNode)
     operation = replace(operation, operation=kind)
-    operation, variables = _lifted(operation) if draw(st.booleans()) else (operation, {})
+    operation, variables = _lift_arguments(operation) if draw(st.booleans()) else (operation, {})
     return {"query": print_ast(operation), "variables": variables}
 
 
-class _Retold(Visitor):
+class _TextReplacer(Visitor):
     def __init__(self, draw: st.DrawFn) -> None:
         super().__init__()
         self._draw = draw
 
     def leave_string_value(self, node: StringValueNode, *_: object) -> StringValueNode:
-        retold = self._draw(st.booleans())
-        return StringValueNode(value=self._draw(TEXTS)) if retold else node
+        is_replaced = self._draw(st.booleans())
+        return StringValueNode(value=self._draw(TEXTS)) if is_replaced else node
 
 
-def _lifted(
+def _lift_arguments(
     operation: OperationDefinitionNode,
 ) -> tuple[OperationDefinitionNode, dict[str, Any]]:
-    """The arguments of the root fields are variables then."""
+    """Return the operation with the arguments of its root fields as variables, and their values."""
     root = SCHEMA.get_root_type(operation.operation)
     assert root is not None
     values: dict[str, Any] = {}
     definitions: list[VariableDefinitionNode] = []
 
-    def lifted(field: FieldNode, argument: ArgumentNode) -> ArgumentNode:
-        known = root.fields.get(field.name.value)
-        if known is None or argument.name.value not in known.args:
+    def lift(field: FieldNode, argument: ArgumentNode) -> ArgumentNode:
+        definition = root.fields.get(field.name.value)
+        if definition is None or argument.name.value not in definition.args:
             return argument
         variable = VariableNode(name=NameNode(value=f"v{len(values)}"))
         values[variable.name.value] = value_from_ast_untyped(argument.value)
-        kind = parse_type(str(known.args[argument.name.value].type))
+        kind = parse_type(str(definition.args[argument.name.value].type))
         definitions.append(VariableDefinitionNode(variable=variable, type=kind))
         return replace(argument, value=variable)
 
     selections = tuple(
-        replace(each, arguments=tuple(lifted(each, given) for given in each.arguments or ()))
-        if isinstance(each, FieldNode)
-        else each
-        for each in operation.selection_set.selections
+        replace(
+            selection,
+            arguments=tuple(lift(selection, value) for value in selection.arguments or ()),
+        )
+        if isinstance(selection, FieldNode)
+        else selection
+        for selection in operation.selection_set.selections
     )
     selection_set = replace(operation.selection_set, selections=selections)
-    asked = replace(operation, selection_set=selection_set, variable_definitions=tuple(definitions))
-    return asked, values
+    operation = replace(
+        operation, selection_set=selection_set, variable_definitions=tuple(definitions)
+    )
+    return operation, values
 
 
-def _of(make: Any, schema: GraphQLSchema, kind: OperationType) -> st.SearchStrategy[dict[str, Any]]:
-    made = partial(make, schema, custom_scalars=SCALARS, print_ast=lambda document: document)
-    return _requests(made() | made(mode=Mode.NEGATIVE), kind)
+def _make_requests(
+    make: Any, schema: GraphQLSchema, kind: OperationType
+) -> st.SearchStrategy[dict[str, Any]]:
+    strategy = partial(make, schema, custom_scalars=SCALARS, print_ast=lambda document: document)
+    return _requests(strategy() | strategy(mode=Mode.NEGATIVE), kind)
 
 
-QUERIES = _of(queries, SCHEMA, OperationType.QUERY)
-MUTATIONS = _of(mutations, SCHEMA, OperationType.MUTATION)
-SUBSCRIPTIONS = _of(queries, STREAMS, OperationType.SUBSCRIPTION)
+QUERIES = _make_requests(queries, SCHEMA, OperationType.QUERY)
+MUTATIONS = _make_requests(mutations, SCHEMA, OperationType.MUTATION)
+SUBSCRIPTIONS = _make_requests(queries, STREAMS, OperationType.SUBSCRIPTION)

@@ -1,6 +1,6 @@
-"""A host that ssh reaches: sshd on a free port of this machine, with keys of its own.
+"""A host for ssh: sshd on a free port of this machine, with its own keys.
 
-Debian's package is unpacked, not installed, and nothing outside the folder is touched.
+Debian's package is unpacked, not installed, and nothing outside the folder is changed.
 """
 
 import asyncio
@@ -15,15 +15,18 @@ from pathlib import Path
 from tests.support.registry_process import find_free_port
 
 SECONDS = 60
-NEEDED = ("openssh-server", "libwrap0")
+PACKAGES = ("openssh-server", "libwrap0")
 
 
 class UnavailableError(Exception):
-    """sshd cannot be had here, or does not start."""
+    """sshd is not available on this machine, or does not start."""
 
 
 def find_sshd(folder: Path) -> Path:
-    """Return the path of sshd. Raises UnavailableError."""
+    """Return the path of sshd.
+
+    Raises: UnavailableError: this machine has no sshd and cannot download it.
+    """
     for name in ("ssh", "ssh-keygen"):
         if shutil.which(name) is None:
             raise UnavailableError(f"{name} is not on this machine")
@@ -34,11 +37,11 @@ def find_sshd(folder: Path) -> Path:
         return unpacked
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise UnavailableError("neither sshd nor apt is on this machine")
-    download = ("apt-get", "download", *NEEDED)
+    download = ("apt-get", "download", *PACKAGES)
     for command in (download, ("apt-get", "update"), download):
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(command, cwd=folder, capture_output=True, timeout=SECONDS, check=False)
-        if len(list(folder.glob("*.deb"))) == len(NEEDED):
+        if len(list(folder.glob("*.deb"))) == len(PACKAGES):
             break
     else:
         raise UnavailableError("apt has no openssh-server")
@@ -49,9 +52,9 @@ def find_sshd(folder: Path) -> Path:
 
 @asynccontextmanager
 async def run_host(sshd: Path, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[str]:
-    """The command that reaches it, instead of `ssh`; its name is then 127.0.0.1.
+    """Run sshd, and yield the command that takes the place of `ssh` to reach it as 127.0.0.1.
 
-    Raises UnavailableError.
+    Raises: UnavailableError: sshd does not start.
     """
     for name in ("host", "user"):
         await _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
@@ -62,21 +65,21 @@ async def run_host(sshd: Path, folder: Path, environment: Mapping[str, str]) -> 
         f"AuthorizedKeysFile {folder / 'user.pub'}\nStrictModes no\nUsePAM no\n"
         f"PidFile none\nPermitRootLogin prohibit-password\nSetEnv {variables}\n"
     )
-    reach = (
+    ssh_command = (
         f"ssh -F none -p {port} -i {folder / 'user'} -l {getpass.getuser()} -o LogLevel=ERROR"
         f" -o StrictHostKeyChecking=no -o UserKnownHostsFile={folder / 'known'}"
         f" -o ControlMaster=auto -o ControlPersist=60 -o ControlPath={folder}/%p"
     )
     process = await asyncio.create_subprocess_exec(
-        *_command(sshd, folder),
+        *_make_command(sshd, folder),
         env={**os.environ, "LD_LIBRARY_PATH": str(sshd.parent.parent / "lib/x86_64-linux-gnu")},
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        await _listens(process, port)
-        yield reach
+        await _wait_until_listening(process, port)
+        yield ssh_command
     finally:
-        await _run(*reach.split(), "-O", "exit", "127.0.0.1")
+        await _run(*ssh_command.split(), "-O", "exit", "127.0.0.1")
         with suppress(ProcessLookupError):
             process.terminate()
         await process.communicate()
@@ -88,10 +91,11 @@ async def _run(*command: str) -> None:
         await process.wait()
 
 
-def _command(sshd: Path, folder: Path) -> list[str]:
-    """Return the command; root needs a folder in /run and an account, made where nobody sees them.
+def _make_command(sshd: Path, folder: Path) -> list[str]:
+    """Return the command of sshd; root needs a folder in /run and an account.
 
-    Root's own shell there starts without what this machine's root has it do first.
+    Both are made in a mount namespace of their own. There, root's shell starts without the
+    profile of this machine's root.
     """
     plain = [str(sshd), "-D", "-e", "-f", str(folder / "sshd_config")]
     if os.geteuid() != 0:
@@ -101,14 +105,14 @@ def _command(sshd: Path, folder: Path) -> list[str]:
         f"root:x:0:0::{folder}:/bin/sh\nsshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n",
         encoding="utf-8",
     )
-    own = (
+    script = (
         f"mount -t tmpfs tmpfs /run && mkdir -m 0755 /run/sshd"
         f' && mount --bind {passwd} /etc/passwd && exec "$@"'
     )
-    return ["unshare", "--mount", "sh", "-c", own, "sh", *plain]
+    return ["unshare", "--mount", "sh", "-c", script, "sh", *plain]
 
 
-async def _listens(process: asyncio.subprocess.Process, port: int) -> None:
+async def _wait_until_listening(process: asyncio.subprocess.Process, port: int) -> None:
     async with asyncio.timeout(SECONDS):
         while process.returncode is None:
             with suppress(OSError):
@@ -117,5 +121,5 @@ async def _listens(process: asyncio.subprocess.Process, port: int) -> None:
                 return
             await asyncio.sleep(0.02)
     assert process.stderr is not None
-    said = (await process.stderr.read()).decode().strip()
-    raise UnavailableError(f"sshd does not start here: {said[-300:]}")
+    errors = (await process.stderr.read()).decode().strip()
+    raise UnavailableError(f"sshd does not start here: {errors[-300:]}")

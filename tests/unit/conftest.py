@@ -1,11 +1,11 @@
-"""Keeps the unit tests free of PostgreSQL."""
+"""Fixtures that keep PostgreSQL out of the unit tests."""
 
 import pytest
 
 
 @pytest.fixture(scope="session")
 def postgres() -> None:
-    """Fail the test: one that needs a database belongs into `tests/db` or behind it."""
+    """Fail the test: one that needs a database belongs to `tests/db` or a later tier."""
     pytest.fail("a unit test asks for PostgreSQL")
 
 

@@ -350,12 +350,12 @@ async def test_a_follower_cancelled_while_it_waits_for_the_ack_leaves_no_socket(
 
 
 async def check_cancellation(url: str, arrived: asyncio.Event, left: asyncio.Event) -> None:
-    waiting = asyncio.create_task(read_event(follow_status_changes(url)))
+    task = asyncio.create_task(read_event(follow_status_changes(url)))
     async with asyncio.timeout(SECONDS):
         await arrived.wait()
-        waiting.cancel()
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await waiting
+            await task
         await left.wait()
 
 

@@ -37,10 +37,16 @@ def test_machine_describes_itself() -> None:
 
 def test_metrics_are_finite_and_part_of_the_schema() -> None:
     metrics = Meter().read()
-    known = {"cpuPercent", "memoryPercent", "memoryAvailableMb", "diskPercent", "loadAverage"}
-    assert set(metrics) <= known | {"gpus", "extra"}
+    metric_names = {
+        "cpuPercent",
+        "memoryPercent",
+        "memoryAvailableMb",
+        "diskPercent",
+        "loadAverage",
+    }
+    assert set(metrics) <= metric_names | {"gpus", "extra"}
     assert metrics["gpus"] == []
-    assert all(math.isfinite(metrics[name]) for name in known & set(metrics))
+    assert all(math.isfinite(metrics[name]) for name in metric_names & set(metrics))
 
 
 def test_cpu_percent_is_omitted_until_it_covers_a_minimum_time() -> None:

@@ -171,7 +171,7 @@ async def test_docker_is_found_by_its_socket(tmp_path: Path) -> None:
 async def test_service_has_an_endpoint_only_if_others_can_reach_it() -> None:
     # All of 127/8 is this machine: 127.0.0.2 stands for its address in the network.
     external_address = "127.0.0.2"
-    async with run_service({"/api/tags": TAGS}, host="0.0.0.0") as stub:  # noqa: S104  # on purpose
+    async with run_service({"/api/tags": TAGS}, host="0.0.0.0") as stub:  # noqa: S104  # reachable
         reachable = await find_service(stub.address, external_address)
     async with run_service({"/api/tags": TAGS}) as local_stub:
         unreachable = await find_service(local_stub.address, external_address)

@@ -62,7 +62,7 @@ class Receipt:
     colour: Colour
     wanted: Colour | None
     received_at: datetime
-    said: list[str | None]
+    lines: list[str | None]
     extra: JSON | None
 
     @strawberry.field
@@ -71,12 +71,12 @@ class Receipt:
 
 
 @strawberry.type
-class Refusal:
+class Rejection:
     number: int
     why: str | None
 
 
-Outcome = Annotated[Receipt | Refusal, strawberry.union("Outcome")]
+Outcome = Annotated[Receipt | Rejection, strawberry.union("Outcome")]
 
 
 def make_receipt(order: Order) -> Receipt:
@@ -87,7 +87,7 @@ def make_receipt(order: Order) -> Receipt:
         colour=order.colour,
         wanted=order.wanted,
         received_at=datetime(2026, 1, 2, 3, 4, 5, order.number % 1000, UTC),
-        said=[repr(order), None],
+        lines=[repr(order), None],
         extra=order.extra,
     )
 
@@ -108,7 +108,7 @@ class Mutation:
     async def place_all(self, info: Info, orders: list[Order]) -> list[Outcome]:
         assert cast("str", info.context) == "the caller's"
         return [
-            Refusal(number=order.number, why=None) if order.number < 0 else make_receipt(order)
+            Rejection(number=order.number, why=None) if order.number < 0 else make_receipt(order)
             for order in orders
         ]
 
@@ -121,8 +121,8 @@ class Mutation:
 @strawberry.type
 class Subscription:
     @strawberry.subscription
-    async def told(self, info: Info) -> AsyncIterator[Outcome]:
-        for event in cast("list[Receipt | Refusal]", info.context):
+    async def outcomes(self, info: Info) -> AsyncIterator[Outcome]:
+        for event in cast("list[Receipt | Rejection]", info.context):
             yield event
 
 
@@ -134,13 +134,13 @@ schema = Schema(
 )
 
 PLACE = """mutation ($order: Order!) {
-  place(order: $order) { number colour wanted receivedAt said extra }
+  place(order: $order) { number colour wanted receivedAt lines extra }
 }"""
 PLACE_ALL = """mutation All($of: [Order!]!) {
   done: placeAll(orders: $of) {
     kind: __typename
     ... on Receipt { number receivedAt }
-    ... on Refusal { number reason: why }
+    ... on Rejection { number reason: why }
   }
 }"""
 
@@ -229,9 +229,9 @@ async def test_a_compiled_list_of_a_union_is_answered_as_by_the_executor(
     await check_agreement(PLACE_ALL, {"of": order_list})
 
 
-EVENT_SUBSCRIPTION = """subscription { event: told {
-  ... on Receipt { kind: __typename number colour wanted receivedAt said extra }
-  ... on Refusal { number why }
+EVENT_SUBSCRIPTION = """subscription { event: outcomes {
+  ... on Receipt { kind: __typename number colour wanted receivedAt lines extra }
+  ... on Rejection { number why }
 } }"""
 
 events = st.builds(
@@ -240,14 +240,14 @@ events = st.builds(
     colour=st.sampled_from(Colour),
     wanted=st.none() | st.sampled_from(Colour),
     received_at=st.datetimes(timezones=st.just(UTC)),
-    said=st.lists(st.none() | st.text(max_size=3), max_size=3),
+    lines=st.lists(st.none() | st.text(max_size=3), max_size=3),
     extra=st.none() | st.dictionaries(st.text(max_size=2), any_values, max_size=2),
-) | st.builds(Refusal, number=st.integers(-3, 3), why=st.none() | st.text(max_size=3))
+) | st.builds(Rejection, number=st.integers(-3, 3), why=st.none() | st.text(max_size=3))
 
 
 @given(event_list=st.lists(events, max_size=3))
 async def test_a_compiled_event_shape_matches_the_executor(
-    event_list: list[Receipt | Refusal],
+    event_list: list[Receipt | Rejection],
 ) -> None:
     shape = compile_event_shape(schema.graphql, parse_operation(EVENT_SUBSCRIPTION))
     assert shape is not None
@@ -266,8 +266,8 @@ async def test_a_compiled_event_shape_matches_the_executor(
 @pytest.mark.parametrize(
     "document",
     [
-        "subscription { told { ... on Receipt { workedOut } } }",
-        "subscription { told { ... on Refusal @skip(if: false) { number } } }",
+        "subscription { outcomes { ... on Receipt { workedOut } } }",
+        "subscription { outcomes { ... on Rejection @skip(if: false) { number } } }",
     ],
 )
 def test_an_event_with_resolvers_or_directives_is_left_to_the_executor(document: str) -> None:

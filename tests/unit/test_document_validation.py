@@ -64,7 +64,7 @@ HOSTILE = {
         "{ ...A0 ...B0 }"
         + repeat(29, "fragment A<n> on Query { ...A<next> ...B<next> registry { mode } }")
         + repeat(29, "fragment B<n> on Query { ...A<next> ...B<next> registry { mode } }")
-    ).replace("...A0 ...B0 registry", "registry"),  # the last ones end it
+    ).replace("...A0 ...B0 registry", "registry"),  # the last fragments spread no others
     "fragments in a circle": "{ ...F0 }"
     + repeat(80, "fragment F<n> on Query { ...F<next> ...F7 }"),
     "an argument that each error prints": (

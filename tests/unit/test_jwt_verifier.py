@@ -436,7 +436,7 @@ async def test_the_old_keys_stay_while_no_valid_ones_can_be_fetched(
     clock.now += MAX_AGE_SECONDS + 1
     await verifier.verify(sign())
     reasons = [event["reason"] for event in logged if event["event"] == "jwks.unusable"]
-    assert len(reasons) == 2  # the broken answer, and the address that nobody answers at
+    assert len(reasons) == 2  # the broken answer, and then the stopped server
 
 
 async def test_verification_is_unavailable_until_the_first_keys_are_fetched(

@@ -128,14 +128,14 @@ async def test_a_result_above_the_maximum_weight_evicts_no_other() -> None:
 
 async def test_running_work_is_never_evicted() -> None:
     flight, work = make_flight(), Work()
-    caller = asyncio.create_task(flight.get("a", work.make("a")))
+    first = asyncio.create_task(flight.get("a", work.make("a")))
     await settle()
     for key in "bcdef":
         await flight.get(key, instant(3))
-    again = asyncio.create_task(flight.get("a", work.make("a")))
+    second = asyncio.create_task(flight.get("a", work.make("a")))
     await settle()
     await work.end("a", 1)
-    assert (await caller, await again) == (1, 1)
+    assert (await first, await second) == (1, 1)
     assert work.starts == {"a": 1}
 
 

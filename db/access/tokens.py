@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, text
+from sqlalchemy import ColumnElement, and_, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.enums import Role
@@ -61,6 +61,20 @@ async def count_tokens(session: AsyncSession, role: Role) -> int:
 async def get_expiry(session: AsyncSession, token_id: UUID) -> datetime | None:
     """Return when the token expires; None if it never does or does not exist."""
     return await session.scalar(select(TOKEN.expires_at).where(TOKEN.id == token_id))
+
+
+async def record_first_use(session: AsyncSession, token_id: UUID) -> bool:
+    """Record that a token is used now, unless a use is recorded, and return whether it is valid.
+
+    Waits for whoever rotates or revokes the token.
+    """
+    statement = (
+        update(Token)
+        .where(TOKEN.id == token_id, make_valid_condition())
+        .values(last_used_at=func.coalesce(TOKEN.last_used_at, func.registry_now()))
+        .returning(TOKEN.id)
+    )
+    return (await session.scalars(statement)).one_or_none() is not None
 
 
 # A locked row is being rotated, revoked or used to enrol, which records more than this would.

@@ -58,7 +58,7 @@ class Grant:
 class CredentialVerifier:
     """The grants of this process, checked every `check_seconds`.
 
-    The use of a token is recorded once a minute, not at each use.
+    The first use of a token is recorded at once, further ones once a minute.
     """
 
     def __init__(
@@ -146,11 +146,19 @@ class CredentialVerifier:
             raise Unauthenticated("the token is not one of this registry")
         async with self._database.read() as session:
             token = await tokens.find_valid_token(session, presented)
-        if token is None:
+        if token is None or (token.last_used_at is None and not await self._begin_use(token.id)):
             raise Unauthenticated("the token is unknown, revoked or expired")
         grant = Grant(tokens.to_identity(token))
         self._active.add(grant)
         return grant
+
+    async def _begin_use(self, token_id: UUID) -> bool:
+        """Record the first use of a token before it is answered; return whether it is valid.
+
+        From then on the token that it replaces is not rotated again.
+        """
+        async with self._database.write() as session:
+            return await tokens.record_first_use(session, token_id)
 
     def _note_use(self, grant: Grant) -> None:
         if grant.identity.token_id is not None:

@@ -410,7 +410,7 @@ async def test_server_that_vanishes_within_a_statement_is_unavailable_after_the_
             database.url.set(host="127.0.0.1", port=proxy.port, query={}), pool_size=1
         )
         await proxied.ping()
-        proxy.starve()
+        proxy.stall()
         proxied._statement_timeout_seconds = 0.2  # noqa: SLF001  # the client's timeout, which the server does not know
         async with asyncio.timeout(5):
             with pytest.raises(Unavailable):

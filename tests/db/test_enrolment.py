@@ -27,7 +27,7 @@ from tests.support.fleet import (
     make_registration,
     register,
 )
-from tests.support.keyring import (
+from tests.support.tokens import (
     ADMIN,
     DAY,
     HOUR,

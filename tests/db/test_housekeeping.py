@@ -5,7 +5,7 @@ from graph.core.settings import Settings
 from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.fleet import fetch_rows
-from tests.support.keyring import DAY, age_tokens, create_token, list_valid_tokens, revoke_token
+from tests.support.tokens import DAY, age_tokens, create_token, list_valid_tokens, revoke_token
 
 
 async def test_tokens_that_ended_90_days_ago_are_purged(database: Database) -> None:

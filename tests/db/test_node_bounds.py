@@ -3,7 +3,7 @@
 from db.core.database import Database
 from db.core.enums import NodeRole, NodeType
 from tests.support.fleet import make_registration
-from tests.support.keyring import create_enrolment, enrol, rotate_token
+from tests.support.tokens import create_enrolment, enrol, rotate_token
 
 
 async def test_rotation_keeps_what_binds_a_node_token(database: Database) -> None:

@@ -23,7 +23,6 @@ from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, beat, register, wait_until_connected
 from tests.support.fleet import fetch_rows
-from tests.support.keyring import DAY
 from tests.support.live_server import run_server
 from tests.support.provisioning import (
     Provisioning,
@@ -31,6 +30,7 @@ from tests.support.provisioning import (
     quote,
     reserve_names,
 )
+from tests.support.tokens import DAY
 from tests.support.transport_ws import connect
 
 SET_PROFILE = """

@@ -18,7 +18,7 @@ from db.core.identity import Identity
 from db.core.tables import Token
 from db.core.token_format import PresentedToken
 from tests.support.fleet import fetch_rows, limit_examples
-from tests.support.keyring import (
+from tests.support.tokens import (
     ADMIN,
     DAY,
     HOUR,

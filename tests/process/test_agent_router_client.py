@@ -17,7 +17,7 @@ async def test_a_client_keeps_answering_while_the_registry_is_killed_and_restart
     url = database_url.render_as_string(hide_password=False)
     server = Server(find_free_port(), {"NODE_REGISTRY_DATABASE_URL": url})
     await server.start()
-    await server.answers()
+    await server.wait_until_ready()
     answers: list[Answer[Any]] = []
     finished: list[asyncio.Task[None]] = []
     slowest = 0.0
@@ -54,7 +54,7 @@ async def test_a_client_keeps_answering_while_the_registry_is_killed_and_restart
                 ages = [answer.age_seconds for answer in answers if answer.is_stale]
                 assert ages[-1] > ages[0]
                 await server.start()
-                await server.answers()
+                await server.wait_until_ready()
                 await wait_until(lambda: not answers[-1].is_stale, seconds=30)
             router.cancel()
             await asyncio.gather(router, return_exceptions=True)

@@ -91,13 +91,13 @@ async def test_a_registry_exits_and_names_the_background_task_that_died(
 ) -> None:
     settings = FAST | make_environment(database_url)
     async with run_program(COMMAND, "serve", **settings) as registry:
-        await registry.line(r"GraphQL +(\S+)")
+        await registry.wait_for_line(r"GraphQL +(\S+)")
         engine = create_async_engine(database_url)
         async with engine.begin() as connection:
             await connection.execute(text("DROP TABLE registry_processes"))
         await engine.dispose()
-        await registry.line("background_task.died .*sweeper")
-        await registry.line(
+        await registry.wait_for_line("background_task.died .*sweeper")
+        await registry.wait_for_line(
             "node-registry: the background task 'sweeper' died; see the log for the cause"
         )
         async with asyncio.timeout(30):

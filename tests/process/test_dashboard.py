@@ -21,10 +21,10 @@ from db.core.enums import Role
 from tests.support import fleet, npm
 from tests.support.api import BEAT, DEREGISTER, REGISTER
 from tests.support.browser import collect_complaints, run_chromium
-from tests.support.keyring import ADMIN
 from tests.support.live_server import NO_TLS
 from tests.support.paths import ROOT
 from tests.support.registry_process import Server, find_free_port
+from tests.support.tokens import ADMIN
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
@@ -137,7 +137,7 @@ async def dashboard(
         server = Server(find_free_port(), FAST | settings)
         await server.start()
         try:
-            await server.answers()
+            await server.wait_until_ready()
             yield Dashboard(server, database, browser, tokens)
         finally:
             await server.kill()
@@ -255,7 +255,7 @@ async def test_the_page_catches_up_after_the_registry_is_killed_and_restarted(
             async with dashboard.database.write() as session:
                 await session.execute(text(TRIM))
         await dashboard.server.start()
-        await dashboard.server.answers()
+        await dashboard.server.wait_until_ready()
         await expect(find_row(page, f"{log}-1")).to_be_visible()
         await expect(find_row(page, f"{log}-2")).to_be_visible()
         await expect(page.locator("#freshness")).to_have_text("Live")

@@ -252,7 +252,7 @@ class Havoc:
         await wait_until(
             lambda: (
                 len(reader.revisions) > reader.count_at_cut
-                and any(proxy.carried for proxy in reader.proxies)
+                and any(proxy.writers for proxy in reader.proxies)
             ),
             seconds=SECONDS,
         )

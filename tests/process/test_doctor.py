@@ -20,7 +20,7 @@ from db.embedded.server import get_running_url
 from db.ops.check_result import CheckResult, Severity
 from graph.cli.doctor import examine
 from graph.core.settings import Settings
-from tests.support.authority import BEGUN, Authority
+from tests.support.authority import VALID_FROM, Authority
 from tests.support.commands import run
 from tests.support.processes import BIN, Process, run_registry
 from tests.support.provisioning import open_administrator
@@ -301,8 +301,8 @@ async def test_doctor_reports_a_certificate_that_has_expired_or_soon_will(
 ) -> None:
     authority = Authority(tmp_path)
     for ends_at, severity in (
-        (BEGUN + timedelta(hours=1), Severity.FAULT),
-        (BEGUN + timedelta(days=10), Severity.WARNING),
+        (VALID_FROM + timedelta(hours=1), Severity.FAULT),
+        (VALID_FROM + timedelta(days=10), Severity.WARNING),
     ):
         pair = authority.client("registry", ends_at=ends_at)
         settings = registry.settings(tls_certificate=pair.certificate, tls_key=pair.key)

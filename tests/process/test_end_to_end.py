@@ -18,7 +18,7 @@ from tests.support.processes import (
     BIN,
     FAST,
     SECONDS,
-    ask_until_answered,
+    query_until_answered,
     run_program,
     run_registry,
 )
@@ -72,7 +72,7 @@ async def test_this_machine_goes_online_and_then_offline_when_its_agent_is_kille
     async with run_registry(data_dir) as (_, url):
         settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
         async with run_program(BIN / "node-agent", "--verbose", "run", **settings) as agent:
-            await agent.line("heartbeat.recorded")
+            await agent.wait_for_line("heartbeat.recorded")
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
             agent.process.kill()
         statuses = ["ONLINE", "DEGRADED", "OFFLINE"]
@@ -91,9 +91,9 @@ async def test_a_restarted_agent_keeps_its_node_id_and_registers_at_once(
         ids = []
         for _ in range(2):
             async with run_program(*bootstrap, "--labels", "router,gateway", **settings) as agent:
-                ids.append((await agent.line('"nodeId":"([^"]+)"')).group(1))
+                ids.append((await agent.wait_for_line('"nodeId":"([^"]+)"')).group(1))
         query = '{ nodes(filter: {labels: {all: ["router"]}}) { nodes { nodeId role type } } }'
-        data = await ask_until_answered(url, query)
+        data = await query_until_answered(url, query)
     assert ids[0] == ids[1]
     assert data["nodes"]["nodes"] == [{"nodeId": ids[0], "role": "PRODUCTION", "type": "ROUTER"}]
 
@@ -108,20 +108,20 @@ async def test_an_agent_recovers_from_a_registry_restart_and_from_its_removal(
         settings["NODE_AGENT_REGISTRY_URL"] = url
         command = (BIN / "node-agent", "--verbose", "run")
         async with run_program(*command, **settings) as agent:
-            await agent.line("heartbeat.recorded")
+            await agent.wait_for_line("heartbeat.recorded")
             node_id = (tmp_path / "agent" / "node_id").read_text().strip()
             assert await process.stop(signal.SIGTERM) == 0
-            await agent.line("registry.restarting")
+            await agent.wait_for_line("registry.restarting")
             async with run_registry(data_dir, **port) as (_, restarted_url):
-                await agent.line("registry.recovered")
-                await agent.line("heartbeat.recorded")
+                await agent.wait_for_line("registry.recovered")
+                await agent.wait_for_line("heartbeat.recorded")
                 removal = (
                     "mutation($i: DeregisterNodeInput!) { deregisterNode(input: $i) { nodeId } }"
                 )
-                await ask_until_answered(restarted_url, removal, i={"nodeId": node_id})
-                await agent.line("node.removed")
-                await agent.line("heartbeat.recorded")
-                data = await ask_until_answered(
+                await query_until_answered(restarted_url, removal, i={"nodeId": node_id})
+                await agent.wait_for_line("node.removed")
+                await agent.wait_for_line("heartbeat.recorded")
+                data = await query_until_answered(
                     restarted_url, f'{{ node(nodeId: "{node_id}") {{ status }} }}'
                 )
                 assert data["node"] == {"status": "ONLINE"}
@@ -144,7 +144,7 @@ async def test_every_acknowledged_heartbeat_survives_a_kill(data_dir: Path) -> N
     async with run_registry(data_dir) as (process, url), httpx.AsyncClient(timeout=10) as http:
         for node_id in nodes:
             node = {"nodeId": node_id, "role": "BACKUP", "type": "WORKER", "bootId": "b"}
-            await ask_until_answered(url, REGISTER, input=node)
+            await query_until_answered(url, REGISTER, input=node)
         tasks = [
             asyncio.create_task(keep_sending_heartbeats(http, url, node_id)) for node_id in nodes
         ]
@@ -154,7 +154,7 @@ async def test_every_acknowledged_heartbeat_survives_a_kill(data_dir: Path) -> N
         assert all(isinstance(outcome, httpx.TransportError) for outcome in outcomes)
     async with run_registry(data_dir) as (process, url):
         query = "{ nodes { nodes { nodeId heartbeats(first: 1000) { nodes { receivedAt } } } } }"
-        data = await ask_until_answered(url, query)
+        data = await query_until_answered(url, query)
         logged = {
             (node["nodeId"], heartbeat["receivedAt"])
             for node in data["nodes"]["nodes"]
@@ -174,7 +174,7 @@ async def test_the_development_agent_registers_this_machine_and_ctrl_c_leaves_no
             online: list[dict[str, str]] = []
             async with asyncio.timeout(SECONDS):
                 while not online:
-                    online = (await ask_until_answered(url, query))["nodes"]["nodes"]
+                    online = (await query_until_answered(url, query))["nodes"]["nodes"]
             assert [node["role"] for node in online] == ["DEVELOPMENT"]
             node_ids.append(online[0]["nodeId"])
             assert await process.stop(signal_number) == 0
@@ -188,13 +188,13 @@ async def test_the_development_agent_exits_with_its_killed_registry_and_blocks_n
     async with run_registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
         query = "{ nodes(filter: {statuses: [ONLINE]}) { totalCount } }"
         async with asyncio.timeout(SECONDS):
-            while (await ask_until_answered(url, query))["nodes"]["totalCount"] == 0:
+            while (await query_until_answered(url, query))["nodes"]["totalCount"] == 0:
                 pass
             process.process.kill()
             await wait_until(lambda: not find_agents(data_dir), seconds=SECONDS, interval=0.02)
     async with run_registry(data_dir, NODE_REGISTRY_DEV_AGENT="true") as (process, url):
         async with asyncio.timeout(SECONDS):
-            while (await ask_until_answered(url, query))["nodes"]["totalCount"] == 0:
+            while (await query_until_answered(url, query))["nodes"]["totalCount"] == 0:
                 pass
         assert await process.stop(signal.SIGINT) == 0
     assert find_processes(data_dir) == []
@@ -203,12 +203,12 @@ async def test_the_development_agent_exits_with_its_killed_registry_and_blocks_n
 async def test_a_killed_database_is_restarted_and_the_registry_recovers(data_dir: Path) -> None:
     async with run_registry(data_dir) as (process, url):
         node = {"nodeId": "a", "role": "BACKUP", "type": "WORKER", "bootId": "b"}
-        await ask_until_answered(url, REGISTER, input=node)
+        await query_until_answered(url, REGISTER, input=node)
         pid = int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
-        await process.line("embedded.died")
+        await process.wait_for_line("embedded.died")
         beat = {"nodeId": "a", "bootId": "b", "sequence": 1}
-        data = await ask_until_answered(url, BEAT, input=beat)
+        data = await query_until_answered(url, BEAT, input=beat)
         assert data["recordHeartbeat"]["nodeId"] == "a"
         async with connect(url.replace("http", "ws", 1)) as client:
             await client.subscribe("1", CHANGES, after="2", filter={"nodeIds": ["a"]})
@@ -225,14 +225,14 @@ async def test_a_registry_that_was_stopped_marks_no_node_offline(
     async with run_registry(data_dir, **grace) as (process, url):
         settings = {"NODE_AGENT_REGISTRY_URL": url, "NODE_AGENT_STATE_DIR": str(tmp_path / "agent")}
         async with run_program(BIN / "node-agent", "--verbose", "run", **settings) as agent:
-            await agent.line("heartbeat.recorded")
+            await agent.wait_for_line("heartbeat.recorded")
             process.process.send_signal(signal.SIGSTOP)
-            await agent.line("request.failed")  # after a timeout of ten seconds
+            await agent.wait_for_line("request.failed")  # after a timeout of ten seconds
             process.process.send_signal(signal.SIGCONT)
-            await process.line("registry.outage_ended")
-            await agent.line("registry.recovered")
+            await process.wait_for_line("registry.outage_ended")
+            await agent.wait_for_line("registry.recovered")
             log = "{ statusChanges { nodes { status reason } } }"
-            changes = (await ask_until_answered(url, log))["statusChanges"]["nodes"]
+            changes = (await query_until_answered(url, log))["statusChanges"]["nodes"]
             assert [c["status"] for c in changes if c["reason"] == "MISSED_HEARTBEATS"] == []
 
 
@@ -249,7 +249,7 @@ async def test_a_registry_on_all_interfaces_requires_authentication(data_dir: Pa
 async def test_a_registry_without_authentication_logs_it(data_dir: Path) -> None:
     settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)}
     async with run_program(BIN / "node-registry", "serve", **settings) as process:
-        await process.line(r"authentication\.disabled +.*address=127\.0\.0\.1")
+        await process.wait_for_line(r"authentication\.disabled +.*address=127\.0\.0\.1")
         assert await process.stop(signal.SIGTERM) == 0
 
 
@@ -262,5 +262,5 @@ async def test_a_registry_on_all_interfaces_does_not_start_without_authenticatio
         "NODE_REGISTRY_AUTH": "off",
     }
     async with run_program(BIN / "node-registry", "serve", **settings) as process:
-        await process.line("NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it")
+        await process.wait_for_line("NODE_REGISTRY_LET_ANYONE_DO_ANYTHING=true allows it")
         assert await process.process.wait() == 1

@@ -89,7 +89,7 @@ async def test_the_router_keeps_routing_while_the_registry_is_killed_and_restart
     url = database_url.render_as_string(hide_password=False)
     server = Server(find_free_port(), {"NODE_REGISTRY_DATABASE_URL": url})
     await server.start()
-    await server.answers()
+    await server.wait_until_ready()
     try:
         async with run_model_server() as endpoint, run_router(server.url) as http:
             await wait_for_reply(http, "/nodes", lambda body: body["count"] == 0)
@@ -122,7 +122,7 @@ async def test_the_router_keeps_routing_while_the_registry_is_killed_and_restart
                 assert read_node_ids((await http.get("/nodes")).json()) == ["a", "b"]
 
             await server.start()
-            await server.answers()
+            await server.wait_until_ready()
             await register(server.url, nodeId="c")
             await wait_for_reply(http, "/nodes", lambda body: "c" in read_node_ids(body))
             async with asyncio.timeout(SECONDS):

@@ -21,11 +21,11 @@ from agent.trusted_documents import compute_id
 from db.core.enums import Role
 from tests.support import prometheus
 from tests.support.api import CHANGES
-from tests.support.authority import BEGUN, DAY, Authority
-from tests.support.keyring import create_token
+from tests.support.authority import DAY, VALID_FROM, Authority
 from tests.support.live_server import run_server
 from tests.support.paths import ROOT
 from tests.support.prometheus import Prometheus
+from tests.support.tokens import create_token
 from tests.support.transport_ws import open_websocket
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -247,7 +247,7 @@ async def test_prometheus_evaluates_every_alert(scraped: ScrapedRegistry) -> Non
 
 async def test_the_expiry_of_the_certificate_is_exported(scraped: ScrapedRegistry) -> None:
     [series] = await scraped.query("node_registry_tls_certificate_expiry_timestamp_seconds")
-    assert float(series["value"][1]) == (BEGUN + 10 * DAY).timestamp()
+    assert float(series["value"][1]) == (VALID_FROM + 10 * DAY).timestamp()
 
 
 async def test_operations_are_counted_by_document_and_code(

@@ -23,9 +23,9 @@ from websockets.typing import Subprotocol
 
 from db.core.database import Database
 from db.core.enums import Role
-from tests.support.keyring import create_token
 from tests.support.random_documents import KNOWN, MUTATIONS, QUERIES, SUBSCRIPTIONS
 from tests.support.registry_process import Server, find_free_port
+from tests.support.tokens import create_token
 from tests.support.transport_ws import PROTOCOL
 
 FEW = settings(
@@ -132,7 +132,7 @@ async def registry(
     }
     server = Server(find_free_port(), environment, tmp_path / "log")
     await server.start()
-    await server.answers()
+    await server.wait_until_ready()
     assert server.process is not None
     process = psutil.Process(server.process.pid)
     try:

@@ -21,8 +21,8 @@ from db.core.token_format import generate_token
 from graph.execution.request import parse_json
 from tests.support.api import CHANGES, DEREGISTER, MAINTENANCE, REGISTER
 from tests.support.issuer import AUDIENCE, ED, ISSUER, ROLES, RSA, sign, to_jwk, to_jwks
-from tests.support.keyring import create_token
 from tests.support.registry_process import Server, find_free_port
+from tests.support.tokens import create_token
 from tests.support.trace_receiver import Receiver
 from tests.support.transport_ws import open_websocket
 from tests.support.waiting import wait_until
@@ -111,7 +111,7 @@ async def registry(
     server = Server(find_free_port(), environment, tmp_path / "registry.log")
     await server.start()
     try:
-        await server.answers()
+        await server.wait_until_ready()
         yield Registry(server, database, tmp_path, receiver)
     finally:
         await server.kill()
@@ -156,7 +156,7 @@ async def send_by_websocket(
             {"type": "subscribe", "id": authorization, "payload": {"query": "{ nothing }"}}
         )
         await client.send({"type": authorization})
-        recorder.answers.append(f"{await client.closed()}")
+        recorder.answers.append(f"{await client.wait_for_close()}")
 
 
 async def read_event_stream(recorder: SecretRecorder, token: str, revocation: Any) -> None:

@@ -11,7 +11,7 @@ from db.core.enums import NodeRole, NodeType, Role
 from db.core.identity import Identity
 from tests.support.commands import make_environment, run
 from tests.support.fleet import fetch_rows
-from tests.support.keyring import age_tokens, create_token, find_token
+from tests.support.tokens import age_tokens, create_token, find_token
 
 
 async def run_token_command(url: URL, *arguments: str) -> tuple[int, str, str]:

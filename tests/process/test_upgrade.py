@@ -95,7 +95,7 @@ async def test_the_previous_version_and_this_one_serve_the_same_fleet_at_once(
         run_program(sys.executable, "-P", "-m", "graph", "serve", **settings) as process,
         httpx.AsyncClient(timeout=30) as http,
     ):
-        url = (await process.line(r"GraphQL +(\S+)")).group(1)
+        url = (await process.wait_for_line(r"GraphQL +(\S+)")).group(1)
 
         async def beat_previous(node_id: str, sequence: int) -> None:
             heartbeat = {"nodeId": node_id, "bootId": "boot-1", "sequence": sequence}

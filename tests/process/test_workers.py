@@ -27,7 +27,7 @@ from graph.server.worker_pool import WorkerPool, compute_restart_delay
 from tests.support.api import CHANGES, REGISTER
 from tests.support.clusters import find_processes
 from tests.support.live_server import NO_TLS
-from tests.support.processes import BIN, FAST, SECONDS, Process, ask_until_answered, run_program
+from tests.support.processes import BIN, FAST, SECONDS, Process, query_until_answered, run_program
 from tests.support.transport_ws import Client, connect
 from tests.support.waiting import wait_until
 
@@ -75,7 +75,7 @@ async def run_pool(database_url: URL, **environment: str) -> AsyncIterator[Regis
     with tempfile.TemporaryDirectory() as folder:
         settings["TMPDIR"] = folder
         async with run_program(*SERVE, **settings) as parent:
-            url = (await parent.line(r"GraphQL +(\S+)")).group(1)
+            url = (await parent.wait_for_line(r"GraphQL +(\S+)")).group(1)
             registry = Registry(parent, url)
             workers = registry.workers()
             assert len(workers) == 2
@@ -135,7 +135,7 @@ async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_stop
                 await client.subscribe("1", CHANGES, after="0", filter=nodes)
                 # The first event shows that the subscription has started.
                 assert await receive_change_reason(client) == "SEEDED"
-            await ask_until_answered(registry.url, REGISTER, input=NODE | {"nodeId": "a"})
+            await query_until_answered(registry.url, REGISTER, input=NODE | {"nodeId": "a"})
             for client in clients.values():
                 assert await receive_change_reason(client) == "REGISTERED"
             async with httpx.AsyncClient(timeout=SECONDS) as http:
@@ -146,7 +146,7 @@ async def test_a_change_reaches_the_subscribers_of_every_worker_and_sigterm_stop
             assert metrics.count("# TYPE node_registry_subscribers gauge") == 1
             assert await registry.parent.stop(signal.SIGTERM) == 0
             for client in clients.values():
-                assert (await client.closed())[0] == 1012
+                assert (await client.wait_for_close())[0] == 1012
         assert not any(map(is_running, workers))
 
 
@@ -168,8 +168,8 @@ async def test_a_killed_worker_is_replaced_while_the_port_stays_open(database_ur
         asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
         await wait_until(lambda: answers["200"] > 20, seconds=SECONDS)
         killed.kill()
-        died = await registry.parent.line(r"worker\.ended.* pid=(\d+)")
-        served = await registry.parent.line(r"worker\.started.* pid=(\d+)")
+        died = await registry.parent.wait_for_line(r"worker\.ended.* pid=(\d+)")
+        served = await registry.parent.wait_for_line(r"worker\.started.* pid=(\d+)")
         replaced.set()
         await asyncio.gather(*asking)
         assert set(answers) <= {"200", "cut"}
@@ -214,10 +214,10 @@ async def test_the_embedded_database_is_started_once_and_ctrl_c_leaves_no_proces
         "NODE_REGISTRY_WORKERS": "2",
     }
     async with run_program(*SERVE[:2], **settings) as parent:
-        registry = Registry(parent, (await parent.line(r"GraphQL +(\S+)")).group(1))
+        registry = Registry(parent, (await parent.wait_for_line(r"GraphQL +(\S+)")).group(1))
         workers = registry.workers()
         assert len(workers) == 2
-        await ask_until_answered(registry.url, REGISTER, input=NODE | {"nodeId": "a"})
+        await query_until_answered(registry.url, REGISTER, input=NODE | {"nodeId": "a"})
         with pytest.raises(OSError, match="ddress already in use"):
             listen(Settings(http_port=registry.port))
         assert await parent.stop(signal.SIGINT) == 0

@@ -33,7 +33,8 @@ from db.access.token_changes import IssuedToken
 from db.core.database import Database
 from db.core.tables import Token
 from tests.support.fleet import fetch_rows
-from tests.support.keyring import (
+from tests.support.live_server import LiveServer, StartServer
+from tests.support.tokens import (
     DAY,
     HOUR,
     age_tokens,
@@ -41,7 +42,6 @@ from tests.support.keyring import (
     parse_token_text,
     revoke_token,
 )
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.waiting import wait_until
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

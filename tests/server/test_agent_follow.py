@@ -21,7 +21,7 @@ from agent.replies import (
     ResyncRequired,
 )
 from tests.support.api import DEREGISTER, beat, register
-from tests.support.followers import HASTY, SECONDS, follow_changes, read_changes, read_event
+from tests.support.followers import FAST_CLOCK, SECONDS, follow_changes, read_changes, read_event
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.tcp_proxy import run_proxy
 from tests.support.waiting import wait_until
@@ -100,13 +100,13 @@ async def test_reader_resumes_where_its_socket_was_cut(server: LiveServer) -> No
                 proxy.cut()
         await changes
     assert revisions == list(range(1, 64))
-    assert proxy.taken > 3
+    assert proxy.connection_count > 3
 
 
 async def test_reader_resumes_after_a_restart_of_the_registry(start_server: StartServer) -> None:
     async with start_server() as server:
         port = int(server.url.rpartition(":")[2])
-        events = follow_status_changes(server.graphql_url, clock=HASTY)
+        events = follow_status_changes(server.graphql_url, clock=FAST_CLOCK)
         await read_event(events)
         await register(server, "a")
         assert await read_changes(events, 1) == [3]
@@ -153,7 +153,7 @@ async def test_reader_slower_than_the_pings_gets_every_change(
         await asyncio.sleep(0.15)
         await make_changes(server, range(40, 41))
         assert await read_changes(events, 43) == list(range(2, 45))
-    assert proxy.taken > 1
+    assert proxy.connection_count > 1
 
 
 async def test_silently_dead_connection_is_detected_and_replaced(
@@ -164,10 +164,10 @@ async def test_silently_dead_connection_is_detected_and_replaced(
         await read_event(events)
         await register(server, "a")
         assert await read_changes(events, 1) == [3]
-        proxy.starve()
+        proxy.stall()
         await make_changes(server, range(2))
         assert await read_changes(events, 2) == [4, 5]
-    assert proxy.taken == 2
+    assert proxy.connection_count == 2
 
 
 async def test_aclose_closes_the_socket_and_leaves_no_task(server: LiveServer) -> None:
@@ -179,7 +179,7 @@ async def test_aclose_closes_the_socket_and_leaves_no_task(server: LiveServer) -
             assert list_reader_tasks()
         assert not list_reader_tasks()
         await wait_until(
-            lambda: not (proxy.carried or server.services.change_feed.subscriber_count),
+            lambda: not (proxy.writers or server.services.change_feed.subscriber_count),
             seconds=SECONDS,
         )
 
@@ -193,7 +193,7 @@ async def test_aclose_waits_neither_for_a_dead_peer_nor_for_unread_events(
         async with follow_changes(proxy.url, after=0) as events:
             assert await read_changes(events, 1) == [1]
             await asyncio.sleep(0.05)  # so that more has arrived than was read
-            proxy.starve()
+            proxy.stall()
             began = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - began < 2
         assert not list_reader_tasks()
@@ -206,7 +206,7 @@ async def test_aclose_ends_a_reader_whose_socket_was_just_cut(server: LiveServer
             proxy.cut()
             await asyncio.sleep(0.05)
         assert not list_reader_tasks()
-    assert proxy.taken == 1
+    assert proxy.connection_count == 1
 
 
 async def test_snapshot_of_available_nodes_is_delivered_again_after_a_cut(
@@ -217,7 +217,7 @@ async def test_snapshot_of_available_nodes_is_delivered_again_after_a_cut(
     async with (
         run_proxy(server.url) as proxy,
         aclosing(
-            follow_available_nodes(proxy.url, requirements=requirements, clock=HASTY)
+            follow_available_nodes(proxy.url, requirements=requirements, clock=FAST_CLOCK)
         ) as events,
         asyncio.timeout(SECONDS),
     ):
@@ -240,7 +240,7 @@ async def test_snapshot_of_available_nodes_is_delivered_again_after_a_cut(
 
 async def test_invalid_requirements_raise_the_rejection(server: LiveServer) -> None:
     async with aclosing(
-        follow_available_nodes(server.url, requirements={"maxCpuPercent": -1}, clock=HASTY)
+        follow_available_nodes(server.url, requirements={"maxCpuPercent": -1}, clock=FAST_CLOCK)
     ) as events:
         with pytest.raises(RequestRejectedError) as rejected:
             await anext(events)

@@ -112,13 +112,13 @@ async def test_open_circuit_breaker_answers_immediately_and_probes_one_request_a
         with capture_logs() as events:
             for _ in range(MAX_FAILURES):
                 assert (await client.get_nodes()).is_stale
-            taken = proxy.taken
+            taken = proxy.connection_count
             for _ in range(100):
                 assert (await client.get_nodes()).is_stale
-            assert proxy.taken == taken
+            assert proxy.connection_count == taken
             time_.now += 10
             assert (await client.get_nodes()).is_stale
-            assert proxy.taken == taken + 1
+            assert proxy.connection_count == taken + 1
             proxy.upstream = upstream
             time_.now += 10
             assert not (await client.get_nodes()).is_stale
@@ -134,7 +134,7 @@ async def test_identical_concurrent_requests_share_one(server: LiveServer, proxy
     await register(server, "a")
     async with RegistryClient(proxy.url) as client:
         answers = await asyncio.gather(*(client.get_node("a") for _ in range(200)))
-        assert proxy.taken == 1
+        assert proxy.connection_count == 1
         assert all(answer is answers[0] for answer in answers)
         await server.execute(DEREGISTER, input={"nodeId": "a"})
         assert (await client.get_node("a")).value is None
@@ -145,7 +145,7 @@ async def test_unresponsive_registry_delays_a_request_by_at_most_the_timeout(
 ) -> None:
     async with RegistryClient(proxy.url, timeout_seconds=1.0) as client:
         fresh = await client.get_nodes()
-        proxy.starve()
+        proxy.stall()
         began = time.monotonic()
         stale = await client.get_nodes()
         assert time.monotonic() - began < 5

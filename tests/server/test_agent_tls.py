@@ -68,7 +68,7 @@ async def test_node_registers_over_tls_and_remembers_the_paths_of_its_files(
     async with run_program(
         BIN / "node-agent", "bootstrap", "--node-id", "gpu-1", **environment
     ) as process:
-        await process.line("status +ONLINE")
+        await process.wait_for_line("status +ONLINE")
     state_dir_only = {"NODE_AGENT_STATE_DIR": environment["NODE_AGENT_STATE_DIR"]}
     async with run_program(BIN / "node-agent", "status", **state_dir_only) as process:
-        await process.line("node id +gpu-1")
+        await process.wait_for_line("node id +gpu-1")

@@ -106,8 +106,8 @@ class UpgradeProxy:
             host, _, port = self.upstream.removeprefix("http://").partition(":")
             upstream_reader, upstream_writer = await asyncio.open_connection(host, int(port))
             upstream_writer.write(head)
-            carry = Proxy(self.upstream).carry
-            await asyncio.gather(carry(reader, upstream_writer), carry(upstream_reader, writer))
+            forward = Proxy(self.upstream).forward
+            await asyncio.gather(forward(reader, upstream_writer), forward(upstream_reader, writer))
             return
         self.upgrades += 1
         if self.answer is None:
@@ -133,7 +133,7 @@ async def test_all_heartbeats_use_one_websocket(server: LiveServer) -> None:
     async with run_proxy(server.url) as proxy, open_node(proxy.url) as node:
         for _ in range(5):
             assert (await node.send()).status == "ONLINE"
-        assert proxy.taken == 1
+        assert proxy.connection_count == 1
         assert "node_registry_connections 1.0" in (await server.http.get("/metrics")).text
 
 
@@ -174,9 +174,9 @@ async def test_cut_websocket_is_reopened_for_the_next_heartbeat(
         await node.send()
         proxy.cut()
         await wait_until_lost()
-        assert proxy.taken == 1  # a lost websocket is not reopened before it is needed
+        assert proxy.connection_count == 1  # a lost websocket is not reopened before it is needed
         await node.send()
-        assert proxy.taken == 2
+        assert proxy.connection_count == 2
 
 
 async def test_missing_response_fails_the_heartbeat_after_the_timeout(
@@ -185,11 +185,11 @@ async def test_missing_response_fails_the_heartbeat_after_the_timeout(
     await register(server, "a")
     async with run_proxy(server.url) as proxy, open_node(proxy.url, timeout_seconds=1.0) as node:
         await node.send()
-        proxy.starve()
+        proxy.stall()
         with pytest.raises(RegistryUnavailableError, match="no answer within 1 s"):
             await node.send()
         await node.send()
-        assert proxy.taken == 2
+        assert proxy.connection_count == 2
 
 
 async def test_dead_websocket_is_detected_before_the_next_heartbeat(
@@ -199,10 +199,10 @@ async def test_dead_websocket_is_detected_before_the_next_heartbeat(
     await register(server, "a")
     async with run_proxy(server.url) as proxy, open_node(proxy.url) as node:
         await node.send()
-        proxy.starve()
+        proxy.stall()
         await wait_until_lost()
         await node.send()
-        assert proxy.taken == 2
+        assert proxy.connection_count == 2
 
 
 async def test_machine_that_slept_opens_a_new_websocket(
@@ -212,10 +212,10 @@ async def test_machine_that_slept_opens_a_new_websocket(
     time = Time()
     async with run_proxy(server.url) as proxy, open_node(proxy.url, time) as node:
         await node.send()
-        proxy.starve()
+        proxy.stall()
         time.slept += 3600
         await node.send()
-        assert proxy.taken == 2
+        assert proxy.connection_count == 2
 
 
 async def test_registry_that_closed_the_websocket_is_restarting_until_the_time_limit(

@@ -24,8 +24,8 @@ from graph.execution.request import GraphQLRequest
 from graph.live.housekeeping import Housekeeping
 from graph.telemetry.metrics import Metrics
 from tests.support.api import DEREGISTER, MAINTENANCE, REGISTER, beat, register
-from tests.support.keyring import create_token
 from tests.support.live_server import LiveServer, StartServer
+from tests.support.tokens import create_token
 from tests.support.transport_ws import connect
 from tests.support.waiting import wait_until
 

@@ -14,8 +14,8 @@ from db.core.database import Database
 from db.core.enums import Role
 from db.core.errors import Unavailable
 from tests.support.api import CHANGES, MAINTENANCE, register, wait_for_revision
-from tests.support.keyring import age_tokens, create_token, revoke_token, rotate_token
 from tests.support.live_server import LiveServer, StartServer
+from tests.support.tokens import age_tokens, create_token, revoke_token, rotate_token
 from tests.support.transport_ws import Client, open_websocket
 
 REVISION = "{ registry { revision } }"
@@ -186,17 +186,17 @@ async def test_websocket_without_a_valid_token_is_closed(
     for token in (None, revoked):
         async with open_websocket(auth_server.websocket_url) as client:
             await send_init(client, token)
-            assert (await client.closed())[0] == 4401
+            assert (await client.wait_for_close())[0] == 4401
     async with open_websocket(
         auth_server.websocket_url, headers=make_bearer_header("nonsense")
     ) as client:
-        assert (await client.closed())[0] == 4401
+        assert (await client.wait_for_close())[0] == 4401
     async with open_websocket(auth_server.websocket_url) as client:
         await client.send({"type": "connection_init", "payload": {"authorization": ["Bearer"]}})
-        assert (await client.closed())[0] == 4401
+        assert (await client.wait_for_close())[0] == 4401
     async with open_websocket(auth_server.websocket_url) as client:
         await client.subscribe("1", REVISION)
-        assert (await client.closed())[0] == 4401
+        assert (await client.wait_for_close())[0] == 4401
 
 
 async def test_websocket_ends_when_its_token_is_revoked(
@@ -217,7 +217,7 @@ async def test_websocket_ends_when_its_token_is_revoked(
             await client.subscribe("1", CHANGES)
         await revoke_token(database, token.token.public_id)
         async with asyncio.timeout(10):
-            code, reason = await ending.closed()
+            code, reason = await ending.wait_for_close()
         assert (code, reason) == (4401, "the credentials were revoked or have expired")
         auth_server.http.headers.update(
             make_bearer_header(await create_token(database, Role.ADMIN))

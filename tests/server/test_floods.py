@@ -11,8 +11,8 @@ from db.core.database import Database
 from db.core.enums import Role
 from graph.server.file_limits import raise_open_file_limit
 from tests.support.api import beat, register
-from tests.support.keyring import create_token
 from tests.support.live_server import LiveServer, StartServer
+from tests.support.tokens import create_token
 from tests.support.transport_ws import PROTOCOL, connect, open_websocket
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -106,7 +106,7 @@ async def test_flood_of_control_messages_closes_the_websocket(
                 pass
             for _ in range(200):
                 await client.send(message)
-            assert await client.closed() == (1008, "too many messages from one address")
+            assert await client.wait_for_close() == (1008, "too many messages from one address")
         assert await server.execute("{ __typename }")
 
 
@@ -119,7 +119,7 @@ async def test_flood_before_init_closes_the_websocket(
     ):
         for _ in range(200):
             await client.send({"type": "ping"})
-        assert (await client.closed())[0] == 1008
+        assert (await client.wait_for_close())[0] == 1008
 
 
 async def test_caller_that_ignores_the_rate_limit_loses_its_websocket(
@@ -142,7 +142,7 @@ async def test_caller_that_ignores_the_rate_limit_loses_its_websocket(
             await client.subscribe(f"{number}", "{ __typename }")
         for number in range(200):
             await client.subscribe(f"more {number}", "{ __typename }")
-        assert await client.closed() == (1008, "too many messages")
+        assert await client.wait_for_close() == (1008, "too many messages")
         await other.subscribe("1", "{ __typename }")
         assert (await other.receive())["type"] == "next"
 

@@ -12,9 +12,9 @@ from db.core.database import Database
 from db.core.enums import NodeRole, NodeType, Role
 from graph.api.schema import schema
 from tests.support.fleet import fetch_rows
-from tests.support.keyring import create_enrolment, create_token, revoke_token
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.paths import ROOT
+from tests.support.tokens import create_enrolment, create_token, revoke_token
 
 REGISTER = """
 mutation ($input: RegisterNodeInput!) {

@@ -14,8 +14,8 @@ from sqlalchemy import URL
 from db.access import enrolment, token_changes
 from db.core.enums import Role
 from graph.api.schema import schema
-from tests.support.keyring import ADMIN
 from tests.support.live_server import LiveServer, run_server
+from tests.support.tokens import ADMIN
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

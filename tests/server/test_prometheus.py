@@ -48,7 +48,7 @@ async def test_errors_are_counted_by_code_on_every_transport(
         assert (await server.http.get("/graphql?query={a}")).status_code == 401
         async with open_websocket(server.websocket_url) as client:
             await client.send({"type": "connection_init"})
-            assert (await client.closed())[0] == 4401
+            assert (await client.wait_for_close())[0] == 4401
         assert get_count(server.services, name, code=code) == before + 2
 
 

@@ -136,7 +136,10 @@ async def test_request_with_too_many_values_is_rejected_before_validation(
     assert error["message"] == f"body: must have at most {MAX_VALUES} values"
     async with connect(server.websocket_url) as client:
         await client.subscribe("1", BATCH, inputs=junk)
-        assert await client.closed() == (4400, f"Messages must have at most {MAX_VALUES} values")
+        assert await client.wait_for_close() == (
+            4400,
+            f"Messages must have at most {MAX_VALUES} values",
+        )
 
 
 async def test_largest_batch_of_full_heartbeats_is_within_the_limit(server: LiveServer) -> None:

@@ -75,7 +75,7 @@ async def test_worker_processes_serve_tls_and_announce_https(
     async with run_program(
         BIN / "node-registry", "serve", "--workers", "2", **environment
     ) as process:
-        url = (await process.line(r"GraphQL +(https://\S+)")).group(1)
+        url = (await process.wait_for_line(r"GraphQL +(https://\S+)")).group(1)
         for _ in range(10):
             async with (
                 connect(url.replace("https", "wss"), ssl=make_client_context(authority)) as client,

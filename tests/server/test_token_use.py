@@ -12,13 +12,13 @@ from db.core.errors import Forbidden, Unauthenticated
 from db.core.tables import TOKEN
 from graph.auth.credential_verifier import CredentialVerifier
 from tests.support.fleet import fetch_rows, wait_for_lock
-from tests.support.keyring import (
+from tests.support.live_server import LiveServer, StartServer
+from tests.support.tokens import (
     create_enrolment,
     create_token,
     list_valid_tokens,
     rotate_token,
 )
-from tests.support.live_server import LiveServer, StartServer
 from tests.support.transport_ws import open_websocket
 
 ROTATE = "mutation { rotateNodeKey { key } }"

@@ -11,7 +11,8 @@ from db.core.database import Database
 from db.core.enums import Role
 from db.core.identity import Identity
 from tests.support.fleet import fetch_rows
-from tests.support.keyring import (
+from tests.support.live_server import LiveServer, StartServer
+from tests.support.tokens import (
     DAY,
     HOUR,
     age_tokens,
@@ -21,7 +22,6 @@ from tests.support.keyring import (
     list_valid_tokens,
     revoke_token,
 )
-from tests.support.live_server import LiveServer, StartServer
 
 CREATE = """
 mutation ($input: CreateTokenInput!) {

@@ -42,7 +42,7 @@ async def test_a_request_is_one_trace_from_http_through_graphql_to_sql(
             headers={"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"},
         )
         assert response.json()["data"]["node"]["nodeId"] == "a"
-    trace = receiver.of(TRACE)
+    trace = receiver.get_trace(TRACE)
     http, graphql, sql = (trace[name] for name in ("POST /graphql", "query NodeStatus", "SELECT"))
     assert http.parent_span_id.hex() == PARENT
     assert graphql.parent_span_id == http.span_id

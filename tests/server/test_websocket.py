@@ -107,7 +107,7 @@ async def test_malformed_message_closes_the_connection_with_a_reason(
 ) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.socket.send(message)
-        code, closing_reason = await client.closed()
+        code, closing_reason = await client.wait_for_close()
     assert code == 4400
     assert closing_reason.startswith(reason)
     assert not INTERNALS.search(closing_reason)
@@ -148,7 +148,7 @@ async def test_malformed_subscribe_closes_the_connection_and_names_the_problem(
     async with connect(shared_server.websocket_url) as client:
         message = {"type": "subscribe", "id": "1", "payload": {"query": TYPENAME}}
         await client.send(message | changes)
-        code, closing_reason = await client.closed()
+        code, closing_reason = await client.wait_for_close()
     assert code == 4400
     assert closing_reason.startswith(f"Invalid message: {reason}")
     assert not INTERNALS.search(closing_reason)
@@ -162,7 +162,7 @@ async def test_subscribe_without_id_or_payload_closes_the_connection(
             message = {"type": "subscribe", "id": "1", "payload": {"query": TYPENAME}}
             del message[missing]
             await client.send(message)
-            assert await client.closed() == (
+            assert await client.wait_for_close() == (
                 4400,
                 f"Invalid message: subscribe.{missing} is missing",
             )
@@ -172,7 +172,7 @@ async def test_binary_message_closes_the_connection(shared_server: LiveServer) -
     for content in (b'{"type": "ping"}', b"", b"\xff\xfe"):
         async with connect(shared_server.websocket_url) as client:
             await client.socket.send(content)
-            assert await client.closed() == (4400, "Messages must be text")
+            assert await client.wait_for_close() == (4400, "Messages must be text")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ async def test_ping_that_cannot_be_echoed_closes_the_connection(
 ) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.socket.send(f'{{"type": "ping", "payload": {{"a": {payload}}}}}')
-        code, reason = await client.closed()
+        code, reason = await client.wait_for_close()
     assert code == 4400
     assert reason.startswith(problem)
 
@@ -262,13 +262,13 @@ async def test_operation_before_init_closes_the_connection(
 ) -> None:
     async with open_websocket(shared_server.websocket_url) as client:
         await client.subscribe("1", TYPENAME)
-        assert await client.closed() == (4401, "Unauthorized")
+        assert await client.wait_for_close() == (4401, "Unauthorized")
 
 
 async def test_second_init_closes_the_connection(shared_server: LiveServer) -> None:
     async with connect(shared_server.websocket_url) as client:
         await client.send({"type": "connection_init"})
-        assert await client.closed() == (4429, "Too many initialisation requests")
+        assert await client.wait_for_close() == (4429, "Too many initialisation requests")
 
 
 async def run_operation(client: Client, _: LiveServer) -> None:
@@ -336,7 +336,7 @@ async def test_missing_init_closes_the_connection_after_the_timeout(
     ):
         await silent.send({"type": "ping"})
         assert await silent.receive() == {"type": "pong"}
-        assert await silent.closed() == (4408, "Connection initialisation timeout")
+        assert await silent.wait_for_close() == (4408, "Connection initialisation timeout")
         await check_is_alive(initialised)
 
 
@@ -349,7 +349,7 @@ async def test_unknown_subprotocol_is_rejected(
 ) -> None:
     async with open_websocket(shared_server.websocket_url, subprotocols) as client:
         assert client.socket.subprotocol is None
-        assert await client.closed() == (4406, "Subprotocol not acceptable")
+        assert await client.wait_for_close() == (4406, "Subprotocol not acceptable")
 
 
 async def test_supported_subprotocol_is_chosen_of_several(shared_server: LiveServer) -> None:
@@ -365,7 +365,7 @@ async def test_operation_id_in_use_closes_the_connection(shared_server: LiveServ
     async with connect(shared_server.websocket_url) as client:
         await follow_changes(client, shared_server, "same")
         await client.subscribe("same", TYPENAME)
-        assert await client.closed() == (4409, "Subscriber for same already exists")
+        assert await client.wait_for_close() == (4409, "Subscriber for same already exists")
     await wait_until(lambda: shared_server.services.change_feed.subscriber_count == 0)
 
 
@@ -374,7 +374,7 @@ async def test_close_reason_is_truncated_to_its_limit(shared_server: LiveServer)
     async with connect(shared_server.websocket_url) as client:
         await follow_changes(client, shared_server, long)
         await client.subscribe(long, TYPENAME)
-        code, reason = await client.closed()
+        code, reason = await client.wait_for_close()
     assert code == 4409
     assert len(reason.encode()) <= 123
     assert reason.startswith("Subscriber for üüü")
@@ -464,7 +464,7 @@ async def test_oversized_message_closes_its_connection_only(
     async with start_server(max_body_bytes=2048) as server:
         async with connect(server.websocket_url) as client:
             await client.subscribe("1", TYPENAME + " " * 2048)
-            code, _ = await client.closed()
+            code, _ = await client.wait_for_close()
             assert code == 1009
         async with connect(server.websocket_url) as client:
             await check_is_alive(client)
@@ -579,7 +579,7 @@ async def test_stopping_server_closes_its_connections_gradually(
             clock = asyncio.get_running_loop().time
 
             async def wait_for_close(client: Client) -> tuple[int, float]:
-                code, _ = await client.closed()
+                code, _ = await client.wait_for_close()
                 return code, clock()
 
             ends = asyncio.gather(*(wait_for_close(client) for client in clients))

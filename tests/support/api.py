@@ -1,4 +1,4 @@
-"""The operations that several tests send."""
+"""GraphQL operations that several tests send, and helpers that send them."""
 
 import secrets
 from typing import Any
@@ -49,14 +49,14 @@ subscription Changes($filter: NodeFilter, $after: Revision) {
 """
 
 
-async def register(server: LiveServer, node_id: str | None = None, **given: Any) -> dict[str, Any]:
-    """Registers a production worker, unless `given` says otherwise."""
+async def register(server: LiveServer, node_id: str | None = None, **fields: Any) -> dict[str, Any]:
+    """Register a production worker; `fields` override or add input fields."""
     node = {
         "nodeId": node_id or f"node-{secrets.token_hex(4)}",
         "role": "PRODUCTION",
         "type": "WORKER",
         "bootId": "boot-1",
-        **given,
+        **fields,
     }
     data = await server.execute(REGISTER, input=node)
     payload: dict[str, Any] = data["registerNode"]
@@ -64,10 +64,10 @@ async def register(server: LiveServer, node_id: str | None = None, **given: Any)
 
 
 async def beat(
-    server: LiveServer, node_id: str, sequence: int, boot_id: str = "boot-1", **given: Any
+    server: LiveServer, node_id: str, sequence: int, boot_id: str = "boot-1", **fields: Any
 ) -> dict[str, Any]:
     data = await server.execute(
-        BEAT, input={"nodeId": node_id, "bootId": boot_id, "sequence": sequence, **given}
+        BEAT, input={"nodeId": node_id, "bootId": boot_id, "sequence": sequence, **fields}
     )
     payload: dict[str, Any] = data["recordHeartbeat"]
     return payload

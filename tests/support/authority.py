@@ -1,4 +1,4 @@
-"""Certificates for the tests: an authority, and what it signs."""
+"""Certificates for the tests: an authority and the certificates that it signs."""
 
 import ipaddress
 import ssl
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAY = timedelta(days=1)
-BEGUN = datetime.now(UTC).replace(microsecond=0) - DAY
+VALID_FROM = datetime.now(UTC).replace(microsecond=0) - DAY
 
 
 @dataclass(frozen=True)
@@ -26,69 +26,79 @@ class Pair:
 
 
 class Authority:
-    """Keeps all that it signs in `folder`, each under a name of its own."""
+    """A certificate authority that writes each certificate to `folder` under its own name."""
 
     def __init__(self, folder: Path, name: str = "authority") -> None:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _named(name)
-        made = (
-            _begun(self._name, self._name, self._key.public_key(), BEGUN + 100 * DAY)
+        self._name = _make_name(name)
+        certificate = (
+            _build_certificate(
+                self._name, self._name, self._key.public_key(), VALID_FROM + 100 * DAY
+            )
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage(signs=True), critical=True)
-            .add_extension(_id(self._key), critical=False)
+            .add_extension(_make_key_usage(signs=True), critical=True)
+            .add_extension(_make_key_identifier(self._key), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         self.certificate = folder / f"{name}.pem"
-        self.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def server(self, name: str = "server", password: bytes | None = None) -> Pair:
         """Issue a certificate for 127.0.0.1 and localhost."""
-        reached_as = x509.SubjectAlternativeName(
+        server_names = x509.SubjectAlternativeName(
             [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
         )
-        return self._signed(
-            name, _named("registry"), ExtendedKeyUsageOID.SERVER_AUTH, reached_as, password=password
+        return self._sign(
+            name,
+            _make_name("registry"),
+            ExtendedKeyUsageOID.SERVER_AUTH,
+            server_names,
+            password=password,
         )
 
     def client(
         self,
         *common_names: str,
         name: str = "client",
-        ends_at: datetime = BEGUN + 10 * DAY,
+        ends_at: datetime = VALID_FROM + 10 * DAY,
         purpose: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
     ) -> Pair:
         # RFC 5280, which OpenSSL is strict about from Python 3.13 on: a certificate without a
-        # subject has another name, as a critical extension.
-        other_name = None if common_names else x509.SubjectAlternativeName([x509.DNSName("nobody")])
-        return self._signed(name, _named(*common_names), purpose, other_name, ends_at=ends_at)
+        # subject needs an alternative name, as a critical extension.
+        alternative_name = (
+            None if common_names else x509.SubjectAlternativeName([x509.DNSName("nobody")])
+        )
+        return self._sign(
+            name, _make_name(*common_names), purpose, alternative_name, ends_at=ends_at
+        )
 
-    def _signed(
+    def _sign(
         self,
         name: str,
         subject: x509.Name,
         purpose: x509.ObjectIdentifier,
-        reached_as: x509.SubjectAlternativeName | None = None,
+        server_names: x509.SubjectAlternativeName | None = None,
         *,
-        ends_at: datetime = BEGUN + 10 * DAY,
+        ends_at: datetime = VALID_FROM + 10 * DAY,
         password: bytes | None = None,
     ) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
-        made = (
-            _begun(subject, self._name, key.public_key(), ends_at)
+        builder = (
+            _build_certificate(subject, self._name, key.public_key(), ends_at)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-            .add_extension(_usage(signs=False), critical=True)
-            .add_extension(_id(key), critical=False)
+            .add_extension(_make_key_usage(signs=False), critical=True)
+            .add_extension(_make_key_identifier(key), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()),
                 critical=False,
             )
         )
-        if reached_as is not None:
-            made = made.add_extension(reached_as, critical=not list(subject))
+        if server_names is not None:
+            builder = builder.add_extension(server_names, critical=not list(subject))
         pair = Pair(self._folder / f"{name}.crt", self._folder / f"{name}.key")
-        signed = made.sign(self._key, hashes.SHA256())
-        pair.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        certificate = builder.sign(self._key, hashes.SHA256())
+        pair.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         pair.key.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM,
@@ -101,11 +111,13 @@ class Authority:
         return pair
 
 
-def _named(*common_names: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each) for each in common_names])
+def _make_name(*common_names: str) -> x509.Name:
+    return x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, common_name) for common_name in common_names]
+    )
 
 
-def _begun(
+def _build_certificate(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, ends_at: datetime
 ) -> x509.CertificateBuilder:
     return x509.CertificateBuilder(
@@ -113,16 +125,16 @@ def _begun(
         subject_name=subject,
         public_key=key,
         serial_number=x509.random_serial_number(),
-        not_valid_before=BEGUN,
+        not_valid_before=VALID_FROM,
         not_valid_after=ends_at,
     )
 
 
-def _id(key: ec.EllipticCurvePrivateKey) -> x509.SubjectKeyIdentifier:
+def _make_key_identifier(key: ec.EllipticCurvePrivateKey) -> x509.SubjectKeyIdentifier:
     return x509.SubjectKeyIdentifier.from_public_key(key.public_key())
 
 
-def _usage(*, signs: bool) -> x509.KeyUsage:
+def _make_key_usage(*, signs: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not signs,
         key_cert_sign=signs,
@@ -149,9 +161,9 @@ def make_tls_settings(pair: Pair, client_ca: Path | None = None) -> dict[str, An
     }
 
 
-def make_client_context(authority: Authority, shown: Pair | None = None) -> ssl.SSLContext:
-    """Return the context of a client: what it trusts, and the certificate that it shows."""
+def make_client_context(authority: Authority, pair: Pair | None = None) -> ssl.SSLContext:
+    """Return a client's TLS context, which trusts the authority and presents the pair, if any."""
     context = ssl.create_default_context(cafile=authority.certificate)
-    if shown is not None:
-        context.load_cert_chain(shown.certificate, shown.key)
+    if pair is not None:
+        context.load_cert_chain(pair.certificate, pair.key)
     return context

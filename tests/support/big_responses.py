@@ -4,7 +4,7 @@ import orjson
 
 
 def make_big_query(megabytes: int) -> str:
-    """A query whose answer is so large, if the node's metadata has 50,000 characters."""
+    """Return a query whose response has so many megabytes if the metadata of node "a" is 50 kB."""
     fields = (f'n{number}: node(nodeId: "a") {{ metadata }}' for number in range(20 * megabytes))
     return f"{{ {' '.join(fields)} }}"
 

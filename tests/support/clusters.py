@@ -1,4 +1,4 @@
-"""PostgreSQL's data folders for tests: thrown away afterwards, and made once to be copied."""
+"""PostgreSQL data directories for tests: temporary ones, and copies of one template."""
 
 import shutil
 import tempfile
@@ -14,7 +14,7 @@ from db.core.database import Database
 from db.core.migrate import migrate
 from db.embedded.server import run_embedded_postgres
 
-# A database that is thrown away need not survive a crash of the machine.
+# A temporary database need not survive a crash of the machine.
 FAST = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -28,31 +28,32 @@ _ROOM_BYTES = 2 * 2**30
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Yield a folder, in memory where there is room: a database has many short-lived files.
+    """Yield a folder, in memory if there is room: a database has many short-lived files.
 
-    Never in pytest's own folder, which root's next run shuts to the user of PostgreSQL.
+    It is not in pytest's folder, because root's next run would make that unreadable for the user
+    of PostgreSQL.
     """
-    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
+    has_room = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
     with tempfile.TemporaryDirectory(
         prefix="node-registry-test-",
-        dir=_MEMORY if roomy else None,
-        ignore_cleanup_errors=True,  # a server that was killed may still be leaving
+        dir=_MEMORY if has_room else None,
+        ignore_cleanup_errors=True,  # a killed server may still be exiting
     ) as name:
         yield Path(name).resolve()
 
 
 def find_processes(folder: Path) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if any(str(folder) in word for word in process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def made_cluster() -> AsyncIterator[Path]:
-    """A data folder as a registry leaves it that was started and stopped once."""
+async def cluster_template() -> AsyncIterator[Path]:
+    """Yield a data directory as a registry leaves it after one start and stop."""
     with temporary_folder() as folder:
         async with run_embedded_postgres(folder, options=FAST) as url:
             database = Database(url)
@@ -63,7 +64,7 @@ async def made_cluster() -> AsyncIterator[Path]:
 
 @pytest.fixture
 def new_data_dir() -> Iterator[Path]:
-    """A folder to be; whatever a killed registry left running in it is ended."""
+    """Yield the path of a data directory to create; kill what still runs in it after the test."""
     with temporary_folder() as folder:
         yield folder / "data"
         for process in find_processes(folder):
@@ -72,7 +73,7 @@ def new_data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture
-def data_dir(new_data_dir: Path, made_cluster: Path) -> Path:
-    """Yield a data directory with a copy of `made_cluster`, because making one takes long."""
-    shutil.copytree(made_cluster, new_data_dir)
+def data_dir(new_data_dir: Path, cluster_template: Path) -> Path:
+    """Yield a data directory with a copy of `cluster_template`, because making one takes long."""
+    shutil.copytree(cluster_template, new_data_dir)
     return new_data_dir

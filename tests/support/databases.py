@@ -1,4 +1,4 @@
-"""Fixtures of a real PostgreSQL: a migrated template, and the copies of it that tests write to."""
+"""Fixtures of a real PostgreSQL: a migrated template, and copies of it for the tests."""
 
 import os
 import secrets
@@ -19,10 +19,10 @@ from tests.support.clusters import FAST, temporary_folder
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def postgres() -> AsyncIterator[URL]:
-    """NODE_REGISTRY_DATABASE_URL names a running server to test on; else one is started."""
-    given = os.environ.get("NODE_REGISTRY_DATABASE_URL") or os.environ.get("DATABASE_URL")
-    if given:
-        yield make_url(given).set(drivername="postgresql+asyncpg")
+    """Yield the URL of the server in NODE_REGISTRY_DATABASE_URL, or of a temporary one."""
+    configured_url = os.environ.get("NODE_REGISTRY_DATABASE_URL") or os.environ.get("DATABASE_URL")
+    if configured_url:
+        yield make_url(configured_url).set(drivername="postgresql+asyncpg")
         return
     with temporary_folder() as folder:
         async with run_embedded_postgres(folder, options=FAST) as url:
@@ -39,7 +39,7 @@ async def administrator(postgres: URL) -> AsyncIterator[AsyncConnection]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def template(administrator: AsyncConnection) -> AsyncIterator[str]:
-    async with _new_database(administrator) as url:
+    async with _create_database(administrator) as url:
         database = Database(url)
         await migrate(database.engine)
         async with database.write() as session:
@@ -50,21 +50,21 @@ async def template(administrator: AsyncConnection) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def database_url(administrator: AsyncConnection, template: str) -> AsyncIterator[URL]:
-    """A migrated database of the test's own."""
-    async with _new_database(administrator, template) as url:
+    """Yield the URL of a migrated database for this test."""
+    async with _create_database(administrator, template) as url:
         yield url
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def shared_database_url(administrator: AsyncConnection, template: str) -> AsyncIterator[URL]:
-    """A migrated database of the module's own."""
-    async with _new_database(administrator, template) as url:
+    """Yield the URL of a migrated database for this module."""
+    async with _create_database(administrator, template) as url:
         yield url
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def empty_database_url(administrator: AsyncConnection) -> AsyncIterator[URL]:
-    async with _new_database(administrator) as url:
+    async with _create_database(administrator) as url:
         yield url
 
 
@@ -76,11 +76,11 @@ async def database(database_url: URL) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def _new_database(
+async def _create_database(
     administrator: AsyncConnection, template: str = "template1"
 ) -> AsyncIterator[URL]:
     name = f"node_registry_test_{secrets.token_hex(6)}"
-    # The other strategy writes each page into the log, too.
+    # The default strategy also writes each page to the write-ahead log.
     await administrator.execute(
         text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     )

@@ -1,4 +1,4 @@
-"""Clocks for the tests, which move only when they are told to."""
+"""A clock for the tests that moves only when a test or a sleep moves it."""
 
 import asyncio
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from agent.pace import Clock
 
 @dataclass
 class Time:
-    """Moves only when someone sleeps; chance always says the most."""
+    """Time that moves only by sleeps; random delays are maximal."""
 
     now: float = 0.0
 

@@ -1,4 +1,4 @@
-"""Nodes for the tests of `db`: registered, heard, aged; time moves by ageing rows."""
+"""Nodes for the tests of `db`: register, report, age; time moves by ageing rows."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +21,7 @@ from db.registry.status_changes import LoggedChange
 from tests.support.waiting import wait_until
 
 RULES = LivenessRules(protect_min_nodes=1_000_000)
-"""PROTECTED mode has tests of its own."""
+"""The rules of most tests, without PROTECTED mode, which has tests of its own."""
 PROCESS = uuid4()
 AGENT = Caller(Identity("agent", Role.AGENT), "192.0.2.10")
 OPERATOR = Caller(Identity("op", Role.OPERATOR), "192.0.2.20")
@@ -31,38 +31,38 @@ EXPIRED = 3 * RULES.min_interval * 1.1 + RULES.grace + 1
 
 
 def limit_examples(count: int) -> settings:
-    """Each example runs on the one database of its test, which it clears first."""
+    """Return Hypothesis settings; each example clears and uses the one database of its test."""
     return settings(
         max_examples=count,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 
 
-def make_registration(node_id: str | None, boot_id: str = "boot-1", **said: Any) -> Registration:
+def make_registration(node_id: str | None, boot_id: str = "boot-1", **fields: Any) -> Registration:
     return Registration(
         **{
             "role": NodeRole.DEVELOPMENT,
             "type": NodeType.WORKER,
             "boot_id": boot_id,
             "node_id": node_id,
-            **said,
+            **fields,
         }
     )
 
 
 async def register(
-    database: Database, node_id: str | None, boot_id: str = "boot-1", **said: Any
+    database: Database, node_id: str | None, boot_id: str = "boot-1", **fields: Any
 ) -> tuple[Node, bool]:
     async with database.write() as session:
         return await registration.register(
-            session, make_registration(node_id, boot_id, **said), rules=RULES, caller=AGENT
+            session, make_registration(node_id, boot_id, **fields), rules=RULES, caller=AGENT
         )
 
 
 def make_report(
-    node_id: str, sequence: int = 1, boot_id: str = "boot-1", **said: Any
+    node_id: str, sequence: int = 1, boot_id: str = "boot-1", **fields: Any
 ) -> HeartbeatReport:
-    return HeartbeatReport(node_id, boot_id, sequence, **{"actor": "agent", **said})
+    return HeartbeatReport(node_id, boot_id, sequence, **{"actor": "agent", **fields})
 
 
 async def record(
@@ -71,17 +71,17 @@ async def record(
     return await heartbeats.record_batch(database, reports, RULES)
 
 
-async def beat(database: Database, node_id: str, sequence: int = 1, **said: Any) -> HeartbeatAck:
-    """A heartbeat that must be heard."""
-    [outcome] = await record(database, make_report(node_id, sequence, **said))
+async def beat(database: Database, node_id: str, sequence: int = 1, **fields: Any) -> HeartbeatAck:
+    """Send a heartbeat that must be accepted."""
+    [outcome] = await record(database, make_report(node_id, sequence, **fields))
     assert isinstance(outcome, HeartbeatAck)
     return outcome
 
 
 async def age(database: Database, seconds: float, node_id: str | None = None) -> None:
-    """Makes it that much longer ago that the node, or every node, was heard."""
+    """Move the last contact of the node, or of every node, back by so many seconds."""
     async with database.write() as session:
-        await _forget_beginnings(session)
+        await _backdate_registry_state(session)
         await session.execute(
             text(
                 "UPDATE nodes SET heard_at = heard_at - make_interval(secs => :seconds)"
@@ -92,21 +92,21 @@ async def age(database: Database, seconds: float, node_id: str | None = None) ->
 
 
 async def mark_registry_running(session: AsyncSession) -> None:
-    """The registry has been hearing all the time: no lease begins anew."""
+    """Write the rows of a registry that ran without an outage, so that no lease is extended."""
     write_heartbeat = """
     INSERT INTO registry_processes (id, seen_at) VALUES (:process, now())
     ON CONFLICT (id) DO UPDATE SET seen_at = now()
     """
     await session.execute(text(write_heartbeat), {"process": PROCESS})
-    await _forget_beginnings(session)
+    await _backdate_registry_state(session)
 
 
-async def _forget_beginnings(session: AsyncSession) -> None:
-    beginnings = """
+async def _backdate_registry_state(session: AsyncSession) -> None:
+    statement = """
     UPDATE registry_state SET lease_floor = '2020-01-01',
         mode_since = CASE WHEN mode = 'normal' THEN '2020-01-01' ELSE mode_since END
     """
-    await session.execute(text(beginnings))
+    await session.execute(text(statement))
 
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -114,11 +114,11 @@ LATER = datetime(2100, 1, 1, tzinfo=UTC)
 
 async def expire_maintenance(session: AsyncSession, node_id: str) -> None:
     """Move the end of a maintenance into the past, if it has one."""
-    over = """
+    statement = """
     UPDATE nodes SET maintenance_until = now()
     WHERE maintenance_until IS NOT NULL AND node_id = :node_id AND removed_at IS NULL
     """
-    await session.execute(text(over), {"node_id": node_id})
+    await session.execute(text(statement), {"node_id": node_id})
 
 
 async def run_sweep(database: Database) -> int:
@@ -128,7 +128,7 @@ async def run_sweep(database: Database) -> int:
 
 
 async def get_node(database: Database, node_id: str) -> Node:
-    """The node as it stands."""
+    """Return the current node, which must exist."""
     async with database.read() as session:
         node = await nodes.find_node(session, node_id)
     assert node is not None
@@ -136,7 +136,7 @@ async def get_node(database: Database, node_id: str) -> Node:
 
 
 async def list_changes(database: Database, node: UUID | None = None) -> list[LoggedChange]:
-    """The change log, or one node's part of it, oldest first."""
+    """Return the change log, or that of one node, oldest first."""
     async with database.open_connection() as connection:
         logged, _ = await status_changes.list_changes_after(connection, 0)
     return [change for change in logged if node in (None, change.node)]
@@ -161,7 +161,7 @@ async def wait_for_lock(database: Database) -> None:
 
 
 async def clear(session: AsyncSession) -> None:
-    """Forgets every node, the seeded ones too, and begins the change log anew."""
+    """Delete every node, the seeded ones too, and restart the change log."""
     for table in ("status_changes", "node_profiles", "role_profiles", "heartbeat_log", "nodes"):
         await session.execute(text(f"DELETE FROM {table}"))  # noqa: S608  # a name of ours
     await session.execute(text("UPDATE registry_state SET revision = 0"))

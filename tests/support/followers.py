@@ -1,4 +1,4 @@
-"""Readers of status changes, as the agent's client follows them."""
+"""Readers of status changes through the agent's client."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -15,11 +15,11 @@ from agent.replies import (
 
 Events = AsyncGenerator[StatusEvent, None]
 SECONDS = 10
-HASTY = Clock(uniform=lambda _low, _high: 0.005)
+FAST_CLOCK = Clock(uniform=lambda _low, _high: 0.005)
 
 
-def follow_changes(url: str, **given: Any) -> AbstractAsyncContextManager[Events]:
-    return aclosing(follow_status_changes(url, **{"clock": HASTY, **given}))
+def follow_changes(url: str, **arguments: Any) -> AbstractAsyncContextManager[Events]:
+    return aclosing(follow_status_changes(url, **{"clock": FAST_CLOCK, **arguments}))
 
 
 async def read_event(events: Events) -> StatusEvent:
@@ -28,7 +28,7 @@ async def read_event(events: Events) -> StatusEvent:
 
 
 async def read_changes(events: Events, count: int) -> list[int]:
-    """The revisions of the next changes; bookmarks are passed over."""
+    """Return the revisions of the next changes, without bookmarks."""
     revisions: list[int] = []
     while len(revisions) < count:
         event = await read_event(events)

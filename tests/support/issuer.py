@@ -1,4 +1,4 @@
-"""Another issuer of tokens: its keys, and what it signs."""
+"""Another issuer of JWTs: its keys, and the tokens that it signs."""
 
 import json
 import time
@@ -19,17 +19,17 @@ EC = ec.generate_private_key(ec.SECP256R1())
 ED = ed25519.Ed25519PrivateKey.generate()
 
 
-def to_jwk(key: AllowedPrivateKeys, key_id: str | None = "k", **said: Any) -> dict[str, Any]:
+def to_jwk(key: AllowedPrivateKeys, key_id: str | None = "k", **fields: Any) -> dict[str, Any]:
     """Return the key as a JSON Web Key."""
     if isinstance(key, rsa.RSAPrivateKey):
-        made = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        jwk = RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
     elif isinstance(key, ec.EllipticCurvePrivateKey):
-        made = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        jwk = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
     else:
         assert isinstance(key, ed25519.Ed25519PrivateKey)
-        made = OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
-    made.pop("key_ops", None)
-    return made | ({} if key_id is None else {"kid": key_id}) | said
+        jwk = OKPAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    jwk.pop("key_ops", None)
+    return jwk | ({} if key_id is None else {"kid": key_id}) | fields
 
 
 def write(path: Path, content: bytes) -> None:
@@ -40,21 +40,21 @@ def to_jwks(*keys: dict[str, Any]) -> bytes:
     return json.dumps({"keys": keys}).encode()
 
 
-def make_claims(**said: Any) -> dict[str, Any]:
-    """Return the claims of a valid token, changed as given; None omits a claim."""
+def make_claims(**claims: Any) -> dict[str, Any]:
+    """Return the claims of a valid token, changed by `claims`; None omits a claim."""
     now = int(time.time())
-    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": now + 600, "roles": ["people"]}
-    return {name: value for name, value in {**good, **said}.items() if value is not None}
+    defaults = {"iss": ISSUER, "aud": AUDIENCE, "sub": "ada", "exp": now + 600, "roles": ["people"]}
+    return {name: value for name, value in {**defaults, **claims}.items() if value is not None}
 
 
 def sign(
     key: AllowedPrivateKeys = RSA,
     algorithm: str = "RS256",
     header: Mapping[str, Any] | None = None,
-    **said: Any,
+    **claims: Any,
 ) -> str:
-    """Whatever the claims are: `jwt.encode` would refuse some."""
-    payload = json.dumps(make_claims(**said)).encode()
+    """Return a JWT with any claims, some of which `jwt.encode` would reject."""
+    payload = json.dumps(make_claims(**claims)).encode()
     return jwt.PyJWS().encode(payload, key, algorithm, {"kid": "k", **(header or {})})
 
 

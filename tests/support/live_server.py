@@ -39,20 +39,20 @@ class LiveServer:
         return self.graphql_url.replace("http", "ws", 1)
 
     async def post(self, query: str, **variables: Any) -> dict[str, Any]:
-        """The whole response body, errors included."""
+        """Send an operation; return the whole response body, errors included."""
         response = await self.http.post("/graphql", json={"query": query, "variables": variables})
         body: dict[str, Any] = response.json()
         return body
 
     async def execute(self, query: str, **variables: Any) -> dict[str, Any]:
-        """The data of an operation that must succeed."""
+        """Send an operation that must succeed; return its data."""
         body = await self.post(query, **variables)
         assert "errors" not in body, body["errors"]
         data: dict[str, Any] = body["data"]
         return data
 
 
-# Without it each client reads all the authorities of the world anew.
+# Without it each client loads the system's certificate authorities again.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 StartServer = Callable[..., AbstractAsyncContextManager[LiveServer]]
@@ -88,7 +88,7 @@ async def run_server(
 
 @pytest.fixture
 def start_server(database_url: URL, tmp_path: Path) -> StartServer:
-    """Starts servers on the test's database, each with the settings it is given."""
+    """Return a function that starts a server with the given settings on the test's database."""
     return partial(run_server, database_url, tmp_path)
 
 
@@ -102,7 +102,7 @@ async def server(start_server: StartServer) -> AsyncIterator[LiveServer]:
 async def quiet_server(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[LiveServer]:
-    """A server that does nothing by itself while the test looks at what it does."""
+    """Yield a server without periodic work, so that a test can observe its statements."""
     monkeypatch.setattr("graph.auth.rate_sync.INTERVAL_SECONDS", 3600)
     async with start_server(sweep_interval_seconds=3600, listen_check_seconds=300) as live:
         yield live
@@ -112,6 +112,6 @@ async def quiet_server(
 async def shared_server(
     shared_database_url: URL, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[LiveServer]:
-    """One server for the tests of a module that leave nothing behind; they share its loop."""
+    """Yield a server for the tests of a module that change nothing; they share its event loop."""
     async with run_server(shared_database_url, tmp_path_factory.mktemp("shared")) as live:
         yield live

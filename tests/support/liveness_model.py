@@ -1,4 +1,4 @@
-"""A model of the liveness rules in plain Python, one node at a time, to compare the SQL with."""
+"""A model of the liveness rules in plain Python, one node at a time, to compare with the SQL."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ TTL_INTERVALS = 3
 
 @dataclass
 class ModelNode:
-    """A node; instants are whole seconds since the example began."""
+    """A node; times are whole seconds since the start of the example."""
 
     node_id: str
     boot: str
     host: str
     labels: tuple[str, ...]
-    heard: int
+    heard_at: int
     interval: int
     status: str = "online"
     reason: str = "registered"
@@ -48,7 +48,7 @@ class Model:
     mode: str = "normal"
     mode_since: int = 0
     last_change: int = 0
-    seen: dict[str, int] = field(default_factory=dict)
+    seen_at: dict[str, int] = field(default_factory=dict)
     nodes: dict[str, ModelNode] = field(default_factory=dict)
     log: list[Row] = field(default_factory=list)
 
@@ -57,13 +57,13 @@ class Model:
         return TTL_INTERVALS * self.rules.min_interval + self.rules.grace
 
     def overdue_at(self, node: ModelNode) -> float:
-        return max(node.heard, self.floor) + node.interval + self.rules.grace
+        return max(node.heard_at, self.floor) + node.interval + self.rules.grace
 
-    def lapses_at(self, node: ModelNode) -> float:
+    def expires_at(self, node: ModelNode) -> float:
         lease = TTL_INTERVALS * node.interval + self.rules.grace
         if node.reason == "flapping":
             lease = max(lease, self.rules.flap_steady)
-        return max(node.heard, self.floor) + lease
+        return max(node.heard_at, self.floor) + lease
 
     def _change(self, node: ModelNode, status: str, reason: str, actor: str = "registry") -> None:
         if status == "online" and reason != "maintenance_ended" and node.reason != "flapping":
@@ -72,13 +72,13 @@ class Model:
             if len(recent) >= self.rules.flap_transitions:
                 status, reason = "degraded", "flapping"
         self.last_change = max(self.last_change, self.now)
-        moved = status != node.status
-        let_go = node.reason == "flapping" and reason == "heartbeat"
-        if moved and (let_go or "missed_heartbeats" in {reason, node.reason}):
+        has_changed = status != node.status
+        is_released = node.reason == "flapping" and reason == "heartbeat"
+        if has_changed and (is_released or "missed_heartbeats" in {reason, node.reason}):
             weight = self.rules.flap_transitions if node.reason == "flapping" else 1
             node.falls_and_returns += [self.last_change] * weight
         self.log.append(Row(node.node_id, node.status, status, reason, actor, self.last_change))
-        if moved:
+        if has_changed:
             node.since = self.last_change
         node.status, node.reason = status, reason
         if reason == "flapping":
@@ -103,7 +103,7 @@ class Model:
                 return "NODE_ID_TAKEN"
             node.boot, node.sequence = boot, None
         node.host, node.says_degraded, node.interval = host, False, interval
-        node.heard = max(node.heard, self.now)
+        node.heard_at = max(node.heard_at, self.now)
         if node.status in {"offline", "degraded"} and node.reason != "flapping":
             self._change(node, "online", "registered", "agent")
         return "registered"
@@ -120,7 +120,7 @@ class Model:
         if node.sequence is not None and sequence <= node.sequence:
             return node.status
         late = self.now >= self.overdue_at(node)
-        node.heard = max(node.heard, self.now)
+        node.heard_at = max(node.heard_at, self.now)
         node.sequence, node.says_degraded, node.interval = sequence, degraded, interval
         if node.status == "maintenance":
             return node.status
@@ -137,8 +137,8 @@ class Model:
         if node.reason != "flapping":
             return False
         if late:
-            node.steady = node.heard
-        return node.heard - node.steady < self.rules.flap_steady
+            node.steady = node.heard_at
+        return node.heard_at - node.steady < self.rules.flap_steady
 
     def start_maintenance(self, node_id: str, until: int | None) -> None:
         node = self.nodes[node_id]
@@ -148,68 +148,74 @@ class Model:
     def end_maintenance(self, node_id: str) -> None:
         node = self.nodes[node_id]
         if node.status == "maintenance":
-            self._change(node, self._by_heartbeats(node), "maintenance_ended", "op")
+            self._change(node, self._compute_status(node), "maintenance_ended", "op")
 
     def deregister(self, node_id: str) -> None:
         self._change(self.nodes.pop(node_id), "offline", "deregistered", "op")
 
-    def _by_heartbeats(self, node: ModelNode) -> str:
-        if self.now >= self.lapses_at(node) and self.mode == "normal":
+    def _compute_status(self, node: ModelNode) -> str:
+        if self.now >= self.expires_at(node) and self.mode == "normal":
             return "offline"
         late = self.now >= self.overdue_at(node)
         return "degraded" if late or node.says_degraded else "online"
 
     def leave(self, process: str) -> None:
-        self.seen.pop(process, None)
+        self.seen_at.pop(process, None)
 
     def sweep(self, process: str) -> None:
         if self._has_had_outage():
             self.floor = self.now
             self.mode_since = min(self.mode_since, self.now)
             for node in self.nodes.values():
-                node.heard = min(node.heard, self.now)
+                node.heard_at = min(node.heard_at, self.now)
                 node.steady = min(node.steady, self.now)
         timeout = self.rules.process_timeout
-        self.seen = {p: at for p, at in self.seen.items() if abs(self.now - at) <= timeout}
-        self.seen[process] = self.now
-        self._judge_itself()
-        removable = list(self._removable())
+        self.seen_at = {p: at for p, at in self.seen_at.items() if abs(self.now - at) <= timeout}
+        self.seen_at[process] = self.now
+        self._update_mode()
+        removable = list(self._list_removable())
         for node in self.nodes.values():
-            self._judge(node)
+            self._apply_rules(node)
         for node in removable:
             self._change(self.nodes.pop(node.node_id), "offline", "deregistered")
 
     def _has_had_outage(self) -> bool:
         timeout = self.rules.process_timeout
-        if not self.seen or abs(self.now - max(self.seen.values())) > timeout:
+        if not self.seen_at or abs(self.now - max(self.seen_at.values())) > timeout:
             return True
-        return self.now - min(self.seen.values()) > timeout and self.now - self.floor > 2 * self.ttl
+        return (
+            self.now - min(self.seen_at.values()) > timeout and self.now - self.floor > 2 * self.ttl
+        )
 
-    def _judge_itself(self) -> None:
+    def _update_mode(self) -> None:
         live = [node for node in self.nodes.values() if node.status in {"online", "degraded"}]
-        enough = len(live) >= self.rules.protect_min_nodes
+        has_enough_nodes = len(live) >= self.rules.protect_min_nodes
         if self.mode == "normal":
             silent = [node for node in live if self.mode_since < self.overdue_at(node) <= self.now]
-            if enough and len(silent) > len(live) * self.rules.protect_fraction:
+            if has_enough_nodes and len(silent) > len(live) * self.rules.protect_fraction:
                 self.mode, self.mode_since = "protected", self.now
             return
         silent = [
-            node for node in live if node.heard + node.interval + self.rules.grace <= self.now
+            node for node in live if node.heard_at + node.interval + self.rules.grace <= self.now
         ]
-        returned = len(silent) <= len(live) * self.rules.protect_fraction / 2
-        if returned or not enough or self.now - self.mode_since >= self.rules.protect_max:
+        have_returned = len(silent) <= len(live) * self.rules.protect_fraction / 2
+        if (
+            have_returned
+            or not has_enough_nodes
+            or self.now - self.mode_since >= self.rules.protect_max
+        ):
             self.mode, self.mode_since = "normal", self.now
 
-    def _judge(self, node: ModelNode) -> None:
+    def _apply_rules(self, node: ModelNode) -> None:
         if node.status == "maintenance":
             if node.until is not None and node.until <= self.now:
-                self._change(node, self._by_heartbeats(node), "maintenance_ended")
-        elif node.status != "offline" and self._by_heartbeats(node) == "offline":
+                self._change(node, self._compute_status(node), "maintenance_ended")
+        elif node.status != "offline" and self._compute_status(node) == "offline":
             self._change(node, "offline", "missed_heartbeats")
         elif node.status == "online" and self.now >= self.overdue_at(node):
             self._change(node, "degraded", "missed_heartbeats")
 
-    def _removable(self) -> Iterator[ModelNode]:
+    def _list_removable(self) -> Iterator[ModelNode]:
         after = self.rules.remove_offline_after
         for node in self.nodes.values():
             limits = [after[label] for label in node.labels if label in after]
@@ -217,7 +223,7 @@ class Model:
                 limits
                 and node.status == "offline"
                 and self.mode == "normal"
-                and self.now >= self.lapses_at(node)
+                and self.now >= self.expires_at(node)
                 and self.now - node.since >= min(limits)
             ):
                 yield node

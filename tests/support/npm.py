@@ -1,4 +1,4 @@
-"""The npm packages of the tests: reference clients of protocols, and a page checker."""
+"""The npm packages of the tests: reference clients of protocols and a page checker."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ PACKAGES = Path(__file__).parent / "npm_packages"
 
 
 def install_package(name: str, folder: Path) -> Path:
-    """A copy of npm_packages/NAME with what it needs; skips where npm cannot install that."""
+    """Return a copy of npm_packages/NAME with its dependencies; skip if npm cannot install them."""
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip(f"npm is not on this machine: {name} was not tried")

@@ -1,4 +1,4 @@
-"""Programs in processes of their own, and a registry among them."""
+"""Programs, such as a registry, in processes of their own."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from tests.support.live_server import NO_TLS
 BIN = Path(sys.executable).parent
 SECONDS = 40
 
-# The pace of a registry that need not spare anyone: a life takes seconds.
+# Short intervals, so that a node passes through its statuses within seconds.
 FAST = {
     "NODE_REGISTRY_HTTP_PORT": "0",
     "NODE_REGISTRY_HEARTBEAT_MIN_INTERVAL_SECONDS": "0.3",
@@ -32,8 +32,8 @@ class Process:
     process: asyncio.subprocess.Process
     lines: list[str] = field(default_factory=list)
 
-    async def line(self, pattern: str) -> re.Match[str]:
-        """The first line it prints from now on that matches."""
+    async def wait_for_line(self, pattern: str) -> re.Match[str]:
+        """Wait for the next printed line that matches; return the match."""
         assert self.process.stdout is not None
         async with asyncio.timeout(SECONDS):
             async for raw in self.process.stdout:
@@ -69,15 +69,15 @@ async def run_program(*command: str | Path, **environment: str) -> AsyncIterator
 
 @asynccontextmanager
 async def run_registry(data_dir: Path, **environment: str) -> AsyncIterator[tuple[Process, str]]:
-    """A registry on its embedded database, and where its GraphQL is."""
+    """Run a registry on its embedded database; yield the process and its GraphQL URL."""
     settings = FAST | {"NODE_REGISTRY_DATA_DIR": str(data_dir)} | environment
     async with run_program(BIN / "node-registry", "serve", **settings) as process:
-        url = (await process.line(r"GraphQL +(\S+)")).group(1)
+        url = (await process.wait_for_line(r"GraphQL +(\S+)")).group(1)
         yield process, url
 
 
-async def ask_until_answered(url: str, query: str, **variables: Any) -> dict[str, Any]:
-    """Repeat the request until the registry, which may be starting, answers."""
+async def query_until_answered(url: str, query: str, **variables: Any) -> dict[str, Any]:
+    """Repeat the request until the registry, which may be starting, answers; return the data."""
     async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http, asyncio.timeout(SECONDS):
         while True:
             with suppress(httpx.TransportError):

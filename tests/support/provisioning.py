@@ -1,4 +1,4 @@
-"""Databases whose service owns nothing, and statements by the roles of it."""
+"""Databases whose service role owns nothing, and statements run as their roles."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from db.ops.provision import ProvisionedNames, provision
 
 @asynccontextmanager
 async def open_administrator(url: URL) -> AsyncIterator[Any]:
-    """Runs statements, each by itself, as that role."""
+    """Yield a function that runs a statement in its own transaction as the role of the URL."""
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
     try:
         async with engine.connect() as connection:
@@ -31,14 +31,14 @@ async def open_administrator(url: URL) -> AsyncIterator[Any]:
 
 
 def quote(name: str) -> str:
-    """An identifier in a statement; a colon in it would begin a parameter."""
+    """Return the name as a quoted SQL identifier; a colon would start a parameter."""
     assert ":" not in name
     return '"' + name.replace('"', '""') + '"'
 
 
 @dataclass
 class Provisioning:
-    """Names of the test's own, and what was said of passwords."""
+    """Names of roles and a database for this test, and the passwords of the last run."""
 
     administrator: URL
     names: ProvisionedNames
@@ -67,7 +67,7 @@ class Provisioning:
 
 @asynccontextmanager
 async def reserve_names(postgres: URL) -> AsyncIterator[Provisioning]:
-    """Names that are nothing without their quotes, so that each test tries these too."""
+    """Yield names that are valid only if quoted, so that each test covers quoting."""
     odd = f"""O'Dagi "{secrets.token_hex(4)}" %s $1 {{}}"""
     names = ProvisionedNames(database=f"{odd} d", owner=f"{odd} o", service=f"{odd} s")
     try:
@@ -81,5 +81,5 @@ async def reserve_names(postgres: URL) -> AsyncIterator[Provisioning]:
 
 @pytest.fixture
 async def provisioning(postgres: URL) -> AsyncIterator[Provisioning]:
-    async with reserve_names(postgres) as named:
-        yield named
+    async with reserve_names(postgres) as provisioning:
+        yield provisioning

@@ -1,4 +1,4 @@
-"""A registry in a process of its own, which may be killed and started again on the same port."""
+"""A registry in a process of its own that can be killed and restarted on the same port."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ SECONDS = 60
 
 @dataclass
 class Server:
-    """A registry in a process of its own, always on the same port. `log` gets all that it says."""
+    """A registry in a process of its own, always on the same port; `log` gets its output."""
 
     port: int
     environment: Mapping[str, str]
@@ -38,8 +38,8 @@ class Server:
                 stderr=log,
             )
 
-    async def answers(self) -> None:
-        """Starts it again where it found no database."""
+    async def wait_until_ready(self) -> None:
+        """Wait until the registry answers; restart it if it exited because it found no database."""
         async with httpx.AsyncClient(verify=NO_TLS) as http, asyncio.timeout(SECONDS):
             while True:
                 with suppress(httpx.TransportError):
@@ -57,7 +57,7 @@ class Server:
 
 
 def find_free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        port: int = free_socket.getsockname()[1]
         return port

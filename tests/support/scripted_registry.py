@@ -1,4 +1,4 @@
-"""A registry of scripted answers, over real sockets."""
+"""A registry that gives scripted answers over real sockets."""
 
 import asyncio
 import json
@@ -45,12 +45,12 @@ def make_rejection(code: str, **facts: object) -> bytes:
     return make_reply({"data": None, "errors": [{"message": "no", "extensions": extensions}]})
 
 
-def make_registered(interval: float = 10.0) -> bytes:
+def make_registration_reply(interval: float = 10.0) -> bytes:
     payload = {"node": NODE, "created": True, "nextHeartbeatInSeconds": interval}
     return make_reply({"data": {"registerNode": payload}})
 
 
-def make_recorded(interval: float = 10.0) -> bytes:
+def make_heartbeat_reply(interval: float = 10.0) -> bytes:
     payload = {
         "nodeId": "node-1",
         "status": "ONLINE",
@@ -101,7 +101,11 @@ class ScriptedRegistry:
             writer.close()
 
     def inputs(self, operation: str) -> list[dict[str, Any]]:
-        return [r["variables"]["input"] for r in self.requests if operation in r["query"]]
+        return [
+            request["variables"]["input"]
+            for request in self.requests
+            if operation in request["query"]
+        ]
 
 
 @asynccontextmanager

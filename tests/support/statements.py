@@ -10,30 +10,30 @@ from sqlalchemy import event
 
 from db.core.database import Database
 
-# The driver's own: the ends of transactions, and questions about types.
-_UNCOUNTED = re.compile(r"BEGIN;|COMMIT;|ROLLBACK;|.*(pg_catalog|'jit')", re.DOTALL)
+# Statements of the driver itself: transaction control and type lookups.
+_IGNORED = re.compile(r"BEGIN;|COMMIT;|ROLLBACK;|.*(pg_catalog|'jit')", re.DOTALL)
 
 
 @contextmanager
 def record_statements(database: Database) -> Iterator[list[str]]:
-    """The SQL that is sent meanwhile, through SQLAlchemy or by the driver itself."""
+    """Yield a list to which each SQL statement is appended, of SQLAlchemy and of the driver."""
     sent: list[str] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         sent.append(statement)
 
-    def note_directly(query: LoggedQuery) -> None:
-        if not _UNCOUNTED.match(query.query):
+    def record_driver_query(query: LoggedQuery) -> None:
+        if not _IGNORED.match(query.query):
             sent.append(query.query)
 
-    taken = set[Any]()
+    connections = set[Any]()
 
-    def listen_in(connection: Any, *_: Any) -> None:
-        taken.add(connection.driver_connection)
-        connection.driver_connection.add_query_logger(note_directly)
+    def log_driver_queries(connection: Any, *_: Any) -> None:
+        connections.add(connection.driver_connection)
+        connection.driver_connection.add_query_logger(record_driver_query)
 
     engine = database.engine.sync_engine
-    listeners: dict[str, Any] = {"before_cursor_execute": note, "checkout": listen_in}
+    listeners: dict[str, Any] = {"before_cursor_execute": record, "checkout": log_driver_queries}
     for name, listener in listeners.items():
         event.listen(engine, name, listener)
     try:
@@ -41,5 +41,5 @@ def record_statements(database: Database) -> Iterator[list[str]]:
     finally:
         for name, listener in listeners.items():
             event.remove(engine, name, listener)
-        for connection in taken:
-            connection.remove_query_logger(note_directly)
+        for connection in connections:
+            connection.remove_query_logger(record_driver_query)

@@ -1,4 +1,4 @@
-"""Stands between a client and its server; it may cut what it carries, or let it starve."""
+"""A TCP proxy between a client and its server that can cut or stall its connections."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass
 class Proxy:
-    """`upstream` is a base URL or a Unix socket; `taken` counts the connections that came."""
+    """`upstream` is a base URL or a Unix socket; `connection_count` counts accepted connections."""
 
     upstream: str
     port: int = 0
-    taken: int = 0
-    carried: set[asyncio.StreamWriter] = field(default_factory=set)
-    starved: set[asyncio.StreamWriter] = field(default_factory=set)
+    connection_count: int = 0
+    writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    stalled_writers: set[asyncio.StreamWriter] = field(default_factory=set)
     serving: set[asyncio.Task[Any] | None] = field(default_factory=set)
 
     @property
@@ -24,24 +24,26 @@ class Proxy:
 
     def cut(self) -> int:
         """Cut all connections; return how many."""
-        for writer in self.carried:
+        for writer in self.writers:
             writer.transport.abort()
-        return len(self.carried) // 2
+        return len(self.writers) // 2
 
-    def starve(self) -> None:
-        self.starved |= self.carried
+    def stall(self) -> None:
+        self.stalled_writers |= self.writers
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.serving.add(asyncio.current_task())
-        self.taken += 1
+        self.connection_count += 1
         try:
-            there, back = await self.dial()
+            upstream_reader, upstream_writer = await self.dial()
         except OSError:
             writer.transport.abort()
             return
-        self.carried |= {writer, back}
-        await asyncio.gather(self.carry(reader, back), self.carry(there, writer))
-        self.carried -= {writer, back}
+        self.writers |= {writer, upstream_writer}
+        await asyncio.gather(
+            self.forward(reader, upstream_writer), self.forward(upstream_reader, writer)
+        )
+        self.writers -= {writer, upstream_writer}
 
     async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.upstream.startswith("/"):
@@ -49,10 +51,10 @@ class Proxy:
         host, _, port = self.upstream.removeprefix("http://").partition(":")
         return await asyncio.open_connection(host, int(port))
 
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(65536):
-                if writer not in self.starved:
+                if writer not in self.stalled_writers:
                     writer.write(data)
                     await writer.drain()
         writer.close()
@@ -60,12 +62,12 @@ class Proxy:
 
 @asynccontextmanager
 async def run_proxy(upstream: str) -> AsyncIterator[Proxy]:
-    between = Proxy(upstream)
-    listening = await asyncio.start_server(between.serve, "127.0.0.1")
-    between.port = listening.sockets[0].getsockname()[1]
+    proxy = Proxy(upstream)
+    listening = await asyncio.start_server(proxy.serve, "127.0.0.1")
+    proxy.port = listening.sockets[0].getsockname()[1]
     try:
-        yield between
+        yield proxy
     finally:
         listening.close()
-        between.cut()
-        await asyncio.gather(*filter(None, between.serving))
+        proxy.cut()
+        await asyncio.gather(*filter(None, proxy.serving))

@@ -26,8 +26,8 @@ class Receiver:
             for span in scope.spans
         ]
 
-    def of(self, trace: str) -> dict[str, Span]:
-        """Return the spans by name; the last of those that share one."""
+    def get_trace(self, trace: str) -> dict[str, Span]:
+        """Return the spans of a trace by name; of equal names the last one."""
         return {span.name: span for span in self.spans if span.trace_id.hex() == trace}
 
 
@@ -36,7 +36,7 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             assert self.path == "/v1/traces"
-            heard.bodies.append(self.rfile.read(int(self.headers["content-length"])))
+            trace_receiver.bodies.append(self.rfile.read(int(self.headers["content-length"])))
             self.send_response(200)
             self.end_headers()
 
@@ -44,9 +44,9 @@ def receiver() -> Iterator[Receiver]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        heard = Receiver(f"http://127.0.0.1:{server.server_port}")
+        trace_receiver = Receiver(f"http://127.0.0.1:{server.server_port}")
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield heard
+        yield trace_receiver
         server.shutdown()
         thread.join()

@@ -1,4 +1,4 @@
-"""A client of graphql-transport-ws as plain as the protocol: what a test sends is what goes out."""
+"""A minimal client of graphql-transport-ws that sends exactly the messages of a test."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,12 +18,12 @@ SECONDS = 10
 
 @dataclass(frozen=True)
 class Client:
-    """Whatever it waits for must come within 10 seconds."""
+    """A websocket client; each wait is limited to 10 seconds."""
 
     socket: ClientConnection
 
     async def send(self, message: object) -> None:
-        """Any JSON, as text."""
+        """Send any JSON as a text message."""
         await self.socket.send(orjson.dumps(message).decode())
 
     async def receive(self) -> dict[str, Any]:
@@ -32,17 +32,21 @@ class Client:
         return message
 
     async def subscribe(self, operation_id: str, query: str, **variables: Any) -> None:
-        """Begins an operation of any kind."""
+        """Start an operation of any kind."""
         payload = {"query": query, "variables": variables}
         await self.send({"id": operation_id, "type": "subscribe", "payload": payload})
 
-    async def closed(self) -> tuple[int, str]:
-        """The code and reason that the server ends the connection with; 1006 when it is cut."""
+    async def wait_for_close(self) -> tuple[int, str]:
+        """Return the close code and reason of the server; 1006 if the connection is cut."""
         try:
             while True:
                 await self.receive()
-        except ConnectionClosed as closed:
-            return (1006, "") if closed.rcvd is None else (closed.rcvd.code, closed.rcvd.reason)
+        except ConnectionClosed as wait_for_close:
+            return (
+                (1006, "")
+                if wait_for_close.rcvd is None
+                else (wait_for_close.rcvd.code, wait_for_close.rcvd.reason)
+            )
 
 
 @asynccontextmanager
@@ -52,17 +56,17 @@ async def open_websocket(
     headers: Mapping[str, str] | None = None,
     **options: Any,
 ) -> AsyncIterator[Client]:
-    """A connection on which nothing was sent yet."""
-    offered = [Subprotocol(name) for name in subprotocols] or None
+    """Open a connection without sending a message."""
+    protocols = [Subprotocol(name) for name in subprotocols] or None
     async with open_socket(
-        url, subprotocols=offered, additional_headers=headers, ping_interval=None, **options
+        url, subprotocols=protocols, additional_headers=headers, ping_interval=None, **options
     ) as socket:
         yield Client(socket)
 
 
 @asynccontextmanager
 async def connect(url: str, **options: Any) -> AsyncIterator[Client]:
-    """A connection that is initialised and acknowledged."""
+    """Open a connection that is initialised and acknowledged."""
     async with open_websocket(url, **options) as client:
         await client.send({"type": "connection_init"})
         assert await client.receive() == {"type": "connection_ack"}

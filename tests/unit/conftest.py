@@ -10,6 +10,6 @@ def postgres() -> None:
 
 
 @pytest.fixture(scope="session")
-def made_cluster() -> None:
+def cluster_template() -> None:
     """Fail the test, as `postgres` does."""
     pytest.fail("a unit test asks for PostgreSQL")

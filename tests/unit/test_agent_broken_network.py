@@ -17,8 +17,8 @@ from tests.support.fake_time import Time
 from tests.support.scripted_registry import (
     DRIP,
     HANG,
-    make_recorded,
-    make_registered,
+    make_heartbeat_reply,
+    make_registration_reply,
     make_rejection,
     make_reply,
     make_runner,
@@ -79,11 +79,11 @@ async def test_a_registry_that_answers_byte_by_byte_is_abandoned_after_the_timeo
         make_reply({"errors": [{"extensions": {}}]}),
         make_reply(b"[" * 100_000),
         make_reply(b'{"data":' * 100_000),
-        make_recorded(interval=0.0),
-        make_recorded(interval=float("nan")),
-        make_recorded(interval=float("inf")),
-        make_recorded(interval=1e9),
-        make_recorded(interval=-1.0),
+        make_heartbeat_reply(interval=0.0),
+        make_heartbeat_reply(interval=float("nan")),
+        make_heartbeat_reply(interval=float("inf")),
+        make_heartbeat_reply(interval=1e9),
+        make_heartbeat_reply(interval=-1.0),
     ],
 )
 async def test_an_answer_that_does_not_match_the_schema_makes_the_registry_unavailable(
@@ -154,7 +154,11 @@ async def test_the_retry_after_header_of_a_proxy_is_respected() -> None:
 async def test_requests_share_one_connection_until_a_failure_opens_a_new_one() -> None:
     async with (
         run_scripted_registry(
-            make_recorded(), make_rejection("INTERNAL"), make_recorded(), None, make_recorded()
+            make_heartbeat_reply(),
+            make_rejection("INTERNAL"),
+            make_heartbeat_reply(),
+            None,
+            make_heartbeat_reply(),
         ) as registry,
         aclosing(HttpTransport(registry.url, None)) as connection,
     ):
@@ -189,7 +193,7 @@ async def test_the_token_is_sent_as_a_bearer_and_never_in_an_error() -> None:
 async def test_a_registration_without_an_answer_is_repeated_with_the_same_boot_id(
     tmp_path: Path,
 ) -> None:
-    async with run_scripted_registry(None, HANG, make_registered()) as registry:
+    async with run_scripted_registry(None, HANG, make_registration_reply()) as registry:
         run = make_runner(registry, tmp_path, Time())
         async with aclosing(run.transport):
             await run.register()
@@ -203,7 +207,9 @@ async def test_a_registration_without_an_answer_is_repeated_with_the_same_boot_i
 async def test_an_agent_restarted_before_the_answer_registers_with_the_same_boot_id(
     tmp_path: Path,
 ) -> None:
-    async with run_scripted_registry(None, make_registered(), make_registered()) as registry:
+    async with run_scripted_registry(
+        None, make_registration_reply(), make_registration_reply()
+    ) as registry:
         first = make_runner(registry, tmp_path, Time(), patience=0.0)
         async with aclosing(first.transport):
             with pytest.raises(RegistryUnavailableError):
@@ -222,7 +228,7 @@ async def test_an_agent_restarted_before_the_answer_registers_with_the_same_boot
 
 
 async def test_the_node_id_is_on_disk_before_the_first_heartbeat(tmp_path: Path) -> None:
-    async with run_scripted_registry(make_registered(), HANG) as registry:
+    async with run_scripted_registry(make_registration_reply(), HANG) as registry:
         run = make_runner(registry, tmp_path, Time(), patience=0.0)
         async with aclosing(run.transport):
             await run.register()
@@ -234,7 +240,7 @@ async def test_the_node_id_is_on_disk_before_the_first_heartbeat(tmp_path: Path)
 
 async def test_a_registration_answered_for_another_node_is_rejected(tmp_path: Path) -> None:
     (tmp_path / identity.NODE_ID).write_text("node-7\n")
-    async with run_scripted_registry(make_registered()) as registry:
+    async with run_scripted_registry(make_registration_reply()) as registry:
         run = make_runner(registry, tmp_path, Time(), patience=0.0)
         async with aclosing(run.transport):
             with pytest.raises(
@@ -247,7 +253,12 @@ async def test_a_registration_answered_for_another_node_is_rejected(tmp_path: Pa
 async def test_after_an_outage_only_the_newest_heartbeat_is_sent(tmp_path: Path) -> None:
     unavailable = make_rejection("UNAVAILABLE", retryable=True, retryAfterSeconds=3)
     async with run_scripted_registry(
-        make_registered(), make_recorded(), None, unavailable, HANG, make_recorded()
+        make_registration_reply(),
+        make_heartbeat_reply(),
+        None,
+        unavailable,
+        HANG,
+        make_heartbeat_reply(),
     ) as registry:
         time = Time()
         run = make_runner(registry, tmp_path, time)
@@ -266,7 +277,7 @@ async def test_after_an_outage_only_the_newest_heartbeat_is_sent(tmp_path: Path)
 
 async def test_attempts_become_rarer_during_a_long_outage(tmp_path: Path) -> None:
     async with run_scripted_registry(
-        make_registered(interval=1.0), *[None] * 12, make_recorded(interval=1.0)
+        make_registration_reply(interval=1.0), *[None] * 12, make_heartbeat_reply(interval=1.0)
     ) as registry:
         time = Time()
         run = make_runner(registry, tmp_path, time)
@@ -282,7 +293,7 @@ async def test_a_taken_node_id_is_retried_and_logged_each_time(tmp_path: Path) -
     taken = make_rejection(
         "NODE_ID_TAKEN", retryable=True, retryAfterSeconds=20, holderHostname="twin"
     )
-    async with run_scripted_registry(taken, taken, taken, make_registered()) as registry:
+    async with run_scripted_registry(taken, taken, taken, make_registration_reply()) as registry:
         time = Time()
         run = make_runner(registry, tmp_path, time)
         async with aclosing(run.transport):
@@ -312,7 +323,7 @@ async def test_a_rejected_token_stops_bootstrap_and_slows_the_retries_of_a_run(
     tmp_path: Path, code: str
 ) -> None:
     async with run_scripted_registry(
-        make_rejection(code), make_rejection(code), make_registered()
+        make_rejection(code), make_rejection(code), make_registration_reply()
     ) as registry:
         time = Time()
         hasty = make_runner(registry, tmp_path, time, patience=60.0)
@@ -337,7 +348,10 @@ async def test_input_rejected_by_the_registry_stops_the_run(tmp_path: Path) -> N
 async def test_a_registry_that_forgets_each_registration_is_asked_at_its_own_interval(
     tmp_path: Path,
 ) -> None:
-    answers = [make_registered(), *[make_rejection("NODE_NOT_FOUND"), make_registered()] * 3]
+    answers = [
+        make_registration_reply(),
+        *[make_rejection("NODE_NOT_FOUND"), make_registration_reply()] * 3,
+    ]
     async with run_scripted_registry(*answers, make_rejection("STALE_BOOT")) as registry:
         time = Time()
         run = make_runner(registry, tmp_path, time)

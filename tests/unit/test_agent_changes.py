@@ -10,8 +10,8 @@ from agent.machine import Machine
 from agent.runner import REPORT_SECONDS, Runner
 from tests.support.fake_time import Time
 from tests.support.scripted_registry import (
-    make_recorded,
-    make_registered,
+    make_heartbeat_reply,
+    make_registration_reply,
     make_rejection,
     make_runner,
     run_scripted_registry,
@@ -27,7 +27,7 @@ def set_machine(run: Runner, machine: Machine) -> None:
 
 
 async def test_an_unchanged_machine_is_reported_once(tmp_path: Path) -> None:
-    async with run_scripted_registry(make_registered(), make_recorded()) as registry:
+    async with run_scripted_registry(make_registration_reply(), make_heartbeat_reply()) as registry:
         time = Time()
         run = make_runner(registry, tmp_path, time)
         set_machine(run, MACHINE)
@@ -41,7 +41,7 @@ async def test_an_unchanged_machine_is_reported_once(tmp_path: Path) -> None:
 
 async def test_a_change_is_reported_with_the_same_boot_id_and_not_too_often(tmp_path: Path) -> None:
     async with run_scripted_registry(
-        make_registered(), make_registered(), make_registered()
+        make_registration_reply(), make_registration_reply(), make_registration_reply()
     ) as registry:
         time = Time()
         run = make_runner(registry, tmp_path, time)
@@ -73,7 +73,9 @@ async def test_a_change_is_reported_with_the_same_boot_id_and_not_too_often(tmp_
 
 async def test_a_change_whose_report_fails_is_reported_later(tmp_path: Path) -> None:
     busy = make_rejection("RATE_LIMITED", retryable=True)
-    async with run_scripted_registry(make_registered(), None, busy, make_registered()) as registry:
+    async with run_scripted_registry(
+        make_registration_reply(), None, busy, make_registration_reply()
+    ) as registry:
         time = Time()
         run = make_runner(registry, tmp_path, time)
         set_machine(run, MACHINE)

@@ -22,16 +22,16 @@ from agent.credentials import (
 from agent.errors import RegistryUnavailableError
 from agent.identity import StateError
 from tests.support.fake_time import Time
-from tests.support.keyring import DAY
 from tests.support.scripted_registry import (
     HANG,
     NODE,
-    make_recorded,
+    make_heartbeat_reply,
     make_rejection,
     make_reply,
     make_runner,
     run_scripted_registry,
 )
+from tests.support.tokens import DAY
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -184,7 +184,12 @@ def make_registered_with_token(expires_at: str) -> bytes:
 async def test_a_failed_rotation_delays_no_heartbeat(tmp_path: Path, answer: object) -> None:
     registered = make_registered_with_token("2026-01-01T00:00:00+00:00")
     async with run_scripted_registry(
-        registered, make_recorded(), answer, make_recorded(), make_recorded(), HANG
+        registered,
+        make_heartbeat_reply(),
+        answer,
+        make_heartbeat_reply(),
+        make_heartbeat_reply(),
+        HANG,
     ) as registry:
         run = make_runner(registry, tmp_path, Time())
         run.max_retry_seconds = 0.0

@@ -27,8 +27,8 @@ from graph.core.settings import ConfigurationError, Settings, load_settings
 from graph.server.connection_guards import make_http_protocol, make_websocket_protocol
 from graph.server.tls_context import ReloadingContext, create_tls_context
 from tests.support.authority import (
-    BEGUN,
     DAY,
+    VALID_FROM,
     Authority,
     Pair,
     make_client_context,
@@ -140,7 +140,7 @@ def test_an_invalid_client_certificate_closes_the_connection(
     stranger = Authority(tmp_path, "authority-of-another")
     pair = {
         "another authority": stranger.client("gpu-1", name="strange"),
-        "ended": authority.client("gpu-1", name="ended", ends_at=BEGUN + DAY / 2),
+        "ended": authority.client("gpu-1", name="ended", ends_at=VALID_FROM + DAY / 2),
         "a server's": authority.client(
             "gpu-1", name="other-purpose", purpose=ExtendedKeyUsageOID.SERVER_AUTH
         ),
@@ -163,10 +163,13 @@ def test_an_invalid_client_certificate_closes_the_connection(
 
 
 async def test_the_identity_of_a_certificate_has_its_node_and_expiry(authority: Authority) -> None:
-    pair = authority.client("gpu-1", ends_at=BEGUN + 3 * DAY)
+    pair = authority.client("gpu-1", ends_at=VALID_FROM + 3 * DAY)
     certificate = ssl._ssl._test_decode_cert(str(pair.certificate))  # type: ignore[attr-defined]  # noqa: SLF001  # as a connection shows it
     certified = find_certified_identity({"state": {"node_registry.tls_peer": certificate}})
-    assert certified == (Identity("tls/gpu-1", Role.AGENT, frozenset({"gpu-1"})), BEGUN + 3 * DAY)
+    assert certified == (
+        Identity("tls/gpu-1", Role.AGENT, frozenset({"gpu-1"})),
+        VALID_FROM + 3 * DAY,
+    )
 
 
 @LOOPS

@@ -29,6 +29,8 @@ SETTINGS = {
     "bookmark_interval_seconds": 3600,
     "log_level": "error",
     "heartbeats_per_second": 1_000_000,
+    "heartbeats_per_interval": 1_000_000,
+    "node_bytes_per_day": 2**62,
     "requests_per_second_per_address": 1_000_000,
 }
 """The settings of a measured registry that differ from the defaults.

@@ -98,7 +98,7 @@ async def open_services(
         )
         tracer.trace_statements(reserved)
         sweeper = Sweeper(reserved, settings, metrics)
-        heartbeats = HeartbeatWriter(reserved, sweeper, metrics, tracer)
+        heartbeats = HeartbeatWriter(reserved, sweeper, metrics, tracer, settings.to_node_limits())
         heartbeat_tail = HeartbeatTail(database, interval_seconds=settings.heartbeat_stream_seconds)
         await sweeper.sweep()
         rejections = RejectionLog(database)

@@ -135,6 +135,13 @@ class Unavailable(RegistryError):
         )
 
 
+class RateLimited(RegistryError):
+    """Too much at once. `retryAfterSeconds`, in the details, says when more is accepted."""
+
+    code = "RATE_LIMITED"
+    retryable = True
+
+
 class EmbeddedServerFailed(Exception):
     """The embedded PostgreSQL cannot run. `problem` is one line.
 

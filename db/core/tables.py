@@ -1,6 +1,6 @@
 """The tables of the registry. The migrations build the same; a test compares the two."""
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -9,9 +9,9 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Double,
-    Enum,
     Identity,
     Index,
     Integer,
@@ -27,6 +27,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, INET, JSONB
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlmodel import Field, SQLModel
 
+from db.core.enum_type import make_enum_type
 from db.core.enums import (
     NodeRole,
     NodeStatus,
@@ -44,18 +45,6 @@ _DEFAULT_NEW_UUID = {"server_default": text("gen_random_uuid()")}
 _DEFAULT_EMPTY = {"server_default": text("'{}'")}
 _DEFAULT_TRUE = {"server_default": text("true")}
 _DEFAULT_ONE = {"server_default": text("1")}
-
-
-def _make_enum_type(values: type[Any], name: str) -> Any:
-    """Return the type of a text column that a check constraint limits to an enum's values."""
-    return Enum(
-        values,
-        name=name,
-        native_enum=False,
-        create_constraint=True,
-        length=20,
-        values_callable=lambda members: [member.value for member in members],
-    )
 
 
 class Table(SQLModel):
@@ -103,12 +92,12 @@ class Node(Table, table=True):
     id: UUID = Field(primary_key=True, sa_column_kwargs=_DEFAULT_NEW_UUID)
     node_id: str = Field(sa_type=Text)
     node_name: str = Field(sa_type=Text)
-    node_role: NodeRole = Field(sa_type=_make_enum_type(NodeRole, "node_role"))
-    node_type: NodeType = Field(sa_type=_make_enum_type(NodeType, "node_type"))
+    node_role: NodeRole = Field(sa_type=make_enum_type(NodeRole, "node_role"))
+    node_type: NodeType = Field(sa_type=make_enum_type(NodeType, "node_type"))
     ip_address: str | None = Field(sa_type=INET)
     local_ip: str | None = Field(sa_type=INET)
     hostname: str | None = Field(sa_type=Text)
-    status: NodeStatus = Field(sa_type=_make_enum_type(NodeStatus, "status"))
+    status: NodeStatus = Field(sa_type=make_enum_type(NodeStatus, "status"))
     registered_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     updated_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     metadata_: dict[str, Any] = Field(
@@ -116,7 +105,7 @@ class Node(Table, table=True):
     )
     labels: list[str] = Field(sa_type=ARRAY(Text), sa_column_kwargs=_DEFAULT_EMPTY)
     capabilities: dict[str, Any] = Field(sa_type=_JSON_OBJECT, sa_column_kwargs=_DEFAULT_EMPTY)
-    status_reason: StatusReason = Field(sa_type=_make_enum_type(StatusReason, "status_reason"))
+    status_reason: StatusReason = Field(sa_type=make_enum_type(StatusReason, "status_reason"))
     status_since: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     maintenance_until: datetime | None = Field(sa_type=_TIMESTAMP)
     removed_at: datetime | None = Field(sa_type=_TIMESTAMP)
@@ -145,6 +134,11 @@ class Node(Table, table=True):
         description="Time of the last late heartbeat, while FLAPPING.",
     )
     last_heartbeat: datetime | None = Field(sa_type=_TIMESTAMP)
+    # `db.registry.node_limits` says what these count.
+    heartbeats_paid_until: datetime | None = Field(sa_type=_TIMESTAMP)
+    changes_paid_until: datetime | None = Field(sa_type=_TIMESTAMP)
+    written_on: date | None = Field(sa_type=Date, description="Day (UTC) of `written_bytes`.")
+    written_bytes: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
 
 
 class NodeProfile(Table, table=True):
@@ -154,7 +148,7 @@ class NodeProfile(Table, table=True):
     id: UUID = Field(primary_key=True, sa_column_kwargs=_DEFAULT_NEW_UUID)
     node_id: UUID = Field(foreign_key="nodes.id", ondelete="CASCADE")
     profile_name: str = Field(sa_type=Text)
-    profile_type: ProfileType = Field(sa_type=_make_enum_type(ProfileType, "profile_type"))
+    profile_type: ProfileType = Field(sa_type=make_enum_type(ProfileType, "profile_type"))
     config: dict[str, Any] = Field(sa_type=_JSON_OBJECT, sa_column_kwargs=_DEFAULT_EMPTY)
     enabled: bool = Field(sa_column_kwargs=_DEFAULT_TRUE)
     version: int = Field(sa_column_kwargs=_DEFAULT_ONE)
@@ -169,10 +163,10 @@ class RoleProfile(Table, table=True):
     __table_args__ = (UniqueConstraint("node_role", "node_type", "profile_name"),)
 
     id: UUID = Field(primary_key=True, sa_column_kwargs=_DEFAULT_NEW_UUID)
-    node_role: NodeRole = Field(sa_type=_make_enum_type(NodeRole, "node_role"))
-    node_type: NodeType = Field(sa_type=_make_enum_type(NodeType, "node_type"))
+    node_role: NodeRole = Field(sa_type=make_enum_type(NodeRole, "node_role"))
+    node_type: NodeType = Field(sa_type=make_enum_type(NodeType, "node_type"))
     profile_name: str = Field(sa_type=Text)
-    profile_type: ProfileType = Field(sa_type=_make_enum_type(ProfileType, "profile_type"))
+    profile_type: ProfileType = Field(sa_type=make_enum_type(ProfileType, "profile_type"))
     config: dict[str, Any] = Field(sa_type=_JSON_OBJECT, sa_column_kwargs=_DEFAULT_EMPTY)
     enabled: bool = Field(sa_column_kwargs=_DEFAULT_TRUE)
     version: int = Field(sa_column_kwargs=_DEFAULT_ONE)
@@ -197,7 +191,7 @@ class Heartbeat(Table, table=True):
     timestamp: datetime = Field(primary_key=True, sa_type=_TIMESTAMP)
     id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
     node_id: UUID
-    status: NodeStatus = Field(sa_type=_make_enum_type(NodeStatus, "status"))
+    status: NodeStatus = Field(sa_type=make_enum_type(NodeStatus, "status"))
     metrics: dict[str, Any] = Field(sa_type=_JSON_OBJECT, sa_column_kwargs=_DEFAULT_EMPTY)
 
 
@@ -221,10 +215,10 @@ class StatusChange(Table, table=True):
     )
     node_id: UUID = Field(foreign_key="nodes.id")
     previous_status: NodeStatus | None = Field(
-        sa_type=_make_enum_type(NodeStatus, "previous_status")
+        sa_type=make_enum_type(NodeStatus, "previous_status")
     )
-    status: NodeStatus = Field(sa_type=_make_enum_type(NodeStatus, "status"))
-    reason: StatusReason = Field(sa_type=_make_enum_type(StatusReason, "reason"))
+    status: NodeStatus = Field(sa_type=make_enum_type(NodeStatus, "status"))
+    reason: StatusReason = Field(sa_type=make_enum_type(StatusReason, "reason"))
     note: str | None = Field(sa_type=Text)
     actor: str = Field(sa_type=Text)
     changed_at: datetime = Field(sa_type=_TIMESTAMP)
@@ -240,7 +234,7 @@ class RegistryState(Table, table=True):
     revision: int = Field(sa_type=BigInteger, sa_column_kwargs={"server_default": text("0")})
     changed_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     mode: RegistryMode = Field(
-        sa_type=_make_enum_type(RegistryMode, "mode"), sa_column_kwargs={"server_default": "normal"}
+        sa_type=make_enum_type(RegistryMode, "mode"), sa_column_kwargs={"server_default": "normal"}
     )
     mode_reason: str | None = Field(sa_type=Text)
     mode_since: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
@@ -294,6 +288,14 @@ class AuditEntry(Table, table=True):
     request_id: str | None = Field(sa_type=Text, description="The request's id in the log.")
     before: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)
     after: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)
+    count: int = Field(
+        sa_type=BigInteger,
+        sa_column_kwargs=_DEFAULT_ONE,
+        description="How often this happened from `recorded_at` to `last_recorded_at`.",
+    )
+    last_recorded_at: datetime | None = Field(
+        sa_type=_TIMESTAMP, description="When it last happened; none: only once."
+    )
 
 
 class Token(Table, table=True):
@@ -315,7 +317,7 @@ class Token(Table, table=True):
     public_id: str = Field(sa_type=Text, description="The public part of its text.")
     secret_hash: bytes = Field(sa_type=LargeBinary, repr=False)
     name: str = Field(sa_type=Text, description="Name of its users in the logs.")
-    role: Role = Field(sa_type=_make_enum_type(Role, "role"))
+    role: Role = Field(sa_type=make_enum_type(Role, "role"))
     nodes: list[str] = Field(
         sa_type=ARRAY(Text),
         sa_column_kwargs=_DEFAULT_EMPTY,
@@ -333,11 +335,11 @@ class Token(Table, table=True):
     enrolled_by: UUID | None = Field(description="The enrolment token that it stems from.")
     uses_left: int | None = Field(description="Nodes that the enrolment token may still enrol.")
     node_role: NodeRole | None = Field(
-        sa_type=_make_enum_type(NodeRole, "node_role"),
+        sa_type=make_enum_type(NodeRole, "node_role"),
         description="Role that its nodes are bound to; none: any.",
     )
     node_type: NodeType | None = Field(
-        sa_type=_make_enum_type(NodeType, "node_type"),
+        sa_type=make_enum_type(NodeType, "node_type"),
         description="Type that its nodes are bound to; none: any.",
     )
     labels: list[str] | None = Field(

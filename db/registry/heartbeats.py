@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
-from db.core.errors import NodeNotFound, RegistryError, StaleBoot, Unavailable
+from db.core.errors import NodeNotFound, RateLimited, RegistryError, StaleBoot, Unavailable
 from db.registry import status_changes
 from db.registry.flapping import damp_flapping
-from db.registry.liveness_rules import LivenessRules
+from db.registry.liveness_rules import JITTER, LivenessRules
+from db.registry.node_limits import BURST_INTERVALS, HEARTBEAT_ROW_BYTES, UNLIMITED, NodeLimits
 from db.registry.status_changes import Transition
 from db.registry.sweep import OVERDUE_AT
 
@@ -41,6 +42,8 @@ class HeartbeatAck:
     """When the registry received the node's last heartbeat."""
     interval_seconds: float
     """The interval until the next heartbeat."""
+    metrics_dropped: bool = False
+    """Whether the node had used up its bytes of the day, so that its metrics were not stored."""
 
 
 HeartbeatOutcome: TypeAlias = HeartbeatAck | RegistryError
@@ -48,7 +51,8 @@ HeartbeatOutcome: TypeAlias = HeartbeatAck | RegistryError
 
 # Rows are locked in the order of their ids, so that two batches cannot deadlock. LIMIT tells the
 # planner that registry_state has one row: until its first ANALYZE it would plan for hundreds. The
-# statements only decide on statuses; `status_changes.apply_transitions` sets them. The parameters
+# statements only decide on statuses; `status_changes.apply_transitions` sets them. The account
+# of GCRA is capped by its last use, because it may have grown by a longer interval. The parameters
 # are numbered as asyncpg takes them, in the order of `_make_parameters`.
 _JUDGE = f"""
 WITH report AS (
@@ -60,7 +64,9 @@ WITH report AS (
 ), locked AS (
     SELECT n.id, n.status, n.status_reason, n.last_heartbeat, n.boot_id = r.boot_id AS same_boot,
            n.steady_since, n.heartbeat_interval_seconds AS current_interval_seconds,
-           r.ordinal, r.sequence, r.degraded, r.metrics, r.interval_seconds,
+           n.heartbeats_paid_until, n.written_on, n.written_bytes,
+           r.ordinal, r.sequence, r.degraded, CAST(r.metrics AS jsonb) AS metrics,
+           r.interval_seconds,
            greatest(registry_now(), n.heard_at) AS heard_at,
            n.boot_id = r.boot_id AND r.sequence > coalesce(n.last_sequence, -1) AS is_newer,
            n.status = 'degraded' AND n.status_reason = 'flapping' AS is_flapping,
@@ -71,8 +77,25 @@ WITH report AS (
     CROSS JOIN (SELECT lease_floor FROM registry_state LIMIT 1) s
     ORDER BY n.id
     FOR UPDATE OF n
+), measured AS (
+    SELECT *, is_newer AND paid_until <= latest_paid_until AS is_accepted,
+           is_newer AND paid_until > latest_paid_until AS is_too_early,
+           metrics <> '{{}}' AND written + pg_column_size(metrics) > $10 AS is_over_budget
+    FROM (
+        SELECT *, heard_at + burst AS latest_paid_until,
+               greatest(least(coalesce(heartbeats_paid_until, '-infinity'), last_heartbeat + burst),
+                        heard_at) + step AS paid_until,
+               CASE WHEN written_on = today THEN written_bytes ELSE 0 END + {HEARTBEAT_ROW_BYTES}
+               AS written
+        FROM (
+            SELECT *, make_interval(secs => current_interval_seconds / $9) AS step,
+                   make_interval(secs => current_interval_seconds * $11) AS burst,
+                   CAST(heard_at AT TIME ZONE 'UTC' AS date) AS today
+            FROM locked
+        ) locked
+    ) locked
 ), judged AS (
-    SELECT *, is_newer AND NOT is_unsteady
+    SELECT *, is_accepted AND NOT is_unsteady
               AND (status <> next_status
                    OR next_status = 'degraded' AND status_reason <> 'self_reported')
               AS changes_status
@@ -84,14 +107,15 @@ WITH report AS (
             SELECT *, is_flapping
                       AND (is_late OR steady_since > heard_at - make_interval(secs => $8))
                       AS is_unsteady
-            FROM locked
-        ) locked
-    ) locked
+            FROM measured
+        ) measured
+    ) measured
 )"""  # noqa: S608  # nothing in it comes from outside
 _LOG = """logged AS (
     INSERT INTO heartbeat_log (timestamp, node_id, status, metrics)
-    SELECT heard_at, id, next_status, CAST(metrics AS jsonb) FROM judged
-    WHERE is_newer"""
+    SELECT heard_at, id, next_status, CASE WHEN is_over_budget THEN '{}' ELSE metrics END
+    FROM judged
+    WHERE is_accepted"""
 _RENEW_LEASES = """
     RETURNING id AS heartbeat_id, node_id, timestamp
 ), renewed AS (
@@ -100,14 +124,19 @@ _RENEW_LEASES = """
         last_heartbeat_id = l.heartbeat_id, reported_degraded = j.degraded,
         heartbeat_interval_seconds = j.interval_seconds,
         steady_since = CASE WHEN j.is_flapping AND j.is_late THEN j.heard_at
-                            ELSE j.steady_since END
+                            ELSE j.steady_since END,
+        heartbeats_paid_until = j.paid_until, written_on = j.today,
+        written_bytes = j.written
+                        + CASE WHEN j.is_over_budget THEN 0 ELSE pg_column_size(j.metrics) END
     FROM judged j JOIN logged l ON l.node_id = j.id
     WHERE n.id = j.id
 )
-SELECT ordinal, id, same_boot, status, next_status, changes_status,
-       CASE WHEN is_newer THEN heard_at ELSE last_heartbeat END AS received_at,
-       CASE WHEN is_newer THEN interval_seconds ELSE current_interval_seconds END
-       AS interval_seconds
+SELECT ordinal, id, same_boot, status, next_status, changes_status, is_too_early,
+       is_accepted AND is_over_budget AS metrics_dropped,
+       CASE WHEN is_accepted THEN heard_at ELSE last_heartbeat END AS received_at,
+       CASE WHEN is_accepted THEN interval_seconds ELSE current_interval_seconds END
+       AS interval_seconds,
+       extract(epoch FROM paid_until - latest_paid_until) AS retry_after_seconds
 FROM judged
 ORDER BY ordinal
 """
@@ -120,10 +149,14 @@ _RECORD_UNCHANGED = f"{_JUDGE}, {_LOG} AND NOT changes_status{_RENEW_LEASES}"
 
 
 async def record_batch(
-    database: Database, reports: Sequence[HeartbeatReport], rules: LivenessRules
+    database: Database,
+    reports: Sequence[HeartbeatReport],
+    rules: LivenessRules,
+    limits: NodeLimits = UNLIMITED,
 ) -> list[HeartbeatOutcome]:
     """Write heartbeats and return the outcome of each, in the order given, after the commit.
 
+    One that arrives earlier than the limits allow is RateLimited and changes nothing.
     Those that change no status, nearly all, are written in one round trip, and stay written if the
     others turn out Unavailable.
 
@@ -132,7 +165,7 @@ async def record_batch(
     outcomes: list[HeartbeatOutcome | None] = [None] * len(reports)
     first, *later = _split_into_rounds(reports) or [[]]
     remaining = list(chain(*later))
-    parameters = _make_parameters([reports[i] for i in first], rules)
+    parameters = _make_parameters([reports[i] for i in first], rules, limits)
     async with database.open_connection() as connection:
         rows = await connection.fetch(_RECORD_UNCHANGED, *parameters)
     for row in rows:
@@ -147,7 +180,7 @@ async def record_batch(
         try:
             async with database.write() as session:
                 recorded = await record_in_transaction(
-                    session, [reports[i] for i in remaining], rules
+                    session, [reports[i] for i in remaining], rules, limits
                 )
         except Unavailable as error:
             recorded = [error] * len(remaining)
@@ -157,7 +190,10 @@ async def record_batch(
 
 
 async def record_in_transaction(
-    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: LivenessRules
+    session: AsyncSession,
+    reports: Sequence[HeartbeatReport],
+    rules: LivenessRules,
+    limits: NodeLimits = UNLIMITED,
 ) -> list[HeartbeatOutcome]:
     """Write heartbeats, change statuses, and return the outcome of each, in the order given.
 
@@ -167,15 +203,22 @@ async def record_in_transaction(
     """
     outcomes: list[HeartbeatOutcome | None] = [None] * len(reports)
     unknown: set[str] = set()
+    limited: dict[str, RateLimited] = {}  # time stands still within the transaction
     for indexes_of_round in _split_into_rounds(reports):
         # Later rounds lock only nodes that the first one locked: the change log's counter may be
         # locked by now, and it is always the last to be locked.
-        indexes = [i for i in indexes_of_round if reports[i].node_id not in unknown]
-        recorded = await _record_round(session, [reports[i] for i in indexes], rules)
+        for i in indexes_of_round:
+            outcomes[i] = limited.get(reports[i].node_id)
+        indexes = [
+            i for i in indexes_of_round if outcomes[i] is None and reports[i].node_id not in unknown
+        ]
+        recorded = await _record_round(session, [reports[i] for i in indexes], rules, limits)
         for i, outcome in zip(indexes, recorded, strict=True):
             outcomes[i] = outcome
             if outcome is None:
                 unknown.add(reports[i].node_id)
+            elif isinstance(outcome, RateLimited):
+                limited[reports[i].node_id] = outcome
     return _fill_in_not_found(reports, outcomes)
 
 
@@ -193,11 +236,14 @@ def _split_into_rounds(reports: Sequence[HeartbeatReport]) -> list[list[int]]:
 
 
 async def _record_round(
-    session: AsyncSession, reports: Sequence[HeartbeatReport], rules: LivenessRules
+    session: AsyncSession,
+    reports: Sequence[HeartbeatReport],
+    rules: LivenessRules,
+    limits: NodeLimits,
 ) -> list[HeartbeatOutcome | None]:
     """Write reports of different nodes; the outcome is None for a node that is not registered."""
     connection = await session.connection()
-    result = await connection.exec_driver_sql(_RECORD_ALL, _make_parameters(reports, rules))
+    result = await connection.exec_driver_sql(_RECORD_ALL, _make_parameters(reports, rules, limits))
     rows = result.mappings().all()
     statuses: dict[int, str] = {row["ordinal"]: row["status"] for row in rows}
     changing = [row for row in rows if row["changes_status"]]
@@ -216,7 +262,7 @@ async def _record_round(
 
 
 def _make_parameters(
-    reports: Sequence[HeartbeatReport], rules: LivenessRules
+    reports: Sequence[HeartbeatReport], rules: LivenessRules, limits: NodeLimits
 ) -> tuple[object, ...]:
     return (
         [report.node_id for report in reports],
@@ -227,6 +273,9 @@ def _make_parameters(
         [rules.draw_interval() for _ in reports],
         rules.grace,
         rules.flap_steady,
+        limits.heartbeats_per_interval,
+        limits.bytes_per_day,
+        BURST_INTERVALS * (1 + JITTER),  # no fewer, whatever intervals were drawn
     )
 
 
@@ -239,8 +288,17 @@ def _make_transition(report: HeartbeatReport, row: Mapping[Any, Any]) -> Transit
 def _make_outcome(report: HeartbeatReport, row: Mapping[Any, Any], status: str) -> HeartbeatOutcome:
     if not row["same_boot"]:
         return StaleBoot(report.node_id)
+    if row["is_too_early"]:
+        return RateLimited(
+            f"too many heartbeats of node {report.node_id!r}",
+            retryAfterSeconds=round(float(row["retry_after_seconds"]), 3),
+        )
     return HeartbeatAck(
-        report.node_id, NodeStatus(status), row["received_at"], row["interval_seconds"]
+        report.node_id,
+        NodeStatus(status),
+        row["received_at"],
+        row["interval_seconds"],
+        row["metrics_dropped"],
     )
 
 

@@ -62,6 +62,10 @@ class RecordHeartbeatPayload:
         "The time in seconds after which to send the next heartbeat. The registry sets the"
         " interval."
     )
+    metrics_stored: bool = field(
+        "Whether the metrics were stored, if there were any: false once the node has used up its"
+        " bytes of the day, NODE_REGISTRY_NODE_BYTES_PER_DAY. The lease is renewed all the same."
+    )
 
     @classmethod
     def from_ack(cls, ack: HeartbeatAck) -> "RecordHeartbeatPayload":
@@ -70,6 +74,7 @@ class RecordHeartbeatPayload:
             status=ack.status,
             received_at=ack.received_at,
             next_heartbeat_in_seconds=ack.interval_seconds,
+            metrics_stored=not ack.metrics_dropped,
         )
 
 
@@ -78,6 +83,10 @@ class HeartbeatRejected:
     node_id: str = field("The node id in the heartbeat.")
     code: str = field("The code of the error, e.g. STALE_BOOT.")
     message: str = field("The message of the error.")
+    retry_after_seconds: float | None = field(
+        "The time in seconds after which the heartbeat may be accepted; null if the error does not"
+        " pass by itself."
+    )
 
 
 HeartbeatResult = Annotated[
@@ -133,7 +142,8 @@ class Mutation(ProfileMutations, TokenMutations):
         **declare(
             OWN_AGENT,
             "Renews the lease of a node. NODE_NOT_FOUND if the node must register first."
-            " STALE_BOOT if another run of the agent has registered the node.",
+            " STALE_BOOT if another run of the agent has registered the node. RATE_LIMITED if"
+            " heartbeats come a few times more often than nextHeartbeatInSeconds says.",
         )
     )
     async def record_heartbeat(
@@ -258,5 +268,11 @@ def _show_outcome(
     node_id: str, outcome: HeartbeatAck | RegistryError
 ) -> RecordHeartbeatPayload | HeartbeatRejected:
     if isinstance(outcome, RegistryError):
-        return HeartbeatRejected(node_id=node_id, code=outcome.code, message=outcome.message)
+        retry_after = outcome.details.get("retryAfterSeconds")
+        return HeartbeatRejected(
+            node_id=node_id,
+            code=outcome.code,
+            message=outcome.message,
+            retry_after_seconds=retry_after if isinstance(retry_after, float) else None,
+        )
     return RecordHeartbeatPayload.from_ack(outcome)

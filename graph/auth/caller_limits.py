@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from db.core.errors import RateLimited
 from db.core.identity import ANONYMOUS, Caller
 from graph.auth.rate_limiter import RateLimiter
-from graph.core.errors import RateLimited
 from graph.core.settings import Settings
 from graph.telemetry.metrics import Metrics
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Self
 
-from graph.core.errors import RateLimited
+from db.core.errors import RateLimited
 
 MAX_KEYS = 100_000
 MAX_CHARGE_SECONDS = 60.0

@@ -30,11 +30,6 @@ _INPUT_FIELD = re.compile(
 )
 
 
-class RateLimited(RegistryError):
-    code = "RATE_LIMITED"
-    retryable = True
-
-
 class OperationTimedOut(RegistryError):
     """The operation took too long; whether it took effect is unknown."""
 

@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 
 from db.core.enums import Role
 from db.registry.liveness_rules import LivenessRules
+from db.registry.node_limits import NodeLimits
 
 ENV_PREFIX = "NODE_REGISTRY_"
 RESERVED_CONNECTIONS = 2
@@ -78,6 +79,8 @@ class Settings(BaseSettings):
     heartbeat_min_interval_seconds: float = Field(default=10, gt=0, le=86400)
     heartbeat_grace_seconds: float = Field(default=5, ge=0, le=86400)
     heartbeat_target_rate: float = Field(default=1000, gt=0)
+    heartbeats_per_interval: float = Field(default=4, ge=1, le=1e6)
+    node_bytes_per_day: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=2**62)
     sweep_interval_seconds: float = Field(default=2, gt=0, le=3600)
 
     protect_fraction: float = Field(default=0.5, gt=0, le=1)
@@ -155,6 +158,12 @@ class Settings(BaseSettings):
     @property
     def has_graphiql(self) -> bool:
         return self.env == "development" if self.graphiql is None else self.graphiql
+
+    def to_node_limits(self) -> NodeLimits:
+        return NodeLimits(
+            heartbeats_per_interval=self.heartbeats_per_interval,
+            bytes_per_day=self.node_bytes_per_day,
+        )
 
     def to_liveness_rules(self) -> LivenessRules:
         return LivenessRules(

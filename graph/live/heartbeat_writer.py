@@ -14,6 +14,7 @@ from db.core.errors import RegistryError, Unavailable
 from db.registry import heartbeats
 from db.registry.heartbeats import HeartbeatOutcome, HeartbeatReport
 from db.registry.liveness_rules import LivenessRules
+from db.registry.node_limits import UNLIMITED, NodeLimits
 from graph.core.errors import INTERNAL
 from graph.live.sweeper import Sweeper
 from graph.telemetry.metrics import Metrics
@@ -44,12 +45,18 @@ class HeartbeatWriter:
     """
 
     def __init__(
-        self, database: Database, sweeper: Sweeper, metrics: Metrics, tracer: Tracer
+        self,
+        database: Database,
+        sweeper: Sweeper,
+        metrics: Metrics,
+        tracer: Tracer,
+        limits: NodeLimits = UNLIMITED,
     ) -> None:
         self._database = database
         self._sweeper = sweeper
         self._metrics = metrics
         self._tracer = tracer
+        self._limits = limits
         self._queue: deque[_QueuedReports] = deque()
         self._arrived = asyncio.Event()
         self.queued_reports = 0
@@ -107,7 +114,7 @@ class HeartbeatWriter:
         started = time.perf_counter()
         try:
             all_outcomes = await heartbeats.record_batch(
-                self._database, reports, self._stretch_rules()
+                self._database, reports, self._stretch_rules(), self._limits
             )
         except asyncio.CancelledError:
             self._queue.extendleft(reversed(batch))  # it may or may not be committed

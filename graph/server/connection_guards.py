@@ -13,9 +13,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from db.core.errors import RateLimited
 from graph.auth.client_certificate import store_peer_certificate
 from graph.auth.rate_limiter import RateLimiter
-from graph.core.errors import RateLimited
 from graph.core.settings import Settings
 from graph.transport.sse import IS_STREAM
 

@@ -20,7 +20,8 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from db.core.errors import RegistryError, Unavailable
+from db.core.errors import RateLimited, RegistryError, Unavailable
+from db.registry.heartbeats import HeartbeatAck
 from graph.core.errors import ERROR_COUNTER, INTERNAL, list_error_codes
 
 OK = "ok"
@@ -52,6 +53,13 @@ class Metrics:
             "node_registry_heartbeats",
             "Heartbeats, by outcome: accepted, or the code of the error.",
             ["outcome"],
+            registry=self.registry,
+        )
+        self.budget_exceeded = Counter(
+            "node_registry_node_budget_exceeded",
+            "Times that a node's bytes of the day were used up, by what it sent: a heartbeat, whose"
+            " metrics were dropped, or a registration, which was rejected.",
+            ["sent"],
             registry=self.registry,
         )
         self._batch_size = Histogram(
@@ -88,8 +96,10 @@ class Metrics:
         # Create the series at 0, so that rate() sees the first increment.
         for code in list_error_codes():
             ERROR_COUNTER.labels(code)
-        for outcome in (ACCEPTED, Unavailable.code, INTERNAL):
+        for outcome in (ACCEPTED, RateLimited.code, Unavailable.code, INTERNAL):
             self._heartbeats.labels(outcome)
+        for sent in ("heartbeat", "registration"):
+            self.budget_exceeded.labels(sent)
         # Looking up a labelled child takes longer than counting with it.
         self._timers: dict[tuple[str, str, str], Histogram] = {}
         self._counters: dict[str, Counter] = {}
@@ -109,6 +119,9 @@ class Metrics:
         rejections = [outcome for outcome in outcomes if isinstance(outcome, RegistryError)]
         if accepted := len(outcomes) - len(rejections):
             self.count_heartbeats(ACCEPTED, accepted)
+        for outcome in outcomes:
+            if isinstance(outcome, HeartbeatAck) and outcome.metrics_dropped:
+                self.budget_exceeded.labels("heartbeat").inc()
         for rejection in rejections:
             self.count_heartbeats(rejection.code)
 

@@ -18,12 +18,19 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from db.core.errors import BadInput, Forbidden, RegistryError, Unauthenticated, Unavailable
+from db.core.errors import (
+    BadInput,
+    Forbidden,
+    RateLimited,
+    RegistryError,
+    Unauthenticated,
+    Unavailable,
+)
 from db.core.identity import Caller
 from graph.auth.authentication import get_client_address
 from graph.auth.caller_limits import RETRY_AFTER_SECONDS
 from graph.core import errors
-from graph.core.errors import InvalidRequest, OperationTimedOut, RateLimited
+from graph.core.errors import InvalidRequest, OperationTimedOut
 from graph.core.headers import get_header
 from graph.execution.engine import Engine, KindNotAllowed
 from graph.execution.query_limits import QueryTooComplex

@@ -17,12 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from db.core.errors import Forbidden, RegistryError, Unauthenticated
+from db.core.errors import Forbidden, RateLimited, RegistryError, Unauthenticated
 from db.core.identity import ANONYMOUS, Caller
 from graph.auth.authentication import get_client_address, require_same_origin
 from graph.auth.credential_verifier import GRANT_ENDED, Grant
 from graph.core import errors
-from graph.core.errors import RateLimited
 from graph.execution.engine import Engine
 from graph.execution.request import GraphQLRequest, TooManyValues, find_first_problem, parse_json
 from graph.execution.response import OperationRejected

@@ -456,6 +456,7 @@ async def test_security_definer_functions_fix_their_search_path_and_are_not_publ
         ("drop_partition", True, False),
         ("make_heartbeat_day", True, False),
         ("make_metrics_month", True, False),
+        ("repeat_audit_entry", True, False),
         ("trim_audit_log", True, False),
     ]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from db.core.errors import RateLimited
 from graph.auth import rate_sync
 from graph.auth.rate_limiter import RateLimiter
-from graph.core.errors import RateLimited
 from tests.support.api import wait_until_connected
 from tests.support.live_server import StartServer
 from tests.support.waiting import wait_until

@@ -67,6 +67,8 @@ async def run_server(
             "database_url": database_url.render_as_string(hide_password=False),
             "http_port": 0,
             "data_dir": data_dir,
+            # Tests send a node's heartbeats as fast as they can.
+            "heartbeats_per_interval": 1_000_000,
             "shutdown_seconds": 1,
             "drain_seconds": 0,
             **options,

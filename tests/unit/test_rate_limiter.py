@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from db.core.errors import RateLimited
 from graph.auth import rate_limiter
 from graph.auth.rate_limiter import RateLimiter
-from graph.core.errors import RateLimited
 
 LIMIT_NAME = "requests"
 

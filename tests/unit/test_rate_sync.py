@@ -10,10 +10,10 @@ from structlog.types import EventDict
 
 from db.core import rate_channel
 from db.core.database import Database
+from db.core.errors import RateLimited
 from graph.auth import rate_sync
 from graph.auth.rate_limiter import MAX_CHARGE_SECONDS, RateLimiter
 from graph.auth.rate_sync import INTERVAL_SECONDS, MAX_SENT_KEYS, MIN_SENT_FRACTION, RateSync
-from graph.core.errors import RateLimited
 from tests.support.waiting import wait_until
 
 UNREACHABLE = Database(URL.create("postgresql+asyncpg", host="127.0.0.1", port=1))

@@ -1,0 +1,76 @@
+"""The limits of what one node may have written, whoever sends it: pace, changes, bytes a day.
+
+The row of the node counts its use, so that they hold exactly over all processes of the registry.
+Rates follow GCRA, as in `graph.auth.rate_limiter`: `..._paid_until` is the time until which what
+was accepted uses up the rate.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+from db.core.errors import RateLimited
+from db.core.tables import Node
+
+
+class BudgetExceeded(RateLimited):
+    """The node has used up its bytes of the day."""
+
+
+BURST_INTERVALS = 3
+"""As many heartbeats are accepted at once as this many intervals allow: those of one lease."""
+
+BURST_CHANGES = 30
+HEARTBEAT_ROW_BYTES = 200
+"""What a heartbeat without metrics takes in heartbeat_log, its index entries included."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLimits:
+    """The limits of each node. A node beyond `bytes_per_day` keeps its lease, without metrics."""
+
+    heartbeats_per_interval: float = math.inf
+    """How many times faster than the interval of the last reply heartbeats may arrive."""
+    changes_per_minute: float = math.inf
+    """Registrations that change something, restarts of the agent included."""
+    bytes_per_day: int = 2**62
+    """Bytes of metrics, descriptions and audit entries, per day (UTC)."""
+
+    def charge_change(self, node: Node, now: datetime, size: int) -> dict[str, Any]:
+        """Return the columns of the locked node that count a change of `size` bytes.
+
+        Raises: RateLimited: the node changes too often, or has used up its bytes of the day.
+        """
+        written = count_written_bytes(node, now)
+        if written + size > self.bytes_per_day:
+            raise BudgetExceeded(
+                f"node {node.node_id!r} has used its {self.bytes_per_day} bytes of the day",
+                retryAfterSeconds=_count_seconds_until_midnight(now),
+            )
+        step = timedelta(minutes=1 / self.changes_per_minute)
+        latest = now + BURST_CHANGES * step
+        paid_until = min(max(node.changes_paid_until or now, now), latest) + step
+        if paid_until > latest:
+            raise RateLimited(
+                f"node {node.node_id!r} changes too often",
+                retryAfterSeconds=round((paid_until - latest).total_seconds(), 3),
+            )
+        return {
+            "changes_paid_until": paid_until,
+            "written_on": now.astimezone(UTC).date(),
+            "written_bytes": written + size,
+        }
+
+
+UNLIMITED = NodeLimits()
+
+
+def count_written_bytes(node: Node, now: datetime) -> int:
+    """Return the bytes that the node has had written on the day (UTC) of `now`."""
+    return node.written_bytes if node.written_on == now.astimezone(UTC).date() else 0
+
+
+def _count_seconds_until_midnight(now: datetime) -> float:
+    tomorrow = now.astimezone(UTC).date() + timedelta(days=1)
+    return round((datetime.combine(tomorrow, time(), UTC) - now).total_seconds(), 3)

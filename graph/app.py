@@ -31,9 +31,10 @@ from graph.services import Services
 from graph.telemetry.metrics import Metrics
 from graph.telemetry.peer_metrics import PeerMetrics
 from graph.telemetry.spans import NoTracer, Tracer
-from graph.transport.dashboard import STATIC, Assets, show_dashboard
+from graph.transport.dashboard import STATIC, Assets, redirect_to_dashboard, show_dashboard
 from graph.transport.http import GraphQLOverHTTP
 from graph.transport.request_id import RequestIdMiddleware
+from graph.transport.security_headers import SecurityHeadersMiddleware
 from graph.transport.status_pages import StatusPages
 from graph.transport.websocket import GraphQLOverWebSocket
 
@@ -168,12 +169,16 @@ def build_app(services: Services) -> ASGIApp:
             Route("/metrics", pages.show_metrics),
             Route("/graphql", graphql),
             Route("/dashboard", show_dashboard),
+            Route("/dashboard/", redirect_to_dashboard),
             Mount("/static", Assets(directory=STATIC)),
         ],
     )
+    # Its redirects would repeat the host and the query of a request.
+    app.router.redirect_slashes = False
     handlers: dict[str, ASGIApp] = {
         "http": graphql,
         "websocket": GraphQLOverWebSocket(engine, services),
     }
     graphql_first = _GraphQLDispatch("/graphql", handlers, app)
-    return RequestIdMiddleware(_add_cors(graphql_first, services.settings))
+    with_cors = _add_cors(graphql_first, services.settings)
+    return RequestIdMiddleware(SecurityHeadersMiddleware(with_cors))

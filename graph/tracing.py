@@ -21,11 +21,11 @@ from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import get_contextvars
 
 from db.core.database import Database
+from graph.core.headers import get_header
 from graph.core.version import SERVICE_NAME, VERSION
 from graph.telemetry.spans import NO_ATTRIBUTES
 
@@ -111,7 +111,8 @@ class TracedRequests:
         method = scope["method"] if scope["method"] in _METHODS else "HTTP"
         with self._tracer.start_as_current_span(
             f"{method} {_PATH}",
-            context=_PARENT.extract(Headers(scope=scope)),
+            # Not `tracestate`, which would be sent with the spans and may hold any text.
+            context=_PARENT.extract({"traceparent": get_header(scope, b"traceparent") or ""}),
             kind=SpanKind.SERVER,
             attributes={
                 "http.request.method": method,

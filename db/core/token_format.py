@@ -10,7 +10,9 @@ import hmac
 import re
 import secrets
 import string
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from zlib import crc32
 
 PREFIX = "nrk_"
@@ -69,9 +71,25 @@ def parse_token(text: str) -> PresentedToken | None:
     return PresentedToken(public_id, _hash_secret(secret))
 
 
+def cut_tokens(text: str) -> str:
+    """Return the text with each token of a registry cut to its public id."""
+    return _TOKEN.sub(rf"{PREFIX}\1…", text) if PREFIX in text else text
+
+
 def redact_tokens(text: str) -> str:
     """Return the text with each token cut to its public id, and each JWT cut to nothing."""
-    return _JWT.sub("eyJ…", _TOKEN.sub(rf"{PREFIX}\1…", text))
+    return _JWT.sub("eyJ…", cut_tokens(text))
+
+
+def redact_values(value: Any, redact: Callable[[str], str] = redact_tokens) -> Any:
+    """Return JSON with each of its texts redacted, the names of members too."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact(name): redact_values(member, redact) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_values(member, redact) for member in value]
+    return value
 
 
 def _generate_random_text(length: int) -> str:

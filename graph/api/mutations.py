@@ -8,6 +8,7 @@ import strawberry
 
 from db.core.errors import BadInput, RegistryError
 from db.core.identity import Caller
+from db.core.token_format import redact_tokens
 from db.registry import nodes, registration
 from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
 from graph.api.audited_field import AuditedField
@@ -270,9 +271,9 @@ def _show_outcome(
     if isinstance(outcome, RegistryError):
         retry_after = outcome.details.get("retryAfterSeconds")
         return HeartbeatRejected(
-            node_id=node_id,
+            node_id=redact_tokens(node_id),
             code=outcome.code,
-            message=outcome.message,
+            message=redact_tokens(outcome.message),
             retry_after_seconds=retry_after if isinstance(retry_after, float) else None,
         )
     return RecordHeartbeatPayload.from_ack(outcome)

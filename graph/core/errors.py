@@ -9,7 +9,7 @@ from graphql import ArgumentNode, GraphQLError
 from prometheus_client import Counter
 
 from db.core.errors import RegistryError
-from db.core.token_format import redact_tokens
+from db.core.token_format import redact_tokens, redact_values
 
 log = structlog.get_logger()
 
@@ -94,7 +94,7 @@ def _format_error(error: GraphQLError) -> dict[str, Any]:
     message = _shorten(redact_tokens(text))
     details: Mapping[str, object]
     if isinstance(cause, RegistryError):
-        code, retryable, details = cause.code, cause.retryable, _redact_details(cause.details)
+        code, retryable, details = cause.code, cause.retryable, cause.details
         log.info("request.rejected", code=code, message=message)
     elif _is_client_fault(error, cause):
         code, retryable, details = "BAD_INPUT", False, _find_field(error)
@@ -118,15 +118,8 @@ def _format_error(error: GraphQLError) -> dict[str, Any]:
         **details,
         "requestId": request_id,
     }
-    return formatted
-
-
-def _redact_details(details: Mapping[str, object]) -> Mapping[str, object]:
-    """Redact tokens, because a caller that sends one in a wrong field may log the response."""
-    return {
-        name: redact_tokens(value) if isinstance(value, str) else value
-        for name, value in details.items()
-    }
+    # A caller that sends a token in a wrong place may log the response.
+    return {name: redact_values(value) for name, value in formatted.items()}
 
 
 def _shorten(message: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -16,8 +16,6 @@ _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
     " img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'none'; require-trusted-types-for 'script'",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
 
@@ -25,6 +23,11 @@ _HEADERS = {
 async def show_dashboard(_: Request) -> Response:
     """Return the one page of the dashboard; its parameters say what it shows."""
     return FileResponse(_PAGE, headers=_HEADERS)
+
+
+async def redirect_to_dashboard(_: Request) -> Response:
+    """Redirect the address with a slash. What follows it in the request is not repeated."""
+    return RedirectResponse("/dashboard")
 
 
 class Assets(StaticFiles):
@@ -38,5 +41,4 @@ class Assets(StaticFiles):
             raise HTTPException(404)
         response = await super().get_response(path, scope)
         response.headers["cache-control"] = "no-cache"
-        response.headers["x-content-type-options"] = "nosniff"
         return response

@@ -27,6 +27,7 @@ from db.core.errors import (
     Unavailable,
 )
 from db.core.identity import Caller
+from db.core.token_format import cut_tokens
 from graph.auth.authentication import get_client_address
 from graph.auth.caller_limits import RETRY_AFTER_SECONDS
 from graph.core import errors
@@ -34,7 +35,13 @@ from graph.core.errors import InvalidRequest, OperationTimedOut
 from graph.core.headers import get_header
 from graph.execution.engine import Engine, KindNotAllowed
 from graph.execution.query_limits import QueryTooComplex
-from graph.execution.request import GraphQLRequest, TooManyValues, find_first_problem, parse_json
+from graph.execution.request import (
+    GraphQLRequest,
+    TooManyValues,
+    cut_tokens_of_request,
+    find_first_problem,
+    parse_json,
+)
 from graph.execution.response import OperationRejected
 from graph.services import Services
 from graph.transport.sse import MEDIA_TYPE as EVENT_STREAM
@@ -58,7 +65,14 @@ _RANGES = {
     EVENT_STREAM: EVENT_STREAM,
 }
 _QUALITY = re.compile(r"[01](\.[0-9]{0,3})?")
-_GRAPHIQL = FileResponse(Path(__file__).parent / "static" / "graphiql" / "index.html")
+_GRAPHIQL = FileResponse(
+    Path(__file__).parent / "static" / "graphiql" / "index.html",
+    headers={
+        "content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline';"
+        " img-src 'self' data:; font-src 'self' data:; object-src 'none'; base-uri 'none';"
+        " form-action 'none'; frame-ancestors 'none'",
+    },
+)
 _KINDS = {
     "GET": {OperationType.QUERY},
     "POST": {OperationType.QUERY, OperationType.MUTATION},
@@ -219,7 +233,7 @@ async def _read_request(scope: Scope, receive: Receive, max_bytes: int) -> Graph
 
 def _parse_query_string(query: QueryParams) -> dict[str, Any]:
     """Return the parameters; an empty one counts as absent."""
-    parameters = {name: value for name, value in query.items() if value}
+    parameters = {cut_tokens(name): cut_tokens(value) for name, value in query.items() if value}
     return parameters | {
         name: _parse_json(name, parameters[name])
         for name in ("variables", "extensions")
@@ -268,7 +282,7 @@ def _require(condition: bool, status: int, field: str, problem: str) -> None:  #
 
 def _parse_json(field: str, text: str) -> Any:
     try:
-        return parse_json(text)
+        return cut_tokens_of_request(parse_json(text), text)
     except TooManyValues as error:
         raise _RejectedRequest(400, BadInput(field, str(error))) from error
     except ValueError as error:

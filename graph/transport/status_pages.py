@@ -23,6 +23,10 @@ LINKS = {
     "health": "/health",
     "metrics": "/metrics",
 }
+_INDEX_HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
 _INDEX = (Path(__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
 
 
@@ -35,7 +39,7 @@ class StatusPages:
 
     async def show_index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(_INDEX.replace("{version}", VERSION))
+            return HTMLResponse(_INDEX.replace("{version}", VERSION), headers=_INDEX_HEADERS)
         return _make_json_response({"service": SERVICE_NAME, "version": VERSION, "links": LINKS})
 
     async def show_liveness(self, _: Request) -> Response:

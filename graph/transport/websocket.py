@@ -19,11 +19,18 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from db.core.errors import Forbidden, RateLimited, RegistryError, Unauthenticated
 from db.core.identity import ANONYMOUS, Caller
+from db.core.token_format import redact_tokens
 from graph.auth.authentication import get_client_address, require_same_origin
 from graph.auth.credential_verifier import GRANT_ENDED, Grant
 from graph.core import errors
 from graph.execution.engine import Engine
-from graph.execution.request import GraphQLRequest, TooManyValues, find_first_problem, parse_json
+from graph.execution.request import (
+    GraphQLRequest,
+    TooManyValues,
+    cut_tokens_of_request,
+    find_first_problem,
+    parse_json,
+)
 from graph.execution.response import OperationRejected
 from graph.services import Services
 from graph.transport.http import make_error_response, make_overload_response
@@ -34,6 +41,7 @@ log = structlog.get_logger()
 PROTOCOL = "graphql-transport-ws"
 _MAX_REASON_BYTES = 123
 _DISCONNECT = "websocket.disconnect"
+_INIT = "connection_init"
 # Other errors are not the caller's fault: they close with 1013 (RFC 6455: try again later). After
 # 1008 (policy violation) clients do not reconnect by themselves.
 _CODES: dict[type[RegistryError], int] = {Unauthenticated: 4401, Forbidden: 4403}
@@ -132,9 +140,9 @@ class _Connection:
         except* _ConnectionClosed as group:
             close = next(iter(group.exceptions))
             assert isinstance(close, _ConnectionClosed)  # noqa: S101  # guaranteed by `except*`
-            reason = close.reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+            reason = redact_tokens(close.reason).encode()[:_MAX_REASON_BYTES]
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-                await self._websocket.close(close.code, reason)
+                await self._websocket.close(close.code, reason.decode(errors="ignore"))
         except* WebSocketDisconnect:
             pass
 
@@ -282,7 +290,10 @@ def _parse_message(text: str | None) -> _Init | _Ping | _Pong | _Subscribe | _Co
     if text is None:
         raise _ConnectionClosed(4400, "Messages must be text")
     try:
-        return _MESSAGE.validate_python(parse_json(text))
+        value = parse_json(text)
+        if not (isinstance(value, dict) and value.get("type") == _INIT):  # its place for a token
+            value = cut_tokens_of_request(value, text)
+        return _MESSAGE.validate_python(value)
     except ValidationError as error:
         field, problem = find_first_problem(error)
         raise _ConnectionClosed(4400, f"Invalid message: {field or 'it'} {problem}") from error

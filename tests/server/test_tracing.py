@@ -64,6 +64,8 @@ async def test_a_failed_span_has_its_code_and_no_trace_holds_what_a_caller_sent(
         await server.post(f'{{ node(nodeId: "{UNSEEN}") {{ nodeId }} }}')
         await server.http.get("/graphql", params={"query": f"# {UNSEEN}\n{{ __typename }}"})
         await server.http.post("/graphql", json={}, headers={"authorization": f"Bearer {UNSEEN}"})
+        context = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": f"vendor={UNSEEN}"}
+        await server.http.post("/graphql", json={}, headers=context)
     failed = {
         span.name: get_attributes(span)["error.type"] for span in receiver.spans if span.status.code
     }

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.core.token_format import NewToken, PresentedToken, generate_token, parse_token
+from db.core.token_format import (
+    NewToken,
+    PresentedToken,
+    generate_token,
+    parse_token,
+    redact_values,
+)
 
 BASE62 = string.digits + string.ascii_letters
 
@@ -107,3 +113,18 @@ def test_no_secret_is_shown_when_a_token_is_printed() -> None:
 
 
 TOKEN: NewToken = generate_token()
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzb21lYm9keSJ9.c2lnbmF0dXJl"
+_TEXTS = st.text() | st.sampled_from([TOKEN.text, JWT, f"nrk_{TOKEN.text}{TOKEN.text}", f"a{JWT}"])
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | _TEXTS,
+        lambda inner: st.lists(inner) | st.dictionaries(_TEXTS, inner),
+    )
+)
+def test_redaction_leaves_no_secret_anywhere_and_all_else(value: object) -> None:
+    secrets = (TOKEN.text[14:46], JWT[-10:])
+    assert not [secret for secret in secrets if secret in str(redact_values(value))]
+    if not [secret for secret in secrets if secret in str(value)]:
+        assert redact_values(value) == value

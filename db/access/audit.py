@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.access import audit_documents
 from db.core.identity import Caller
 from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import AUDIT_ENTRY, AuditEntry
@@ -85,8 +86,10 @@ async def record_action(
 ) -> None:
     """Add the entry of an action to the transaction.
 
-    `before` and `after` are JSON: None before the subject was created, or after it is gone.
+    `before` and `after` are JSON: None before the subject was created, or after it is gone. The
+    entry holds of them what `audit_documents.bound` leaves.
     """
+    before, after = audit_documents.bound(before, after)
     values = {
         **_make_common_values(caller, action, subject),
         "before": before,

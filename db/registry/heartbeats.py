@@ -274,7 +274,7 @@ def _make_parameters(
         rules.grace,
         rules.flap_steady,
         limits.heartbeats_per_interval,
-        limits.bytes_per_day,
+        limits.metrics_bytes_per_day,
         BURST_INTERVALS * (1 + JITTER),  # no fewer, whatever intervals were drawn
     )
 

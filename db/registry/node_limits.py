@@ -22,6 +22,12 @@ BURST_INTERVALS = 3
 """As many heartbeats are accepted at once as this many intervals allow: those of one lease."""
 
 BURST_CHANGES = 30
+CHANGE_BYTES = 2048
+"""What the audit entry of a registration or of one of its profiles takes, its content apart."""
+
+METRICS_SHARE = 7 / 8
+"""Of the bytes of the day; the rest is kept for registrations."""
+
 HEARTBEAT_ROW_BYTES = 200
 """What a heartbeat without metrics takes in heartbeat_log, its index entries included."""
 
@@ -37,13 +43,22 @@ class NodeLimits:
     bytes_per_day: int = 2**62
     """Bytes of metrics, descriptions and audit entries, per day (UTC)."""
 
-    def charge_change(self, node: Node, now: datetime, size: int) -> dict[str, Any]:
+    @property
+    def metrics_bytes_per_day(self) -> int:
+        return int(self.bytes_per_day * METRICS_SHARE)
+
+    def charge_change(
+        self, node: Node, now: datetime, size: int, *, is_restart: bool
+    ) -> dict[str, Any]:
         """Return the columns of the locked node that count a change of `size` bytes.
+
+        One that is no more than a restart of the agent may exceed the bytes of the day, or the node
+        could not get its lease back.
 
         Raises: RateLimited: the node changes too often, or has used up its bytes of the day.
         """
         written = count_written_bytes(node, now)
-        if written + size > self.bytes_per_day:
+        if written + size > self.bytes_per_day and not is_restart:
             raise BudgetExceeded(
                 f"node {node.node_id!r} has used its {self.bytes_per_day} bytes of the day",
                 retryAfterSeconds=_count_seconds_until_midnight(now),

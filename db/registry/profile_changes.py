@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-import orjson
 from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import audit
+from db.access.audit_documents import MAX_VALUE_BYTES, encode, find_changes
 from db.core.enums import NodeRole, NodeType
 from db.core.errors import ProfileNotFound, VersionConflict
 from db.core.identity import Caller
@@ -127,16 +127,38 @@ async def write_registered_profiles(
 
     The node must be locked.
     """
+    profiles = await find_changed_profiles(session, node, node_id, contents)
+    await write_profiles(session, profiles, caller=caller)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedProfile:
+    """A profile of a node that a registration creates or changes, locked for this transaction."""
+
+    key: _ProfileKey[NodeProfile]
+    current: NodeProfile | None
+    content: ProfileContent
+
+
+async def find_changed_profiles(
+    session: AsyncSession, node: UUID, node_id: str, contents: Sequence[ProfileContent]
+) -> list[ChangedProfile]:
+    """Lock the profiles of a registration and return those that change. The node must be locked."""
+    changed = []
     for content in contents:
         key = _make_node_key(node, node_id, content.name)
         current = await _lock_profile(session, key)
-        if current is None or _encode(to_document(current)) != _encode(content.to_document()):
-            await _write_profile(session, key, current, content, caller)
+        if current is None or encode(to_document(current)) != encode(content.to_document()):
+            changed.append(ChangedProfile(key, current, content))
+    return changed
 
 
-def _encode(document: dict[str, Any]) -> bytes:
-    # Compared as text, because 1 and true are equal in Python.
-    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+async def write_profiles(
+    session: AsyncSession, profiles: Sequence[ChangedProfile], *, caller: Caller
+) -> None:
+    """Write the profiles that `find_changed_profiles` returned in this transaction."""
+    for profile in profiles:
+        await _write_profile(session, profile.key, profile.current, profile.content, caller)
 
 
 async def _set_profile(
@@ -213,6 +235,8 @@ async def _record_action(
     after: dict[str, Any] | None,
     caller: Caller,
 ) -> None:
+    if before is not None and after is not None and len(encode([before, after])) > MAX_VALUE_BYTES:
+        before, after = find_changes(before, after)
     subject = f"{key.owner}/{key.name}"
     await audit.record_action(
         session, caller=caller, action=action, subject=subject, before=before, after=after

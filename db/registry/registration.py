@@ -10,6 +10,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.access.audit_documents import encode
 from db.access.node_bounds import require_allowed_registration
 from db.core.enums import NodeRole, NodeStatus, NodeType, StatusReason
 from db.core.errors import NodeIdTaken, Unavailable
@@ -18,7 +19,12 @@ from db.core.tables import NODE, Node
 from db.registry import node_audit, status_changes
 from db.registry.flapping import damp_flapping
 from db.registry.liveness_rules import LivenessRules
-from db.registry.profile_changes import write_registered_profiles
+from db.registry.node_limits import CHANGE_BYTES, UNLIMITED, NodeLimits
+from db.registry.profile_changes import (
+    find_changed_profiles,
+    write_profiles,
+    write_registered_profiles,
+)
 from db.registry.profiles import ProfileContent
 from db.registry.status_changes import Transition
 from db.registry.sweep import OVERDUE_AT
@@ -62,15 +68,22 @@ class Registration:
 
 
 async def register(
-    session: AsyncSession, registration: Registration, *, rules: LivenessRules, caller: Caller
+    session: AsyncSession,
+    registration: Registration,
+    *,
+    rules: LivenessRules,
+    caller: Caller,
+    limits: NodeLimits = UNLIMITED,
 ) -> tuple[Node, bool]:
     """Register a node, new or known; return it as it is afterwards, and whether it is new.
 
-    If two runs register the same new id at once, one creates the node and the other finds it.
+    If two runs register the same new id at once, one creates the node and the other finds it. One
+    that changes nothing writes no audit entry.
 
     Raises: NodeIdTaken: another run of an agent holds the id and still sends heartbeats.
-    Unavailable: no free node id was found in several attempts. Forbidden: the caller's token is
-    bound to another role or type, or to other labels.
+    RateLimited: the node changes more than the limits allow. Unavailable: no free node id was
+    found in several attempts. Forbidden: the caller's token is bound to another role or type, or
+    to other labels.
     """
     await require_allowed_registration(
         session, caller.identity, registration.role, registration.type, registration.labels
@@ -78,7 +91,8 @@ async def register(
     for attempt in range(_ATTEMPTS):
         existing = await _lock_existing(session, registration)
         if existing is not None:
-            return await _update_node(session, existing, registration, rules, caller), False
+            node = await _update_node(session, existing, registration, rules, caller, limits=limits)
+            return node, False
         created = await _create_node(session, registration, rules, caller, plain_id=attempt == 0)
         if created is not None:
             return created, True
@@ -158,14 +172,23 @@ async def _update_node(
     registration: Registration,
     rules: LivenessRules,
     caller: Caller,
+    *,
+    limits: NodeLimits,
 ) -> Node:
+    # Without what is the same: PostgreSQL would write it again, with its index entries.
+    changed = {
+        column: value
+        for column, value in registration.to_columns().items()
+        if encode(value) != encode(getattr(node, column))
+    }
     values: dict[str, Any] = {
         "heard_at": func.greatest(NODE.heard_at, func.registry_now()),
         "updated_at": func.registry_now(),
         "heartbeat_interval_seconds": rules.draw_interval(),
         "reported_degraded": False,
-        **registration.to_columns(),
+        **changed,
     }
+    profiles = await find_changed_profiles(session, node.id, node.node_id, registration.profiles)
     if node.boot_id != registration.boot_id:
         await _require_silent_holder(session, node, registration, rules)
         values |= {
@@ -173,6 +196,15 @@ async def _update_node(
             "boot_since": func.registry_now(),
             "last_sequence": None,
         }
+    if changed or profiles or "boot_id" in values:
+        contents = [*changed.values(), *(profile.content.config for profile in profiles)]
+        now = (await session.scalars(select(func.registry_now()))).one()
+        values |= limits.charge_change(
+            node,
+            now,
+            CHANGE_BYTES * (1 + len(profiles)) + sum(len(encode(content)) for content in contents),
+            is_restart=not contents,
+        )
     before = node_audit.to_document(node)
     written = await session.scalars(
         update(Node).where(NODE.id == node.id).values(values).returning(Node),
@@ -187,17 +219,16 @@ async def _update_node(
         online = Transition(node.id, node.status, NodeStatus.ONLINE, reason, caller.name)
         transitions = await damp_flapping(session, [online], rules)
         after = node_audit.apply_to_document(after, transitions[0])
-    await node_audit.record_node_action(
-        session,
-        caller=caller,
-        action=_REGISTER_ACTION,
-        node_id=node.node_id,
-        before=before,
-        after=after,
-    )
-    await write_registered_profiles(
-        session, node.id, node.node_id, registration.profiles, caller=caller
-    )
+    if encode(before) != encode(after):
+        await node_audit.record_node_action(
+            session,
+            caller=caller,
+            action=_REGISTER_ACTION,
+            node_id=node.node_id,
+            before=before,
+            after=after,
+        )
+    await write_profiles(session, profiles, caller=caller)
     if transitions:
         await status_changes.apply_transitions(session, transitions)
         await session.refresh(node)

@@ -11,6 +11,7 @@ from db.core.identity import Caller
 from db.core.token_format import redact_tokens
 from db.registry import nodes, registration
 from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
+from db.registry.node_limits import BudgetExceeded
 from graph.api.audited_field import AuditedField
 from graph.api.context import Info
 from graph.api.enums import NodeStatus
@@ -113,7 +114,9 @@ class Mutation(ProfileMutations, TokenMutations):
         **declare(
             REGISTRANTS,
             "Registers a node. An agent calls this at every start. NODE_ID_TAKEN while another"
-            " run of an agent holds the node id and still sends heartbeats.",
+            " run of an agent holds the node id and still sends heartbeats. RATE_LIMITED if the"
+            " node restarts or changes too often, or changes after its bytes of the day are used"
+            " up.",
         ),
         extensions=[AuditedField("node.register", "node_id")],
     )
@@ -127,9 +130,17 @@ class Mutation(ProfileMutations, TokenMutations):
         content = input.to_registration()
         content = replace(content, node_id=resolve_node_id(context.caller, content.node_id))
         async with context.services.database.write() as session:
-            node, created = await registration.register(
-                session, content, rules=context.services.sweeper.rules, caller=context.caller
-            )
+            try:
+                node, created = await registration.register(
+                    session,
+                    content,
+                    rules=context.services.sweeper.rules,
+                    caller=context.caller,
+                    limits=context.services.settings.to_node_limits(),
+                )
+            except BudgetExceeded:
+                context.services.metrics.budget_exceeded.labels("registration").inc()
+                raise
             key, key_expires_at = await issue_node_token(session, node, context.caller)
         return RegisterNodePayload(
             node=Node.from_row(node),

@@ -1,7 +1,9 @@
 """What one node may have written: its heartbeats' pace, its changes, its bytes a day."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,16 +11,22 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from db.core.database import Database
+from db.core.enums import ProfileType
 from db.core.errors import RateLimited, RegistryError, StaleBoot
-from db.registry import heartbeats
+from db.registry import heartbeats, registration
 from db.registry.heartbeats import HeartbeatAck, HeartbeatReport
-from db.registry.node_limits import BURST_INTERVALS, NodeLimits
+from db.registry.node_limits import BURST_CHANGES, BURST_INTERVALS, BudgetExceeded, NodeLimits
+from db.registry.profiles import ProfileContent
 from tests.support.fleet import (
+    AGENT,
+    OVERDUE,
     RULES,
+    age,
     clear,
     fetch_rows,
     get_node,
     limit_examples,
+    make_registration,
     make_report,
     register,
 )
@@ -206,3 +214,105 @@ async def test_a_heartbeat_without_metrics_drops_none(
     )
     assert isinstance(outcome, HeartbeatAck)
     assert not outcome.metrics_dropped
+
+
+async def list_entries(database: Database) -> list[tuple[Any, ...]]:
+    return await fetch_rows(
+        database, "SELECT action, before, after FROM audit_log ORDER BY recorded_at, id"
+    )
+
+
+async def register_within(
+    database: Database, node_id: str, limits: NodeLimits, boot_id: str = "boot-1", **fields: Any
+) -> None:
+    async with database.write() as session:
+        await registration.register(
+            session,
+            make_registration(node_id, boot_id, **fields),
+            rules=RULES,
+            caller=AGENT,
+            limits=limits,
+        )
+
+
+async def test_a_registration_s_entry_holds_what_changed(database: Database) -> None:
+    models = [{"name": f"model-{n}", "digest": "x" * 64} for n in range(200)]
+    facts = {"os": "linux", "models": models}
+    await register(database, "a", capabilities=facts, metadata={"rack": 7})
+    await register(database, "a", capabilities=facts | {"os": "bsd"}, metadata={"rack": 7})
+    _, created = (await list_entries(database))[0][1:]
+    assert created["capabilities"]["models"]["bytes"] > 10_000
+    status = {"status": "online", "statusReason": "registered"}
+    assert (await list_entries(database))[1] == (
+        "node.register",
+        {"capabilities": {"os": "linux"}, **status},
+        {"capabilities": {"os": "bsd"}, **status},
+    )
+
+
+async def test_drift_of_what_is_measured_is_stored_and_is_no_change(database: Database) -> None:
+    for free in (1000, 1010, 997):
+        await register(
+            database,
+            "a",
+            capabilities={"memoryFreeMb": free, "disks": [{"name": "sda", "usedPercent": free}]},
+            metadata={"load": free / 7},
+        )
+    assert (await get_node(database, "a")).capabilities["memoryFreeMb"] == 997
+    assert len(await list_entries(database)) == 1
+
+
+async def test_a_registration_that_changes_nothing_is_never_rate_limited(
+    database: Database,
+) -> None:
+    limits = NodeLimits(changes_per_minute=1, bytes_per_day=1)
+    profile = ProfileContent("llm", ProfileType.LLM, {"model": "x"})
+    for _ in range(BURST_CHANGES + 5):
+        await register_within(
+            database, "a", limits, capabilities={"models": ["x"]}, profiles=[profile]
+        )
+    assert len(await list_entries(database)) == 2
+
+
+@pytest.mark.parametrize("what", ["metadata", "boot", "profile", "drift"])
+async def test_registrations_that_change_something_are_limited_per_node(
+    database: Database, what: str
+) -> None:
+    limits = NodeLimits(changes_per_minute=1)
+
+    async def change(node_id: str, n: int) -> None:
+        content = ProfileContent("llm", ProfileType.LLM, {"n": n})
+        kinds: dict[str, dict[str, Any]] = {
+            "metadata": {"metadata": {"n": n}},
+            "boot": {"hostname": "h", "replaces_boot_id": f"boot-{n - 1}"},
+            "profile": {"profiles": [content]},
+            "drift": {"metadata": {"load": n}},
+        }
+        boot_id = f"boot-{n}" if what == "boot" else "boot-1"
+        await register_within(database, node_id, limits, boot_id, **kinds[what])
+
+    for n in range(BURST_CHANGES + 1):
+        await change("a", n)
+    before = await list_entries(database)
+    with pytest.raises(RateLimited) as rejection:
+        await change("a", BURST_CHANGES + 1)
+    assert 0 < float(str(rejection.value.details["retryAfterSeconds"])) <= 60
+    assert await list_entries(database) == before
+    await change("b", 0)
+
+
+async def test_a_node_that_used_up_its_bytes_may_restart_and_not_change(
+    database: Database,
+) -> None:
+    limits = NodeLimits(bytes_per_day=100_000)
+    for n in range(5):
+        with suppress(BudgetExceeded):
+            await register_within(database, "a", limits, metadata={"noise": f"{n}" * 30_000})
+    with pytest.raises(BudgetExceeded) as rejection:
+        await register_within(database, "a", limits, metadata={"noise": "y" * 30_000})
+    assert 0 < float(str(rejection.value.details["retryAfterSeconds"])) <= 86_400
+    restart = {"hostname": None, "replaces_boot_id": "boot-1"}
+    await age(database, OVERDUE, "a")
+    await register_within(database, "a", limits, "boot-2", **restart)
+    [outcome] = await record(database, make_report("a", 1, "boot-2"), limits=limits)
+    assert isinstance(outcome, HeartbeatAck)

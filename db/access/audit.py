@@ -1,4 +1,7 @@
-"""The audit trail: entries are written in the transaction of their action and never changed."""
+"""The audit log: entries are written in the transaction of their action.
+
+Nothing changes an entry but the count of repetitions within the hour after it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,17 +12,20 @@ import structlog
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    CompoundSelect,
     Select,
-    Text,
     and_,
+    exists,
     func,
     insert,
     literal,
     literal_column,
     select,
     true,
+    union_all,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from db.access import audit_documents
 from db.core.identity import Caller
@@ -30,7 +36,11 @@ OK = "ok"
 """The outcome of an action. The outcome of a rejected one is the error's code."""
 
 MAX_REJECTIONS_PER_MINUTE = 60
-"""Per actor, so that a client that repeats a forbidden operation does not fill the log."""
+MAX_REJECTIONS_PER_HOUR = 600
+"""Entries per actor, so that a client that repeats forbidden operations does not fill the log."""
+
+OTHER_SUBJECTS = "(others)"
+"""The subject of rejections that have no entry of their own."""
 
 ENTRY_KEYSET = Keyset(
     "audit", (AUDIT_ENTRY.recorded_at, AUDIT_ENTRY.id), (datetime, int), descending=True
@@ -41,7 +51,7 @@ ENTRY_KEYSET = Keyset(
 class AuditFilter:
     """The conditions that an entry meets; None means any value.
 
-    `since` is inclusive, `until` exclusive.
+    `since` is inclusive, and holds for the last of an entry's repetitions; `until` is exclusive.
     """
 
     actor: str | None = None
@@ -62,7 +72,10 @@ class AuditFilter:
         if self.outcome not in {None, OK}:
             terms.append(_IS_REJECTION)
         if self.since is not None:
-            terms.append(AUDIT_ENTRY.recorded_at >= self.since)
+            # The first condition is for the index.
+            terms.append(AUDIT_ENTRY.recorded_at >= self.since - _REPEATED_WITHIN)
+            last = func.coalesce(AUDIT_ENTRY.last_recorded_at, AUDIT_ENTRY.recorded_at)
+            terms.append(last >= self.since)
         if self.until is not None:
             terms.append(AUDIT_ENTRY.recorded_at < self.until)
         return and_(true(), *terms)
@@ -84,7 +97,7 @@ async def record_action(
     before: Mapping[str, Any] | None = None,
     after: Mapping[str, Any] | None = None,
 ) -> None:
-    """Add the entry of an action to the transaction.
+    """Add the entry of an action to the transaction, or count it in the subject's newest entry.
 
     `before` and `after` are JSON: None before the subject was created, or after it is gone. The
     entry holds of them what `audit_documents.bound` leaves.
@@ -96,31 +109,114 @@ async def record_action(
         "after": after,
         "outcome": OK,
     }
-    await session.execute(insert(AuditEntry).values(values))
+    newest = _select_recent(subject).limit(1).subquery()
+    repeated = select(func.repeat_audit_entry(newest.c.id).label("counted")).where(
+        _has_same_values(newest.c, values)
+    )
+    await session.execute(_insert_unless_repeated(values, repeated))
 
 
 async def record_rejection(
     session: AsyncSession, *, caller: Caller, action: str, subject: str, code: str
 ) -> None:
-    """Add the entry of a rejection, unless the actor has MAX_REJECTIONS_PER_MINUTE of them."""
-    recent = (
+    """Add the entry of a rejection, or count it in an entry of the last hour that is the same.
+
+    Beyond MAX_REJECTIONS_PER_MINUTE or MAX_REJECTIONS_PER_HOUR entries of the actor, it is counted
+    under the subject OTHER_SUBJECTS.
+    """
+    await session.execute(  # rejections of an actor are counted one after the other
+        select(func.pg_advisory_xact_lock(func.hashtextextended(f"audit {caller.name}", 0)))
+    )
+    within_limits = and_(
+        *(
+            select(func.count()).select_from(recent.subquery()).scalar_subquery() < maximum
+            for recent, maximum in (
+                (_select_rejections(caller, minutes=1), MAX_REJECTIONS_PER_MINUTE),
+                (_select_rejections(caller, minutes=60), MAX_REJECTIONS_PER_HOUR),
+            )
+        )
+    )
+    for name, condition in ((subject, within_limits), (OTHER_SUBJECTS, true())):
+        values = {
+            **_make_common_values(caller, action, name),
+            "before": None,
+            "after": None,
+            "outcome": code,
+        }
+        same = _select_recent(name).where(_has_same_values(AUDIT_ENTRY, values)).limit(1).subquery()
+        repeated = select(func.repeat_audit_entry(same.c.id).label("counted"))
+        recorded = await session.scalar(_insert_unless_repeated(values, repeated, condition))
+        if recorded:
+            return
+
+
+_REPEATED_WITHIN = timedelta(hours=1)
+"""`repeat_audit_entry` counts in no older entry."""
+
+_SAME = ("actor", "address", "action", "subject", "outcome", "before", "after")
+
+
+def _select_recent(subject: str) -> Select[Any]:
+    """Return the statement for the entries about a subject that may count one more."""
+    return (
+        select(*(AUDIT_ENTRY[name] for name in ("id", *_SAME)))
+        .where(
+            AUDIT_ENTRY.subject == subject,
+            AUDIT_ENTRY.recorded_at > func.now() - _REPEATED_WITHIN,
+        )
+        .order_by(AUDIT_ENTRY.recorded_at.desc(), AUDIT_ENTRY.id.desc())
+    )
+
+
+def _select_rejections(caller: Caller, *, minutes: int) -> Select[Any]:
+    return (
         select(AUDIT_ENTRY.id)
         .where(
             AUDIT_ENTRY.actor == caller.name,
-            AUDIT_ENTRY.recorded_at > func.now() - timedelta(minutes=1),
+            AUDIT_ENTRY.recorded_at > func.now() - timedelta(minutes=minutes),
             _IS_REJECTION,
         )
-        .limit(MAX_REJECTIONS_PER_MINUTE)
-        .subquery()
+        .limit(MAX_REJECTIONS_PER_HOUR)
     )
-    values = {**_make_common_values(caller, action, subject), "outcome": code}
-    statement = insert(AuditEntry).from_select(
-        list(values),
-        select(*(literal(value, Text) for value in values.values())).where(
-            select(func.count()).select_from(recent).scalar_subquery() < MAX_REJECTIONS_PER_MINUTE
-        ),
+
+
+def _has_same_values(
+    columns: ReadOnlyColumnCollection[str, Any], values: Mapping[str, Any]
+) -> ColumnElement[bool]:
+    return and_(
+        *(
+            columns[name].is_not_distinct_from(literal(values[name], AUDIT_ENTRY[name].type))
+            for name in _SAME
+        )
     )
-    await session.execute(statement)
+
+
+def _insert_unless_repeated(
+    values: Mapping[str, Any], repeated: Select[Any], condition: ColumnElement[bool] | None = None
+) -> CompoundSelect[Any]:
+    """Return the statement that counts the entry in another one, or else inserts it.
+
+    `repeated` selects what `repeat_audit_entry` returns for an entry that is the same, if there is
+    one. A new entry is inserted only on the condition. The statement returns a row if the entry was
+    recorded either way.
+    """
+    counted = repeated.cte("repeated")
+    new = select(*(literal(value, AUDIT_ENTRY[name].type) for name, value in values.items()))
+    inserted = (
+        insert(AuditEntry)
+        .from_select(
+            list(values),
+            new.where(
+                ~exists(select(1).where(counted.c.counted)),
+                true() if condition is None else condition,
+            ),
+        )
+        .returning(AUDIT_ENTRY.id)
+        .cte("inserted")
+    )
+    return union_all(
+        select(counted.c.counted).where(counted.c.counted), select(true()).select_from(inserted)
+    )
 
 
 def select_entries(audit_filter: AuditFilter) -> Select[Any]:

@@ -22,7 +22,7 @@ class AuditFilter:
     action: str | None = optional("The action, e.g. node.deregister.")
     subject: str | None = optional("The name of what was acted on, e.g. a node id.")
     outcome: str | None = optional("ok, or an error code, e.g. FORBIDDEN.")
-    since: datetime | None = optional("Entries recorded at this time or later.")
+    since: datetime | None = optional("Entries whose last attempt was at this time or later.")
     until: datetime | None = optional("Entries recorded before this time.")
 
     def to_filter(self) -> audit.AuditFilter:
@@ -35,17 +35,28 @@ class AuditFilter:
 
 
 @strawberry.type(
-    description="An attempt to change something, successful or rejected. An entry never changes."
+    description="An attempt to change something, successful or rejected. An entry never changes,"
+    " except that it counts attempts that are the same within the hour after it."
 )
 class AuditEntry:
     id: strawberry.ID = field("Unique among all entries.")
-    recorded_at: datetime = field("When the entry was recorded, by the database's clock.")
+    recorded_at: datetime = field(
+        "When the entry was recorded, by the database's clock: the time of the first attempt that"
+        " it counts."
+    )
+    count: int = field(
+        "How many attempts the entry counts that agree in all but the time and the request id."
+    )
+    last_recorded_at: datetime = field("The time of the last attempt that the entry counts.")
     actor: str = field("The authenticated identity that acted.")
     address: str | None = field("The IP address of the request; null for a command line.")
     action: str = field("The action, e.g. node.deregister.")
-    subject: str = field("The name of what was acted on, e.g. a node id.")
+    subject: str = field(
+        "The name of what was acted on, e.g. a node id; '(others)' for rejections beyond the number"
+        " of entries that an actor may cause."
+    )
     outcome: str = field("ok, or the code of the error that rejected the action.")
-    request_id: str | None = field("The id of the request, as in the server's log.")
+    request_id: str | None = field("The id of the first request, as in the server's log.")
     before: JSON | None = field(
         "The state before the action; null if there was none, or if the action was rejected."
     )
@@ -58,6 +69,8 @@ class AuditEntry:
         return cls(
             id=strawberry.ID(str(row.id)),
             recorded_at=row.recorded_at,
+            count=row.count,
+            last_recorded_at=row.last_recorded_at or row.recorded_at,
             actor=row.actor,
             address=row.address,
             action=row.action,

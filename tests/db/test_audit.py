@@ -1,6 +1,7 @@
 """The audit log: actors, addresses, states before and after, pages and retention."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access import audit
-from db.access.audit import EVERY_ENTRY, MAX_REJECTIONS_PER_MINUTE, AuditFilter
+from db.access.audit import (
+    EVERY_ENTRY,
+    MAX_REJECTIONS_PER_HOUR,
+    MAX_REJECTIONS_PER_MINUTE,
+    OTHER_SUBJECTS,
+    AuditFilter,
+)
 from db.core.database import Database
 from db.core.enums import ProfileType, Role
 from db.core.errors import BadInput, NodeIdTaken, NodeNotFound
@@ -194,26 +201,118 @@ async def test_rejection_entry_has_the_error_code(database: Database) -> None:
     assert (entry.outcome, entry.before, entry.after) == ("FORBIDDEN", None, None)
 
 
-async def test_rejections_of_one_caller_are_recorded_up_to_a_rate(
+async def count_entries(database: Database, **conditions: Any) -> list[tuple[str, int]]:
+    """Return the subject and the count of each entry that matches, oldest first."""
+    entries = await list_audit_entries(database, AuditFilter(**conditions))
+    return [(entry.subject, entry.count) for entry in entries]
+
+
+async def test_identical_rejections_are_counted_in_one_entry(database: Database) -> None:
+    await record_rejections(database, times=62)
+    await record_rejections(database, Caller(OPERATOR.identity, "192.0.2.99"))
+    await record_rejections(database, Caller(Identity("other", Role.VIEWER)))
+    assert await count_entries(database) == [("a", 62), ("a", 1), ("a", 1)]
+    entry, *_ = await list_audit_entries(database)
+    assert entry.last_recorded_at is not None
+    assert entry.recorded_at < entry.last_recorded_at
+
+
+async def test_concurrent_identical_rejections_are_counted_in_one_entry(
     database: Database,
 ) -> None:
-    other = Caller(Identity("other", Role.VIEWER))
-    await record_rejections(database, times=MAX_REJECTIONS_PER_MINUTE + 20)
-    await record_rejections(database, other)
-    assert (
-        len(await list_audit_entries(database, AuditFilter(actor="op")))
-        == MAX_REJECTIONS_PER_MINUTE
-    )
-    assert len(await list_audit_entries(database, AuditFilter(actor="other"))) == 1
+    await asyncio.gather(*(record_rejections(database, times=5) for _ in range(8)))
+    assert await count_entries(database) == [("a", 40)]
+
+
+async def test_repetitions_are_counted_for_an_hour(database: Database) -> None:
+    await record_rejections(database)
+    for minutes, expected in ((59, [("a", 2)]), (2, [("a", 2), ("a", 1)])):
+        async with database.write() as session:
+            await session.execute(
+                text("UPDATE audit_log SET recorded_at = recorded_at - make_interval(mins => :n)"),
+                {"n": minutes},
+            )
+        await record_rejections(database)
+        assert await count_entries(database) == expected
+
+
+async def test_database_counts_in_no_entry_older_than_an_hour(database: Database) -> None:
+    await record_rejections(database)
+    for minutes, expected in ((59, True), (2, False)):
+        async with database.write() as session:
+            await session.execute(
+                text("UPDATE audit_log SET recorded_at = recorded_at - make_interval(mins => :n)"),
+                {"n": minutes},
+            )
+            count = "SELECT repeat_audit_entry(max(id)) FROM audit_log"
+            assert await session.scalar(text(count)) is expected
+
+
+async def test_an_entry_is_found_by_its_last_repetition(database: Database) -> None:
+    await record_rejections(database)
+    async with database.write() as session:
+        await session.execute(
+            text("UPDATE audit_log SET recorded_at = recorded_at - interval '50 min'")
+        )
+    recent = AuditFilter(since=datetime.now(UTC) - timedelta(minutes=10))
+    assert await list_audit_entries(database, recent) == []
+    await record_rejections(database)
+    assert len(await list_audit_entries(database, recent)) == 1
+
+
+async def test_an_action_that_is_repeated_at_once_is_counted(database: Database) -> None:
+    await register(database, "a")
+    for enabled in (True, False, False, False, True, False):
+        await set_maintenance(database, enabled=enabled)
+    entries = [
+        (entry.after and entry.after["status"], entry.count)
+        for entry in await list_audit_entries(database, AuditFilter(actor="op"))
+    ]
+    assert entries == [
+        ("maintenance", 1),
+        ("online", 1),
+        ("online", 2),
+        ("maintenance", 1),
+        ("online", 1),
+    ]
+
+
+async def reject_subjects(database: Database, subjects: Iterable[str]) -> None:
+    for subject in subjects:
+        async with database.write() as session:
+            await audit.record_rejection(
+                session, caller=OPERATOR, action="node.deregister", subject=subject, code="X"
+            )
+
+
+async def test_rejections_beyond_a_rate_are_counted_together(database: Database) -> None:
+    maximum = MAX_REJECTIONS_PER_MINUTE
+    await reject_subjects(database, (f"node-{n}" for n in range(maximum + 20)))
+    await reject_subjects(database, ["node-0"])
+    entries = await count_entries(database, actor="op")
+    assert entries == [
+        ("node-0", 2),
+        *((f"node-{n}", 1) for n in range(1, maximum)),
+        (OTHER_SUBJECTS, 20),
+    ]
     async with database.write() as session:
         await session.execute(
             text("UPDATE audit_log SET recorded_at = recorded_at - interval '1 min'")
         )
-    await record_rejections(database, times=2)
-    assert (
-        len(await list_audit_entries(database, AuditFilter(actor="op")))
-        == MAX_REJECTIONS_PER_MINUTE + 2
-    )
+    await reject_subjects(database, ["new"])
+    assert (await count_entries(database, actor="op"))[-1] == ("new", 1)
+
+
+async def test_rejections_of_an_hour_are_bounded_too(database: Database) -> None:
+    rows = """
+    INSERT INTO audit_log (recorded_at, actor, action, subject, outcome)
+    SELECT now() - interval '30 min', 'op', 'node.deregister', 'node-' || n, 'X'
+    FROM generate_series(1, :count) AS n
+    """
+    async with database.write() as session:
+        await session.execute(text(rows), {"count": MAX_REJECTIONS_PER_HOUR})
+    await reject_subjects(database, ["new", "newer"])
+    assert await count_entries(database, subject=OTHER_SUBJECTS) == [(OTHER_SUBJECTS, 2)]
 
 
 async def test_successful_actions_do_not_count_as_rejections(database: Database) -> None:

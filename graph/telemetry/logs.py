@@ -5,9 +5,10 @@ import sys
 from typing import Literal
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, Processor, WrappedLogger
 
 from db.core.token_format import redact_tokens
+from graph.core.terminal import escape, escape_lines
 
 # Local variables hold requests and secrets, and a large one takes seconds to format.
 _FORMAT_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -27,9 +28,11 @@ def configure_logging(environment: Literal["development", "production"], level: 
         ]
         if environment == "production"
         else [
+            structlog.processors.format_exc_info,
+            escape_values,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+            ),
         ]
     )
     handler = logging.StreamHandler()
@@ -49,6 +52,18 @@ def configure_logging(environment: Literal["development", "production"], level: 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escape what a terminal would obey in the texts of an event; only a traceback has lines."""
+    return {
+        name: value
+        if not isinstance(value, str)
+        else escape_lines(value)
+        if name == "exception"
+        else escape(value)
+        for name, value in event.items()
+    }
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):

@@ -249,6 +249,7 @@ def _make_common_values(caller: Caller, action: str, subject: str) -> dict[str, 
     return {
         "actor": caller.name,
         "address": caller.address,
+        "peer_address": caller.peer_address,
         "action": action,
         "subject": subject,
         "request_id": structlog.contextvars.get_contextvars().get("request_id"),

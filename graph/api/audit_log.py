@@ -49,7 +49,14 @@ class AuditEntry:
     )
     last_recorded_at: datetime = field("The time of the last attempt that the entry counts.")
     actor: str = field("The authenticated identity that acted.")
-    address: str | None = field("The IP address of the request; null for a command line.")
+    address: str | None = field(
+        "The IP address of the client, forwarded by a trusted proxy or else that of the connection;"
+        " null for a command line."
+    )
+    peer_address: str | None = field(
+        "The IP address of the direct connection, which may be a proxy's; null for a command line"
+        " and for entries older than this field."
+    )
     action: str = field("The action, e.g. node.deregister.")
     subject: str = field(
         "The name of what was acted on, e.g. a node id; '(others)' for rejections beyond the number"
@@ -73,6 +80,7 @@ class AuditEntry:
             last_recorded_at=row.last_recorded_at or row.recorded_at,
             actor=row.actor,
             address=row.address,
+            peer_address=row.peer_address,
             action=row.action,
             subject=row.subject,
             outcome=row.outcome,

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import orjson
 
 from db.core.errors import BadInput
-from db.core.identity import CERTIFICATE_PREFIX, JWT_PREFIX
+from db.core.identity import ACTOR_PREFIXES
 
 MAX_NAME_LENGTH = 255
 MAX_NOTE_LENGTH = 2000
@@ -67,9 +67,9 @@ def check_name(field: str, value: str) -> str:
 
 
 def check_token_name(field: str, value: str) -> str:
-    """Check the name of a token, which must not pass for one from a JWT or a client certificate."""
-    if value.startswith((JWT_PREFIX, CERTIFICATE_PREFIX)):
-        raise BadInput(field, f"must not begin with {JWT_PREFIX} or {CERTIFICATE_PREFIX}")
+    """Check the name of a token, which must not look like an actor."""
+    if value.startswith(ACTOR_PREFIXES):
+        raise BadInput(field, f"must not begin with {', '.join(ACTOR_PREFIXES)}")
     return check_name(field, value)
 
 

@@ -93,7 +93,7 @@ async def test_failed_logins_are_counted_by_the_address_of_the_client(
 async def test_anonymous_callers_behind_a_proxy_have_limits_of_their_own(
     start_server: StartServer,
 ) -> None:
-    options: dict[str, Any] = {"auth": "off", "max_subscriptions_per_caller": 1}
+    options: dict[str, Any] = {"max_subscriptions_per_caller": 1, "bookmark_interval_seconds": 0.1}
     async with start_server(trusted_proxies="127.0.0.1", **options) as server:
 
         async def follow(address: str) -> str:

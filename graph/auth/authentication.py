@@ -17,6 +17,8 @@ from graph.auth.rate_limiter import RateLimiter
 from graph.auth.request_source import get_source, is_same_origin
 from graph.core.headers import get_header
 from graph.core.settings import Settings, is_loopback
+from graph.core.validation import MAX_NAME_LENGTH
+from graph.core.visible_text import replace_invisible
 
 _SCHEME = "bearer"
 
@@ -101,6 +103,7 @@ def require_same_origin(scope: Scope, settings: Settings) -> None:
     if origin is None or origin in settings.allowed_origins:
         return
     if not is_same_origin(origin, get_source(scope)):
+        origin = replace_invisible(origin[:MAX_NAME_LENGTH])
         raise Forbidden(
             f"pages of the origin {origin} are not allowed: it is neither this registry's nor in"
             " NODE_REGISTRY_ALLOWED_ORIGINS, nor forwarded by one of NODE_REGISTRY_TRUSTED_PROXIES",

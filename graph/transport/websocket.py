@@ -23,6 +23,7 @@ from db.core.token_format import redact_tokens
 from graph.auth.authentication import make_caller, require_same_origin
 from graph.auth.credential_verifier import GRANT_ENDED, Grant
 from graph.core import errors
+from graph.core.visible_text import replace_invisible
 from graph.execution.engine import Engine
 from graph.execution.request import (
     GraphQLRequest,
@@ -225,7 +226,9 @@ class _Connection:
     async def _run_operation(
         self, operation_id: str, request: GraphQLRequest, caller: Caller
     ) -> None:
-        structlog.contextvars.bind_contextvars(request_id=make_request_id(), operation=operation_id)
+        structlog.contextvars.bind_contextvars(
+            request_id=make_request_id(), operation=replace_invisible(operation_id)
+        )
         try:
             result = await self._engine.handle(request, caller)
             if isinstance(result, str):

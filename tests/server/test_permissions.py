@@ -123,7 +123,8 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
 
 # The fields of other types. They are open to each role that may use a root field that leads there.
 BELOW = {
-    "AuditEntry": "id recordedAt actor address action subject outcome requestId before after",
+    "AuditEntry": "id recordedAt actor address peerAddress action subject outcome requestId"
+    " before after",
     "AuditEntryEdge": "cursor node",
     "AuditLogConnection": "edges nodes pageInfo",
     "AvailableNodes": "candidates excluded revision observedAt",

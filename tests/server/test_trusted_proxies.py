@@ -9,8 +9,8 @@ from db.core.database import Database
 from db.core.enums import Role
 from tests.support.api import CHANGES, MAINTENANCE
 from tests.support.fleet import fetch_rows
-from tests.support.keyring import create_token
 from tests.support.live_server import LiveServer, StartServer
+from tests.support.tokens import create_token
 from tests.support.transport_ws import PROTOCOL, open_websocket
 
 CLIENT = "203.0.113.7"

@@ -153,7 +153,7 @@ async def record_rejection(
 _REPEATED_WITHIN = timedelta(hours=1)
 """`repeat_audit_entry` counts in no older entry."""
 
-_SAME = ("actor", "address", "action", "subject", "outcome", "before", "after")
+_SAME = ("actor", "address", "peer_address", "action", "subject", "outcome", "before", "after")
 
 
 def _select_recent(subject: str) -> Select[Any]:

@@ -1,7 +1,6 @@
 """The command line of the agent. It writes results to stdout and logs to stderr."""
 
 import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
@@ -32,7 +31,6 @@ from agent.replies import Node, NodeStatusData, NodeWithReason
 from agent.runner import Runner
 from agent.settings import PREFIX, AgentSettings, BadSettingError
 from agent.signals import run_until_stopped
-from agent.terminal import echo, escape
 from agent.tls import TlsConfig, UnusableFileError
 from agent.transport import FallbackTransport, RegistryTransport
 
@@ -220,8 +218,8 @@ def run_coroutine(settings: AgentSettings, coroutine: Coroutine[Any, Any, T]) ->
 
 def print_node(node: Node, *, as_json: bool) -> None:
     if as_json:
-        echo(json.dumps(node.model_dump(mode="json", by_alias=True)))  # in ASCII
+        click.echo(node.model_dump_json(by_alias=True))
         return
     for name, value in node.model_dump(mode="json").items():
         text = ", ".join(value) if isinstance(value, list) else value
-        echo(f"{name.replace('_', ' '):<16}{escape(text or '-')}")
+        click.echo(f"{name.replace('_', ' '):<16}{text or '-'}")

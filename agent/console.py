@@ -10,7 +10,6 @@ import click
 from agent import identity
 from agent.identity import StateError
 from agent.settings import AgentSettings, BadSettingError, load_settings
-from agent.terminal import escape
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -71,10 +70,10 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except BadSettingError as error:
-        raise SettingClickError(escape(str(error))) from None
+        raise SettingClickError(str(error)) from None
     except (StateError, OSError) as error:
         fail(str(error))
 
 
 def fail(message: str) -> NoReturn:
-    raise click.ClickException(escape(message))
+    raise click.ClickException(message)

@@ -15,7 +15,6 @@ from graph.auth.caller_limits import CallerLimits
 from graph.auth.credential_verifier import CredentialVerifier
 from graph.auth.jwt_verifier import create_jwt_verifier
 from graph.auth.rate_sync import RateSync
-from graph.auth.request_source import ForwardedMiddleware
 from graph.core.open_database import open_database
 from graph.core.settings import RESERVED_CONNECTIONS, ConfigurationError, Settings
 from graph.execution import document_cache
@@ -106,14 +105,14 @@ async def open_services(
         rejections = RejectionLog(database)
         stack.push_async_callback(rejections.drain)
         background_tasks = await stack.enter_async_context(open_background_tasks())
-        background_tasks.start("change_feed", change_feed.run())
-        background_tasks.start("node_snapshot", node_snapshot.run())
-        background_tasks.start("sweeper", sweeper.run())
-        background_tasks.start("housekeeping", housekeeping.run())
-        background_tasks.start("heartbeat_writer", heartbeats.run())
-        background_tasks.start("heartbeat_tail", heartbeat_tail.run())
-        background_tasks.start("credential_verifier", credential_verifier.run())
-        background_tasks.start("rate_sync", rate_sync.run())
+        background_tasks.start("change_feed", change_feed.run)
+        background_tasks.start("node_snapshot", node_snapshot.run)
+        background_tasks.start("sweeper", sweeper.run)
+        background_tasks.start("housekeeping", housekeeping.run)
+        background_tasks.start("heartbeat_writer", heartbeats.run)
+        background_tasks.start("heartbeat_tail", heartbeat_tail.run)
+        background_tasks.start("credential_verifier", credential_verifier.run)
+        background_tasks.start("rate_sync", rate_sync.run)
         yield Services(
             settings,
             authentication,
@@ -181,6 +180,5 @@ def build_app(services: Services) -> ASGIApp:
         "websocket": GraphQLOverWebSocket(engine, services),
     }
     graphql_first = _GraphQLDispatch("/graphql", handlers, app)
-    with_headers = SecurityHeadersMiddleware(_add_cors(graphql_first, services.settings))
-    trusted_proxies = services.settings.trusted_proxies
-    return ForwardedMiddleware(RequestIdMiddleware(with_headers), trusted_proxies)
+    with_cors = _add_cors(graphql_first, services.settings)
+    return RequestIdMiddleware(SecurityHeadersMiddleware(with_cors))

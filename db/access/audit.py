@@ -42,6 +42,9 @@ MAX_REJECTIONS_PER_HOUR = 600
 OTHER_SUBJECTS = "(others)"
 """The subject of rejections that have no entry of their own."""
 
+MAX_TEXT_BYTES = 2000
+"""Bound on each text column; an index entry of PostgreSQL takes less than 2,704 bytes."""
+
 ENTRY_KEYSET = Keyset(
     "audit", (AUDIT_ENTRY.recorded_at, AUDIT_ENTRY.id), (datetime, int), descending=True
 )
@@ -103,13 +106,13 @@ async def record_action(
     entry holds of them what `audit_documents.bound` leaves.
     """
     before, after = audit_documents.bound(before, after)
-    values = {
+    values: dict[str, Any] = {
         **_make_common_values(caller, action, subject),
         "before": before,
         "after": after,
         "outcome": OK,
     }
-    newest = _select_recent(subject).limit(1).subquery()
+    newest = _select_recent(values["subject"]).limit(1).subquery()
     repeated = select(func.repeat_audit_entry(newest.c.id).label("counted")).where(
         _has_same_values(newest.c, values)
     )
@@ -125,7 +128,11 @@ async def record_rejection(
     under the subject OTHER_SUBJECTS.
     """
     await session.execute(  # rejections of an actor are counted one after the other
-        select(func.pg_advisory_xact_lock(func.hashtextextended(f"audit {caller.name}", 0)))
+        select(
+            func.pg_advisory_xact_lock(
+                func.hashtextextended(f"audit {_bound_text(caller.name)}", 0)
+            )
+        )
     )
     within_limits = and_(
         *(
@@ -137,13 +144,18 @@ async def record_rejection(
         )
     )
     for name, condition in ((subject, within_limits), (OTHER_SUBJECTS, true())):
-        values = {
+        values: dict[str, Any] = {
             **_make_common_values(caller, action, name),
             "before": None,
             "after": None,
             "outcome": code,
         }
-        same = _select_recent(name).where(_has_same_values(AUDIT_ENTRY, values)).limit(1).subquery()
+        same = (
+            _select_recent(values["subject"])
+            .where(_has_same_values(AUDIT_ENTRY, values))
+            .limit(1)
+            .subquery()
+        )
         repeated = select(func.repeat_audit_entry(same.c.id).label("counted"))
         recorded = await session.scalar(_insert_unless_repeated(values, repeated, condition))
         if recorded:
@@ -153,7 +165,7 @@ async def record_rejection(
 _REPEATED_WITHIN = timedelta(hours=1)
 """`repeat_audit_entry` counts in no older entry."""
 
-_SAME = ("actor", "address", "peer_address", "action", "subject", "outcome", "before", "after")
+_SAME = ("actor", "address", "action", "subject", "outcome", "before", "after")
 
 
 def _select_recent(subject: str) -> Select[Any]:
@@ -172,7 +184,7 @@ def _select_rejections(caller: Caller, *, minutes: int) -> Select[Any]:
     return (
         select(AUDIT_ENTRY.id)
         .where(
-            AUDIT_ENTRY.actor == caller.name,
+            AUDIT_ENTRY.actor == _bound_text(caller.name),
             AUDIT_ENTRY.recorded_at > func.now() - timedelta(minutes=minutes),
             _IS_REJECTION,
         )
@@ -246,11 +258,17 @@ async def trim_entries(session: AsyncSession, *, keep_days: float, batch: int) -
 
 
 def _make_common_values(caller: Caller, action: str, subject: str) -> dict[str, str | None]:
-    return {
+    texts = {
         "actor": caller.name,
         "address": caller.address,
-        "peer_address": caller.peer_address,
         "action": action,
         "subject": subject,
         "request_id": structlog.contextvars.get_contextvars().get("request_id"),
     }
+    return {name: text and _bound_text(text) for name, text in texts.items()}
+
+
+def _bound_text(text: str) -> str:
+    """Return a text that PostgreSQL can store and index, whatever a caller sent."""
+    stored = text.replace("\0", "?").encode("utf-8", "replace")
+    return stored[:MAX_TEXT_BYTES].decode("utf-8", "ignore")

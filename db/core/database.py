@@ -196,7 +196,7 @@ class Database:
         try:
             yield
         except Exception as error:
-            if _is_transient(error):
+            if is_transient(error):
                 self._failure_count += 1
                 raise Unavailable(_RETRY_AFTER_SECONDS) from error
             raise
@@ -214,8 +214,8 @@ def _reject_closed_connection(dbapi_connection: Any, *_: object) -> None:
         raise DisconnectionError
 
 
-def _is_transient(error: Exception) -> bool:
-    """Return whether the same request may succeed later, unchanged."""
+def is_transient(error: Exception) -> bool:
+    """Return whether the same request may succeed later, unchanged: then it is Unavailable."""
     match error:
         case OSError() | TimeoutError() | PoolTimeout() | DBAPIError(connection_invalidated=True):
             return True
@@ -225,7 +225,7 @@ def _is_transient(error: Exception) -> bool:
             return type(error) in {InvalidRequestError, PendingRollbackError, ResourceClosedError}
         case DBAPIError() | EmulatedDBAPIException():  # the latter of raw_connection()
             cause = error.orig
-            return isinstance(cause, Exception) and _is_transient(cause)
+            return isinstance(cause, Exception) and is_transient(cause)
         case asyncpg.CheckViolationError(constraint_name=None):
             # A row was on its way to the default partition while its own partition was made. If
             # there is no default partition, PostgreSQL names the whole table: a bug of ours.

@@ -24,6 +24,7 @@ import structlog
 from sqlalchemy import URL
 
 from db.core.errors import EmbeddedServerFailed
+from db.core.restart_limit import RestartLimit
 from db.embedded import run_as_user
 from db.embedded.data_dir_lock import lock_data_dir
 
@@ -48,6 +49,7 @@ _INITDB_OPTIONS = (
 _STOP_SIGNALS = ((signal.SIGINT, 30), (signal.SIGQUIT, 10), (signal.SIGKILL, 5))
 
 _SUPERVISE_SECONDS = 1
+_LONGEST_DELAY_SECONDS = 30.0
 
 log = structlog.get_logger()
 
@@ -61,7 +63,8 @@ async def run_embedded_postgres(
     The database is made if missing. `options` are PostgreSQL's settings, e.g. `{"fsync": "off"}`. A
     server that outlived its killed holder is adopted if it has the same options, else restarted; a
     server that is killed meanwhile is started again. The timeout does not include making a new
-    cluster. Raises: DataDirInUse: at once. EmbeddedServerFailed: the server cannot be started.
+    cluster. Raises: DataDirInUse: at once. EmbeddedServerFailed: the server cannot be started, or
+    has ended too often; then the block is cancelled.
     """
     with lock_data_dir(data_dir) as resolved:
         server = _Server(resolved, options)
@@ -69,11 +72,33 @@ async def run_embedded_postgres(
         try:
             await server.start(start_timeout_seconds)
             supervisor = asyncio.create_task(server.supervise(start_timeout_seconds))
-            yield _make_url(server.socket_dir)
+            async with _cancelled_by_failure(supervisor):
+                yield _make_url(server.socket_dir)
         finally:
             if supervisor is not None:
                 supervisor.cancel()
             await _run_to_completion(server.stop)
+
+
+@asynccontextmanager
+async def _cancelled_by_failure(supervisor: asyncio.Task[None]) -> AsyncIterator[None]:
+    """Cancel the block when the supervisor fails, and raise its error instead."""
+    holder = asyncio.current_task()
+    assert holder is not None  # noqa: S101  # a coroutine runs in a task
+
+    def cancel_holder(_: asyncio.Task[None]) -> None:
+        holder.cancel()
+
+    supervisor.add_done_callback(cancel_holder)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if supervisor.done():
+            holder.uncancel()
+            await supervisor
+        raise
+    finally:
+        supervisor.remove_done_callback(cancel_holder)
 
 
 def get_running_url(data_dir: Path) -> URL:
@@ -150,13 +175,25 @@ class _Server:
             raise EmbeddedServerFailed(problem, self.read_last_log_lines()) from None
 
     async def supervise(self, timeout_seconds: float) -> None:
-        """Restart the server whenever it has ended, at most once a second, until cancelled."""
+        """Restart the server whenever it has ended, at most once a second, until cancelled.
+
+        Raises: EmbeddedServerFailed: it has ended soon after its start too often in a row.
+        """
+        limit = RestartLimit(longest_delay_seconds=_LONGEST_DELAY_SECONDS)
+        clock = asyncio.get_running_loop().time
+        started_at = clock()
         while True:
             await asyncio.sleep(_SUPERVISE_SECONDS)
             if self.process and not _has_exited(self.process, within_seconds=0):
                 continue
             log.error("embedded.died", folder=str(self.pgdata))
             self.process = None
+            delay = limit.record_run(clock() - started_at)
+            if delay is None:
+                problem = f"PostgreSQL ended {limit.short_runs} times in a row soon after its start"
+                raise EmbeddedServerFailed(problem, self.read_last_log_lines())
+            await asyncio.sleep(delay)
+            started_at = clock()
             try:
                 await self.launch_until_ready(timeout_seconds)
             except (EmbeddedServerFailed, OSError, asyncpg.PostgresError, psutil.Error) as error:

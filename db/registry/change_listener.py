@@ -1,6 +1,7 @@
 """The notification of status changes: LISTEN on a connection of its own."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,7 +16,13 @@ from db.registry.status_changes import CHANNEL
 NotificationHandler: TypeAlias = Callable[[str], object]
 """Takes the payload of a notification."""
 
+_REVISION = re.compile(r"[0-9]{1,19}")
+
 NO_HANDLERS: Mapping[str, NotificationHandler] = MappingProxyType({})
+
+
+class BadNotification(Exception):
+    """A notification of a change whose payload is no revision."""
 
 
 class ChangeListener:
@@ -24,10 +31,12 @@ class ChangeListener:
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._notified = asyncio.Event()
-        self._newest_revision = 0
+        self._payload = ""
 
     async def wait_for_change(self, timeout_seconds: float) -> int:
         """Return the log's revision after the next change, or after the timeout.
+
+        Raises: BadNotification: the notification has no revision; every user can send one.
 
         Raises: OSError, TimeoutError or an error of asyncpg: the connection is lost.
         """
@@ -39,7 +48,7 @@ class ChangeListener:
         self._notified.clear()
         if self._connection.is_closed():
             raise ConnectionError("the listening connection was closed")
-        return self._newest_revision
+        return _parse_revision(self._payload)
 
     async def read_revision(self) -> int:
         """Read the log's revision over this connection, which finds out if it is dead.
@@ -57,7 +66,7 @@ class ChangeListener:
     def handle_notification(
         self, _connection: object, _pid: int, _channel: str, payload: str
     ) -> None:
-        self._newest_revision = int(payload)  # notifications arrive in the order of the commits
+        self._payload = payload  # notifications arrive in the order of the commits
         self._notified.set()
 
     def handle_close(self, _connection: object) -> None:
@@ -80,6 +89,12 @@ async def open_listener(
             for channel, handler in handlers.items():
                 await connection.add_listener(channel, partial(_handle_notification, handler))
         yield listener
+
+
+def _parse_revision(payload: str) -> int:
+    if not _REVISION.fullmatch(payload):
+        raise BadNotification(payload)
+    return int(payload)
 
 
 def _handle_notification(

@@ -90,6 +90,18 @@ async def list_heartbeats_after(
     return by_node
 
 
+async def find_newest_heartbeat_ids(
+    session: AsyncSession, nodes: Sequence[UUID]
+) -> dict[UUID, int]:
+    """Return the id of each node's last heartbeat. Nodes without any are left out."""
+    rows = await session.execute(
+        select(NODE.id, NODE.last_heartbeat_id).where(
+            NODE.id.in_(nodes), NODE.last_heartbeat_id.is_not(None)
+        )
+    )
+    return {row.id: row.last_heartbeat_id for row in rows}
+
+
 async def find_latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Any]:
     """Return the metrics of each node's last heartbeat.
 

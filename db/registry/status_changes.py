@@ -20,12 +20,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
-from db.core.identity import REGISTRY_ACTOR
 from db.core.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
 from db.registry.node_filter import NodeFilter
 
 CHANNEL = "node_registry_changes"
 """The channel of NOTIFY; the payload is the newest revision."""
+
+REGISTRY_ACTOR = "registry"
+"""The actor of a change that the registry itself decided on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,14 @@ async def list_changes_after(
         if node.id is not None:
             nodes[node.id] = node
     return changes, nodes
+
+
+async def find_next_revision(connection: asyncpg.Connection, revision: int) -> int:
+    """Return the revision of the first change after `revision`, without reading the change."""
+    found: int = await connection.fetchval(
+        "SELECT coalesce(min(revision), $1) FROM status_changes WHERE revision > $1", revision
+    )
+    return found
 
 
 async def match_changes(

@@ -4,6 +4,7 @@ Time stands still within a sweep: even if its process is suspended half-way, it 
 the moment at which it began.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -11,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from db.core.database import is_transient
 from db.core.enums import NodeStatus, RegistryMode, StatusReason
 from db.registry import process_heartbeats, status_changes
 from db.registry.liveness_rules import TTL_INTERVALS, FleetState, LivenessRules
@@ -107,13 +109,20 @@ class SweepResult:
     outage_since: datetime | None
     has_more: bool
     """Whether a limit was reached, so that another sweep should follow at once."""
+    failures: Sequence[tuple[UUID, Exception]] = ()
+    """The nodes that could not be changed, each with the reason."""
 
 
-async def sweep(session: AsyncSession, process: UUID, rules: LivenessRules) -> SweepResult:
+async def sweep(
+    session: AsyncSession, process: UUID, rules: LivenessRules, *, one_by_one: bool = False
+) -> SweepResult:
     """Record the process heartbeat, set the mode, mark nodes that are due, remove expired ones.
 
     A sweep marks and removes at most 1,000 nodes each. Several processes may sweep at once: each
     row is locked by one sweep, which waits for no row and blocks heartbeats only while it writes.
+
+    A node that cannot be changed fails the whole sweep, except `one_by_one`: then each change has a
+    savepoint of its own.
     """
     outage_since = await process_heartbeats.record_process_heartbeat(session, process, rules)
     row = (await session.execute(_CENSUS, _make_parameters(rules))).one()
@@ -124,10 +133,15 @@ async def sweep(session: AsyncSession, process: UUID, rules: LivenessRules) -> S
         await session.scalar(_SET_MODE, {"mode": mode, "reason": reason}) is not None
     )
     due = await _find_due(session, rules) if row.due or mode_changed else []
-    expired = await _remove_expired(session, rules)
-    if due or expired:
-        await status_changes.apply_transitions(session, [*due, *expired])
+    expired = await _find_expired(session, rules)
+    failures: list[tuple[UUID, Exception]] = []
+    if one_by_one:
+        due = await _change_one_by_one(session, due, failures)
+        expired = await _change_one_by_one(session, expired, failures)
+    elif due or expired:
+        await _change(session, [*due, *expired])
     return SweepResult(
+        failures=failures,
         changed_nodes=len(due),
         removed_nodes=len(expired),
         live_nodes=row.live,
@@ -154,7 +168,34 @@ async def _find_due(session: AsyncSession, rules: LivenessRules) -> list[Transit
     ]
 
 
-async def _remove_expired(session: AsyncSession, rules: LivenessRules) -> list[Transition]:
+async def _change(session: AsyncSession, transitions: Sequence[Transition]) -> None:
+    removed = [t.node for t in transitions if t.reason is StatusReason.DEREGISTERED]
+    if removed:
+        await session.execute(_REMOVE, {"nodes": removed})
+    await status_changes.apply_transitions(session, transitions)
+
+
+async def _change_one_by_one(
+    session: AsyncSession,
+    transitions: Sequence[Transition],
+    failures: list[tuple[UUID, Exception]],
+) -> list[Transition]:
+    """Make the changes that can be made, and return them; add the others to `failures`."""
+    changed = []
+    for transition in transitions:
+        try:
+            async with session.begin_nested():
+                await _change(session, [transition])
+        except Exception as error:
+            if is_transient(error):
+                raise
+            failures.append((transition.node, error))
+        else:
+            changed.append(transition)
+    return changed
+
+
+async def _find_expired(session: AsyncSession, rules: LivenessRules) -> list[Transition]:
     if not rules.remove_offline_after:
         return []
     seconds_by_label = rules.remove_offline_after
@@ -166,12 +207,9 @@ async def _remove_expired(session: AsyncSession, rules: LivenessRules) -> list[T
             **_make_parameters(rules),
         },
     )
-    expired = list(rows)
-    if expired:
-        await session.execute(_REMOVE, {"nodes": expired})
     return [
         Transition(node, NodeStatus.OFFLINE, NodeStatus.OFFLINE, StatusReason.DEREGISTERED)
-        for node in expired
+        for node in rows
     ]
 
 

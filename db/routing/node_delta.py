@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, column, text
+import orjson
+from sqlalchemy import BigInteger, DateTime, Row, Text, column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from db.core.tables import HEARTBEAT, NODE
+from db.core.tables import NODE
 from db.routing.candidates import Candidate, make_candidate
 
 
@@ -21,6 +23,8 @@ class NodeDelta:
     observed_at: datetime
     changed: Sequence[Candidate]
     removed: Sequence[UUID]
+    unreadable: Sequence[tuple[UUID, Exception]] = ()
+    """The nodes that no candidate can be made of, each with the reason; they are in `removed`."""
 
 
 # A row counts as changed if it was written by a transaction that had not ended at the last read.
@@ -28,7 +32,8 @@ class NodeDelta:
 # they wrap around.
 _READ_DELTA = text("""
 SELECT s.horizon, s.revision, s.now, n.id, n.node_id, n.status, n.node_role, n.node_type, n.labels,
-       n.capabilities, n.removed_at, h.metrics
+       CAST(n.capabilities AS text) AS capabilities, n.removed_at,
+       CAST(h.metrics AS text) AS metrics
 FROM (
     SELECT CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint) AS horizon,
            revision, registry_now() AS now
@@ -42,9 +47,9 @@ LEFT JOIN heartbeat_log h ON h.id = n.last_heartbeat_id AND h.timestamp = n.last
     column("revision", BigInteger),
     column("now", DateTime(timezone=True)),
     *(NODE[name] for name in ("id", "node_id", "status", "node_role", "node_type", "labels")),
-    NODE.capabilities,
+    column("capabilities", Text),  # as text, so that a document that is not valid harms no other
     NODE.removed_at,
-    HEARTBEAT.metrics,
+    column("metrics", Text),
 )
 
 _XID_MODULUS = 2**32
@@ -54,24 +59,31 @@ async def read_delta(session: AsyncSession, horizon: int | None) -> NodeDelta:
     """Return what changed since the read that returned this horizon; every node if it is None."""
     since = None if horizon is None else str(horizon % _XID_MODULUS)
     rows = (await session.execute(_READ_DELTA, {"horizon": since})).all()
-    nodes = [row for row in rows if row.id is not None]
-    return NodeDelta(
-        rows[0].horizon,
-        rows[0].revision,
-        rows[0].now,
-        changed=[
-            make_candidate(
-                row.id,
-                row.node_id,
-                row.status,
-                row.node_role,
-                row.node_type,
-                labels=row.labels,
-                capabilities=row.capabilities,
-                metrics=row.metrics,
-            )
-            for row in nodes
-            if row.removed_at is None
-        ],
-        removed=[row.id for row in nodes if row.removed_at is not None],
+    changed: list[Candidate] = []
+    removed: list[UUID] = []
+    unreadable: list[tuple[UUID, Exception]] = []
+    for row in rows:
+        if row.id is None:
+            continue  # nothing has changed
+        if row.removed_at is not None:
+            removed.append(row.id)
+            continue
+        try:
+            changed.append(_make_candidate(row))
+        except Exception as error:  # noqa: BLE001  # one bad row must not hide the others
+            removed.append(row.id)
+            unreadable.append((row.id, error))
+    return NodeDelta(rows[0].horizon, rows[0].revision, rows[0].now, changed, removed, unreadable)
+
+
+def _make_candidate(row: Row[Any]) -> Candidate:
+    return make_candidate(
+        row.id,
+        row.node_id,
+        row.status,
+        row.node_role,
+        row.node_type,
+        labels=row.labels,
+        capabilities=orjson.loads(row.capabilities),
+        metrics=None if row.metrics is None else orjson.loads(row.metrics),
     )

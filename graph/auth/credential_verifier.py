@@ -5,7 +5,7 @@ Every process notices the end of a credential at its next check.
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
@@ -19,10 +19,12 @@ from db.core.database import Database
 from db.core.errors import Unauthenticated, Unavailable
 from db.core.identity import Identity
 from graph.auth.jwt_verifier import JwtVerifier
+from graph.core.item_failures import handle_items, skip_poison
 from graph.core.single_flight import SingleFlight
 
 log = structlog.get_logger()
 
+TASK = "credential_verifier"
 MAX_CACHED = 50_000
 RECORD_USE_SECONDS = 60.0
 GRANT_ENDED = "the credentials were revoked or have expired"
@@ -42,7 +44,8 @@ class Grant:
     def end(self) -> None:
         self.ended = True
         for watcher in list(self._watchers):
-            watcher()
+            with skip_poison(TASK, name=self.identity.name):
+                watcher()
 
     def watch(self, on_end: Callable[[], object]) -> None:
         """Call the function when the grant ends, or now if it has."""
@@ -134,9 +137,11 @@ class CredentialVerifier:
     async def record_uses(self) -> None:
         """Record when each token was last used. Raises Unavailable."""
         uses, self._uses = self._uses, {}
-        if uses:
-            async with self._database.write() as session:
-                await tokens.record_uses(session, uses)
+        await handle_items(TASK, list(uses.items()), self._record_uses)
+
+    async def _record_uses(self, uses: Sequence[tuple[UUID, datetime]]) -> None:
+        async with self._database.write() as session:
+            await tokens.record_uses(session, dict(uses))
 
     async def _verify(self, credential: str) -> Grant:
         presented = token_format.parse_token(credential)

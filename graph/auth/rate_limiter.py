@@ -3,6 +3,7 @@
 GCRA is defined in ITU-T I.371; https://brandur.org/rate-limiting describes it for programs.
 """
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -11,6 +12,9 @@ from typing import Self
 from db.core.errors import RateLimited
 
 MAX_KEYS = 100_000
+MAX_KEY_LENGTH = 300
+"""Longer keys are counted by their hashes: 300 characters are more than any name or address has."""
+
 MAX_CHARGE_SECONDS = 60.0
 _ROUNDING_SECONDS = 1e-6
 
@@ -54,6 +58,7 @@ class RateLimiter:
         A rejected amount is not charged. An amount larger than the burst passes for an unused key,
         which then waits longer.
         """
+        key = _bound_key(key)
         now = self._clock()
         account = self._get_account(key)
         paid_until = max(account.paid_until, now)
@@ -67,7 +72,7 @@ class RateLimiter:
 
     def require_available(self, key: str) -> None:
         """Check that one more would be allowed. Raises RateLimited."""
-        account = self._accounts.get(key)
+        account = self._accounts.get(_bound_key(key))
         ahead = 0.0 if account is None else account.paid_until - self._clock()
         too_early = ahead + self._interval - self._tolerance
         if too_early > _ROUNDING_SECONDS and ahead > 0:
@@ -88,7 +93,7 @@ class RateLimiter:
 
     def charge_remote_use(self, key: str, seconds: float) -> None:
         """Charge a key for use in another process, in seconds of its rate: one minute at most."""
-        account = self._get_account(key)
+        account = self._get_account(_bound_key(key))
         paid = min(max(seconds, 0.0), MAX_CHARGE_SECONDS)
         account.paid_until = max(account.paid_until, self._clock()) + paid
 
@@ -102,3 +107,10 @@ class RateLimiter:
 
     def _make_error(self, seconds: float) -> RateLimited:
         return RateLimited(f"too many {self.name}", retryAfterSeconds=round(seconds, 3))
+
+
+def _bound_key(key: str) -> str:
+    """Return the key, or the hash of one that is too long to be kept, and sent to others."""
+    if len(key) <= MAX_KEY_LENGTH:
+        return key
+    return f"sha256:{hashlib.sha256(key.encode(errors='surrogatepass')).hexdigest()}"

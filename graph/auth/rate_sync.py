@@ -18,10 +18,12 @@ from db.core import rate_channel
 from db.core.database import Database
 from db.core.errors import Unavailable
 from graph.auth.rate_limiter import RateLimiter
+from graph.core.item_failures import ITEM_FAILURES, handle_items, skip_poison
 
 log = structlog.get_logger()
 
 INTERVAL_SECONDS = 1.0
+TASK = "rate_sync"
 MIN_SENT_FRACTION = 0.05
 """The fraction of a rate below which use is not sent: that of 20 processes adds up to one rate."""
 
@@ -53,10 +55,13 @@ class RateSync:
             sent_at = now
             if payloads:
                 try:
-                    async with self._database.read() as session:
-                        await rate_channel.send_rates(session, payloads)
+                    await handle_items(TASK, payloads, self._send)
                 except Unavailable as error:
                     log.warning("rate_sync.unavailable", cause=repr(error.__cause__))
+
+    async def _send(self, payloads: Sequence[str]) -> None:
+        async with self._database.read() as session:
+            await rate_channel.send_rates(session, payloads)
 
     def make_payloads(self, seconds: float) -> list[str]:
         """Return the payloads for the use since the previous call, this many seconds ago."""
@@ -73,24 +78,30 @@ class RateSync:
         ]
 
     def receive(self, payload: str) -> None:
-        """Charge the use in a payload. An invalid one is logged: anyone may send notifications."""
+        """Charge the use in a payload. An invalid one is skipped: anyone may send notifications."""
         try:
             sender, uses = _PAYLOAD.validate_json(payload)
         except ValidationError:
-            log.warning("rate_sync.invalid_payload")
+            ITEM_FAILURES.labels(TASK).inc()
+            log.warning("rate_sync.invalid_payload", payload=payload)
             return
         if sender != self._process_id:
             for name, key, seconds_used in uses:
-                if name in self._limiters:  # a newer version may have more limiters
-                    self._limiters[name].charge_remote_use(key, seconds_used)
+                with skip_poison(TASK, key=key):
+                    if name in self._limiters:  # a newer version may have more limiters
+                        self._limiters[name].charge_remote_use(key, seconds_used)
 
 
 def _split_into_batches(uses: Sequence[RateUse]) -> Iterator[list[RateUse]]:
-    """Yield lists that each fit into one payload."""
+    """Yield lists that each fit into one payload. A use that fits into none is skipped."""
     batch: list[RateUse] = []
     size = 0
     for use in uses:
-        use_size = len(orjson.dumps(use)) + 1
+        use_size = 0
+        with skip_poison(TASK, limiter=use[0], key=use[1]):
+            use_size = _measure(use)
+        if not use_size:
+            continue
         if size + use_size > rate_channel.MAX_PAYLOAD_BYTES:
             yield batch
             batch, size = [], 0
@@ -98,3 +109,14 @@ def _split_into_batches(uses: Sequence[RateUse]) -> Iterator[list[RateUse]]:
         size += use_size
     if batch:
         yield batch
+
+
+def _measure(use: RateUse) -> int:
+    """Return the bytes that a use takes in a payload.
+
+    Raises: ValueError: no payload is large enough. TypeError: its key is no valid text.
+    """
+    size = len(orjson.dumps(use)) + 1
+    if size > rate_channel.MAX_PAYLOAD_BYTES:
+        raise ValueError(f"{size} bytes, of at most {rate_channel.MAX_PAYLOAD_BYTES}")
+    return size

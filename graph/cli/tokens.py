@@ -17,7 +17,6 @@ from db.core.tables import Token
 from graph.cli.common import identify_operator, load_command_settings
 from graph.core import validation
 from graph.core.open_database import open_shared_database
-from graph.core.terminal import echo, escape
 
 T = TypeVar("T")
 
@@ -140,7 +139,7 @@ def list_command(*, include_ended: bool) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        echo("  ".join(cells).rstrip())
+        click.echo("  ".join(cells).rstrip())
 
 
 @token.command()
@@ -172,7 +171,7 @@ def revoke(*, id: str) -> None:  # noqa: A002  # the argument's name
         lambda session: token_changes.revoke_tokens(session, id, caller=identify_operator())
     )
     for token_row in revoked:
-        echo(f"Revoked {_describe(token_row)}.", err=True)
+        click.echo(f"Revoked {_describe(token_row)}.", err=True)
 
 
 def _run_change(change: Callable[[AsyncSession], Awaitable[T]]) -> T:
@@ -208,8 +207,8 @@ def _check_name(name: str | None) -> str | None:
 
 
 def _print_new_token(issued: IssuedToken) -> None:
-    echo(f"Created {_describe(issued.token)}. It is shown only once.", err=True)
-    echo(issued.text)
+    click.echo(f"Created {_describe(issued.token)}. It is shown only once.", err=True)
+    click.echo(issued.text)
 
 
 def _describe(token_row: Token) -> str:
@@ -225,7 +224,7 @@ _HEADINGS = ("ID", "NAME", "ROLE", "FOR", "CREATED", "EXPIRES", "LAST USED", "RE
 def _format_row(token_row: Token) -> tuple[str, ...]:
     return (
         token_row.public_id,
-        escape(token_row.name),
+        token_row.name,
         token_row.role,
         " ".join(_list_scope(token_row)),
         _format_time(token_row.created_at),

@@ -91,7 +91,7 @@ def _format_error(error: GraphQLError) -> dict[str, Any]:
     cause = _find_cause(error)
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     text = cause.message if isinstance(cause, RegistryError) else error.message
-    message = _shorten(redact_tokens(text))
+    message = _make_safe(text)
     details: Mapping[str, object]
     if isinstance(cause, RegistryError):
         code, retryable, details = cause.code, cause.retryable, cause.details
@@ -118,15 +118,18 @@ def _format_error(error: GraphQLError) -> dict[str, Any]:
         **details,
         "requestId": request_id,
     }
-    # A caller that sends a token in a wrong place may log the response.
-    return {name: redact_values(value) for name, value in formatted.items()}
+    return {name: redact_values(value, _make_safe) for name, value in formatted.items()}
 
 
-def _shorten(message: str) -> str:
-    """Shorten a message, because graphql-core quotes its input at any length."""
-    return (
-        message if len(message) <= MAX_MESSAGE_LENGTH else f"{message[: MAX_MESSAGE_LENGTH - 1]}…"
-    )
+def _make_safe(text: str) -> str:
+    """Cut tokens out, because a caller that sends one in a wrong place may log the response.
+
+    The text is shortened, because it may quote its input at any length.
+    """
+    redacted = redact_tokens(text)
+    if len(redacted) <= MAX_MESSAGE_LENGTH:
+        return redacted
+    return f"{redacted[: MAX_MESSAGE_LENGTH - 1]}…"
 
 
 def _is_client_fault(error: GraphQLError, cause: Exception | None) -> bool:

@@ -23,6 +23,10 @@ MAX_STEPS = 64
 """Steps that are kept; a follower further behind receives the whole set again."""
 
 
+class WatchFailed(Exception):
+    """A step of the watch could not be made; its followers must begin again."""
+
+
 class CandidateWatch:
     """The set of matching nodes and its latest steps, each the changes of one refresh.
 
@@ -45,6 +49,7 @@ class CandidateWatch:
         self._stepped = Broadcast()
         self.step = 0
         self.follower_count = 0
+        self._failed = False
 
     def find_entering(self, changed: Iterable[Candidate]) -> list[Candidate]:
         """Return the changed candidates that match and are not in the set yet."""
@@ -94,10 +99,20 @@ class CandidateWatch:
         return step, await self._snapshots.get(step, partial(self._load, self._revision))
 
     async def wait_for_step(self, step: int) -> Sequence[CandidateEvent] | None:
-        """Wait for the step after `step`; return its events, None if they are no longer kept."""
-        while step == self.step:
+        """Wait for the step after `step`; return its events, None if they are no longer kept.
+
+        Raises: WatchFailed.
+        """
+        while step == self.step and not self._failed:
             await self._stepped.wait()
+        if self._failed:
+            raise WatchFailed
         return self._steps.get(step + 1)
+
+    def fail(self) -> None:
+        """End the watch, because a step could not be made."""
+        self._failed = True
+        self._stepped.notify()
 
     async def _load(self, revision: int) -> CandidatesSnapshot:
         async with self._database.read() as session:

@@ -16,19 +16,30 @@ from uuid import UUID
 import asyncpg
 import structlog
 
-from db.core.database import Database
+from db.core.database import Database, is_transient
 from db.core.errors import Unavailable
 from db.registry import status_changes
-from db.registry.change_listener import NO_HANDLERS, NotificationHandler, open_listener
+from db.registry.change_listener import (
+    NO_HANDLERS,
+    BadNotification,
+    ChangeListener,
+    NotificationHandler,
+    open_listener,
+)
 from db.registry.node_filter import EVERY_NODE, NodeFilter
 from db.registry.status_changes import LoggedChange, NodeRow
 from graph.core.broadcast import Broadcast
+from graph.core.item_failures import report_failure, skip_poison
 from graph.core.single_flight import SingleFlight
 from graph.live.stream_events import Bookmark, StatusChanged
 
 log = structlog.get_logger()
 
+_TASK = "change_feed"
 BATCH_SIZE = 500
+MAX_SKIPPED = 100
+"""Consecutive changes that may be skipped because they cannot be read."""
+
 SHARED_SECONDS = 1.0
 """Time for which a result of the database for one subscriber serves the others."""
 
@@ -121,7 +132,9 @@ class ChangeFeed:
     ) -> None:
         """`handlers` receive other channels: a process has only one connection for LISTEN."""
         self._database = database
-        self._handlers = handlers
+        self._handlers = {
+            channel: partial(_handle_notification, handler) for channel, handler in handlers.items()
+        }
         self._check_seconds = check_seconds
         self._max_lag = max_lag
         self._recent: dict[int, Batch] = {}  # by each of its revisions, without a gap
@@ -132,6 +145,7 @@ class ChangeFeed:
         self._last: LoggedChange | None = None
         self.revision = 0
         self.is_connected = False
+        self._skipped = 0
         self.log_resets = 0
         self.subscriber_count = 0
 
@@ -155,7 +169,7 @@ class ChangeFeed:
                     log.info("change_feed.connected", revision=self.revision)
                     failures, self.is_connected = 0, True
                     while True:
-                        newest = await listener.wait_for_change(self._check_seconds)
+                        newest = await self._wait_for_notification(listener)
                         await self.read_up_to(newest, listener.read_revision)
             except Unavailable as error:
                 delay = random.uniform(0, min(_MAX_BACKOFF_SECONDS, 0.1 * 2**failures))  # noqa: S311  # no secret
@@ -233,7 +247,13 @@ class ChangeFeed:
         """
         start = position - position % BATCH_SIZE
         borders = (start, min(start + BATCH_SIZE, self.revision))
-        batch = await self._replays.get(borders, partial(self._read_batch, *borders))
+        try:
+            batch = await self._replays.get(borders, partial(self._read_batch, *borders))
+        except Unavailable:
+            raise
+        except Exception as error:
+            report_failure(_TASK, error, after=start)
+            raise GapInLog("a change in the log cannot be read") from error
         self._check_no_reset(log_resets)
         if batch is None or position + 1 not in batch.revisions:
             raise GapInLog("the change log no longer reaches back so far")
@@ -245,6 +265,13 @@ class ChangeFeed:
             self._bookmark = Bookmark(position)
         return self._bookmark
 
+    async def _wait_for_notification(self, listener: ChangeListener) -> int:
+        try:
+            return await listener.wait_for_change(self._check_seconds)
+        except BadNotification as error:
+            report_failure(_TASK, error)
+            return await listener.read_revision()
+
     async def _read_batch(self, after: int, upto: int) -> Batch | None:
         asyncio.get_running_loop().call_later(SHARED_SECONDS, self._replays.forget, (after, upto))
         async with self._database.open_connection() as connection:
@@ -253,11 +280,10 @@ class ChangeFeed:
     async def _read_next(self) -> bool:
         """Read the next batch; return False if the log has no newer change."""
         # A batch is never larger than what is kept: a quick subscriber must get all of it.
-        limit = min(BATCH_SIZE, self._max_lag)
-        async with self._open_connection() as connection:
-            batch = await read_batch(self._database, connection, self.revision, limit=limit)
+        batch = await self._read_first(min(BATCH_SIZE, self._max_lag))
         if batch is None:
             return False
+        self._skipped = 0
         if batch.revisions.start != self.revision + 1:
             self._recent.clear()  # the changes in between were trimmed
         self._recent.update(dict.fromkeys(batch.revisions, batch))
@@ -266,6 +292,31 @@ class ChangeFeed:
             del self._recent[self.revision - len(self._recent) + 1]
         self._changed.notify()
         return True
+
+    async def _read_first(self, limit: int) -> Batch | None:
+        """Read the next changes that can be read, and skip those that cannot."""
+        while True:
+            try:
+                async with self._open_connection() as connection:
+                    return await read_batch(self._database, connection, self.revision, limit=limit)
+            except Exception as error:
+                if isinstance(error, Unavailable) or is_transient(error):
+                    raise
+                if limit == 1:
+                    await self._skip_change(error)
+                limit = 1  # up to the change that cannot be read, one by one
+
+    async def _skip_change(self, error: Exception) -> None:
+        """Skip the next change, which cannot be read; subscribers before it must resync."""
+        async with self._open_connection() as connection:
+            revision = await status_changes.find_next_revision(connection, self.revision)
+        self._skipped += 1
+        if revision == self.revision or self._skipped > MAX_SKIPPED:
+            raise error  # not one change is at fault
+        report_failure(_TASK, error, revision=revision)
+        self._recent.clear()
+        self.revision, self._last = revision, None
+        self._changed.notify()
 
     async def _jump_to(self, revision: int) -> None:
         last = await self._read_change(revision)
@@ -289,8 +340,15 @@ class ChangeFeed:
         return change is None or change == self._last
 
     async def _read_change(self, revision: int) -> LoggedChange | None:
-        async with self._database.open_connection() as connection:
-            change, _ = await status_changes.list_changes_after(
-                connection, revision - 1, upto=revision
-            )
-        return change[0] if change else None
+        with skip_poison(_TASK, revision=revision):
+            async with self._database.open_connection() as connection:
+                change, _ = await status_changes.list_changes_after(
+                    connection, revision - 1, upto=revision
+                )
+            return change[0] if change else None
+        return None
+
+
+def _handle_notification(handler: NotificationHandler, payload: str) -> None:
+    with skip_poison(_TASK, payload=payload):
+        handler(payload)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -13,10 +13,12 @@ from db.core.database import Database
 from db.core.errors import Unavailable
 from db.core.tables import Heartbeat
 from db.registry import history
+from graph.core.item_failures import handle_items
 
 log = structlog.get_logger()
 
 MAX_WAITING = 100
+_TASK = "heartbeat_tail"
 
 
 @dataclass(slots=True, eq=False)
@@ -79,11 +81,29 @@ class HeartbeatTail:
         for subscriber in self._subscribers:
             last_id = last_ids.get(subscriber.node, subscriber.last_id)
             last_ids[subscriber.node] = min(last_id, subscriber.last_id)
-        async with self._database.read() as session:
-            arrived = await history.list_heartbeats_after(session, last_ids)
+        arrived: dict[UUID, list[Heartbeat]] = {}
+        parts = await handle_items(_TASK, list(last_ids.items()), self._read_arrived)
+        for heartbeats, nodes in parts:
+            arrived |= heartbeats
+            last_ids = {node: id_ for node, id_ in last_ids.items() if node not in nodes}
+        # What is left are nodes with a heartbeat that cannot be read: they go on after the newest.
+        newest_ids = await self._read_newest_ids(list(last_ids)) if last_ids else {}
         for subscriber in self._subscribers:
+            subscriber.last_id = max(subscriber.last_id, newest_ids.get(subscriber.node, 0))
             for heartbeat in arrived.get(subscriber.node, ()):
                 if heartbeat.id > subscriber.last_id:
                     subscriber.last_id = heartbeat.id
                     subscriber.waiting.append(heartbeat)
                     subscriber.arrived.set()
+
+    async def _read_arrived(
+        self, last_ids: Sequence[tuple[UUID, int]]
+    ) -> tuple[dict[UUID, list[Heartbeat]], set[UUID]]:
+        """Return the heartbeats after the last id of each node, and the nodes that were read."""
+        async with self._database.read() as session:
+            arrived = await history.list_heartbeats_after(session, dict(last_ids))
+        return arrived, {node for node, _ in last_ids}
+
+    async def _read_newest_ids(self, nodes: Sequence[UUID]) -> dict[UUID, int]:
+        async with self._database.read() as session:
+            return await history.find_newest_heartbeat_ids(session, nodes)

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from db.registry.heartbeats import HeartbeatOutcome, HeartbeatReport
 from db.registry.liveness_rules import LivenessRules
 from db.registry.node_limits import UNLIMITED, NodeLimits
 from graph.core.errors import INTERNAL
+from graph.core.item_failures import report_failure
 from graph.live.sweeper import Sweeper
 from graph.telemetry.metrics import Metrics
 from graph.telemetry.spans import Tracer
@@ -23,6 +25,7 @@ from graph.telemetry.spans import Tracer
 log = structlog.get_logger()
 
 MAX_BATCH = 1000
+_TASK = "heartbeat_writer"
 MAX_QUEUED_REPORTS = 20_000
 MAX_STRETCH = 4.0
 MAX_LINKS = 128
@@ -86,13 +89,32 @@ class HeartbeatWriter:
                 await self._arrived.wait()
                 if batch := self._take_batch():
                     links = [queued.link for queued in batch[:MAX_LINKS]]
-                    with self._tracer.open_span("heartbeats.write", links=links):
+                    with (
+                        self._fail_unwritten(batch),
+                        self._tracer.open_span("heartbeats.write", links=links),
+                    ):
                         await self._write(batch)
                 else:
                     self._arrived.clear()
         finally:
             for queued in self._queue:
                 _fail(queued, Unavailable(_RETRY_AFTER_SECONDS))
+            self._queue.clear()
+            self.queued_reports = 0
+
+    @contextmanager
+    def _fail_unwritten(self, batch: list[_QueuedReports]) -> Iterator[None]:
+        """Pass what the block raises to those of the batch who still wait, and go on."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            for queued in batch:  # it may or may not be committed
+                _fail(queued, Unavailable(_RETRY_AFTER_SECONDS))
+            raise
+        except Exception as error:  # noqa: BLE001  # nobody may wait for ever
+            report_failure(_TASK, error, size=len(batch))
+            for queued in batch:
+                _fail(queued, error)
 
     def _stretch_rules(self) -> LivenessRules:
         """Return the rules with longer intervals the longer a heartbeat waits for its commit."""
@@ -116,9 +138,6 @@ class HeartbeatWriter:
             all_outcomes = await heartbeats.record_batch(
                 self._database, reports, self._stretch_rules(), self._limits
             )
-        except asyncio.CancelledError:
-            self._queue.extendleft(reversed(batch))  # it may or may not be committed
-            raise
         except Exception as error:  # noqa: BLE001  # any error goes to the callers who wait
             await self._handle_failure(batch, error)
             return
@@ -131,16 +150,20 @@ class HeartbeatWriter:
                 queued.outcomes.set_result(own_outcomes)
 
     async def _handle_failure(self, batch: list[_QueuedReports], error: Exception) -> None:
-        """Fail the batch in an outage; after any other error write its parts one by one."""
+        """Fail the batch in an outage; after any other error write its halves one by one."""
         if isinstance(error, Unavailable) or len(batch) == 1:
+            if not isinstance(error, RegistryError):
+                nodes = [report.node_id for queued in batch for report in queued.reports]
+                report_failure(_TASK, error, nodes=nodes)
             code = error.code if isinstance(error, RegistryError) else INTERNAL
             for queued in batch:
                 self._metrics.count_heartbeats(code, len(queued.reports))
                 _fail(queued, error)
             return
-        log.error("heartbeats.batch_failed", size=len(batch), exc_info=error)
-        for queued in batch:
-            await self._write([queued])
+        log.warning("heartbeats.batch_failed", size=len(batch), cause=repr(error))
+        middle = len(batch) // 2
+        await self._write(batch[:middle])
+        await self._write(batch[middle:])
 
 
 def _fail(queued: _QueuedReports, error: Exception) -> None:

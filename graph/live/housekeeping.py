@@ -15,11 +15,13 @@ from db.core.errors import Unavailable
 from db.registry import status_changes
 from db.retention import metrics_rollup, partitions
 from db.retention.partitions import STATEMENT_TIMEOUT_SECONDS, Partition
+from graph.core.item_failures import skip_poison
 from graph.core.settings import Settings
 from graph.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
+_TASK = "housekeeping"
 _INTERVAL_SECONDS = 300
 _TRIM_BATCH = 10_000
 _ENDED_TOKENS_KEPT = timedelta(days=90)
@@ -75,13 +77,16 @@ class Housekeeping:
             self.drop_old_days,
             self.drop_old_months,
         ):
+            done = False
             try:
-                await step()
+                with skip_poison(_TASK, step=step.__name__):
+                    await step()
+                    done = True
             except Unavailable as error:
-                completed = False
                 log.warning(
                     "housekeeping.unavailable", step=step.__name__, cause=repr(error.__cause__)
                 )
+            completed = completed and done
         self._metrics.housekeeping_seconds.observe(time.perf_counter() - started)
         if completed:
             self._completed_at = time.time()
@@ -134,34 +139,45 @@ class Housekeeping:
             hours = await metrics_rollup.list_due_hours(session, days[0].begin) if days else []
         self._hours_due = len(hours)
         for hour in hours:
-            if not await self._roll_up_hour(hour):
-                return
-            self._hours_due -= 1
+            with skip_poison(_TASK, hour=hour.isoformat()):
+                if not await self._roll_up_hour(hour):
+                    return
+                self._hours_due -= 1
 
     async def drop_old_days(self) -> None:
         """Drop days of the heartbeat log older than configured, each once it is rolled up."""
         for day in await self._list_old_partitions(
             "heartbeat_log", self._settings.heartbeat_log_max_age_seconds
         ):
-            for hour in (day.begin + n * _HOUR for n in range(24)):
-                async with self._database.read() as session:
-                    complete = await metrics_rollup.is_complete(session, hour)
-                if not complete and not await self._roll_up_hour(hour):
+            with skip_poison(_TASK, day=day.begin.date().isoformat()):
+                if not await self._drop_day(day):
                     return
-            async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
-                await metrics_rollup.unmark_rolled_up(session, day)
-                dropped = await partitions.drop_partition(session, day)
-            if dropped:
-                log.info("heartbeat_log.dropped", day=day.begin.date().isoformat())
+
+    async def _drop_day(self, day: Partition) -> bool:
+        """Roll up and drop a day; return False if another process is rolling up."""
+        for hour in (day.begin + n * _HOUR for n in range(24)):
+            async with self._database.read() as session:
+                complete = await metrics_rollup.is_complete(session, hour)
+            if not complete and not await self._roll_up_hour(hour):
+                return False
+        async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
+            await metrics_rollup.unmark_rolled_up(session, day)
+            dropped = await partitions.drop_partition(session, day)
+        if dropped:
+            log.info("heartbeat_log.dropped", day=day.begin.date().isoformat())
+        return True
 
     async def drop_old_months(self) -> None:
         """Drop months of the metrics history older than configured."""
         max_age_seconds = self._settings.metrics_history_max_age_seconds
         for month in await self._list_old_partitions("metrics_history", max_age_seconds):
-            async with self._database.write(statement_seconds=STATEMENT_TIMEOUT_SECONDS) as session:
-                dropped = await partitions.drop_partition(session, month)
-            if dropped:
-                log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
+            with skip_poison(_TASK, month=f"{month.begin:%Y-%m}"):
+                async with self._database.write(
+                    statement_seconds=STATEMENT_TIMEOUT_SECONDS
+                ) as session:
+                    dropped = await partitions.drop_partition(session, month)
+                if dropped:
+                    log.info("metrics_history.dropped", month=f"{month.begin:%Y-%m}")
 
     async def _trim_in_batches(self, trim: Callable[[AsyncSession], Awaitable[int]]) -> int:
         """Trim in one transaction a batch, until a batch is not full; return the rows dropped."""

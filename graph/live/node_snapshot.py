@@ -5,7 +5,7 @@ two statements and reads what has changed since the last one, whichever process 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from db.routing import node_delta
 from db.routing.candidates import Candidate
 from db.routing.matching import Requirements, partition
 from db.routing.scoring import rank
+from graph.core.item_failures import handle_items, report_failure
 from graph.core.single_flight import SingleFlight
 from graph.live.candidate_watch import CandidateWatch
 from graph.live.change_feed import ChangeFeed
@@ -32,6 +33,7 @@ log = structlog.get_logger()
 MAX_AGE_SECONDS = 1.0
 """The maximum age of an answer."""
 
+_TASK = "node_snapshot"
 _REFRESH_SECONDS = 0.5
 _MIN_PAUSE_SECONDS = 0.05
 _IDLE_SECONDS = 10.0
@@ -94,8 +96,7 @@ class NodeSnapshot:
         matching, others = partition(requirements, self._candidates.values())
         best = rank(matching, ranking)[:limit]
         excluded = sorted(others, key=lambda candidate: candidate.node_id)
-        async with self._database.read() as session:
-            rows = await nodes.find_nodes_by_uuid(session, [candidate.id for candidate, _ in best])
+        rows = await self._find_nodes([candidate.id for candidate, _ in best])
         ranked = [
             (row, score)
             for candidate, score in best
@@ -123,7 +124,7 @@ class NodeSnapshot:
             yield watch
         finally:
             watch.follower_count -= 1
-            if not watch.follower_count:
+            if not watch.follower_count and self._watches.get(requirements) is watch:
                 del self._watches[requirements]
 
     async def run(self) -> None:
@@ -139,6 +140,16 @@ class NodeSnapshot:
                 log.warning("node_snapshot.unavailable", cause=repr(error.__cause__))
             await asyncio.sleep(_MIN_PAUSE_SECONDS)
             await self._change_feed.wait_for_change(_REFRESH_SECONDS - _MIN_PAUSE_SECONDS)
+
+    async def _find_nodes(self, ids: Sequence[UUID]) -> dict[UUID, tables.Node]:
+        """Return the nodes that still exist, without those whose rows cannot be read."""
+
+        async def find(part: Sequence[UUID]) -> Mapping[UUID, tables.Node]:
+            async with self._database.read() as session:
+                return await nodes.find_nodes_by_uuid(session, list(part))
+
+        parts = await handle_items(_TASK, ids, find)
+        return {id_: row for part in parts for id_, row in part.items()}
 
     async def _ensure_current(self) -> None:
         self._note_use()
@@ -158,18 +169,25 @@ class NodeSnapshot:
         started = _now()
         async with self._database.read() as session:
             delta = await node_delta.read_delta(session, self._horizon)
-            entering = {
-                candidate.id
-                for watch in self._watches.values()
-                for candidate in watch.find_entering(delta.changed)
-            }
-            rows = await nodes.find_nodes_by_uuid(session, list(entering)) if entering else {}
+        entering = {
+            candidate.id
+            for watch in self._watches.values()
+            for candidate in watch.find_entering(delta.changed)
+        }
+        rows = await self._find_nodes(list(entering))
+        for node, error in delta.unreadable:
+            report_failure(_TASK, error, node=str(node))
         self._candidates.update((candidate.id, candidate) for candidate in delta.changed)
         removed = [self._candidates.pop(node) for node in delta.removed if node in self._candidates]
         if delta.changed or removed:
             self._rankings = SingleFlight(_MAX_RANKINGS)
-        for watch in self._watches.values():
-            watch.apply_delta(delta.revision, delta.changed, removed, rows)
+        for requirements, watch in list(self._watches.items()):
+            try:
+                watch.apply_delta(delta.revision, delta.changed, removed, rows)
+            except Exception as error:  # noqa: BLE001  # the other watches go on
+                report_failure(_TASK, error, requirements=requirements)
+                del self._watches[requirements]
+                watch.fail()
         self._horizon, self._refreshed_at, self._version = delta.horizon, started, self._version + 1
         self.revision, self.observed_at = delta.revision, delta.observed_at
 

@@ -10,6 +10,7 @@ from db.access import audit
 from db.core.database import Database
 from db.core.errors import Unavailable
 from db.core.identity import ANONYMOUS, Caller
+from graph.core.item_failures import skip_poison
 
 log = structlog.get_logger()
 
@@ -51,7 +52,8 @@ class RejectionLog:
         for action, subject in attempts:
             entry = {"action": action, "subject": subject}
             try:
-                async with self._database.write() as session:
-                    await audit.record_rejection(session, caller=caller, code=code, **entry)
+                with skip_poison("rejection_log", actor=caller.name, code=code, **entry):
+                    async with self._database.write() as session:
+                        await audit.record_rejection(session, caller=caller, code=code, **entry)
             except Unavailable:
                 log.warning("audit.rejection_lost", actor=caller.name, code=code, **entry)

@@ -14,6 +14,7 @@ from db.core.errors import Unavailable
 from db.registry import process_heartbeats, sweep
 from db.registry.liveness_rules import JITTER, LivenessRules
 from db.registry.sweep import SweepResult
+from graph.core.item_failures import report_failure
 from graph.core.settings import Settings
 from graph.live.heartbeat_pace import HeartbeatPace
 from graph.telemetry.metrics import Metrics
@@ -40,9 +41,22 @@ class Sweeper:
     async def sweep(self) -> SweepResult:
         """Sweep until no node is due; return the last result."""
         started = time.perf_counter()
+        one_by_one = False
         while True:
-            async with self._database.write() as session:
-                result = await sweep.sweep(session, self._process, self.rules)
+            try:
+                async with self._database.write() as session:
+                    result = await sweep.sweep(
+                        session, self._process, self.rules, one_by_one=one_by_one
+                    )
+            except Unavailable:
+                raise
+            except Exception:
+                if one_by_one:
+                    raise
+                one_by_one = True
+                continue
+            for node, error in result.failures:
+                report_failure("sweeper", error, node=str(node))
             self._apply_result(result)
             if not result.has_more:
                 self._metrics.sweep_seconds.observe(time.perf_counter() - started)

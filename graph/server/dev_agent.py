@@ -8,17 +8,28 @@ from pathlib import Path
 
 import structlog
 
+from db.core.restart_limit import RestartLimit
+
 log = structlog.get_logger()
 
-_RESTART_SECONDS = 5
+_MAX_SHORT_RUNS = 8
+_RESTART_SECONDS = 5.0
+_LONGEST_DELAY_SECONDS = 300.0
 _STOP_SECONDS = 5
 
 
 async def run_dev_agent(registry_url: str, data_dir: Path) -> None:
     """Run the agent and restart it whenever it ends; it keeps its node id in `data_dir`.
 
-    Its standard input is a pipe, which closes even if this process is killed.
+    Return when it has ended soon too often. Its standard input is a pipe, which closes even if this
+    process is killed.
     """
+    limit = RestartLimit(
+        _MAX_SHORT_RUNS,
+        shortest_delay_seconds=_RESTART_SECONDS,
+        longest_delay_seconds=_LONGEST_DELAY_SECONDS,
+    )
+    clock = asyncio.get_running_loop().time
     state_dir = data_dir / "agent"
     state_dir.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -27,7 +38,10 @@ async def run_dev_agent(registry_url: str, data_dir: Path) -> None:
         "NODE_AGENT_STATE_DIR": str(state_dir),
         **os.environ,
     }
-    while True:
+    delay: float | None = 0.0
+    while delay is not None:
+        await asyncio.sleep(delay)
+        started_at = clock()
         agent = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "agent", "run", "--exit-with-parent"),
@@ -41,8 +55,8 @@ async def run_dev_agent(registry_url: str, data_dir: Path) -> None:
         finally:
             if agent.returncode is None:
                 await _stop(agent)
-        log.warning("dev_agent.ended", status=status, restart_in_seconds=_RESTART_SECONDS)
-        await asyncio.sleep(_RESTART_SECONDS)
+        delay = limit.record_run(clock() - started_at)
+        log.warning("dev_agent.ended", status=status, restart_in_seconds=delay)
 
 
 async def _stop(agent: asyncio.subprocess.Process) -> None:

@@ -13,10 +13,15 @@ from graph.live.background_tasks import BackgroundTaskDied
 
 
 class WorkerFailed(Exception):
-    """A worker ended before it served; `reason` is its last line of output, or its exit status."""
+    """A worker cannot start, or goes on ending soon after it began to serve.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"a worker cannot start: {reason}")
+    `reason` is its last line of output, or its exit status.
+    """
+
+    def __init__(self, reason: str, *, short_runs: int = 0) -> None:
+        """Create the error of a worker that served in so many short runs; 0: it cannot start."""
+        problem = f"ended {short_runs} times soon after its start" if short_runs else "cannot start"
+        super().__init__(f"a worker {problem}: {reason}")
         self.reason = reason
 
 

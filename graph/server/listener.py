@@ -1,11 +1,12 @@
 """The address that the registry serves on, and the steps taken once per address."""
 
 import socket
+from functools import partial
 
+import click
 import structlog
 
 from graph.core.settings import ConfigurationError, Settings, is_loopback
-from graph.core.terminal import echo
 from graph.core.version import VERSION
 from graph.live.background_tasks import BackgroundTasks
 from graph.server.dev_agent import run_dev_agent
@@ -62,7 +63,8 @@ def finish_startup(
     if not settings.is_authentication_required:
         log.warning("authentication.disabled", address=host)
     if settings.dev_agent:
-        background_tasks.start("dev_agent", run_dev_agent(url, settings.data_dir))
+        run = partial(run_dev_agent, url, settings.data_dir)
+        background_tasks.start("dev_agent", run, is_vital=False)
     _print_addresses(url, settings)
 
 
@@ -73,7 +75,7 @@ def build_url(host: str, port: int, scheme: str) -> str:
 
 
 def _print_addresses(url: str, settings: Settings) -> None:
-    echo(
+    click.echo(
         f"Node registry {VERSION}, {settings.env}\n"
         f"  Dashboard {url}/dashboard\n"
         f"  GraphQL   {url}/graphql\n"

@@ -11,6 +11,7 @@ import structlog
 from cryptography import x509
 
 from graph.core.file_fingerprint import fingerprint_file
+from graph.core.item_failures import skip_poison
 from graph.core.settings import ConfigurationError, Settings
 
 log = structlog.get_logger()
@@ -61,7 +62,8 @@ class ReloadingContext(ssl.SSLContext):
     async def watch_files(self, interval_seconds: float = CHECK_SECONDS) -> None:
         while True:
             await asyncio.sleep(interval_seconds)
-            self.reload_if_changed()
+            with skip_poison("tls", certificate=str(self._certificate)):
+                self.reload_if_changed()
 
     def _look(self) -> Sequence[object]:
         return [_fingerprint(path) for path in (self._certificate, self._key, self._client_ca)]

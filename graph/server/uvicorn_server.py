@@ -103,7 +103,7 @@ def create_server(services: Services) -> Server:
     settings = services.settings
     tls = create_tls_context(settings)
     if tls is not None:
-        services.background_tasks.start("tls", tls.watch_files())
+        services.background_tasks.start("tls", tls.watch_files)
         services.metrics.add_gauge(
             "node_registry_tls_certificate_expiry_timestamp_seconds",
             "Time at which the certificate of new connections expires.",
@@ -121,8 +121,6 @@ def create_server(services: Services) -> Server:
             log_config=None,
             access_log=False,
             server_header=False,
-            # uvicorn would trust loopback, or whatever FORWARDED_ALLOW_IPS says.
-            proxy_headers=False,
             ws_max_size=settings.max_body_bytes,
             ws_ping_interval=settings.keepalive_seconds,
             ws_ping_timeout=settings.keepalive_seconds,

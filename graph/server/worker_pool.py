@@ -9,11 +9,12 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 
+from db.core.restart_limit import RestartLimit
 from graph.core.open_database import open_database
 from graph.core.settings import Settings
 from graph.live.background_tasks import open_background_tasks
@@ -29,16 +30,8 @@ _COMMAND = (sys.executable, "-P", "-m", "graph.server.worker")
 READY = "ready"
 """The line that a worker writes on its standard output once it serves."""
 
-_STEADY_SECONDS = 10
-_SHORTEST_DELAY_SECONDS = 0.1
-_LONGEST_DELAY_SECONDS = 5.0
-_GIVE_UP_AFTER = 8  # runs, in more than 16 s: a database may be restarting
 _CLOSE_SECONDS = 5  # for a worker to close its services once its clients are gone
-
-
-def compute_restart_delay(short_runs: int) -> float:
-    """Return the seconds to wait before a restart after any number of consecutive short runs."""
-    return min(_LONGEST_DELAY_SECONDS, _SHORTEST_DELAY_SECONDS * 2.0 ** min(short_runs, 10))
+_MAX_LINE_BYTES = 4096
 
 
 async def serve_with_workers(settings: Settings) -> None:
@@ -101,7 +94,12 @@ class WorkerPool:
         *,
         stop_seconds: float,
         on_serving: Callable[[], None],
+        make_limit: Callable[[], RestartLimit] = RestartLimit,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`make_limit` says how often each worker may end soon after its start."""
+        self._make_limit = make_limit
+        self._clock = clock
         self._sockets = sockets
         self._environment = environment
         self._stop_seconds = stop_seconds
@@ -145,18 +143,18 @@ class WorkerPool:
 
     async def _keep_running(self, listener: socket.socket, peer_address: tuple[str, str]) -> None:
         """Run and restart a worker; its peers find it by `peer_address`, a folder and a name."""
-        short_runs = 0  # consecutive runs that ended early
+        limit = self._make_limit()
         while not self._stopping.is_set():
             run = await self._run_once(listener, peer_address)
             if self._stopping.is_set():
                 break
-            short_runs = 0 if (run.served_seconds or 0) > _STEADY_SECONDS else short_runs + 1
-            first = listener in self._pending
-            if run.served_seconds is None and (first or short_runs >= _GIVE_UP_AFTER):
-                self._failure = WorkerFailed(run.end)
+            delay = limit.record_run(run.served_seconds or 0.0)
+            has_never_served = listener in self._pending
+            if delay is None or has_never_served:
+                short_runs = 0 if run.served_seconds is None else limit.short_runs
+                self._failure = WorkerFailed(run.end, short_runs=short_runs)
                 self.stop()
                 break
-            delay = compute_restart_delay(short_runs)
             log.error("worker.ended", pid=run.pid, end=run.end, restart_in_seconds=delay)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
@@ -179,15 +177,19 @@ class WorkerPool:
         self._processes.add(process)
         if self._stopping.is_set():
             process.terminate()
-        line = (await process.stdout.readline()).decode().strip()
-        serving_since = time.monotonic() if line == READY else None
-        if serving_since is not None:
-            self._note_serving(listener, process)
-            line = (await process.stdout.read()).decode().strip()
+        serving_since: float | None = None
+        last_line = ""
+        async for line in _read_lines(process.stdout):
+            if line == READY and serving_since is None:
+                serving_since = self._clock()
+                self._note_serving(listener, process)
+            else:
+                last_line = line or last_line
         status = await process.wait()
         self._processes.discard(process)
-        served_seconds = None if serving_since is None else time.monotonic() - serving_since
-        return _WorkerRun(process.pid, served_seconds, line or f"it ended with status {status}")
+        served_seconds = None if serving_since is None else self._clock() - serving_since
+        end = last_line or f"it ended with status {status}"
+        return _WorkerRun(process.pid, served_seconds, end)
 
     def _note_serving(self, listener: socket.socket, process: Process) -> None:
         log.info("worker.started", pid=process.pid)
@@ -195,3 +197,20 @@ class WorkerPool:
             self._pending.remove(listener)
             if not self._pending and not self._stopping.is_set():
                 self._on_serving()
+
+
+async def _read_lines(output: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Yield the lines of the output as they arrive, each cut to _MAX_LINE_BYTES."""
+    line = b""
+    while chunk := await output.read(_MAX_LINE_BYTES):
+        *whole, rest = chunk.split(b"\n")
+        for part in whole:
+            yield _decode_line(line + part)
+            line = b""
+        line = (line + rest)[:_MAX_LINE_BYTES]
+    if line:
+        yield _decode_line(line)
+
+
+def _decode_line(line: bytes) -> str:
+    return line[:_MAX_LINE_BYTES].decode(errors="replace").strip()

@@ -5,10 +5,10 @@ import sys
 from typing import Literal
 
 import structlog
-from structlog.types import EventDict, Processor, WrappedLogger
+from structlog.types import Processor
 
 from db.core.token_format import redact_tokens
-from graph.core.terminal import escape, escape_lines
+from graph.telemetry.log_bounds import shorten_fields
 
 # Local variables hold requests and secrets, and a large one takes seconds to format.
 _FORMAT_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -24,12 +24,13 @@ def configure_logging(environment: Literal["development", "production"], level: 
     render: list[Processor] = (
         [
             structlog.processors.ExceptionRenderer(_FORMAT_WITHOUT_LOCALS),
+            shorten_fields,
             structlog.processors.JSONRenderer(),
         ]
         if environment == "production"
         else [
             structlog.processors.format_exc_info,
-            escape_values,
+            shorten_fields,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
@@ -52,18 +53,6 @@ def configure_logging(environment: Literal["development", "production"], level: 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-
-
-def escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape what a terminal would obey in the texts of an event; only a traceback has lines."""
-    return {
-        name: value
-        if not isinstance(value, str)
-        else escape_lines(value)
-        if name == "exception"
-        else escape(value)
-        for name, value in event.items()
-    }
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from db.core.errors import RateLimited, RegistryError, Unavailable
 from db.registry.heartbeats import HeartbeatAck
 from graph.core.errors import ERROR_COUNTER, INTERNAL, list_error_codes
+from graph.core.item_failures import ITEM_FAILURES, TASKS
 
 OK = "ok"
 """The outcome of an operation without errors; otherwise it is the code of the first error."""
@@ -48,6 +49,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.registry.register(ERROR_COUNTER)
+        self.registry.register(ITEM_FAILURES)
         histogram = partial(Histogram, registry=self.registry, buckets=_SECONDS)
         self._heartbeats = Counter(
             "node_registry_heartbeats",
@@ -96,6 +98,8 @@ class Metrics:
         # Create the series at 0, so that rate() sees the first increment.
         for code in list_error_codes():
             ERROR_COUNTER.labels(code)
+        for task in TASKS:
+            ITEM_FAILURES.labels(task)
         for outcome in (ACCEPTED, RateLimited.code, Unavailable.code, INTERNAL):
             self._heartbeats.labels(outcome)
         for sent in ("heartbeat", "registration"):

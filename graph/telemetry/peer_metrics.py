@@ -13,6 +13,9 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from graph.core.item_failures import report_failure, skip_poison
+
+_TASK = "peer_metrics"
 _ANSWER_SECONDS = 5
 
 
@@ -33,6 +36,8 @@ class PeerMetrics:
                 await writer.drain()
             except ConnectionError:
                 pass  # the peer no longer waits
+            except Exception as error:  # noqa: BLE001  # the next scrape may succeed
+                report_failure(_TASK, error)
             finally:
                 writer.close()
 
@@ -61,7 +66,7 @@ async def _read_peer(path: Path) -> str:
         async with asyncio.timeout(_ANSWER_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
-                return (await reader.read()).decode()
+                return (await reader.read()).decode(errors="replace")
             finally:
                 writer.close()
     except (OSError, TimeoutError):
@@ -76,7 +81,10 @@ class _MergedMetrics(Collector):
         """Return each metric once, with the samples of all workers."""
         metrics: dict[str, Metric] = {}
         for name, text in self._text_by_worker.items():
-            for family in text_string_to_metric_families(text):
+            families: list[Metric] = []
+            with skip_poison(_TASK, worker=name):
+                families = list(text_string_to_metric_families(text))
+            for family in families:
                 metric = metrics.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)
                 )

@@ -1,6 +1,7 @@
 """The metrics in Prometheus's text format: counted as events happen, or read at each scrape."""
 
 import math
+from functools import partial
 
 from prometheus_client import Gauge, generate_latest
 
@@ -39,9 +40,8 @@ class PrometheusScrape:
             "node_registry_database_size_bytes", "Disk that the database takes.", registry=registry
         )
         if services.peer_metrics is not None:
-            services.background_tasks.start(
-                "peer_metrics", services.peer_metrics.serve(self._render_own)
-            )
+            serve = partial(services.peer_metrics.serve, self._render_own)
+            services.background_tasks.start("peer_metrics", serve)
 
     async def render(self) -> bytes:
         """Return the metrics of all workers, in Prometheus's text format."""

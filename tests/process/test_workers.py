@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -20,10 +21,11 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from structlog.types import EventDict
 
+from db.core.restart_limit import RestartLimit
 from graph.core.settings import ConfigurationError, Settings, load_settings
 from graph.server.exit_errors import WorkerFailed
 from graph.server.listener import listen
-from graph.server.worker_pool import WorkerPool, compute_restart_delay
+from graph.server.worker_pool import WorkerPool
 from tests.support.api import CHANGES, REGISTER
 from tests.support.clusters import find_processes
 from tests.support.live_server import NO_TLS
@@ -265,7 +267,6 @@ MakePool = Callable[[str], WorkerPool]
 @pytest.fixture
 def make_pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MakePool]:
     """Yield a function that returns a pool whose workers run a Python script."""
-    monkeypatch.setattr("graph.server.worker_pool._LONGEST_DELAY_SECONDS", 0.01)
     monkeypatch.chdir(tmp_path)
     with listen(Settings(http_port=0)) as listening:
 
@@ -273,7 +274,13 @@ def make_pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MakeP
             monkeypatch.setattr(
                 "graph.server.worker_pool._COMMAND", (sys.executable, "-S", "-c", script)
             )
-            return WorkerPool([listening], {}, stop_seconds=0.1, on_serving=lambda: None)
+            return WorkerPool(
+                [listening],
+                {},
+                stop_seconds=0.1,
+                on_serving=lambda: None,
+                make_limit=partial(RestartLimit, longest_delay_seconds=0.01),
+            )
 
         yield make
 
@@ -302,11 +309,44 @@ print("ready" if pathlib.Path("lives").read_text() == "x" else "no memory")
     ]
 
 
-@pytest.mark.parametrize(("short_runs", "seconds"), [(1, 0.2), (5, 3.2), (6, 5), (100_000, 5)])
-def test_the_restart_delay_grows_with_short_runs_up_to_a_limit(
-    short_runs: int, seconds: float
+async def test_a_worker_that_repeatedly_ends_soon_after_it_is_ready_stops_the_parent(
+    make_pool: MakePool, logged: list[EventDict]
 ) -> None:
-    assert compute_restart_delay(short_runs) == pytest.approx(seconds)
+    script = """
+import os
+os.write(1, b"ready\\n" + b"no memory \\xff" * 100_000)
+"""
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(WorkerFailed, match="a worker ended 8 times soon after its start: no m"):
+            await make_pool(script).run()
+    ends = [entry["end"] for entry in take_events(logged, "worker.ended")]
+    assert len(ends) == 7
+    assert all(len(end) <= 4096 for end in ends)
+
+
+async def test_a_crash_loop_ends_the_command_with_one_line(
+    database_url: URL, tmp_path: Path
+) -> None:
+    """Each worker says that it is ready and ends; the parent restarts it without a delay."""
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import sys
+if "graph.server.worker" in sys.orig_argv:
+    print("ready", flush=True)
+    raise SystemExit(3)
+from db.core.restart_limit import RestartLimit
+record_run = RestartLimit.record_run
+RestartLimit.record_run = lambda *run: None if record_run(*run) is None else 0.0
+"""
+    )
+    address = database_url.render_as_string(hide_password=False)
+    settings = {"NODE_REGISTRY_DATABASE_URL": address, "PYTHONPATH": str(tmp_path)}
+    async with run_program(*SERVE, **FAST, **settings) as parent:
+        async with asyncio.timeout(SECONDS):
+            output, _ = await parent.process.communicate()
+        assert parent.process.returncode == 1
+    *_, last = output.decode().splitlines()
+    assert last.startswith("node-registry: a worker ended 8 times soon after its start: ")
 
 
 async def test_a_worker_that_does_not_stop_in_time_is_killed(

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from agent import documents as agent
 from agent.trusted_documents import get_text
+from db.core.restart_limit import RestartLimit
 from tests.support.api import beat, register, wait_for_revision
 from tests.support.live_server import LiveServer, StartServer
 from tests.support.waiting import wait_until
@@ -82,7 +83,8 @@ async def test_failed_background_task_makes_health_unhealthy(server: LiveServer)
     async def fail() -> None:
         raise RuntimeError("as a test")
 
-    server.services.background_tasks.start("doomed", fail())
+    server.services.background_tasks.make_limit = lambda: RestartLimit(max_short_runs=1)
+    server.services.background_tasks.start("doomed", fail)
     await wait_until(lambda: server.services.background_tasks.failed)
     response = await server.http.get("/health")
     assert response.status_code == 503

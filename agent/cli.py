@@ -1,6 +1,7 @@
 """The command line of the agent. It writes results to stdout and logs to stderr."""
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
@@ -31,6 +32,7 @@ from agent.replies import Node, NodeStatusData, NodeWithReason
 from agent.runner import Runner
 from agent.settings import PREFIX, AgentSettings, BadSettingError
 from agent.signals import run_until_stopped
+from agent.terminal import echo, escape
 from agent.tls import TlsConfig, UnusableFileError
 from agent.transport import FallbackTransport, RegistryTransport
 
@@ -218,8 +220,8 @@ def run_coroutine(settings: AgentSettings, coroutine: Coroutine[Any, Any, T]) ->
 
 def print_node(node: Node, *, as_json: bool) -> None:
     if as_json:
-        click.echo(node.model_dump_json(by_alias=True))
+        echo(json.dumps(node.model_dump(mode="json", by_alias=True)))  # in ASCII
         return
     for name, value in node.model_dump(mode="json").items():
         text = ", ".join(value) if isinstance(value, list) else value
-        click.echo(f"{name.replace('_', ' '):<16}{text or '-'}")
+        echo(f"{name.replace('_', ' '):<16}{escape(text or '-')}")

@@ -10,6 +10,7 @@ import click
 from agent import identity
 from agent.identity import StateError
 from agent.settings import AgentSettings, BadSettingError, load_settings
+from agent.terminal import escape
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -70,10 +71,10 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except BadSettingError as error:
-        raise SettingClickError(str(error)) from None
+        raise SettingClickError(escape(str(error))) from None
     except (StateError, OSError) as error:
         fail(str(error))
 
 
 def fail(message: str) -> NoReturn:
-    raise click.ClickException(message)
+    raise click.ClickException(escape(message))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import structlog
 
 from agent import documents
+from agent.bounded_answer import MAX_PAGE_BYTES
 from agent.errors import RegistryError, RequestRejectedError, is_final
 from agent.http_transport import TIMEOUT_SECONDS
 from agent.pace import Clock, draw_retry_delay
@@ -138,7 +139,7 @@ async def _stream_status_changes(
     after: int | None,
 ) -> AsyncGenerator[StatusEvent, None]:
     """Yield the changes of one connection, which ends after ResyncRequired or with an error."""
-    async with open_websocket(url, token, tls) as transport:
+    async with open_websocket(url, token, tls, max_bytes=MAX_PAGE_BYTES) as transport:
         if after is None:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 result = await transport.execute(documents.REVISION)
@@ -156,7 +157,7 @@ async def _stream_status_changes(
 async def _stream_available_nodes(
     url: str, token: str | None, tls: TlsConfig, requirements: Mapping[str, Any] | None
 ) -> AsyncGenerator[AvailableNodesEvent, None]:
-    async with open_websocket(url, token, tls) as transport:
+    async with open_websocket(url, token, tls, max_bytes=MAX_PAGE_BYTES) as transport:
         variables = {"require": requirements}
         results = subscribe(transport, documents.AVAILABILITY, variables, AvailableNodesChangesData)
         async with aclosing(results) as replies:

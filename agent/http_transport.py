@@ -10,6 +10,7 @@ from gql.transport.exceptions import TransportQueryError, TransportServerError
 from gql.transport.httpx import HTTPXAsyncTransport
 from httpx import Limits
 
+from agent.bounded_answer import MAX_REPLY_BYTES, UNCOMPRESSED, make_limit
 from agent.errors import RegistryUnavailableError, parse_errors, parse_http_error, shorten
 from agent.replies import ReplyT, parse_reply
 from agent.settings import is_loopback
@@ -43,8 +44,9 @@ class HttpTransport:
         tls: TlsConfig | None = None,
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
+        max_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
-        """Load the files of `tls`.
+        """Load the files of `tls`. An answer of more than `max_bytes` is not usable.
 
         Raises: UnusableFileError: one of them cannot be used.
         """
@@ -53,6 +55,7 @@ class HttpTransport:
         self._tls = tls or TlsConfig()
         self._tls.load_context(url)  # report an unusable file now, not at the first request
         self._timeout_seconds = timeout_seconds
+        self._max_bytes = max_bytes
         self._session: AsyncClientSession | None = None
         self._exit_stack = AsyncExitStack()
 
@@ -96,7 +99,8 @@ class HttpTransport:
         # A new gql transport for each connection: a used one may never connect again.
         transport = HTTPXAsyncTransport(
             self._url,
-            headers={"Accept": ACCEPT, **build_headers(self._token)},
+            headers={"Accept": ACCEPT, **UNCOMPRESSED, **build_headers(self._token)},
+            event_hooks={"response": [make_limit(self._max_bytes)]},
             timeout=self._timeout_seconds,
             limits=Limits(max_connections=1, keepalive_expiry=KEEPALIVE_SECONDS),
             # A proxy for the outside world must not stand between an agent and its own machine.

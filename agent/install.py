@@ -14,6 +14,7 @@ from agent.console import Command, add_node_options, one_line_errors
 from agent.identity import read_bootstrap_settings, write_atomically
 from agent.service_layout import choose_layout, find_agent_command
 from agent.settings import AgentSettings, BadSettingError, load_settings
+from agent.terminal import echo
 
 # The system unit hides these from the agent.
 HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  # none is written to
@@ -77,13 +78,13 @@ def install(
         changed = [file for file in layout.build_files(settings) if not file.is_current]
         for file in changed:
             if dry_run:
-                click.echo(f"--- {file.path} ({file.mode:04o})\n{_mask_token(file.text, settings)}")
+                echo(f"--- {file.path} ({file.mode:04o})\n{_mask_token(file.text, settings)}")
             else:
                 file.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 write_atomically(file.path, file.text, mode=file.mode)
-                click.echo(f"{file.path} was written.")
+                echo(f"{file.path} was written.")
         if not changed:
-            click.echo(f"{layout.resolve(layout.unit_path)} is up to date.")
+            echo(f"{layout.resolve(layout.unit_path)} is up to date.")
         print_commands("Now run:", layout.list_start_commands())
 
 
@@ -106,14 +107,14 @@ def uninstall(
         for path in existing:
             if not dry_run:
                 path.unlink()
-            click.echo(f"{path} {'would be' if dry_run else 'was'} removed.")
+            echo(f"{path} {'would be' if dry_run else 'was'} removed.")
         if not existing:
-            click.echo(f"{layout.resolve(layout.unit_path)} does not exist.")
+            echo(f"{layout.resolve(layout.unit_path)} does not exist.")
         print_commands("Now run:", layout.list_stop_commands())
 
 
 def print_commands(heading: str, commands: list[str]) -> None:
-    click.echo("\n  ".join([heading, *commands]))
+    echo("\n  ".join([heading, *commands]))
 
 
 def check_visibility(settings: AgentSettings) -> None:

@@ -4,7 +4,9 @@ import logging
 import sys
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, Processor, WrappedLogger
+
+from agent.terminal import escape, escape_lines
 
 
 def configure_logs(*, verbose: bool) -> None:
@@ -12,15 +14,19 @@ def configure_logs(*, verbose: bool) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    render: Processor = structlog.processors.JSONRenderer()
+    render: list[Processor] = [structlog.processors.JSONRenderer()]  # in ASCII
     if sys.stderr.isatty():
-        render = structlog.dev.ConsoleRenderer()
+        render = [
+            structlog.processors.format_exc_info,
+            escape_values,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ]
     # Write through logging, because its handler survives a full disk or a closed stderr.
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     level = logging.DEBUG if verbose else logging.INFO
@@ -33,3 +39,15 @@ def configure_logs(*, verbose: bool) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
+
+
+def escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escape what a terminal would obey in the texts of an event; only a traceback has lines."""
+    return {
+        name: value
+        if not isinstance(value, str)
+        else escape_lines(value)
+        if name == "exception"
+        else escape(value)
+        for name, value in event.items()
+    }

@@ -15,6 +15,7 @@ import structlog
 from gql import GraphQLRequest
 
 from agent import documents
+from agent.bounded_answer import MAX_PAGE_BYTES
 from agent.breaker import CircuitBreaker
 from agent.errors import RegistryError, RegistryUnavailableError, RequestRejectedError, is_final
 from agent.follow import follow_status_changes
@@ -91,7 +92,13 @@ class RegistryClient:
         self._circuit_breaker = CircuitBreaker(self._clock)
         self._transports: asyncio.LifoQueue[HttpTransport] = asyncio.LifoQueue()
         for _ in range(MAX_CONNECTIONS):
-            transport = HttpTransport(self._url, token, self._tls, timeout_seconds=timeout_seconds)
+            transport = HttpTransport(
+                self._url,
+                token,
+                self._tls,
+                timeout_seconds=timeout_seconds,
+                max_bytes=MAX_PAGE_BYTES,
+            )
             self._transports.put_nowait(transport)
         self._tasks: dict[str, asyncio.Task[Any]] = {}
         self._replies: OrderedDict[str, tuple[float, Any]] = OrderedDict()

@@ -12,6 +12,7 @@ from graphql import ExecutionResult
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Close, CloseCode
 
+from agent.bounded_answer import MAX_REPLY_BYTES
 from agent.errors import (
     FORBIDDEN,
     UNAUTHENTICATED,
@@ -68,16 +69,23 @@ class BoundedWebsocketsTransport(WebsocketsTransport):
 
 @asynccontextmanager
 async def open_websocket(
-    url: str, token: str | None, tls: TlsConfig, *, open_seconds: float | None = None
+    url: str,
+    token: str | None,
+    tls: TlsConfig,
+    *,
+    open_seconds: float | None = None,
+    max_bytes: int = MAX_REPLY_BYTES,
 ) -> AsyncIterator[BoundedWebsocketsTransport]:
     """Open a websocket to the endpoint with the http(s) address `url` for the block.
+
+    A message of more than `max_bytes` ends the connection.
 
     Failures of the connection within the block are raised as the same errors.
 
     Raises: RequestRejectedError: the registry rejected the connection. WebSocketOpenError: it
     could not be opened, but HTTP may work. RegistryUnavailableError: any other failure.
     """
-    transport = _create_transport(url, token, tls)
+    transport = _create_transport(url, token, tls, max_bytes)
     open_seconds = open_seconds or TIMEOUT_SECONDS
     try:
         with translated_errors(open_seconds, WebSocketOpenError):
@@ -91,7 +99,9 @@ async def open_websocket(
         await transport.close()
 
 
-def _create_transport(url: str, token: str | None, tls: TlsConfig) -> BoundedWebsocketsTransport:
+def _create_transport(
+    url: str, token: str | None, tls: TlsConfig, max_bytes: int
+) -> BoundedWebsocketsTransport:
     # A proxy for the outside world must not stand between an agent and its own machine.
     is_remote = not is_loopback(url)
     return BoundedWebsocketsTransport(
@@ -109,6 +119,7 @@ def _create_transport(url: str, token: str | None, tls: TlsConfig) -> BoundedWeb
             "close_timeout": 0,
             # With compression the size of one read would be unbounded.
             "compression": None,
+            "max_size": max_bytes,
             "proxy": True if is_remote else None,
         },
     )

@@ -15,6 +15,7 @@ from graph.auth.caller_limits import CallerLimits
 from graph.auth.credential_verifier import CredentialVerifier
 from graph.auth.jwt_verifier import create_jwt_verifier
 from graph.auth.rate_sync import RateSync
+from graph.auth.request_source import ForwardedMiddleware
 from graph.core.open_database import open_database
 from graph.core.settings import RESERVED_CONNECTIONS, ConfigurationError, Settings
 from graph.execution import document_cache
@@ -180,5 +181,6 @@ def build_app(services: Services) -> ASGIApp:
         "websocket": GraphQLOverWebSocket(engine, services),
     }
     graphql_first = _GraphQLDispatch("/graphql", handlers, app)
-    with_cors = _add_cors(graphql_first, services.settings)
-    return RequestIdMiddleware(SecurityHeadersMiddleware(with_cors))
+    with_headers = SecurityHeadersMiddleware(_add_cors(graphql_first, services.settings))
+    trusted_proxies = services.settings.trusted_proxies
+    return ForwardedMiddleware(RequestIdMiddleware(with_headers), trusted_proxies)

@@ -8,9 +8,11 @@ documents, no variables, no names except those of trusted documents, and of SQL 
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from io import BytesIO
 from typing import Any
 
+import requests
 from asyncpg.connection import LoggedQuery
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -19,10 +21,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Link, SpanKind, StatusCode, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from requests.adapters import HTTPAdapter
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import get_contextvars
+from urllib3 import HTTPResponse
 
 from db.core.database import Database
 from graph.core.headers import get_header
@@ -32,6 +36,7 @@ from graph.telemetry.spans import NO_ATTRIBUTES
 _PATH = "/graphql"
 _METHODS = {"GET", "POST"}
 _SEND_SECONDS = 3
+_MAX_ANSWER_BYTES = 1024
 _MAX_STATEMENT_CHARACTERS = 4000
 _SERVER_ERROR = 500
 _PARENT = TraceContextTextMapPropagator()
@@ -46,8 +51,11 @@ class OTLPTracer:
             resource=Resource.create({"service.name": SERVICE_NAME, "service.version": VERSION}),
             shutdown_on_exit=False,
         )
+        session = requests.Session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _BoundedAdapter())
         self._exporter = OTLPSpanExporter(
-            f"{endpoint.rstrip('/')}/v1/traces", timeout=_SEND_SECONDS
+            f"{endpoint.rstrip('/')}/v1/traces", timeout=_SEND_SECONDS, session=session
         )
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("graph")
@@ -83,6 +91,17 @@ class OTLPTracer:
         deadline = loop.call_later(_SEND_SECONDS, self._exporter.shutdown)
         await asyncio.to_thread(self._provider.shutdown)
         deadline.cancel()
+
+
+class _BoundedAdapter(HTTPAdapter):
+    """Reads no more than the beginning of an answer, which the exporter logs if it is an error."""
+
+    def send(self, *arguments: Any, **options: Any) -> requests.Response:
+        response = super().send(*arguments, **options)
+        with closing(response.raw) as sent:
+            beginning = sent.read(_MAX_ANSWER_BYTES, decode_content=False)
+        response.raw = HTTPResponse(BytesIO(beginning), preload_content=False)
+        return response
 
 
 class OTLPSpan:

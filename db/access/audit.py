@@ -165,7 +165,7 @@ async def record_rejection(
 _REPEATED_WITHIN = timedelta(hours=1)
 """`repeat_audit_entry` counts in no older entry."""
 
-_SAME = ("actor", "address", "action", "subject", "outcome", "before", "after")
+_SAME = ("actor", "address", "peer_address", "action", "subject", "outcome", "before", "after")
 
 
 def _select_recent(subject: str) -> Select[Any]:
@@ -261,6 +261,7 @@ def _make_common_values(caller: Caller, action: str, subject: str) -> dict[str, 
     texts = {
         "actor": caller.name,
         "address": caller.address,
+        "peer_address": caller.peer_address,
         "action": action,
         "subject": subject,
         "request_id": structlog.contextvars.get_contextvars().get("request_id"),

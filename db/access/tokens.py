@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.enums import Role
 from db.core.errors import TokenNotFound
-from db.core.identity import Identity
+from db.core.identity import NODE_PREFIX, TOKEN_PREFIX, Identity
 from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import TOKEN, Token
 from db.core.token_format import PresentedToken
@@ -28,7 +28,13 @@ def make_valid_condition() -> ColumnElement[bool]:
 
 
 def to_identity(token: Token) -> Identity:
-    return Identity(token.name, token.role, frozenset(token.nodes), token.id)
+    """Return the identity that a token proves: its node's if enrolment issued it to one."""
+    if token.enrolled_by is None:
+        actor = f"{TOKEN_PREFIX}{token.name}"
+    else:
+        [node_id] = token.nodes
+        actor = f"{NODE_PREFIX}{node_id}"
+    return Identity(actor, token.role, frozenset(token.nodes), token.id)
 
 
 async def find_valid_token(session: AsyncSession, presented: PresentedToken) -> Token | None:

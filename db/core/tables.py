@@ -277,7 +277,7 @@ class AuditEntry(Table, table=True):
     id: int = Field(primary_key=True, sa_type=BigInteger, sa_column_args=(Identity(always=True),))
     recorded_at: datetime = Field(sa_type=_TIMESTAMP, sa_column_kwargs=_DEFAULT_NOW)
     actor: str = Field(sa_type=Text)
-    address: str | None = Field(sa_type=Text, description="IP address of the request.")
+    address: str | None = Field(sa_type=Text, description="IP address of the client.")
     action: str = Field(sa_type=Text, description="The action, e.g. profile.set.")
     subject: str = Field(sa_type=Text, description="Name of what the action is about.")
     outcome: str = Field(
@@ -286,6 +286,9 @@ class AuditEntry(Table, table=True):
         description="ok, or the code of the error with which the action was rejected.",
     )
     request_id: str | None = Field(sa_type=Text, description="The request's id in the log.")
+    peer_address: str | None = Field(
+        sa_type=Text, description="IP address of the direct connection, e.g. a proxy's."
+    )
     before: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)
     after: dict[str, Any] | None = Field(sa_type=_JSON_OBJECT)
     count: int = Field(

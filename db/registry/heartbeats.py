@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
 from db.core.errors import NodeNotFound, RateLimited, RegistryError, StaleBoot, Unavailable
+from db.core.identity import ANONYMOUS_ACTOR
 from db.registry import status_changes
 from db.registry.flapping import damp_flapping
 from db.registry.liveness_rules import JITTER, LivenessRules
@@ -29,7 +30,7 @@ class HeartbeatReport:
     sequence: int
     degraded: bool = False
     metrics: Mapping[str, Any] | None = None
-    actor: str = "anonymous"
+    actor: str = ANONYMOUS_ACTOR
 
 
 @dataclass(frozen=True, slots=True)

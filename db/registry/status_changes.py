@@ -20,14 +20,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
+from db.core.identity import REGISTRY_ACTOR
 from db.core.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
 from db.registry.node_filter import NodeFilter
 
 CHANNEL = "node_registry_changes"
 """The channel of NOTIFY; the payload is the newest revision."""
-
-REGISTRY_ACTOR = "registry"
-"""The actor of a change that the registry itself decided on."""
 
 
 @dataclass(frozen=True, slots=True)

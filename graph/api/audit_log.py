@@ -8,7 +8,7 @@ import strawberry
 from db.access import audit
 from db.core import tables
 from graph.api.connection import Connection
-from graph.api.fields import field, optional
+from graph.api.fields import ACTOR_DESCRIPTION, field, optional
 from graph.api.scalars import JSON
 from graph.core import validation
 
@@ -18,7 +18,7 @@ from graph.core import validation
     " given."
 )
 class AuditFilter:
-    actor: str | None = optional("The identity that acted.")
+    actor: str | None = optional(f"The actor, e.g. token/alice. {ACTOR_DESCRIPTION}")
     action: str | None = optional("The action, e.g. node.deregister.")
     subject: str | None = optional("The name of what was acted on, e.g. a node id.")
     outcome: str | None = optional("ok, or an error code, e.g. FORBIDDEN.")
@@ -48,8 +48,15 @@ class AuditEntry:
         "How many attempts the entry counts that agree in all but the time and the request id."
     )
     last_recorded_at: datetime = field("The time of the last attempt that the entry counts.")
-    actor: str = field("The authenticated identity that acted.")
-    address: str | None = field("The IP address of the request; null for a command line.")
+    actor: str = field(f"Who acted. {ACTOR_DESCRIPTION}")
+    address: str | None = field(
+        "The IP address of the client, forwarded by a trusted proxy or else that of the connection;"
+        " null for a command line."
+    )
+    peer_address: str | None = field(
+        "The IP address of the direct connection, which may be a proxy's; null for a command line"
+        " and for entries older than this field."
+    )
     action: str = field("The action, e.g. node.deregister.")
     subject: str = field(
         "The name of what was acted on, e.g. a node id; '(others)' for rejections beyond the number"
@@ -73,6 +80,7 @@ class AuditEntry:
             last_recorded_at=row.last_recorded_at or row.recorded_at,
             actor=row.actor,
             address=row.address,
+            peer_address=row.peer_address,
             action=row.action,
             subject=row.subject,
             outcome=row.outcome,

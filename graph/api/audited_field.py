@@ -9,6 +9,7 @@ from strawberry.extensions.field_extension import AsyncExtensionResolver
 from db.core.errors import RegistryError, Unavailable
 from db.core.token_format import redact_tokens
 from graph.api.context import Info
+from graph.core.visible_text import replace_invisible
 from graph.live.rejection_log import Attempt
 
 _ENUMS = {"role", "type"}
@@ -50,4 +51,4 @@ def _format_part(field: str, value: object) -> str:
         return ""
     text = value.lower() if field in _ENUMS else value
     # A caller that revokes a token may have sent its whole secret instead of its id.
-    return redact_tokens(text).encode("utf-8", "replace").decode().replace("\0", "?")[:_MAX_LENGTH]
+    return replace_invisible(redact_tokens(text))[:_MAX_LENGTH]

@@ -16,7 +16,7 @@ from graph.api.connection import After, Connection, First, resolve_page_size
 from graph.api.context import Info
 from graph.api.enums import NodeRole, NodeType, Role
 from graph.api.field_declarations import declare
-from graph.api.fields import INPUT, field, optional
+from graph.api.fields import ACTOR_DESCRIPTION, INPUT, field, optional
 from graph.auth.permissions import ADMINS, AGENTS
 from graph.core import validation
 
@@ -27,11 +27,14 @@ _LIFETIME_DESCRIPTION = "The token's lifetime in seconds, at most ten years."
 @strawberry.type(description="A token or an enrolment token, without its secret.")
 class Token:
     id: strawberry.ID = field("The ten characters after the prefix of the token.")
-    name: str = field("The name of the token's holder in logs and in the audit log.")
+    name: str = field(
+        "The name of the token's holder, who acts as token/NAME in logs and in the audit log. A"
+        " node with the token of its enrolment acts as node/NODE_ID."
+    )
     role: Role = field("The role that the token grants.")
     nodes: list[str] = field("The ids of the nodes that an agent's token may act for.")
     created_at: datetime = field("When the token was created.")
-    created_by: str = field("The identity that created the token.")
+    created_by: str = field(f"Who created the token. {ACTOR_DESCRIPTION}")
     expires_at: datetime | None = field("When the token expires; null if never.")
     revoked_at: datetime | None = field("When the token was revoked; null if it was not.")
     last_used_at: datetime | None = field("When the token was last used, approximately.")

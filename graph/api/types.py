@@ -12,7 +12,7 @@ from db.registry import history, profiles
 from db.registry.status_changes import LoggedChange
 from graph.api.connection import Connection
 from graph.api.enums import NodeStatus, ProfileType, StatusReason
-from graph.api.fields import field
+from graph.api.fields import ACTOR_DESCRIPTION, field
 from graph.api.scalars import JSON, Revision
 
 
@@ -141,7 +141,7 @@ class StatusChange:
     status: NodeStatus = field("The new status.")
     reason: StatusReason = field("The reason for the change.")
     note: str | None = field("Text given with the change, e.g. why maintenance was started.")
-    actor: str = field("The authenticated identity that caused the change, or 'registry'.")
+    actor: str = field(f"Who caused the change. {ACTOR_DESCRIPTION}")
     changed_at: datetime = field("When the status changed, by the database's clock.")
 
     @classmethod

@@ -10,12 +10,15 @@ from typing import Any
 from starlette.types import Scope
 
 from db.core.errors import Forbidden, Unauthenticated
-from db.core.identity import ANONYMOUS
+from db.core.identity import ANONYMOUS, Caller, Identity
 from graph.auth.client_certificate import find_certified_identity
 from graph.auth.credential_verifier import CredentialVerifier, Grant
 from graph.auth.rate_limiter import RateLimiter
+from graph.auth.request_source import get_source, is_same_origin
 from graph.core.headers import get_header
 from graph.core.settings import Settings, is_loopback
+from graph.core.validation import MAX_NAME_LENGTH
+from graph.core.visible_text import replace_invisible
 
 _SCHEME = "bearer"
 
@@ -71,7 +74,7 @@ class Authentication:
         grant = self._credential_verifier.find_grant(credential)
         if grant is not None:
             return grant
-        address = get_client_address(scope)
+        address = get_source(scope).address
         self.failed_logins.require_available(address)
         try:
             return await self._credential_verifier.verify(credential)
@@ -83,7 +86,11 @@ class Authentication:
         if self.is_required:
             raise Unauthenticated("credentials are required: Authorization: Bearer TOKEN")
         # DNS rebinding: a browser may have opened a foreign page by a name that now resolves to us.
-        if self._requires_loopback_host and not _is_loopback_name(get_header(scope, b"host") or ""):
+        # Such a page can send X-Forwarded-Host too, so that both names must be ours.
+        hosts = (get_header(scope, b"host"), get_source(scope).host)
+        if self._requires_loopback_host and not all(
+            _is_loopback_name(host or "") for host in hosts
+        ):
             raise Forbidden(
                 "without credentials the Host must be a loopback name, as in http://127.0.0.1"
             )
@@ -95,14 +102,19 @@ def require_same_origin(scope: Scope, settings: Settings) -> None:
     origin = get_header(scope, b"origin")
     if origin is None or origin in settings.allowed_origins:
         return
-    if origin.partition("://")[2] != get_header(scope, b"host"):
-        raise Forbidden(f"pages of the origin {origin} are not allowed", origin=origin)
+    if not is_same_origin(origin, get_source(scope)):
+        origin = replace_invisible(origin[:MAX_NAME_LENGTH])
+        raise Forbidden(
+            f"pages of the origin {origin} are not allowed: it is neither this registry's nor in"
+            " NODE_REGISTRY_ALLOWED_ORIGINS, nor forwarded by one of NODE_REGISTRY_TRUSTED_PROXIES",
+            origin=origin,
+        )
 
 
-def get_client_address(scope: Scope) -> str:
-    """Return the IP address of the caller, or of its proxy if that is not trusted."""
-    client = scope.get("client")
-    return str(client[0]) if client else ""
+def make_caller(identity: Identity, scope: Scope) -> Caller:
+    """Return the caller that sent a request with this identity."""
+    source = get_source(scope)
+    return Caller(identity, source.address, source.peer)
 
 
 def _is_loopback_name(host: str) -> bool:

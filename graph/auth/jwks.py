@@ -14,6 +14,7 @@ from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
 from db.core.errors import Unauthenticated, Unavailable
+from graph.core.bounded_http import AnswerTooLong, fetch
 from graph.core.file_fingerprint import fingerprint_file
 from graph.core.item_failures import report_failure
 from graph.core.settings import is_loopback
@@ -77,22 +78,20 @@ class KeyAddress:
 
     async def read(self) -> bytes | None:
         """Request the configured address; redirects are not followed."""
-        content = bytearray()
         try:
             async with (
                 asyncio.timeout(_FETCH_SECONDS),
                 httpx.AsyncClient(timeout=_FETCH_SECONDS) as http,
-                http.stream("GET", self._url, headers={"accept": "application/json"}) as response,
             ):
-                if response.status_code != httpx.codes.OK:
-                    raise BadKeySet(f"the response has status {response.status_code}")
-                async for chunk in response.aiter_bytes():
-                    content += chunk
-                    if len(content) > MAX_BYTES:
-                        raise BadKeySet(f"the response has more than {MAX_BYTES} bytes")
+                accept = {"accept": "application/json"}
+                status, content = await fetch(http, self._url, max_bytes=MAX_BYTES, headers=accept)
         except TimeoutError:
             raise BadKeySet(f"there was no response within {_FETCH_SECONDS:g} s") from None
-        return bytes(content)
+        except AnswerTooLong as error:
+            raise BadKeySet(str(error)) from None
+        if status != httpx.codes.OK:
+            raise BadKeySet(f"the response has status {status}")
+        return content
 
 
 def parse_key_source(text: str) -> KeySource:

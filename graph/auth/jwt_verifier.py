@@ -24,6 +24,7 @@ from db.core.identity import JWT_PREFIX, Identity
 from graph.auth.jwks import ALGORITHMS, BadKeySet, KeyFile, KeySet, parse_key_source
 from graph.core.settings import ConfigurationError, Settings
 from graph.core.validation import MAX_NAME_LENGTH
+from graph.core.visible_text import is_name
 
 MAX_TOKEN_LENGTH = 8192
 
@@ -75,7 +76,7 @@ class JwtVerifier:
 
     def _parse_identity(self, claims: Mapping[str, Any]) -> Identity:
         name = claims["sub"]
-        if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
+        if len(name) > MAX_NAME_LENGTH or not is_name(name):
             raise Unauthenticated("the token's subject is not a valid name")
         role_names = set(_list_texts(get_claim(claims, self._role_claim)))
         roles = {self._roles[role_name] for role_name in role_names if role_name in self._roles}

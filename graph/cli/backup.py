@@ -10,6 +10,7 @@ from db.ops.restore import check_backup, restore_backup
 from graph.cli.common import load_command_settings
 from graph.core.open_database import open_shared_database_url
 from graph.core.settings import Settings
+from graph.core.terminal import echo
 
 _PATH = click.Path(path_type=Path, dir_okay=False)
 
@@ -55,7 +56,7 @@ async def _restore(settings: Settings, file: Path, *, replace: bool) -> Manifest
 
 
 def _print_summary(manifest: Manifest, subject: str) -> None:
-    click.echo(
+    echo(
         f"{subject} {manifest.rows['nodes']:,} nodes and {manifest.rows['heartbeat_log']:,} "
         f"heartbeats at revision {manifest.revision}, schema {manifest.schema_version}, as of"
         f" {manifest.taken_at:%Y-%m-%d %H:%M:%S} UTC."

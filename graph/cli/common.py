@@ -3,7 +3,7 @@
 import getpass
 
 from db.core.enums import Role
-from db.core.identity import Caller, Identity
+from db.core.identity import COMMAND_LINE_PREFIX, Caller, Identity
 from graph.core.settings import Settings, load_settings
 from graph.telemetry import logs
 
@@ -20,4 +20,4 @@ def load_command_settings() -> Settings:
 
 def identify_operator() -> Caller:
     """Return the caller of a command: an administrator, because the database can be reached."""
-    return Caller(Identity(f"{getpass.getuser()} at the command line", Role.ADMIN))
+    return Caller(Identity(f"{COMMAND_LINE_PREFIX}{getpass.getuser()}", Role.ADMIN))

@@ -27,6 +27,7 @@ from graph.cli.common import load_command_settings
 from graph.cli.host_checks import HOST_CHECKS
 from graph.core.open_database import open_shared_database_url
 from graph.core.settings import Settings
+from graph.core.terminal import echo, escape
 from graph.server.exit_errors import EXIT_ERRORS, format_exit_error
 
 
@@ -39,7 +40,7 @@ def doctor() -> None:
     """
     results = asyncio.run(examine(load_command_settings()))
     for finding in results:
-        click.echo(f"{finding.severity:<8} {finding.subject:<12} {finding.message}")
+        echo(f"{finding.severity:<8} {finding.subject:<12} {escape(finding.message)}")
     if any(finding.severity is Severity.FAULT for finding in results):
         sys.exit(1)
 

@@ -1,6 +1,7 @@
 """Checks of the machine that runs the registry: access, port, certificate and disk."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -11,12 +12,14 @@ import httpx
 from cryptography import x509
 
 from db.ops.check_result import Verdict, report_fault, report_ok, report_warning
+from graph.core.bounded_http import AnswerTooLong, fetch
 from graph.core.settings import ConfigurationError, Settings
 from graph.core.version import SERVICE_NAME, VERSION
 from graph.server.listener import build_url, listen, require_safe_access
 from graph.server.tls_context import create_tls_context
 
 _ANSWER_SECONDS = 5
+_MAX_ANSWER_BYTES = 64 * 1024
 _RENEW_BEFORE = timedelta(days=14)
 _LEAST_FREE_BYTES = 1 << 30
 _LEAST_FREE_SHARE = 0.1
@@ -54,20 +57,23 @@ async def check_port(settings: Settings) -> Verdict:
             trust_env=False,
             timeout=_ANSWER_SECONDS,
         ) as http:
-            response = await http.get(f"{url}/health")
-        health = response.json()
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                status, body = await fetch(http, f"{url}/health", max_bytes=_MAX_ANSWER_BYTES)
+        health = json.loads(body)
         serves = health["service"] == SERVICE_NAME
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        failed, version = ", ".join(health["failed_tasks"]), str(health["version"])
+    except (
+        *(httpx.HTTPError, httpx.InvalidURL, AnswerTooLong, TimeoutError),
+        *(ValueError, KeyError, TypeError, RecursionError),
+    ):
         serves = False
     if not serves:
         return report_fault(f"{url} is taken by something else: stop it, or choose another port")
-    if response.status_code != httpx.codes.OK:
-        failed = ", ".join(health["failed_tasks"]) or "it cannot reach its database"
+    if status != httpx.codes.OK:
+        failed = failed or "it cannot reach its database"
         return report_fault(f"{url}: the registry is not healthy ({failed}): see its log")
-    if health["version"] != VERSION:
-        return report_warning(
-            f"{url}: registry {health['version']} serves, this is {VERSION}: restart it"
-        )
+    if version != VERSION:
+        return report_warning(f"{url}: registry {version} serves, this is {VERSION}: restart it")
     return report_ok(f"{url}: a registry serves, and is healthy")
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError
 
 from db.ops.provision import ProvisionedNames, provision
 from graph.core.settings import ENV_PREFIX, find_settings_file
+from graph.core.terminal import echo
 
 _MAX_NAME_BYTES = 63  # PostgreSQL truncates longer ones
 
@@ -93,13 +94,13 @@ def init_database(
                 connection = _format_environment(administrator, names, role, passwords[role])
                 files[name] = f"# For {purpose}\n{connection}"
             else:
-                click.echo(f"The role {role} exists already and keeps its password.")
+                echo(f"The role {role} exists already and keeps its password.")
         _write_files(files, folder, replace=new_passwords)
 
     was_created = asyncio.run(
         provision(administrator, names, new_passwords=new_passwords, store_passwords=save_passwords)
     )
-    click.echo(
+    echo(
         f"The database {database} {'was created' if was_created else 'exists already'}, "
         "at this version's schema."
     )
@@ -127,7 +128,7 @@ def _write_files(files: Mapping[str, str], folder: Path | None, *, replace: bool
     """
     if folder is None:
         for text in files.values():
-            click.echo(text)
+            echo(text)
         return
     paths = {folder / name: text for name, text in files.items()}
     existing = [path for path in paths if path.exists()]
@@ -138,4 +139,4 @@ def _write_files(files: Mapping[str, str], folder: Path | None, *, replace: bool
         new.touch(0o600, exist_ok=False)
         new.write_text(text, encoding="utf-8")
         new.replace(path)
-        click.echo(f"Wrote {path}.")
+        echo(f"Wrote {path}.")

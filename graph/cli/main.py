@@ -23,6 +23,7 @@ from graph.cli.init_database import init_database
 from graph.cli.tokens import token
 from graph.core.open_database import open_database_url, open_shared_database
 from graph.core.settings import Settings, load_settings
+from graph.core.terminal import echo
 from graph.core.version import SERVICE_NAME, VERSION
 from graph.server.exit_errors import EXIT_ERRORS, format_exit_error
 from graph.server.file_limits import raise_open_file_limit
@@ -67,7 +68,7 @@ def migrate_command() -> None:
     settings = load_settings()
     logs.configure_logging(settings.env, settings.log_level)
     asyncio.run(_migrate(settings))
-    click.echo("The database is at this version's schema.")
+    echo("The database is at this version's schema.")
 
 
 commands.add_command(init_database)
@@ -81,7 +82,7 @@ def export_schema() -> None:
     """Print the GraphQL schema."""
     from graph.api.schema import schema
 
-    click.echo(schema.as_str())
+    echo(schema.as_str())
 
 
 @commands.group()
@@ -92,7 +93,7 @@ def profile() -> None:
 @profile.command("export")
 def export_command() -> None:
     """Print all role profiles."""
-    click.echo(asyncio.run(_export_profiles(load_command_settings())), nl=False)
+    echo(asyncio.run(_export_profiles(load_command_settings())), nl=False)
 
 
 @profile.command("import")
@@ -104,9 +105,9 @@ def import_command(file: TextIO, *, prune: bool, dry_run: bool) -> None:
     difference = asyncio.run(
         _import_profiles(load_command_settings(), file.read(), prune=prune, dry_run=dry_run)
     )
-    click.echo(difference.diff, nl=False)
+    echo(difference.diff, nl=False)
     done = "would be" if dry_run else "were"
-    click.echo(f"{difference.written} {done} written, {difference.deleted} {done} deleted.")
+    echo(f"{difference.written} {done} written, {difference.deleted} {done} deleted.")
 
 
 @profile.command("schema")
@@ -114,7 +115,7 @@ def import_command(file: TextIO, *, prune: bool, dry_run: bool) -> None:
 def schema_command(profile_type: str) -> None:
     """Print the JSON Schema of a profile's config."""
     config = CONFIG_MODELS[ProfileType[profile_type]]
-    click.echo(json.dumps(config.model_json_schema(), indent=2))
+    echo(json.dumps(config.model_json_schema(), indent=2))
 
 
 async def _export_profiles(settings: Settings) -> str:
@@ -151,5 +152,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         commands(arguments)
     except EXIT_ERRORS as error:
-        click.echo(f"{SERVICE_NAME}: {format_exit_error(error)}", err=True)
+        echo(f"{SERVICE_NAME}: {format_exit_error(error)}", err=True)
         sys.exit(1)

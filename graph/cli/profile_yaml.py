@@ -114,8 +114,21 @@ def _format_document(stored: Mapping[ProfileKey, ProfileContent]) -> str:
         }
         for (role, node_type, name), content in sorted(stored.items())
     ]
-    document: str = yaml.safe_dump({"profiles": entries}, sort_keys=False, allow_unicode=True)
+    document: str = yaml.dump(
+        {"profiles": entries}, Dumper=TerminalDumper, sort_keys=False, allow_unicode=True
+    )
     return document
+
+
+class TerminalDumper(yaml.SafeDumper):
+    """Puts text that is not printable in double quotes, in which YAML knows `echo`'s escapes."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        is_printable = text.replace("\n", "").isprintable()
+        return self.represent_scalar("tag:yaml.org,2002:str", text, None if is_printable else '"')
+
+
+TerminalDumper.add_representer(str, TerminalDumper.represent_text)
 
 
 def _parse_document(text: str) -> dict[ProfileKey, ProfileContent]:

@@ -17,6 +17,7 @@ from db.core.tables import Token
 from graph.cli.common import identify_operator, load_command_settings
 from graph.core import validation
 from graph.core.open_database import open_shared_database
+from graph.core.terminal import echo, escape
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ def list_command(*, include_ended: bool) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())
 
 
 @token.command()
@@ -171,7 +172,7 @@ def revoke(*, id: str) -> None:  # noqa: A002  # the argument's name
         lambda session: token_changes.revoke_tokens(session, id, caller=identify_operator())
     )
     for token_row in revoked:
-        click.echo(f"Revoked {_describe(token_row)}.", err=True)
+        echo(f"Revoked {_describe(token_row)}.", err=True)
 
 
 def _run_change(change: Callable[[AsyncSession], Awaitable[T]]) -> T:
@@ -207,8 +208,8 @@ def _check_name(name: str | None) -> str | None:
 
 
 def _print_new_token(issued: IssuedToken) -> None:
-    click.echo(f"Created {_describe(issued.token)}. It is shown only once.", err=True)
-    click.echo(issued.text)
+    echo(f"Created {_describe(issued.token)}. It is shown only once.", err=True)
+    echo(issued.text)
 
 
 def _describe(token_row: Token) -> str:
@@ -224,7 +225,7 @@ _HEADINGS = ("ID", "NAME", "ROLE", "FOR", "CREATED", "EXPIRES", "LAST USED", "RE
 def _format_row(token_row: Token) -> tuple[str, ...]:
     return (
         token_row.public_id,
-        token_row.name,
+        escape(token_row.name),
         token_row.role,
         " ".join(_list_scope(token_row)),
         _format_time(token_row.created_at),

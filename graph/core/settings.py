@@ -5,14 +5,17 @@ containers does not reveal. Environment variables override the file.
 """
 
 import ipaddress
+import json
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -24,8 +27,13 @@ ENV_PREFIX = "NODE_REGISTRY_"
 RESERVED_CONNECTIONS = 2
 """Database connections kept for vital work per process: one for heartbeats, one for sweeps."""
 
+TrustedNetworks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
+
 MAX_COUNTED_COST = 10**9
 """Counting of a query's cost stops here, because nested fragments can multiply it without end."""
+
+_MAPPED_PREFIX = 96
+"""The length of the prefix of IPv6 addresses that map IPv4 addresses (RFC 4291)."""
 
 
 class ConfigurationError(Exception):
@@ -60,6 +68,7 @@ class Settings(BaseSettings):
     metrics_open: bool = False
     otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]")
     allowed_origins: list[str] = []
+    trusted_proxies: Annotated[TrustedNetworks, NoDecode] = ()
     key_check_seconds: float = Field(default=2, gt=0, le=300)
     failed_logins_per_minute: float = Field(default=30, gt=0)
     requests_per_second: float = Field(default=1000, gt=0)
@@ -119,6 +128,16 @@ class Settings(BaseSettings):
     graphiql: bool | None = None
     drain_seconds: float = Field(default=3, ge=0, le=300)
     shutdown_seconds: int = Field(default=10, ge=0)
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _parse_trusted_proxies(cls, value: object) -> TrustedNetworks:
+        """Parse networks, separated by commas or in a JSON list."""
+        if isinstance(value, str):
+            value = _split_list(value)
+        if not isinstance(value, Iterable):
+            raise PydanticCustomError("networks", "must be a list of networks")
+        return tuple(map(_parse_network, value))
 
     @property
     def is_authentication_required(self) -> bool:
@@ -181,6 +200,32 @@ class Settings(BaseSettings):
             flap_steady=self.flap_steady_seconds,
             remove_offline_after=self.remove_offline_after_seconds,
         )
+
+
+def _split_list(text: str) -> object:
+    if text.lstrip().startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise PydanticCustomError("json", "must be a JSON list") from None
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _parse_network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Return a network; one of IPv6 addresses that map IPv4 addresses becomes one of these."""
+    try:
+        network = ipaddress.ip_network(str(value))
+    except ValueError:
+        raise PydanticCustomError(
+            "network",
+            "{value} is not a network such as 10.0.0.0/8 or 127.0.0.1",
+            {"value": repr(value)},
+        ) from None
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED_PREFIX:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_PREFIX))
+    return network
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import orjson
 
 from db.core.errors import BadInput
-from db.core.identity import CERTIFICATE_PREFIX, JWT_PREFIX
+from db.core.identity import ACTOR_PREFIXES
+from graph.core.visible_text import is_name, is_visible
 
 MAX_NAME_LENGTH = 255
 MAX_NOTE_LENGTH = 2000
@@ -58,18 +59,22 @@ def check_identifier(field: str, value: str) -> str:
 
 
 def check_name(field: str, value: str) -> str:
-    """Check a name that people read: printable, with no white space at the ends."""
+    """Check a name that people read, by the rule of `visible_text.is_name`."""
     if not 1 <= len(value) <= MAX_NAME_LENGTH:
         raise BadInput(field, f"must have 1 to {MAX_NAME_LENGTH} characters")
-    if not value.isprintable() or value != value.strip():
-        raise BadInput(field, "must be printable and not begin or end with a space")
+    if not is_name(value):
+        raise BadInput(
+            field,
+            "must be words of visible characters, separated by single spaces, none of which begins"
+            " with a combining mark",
+        )
     return value
 
 
 def check_token_name(field: str, value: str) -> str:
-    """Check the name of a token, which must not pass for one from a JWT or a client certificate."""
-    if value.startswith((JWT_PREFIX, CERTIFICATE_PREFIX)):
-        raise BadInput(field, f"must not begin with {JWT_PREFIX} or {CERTIFICATE_PREFIX}")
+    """Check the name of a token, which must not look like an actor."""
+    if value.startswith(ACTOR_PREFIXES):
+        raise BadInput(field, f"must not begin with {', '.join(ACTOR_PREFIXES)}")
     return check_name(field, value)
 
 
@@ -77,8 +82,8 @@ def check_note(field: str, value: str) -> str:
     """Check a text of several lines and at most 2,000 characters."""
     if len(value) > MAX_NOTE_LENGTH:
         raise BadInput(field, f"must have at most {MAX_NOTE_LENGTH} characters")
-    if not value.replace("\n", "").replace("\t", "").isprintable() and value:
-        raise BadInput(field, "must not contain control characters")
+    if not is_visible(value.replace("\n", "").replace("\t", "")):
+        raise BadInput(field, "must have visible characters, spaces, tabs and line breaks only")
     return value
 
 

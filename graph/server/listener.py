@@ -3,10 +3,10 @@
 import socket
 from functools import partial
 
-import click
 import structlog
 
 from graph.core.settings import ConfigurationError, Settings, is_loopback
+from graph.core.terminal import echo
 from graph.core.version import VERSION
 from graph.live.background_tasks import BackgroundTasks
 from graph.server.dev_agent import run_dev_agent
@@ -75,7 +75,7 @@ def build_url(host: str, port: int, scheme: str) -> str:
 
 
 def _print_addresses(url: str, settings: Settings) -> None:
-    click.echo(
+    echo(
         f"Node registry {VERSION}, {settings.env}\n"
         f"  Dashboard {url}/dashboard\n"
         f"  GraphQL   {url}/graphql\n"

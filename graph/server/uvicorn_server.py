@@ -121,6 +121,8 @@ def create_server(services: Services) -> Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            # uvicorn would trust loopback, or whatever FORWARDED_ALLOW_IPS says.
+            proxy_headers=False,
             ws_max_size=settings.max_body_bytes,
             ws_ping_interval=settings.keepalive_seconds,
             ws_ping_timeout=settings.keepalive_seconds,

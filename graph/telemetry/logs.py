@@ -5,9 +5,10 @@ import sys
 from typing import Literal
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, Processor, WrappedLogger
 
 from db.core.token_format import redact_tokens
+from graph.core.terminal import escape, escape_lines
 from graph.telemetry.log_bounds import shorten_fields
 
 # Local variables hold requests and secrets, and a large one takes seconds to format.
@@ -31,6 +32,7 @@ def configure_logging(environment: Literal["development", "production"], level: 
         else [
             structlog.processors.format_exc_info,
             shorten_fields,
+            escape_values,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
@@ -53,6 +55,18 @@ def configure_logging(environment: Literal["development", "production"], level: 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def escape_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Escape what a terminal would obey in the texts of an event; only a traceback has lines."""
+    return {
+        name: value
+        if not isinstance(value, str)
+        else escape_lines(value)
+        if name == "exception"
+        else escape(value)
+        for name, value in event.items()
+    }
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):

@@ -26,9 +26,8 @@ from db.core.errors import (
     Unauthenticated,
     Unavailable,
 )
-from db.core.identity import Caller
 from db.core.token_format import cut_tokens
-from graph.auth.authentication import get_client_address
+from graph.auth.authentication import make_caller
 from graph.auth.caller_limits import RETRY_AFTER_SECONDS
 from graph.core import errors
 from graph.core.errors import InvalidRequest, OperationTimedOut
@@ -132,7 +131,7 @@ class GraphQLOverHTTP:
         try:
             _require(accepted_type is not None, 406, "Accept", f"must allow {JSON}")
             grant = await self._authentication.authenticate_request(scope)
-            caller = Caller(grant.identity, get_client_address(scope))
+            caller = make_caller(grant.identity, scope)
             request = await _read_request(scope, receive, self._settings.max_body_bytes)
             allowed_kinds = _KINDS[scope["method"]] | (_STREAM_KINDS if is_stream else set())
             payload = await self._engine.handle(request, caller, allowed_kinds)

@@ -20,9 +20,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from db.core.errors import Forbidden, RateLimited, RegistryError, Unauthenticated
 from db.core.identity import ANONYMOUS, Caller
 from db.core.token_format import redact_tokens
-from graph.auth.authentication import get_client_address, require_same_origin
+from graph.auth.authentication import make_caller, require_same_origin
 from graph.auth.credential_verifier import GRANT_ENDED, Grant
 from graph.core import errors
+from graph.core.visible_text import replace_invisible
 from graph.execution.engine import Engine
 from graph.execution.request import (
     GraphQLRequest,
@@ -173,7 +174,7 @@ class _Connection:
             self._grant = await _close_on_rejection(
                 authentication.authenticate_init(scope, message.payload)
             )
-        self._caller = Caller(self._grant.identity, get_client_address(scope))
+        self._caller = make_caller(self._grant.identity, scope)
         self._deadline.reschedule(None)
         self._grant.watch(self._expire)
         await self._send({"type": "connection_ack"})
@@ -202,7 +203,7 @@ class _Connection:
 
     def _charge_message(self) -> None:
         """Charge the caller for a message that is not an operation, or was rate-limited."""
-        caller = self._caller or Caller(ANONYMOUS, get_client_address(self._websocket.scope))
+        caller = self._caller or make_caller(ANONYMOUS, self._websocket.scope)
         try:
             self._services.caller_limits.charge_message(caller)
         except RateLimited as error:
@@ -225,7 +226,9 @@ class _Connection:
     async def _run_operation(
         self, operation_id: str, request: GraphQLRequest, caller: Caller
     ) -> None:
-        structlog.contextvars.bind_contextvars(request_id=make_request_id(), operation=operation_id)
+        structlog.contextvars.bind_contextvars(
+            request_id=make_request_id(), operation=replace_invisible(operation_id)
+        )
         try:
             result = await self._engine.handle(request, caller)
             if isinstance(result, str):

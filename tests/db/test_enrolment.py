@@ -63,7 +63,7 @@ async def test_enrolled_node_gets_a_token_for_itself_only(database: Database) ->
     stored = await find_token(database, node_token.text)
     assert stored is not None
     assert tokens.to_identity(stored) == Identity(
-        "gpu-1", Role.AGENT, frozenset({"gpu-1"}), node_token.token.id
+        "node/gpu-1", Role.AGENT, frozenset({"gpu-1"}), node_token.token.id
     )
     assert stored.expires_at == stored.created_at + 10 * DAY
     assert await count_uses_left(database, enrolment_token) == 2
@@ -315,9 +315,9 @@ async def test_enrolment_is_in_the_audit_log_and_the_change_log(database: Databa
     entries = await fetch_rows(database, "SELECT actor, action, subject FROM audit_log ORDER BY id")
     assert entries == [
         ("root", "token.create", enrolment_token.token.public_id),
-        ("rack-7", "node.register", "gpu-1"),
-        ("rack-7", "token.create", node_token.token.public_id),
+        ("token/rack-7", "node.register", "gpu-1"),
+        ("token/rack-7", "token.create", node_token.token.public_id),
     ]
     assert await fetch_rows(
         database, "SELECT actor FROM status_changes WHERE node_id = :node", node=node.id
-    ) == [("rack-7",)]
+    ) == [("token/rack-7",)]

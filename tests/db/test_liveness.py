@@ -114,7 +114,7 @@ async def test_self_reported_degraded_node_stays_degraded_until_its_lease_expire
     assert await run_sweep(database) == 1
     last = (await list_changes(database, node.id))[-1]
     assert (last.previous_status, last.status) == (NodeStatus.DEGRADED, NodeStatus.OFFLINE)
-    assert (last.reason, last.actor) == (StatusReason.MISSED_HEARTBEATS, "registry")
+    assert (last.reason, last.actor) == (StatusReason.MISSED_HEARTBEATS, "system/registry")
 
 
 async def start_maintenance(
@@ -180,7 +180,7 @@ async def test_maintenance_ends_in_the_status_of_the_heartbeats(
     assert (node.status, node.status_reason) == (status, StatusReason.MAINTENANCE_ENDED)
     assert node.maintenance_until is None
     assert (await list_changes(database, node.id))[-1].actor == (
-        "registry" if ended_by == "until" else "op"
+        "system/registry" if ended_by == "until" else "op"
     )
 
 

@@ -421,7 +421,7 @@ async def test_long_offline_node_is_removed_by_its_label(registry: Registry) -> 
     assert (last.node_id, last.reason, last.actor) == (
         "node-3",
         StatusReason.DEREGISTERED,
-        "registry",
+        "system/registry",
     )
     [outcome] = await registry.record(HeartbeatReport("node-3", "boot-1", 9))
     assert isinstance(outcome, NodeNotFound)

@@ -123,7 +123,7 @@ async def test_concurrent_migrations_succeed_and_apply_once(empty_database_url: 
     await asyncio.gather(*(migrate(engine) for engine in engines))
     assert await fetch_scalar(engines[0], "SELECT count(*) FROM nodes") == 2
     assert await fetch_scalar(engines[0], "SELECT array_agg(version_num) FROM alembic_version") == [
-        "0007"
+        "0008"
     ]
     for engine in engines:
         await require_current_schema(engine)
@@ -145,7 +145,7 @@ async def test_database_without_a_schema_is_rejected_in_one_line(empty_engine: A
     with pytest.raises(SchemaMismatch) as rejection:
         await require_current_schema(empty_engine)
     assert str(rejection.value) == (
-        "the database is at schema none, this registry needs 0007: run `node-registry migrate`"
+        "the database is at schema none, this registry needs 0008: run `node-registry migrate`"
     )
 
 
@@ -163,7 +163,7 @@ async def test_database_with_a_newer_schema_is_rejected_and_left_alone(database:
         with pytest.raises(SchemaMismatch) as rejection:
             await operation
         assert str(rejection.value) == (
-            "the database is at schema 9999, this registry needs 0007:"
+            "the database is at schema 9999, this registry needs 0008:"
             " start the version of the registry that made it, or a newer one"
         )
     assert await fetch_scalar(database.engine, "SELECT version_num FROM alembic_version") == "9999"
@@ -232,8 +232,8 @@ async def test_schema_contains_the_two_seeded_nodes(database: Database) -> None:
         SELECT revision, n.node_id, previous_status, c.status, reason, actor
         FROM status_changes c JOIN nodes n ON n.id = c.node_id ORDER BY revision"""
     assert await fetch_rows(database, select_changes) == [
-        (1, "node-1-hetzner-gex44", None, "offline", "seeded", "registry"),
-        (2, "node-2-macbook-m4max", None, "offline", "seeded", "registry"),
+        (1, "node-1-hetzner-gex44", None, "offline", "seeded", "system/registry"),
+        (2, "node-2-macbook-m4max", None, "offline", "seeded", "system/registry"),
     ]
     assert await fetch_rows(database, "SELECT revision FROM registry_state") == [(2,)]
 

@@ -45,7 +45,9 @@ async def test_token_is_found_by_its_exact_text_only(database: Database) -> None
     token, other = await create_token(database, name="grafana"), await create_token(database)
     stored = await find_token(database, token.text)
     assert stored is not None
-    assert tokens.to_identity(stored) == Identity("grafana", Role.VIEWER, token_id=token.token.id)
+    assert tokens.to_identity(stored) == Identity(
+        "token/grafana", Role.VIEWER, token_id=token.token.id
+    )
     forged = PresentedToken(token.token.public_id, parse_token_text(other.text).secret_hash)
     async with database.read() as session:
         assert await tokens.find_valid_token(session, forged) is None
@@ -84,7 +86,7 @@ async def test_printed_token_shows_no_secret(database: Database) -> None:
 async def test_agent_token_has_the_identity_of_its_nodes(database: Database) -> None:
     token = await create_token(database, Role.AGENT, nodes=["gpu-1", "gpu-2"], name="rack-1")
     assert tokens.to_identity(token.token) == Identity(
-        "rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), token.token.id
+        "token/rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), token.token.id
     )
 
 
@@ -159,7 +161,7 @@ async def test_rotation_leaves_both_tokens_valid_for_the_overlap(database: Datab
     new = await rotate_token(database, old.token)
     assert await list_valid_tokens(database, old, new) == [old, new]
     assert tokens.to_identity(new.token) == Identity(
-        "gpu-1", Role.AGENT, frozenset({"gpu-1"}), new.token.id
+        "token/gpu-1", Role.AGENT, frozenset({"gpu-1"}), new.token.id
     )
     assert new.token.replaces == old.token.id
     assert new.token.expires_at == new.token.created_at + 10 * DAY

@@ -29,10 +29,10 @@ async def test_create_prints_only_the_new_token_on_standard_output(
     token = await find_token(database, output.removesuffix("\n"))
     assert token is not None
     assert tokens.to_identity(token) == Identity(
-        "rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), token.id
+        "token/rack-1", Role.AGENT, frozenset({"gpu-1", "gpu-2"}), token.id
     )
     assert token.expires_at == token.created_at + timedelta(days=90)
-    assert token.created_by.endswith(" at the command line")
+    assert token.created_by.startswith("system/cli/")
     assert token.public_id in errors
     assert output.strip() not in errors
 

@@ -33,7 +33,7 @@ AUDIT_LOG = """
 query Trail($filter: AuditFilter, $first: Int, $after: String) {
   auditLog(filter: $filter, first: $first, after: $after) {
     edges { cursor }
-    nodes { id recordedAt actor address action subject outcome requestId before after }
+    nodes { id recordedAt actor address peerAddress action subject outcome requestId before after }
     pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
   }
 }
@@ -111,7 +111,7 @@ async def test_administrators_read_the_audit_log_newest_first(server: LiveServer
     await beat(server, "a", 1, boot_id="b")
     await server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": True})
     newest, oldest = (await query_audit_log(server))["nodes"]
-    assert (oldest["actor"], oldest["requestId"]) == ("anonymous", "request-1")
+    assert (oldest["actor"], oldest["requestId"]) == ("system/anonymous", "request-1")
     assert (oldest["action"], oldest["subject"], oldest["outcome"]) == ("node.register", "a", "ok")
     assert oldest["before"] is None
     assert oldest["after"]["status"] == "online"
@@ -142,7 +142,10 @@ async def test_a_filter_selects_entries_that_meet_all_its_conditions(server: Liv
     for conditions, expected in (
         ({"subject": "a"}, ["node.set_maintenance a", "node.register a"]),
         ({"subject": "a", "action": "node.register"}, ["node.register a"]),
-        ({"since": instant, "actor": "anonymous"}, ["node.set_maintenance b", "node.register b"]),
+        (
+            {"since": instant, "actor": "system/anonymous"},
+            ["node.set_maintenance b", "node.register b"],
+        ),
         ({"until": instant, "outcome": "ok"}, ["node.set_maintenance a", "node.register a"]),
         ({"since": instant, "until": instant}, []),
         ({"actor": "nobody"}, []),
@@ -397,8 +400,8 @@ async def test_forbidden_operations_are_recorded_except_heartbeats(
             session, AuditFilter(outcome="FORBIDDEN"), first=9, after=None
         )
     assert [(e.action, e.subject, e.actor, e.address, e.request_id) for e in page.rows] == [
-        ("token.create", "mine", "grafana", "127.0.0.1", "request-1"),
-        ("node.deregister", "a", "grafana", "127.0.0.1", "request-1"),
+        ("token.create", "mine", "token/grafana", "127.0.0.1", "request-1"),
+        ("node.deregister", "a", "token/grafana", "127.0.0.1", "request-1"),
     ]
 
 

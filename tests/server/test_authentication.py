@@ -157,7 +157,7 @@ async def test_change_log_names_the_caller_by_its_token_name(
     auth_server.http.headers.update(make_bearer_header(operator))
     await auth_server.execute(MAINTENANCE, input={"nodeId": "a", "enabled": True})
     data = await auth_server.execute("{ statusChanges(first: 1) { nodes { actor } } }")
-    assert data["statusChanges"]["nodes"] == [{"actor": "carla"}]
+    assert data["statusChanges"]["nodes"] == [{"actor": "token/carla"}]
 
 
 @pytest.mark.parametrize("place", ["header", "init", "init in capitals"])

@@ -123,7 +123,8 @@ ROOTS: dict[str, tuple[set[Role], str]] = {
 
 # The fields of other types. They are open to each role that may use a root field that leads there.
 BELOW = {
-    "AuditEntry": "id recordedAt actor address action subject outcome requestId before after",
+    "AuditEntry": "id recordedAt lastRecordedAt count actor address peerAddress action subject"
+    " outcome requestId before after",
     "AuditEntryEdge": "cursor node",
     "AuditLogConnection": "edges nodes pageInfo",
     "AvailableNodes": "candidates excluded revision observedAt",
@@ -159,7 +160,7 @@ BELOW = {
     "NodeProfile": "id name type config enabled version createdAt updatedAt",
     "NodeStatusChanged": "change node",
     "PageInfo": "hasNextPage hasPreviousPage startCursor endCursor",
-    "RecordHeartbeatPayload": "nodeId status receivedAt nextHeartbeatInSeconds",
+    "RecordHeartbeatPayload": "nodeId status receivedAt nextHeartbeatInSeconds metricsStored",
     "RegisterNodePayload": "node created nextHeartbeatInSeconds key keyExpiresAt",
     "Registry": "version environment mode modeReason modeSince revision startedAt nodeCounts",
     "ResyncRequired": "revision reason",

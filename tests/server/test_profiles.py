@@ -242,8 +242,8 @@ async def test_each_write_records_in_the_audit_log_who_changed_what(server: Live
     empty = {"type": "llm", "config": {}, "enabled": True}
     changed = {"type": "llm", "config": {"model": "x"}, "enabled": True}
     assert await list_audit_entries(server) == [
-        ("anonymous", "profile.set", "a/llm", None, empty),
-        ("anonymous", "profile.set", "a/llm", empty, changed),
-        ("anonymous", "profile.set", "production/worker/llm", None, empty),
-        ("anonymous", "profile.delete", "a/llm", changed, None),
+        ("system/anonymous", "profile.set", "a/llm", None, empty),
+        ("system/anonymous", "profile.set", "a/llm", empty, changed),
+        ("system/anonymous", "profile.set", "production/worker/llm", None, empty),
+        ("system/anonymous", "profile.delete", "a/llm", changed, None),
     ]

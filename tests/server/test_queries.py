@@ -228,7 +228,7 @@ async def test_the_change_log_is_returned_newest_first_in_pages(server: LiveServ
             "previousStatus": "ONLINE",
             "status": "DEGRADED",
             "reason": "SELF_REPORTED",
-            "actor": "anonymous",
+            "actor": "system/anonymous",
         }
     ]
     cursor = first["pageInfo"]["endCursor"]

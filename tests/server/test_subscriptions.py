@@ -66,7 +66,7 @@ async def test_a_change_is_delivered_with_the_current_node(server: LiveServer) -
             "status": "ONLINE",
             "reason": "REGISTERED",
             "note": None,
-            "actor": "anonymous",
+            "actor": "system/anonymous",
         },
         "node": {"nodeId": "a", "status": "ONLINE", "profiles": [{"name": "p"}]},
     }

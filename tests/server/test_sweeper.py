@@ -102,7 +102,7 @@ async def test_nodes_with_a_label_are_removed_after_being_offline(
         assert data == {
             "pod": None,
             "host": {"status": "OFFLINE"},
-            "statusChanges": {"nodes": [{"reason": "DEREGISTERED", "actor": "registry"}]},
+            "statusChanges": {"nodes": [{"reason": "DEREGISTERED", "actor": "system/registry"}]},
         }
 
 

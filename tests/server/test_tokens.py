@@ -127,7 +127,7 @@ async def test_an_admin_creates_tokens_that_are_shown_once(
         "role": "AGENT",
         "nodes": ["a", "b"],
         "expiresAt": token.expires_at.isoformat(),
-        "createdBy": "root",
+        "createdBy": "token/root",
         "lastUsedAt": None,
     }
     assert issued["key"] not in str(await run_query(server_with_auth, admin, TOKENS))
@@ -237,7 +237,7 @@ async def test_a_registration_with_an_enrolment_token_returns_the_nodes_own_toke
     token = await find_token(registry_database, registered["key"])
     assert token is not None
     assert tokens.to_identity(token) == Identity(
-        "gpu-1", Role.AGENT, frozenset({"gpu-1"}), token.id
+        "node/gpu-1", Role.AGENT, frozenset({"gpu-1"}), token.id
     )
     assert token.expires_at is not None
     assert registered["keyExpiresAt"] == token.expires_at.isoformat()

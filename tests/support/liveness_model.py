@@ -65,7 +65,9 @@ class Model:
             lease = max(lease, self.rules.flap_steady)
         return max(node.heard_at, self.floor) + lease
 
-    def _change(self, node: ModelNode, status: str, reason: str, actor: str = "registry") -> None:
+    def _change(
+        self, node: ModelNode, status: str, reason: str, actor: str = "system/registry"
+    ) -> None:
         if status == "online" and reason != "maintenance_ended" and node.reason != "flapping":
             window = self.now - self.rules.flap_window
             recent = [at for at in node.falls_and_returns if at > window]

@@ -39,7 +39,7 @@ function renderEntry(change, next) {
   return h("li", { class: toLowerCase(change.status) },
     renderBadge(change.status),
     h("span", { class: "why" }, toWords(change.reason), change.note ? h("q", {}, change.note) : null),
-    h("span", { class: "by" }, change.actor === "registry" ? "" : `by ${change.actor}`),
+    h("span", { class: "by" }, change.actor === "system/registry" ? "" : `by ${change.actor}`),
     h("span", { class: "when" },
       h("time", { datetime: change.changedAt, title: formatDateTime(change.changedAt) }, formatTime(change.changedAt)),
       h("small", {}, duration)));

@@ -19,21 +19,19 @@ from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.core.database import Database
+from db.ops.backup_seal import BackupKey, BackupRejected
 from db.ops.pg_client_tools import run_program
 
 _MAX_LINE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 20
 
 
-class BackupRejected(Exception):
-    """A backup cannot be made or used. The message is one line that says why."""
-
-
 class Manifest(BaseModel):
     """The content of a backup.
 
     `schema_version` is the newest migration, `revision` the change log's, `rows` the number of rows
-    by table, `size` the archive's in bytes and `sha256` its digest.
+    by table, `size` the archive's in bytes and `sha256` its digest. `seal` is the HMAC of all else,
+    empty in a backup of a version that sealed none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,13 +44,18 @@ class Manifest(BaseModel):
     rows: dict[Annotated[str, Field(pattern="^[a-z_]+$")], NonNegativeInt]
     size: int = 0
     sha256: str = ""
+    seal: str = ""
+
+    def to_sealed_content(self) -> bytes:
+        return self.model_dump_json(exclude={"seal"}).encode()
 
 
-async def create_backup(url: URL, path: Path) -> Manifest:
+async def create_backup(url: URL, path: Path, key: BackupKey) -> Manifest:
     """Back up one snapshot of the running database, and replace `path` once the backup is complete.
 
-    If it raises, `path` is unchanged. Raises: BackupRejected: the database has no registry in it.
-    ProgramMissing and ProgramFailed: pg_dump. Unavailable, OSError, DBAPIError.
+    The backup is sealed by the key, which is created if there is none. If it raises, `path` is
+    unchanged. Raises: BackupRejected: the database has no registry in it. ProgramMissing and
+    ProgramFailed: pg_dump. Unavailable, OSError, DBAPIError.
     """
     database = Database(url)
     try:
@@ -60,7 +63,7 @@ async def create_backup(url: URL, path: Path) -> Manifest:
             async with database.engine.connect() as connection:
                 snapshot, manifest = await _export_snapshot(connection)
                 await _run_pg_dump(url, new, snapshot, manifest.postgres)
-            return await asyncio.to_thread(_append_manifest, new, manifest)
+            return await asyncio.to_thread(_append_manifest, new, manifest, key)
     finally:
         await database.close()
 
@@ -144,10 +147,12 @@ async def _run_pg_dump(url: URL, path: Path, snapshot: str, server_version: int)
         await dump.finish()
 
 
-def _append_manifest(path: Path, manifest: Manifest) -> Manifest:
+def _append_manifest(path: Path, manifest: Manifest, key: BackupKey) -> Manifest:
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
         complete = manifest.model_copy(update={"size": size, "sha256": _compute_digest(file, size)})
+        seal = key.seal(complete.to_sealed_content())
+        complete = complete.model_copy(update={"seal": seal})
         file.seek(size)
         file.write(b"\n%s\n" % complete.model_dump_json().encode())
         file.flush()

@@ -1,6 +1,7 @@
 """Restoring a database from a backup, completely or not at all."""
 
 import asyncio
+import re
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from db.core.database import Database
 from db.core.migrate import list_known_schemas, migrate
-from db.ops.backup import BackupRejected, Manifest, read_manifest
+from db.ops.backup import Manifest, read_manifest
+from db.ops.backup_seal import BackupKey, BackupRejected
 from db.ops.pg_client_tools import Program, run_program
 
 REVISIONS_SKIPPED = 1_000_000_000
@@ -21,36 +23,81 @@ Followers know revisions that were given after the backup. None of them is given
 of these followers is told to resync, instead of missing the changes that would have their numbers.
 """
 
+# A line of `pg_restore --list`: 215; 1259 16385 TABLE public nodes postgres
+_ENTRY = re.compile(r"\d+; \d+ \d+ (?P<kind>[A-Z][A-Z ]*?) (?:public|-) (?P<name>.+)")
+_KNOWN_KINDS = {
+    *("TABLE", "TABLE DATA", "TABLE ATTACH", "INDEX", "INDEX ATTACH", "CONSTRAINT"),
+    *("CHECK CONSTRAINT", "FK CONSTRAINT", "DEFAULT", "SEQUENCE", "SEQUENCE SET"),
+    *("SEQUENCE OWNED BY", "SCHEMA", "ACL", "DEFAULT ACL", "COMMENT", "STATISTICS DATA"),
+}
+_KNOWN_FUNCTIONS = (
+    "drop_partition(regclass)",
+    "make_heartbeat_day(date)",
+    "make_metrics_month(date)",
+    "registry_now()",
+    "repeat_audit_entry(bigint)",
+    "trim_audit_log(timestamp with time zone, integer)",
+)
+
 _TRANSACTION_TIMEOUT = b"SET transaction_timeout = 0;\n"
 _SINCE_POSTGRES = 17
 
 
-async def check_backup(path: Path) -> Manifest:
+async def check_backup(path: Path, key: BackupKey, *, trust_unsealed: bool = False) -> Manifest:
     """Read the whole backup, without a database, and return its manifest.
 
-    Raises: BackupRejected: it is damaged or of an unknown schema. ProgramMissing, ProgramFailed.
+    Raises: BackupRejected: it is not sealed by the key, damaged or of an unknown schema; unless it
+    must be sealed, it contains objects that migrations do not create. ProgramMissing,
+    ProgramFailed.
     """
     manifest = await asyncio.to_thread(read_manifest, path)
+    if not trust_unsealed:
+        key.require_seal(path, manifest.to_sealed_content(), manifest.seal)
     if manifest.schema_version not in list_known_schemas():
         raise BackupRejected(
             f"{path} is at schema {manifest.schema_version}, which this version does not know:"
             " restore it with the version that made it, or a newer one"
         )
     async with run_program(
-        "pg_restore", "--list", str(path), min_version=manifest.postgres
+        "pg_restore",
+        *("--list", "--schema=public", str(path)),
+        min_version=manifest.postgres,
+        stdout=PIPE,
     ) as reader:
+        entries = b"".join([chunk async for chunk in reader.read_chunks()])
         await reader.finish()
+    if trust_unsealed:
+        _require_known_objects(path, entries.decode(errors="replace"))
     return manifest
 
 
-async def restore_backup(url: URL, path: Path, *, replace: bool) -> Manifest:
+def _require_known_objects(path: Path, entries: str) -> None:
+    """Check that pg_restore lists nothing but tables, what belongs to them, and our functions.
+
+    This finds what was added to the database of a backup. A forged archive can hide what it runs.
+    """
+    for line in entries.splitlines():
+        if line and not line.startswith(";") and not _is_known(_ENTRY.fullmatch(line)):
+            raise BackupRejected(f"{path} contains what no registry creates: {line}")
+
+
+def _is_known(entry: re.Match[str] | None) -> bool:
+    if entry is None:
+        return False
+    is_function = entry["kind"] == "FUNCTION" and entry["name"].startswith(_KNOWN_FUNCTIONS)
+    return is_function or entry["kind"] in _KNOWN_KINDS
+
+
+async def restore_backup(
+    url: URL, path: Path, key: BackupKey, *, replace: bool, trust_unsealed: bool = False
+) -> Manifest:
     """Restore the backup in one transaction, then migrate the database to this version's schema.
 
     With `replace` the database need not be empty. Other roles get the database's default privileges
     for new tables. Raises: BackupRejected: the backup or the database is not suitable.
     ProgramMissing, ProgramFailed, Unavailable, DBAPIError.
     """
-    manifest = await check_backup(path)
+    manifest = await check_backup(path, key, trust_unsealed=trust_unsealed)
     database = Database(url)
     try:
         async with database.engine.connect() as connection:

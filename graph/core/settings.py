@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     env: Literal["development", "production"] = "development"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     data_dir: Path = Path(platformdirs.user_data_dir("dagi-node-registry"))
+    backup_key_file: Path | None = None
     dev_agent: bool = False
     workers: int = Field(default=1, ge=1, le=64)
 

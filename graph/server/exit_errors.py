@@ -5,7 +5,7 @@ from sqlalchemy.exc import DBAPIError
 from db.core.errors import EmbeddedServerFailed, RegistryError
 from db.core.migrate import SchemaMismatch
 from db.embedded.data_dir_lock import DataDirInUse
-from db.ops.backup import BackupRejected
+from db.ops.backup_seal import BackupRejected
 from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
 from db.ops.provision import ProvisioningRejected
 from graph.core.settings import ConfigurationError

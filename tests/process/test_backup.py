@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from db.core.database import Database
 from db.core.migrate import migrate, require_current_schema
 from db.ops import pg_client_tools
-from db.ops.backup import BackupRejected, Manifest, create_backup
+from db.ops.backup import Manifest, create_backup
+from db.ops.backup_seal import BackupKey, BackupRejected
 from db.ops.pg_client_tools import ProgramFailed, ProgramMissing
 from db.ops.restore import REVISIONS_SKIPPED, check_backup, restore_backup
 from db.registry import status_changes
@@ -35,6 +36,7 @@ async def test_a_restored_backup_contains_every_heartbeat_acknowledged_before_it
     start_server: StartServer, database_url: URL, empty_database_url: URL, tmp_path: Path
 ) -> None:
     backup = tmp_path / "registry.backup"
+    keys = {"NODE_REGISTRY_BACKUP_KEY_FILE": str(tmp_path / "keys" / "backup.key")}
     acknowledged: set[tuple[str, int]] = set()
     async with start_server() as server:
 
@@ -48,7 +50,8 @@ async def test_a_restored_backup_contains_every_heartbeat_acknowledged_before_it
         nodes = [asyncio.create_task(keep_sending_heartbeats(f"gpu-{n}")) for n in range(10)]
         await wait_until(lambda: len(acknowledged) >= 5 * len(nodes), seconds=60)
         before = set(acknowledged)
-        status, output, errors = await run("backup", str(backup), **make_environment(database_url))
+        environment = make_environment(database_url) | keys
+        status, output, errors = await run("backup", str(backup), **environment)
         assert status == 0, errors
         assert len(acknowledged) > len(before)  # heartbeats continued during the backup
         newest = (await register(server, "late"))["node"]
@@ -58,9 +61,9 @@ async def test_a_restored_backup_contains_every_heartbeat_acknowledged_before_it
         await asyncio.gather(*nodes, return_exceptions=True)
     assert f"{backup} has {SEEDED + len(nodes)} nodes" in output
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
-    assert list_file_names(tmp_path) == [backup.name]
+    assert sorted(list_file_names(tmp_path)) == ["keys", backup.name]
 
-    environment = make_environment(empty_database_url)
+    environment = make_environment(empty_database_url) | keys
     status, output, errors = await run("restore", str(backup), **environment)
     assert status == 0, errors
     assert "The database has 12 nodes" in output
@@ -86,17 +89,26 @@ def list_file_names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
+def get_key(backup: Path) -> BackupKey:
+    """Return the key of the backups in the folder of this one."""
+    return BackupKey(backup.parent / "key")
+
+
 async def create_checked_backup(url: URL, path: Path) -> Manifest:
     """Create a backup and check it as a restore does."""
-    manifest = await create_backup(url, path)
-    assert await check_backup(path) == manifest
+    manifest = await create_backup(url, path, get_key(path))
+    assert await check_backup(path, get_key(path)) == manifest
     return manifest
 
 
 def rewrite_manifest(path: Path, **entries: object) -> None:
-    """Overwrite entries of the manifest, which is the last line of the backup."""
+    """Overwrite entries of the manifest, which is the last line of the backup, and seal it."""
     archive, _, line = path.read_bytes().rstrip().rpartition(b"\n")
-    path.write_bytes(b"%s\n%s\n" % (archive, orjson.dumps(orjson.loads(line) | entries)))
+    unsealed = Manifest.model_validate(orjson.loads(line) | entries | {"seal": ""})
+    seal = get_key(path).seal(unsealed.to_sealed_content())
+    path.write_bytes(
+        b"%s\n%s\n" % (archive, orjson.dumps({**orjson.loads(line), **entries, "seal": seal}))
+    )
 
 
 ALTERATIONS: dict[str, Callable[[bytes], bytes]] = {
@@ -117,7 +129,7 @@ async def test_restore_rejects_an_altered_file(
     for alteration in ALTERATIONS.values():
         altered.write_bytes(alteration(backup.read_bytes()))
         with pytest.raises(BackupRejected):
-            await restore_backup(empty_database_url, altered, replace=True)
+            await restore_backup(empty_database_url, altered, get_key(altered), replace=True)
     assert await count_node_tables(empty_database_url) == 0
 
 
@@ -134,10 +146,10 @@ async def test_restore_rejects_a_backup_of_a_newer_schema_or_postgresql(
     await create_checked_backup(database_url, backup)
     rewrite_manifest(backup, schema_version="9999")
     with pytest.raises(BackupRejected, match="is at schema 9999, which this version does not know"):
-        await restore_backup(empty_database_url, backup, replace=False)
+        await restore_backup(empty_database_url, backup, get_key(backup), replace=False)
     rewrite_manifest(backup, schema_version="0001", postgres=99)
     with pytest.raises(ProgramMissing, match="pg_restore of PostgreSQL 99 or newer is needed"):
-        await restore_backup(empty_database_url, backup, replace=False)
+        await restore_backup(empty_database_url, backup, get_key(backup), replace=False)
     assert await count_node_tables(empty_database_url) == 0
 
 
@@ -150,14 +162,14 @@ async def test_restore_replaces_a_database_with_data_only_on_request(
     await migrate(fresh.engine)
     await fresh.close()
     # A database that contains only what migrations insert counts as empty.
-    await restore_backup(empty_database_url, backup, replace=False)
+    await restore_backup(empty_database_url, backup, get_key(backup), replace=False)
     async with open_administrator(empty_database_url) as execute:
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
         await execute("UPDATE status_changes SET reason = 'registered' WHERE revision = 1")
         await execute("CREATE TABLE of_somebody ()")
     with pytest.raises(BackupRejected, match="is not empty: --replace"):
-        await restore_backup(empty_database_url, backup, replace=False)
-    manifest = await restore_backup(empty_database_url, backup, replace=True)
+        await restore_backup(empty_database_url, backup, get_key(backup), replace=False)
+    manifest = await restore_backup(empty_database_url, backup, get_key(backup), replace=True)
     restored = Database(empty_database_url)
     assert await fetch_rows(restored, "SELECT count(*) FROM rolled_up_hours") == [(0,)]
     assert await fetch_rows(restored, "SELECT to_regclass('of_somebody')") == [(None,)]
@@ -175,12 +187,12 @@ async def test_a_failed_restore_leaves_the_database_unchanged(
 ) -> None:
     backup = tmp_path / "backup"
     manifest = await create_checked_backup(database_url, backup)
-    await restore_backup(empty_database_url, backup, replace=False)
+    await restore_backup(empty_database_url, backup, get_key(backup), replace=False)
     async with open_administrator(empty_database_url) as execute:
         await execute("INSERT INTO rolled_up_hours (hour, heartbeats) VALUES (now(), 1)")
     rewrite_manifest(backup, rows=manifest.rows | {"nodes": 3})
     with pytest.raises(ProgramFailed, match="nodes has not the 3 rows of the backup"):
-        await restore_backup(empty_database_url, backup, replace=True)
+        await restore_backup(empty_database_url, backup, get_key(backup), replace=True)
     async with open_administrator(empty_database_url) as ask:
         assert await ask("SELECT count(*) FROM rolled_up_hours") == [(1,)]
 
@@ -192,7 +204,7 @@ async def test_restore_rejects_a_database_on_which_a_registry_runs(
     async with start_server():
         await create_checked_backup(database_url, backup)
         with pytest.raises(BackupRejected, match="a registry runs on"):
-            await restore_backup(database_url, backup, replace=True)
+            await restore_backup(database_url, backup, get_key(backup), replace=True)
 
 
 async def test_restore_migrates_a_backup_of_an_older_schema(
@@ -204,7 +216,9 @@ async def test_restore_migrates_a_backup_of_an_older_schema(
     assert manifest.schema_version == "0003"
     await migrate(database.engine)
     await database.close()
-    await restore_backup(empty_database_url, tmp_path / "backup", replace=False)
+    await restore_backup(
+        empty_database_url, tmp_path / "backup", BackupKey(tmp_path / "key"), replace=False
+    )
     await require_current_schema(database.engine)
     assert await fetch_rows(database, "SELECT count(*) FROM nodes") == [(SEEDED,)]
     await database.close()
@@ -221,9 +235,12 @@ async def test_a_service_role_serves_the_database_that_its_owner_has_restored(
     await create_checked_backup(database_url, backup)
     with pytest.raises(BackupRejected, match="restore as their owner"):
         await restore_backup(
-            provisioning.administrator.set(database=owner.database), backup, replace=True
+            provisioning.administrator.set(database=owner.database),
+            backup,
+            get_key(backup),
+            replace=True,
         )
-    await restore_backup(owner, backup, replace=False)
+    await restore_backup(owner, backup, get_key(backup), replace=False)
     async with run_server(service, tmp_path) as server:
         await register(server, "gpu-1")
         await beat(server, "gpu-1", 1)
@@ -247,9 +264,9 @@ async def test_a_failed_backup_leaves_the_existing_file_unchanged(
     await provisioning.run()
     service = provisioning.url(provisioning.names.service)
     with pytest.raises(ProgramFailed, match="SELECT privilege"):
-        await create_backup(service, backup)
+        await create_backup(service, backup, get_key(backup))
     with pytest.raises(BackupRejected, match="has no registry in it"):
-        await create_backup(database_url.set(database="template1"), backup)
+        await create_backup(database_url.set(database="template1"), backup, get_key(backup))
     assert read_files(tmp_path) == {"backup": "an older one"}
 
 
@@ -261,4 +278,4 @@ async def test_backup_reports_a_pg_dump_that_is_too_old(
     (tmp_path / "pg_dump").chmod(0o700)
     needed = r"pg_dump of PostgreSQL \d+ or newer is needed, .* 14.2: install .*postgresql-client"
     with pytest.raises(ProgramMissing, match=needed):
-        await create_backup(database_url, tmp_path / "backup")
+        await create_backup(database_url, tmp_path / "backup", BackupKey(tmp_path / "key"))

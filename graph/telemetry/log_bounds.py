@@ -6,6 +6,8 @@ from typing import Any
 
 from structlog.types import EventDict, WrappedLogger
 
+from db.core.token_format import redact_tokens
+
 MAX_TEXT_LENGTH = 1000
 MAX_ITEMS = 100
 MAX_DEPTH = 8
@@ -67,11 +69,16 @@ class _Shortener:
         return [value for _, value in kept + more]
 
     def _shorten_text(self, text: str) -> str:
-        """Keep the beginning and the end: errors often quote their input in the middle."""
+        """Keep the beginning and the end: errors often quote their input in the middle.
+
+        Tokens are redacted first, because half a token is not recognized later.
+        """
         length = max(_ALWAYS_KEPT_LENGTH, min(self._max_text_length, self._remaining))
         self._remaining -= min(len(text), length)
+        if len(text) > length:
+            text = redact_tokens(text)
         if len(text) <= length:
             return text
         half = length // 2
-        end = text[len(text) - half :]
+        end = text[-half:]
         return f"{text[:half]}{_CUT} {len(text) - 2 * half} more {_CUT}{end}"

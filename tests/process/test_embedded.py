@@ -275,6 +275,25 @@ WHERE state = 'active' AND query LIKE '%generate_series%' AND pid <> pg_backend_
 """
 
 
+async def hold_and_kill(folder: Path) -> None:
+    """Kill the server as often as it is started, while holding it."""
+    async with run_embedded_postgres(folder, options=OPTIONS):
+        while True:
+            with suppress(OSError, ValueError, psutil.NoSuchProcess):
+                find_postmaster(folder).kill()
+            await asyncio.sleep(0.01)
+
+
+async def test_a_server_that_goes_on_ending_soon_after_its_start_cancels_its_holder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.embedded.server._SUPERVISE_SECONDS", 0.01)
+    monkeypatch.setattr("db.embedded.server._LONGEST_DELAY_SECONDS", 0.0)
+    with capture_logs() as events, pytest.raises(EmbeddedServerFailed, match="ended 8 times"):
+        await asyncio.wait_for(hold_and_kill(folder), timeout=60)
+    assert [event["event"] for event in events].count("embedded.died") == 8
+
+
 async def test_a_start_waits_for_the_backends_of_a_killed_server(folder: Path) -> None:
     async with run_embedded_postgres(folder, options=OPTIONS) as url:
         busy = await asyncpg.connect(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from db.core.token_format import generate_token
 from graph.telemetry.log_bounds import (
     MAX_EVENT_LENGTH,
     MAX_TEXT_LENGTH,
@@ -76,6 +77,14 @@ def test_a_shortened_text_keeps_its_beginning_and_its_end() -> None:
     assert text.startswith("begin")
     assert text.endswith("end")
     assert len(text) < MAX_TEXT_LENGTH + 50
+
+
+@pytest.mark.parametrize("place", range(MAX_TEXT_LENGTH // 2 - 60, MAX_TEXT_LENGTH // 2 + 10, 7))
+def test_no_part_of_a_secret_is_left_where_a_text_is_cut(place: int) -> None:
+    token = generate_token().text
+    for text in ("x" * (place - 1) + " " + token + " " * 2000, " " * 2000 + token + "y" * place):
+        field = shorten(field=text)["field"]
+        assert not any(token[at : at + 6] in field for at in range(14, len(token) - 6))
 
 
 def test_a_traceback_keeps_more() -> None:

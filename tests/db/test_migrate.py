@@ -123,7 +123,7 @@ async def test_concurrent_migrations_succeed_and_apply_once(empty_database_url: 
     await asyncio.gather(*(migrate(engine) for engine in engines))
     assert await fetch_scalar(engines[0], "SELECT count(*) FROM nodes") == 2
     assert await fetch_scalar(engines[0], "SELECT array_agg(version_num) FROM alembic_version") == [
-        "0008"
+        "0009"
     ]
     for engine in engines:
         await require_current_schema(engine)
@@ -145,7 +145,7 @@ async def test_database_without_a_schema_is_rejected_in_one_line(empty_engine: A
     with pytest.raises(SchemaMismatch) as rejection:
         await require_current_schema(empty_engine)
     assert str(rejection.value) == (
-        "the database is at schema none, this registry needs 0008: run `node-registry migrate`"
+        "the database is at schema none, this registry needs 0009: run `node-registry migrate`"
     )
 
 
@@ -163,7 +163,7 @@ async def test_database_with_a_newer_schema_is_rejected_and_left_alone(database:
         with pytest.raises(SchemaMismatch) as rejection:
             await operation
         assert str(rejection.value) == (
-            "the database is at schema 9999, this registry needs 0008:"
+            "the database is at schema 9999, this registry needs 0009:"
             " start the version of the registry that made it, or a newer one"
         )
     assert await fetch_scalar(database.engine, "SELECT version_num FROM alembic_version") == "9999"
@@ -190,7 +190,7 @@ async def test_lock_timeout_fails_the_migration_and_changes_nothing(
 ) -> None:
     before = await read_catalog(database.engine)
     async with database.engine.connect() as reader:
-        await reader.execute(text("SELECT count(*) FROM nodes, audit_log"))
+        await reader.execute(text("LOCK TABLE nodes, audit_log, tokens IN SHARE MODE"))
         with pytest.raises(DBAPIError, match="lock timeout"):
             await migrate(database.engine, "base", lock_timeout_seconds=0.1)
     assert await read_catalog(database.engine) == before

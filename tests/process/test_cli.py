@@ -28,7 +28,7 @@ async def test_serve_rejects_a_database_with_an_older_schema(empty_database_url:
     status, _, errors = await run_process("serve", **make_environment(empty_database_url))
     assert status == 1
     assert errors.strip().splitlines()[-1] == (
-        "node-registry: the database is at schema none, this registry needs 0008:"
+        "node-registry: the database is at schema none, this registry needs 0009:"
         " run `node-registry migrate`"
     )
 

@@ -62,7 +62,9 @@ async def test_a_websocket_uses_its_token_when_it_opens(start_server: StartServe
         old = await create_token(server.services.database, Role.AGENT, nodes=["gpu-1"])
         new = await rotate_own(server, old.text)
         headers = {"authorization": f"Bearer {new}"}
-        async with open_websocket(server.websocket_url, headers=headers):
+        async with open_websocket(server.websocket_url, headers=headers) as client:
+            await client.send({"type": "connection_init"})
+            assert await client.receive() == {"type": "connection_ack"}
             [error] = (await post(server, old.text, ROTATE))["errors"]
             assert error["extensions"]["code"] == "FORBIDDEN"
 

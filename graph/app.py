@@ -93,6 +93,7 @@ async def open_services(
         await change_feed.start()
         node_snapshot = NodeSnapshot(database, change_feed)
         housekeeping = Housekeeping(database, settings, metrics)
+        await housekeeping.make_room()
         await housekeeping.make_day_partitions()
         # Callers cannot take the connections of heartbeats and the sweep.
         reserved = await stack.enter_async_context(

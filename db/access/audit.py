@@ -247,6 +247,16 @@ async def list_entries(
     return make_page((await session.scalars(statement)).all(), first)
 
 
+MIN_KEPT_DAYS = 7
+"""The database keeps younger entries in any case."""
+
+
+async def measure_oldest_age_days(session: AsyncSession) -> float:
+    """Return the age of the oldest entry in days; 0 if there is none."""
+    age = func.extract("epoch", func.now() - func.min(AUDIT_ENTRY.recorded_at))
+    return float(await session.scalar(select(age)) or 0) / 86_400
+
+
 async def trim_entries(session: AsyncSession, *, keep_days: float, batch: int) -> int:
     """Delete at most `batch` entries older than `keep_days`, oldest first, and return how many.
 

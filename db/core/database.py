@@ -27,6 +27,7 @@ _RETRY_AFTER_SECONDS = 1.0
 LISTEN_TIMEOUT_SECONDS = 5
 """Time limit of each request to a connection that listens."""
 
+_DISK_FULL = "53100"
 _TRANSIENT_SQLSTATE_CLASSES = {"08", "40", "53", "55", "57"}
 """Classes of errors that pass by themselves: connection, rollback, resources, locks, operator."""
 
@@ -37,7 +38,8 @@ class Database:
     Its blocks raise Unavailable if the database cannot be reached, is too busy, gave up a
     statement, or did not do everything within a block in twice the time of one statement. Other
     errors of PostgreSQL are bugs of the registry and pass through unchanged. `failure_count` is
-    the number of times that Unavailable was raised, including by separate pools.
+    the number of times that Unavailable was raised, including by separate pools. `disk_full` is set
+    when PostgreSQL found no space for a write; who makes room clears it.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Database:
         self.url = make_url(url).set(drivername="postgresql+asyncpg")
         self.pool_size = pool_size
         self._failure_count = 0
+        self.disk_full = asyncio.Event()
         self._separate_pools: list[Database] = []
         self._statement_timeout_seconds = statement_timeout_seconds
         self.engine: AsyncEngine = create_async_engine(
@@ -85,6 +88,7 @@ class Database:
             pool_size=pool_size,
             statement_timeout_seconds=self._statement_timeout_seconds,
         )
+        database.disk_full = self.disk_full
         self._separate_pools.append(database)
         try:
             yield database
@@ -198,6 +202,8 @@ class Database:
         except Exception as error:
             if is_transient(error):
                 self._failure_count += 1
+                if _find_sqlstate(error) == _DISK_FULL:
+                    self.disk_full.set()
                 raise Unavailable(_RETRY_AFTER_SECONDS) from error
             raise
 
@@ -212,6 +218,13 @@ def _reject_closed_connection(dbapi_connection: Any, *_: object) -> None:
     """Have the pool drop a socket that PostgreSQL closed as it restarted, without a round trip."""
     if dbapi_connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _find_sqlstate(error: BaseException | None) -> str | None:
+    """Return PostgreSQL's code of the error, None if it is not PostgreSQL's."""
+    while isinstance(error, DBAPIError | EmulatedDBAPIException):
+        error = error.orig
+    return error.sqlstate if isinstance(error, asyncpg.PostgresError) else None
 
 
 def is_transient(error: Exception) -> bool:

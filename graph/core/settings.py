@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     bookmark_interval_seconds: float = Field(default=15, gt=0, le=3600)
     heartbeat_log_max_age_seconds: float = Field(default=14 * 86400, gt=0, le=36500 * 86400)
     metrics_history_max_age_seconds: float = Field(default=400 * 86400, gt=0, le=36500 * 86400)
+    max_database_bytes: int | None = Field(default=None, ge=1)
+    min_free_disk_bytes: int = Field(default=1024**3, ge=0)
     change_log_max_rows: int = Field(default=1_000_000, ge=1000)
     change_log_max_age_seconds: float = Field(default=90 * 86400, gt=0)
     audit_retention_days: float = Field(default=400, ge=7, le=36500)

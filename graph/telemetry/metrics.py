@@ -90,6 +90,13 @@ class Metrics:
         self.housekeeping_seconds = histogram(
             "node_registry_upkeep_duration_seconds", "Time taken by rounds of housekeeping."
         )
+        self.dropped_early = Counter(
+            "node_registry_dropped_early",
+            "Partitions, and batches of audit entries, that were dropped before their time to make"
+            " room.",
+            ["table"],
+            registry=self.registry,
+        )
         self.connections = Gauge(
             "node_registry_connections",
             "Open websockets and event streams.",
@@ -102,6 +109,8 @@ class Metrics:
             ITEM_FAILURES.labels(task)
         for outcome in (ACCEPTED, RateLimited.code, Unavailable.code, INTERNAL):
             self._heartbeats.labels(outcome)
+        for table in ("heartbeat_log", "metrics_history", "audit_log"):
+            self.dropped_early.labels(table)
         for sent in ("heartbeat", "registration"):
             self.budget_exceeded.labels(sent)
         # Looking up a labelled child takes longer than counting with it.

@@ -16,7 +16,6 @@ from sqlmodel import col
 from db.core.errors import BadInput
 from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import HEARTBEAT, METRICS_HISTORY, NODE, STATUS_CHANGE, Heartbeat, Node
-from db.core.turns import ROWS_PER_FETCH, collect, read_rows, take_turns
 from db.registry import status_changes
 from db.registry.node_filter import NodeFilter
 from db.registry.status_changes import LoggedChange
@@ -49,13 +48,12 @@ async def list_heartbeats(
     if until is not None:
         statement = statement.where(HEARTBEAT.timestamp < until)
     page = HEARTBEAT_ORDER.select_page(statement, first=first, after=after).lateral()
-    rows = await read_rows(
-        session,
+    rows = await session.scalars(
         select(aliased(Heartbeat, page))
         .select_from(Node)
         .join(page, true())
         .where(NODE.id.in_(nodes))
-        .order_by(page.c.timestamp.desc(), page.c.id.desc()),
+        .order_by(page.c.timestamp.desc(), page.c.id.desc())
     )
     return _make_pages(nodes, ((row.node_id, row) for row in rows), first)
 
@@ -87,7 +85,7 @@ async def list_heartbeats_after(
         {"nodes": list(last_ids), "last_ids": list(last_ids.values())},
     )
     by_node: dict[UUID, list[Heartbeat]] = {}
-    for row in await take_turns(collect(rows.yield_per(ROWS_PER_FETCH))):
+    for row in rows:
         by_node.setdefault(row.node_id, []).append(row)
     return by_node
 
@@ -117,7 +115,7 @@ async def find_latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> d
         )
         .where(NODE.id.in_(nodes))
     )
-    return {row.id: row.metrics for row in await take_turns(collect(rows))}
+    return {row.id: row.metrics for row in rows}
 
 
 async def list_hourly_metrics(
@@ -149,8 +147,7 @@ async def list_hourly_metrics(
         .where(NODE.id.in_(nodes))
         .order_by(page.c.hour.desc())
     )
-    found = await take_turns(collect(rows))
-    return _make_pages(nodes, ((row.node_id, row) for row in found), first)
+    return _make_pages(nodes, ((row.node_id, row) for row in rows), first)
 
 
 async def list_status_changes(

@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.enums import NodeRole, NodeType, ProfileType
 from db.core.tables import NODE, NODE_PROFILE, ROLE_PROFILE, NodeProfile, RoleProfile
-from db.core.turns import read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +53,12 @@ async def list_node_profiles(
 ) -> dict[UUID, list[NodeProfile]]:
     """Return each node's own profiles, sorted by name."""
     found: dict[UUID, list[NodeProfile]] = {node: [] for node in nodes}
-    statement = (
+    rows = await session.scalars(
         select(NodeProfile)
         .where(NODE_PROFILE.node_id.in_(nodes))
         .order_by(NODE_PROFILE.node_id, NODE_PROFILE.profile_name)
     )
-    for profile in await read_rows(session, statement):
+    for profile in rows:
         found[profile.node_id].append(profile)
     return found
 
@@ -75,7 +74,7 @@ async def list_role_profiles(
         statement = statement.where(ROLE_PROFILE.node_role == role)
     if node_type is not None:
         statement = statement.where(ROLE_PROFILE.node_type == node_type)
-    return await read_rows(session, statement)
+    return list(await session.scalars(statement))
 
 
 async def compute_effective_profiles(

@@ -158,11 +158,11 @@ class StatusChange:
         )
 
 
-async def show_status_changes(
+def show_status_changes(
     page: Page[LoggedChange] | None, after: str | None
 ) -> Connection[StatusChange]:
     """Return a page of the change log, which was read with the cursor `after`."""
-    return await Connection.from_page(
+    return Connection.from_page(
         page,
         after,
         StatusChange.from_change,

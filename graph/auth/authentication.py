@@ -12,6 +12,7 @@ from starlette.types import Scope
 from db.core.errors import Forbidden, Unauthenticated
 from db.core.identity import ANONYMOUS, Caller, Identity
 from graph.auth.client_certificate import find_certified_identity
+from graph.auth.connection_limits import mark_known
 from graph.auth.credential_verifier import CredentialVerifier, Grant
 from graph.auth.rate_limiter import RateLimiter
 from graph.auth.request_source import get_source, is_same_origin
@@ -51,11 +52,10 @@ class Authentication:
         if header is not None:
             return await self._authenticate(header, scope)
         identity_and_expiry = find_certified_identity(scope)
-        return (
-            None
-            if identity_and_expiry is None
-            else self._credential_verifier.grant_certified(*identity_and_expiry)
-        )
+        if identity_and_expiry is None:
+            return None
+        mark_known(scope)
+        return self._credential_verifier.grant_certified(*identity_and_expiry)
 
     async def authenticate_init(self, scope: Scope, payload: Mapping[str, Any] | None) -> Grant:
         """Return the grant of a payload such as {"Authorization": "Bearer …"}.
@@ -72,9 +72,12 @@ class Authentication:
         if scheme.lower() != _SCHEME or not credential:
             raise Unauthenticated("credentials must have the form: Bearer TOKEN")
         grant = self._credential_verifier.find_grant(credential)
-        if grant is not None:
-            return grant
-        address = get_source(scope).address
+        if grant is None:
+            grant = await self._verify(credential, get_source(scope).address)
+        mark_known(scope)
+        return grant
+
+    async def _verify(self, credential: str, address: str) -> Grant:
         self.failed_logins.require_available(address)
         try:
             return await self._credential_verifier.verify(credential)
@@ -94,6 +97,7 @@ class Authentication:
             raise Forbidden(
                 "without credentials the Host must be a loopback name, as in http://127.0.0.1"
             )
+        mark_known(scope)
         return self._anonymous
 
 

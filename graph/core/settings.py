@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     heartbeat_grace_seconds: float = Field(default=5, ge=0, le=86400)
     heartbeat_target_rate: float = Field(default=1000, gt=0)
     heartbeats_per_interval: float = Field(default=4, ge=1, le=1e6)
-    node_changes_per_minute: float = Field(default=3, gt=0, le=1e6)
+    node_changes_per_minute: float = Field(default=10, gt=0, le=1e6)
     node_bytes_per_day: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=2**62)
     sweep_interval_seconds: float = Field(default=2, gt=0, le=3600)
 
@@ -115,6 +115,7 @@ class Settings(BaseSettings):
     listen_check_seconds: float = Field(default=5, gt=0, le=300)
     subscriber_max_lag: int = Field(default=10_000, ge=1)
     max_connections: int = Field(default=20_000, ge=1)
+    max_unknown_connections_per_address: int = Field(default=2000, ge=1)
     max_subscriptions_per_caller: int = Field(default=10_000, ge=1)
     max_operations_per_connection: int = Field(default=100, ge=1)
     keepalive_seconds: float = Field(default=20, gt=0, le=600)

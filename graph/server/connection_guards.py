@@ -5,8 +5,7 @@ the unsent data, and keep its memory for minutes.
 """
 
 import asyncio
-import socket
-import struct
+from functools import partial
 from typing import TypeGuard
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -15,12 +14,16 @@ from websockets.frames import Frame
 
 from db.core.errors import RateLimited
 from graph.auth.client_certificate import store_peer_certificate
+from graph.auth.connection_limits import ConnectionLimits
 from graph.auth.rate_limiter import RateLimiter
 from graph.core.settings import Settings
+from graph.server.connection_reset import reset_connection
+from graph.server.fair_queue import FairQueue
+from graph.server.message_bounds import BoundedMessages
+from graph.server.request_bounds import BoundedRequests
 from graph.transport.sse import IS_STREAM
 
 _FRAMES_PER_SECOND = 1000
-_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class _SendDeadline(asyncio.Protocol):
@@ -54,19 +57,12 @@ class _SendDeadline(asyncio.Protocol):
         if unsent < unsent_before:
             self._start_deadline(unsent)
         else:
-            _reset(self.transport)
+            reset_connection(self.transport)
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-
-
-def _reset(transport: asyncio.Transport) -> None:
-    """Reset the connection, so that the system also drops the unsent data."""
-    plain: socket.socket = transport.get_extra_info("socket")
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-    transport.abort()
 
 
 def is_long_lived(
@@ -122,26 +118,6 @@ class _RequestDeadline(HttpToolsProtocol):
             self._idle_timer.cancel()
 
 
-def make_http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
-    """Return uvicorn's HTTP protocol with the guards that the settings configure."""
-
-    class Http(_SendDeadline, _RequestDeadline):
-        stalled_seconds = settings.stalled_reader_seconds
-        first_request_seconds = settings.first_request_seconds
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            store_peer_certificate(self.transport, self.scope["state"])
-
-        def shutdown(self) -> None:
-            if _is_streaming(self):
-                self.transport.close()  # without a last event, so that the client reconnects
-            else:
-                super().shutdown()
-
-    return Http
-
-
 class _FrameLimit(WebSocketsSansIOProtocol):
     """A mixin that limits pings, pongs and message fragments, which the app never sees."""
 
@@ -164,25 +140,30 @@ class _FrameLimit(WebSocketsSansIOProtocol):
             try:
                 self.frame_limiter.charge(str(self.client))
             except RateLimited:
-                _reset(self.transport)
+                reset_connection(self.transport)
         return not self.transport.is_closing()
 
 
-def make_websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol]:
+def _make_websocket_protocol(settings: Settings, limits: ConnectionLimits) -> type[BoundedMessages]:
     """Return uvicorn's websocket protocol with the guards that the settings configure."""
 
-    class WebSocket(_SendDeadline, _FrameLimit):
+    class WebSocket(_SendDeadline, _FrameLimit, BoundedMessages):
         stalled_seconds = settings.stalled_reader_seconds
         frame_limiter = RateLimiter(
             "frames", per_second=_FRAMES_PER_SECOND, burst=2 * _FRAMES_PER_SECOND
         )
 
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            limits.remove(self.connection)
+
         async def run_asgi(self) -> None:
+            self.connection.store_in(self.scope["state"])
             store_peer_certificate(self.transport, self.scope["state"])
             await super().run_asgi()
 
         def keepalive_timeout(self) -> None:
-            _reset(self.transport)
+            reset_connection(self.transport)
 
         def shutdown(self) -> None:
             # Closing a websocket that its client is closing raises, and would end the shutdown.
@@ -190,3 +171,40 @@ def make_websocket_protocol(settings: Settings) -> type[WebSocketsSansIOProtocol
                 super().shutdown()
 
     return WebSocket
+
+
+def make_http_protocol(settings: Settings, limits: ConnectionLimits) -> type[HttpToolsProtocol]:
+    """Return uvicorn's HTTP protocol, and its websockets, with the guards that are configured."""
+    websocket_class = _make_websocket_protocol(settings, limits)
+    shared_queue = FairQueue(asyncio.get_running_loop())
+
+    class Http(_SendDeadline, _RequestDeadline, BoundedRequests):
+        stalled_seconds = settings.stalled_reader_seconds
+        first_request_seconds = settings.first_request_seconds
+        fair_queue = shared_queue
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            address = self.client[0] if self.client else ""
+            self.connection = limits.add(address, partial(reset_connection, transport))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            limits.remove(self.connection)
+
+        def handle_websocket_upgrade(self) -> None:
+            self.ws_protocol_class = partial(websocket_class, self.connection, shared_queue)  # type: ignore[assignment]  # uvicorn calls it
+            super().handle_websocket_upgrade()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.connection.store_in(self.scope["state"])
+            store_peer_certificate(self.transport, self.scope["state"])
+
+        def shutdown(self) -> None:
+            if _is_streaming(self):
+                self.transport.close()  # without a last event, so that the client reconnects
+            else:
+                super().shutdown()
+
+    return Http

@@ -4,7 +4,10 @@ import resource
 
 import structlog
 
-_OTHER_FILES = 1000  # requests under way, the database's connections, the libraries themselves
+from graph.core.settings import Settings
+
+_SPARE_FILES = 1000  # for what is opened besides, where the system allows it
+_OWN_FILES = 64  # the process itself: log, listeners, certificates, the libraries
 
 log = structlog.get_logger()
 
@@ -15,7 +18,7 @@ def raise_open_file_limit(connections: int) -> None:
     Child processes inherit it. If the system does not allow enough, this logs a warning.
     """
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    required = connections + _OTHER_FILES
+    required = connections + _SPARE_FILES
     allowed = required if hard_limit == resource.RLIM_INFINITY else min(required, hard_limit)
     if soft_limit != resource.RLIM_INFINITY and soft_limit < allowed:
         try:
@@ -24,3 +27,16 @@ def raise_open_file_limit(connections: int) -> None:
             allowed = soft_limit  # macOS may enforce a lower hard limit than it reports
     if allowed < connections:
         log.warning("open_files.limited", allowed=allowed, connections=connections)
+
+
+def count_connection_files(settings: Settings) -> int:
+    """Return how many connections the process may have open, by its limit on open files.
+
+    The database's connections and the process's own files are left out.
+    """
+    soft_limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    own_files = _OWN_FILES + settings.database_connections // settings.workers
+    capacity = settings.max_connections + _SPARE_FILES
+    if soft_limit != resource.RLIM_INFINITY:
+        capacity = min(capacity, soft_limit - own_files)
+    return max(1, capacity)

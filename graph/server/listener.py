@@ -14,6 +14,7 @@ from graph.server.dev_agent import run_dev_agent
 log = structlog.get_logger()
 
 _BACKLOG = 2048
+_RECEIVE_BUFFER_BYTES = 32 * 1024
 
 
 def require_safe_access(settings: Settings) -> None:
@@ -43,6 +44,8 @@ def listen(settings: Settings, *, reuse_port: bool = False) -> socket.socket:
     # Accepted connections inherit this option. asyncio does not set it on them, and each response
     # on a kept-alive connection would wait 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Also inherited. All that the system has received is read at once, and held until it is parsed.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # A vanished machine acknowledges nothing, and its event stream would stay open for long.
         seconds = 2 * settings.keepalive_seconds

@@ -12,13 +12,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from graph.app import build_app, open_services
+from graph.auth.connection_limits import ConnectionLimits
 from graph.core.settings import Settings
 from graph.live.background_tasks import BackgroundTasks
 from graph.server.connection_guards import (
     is_long_lived,
     make_http_protocol,
-    make_websocket_protocol,
 )
+from graph.server.file_limits import count_connection_files
 from graph.server.listener import finish_startup, listen
 from graph.server.signals import handle_stop_signals
 from graph.server.tls_context import create_tls_context
@@ -109,12 +110,24 @@ def create_server(services: Services) -> Server:
             "Time at which the certificate of new connections expires.",
             lambda: tls.expires_at.timestamp(),  # noqa: PLW0108  # a reload replaces it
         )
+    limits = ConnectionLimits(
+        count_connection_files(settings),
+        max_per_address=settings.max_unknown_connections_per_address,
+    )
+    services.metrics.add_gauge(
+        "node_registry_open_connections", "Open connections of any kind.", lambda: limits.open
+    )
+    services.metrics.add_counter(
+        "node_registry_connections_cut",
+        "Connections of unknown peers that were closed to make room.",
+        lambda: limits.cut,
+    )
     return Server(
         uvicorn.Config(
             build_app(services),
             ssl_context_factory=None if tls is None else lambda *_: tls,
-            http=make_http_protocol(settings),
-            ws=make_websocket_protocol(settings),
+            http=make_http_protocol(settings, limits),
+            ws="websockets-sansio",  # which that protocol replaces by its own
             # Compression would cost each connection more memory than its subscription.
             ws_per_message_deflate=False,
             lifespan="off",

@@ -1,5 +1,6 @@
 """The pages next to the GraphQL API: the index, health and metrics."""
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from db.core.errors import RegistryError, Unavailable
+from graph.core.single_flight import SingleFlight
 from graph.core.version import SERVICE_NAME, STARTED_AT, VERSION
 from graph.services import Services
 from graph.transport.http import make_error_response
@@ -36,6 +38,7 @@ class StatusPages:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._scrape = PrometheusScrape(services)
+        self._pings: SingleFlight[None, None] = SingleFlight(0)
 
     async def show_index(self, request: Request) -> Response:
         if "text/html" in request.headers.get("accept", ""):
@@ -51,7 +54,8 @@ class StatusPages:
         now = datetime.now(UTC)
         url = self._services.database.url
         try:
-            await self._services.database.ping()
+            # Shared, so that a flood of these requests does not take the database's connections.
+            await asyncio.shield(self._pings.start(None, self._services.database.ping))
             connected = True
         except Unavailable:
             connected = False

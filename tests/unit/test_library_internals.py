@@ -31,8 +31,10 @@ from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.enum import StrawberryEnumDefinition
 from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.server import ServerProtocol
 
 from graph.api.schema import schema
 from tests.support.paths import ROOT
@@ -136,18 +138,37 @@ def _makes_connect_arguments() -> bool:
     }
 
 
+def _has_message_limit() -> bool:
+    return ServerProtocol(max_size=7).max_message_size == 7
+
+
 UVICORN = [
     *attribute("uvicorn", HttpToolsProtocol, "connection_lost", "pause_writing", "resume_writing"),
     *attribute("uvicorn", HttpToolsProtocol, "loop", "transport", "parser", "scope", "cycle"),
     *attribute("uvicorn", HttpToolsProtocol, "timeout_keep_alive"),
     method("uvicorn", HttpToolsProtocol, "connection_made", "transport"),
     method("uvicorn", HttpToolsProtocol, "handle_websocket_upgrade"),
+    method("uvicorn", HttpToolsProtocol, "data_received", "data"),
     method("uvicorn", HttpToolsProtocol, "on_message_begin"),
+    method("uvicorn", HttpToolsProtocol, "on_header", "name", "value"),
+    method("uvicorn", HttpToolsProtocol, "on_headers_complete"),
+    method("uvicorn", HttpToolsProtocol, "on_body", "body"),
+    method("uvicorn", HttpToolsProtocol, "on_message_complete"),
+    method("uvicorn", HttpToolsProtocol, "on_response_complete"),
+    *attribute("uvicorn", HttpToolsProtocol, "flow", "pipeline", "client", "ws_protocol_class"),
+    *importable("uvicorn", "uvicorn.protocols.http.httptools_impl", "STATUS_LINE"),
+    *importable("uvicorn", "uvicorn.protocols.http.flow_control", "HIGH_WATER_LIMIT"),
+    *attribute("uvicorn", FlowControl, "pause_reading", "resume_reading"),
     method("uvicorn", HttpToolsProtocol, "shutdown"),
-    *attribute("uvicorn", RequestResponseCycle, "response_complete", "scope"),
+    *attribute("uvicorn", RequestResponseCycle, "response_complete", "scope", "body"),
+    *attribute("uvicorn", RequestResponseCycle, "more_body"),
     *attribute("uvicorn", WebSocketsSansIOProtocol, "connection_lost", "pause_writing"),
     *attribute("uvicorn", WebSocketsSansIOProtocol, "resume_writing", "loop", "transport"),
-    *attribute("uvicorn", WebSocketsSansIOProtocol, "client", "scope"),
+    *attribute("uvicorn", WebSocketsSansIOProtocol, "client", "scope", "conn", "config"),
+    *attribute("uvicorn", WebSocketsSansIOProtocol, "read_paused", "close_timeout"),
+    method("uvicorn", WebSocketsSansIOProtocol, "data_received", "data"),
+    method("uvicorn", WebSocketsSansIOProtocol, "receive"),
+    Part("websockets: ServerProtocol.max_message_size", _has_message_limit),
     method("uvicorn", WebSocketsSansIOProtocol, "handle_ping"),
     method("uvicorn", WebSocketsSansIOProtocol, "handle_pong", "event"),
     method("uvicorn", WebSocketsSansIOProtocol, "handle_cont", "event"),
@@ -175,20 +196,6 @@ GQL = [
 
 GRAPHQL_CORE = [
     *attribute("graphql-core", graphql.Executor, "async_helpers", "execute_operation"),
-    *attribute("graphql-core", graphql.Executor, "settle_in_background"),
-    method(
-        "graphql-core",
-        graphql.Executor,
-        "complete_list_value",
-        *("return_type", "field_details_list", "info", "path", "result", "position_context"),
-    ),
-    method(
-        "graphql-core",
-        graphql.Executor,
-        "complete_list_item_value",
-        *("item", "complete_results", "item_type", "field_details_list", "info", "item_path"),
-        "position_context",
-    ),
     *attribute("graphql-core", graphql.GraphQLResolveInfo, "_replace"),
     Part(
         "graphql-core: GraphQLResolveInfo's fields",
@@ -287,7 +294,8 @@ def test_a_library_has_the_part_that_the_code_depends_on(part: Part) -> None:
 
 @pytest.mark.parametrize("lock", ["dev", "run", "server"])
 @pytest.mark.parametrize(
-    "library", ["asyncpg", "gql", "graphql-core", "sqlalchemy", "strawberry-graphql", "uvicorn"]
+    "library",
+    ["asyncpg", "gql", "graphql-core", "sqlalchemy", "strawberry-graphql", "uvicorn", "websockets"],
 )
 def test_the_locked_version_is_below_an_upper_bound(library: str, lock: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

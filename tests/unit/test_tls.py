@@ -23,8 +23,9 @@ from websockets.exceptions import InvalidMessage
 from db.core.enums import Role
 from db.core.identity import Identity
 from graph.auth.client_certificate import find_certified_identity
+from graph.auth.connection_limits import ConnectionLimits
 from graph.core.settings import ConfigurationError, Settings, load_settings
-from graph.server.connection_guards import make_http_protocol, make_websocket_protocol
+from graph.server.connection_guards import make_http_protocol
 from graph.server.tls_context import ReloadingContext, create_tls_context
 from tests.support.authority import (
     DAY,
@@ -79,8 +80,8 @@ async def run_server(pair: Pair, client_ca: Path | None = None) -> AsyncIterator
     server = uvicorn.Server(
         uvicorn.Config(
             answer_name,
-            http=make_http_protocol(settings),
-            ws=make_websocket_protocol(settings),
+            http=make_http_protocol(settings, ConnectionLimits(100, max_per_address=100)),
+            ws="websockets-sansio",
             lifespan="off",
             log_config=None,
             ssl_context_factory=lambda *_: context,

@@ -10,6 +10,7 @@ from structlog.types import EventDict, Processor, WrappedLogger
 from db.core.token_format import redact_tokens
 from graph.core.terminal import escape, escape_lines
 from graph.telemetry.log_bounds import shorten_fields
+from graph.telemetry.log_rate import RateFilter
 
 # Local variables hold requests and secrets, and a large one takes seconds to format.
 _FORMAT_WITHOUT_LOCALS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -39,6 +40,7 @@ def configure_logging(environment: Literal["development", "production"], level: 
         ]
     )
     handler = logging.StreamHandler()
+    handler.addFilter(RateFilter())
     handler.setFormatter(
         _RedactingFormatter(
             foreign_pre_chain=shared,

@@ -53,8 +53,9 @@ HeartbeatOutcome: TypeAlias = HeartbeatAck | RegistryError
 # Rows are locked in the order of their ids, so that two batches cannot deadlock. LIMIT tells the
 # planner that registry_state has one row: until its first ANALYZE it would plan for hundreds. The
 # statements only decide on statuses; `status_changes.apply_transitions` sets them. The account
-# of GCRA is capped by its last use, because it may have grown by a longer interval. The parameters
-# are numbered as asyncpg takes them, in the order of `_make_parameters`.
+# of GCRA is capped by its last use, because it may have grown by a longer interval, and starts
+# again while the clock is behind that use. The parameters are numbered as asyncpg takes them, in
+# the order of `_make_parameters`.
 _JUDGE = f"""
 WITH report AS (
     SELECT * FROM unnest(CAST($1 AS text[]), CAST($2 AS text[]),
@@ -83,16 +84,20 @@ WITH report AS (
            is_newer AND paid_until > latest_paid_until AS is_too_early,
            metrics <> '{{}}' AND written + pg_column_size(metrics) > $10 AS is_over_budget
     FROM (
-        SELECT *, heard_at + burst AS latest_paid_until,
-               greatest(least(coalesce(heartbeats_paid_until, '-infinity'), last_heartbeat + burst),
-                        heard_at) + step AS paid_until,
+        SELECT *, clock + burst AS latest_paid_until,
+               CASE WHEN last_heartbeat > clock THEN clock
+                    ELSE greatest(
+                        least(coalesce(heartbeats_paid_until, '-infinity'), last_heartbeat + burst),
+                        clock
+                    )
+               END + step AS paid_until,
                CASE WHEN written_on = today THEN written_bytes ELSE 0 END + {HEARTBEAT_ROW_BYTES}
                AS written
         FROM (
             SELECT *, make_interval(secs => current_interval_seconds / $9) AS step,
                    make_interval(secs => current_interval_seconds * $11) AS burst,
-                   CAST(heard_at AT TIME ZONE 'UTC' AS date) AS today
-            FROM locked
+                   CAST(clock AT TIME ZONE 'UTC' AS date) AS today
+            FROM (SELECT *, registry_now() AS clock FROM locked) locked
         ) locked
     ) locked
 ), judged AS (

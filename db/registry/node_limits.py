@@ -65,7 +65,10 @@ class NodeLimits:
             )
         step = timedelta(minutes=1 / self.changes_per_minute)
         latest = now + BURST_CHANGES * step
-        paid_until = min(max(node.changes_paid_until or now, now), latest) + step
+        paid_until = max(node.changes_paid_until or now, now)
+        if paid_until > latest:  # the clock was set back, or the limit raised
+            paid_until = now
+        paid_until += step
         if paid_until > latest:
             raise RateLimited(
                 f"node {node.node_id!r} changes too often",

@@ -139,6 +139,24 @@ async def test_a_longer_interval_of_the_past_does_not_hold_a_node_up(database: D
     assert isinstance(outcome, HeartbeatAck)
 
 
+async def test_a_clock_that_is_set_back_holds_no_heartbeat_up(database: Database) -> None:
+    await register(database, "a")
+    now = datetime(2100, 1, 1, tzinfo=UTC)
+    await record_at(database, now, [make_report("a", n) for n in range(MAX_AT_ONCE)])
+    for n in range(2 * AT_ONCE):
+        earlier = now - timedelta(hours=9) + n * timedelta(seconds=RULES.min_interval)
+        [outcome] = await record_at(database, earlier, [make_report("a", 100 + n)])
+        assert isinstance(outcome, HeartbeatAck)
+
+
+async def test_a_clock_that_is_set_back_holds_no_registration_up(database: Database) -> None:
+    await register(database, "a")
+    async with database.write() as session:
+        await session.execute(text("UPDATE nodes SET changes_paid_until = now() + interval '9 h'"))
+    limits = NodeLimits(changes_per_minute=1)
+    await register_within(database, "a", limits, metadata={"n": 1})
+
+
 @given(
     waits=st.lists(st.floats(0, 40), max_size=40),
     per_interval=st.integers(1, 6),

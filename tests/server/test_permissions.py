@@ -140,7 +140,7 @@ BELOW = {
     "HeartbeatConnection": "edges nodes pageInfo",
     "HeartbeatEdge": "cursor node",
     "HeartbeatPace": "intervalSeconds",
-    "HeartbeatRejected": "nodeId code message",
+    "HeartbeatRejected": "nodeId code message retryAfterSeconds",
     "MetricRange": "min avg max",
     "MetricsHour": "startsAt heartbeats cpuPercent memoryPercent memoryAvailableMb diskPercent"
     " loadAverage gpuUtilizationPercent gpuMemoryFreeMb gpuTemperatureCelsius",

@@ -15,8 +15,13 @@ from db.core.errors import NodeNotFound, RateLimited, RegistryError, StaleBoot, 
 from db.core.identity import ANONYMOUS_ACTOR
 from db.registry import status_changes
 from db.registry.flapping import damp_flapping
-from db.registry.liveness_rules import JITTER, LivenessRules
-from db.registry.node_limits import BURST_INTERVALS, HEARTBEAT_ROW_BYTES, UNLIMITED, NodeLimits
+from db.registry.liveness_rules import LivenessRules
+from db.registry.node_limits import (
+    HEARTBEAT_ROW_BYTES,
+    MAX_BURST_INTERVALS,
+    UNLIMITED,
+    NodeLimits,
+)
 from db.registry.status_changes import Transition
 from db.registry.sweep import OVERDUE_AT
 
@@ -170,7 +175,12 @@ async def record_batch(
     """
     outcomes: list[HeartbeatOutcome | None] = [None] * len(reports)
     first, *later = _split_into_rounds(reports) or [[]]
-    remaining = list(chain(*later))
+    # Each round is a statement: one node must not hold up the heartbeats of all.
+    max_later = min(limits.max_heartbeats_at_once, len(later))
+    remaining = list(chain(*later[:max_later]))
+    for i in chain(*later[max_later:]):
+        wait_seconds = rules.interval / limits.heartbeats_per_interval
+        outcomes[i] = _make_rate_limited(reports[i], wait_seconds)
     parameters = _make_parameters([reports[i] for i in first], rules, limits)
     async with database.open_connection() as connection:
         rows = await connection.fetch(_RECORD_UNCHANGED, *parameters)
@@ -281,7 +291,7 @@ def _make_parameters(
         rules.flap_steady,
         limits.heartbeats_per_interval,
         limits.metrics_bytes_per_day,
-        BURST_INTERVALS * (1 + JITTER),  # no fewer, whatever intervals were drawn
+        MAX_BURST_INTERVALS,
     )
 
 
@@ -295,16 +305,20 @@ def _make_outcome(report: HeartbeatReport, row: Mapping[Any, Any], status: str) 
     if not row["same_boot"]:
         return StaleBoot(report.node_id)
     if row["is_too_early"]:
-        return RateLimited(
-            f"too many heartbeats of node {report.node_id!r}",
-            retryAfterSeconds=round(float(row["retry_after_seconds"]), 3),
-        )
+        return _make_rate_limited(report, float(row["retry_after_seconds"]))
     return HeartbeatAck(
         report.node_id,
         NodeStatus(status),
         row["received_at"],
         row["interval_seconds"],
         row["metrics_dropped"],
+    )
+
+
+def _make_rate_limited(report: HeartbeatReport, retry_after_seconds: float) -> RateLimited:
+    return RateLimited(
+        f"too many heartbeats of node {report.node_id!r}",
+        retryAfterSeconds=round(retry_after_seconds, 3),
     )
 
 

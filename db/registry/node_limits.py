@@ -12,6 +12,7 @@ from typing import Any
 
 from db.core.errors import RateLimited
 from db.core.tables import Node
+from db.registry.liveness_rules import JITTER
 
 
 class BudgetExceeded(RateLimited):
@@ -20,6 +21,9 @@ class BudgetExceeded(RateLimited):
 
 BURST_INTERVALS = 3
 """As many heartbeats are accepted at once as this many intervals allow: those of one lease."""
+
+MAX_BURST_INTERVALS = BURST_INTERVALS * (1 + JITTER)
+"""So that they are no fewer, whatever intervals were drawn."""
 
 BURST_CHANGES = 30
 CHANGE_BYTES = 2048
@@ -42,6 +46,12 @@ class NodeLimits:
     """Registrations that change something, restarts of the agent included."""
     bytes_per_day: int = 2**62
     """Bytes of metrics, descriptions and audit entries, per day (UTC)."""
+
+    @property
+    def max_heartbeats_at_once(self) -> int:
+        """The most heartbeats of a node that a batch may hold, those sent again included."""
+        at_once = (1 + JITTER) * MAX_BURST_INTERVALS * self.heartbeats_per_interval
+        return math.ceil(min(at_once, 1e6))
 
     @property
     def metrics_bytes_per_day(self) -> int:

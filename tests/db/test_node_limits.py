@@ -30,6 +30,7 @@ from tests.support.fleet import (
     make_report,
     register,
 )
+from tests.support.statements import record_statements
 
 FOUR = NodeLimits(heartbeats_per_interval=4)
 AT_ONCE = 4 * BURST_INTERVALS
@@ -108,6 +109,21 @@ async def test_a_repeated_heartbeat_is_acknowledged_again_and_costs_nothing(
     assert count_limited(outcomes) == 0
 
 
+async def test_many_heartbeats_of_one_node_in_a_batch_take_few_statements(
+    database: Database,
+) -> None:
+    await register(database, "a")
+    await register(database, "b")
+    with record_statements(database) as statements:
+        outcomes = await record(
+            database, *(make_report("a", 1) for _ in range(1000)), make_report("b", 1)
+        )
+    assert len(statements) < 30
+    assert count_limited(outcomes) > 900
+    assert isinstance(outcomes[0], HeartbeatAck)
+    assert isinstance(outcomes[-1], HeartbeatAck)
+
+
 async def test_a_rate_limited_heartbeat_changes_nothing(database: Database) -> None:
     await register(database, "a")
     await record(database, *(make_report("a", n) for n in range(2 * AT_ONCE)))
@@ -120,9 +136,10 @@ async def test_a_rate_limited_heartbeat_changes_nothing(database: Database) -> N
 
 async def test_a_replaced_run_is_told_so_whatever_its_pace(database: Database) -> None:
     await register(database, "a")
-    outcomes = await record(
-        database, *(make_report("a", n, boot_id="boot-0") for n in range(2 * AT_ONCE))
-    )
+    outcomes = [
+        (await record(database, make_report("a", n, boot_id="boot-0")))[0]
+        for n in range(2 * AT_ONCE)
+    ]
     assert {type(outcome) for outcome in outcomes} == {StaleBoot}
 
 

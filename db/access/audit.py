@@ -31,6 +31,7 @@ from db.access import audit_documents
 from db.core.identity import Caller
 from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import AUDIT_ENTRY, AuditEntry
+from db.core.turns import read_rows
 
 OK = "ok"
 """The outcome of an action. The outcome of a rejected one is the error's code."""
@@ -244,7 +245,7 @@ async def list_entries(
     Raises: BadInput: `first` is out of bounds, or `after` is not a cursor of ENTRY_KEYSET.
     """
     statement = ENTRY_KEYSET.select_page(select_entries(audit_filter), first=first, after=after)
-    return make_page((await session.scalars(statement)).all(), first)
+    return make_page(await read_rows(session, statement), first)
 
 
 MIN_KEPT_DAYS = 7

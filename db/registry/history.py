@@ -16,6 +16,7 @@ from sqlmodel import col
 from db.core.errors import BadInput
 from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import HEARTBEAT, METRICS_HISTORY, NODE, STATUS_CHANGE, Heartbeat, Node
+from db.core.turns import collect, read_rows, take_turns
 from db.registry import status_changes
 from db.registry.node_filter import NodeFilter
 from db.registry.status_changes import LoggedChange
@@ -48,12 +49,13 @@ async def list_heartbeats(
     if until is not None:
         statement = statement.where(HEARTBEAT.timestamp < until)
     page = HEARTBEAT_ORDER.select_page(statement, first=first, after=after).lateral()
-    rows = await session.scalars(
+    rows = await read_rows(
+        session,
         select(aliased(Heartbeat, page))
         .select_from(Node)
         .join(page, true())
         .where(NODE.id.in_(nodes))
-        .order_by(page.c.timestamp.desc(), page.c.id.desc())
+        .order_by(page.c.timestamp.desc(), page.c.id.desc()),
     )
     return _make_pages(nodes, ((row.node_id, row) for row in rows), first)
 
@@ -115,7 +117,7 @@ async def find_latest_metrics(session: AsyncSession, nodes: Sequence[UUID]) -> d
         )
         .where(NODE.id.in_(nodes))
     )
-    return {row.id: row.metrics for row in rows}
+    return {row.id: row.metrics for row in await take_turns(collect(rows))}
 
 
 async def list_hourly_metrics(
@@ -147,7 +149,8 @@ async def list_hourly_metrics(
         .where(NODE.id.in_(nodes))
         .order_by(page.c.hour.desc())
     )
-    return _make_pages(nodes, ((row.node_id, row) for row in rows), first)
+    found = await take_turns(collect(rows))
+    return _make_pages(nodes, ((row.node_id, row) for row in found), first)
 
 
 async def list_status_changes(

@@ -9,17 +9,23 @@ import orjson
 from sqlalchemy import ColumnElement, and_, exists, or_, true
 
 from db.core.enums import NodeRole, NodeStatus, NodeType
-from db.core.jsonb_contains import contains
+from db.core.jsonb_contains import compare, count_containers_in_arrays
 from db.core.tables import NODE, NODE_PROFILE, ROLE_PROFILE
+from db.core.turns import Steps
 
 MAX_CAPABILITIES_IN_PYTHON = 4096
-"""Length of the JSON text above which PostgreSQL evaluates `capabilities`.
+"""Length of the JSON text above which PostgreSQL evaluates `capabilities`."""
 
-The worst document of this length takes some 20 ms for a node; one of 64 KiB, most of a second.
+MAX_CONTAINERS_IN_ARRAYS = 32
+"""Objects and arrays within arrays of `capabilities` above which PostgreSQL evaluates them.
+
+Each may have to be compared with every value of a node's document.
 """
 
-Predicate: TypeAlias = Callable[[Any, NodeStatus], bool]
+Predicate: TypeAlias = Callable[[Any, NodeStatus], Steps[bool]]
 """Takes a row with the attributes of Node, and the status that `statuses` is compared with."""
+
+_QuickCheck: TypeAlias = Callable[[Any, NodeStatus], bool]
 
 
 LabelCheck: TypeAlias = Callable[[Any], bool]
@@ -102,13 +108,24 @@ class NodeFilter:
     def to_predicate(self) -> Predicate:
         """Return the filter without its database part, to be evaluated on rows in memory."""
         checks = list(self._make_checks())
-        return lambda node, status: all(check(node, status) for check in checks)
+        capabilities = (
+            orjson.loads(self.capabilities)
+            if self.capabilities is not None and not self._has_large_capabilities()
+            else None
+        )
+
+        def matches(node: Any, status: NodeStatus) -> Steps[bool]:
+            if not all(check(node, status) for check in checks):
+                return False
+            return capabilities is None or (yield from compare(node.capabilities, capabilities))
+
+        return matches
 
     def get_database_part(self) -> "NodeFilter | None":
         """Return the conditions that only the database can evaluate, None if there are none.
 
         A node's row does not hold its profiles; a search ignores case by the rules of the
-        database's locale; capabilities longer than MAX_CAPABILITIES_IN_PYTHON would take too long.
+        database's locale; large capabilities would take too long.
         """
         part = NodeFilter(
             capabilities=self.capabilities if self._has_large_capabilities() else None,
@@ -118,9 +135,14 @@ class NodeFilter:
         return None if part == EVERY_NODE else part
 
     def _has_large_capabilities(self) -> bool:
-        return self.capabilities is not None and len(self.capabilities) > MAX_CAPABILITIES_IN_PYTHON
+        return self.capabilities is not None and (
+            len(self.capabilities) > MAX_CAPABILITIES_IN_PYTHON
+            or count_containers_in_arrays(orjson.loads(self.capabilities))
+            > MAX_CONTAINERS_IN_ARRAYS
+        )
 
-    def _make_checks(self) -> Iterator[Predicate]:
+    def _make_checks(self) -> Iterator[_QuickCheck]:
+        """Yield the checks of everything but the capabilities."""
         if self.node_ids is not None:
             node_ids = frozenset(self.node_ids)
             yield lambda node, _: node.node_id in node_ids
@@ -136,9 +158,6 @@ class NodeFilter:
         if self.labels is not None:
             for check in filter(None, self.labels.to_checks()):
                 yield partial(_check_labels, check)
-        if self.capabilities is not None and not self._has_large_capabilities():
-            capabilities = orjson.loads(self.capabilities)
-            yield lambda node, _: contains(node.capabilities, capabilities)  # the slowest, so last
 
 
 EVERY_NODE = NodeFilter()

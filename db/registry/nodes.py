@@ -15,6 +15,7 @@ from db.core.errors import BadInput, NodeNotFound
 from db.core.identity import Caller
 from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import NODE, Node
+from db.core.turns import read_rows
 from db.registry import node_audit, status_changes
 from db.registry.liveness_rules import LivenessRules
 from db.registry.node_filter import NodeFilter
@@ -53,7 +54,7 @@ async def find_node(session: AsyncSession, node_id: str) -> Node | None:
 
 async def find_nodes_by_uuid(session: AsyncSession, nodes: Sequence[UUID]) -> dict[UUID, Node]:
     """Return the nodes that are registered, by id; removed and unknown ones are left out."""
-    rows = await session.scalars(select(Node).where(NODE.id.in_(nodes), _IS_REGISTERED))
+    rows = await read_rows(session, select(Node).where(NODE.id.in_(nodes), _IS_REGISTERED))
     return {node.id: node for node in rows}
 
 
@@ -72,7 +73,7 @@ async def list_nodes(
     statement = order.select_page(
         select(Node).where(_IS_REGISTERED, node_filter.to_condition()), first=first, after=after
     )
-    return make_page((await session.scalars(statement)).all(), first)
+    return make_page(await read_rows(session, statement), first)
 
 
 async def count_nodes(session: AsyncSession, node_filter: NodeFilter) -> int:

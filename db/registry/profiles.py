@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.enums import NodeRole, NodeType, ProfileType
 from db.core.tables import NODE, NODE_PROFILE, ROLE_PROFILE, NodeProfile, RoleProfile
+from db.core.turns import read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,12 @@ async def list_node_profiles(
 ) -> dict[UUID, list[NodeProfile]]:
     """Return each node's own profiles, sorted by name."""
     found: dict[UUID, list[NodeProfile]] = {node: [] for node in nodes}
-    rows = await session.scalars(
+    statement = (
         select(NodeProfile)
         .where(NODE_PROFILE.node_id.in_(nodes))
         .order_by(NODE_PROFILE.node_id, NODE_PROFILE.profile_name)
     )
-    for profile in rows:
+    for profile in await read_rows(session, statement):
         found[profile.node_id].append(profile)
     return found
 
@@ -74,7 +75,7 @@ async def list_role_profiles(
         statement = statement.where(ROLE_PROFILE.node_role == role)
     if node_type is not None:
         statement = statement.where(ROLE_PROFILE.node_type == node_type)
-    return list(await session.scalars(statement))
+    return await read_rows(session, statement)
 
 
 async def compute_effective_profiles(

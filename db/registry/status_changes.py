@@ -5,12 +5,10 @@ the log's counter is one row, whose lock puts the changes of all processes in th
 commits.
 """
 
-import asyncio
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from time import perf_counter
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -22,6 +20,7 @@ from db.core.database import Database
 from db.core.enums import NodeStatus, StatusReason
 from db.core.identity import REGISTRY_ACTOR
 from db.core.tables import NODE, REGISTRY_STATE, STATUS_CHANGE, Node, RegistryState, StatusChange
+from db.core.turns import Steps, take_turns
 from db.registry.node_filter import NodeFilter
 
 CHANNEL = "node_registry_changes"
@@ -180,7 +179,6 @@ _ENUM_COLUMNS = [
     if isinstance(column.type, Enum) and column.type.enum_class
 ]
 _MAX_REVISION = 2**63 - 1
-_MAX_BLOCKING_SECONDS = 0.005
 
 NodeRow: TypeAlias = Any
 """A named tuple with the attributes of Node."""
@@ -201,8 +199,15 @@ async def list_changes_after(
     The nodes are rows with the attributes of Node, by their ids; those removed by now are included.
     """
     upto = _MAX_REVISION if upto is None else upto
+    records = await connection.fetch(_LIST_AFTER, revision, upto, limit)
+    return await take_turns(_parse_records(records))
+
+
+def _parse_records(
+    records: Sequence[asyncpg.Record],
+) -> Steps[tuple[list[LoggedChange], dict[UUID, NodeRow]]]:
     changes, nodes = [], {}
-    for record in await connection.fetch(_LIST_AFTER, revision, upto, limit):
+    for record in records:
         values = list(record)
         for place, enum in _ENUM_COLUMNS:  # the driver returns them as text
             if values[place] is not None:
@@ -211,6 +216,7 @@ async def list_changes_after(
         node = _make_node_row(*values[len(_CHANGE_COLUMNS) :])
         if node.id is not None:
             nodes[node.id] = node
+        yield
     return changes, nodes
 
 
@@ -235,15 +241,7 @@ async def match_changes(
 
     Raises: Unavailable: the database did not answer.
     """
-    matches = node_filter.to_predicate()
-    matching: list[LoggedChange] = []
-    resumed_at = perf_counter()
-    for change in changes:
-        if perf_counter() - resumed_at > _MAX_BLOCKING_SECONDS:
-            await asyncio.sleep(0)  # comparing large documents must not block the event loop
-            resumed_at = perf_counter()
-        if matches(nodes[change.node], change.status):
-            matching.append(change)
+    matching = await take_turns(_match_in_memory(changes, nodes, node_filter))
     part = node_filter.get_database_part()
     if part is not None and matching:
         ids = list({change.node for change in matching})
@@ -254,6 +252,18 @@ async def match_changes(
             )
         matching = [change for change in matching if change.node in found]
     return {change.revision for change in matching}
+
+
+def _match_in_memory(
+    changes: Sequence[LoggedChange], nodes: Mapping[UUID, NodeRow], node_filter: NodeFilter
+) -> Steps[list[LoggedChange]]:
+    matches = node_filter.to_predicate()
+    matching: list[LoggedChange] = []
+    for change in changes:
+        if (yield from matches(nodes[change.node], change.status)):
+            matching.append(change)
+        yield
+    return matching
 
 
 _TRIM = text("""

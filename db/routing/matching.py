@@ -1,20 +1,26 @@
 """A router's requirements: which candidates meet them, and why the others do not; no I/O."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import islice
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
 from db.core.enums import NodeRole, NodeStatus, NodeType
-from db.core.jsonb_contains import contains
+from db.core.jsonb_contains import compare
+from db.core.turns import Steps
 from db.registry.node_filter import LabelSelector
 from db.routing.candidates import Candidate
 
 _MAX_NAMES = 5
 _MAX_TEXT = 120
+_CANDIDATES_PER_STEP = 64
+_MAX_LITERALS = 8
+_UNESCAPED = re.compile(r"[A-Za-z0-9 _.:-]+")
+"""Text that JSON has as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +48,51 @@ NO_REQUIREMENTS = Requirements()
 
 def partition(
     requirements: Requirements, candidates: Iterable[Candidate]
-) -> tuple[list[Candidate], list[Candidate]]:
+) -> Steps[tuple[list[Candidate], list[Candidate]]]:
     """Return the candidates that meet all requirements, and the others.
 
-    This is faster than calling `list_unmet_requirements` for each.
+    This is faster than calling `explain_exclusions` for all. The candidates must not change
+    meanwhile.
     """
     tests = [check.met for check in _make_checks(requirements)]
+    has_capabilities = _make_capabilities_check(requirements)
     fit: list[Candidate] = []
     unfit: list[Candidate] = []
-    for candidate in candidates:
-        for met in tests:
-            if not met(candidate):
-                unfit.append(candidate)
-                break
-        else:
-            fit.append(candidate)
+    remaining = iter(candidates)
+    while batch := list(islice(remaining, _CANDIDATES_PER_STEP)):
+        for candidate in batch:
+            for met in tests:
+                if not met(candidate):
+                    unfit.append(candidate)
+                    break
+            else:
+                if has_capabilities is None:
+                    fit.append(candidate)
+                else:
+                    is_fit = yield from has_capabilities.met(candidate)
+                    (fit if is_fit else unfit).append(candidate)
+                    yield
+        yield
     return fit, unfit
 
 
-def list_unmet_requirements(requirements: Requirements, candidate: Candidate) -> list[str]:
-    """Return a line of bounded length about each requirement that the candidate does not meet.
+def explain_exclusions(
+    requirements: Requirements, candidates: Iterable[Candidate]
+) -> Steps[list[list[str]]]:
+    """Return for each candidate a line of bounded length about each requirement it does not meet.
 
     The order is status, role, type, labels, model, memory, GPU memory, CPU, capabilities.
     """
-    return [
-        check.line(candidate) for check in _make_checks(requirements) if not check.met(candidate)
-    ]
+    checks = _make_checks(requirements)
+    capabilities = _make_capabilities_check(requirements)
+    explained: list[list[str]] = []
+    for candidate in candidates:
+        lines = [check.line(candidate) for check in checks if not check.met(candidate)]
+        if capabilities is not None and not (yield from capabilities.met(candidate)):
+            lines.append((yield from capabilities.line(candidate)))
+        explained.append(lines)
+        yield
+    return explained
 
 
 class _Check(NamedTuple):
@@ -78,9 +103,8 @@ class _Check(NamedTuple):
     """Returns the line about a candidate that does not meet it."""
 
 
-# Few, because each holds a parsed document. They serve callers that test one candidate at a time.
-@lru_cache(maxsize=16)
 def _make_checks(requirements: Requirements) -> tuple[_Check, ...]:
+    """Return the checks of everything but the capabilities."""
     checks = [_check_status(include_degraded=requirements.include_degraded)]
     if requirements.roles is not None:
         checks.append(_check_membership("role", requirements.roles))
@@ -102,9 +126,51 @@ def _make_checks(requirements: Requirements) -> tuple[_Check, ...]:
         )
     if requirements.max_cpu_percent is not None:
         checks.append(_check_max_cpu(requirements.max_cpu_percent))
-    if requirements.capabilities is not None:
-        checks.append(_check_capabilities(requirements.capabilities))  # the slowest, so last
     return tuple(checks)
+
+
+class _CapabilitiesCheck:
+    """The requirement of capabilities, whose test and line can take many steps."""
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+        self._literals = list(islice(_list_literals(part), _MAX_LITERALS))
+
+    def met(self, candidate: Candidate) -> Steps[bool]:
+        text = candidate.capabilities
+        for literal in self._literals:  # much faster than to parse the text
+            if literal not in text:
+                return False
+        return (yield from compare(orjson.loads(text), self._part))
+
+    def line(self, candidate: Candidate) -> Steps[str]:
+        """Return the line about a candidate that does not meet it."""
+        missing = self._part
+        if isinstance(missing, dict):
+            whole = orjson.loads(candidate.capabilities)
+            missing = {}
+            for key, value in self._part.items():
+                if not (yield from compare(whole, {key: value})):
+                    missing[key] = value
+        return f"capabilities do not contain {_format_text(orjson.dumps(missing).decode())}"
+
+
+def _list_literals(part: Any) -> Iterator[str]:
+    """Yield texts that the JSON of any document contains that contains `part`: keys and strings."""
+    if isinstance(part, str) and _UNESCAPED.fullmatch(part):
+        yield f'"{part}"'
+    elif isinstance(part, dict):
+        for key, value in part.items():
+            yield from _list_literals(key)
+            yield from _list_literals(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _list_literals(value)
+
+
+def _make_capabilities_check(requirements: Requirements) -> _CapabilitiesCheck | None:
+    text = requirements.capabilities
+    return None if text is None else _CapabilitiesCheck(orjson.loads(text))
 
 
 def _check_status(*, include_degraded: bool) -> _Check:
@@ -179,19 +245,6 @@ def _check_max_cpu(maximum: float) -> _Check:
         lambda candidate: candidate.cpu_percent is not None and candidate.cpu_percent <= maximum,
         line,
     )
-
-
-def _check_capabilities(text: str) -> _Check:
-    part = orjson.loads(text)
-
-    def line(candidate: Candidate) -> str:
-        missing = part
-        if isinstance(part, dict):
-            whole = candidate.capabilities
-            missing = {k: v for k, v in part.items() if not contains(whole, {k: v})}
-        return f"capabilities do not contain {_format_text(orjson.dumps(missing).decode())}"
-
-    return _Check(lambda candidate: contains(candidate.capabilities, part), line)
 
 
 def _join_names(names: frozenset[str]) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from sqlalchemy import BigInteger, DateTime, Row, Text, column, text
+from sqlalchemy import BigInteger, DateTime, Result, Row, Text, column, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.core.tables import NODE
+from db.core.turns import Steps, collect, take_turns
 from db.routing.candidates import Candidate, make_candidate
 
 
@@ -58,7 +59,12 @@ _XID_MODULUS = 2**32
 async def read_delta(session: AsyncSession, horizon: int | None) -> NodeDelta:
     """Return what changed since the read that returned this horizon; every node if it is None."""
     since = None if horizon is None else str(horizon % _XID_MODULUS)
-    rows = (await session.execute(_READ_DELTA, {"horizon": since})).all()
+    result = await session.execute(_READ_DELTA, {"horizon": since})
+    return await take_turns(_make_delta(result))
+
+
+def _make_delta(result: Result[Any]) -> Steps[NodeDelta]:
+    rows = yield from collect(result)
     changed: list[Candidate] = []
     removed: list[UUID] = []
     unreadable: list[tuple[UUID, Exception]] = []
@@ -73,6 +79,7 @@ async def read_delta(session: AsyncSession, horizon: int | None) -> NodeDelta:
         except Exception as error:  # noqa: BLE001  # one bad row must not hide the others
             removed.append(row.id)
             unreadable.append((row.id, error))
+        yield
     return NodeDelta(rows[0].horizon, rows[0].revision, rows[0].now, changed, removed, unreadable)
 
 
@@ -84,6 +91,6 @@ def _make_candidate(row: Row[Any]) -> Candidate:
         row.node_role,
         row.node_type,
         labels=row.labels,
-        capabilities=orjson.loads(row.capabilities),
+        capabilities=row.capabilities,
         metrics=None if row.metrics is None else orjson.loads(row.metrics),
     )

@@ -7,7 +7,8 @@ import strawberry
 
 from db.core.enums import NodeRanking
 from db.core.pagination import require_page_size
-from db.routing.matching import Requirements, list_unmet_requirements
+from db.core.turns import take_turns
+from db.routing.matching import Requirements, explain_exclusions
 from graph.api.fields import field
 from graph.api.node import Node
 from graph.api.scalars import Revision
@@ -46,7 +47,7 @@ class AvailableNodes:
     @strawberry.field(
         description="The nodes that do not meet the requirements, by node id, with the reasons."
     )
-    def excluded(
+    async def excluded(
         self,
         first: Annotated[
             int | None,
@@ -55,12 +56,11 @@ class AvailableNodes:
     ) -> list[NodeExclusion]:
         count = DEFAULT_EXCLUDED if first is None else first
         require_page_size(count)
+        excluded = self.ranked.excluded[:count]
+        explained = await take_turns(explain_exclusions(self.requirements, excluded))
         return [
-            NodeExclusion(
-                node_id=candidate.node_id,
-                reasons=list_unmet_requirements(self.requirements, candidate),
-            )
-            for candidate in self.ranked.excluded[:count]
+            NodeExclusion(node_id=candidate.node_id, reasons=reasons)
+            for candidate, reasons in zip(excluded, explained, strict=True)
         ]
 
     @classmethod

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 import strawberry
 
 from db.core.pagination import Page
+from db.core.turns import collect, take_turns
 from graph.api.fields import field
 
 EntryT = TypeVar("EntryT")
@@ -50,7 +51,7 @@ class Connection(Generic[EntryT]):
     page_info: PageInfo = field("The position of the page in the list.")
 
     @classmethod
-    def from_page(
+    async def from_page(
         cls,
         page: Page[RowT] | None,
         after: str | None,
@@ -64,8 +65,8 @@ class Connection(Generic[EntryT]):
         row, and `fields` are the fields that a subclass adds.
         """
         rows = [] if page is None else page.rows
-        cursors = [encode_cursor(row) for row in rows]
-        entries = [show(row) for row in rows]
+        shown = await take_turns(collect((encode_cursor(row), show(row)) for row in rows))
+        cursors, entries = [cursor for cursor, _ in shown], [entry for _, entry in shown]
         return cls(
             edges=[Edge(cursor=c, node=e) for c, e in zip(cursors, entries, strict=True)],
             nodes=entries,

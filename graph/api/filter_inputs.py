@@ -9,6 +9,8 @@ from typing import TypeVar
 import orjson
 import strawberry
 
+from db.core.errors import BadInput
+from db.core.jsonb_contains import count_containers_in_arrays
 from db.registry import node_filter
 from db.routing import matching
 from graph.api.enums import NodeOrder, NodeRole, NodeStatus, NodeType, OrderDirection
@@ -81,7 +83,8 @@ class NodeRequirements:
     types: list[NodeType] | None = optional("The node has one of these types.")
     labels: LabelSelector | None = optional("The node has matching labels.")
     capabilities: JSON | None = optional(
-        "The node's capabilities contain this JSON (PostgreSQL @>), at most 4 KiB."
+        "The node's capabilities contain this JSON (PostgreSQL @>): at most 4 KiB, and at most"
+        " 32 objects and arrays within arrays."
     )
     model: str | None = optional("The node serves this model, as an entry of capabilities.models.")
     min_memory_available_mb: float | None = optional(
@@ -104,7 +107,7 @@ class NodeRequirements:
             types=_remove_duplicates(self.types),
             labels=None if self.labels is None else self.labels.to_selector(f"{path}.labels"),
             capabilities=validation.check_optional(
-                _encode_document, f"{path}.capabilities", self.capabilities, MAX_REQUIREMENT_BYTES
+                _encode_requirement, f"{path}.capabilities", self.capabilities
             ),
             model=validation.check_optional(
                 validation.check_search_value, f"{path}.model", self.model
@@ -140,3 +143,19 @@ def _encode_document(path: str, value: object, max_bytes: int = MAX_DOCUMENT_BYT
     """
     document = validation.check_document(path, value, max_bytes)
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _encode_requirement(path: str, value: object) -> str:
+    """Return the canonical JSON of a document that is compared with those of all nodes.
+
+    Raises: BadInput: the document is not an object, larger than MAX_REQUIREMENT_BYTES, or has more
+    than MAX_CONTAINERS_IN_ARRAYS.
+    """
+    text = _encode_document(path, value, MAX_REQUIREMENT_BYTES)
+    if count_containers_in_arrays(value) > node_filter.MAX_CONTAINERS_IN_ARRAYS:
+        problem = (
+            f"must have at most {node_filter.MAX_CONTAINERS_IN_ARRAYS} objects and arrays"
+            " within arrays"
+        )
+        raise BadInput(path, problem)
+    return text

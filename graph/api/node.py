@@ -147,7 +147,7 @@ class Node:
             since=since,
             until=until,
         )
-        return Connection.from_page(
+        return await Connection.from_page(
             page,
             after,
             lambda row: Heartbeat.from_row(row, self.node_id),
@@ -180,7 +180,7 @@ class Node:
             since=since,
             until=until,
         )
-        return Connection.from_page(
+        return await Connection.from_page(
             page,
             after,
             MetricsHour.from_row,
@@ -197,7 +197,7 @@ class Node:
             first=resolve_page_size(first),
             after=after,
         )
-        return show_status_changes(page, after)
+        return await show_status_changes(page, after)
 
     @strawberry.field(
         description="The fraction of the period, 0 to 1, in which the node was ONLINE or DEGRADED."

@@ -139,7 +139,7 @@ class Query(TokenQueries):
                 first=resolve_page_size(first),
                 after=after,
             )
-        return NodeConnection.from_page(
+        return await NodeConnection.from_page(
             page,
             after,
             Node.from_row,
@@ -208,7 +208,7 @@ class Query(TokenQueries):
             page = await history.list_status_changes(
                 session, node_filter, first=resolve_page_size(first), after=after
             )
-        return show_status_changes(page, after)
+        return await show_status_changes(page, after)
 
     @strawberry.field(
         **declare(
@@ -234,7 +234,7 @@ class Query(TokenQueries):
             page = await audit.list_entries(
                 session, audit_filter, first=resolve_page_size(first), after=after
             )
-        return AuditLogConnection.from_page(
+        return await AuditLogConnection.from_page(
             page,
             after,
             AuditEntry.from_row,

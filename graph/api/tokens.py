@@ -165,7 +165,7 @@ class TokenQueries:
             page = await tokens.list_tokens(
                 session, first=resolve_page_size(first), after=after, include_ended=not standing
             )
-        return Connection.from_page(
+        return await Connection.from_page(
             page,
             after,
             Token.from_row,

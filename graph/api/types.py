@@ -158,11 +158,11 @@ class StatusChange:
         )
 
 
-def show_status_changes(
+async def show_status_changes(
     page: Page[LoggedChange] | None, after: str | None
 ) -> Connection[StatusChange]:
     """Return a page of the change log, which was read with the cursor `after`."""
-    return Connection.from_page(
+    return await Connection.from_page(
         page,
         after,
         StatusChange.from_change,

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from graphql import (
@@ -34,6 +35,7 @@ from graph.execution.event_sharing import (
     compute_fingerprint,
     weigh,
 )
+from graph.execution.executor import TurnTakingExecutor
 from graph.execution.forbidden_operation import record_forbidden
 from graph.execution.query_limits import QueryLimits
 from graph.execution.request import GraphQLRequest
@@ -49,6 +51,8 @@ from graph.telemetry.metrics import CANCELLED, OK
 
 _EVENTS_PER_TURN = 32
 """Messages to one subscriber after which other tasks get their turn."""
+
+_CHARACTERS_PER_TURN = 1024 * 1024
 
 ALL_KINDS = frozenset(OperationType)
 
@@ -187,11 +191,12 @@ class Engine:
                 context = create_context(self._services, admitted.caller)
                 return Response.from_result(await compiled.run(arguments, context))
             executor = self._build_executor(admitted)
-            return Response.from_result(await run_executor(executor, executor.execute_operation))
+            result = await run_executor(executor, executor.execute_operation)
+            return await Response.from_long_result(result)
 
     def _build_executor(self, admitted: _Admitted) -> "Executor[Any]":
         """Return a new executor. Raises OperationRejected for variables of wrong types."""
-        executor = self._schema.execution_context_class.build(
+        executor = TurnTakingExecutor.build(
             self._schema.graphql,
             admitted.operation.document.node,
             context_value=create_context(self._services, admitted.caller),
@@ -216,17 +221,38 @@ class Engine:
             assert isinstance(source, EventBatches)  # noqa: S101  # as all our resolvers return
             fingerprint = admitted.compute_fingerprint(same_for_all=source.same_for_all)
             view = EventView(fingerprint, source.show, executor, admitted.operation.event_shape)
-            count = 0
+            count = characters = 0
             async with aclosing(source.batches) as batches:
                 async for events in batches:
-                    # All are started together, so that their reads from the database are combined.
-                    for started in [self._events.encode(view, event) for event in events]:
-                        encoded = (
-                            started
-                            if isinstance(started, EncodedEvent)
-                            else await asyncio.shield(started)
-                        )
-                        yield encoded.response.payload
-                        count += 1
-                        if count % _EVENTS_PER_TURN == 0:
+                    remaining = iter(events)
+                    while started := self._start_encoding(view, remaining):
+                        for encoding in started:
+                            encoded = (
+                                encoding
+                                if isinstance(encoding, EncodedEvent)
+                                else await asyncio.shield(encoding)
+                            )
+                            yield encoded.response.payload
+                            count += 1
+                            characters += len(encoded.response.payload)
+                        if count >= _EVENTS_PER_TURN or characters >= _CHARACTERS_PER_TURN:
+                            count = characters = 0
                             await asyncio.sleep(0)
+
+    def _start_encoding(
+        self, view: EventView, events: Iterator[Any]
+    ) -> list[EncodedEvent | asyncio.Task[EncodedEvent]]:
+        """Encode the next events, as many as do not hold the event loop.
+
+        They are started together, so that their reads from the database are combined.
+        """
+        started: list[EncodedEvent | asyncio.Task[EncodedEvent]] = []
+        characters = 0
+        for event in islice(events, _EVENTS_PER_TURN):
+            encoding = self._events.encode(view, event)
+            started.append(encoding)
+            if isinstance(encoding, EncodedEvent):
+                characters += len(encoding.response.payload)
+                if characters >= _CHARACTERS_PER_TURN:
+                    break
+        return started

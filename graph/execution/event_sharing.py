@@ -21,7 +21,9 @@ from db.core.identity import Identity
 from graph.core.single_flight import SingleFlight
 from graph.execution.compiled_output import Shape
 from graph.execution.document_cache import Operation
+from graph.execution.executor import MAX_ITEMS_AT_ONCE
 from graph.execution.response import Response, run_executor
+from graph.live.stream_events import CandidatesSnapshot
 from graph.telemetry.metrics import OK
 
 MAX_SHARED_BYTES = 32 * 1024 * 1024
@@ -61,12 +63,12 @@ class EventEncoder:
         )
 
     def encode(self, view: EventView, event: object) -> EncodedEvent | Task[EncodedEvent]:
-        """Return the encoded event, or the task that executes it where that takes the database."""
+        """Return the encoded event, or the task that executes it where that takes long."""
         key = view.fingerprint, id(event)
         encoded = self._encoded.get_stored(key)
         if encoded is not None:
             return encoded
-        if view.shape is not None:
+        if view.shape is not None and not _is_long(event):
             with suppress(Exception):
                 encoded = EncodedEvent(event, Response.from_data(view.shape(view.show(event))))
                 self._encoded.store(key, encoded)
@@ -74,10 +76,15 @@ class EventEncoder:
         return self._encoded.start(key, partial(_execute, view, event))
 
 
+def _is_long(event: object) -> bool:
+    """Return whether the event has so many items that they are encoded in turns."""
+    return isinstance(event, CandidatesSnapshot) and len(event.nodes) > MAX_ITEMS_AT_ONCE
+
+
 async def _execute(view: EventView, event: object) -> EncodedEvent:
     executor = view.executor.build_per_event_executor(view.show(event))
     result = await run_executor(executor, partial(execute_subscription_event, executor))
-    return EncodedEvent(event, Response.from_result(result))
+    return EncodedEvent(event, await Response.from_long_result(result))
 
 
 def weigh(response: Response) -> int:

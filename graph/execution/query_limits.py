@@ -10,7 +10,8 @@ from graph.execution.cost_formula import Formula
 
 
 class QueryTooComplex(RegistryError):
-    """An operation over a limit: `exceeded` is depth, aliases, directives, cost or length.
+    """An operation over a limit: `exceeded` is depth, aliases, directives, cost or length,
+    or the size of its response in bytes.
 
     The error carries the measured value under that name, and the limit.
     """

@@ -2,14 +2,16 @@
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
 from db.core import tables
 from db.core.database import Database
+from db.core.turns import Steps
 from db.registry import nodes
 from db.routing.candidates import Candidate
-from db.routing.matching import Requirements, list_unmet_requirements, partition
+from db.routing.matching import Requirements, explain_exclusions, partition
 from graph.core.broadcast import Broadcast
 from graph.core.single_flight import SingleFlight
 from graph.live.stream_events import (
@@ -27,6 +29,15 @@ class WatchFailed(Exception):
     """A step of the watch could not be made; its followers must begin again."""
 
 
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """What some changed candidates mean for a watch: those that enter it, and those that leave."""
+
+    entering: Sequence[Candidate]
+    leaving: Sequence[tuple[Candidate, Sequence[str]]]
+    """With the reasons."""
+
+
 class CandidateWatch:
     """The set of matching nodes and its latest steps, each the changes of one refresh.
 
@@ -37,12 +48,13 @@ class CandidateWatch:
         self,
         database: Database,
         requirements: Requirements,
-        candidates: Iterable[Candidate],
+        matching: Iterable[Candidate],
         revision: int,
     ) -> None:
+        """Watch from the revision at which `matching` are the candidates that match."""
         self._database = database
         self._requirements = requirements
-        self._available = {candidate.id for candidate in partition(requirements, candidates)[0]}
+        self._available = {candidate.id for candidate in matching}
         self._revision = revision
         self._steps: dict[int, Sequence[CandidateEvent]] = {}
         self._snapshots: SingleFlight[int, CandidatesSnapshot] = SingleFlight(1)
@@ -51,33 +63,36 @@ class CandidateWatch:
         self.follower_count = 0
         self._failed = False
 
-    def find_entering(self, changed: Iterable[Candidate]) -> list[Candidate]:
-        """Return the changed candidates that match and are not in the set yet."""
-        matching, _ = partition(self._requirements, changed)
-        return [candidate for candidate in matching if candidate.id not in self._available]
+    def find_movement(self, changed: Sequence[Candidate]) -> Steps[Movement]:
+        """Return the changed candidates that enter the set, and those that leave it.
 
-    def apply_delta(
+        The watch must not move meanwhile.
+        """
+        matching, others = yield from partition(self._requirements, changed)
+        leaving = [candidate for candidate in others if candidate.id in self._available]
+        reasons = yield from explain_exclusions(self._requirements, leaving)
+        return Movement(
+            [candidate for candidate in matching if candidate.id not in self._available],
+            list(zip(leaving, reasons, strict=True)),
+        )
+
+    def apply_movement(
         self,
         revision: int,
-        changed: Sequence[Candidate],
+        movement: Movement,
         removed: Iterable[Candidate],
         rows: Mapping[UUID, tables.Node],
     ) -> None:
-        """Move by one step. `rows` has the nodes of `find_entering` that still exist."""
+        """Move by one step. `rows` has the entering nodes that still exist."""
         self._revision = revision
-        matching, others = partition(self._requirements, changed)
-        leaving = [
-            (candidate, list_unmet_requirements(self._requirements, candidate))
-            for candidate in others
-        ]
-        leaving += [(candidate, ["is no longer registered"]) for candidate in removed]
+        removals = [(candidate, ["is no longer registered"]) for candidate in removed]
         events: list[CandidateEvent] = []
         # Leaving comes first: a removed node may be registered again under the same id.
-        for candidate, reasons in leaving:
+        for candidate, reasons in [*movement.leaving, *removals]:
             if candidate.id in self._available:
                 self._available.remove(candidate.id)
                 events.append(CandidateLeft(revision, candidate.node_id, reasons))
-        for candidate in matching:
+        for candidate in movement.entering:
             row = rows.get(candidate.id)
             # A node whose status has changed since comes with the next refresh.
             if (

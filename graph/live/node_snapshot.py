@@ -5,11 +5,12 @@ two statements and reads what has changed since the last one, whichever process 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from operator import attrgetter
 from uuid import UUID
 
 import structlog
@@ -18,6 +19,7 @@ from db.core import tables
 from db.core.database import Database
 from db.core.enums import NodeRanking
 from db.core.errors import Unavailable
+from db.core.turns import Steps, take_turns
 from db.registry import nodes
 from db.routing import node_delta
 from db.routing.candidates import Candidate
@@ -25,7 +27,7 @@ from db.routing.matching import Requirements, partition
 from db.routing.scoring import rank
 from graph.core.item_failures import handle_items, report_failure
 from graph.core.single_flight import SingleFlight
-from graph.live.candidate_watch import CandidateWatch
+from graph.live.candidate_watch import CandidateWatch, Movement
 from graph.live.change_feed import ChangeFeed
 
 log = structlog.get_logger()
@@ -48,6 +50,22 @@ class Ranking:
     excluded: list[Candidate]
 
 
+@dataclass(slots=True)
+class _Unseen:
+    """The changes by which the watches have not moved yet, several refreshes together."""
+
+    revision: int = 0
+    changed: dict[UUID, Candidate] = field(default_factory=dict)
+    removed: dict[UUID, Candidate] = field(default_factory=dict)
+
+    def add(self, later: "_Unseen") -> None:
+        self.revision = later.revision
+        self.changed.update(later.changed)
+        self.removed.update(later.removed)
+        for node in later.removed:
+            self.changed.pop(node, None)
+
+
 class NodeSnapshot:
     """The candidates of all nodes; `revision` and `observed_at` are of the last refresh."""
 
@@ -64,6 +82,9 @@ class NodeSnapshot:
         self._version = 0
         self._used = asyncio.Event()
         self._refreshing = asyncio.Lock()
+        # Moving the watches can take long, and answers must not wait for it.
+        self._moving = asyncio.Lock()
+        self._unseen: _Unseen | None = None
         self.revision = 0
         self.observed_at = datetime.min.replace(tzinfo=UTC)
 
@@ -93,9 +114,10 @@ class NodeSnapshot:
     async def _rank_candidates(
         self, requirements: Requirements, ranking: NodeRanking, limit: int
     ) -> Ranking:
-        matching, others = partition(requirements, self._candidates.values())
-        best = rank(matching, ranking)[:limit]
-        excluded = sorted(others, key=lambda candidate: candidate.node_id)
+        # A refresh must not change the candidates meanwhile.
+        candidates = tuple(self._candidates.values())
+        best, excluded = await take_turns(_match_and_rank(requirements, ranking, candidates))
+        best = best[:limit]
         rows = await self._find_nodes([candidate.id for candidate, _ in best])
         ranked = [
             (row, score)
@@ -112,12 +134,13 @@ class NodeSnapshot:
         Raises: Unavailable: the database did not answer.
         """
         await self._ensure_current()
-        async with self._refreshing:  # a refresh under way does not know this watch
+        async with self._moving:
             watch = self._watches.get(requirements)
             if watch is None:
-                watch = CandidateWatch(
-                    self._database, requirements, self._candidates.values(), self.revision
-                )
+                await self._move_watches()
+                candidates, revision = tuple(self._candidates.values()), self.revision
+                matching, _ = await take_turns(partition(requirements, candidates))
+                watch = CandidateWatch(self._database, requirements, matching, revision)
                 self._watches[requirements] = watch
             watch.follower_count += 1
         try:
@@ -136,6 +159,8 @@ class NodeSnapshot:
             try:
                 async with self._refreshing:
                     await self._refresh()
+                async with self._moving:
+                    await self._move_watches()
             except Unavailable as error:
                 log.warning("node_snapshot.unavailable", cause=repr(error.__cause__))
             await asyncio.sleep(_MIN_PAUSE_SECONDS)
@@ -169,27 +194,68 @@ class NodeSnapshot:
         started = _now()
         async with self._database.read() as session:
             delta = await node_delta.read_delta(session, self._horizon)
-        entering = {
-            candidate.id
-            for watch in self._watches.values()
-            for candidate in watch.find_entering(delta.changed)
-        }
-        rows = await self._find_nodes(list(entering))
         for node, error in delta.unreadable:
             report_failure(_TASK, error, node=str(node))
-        self._candidates.update((candidate.id, candidate) for candidate in delta.changed)
-        removed = [self._candidates.pop(node) for node in delta.removed if node in self._candidates]
-        if delta.changed or removed:
+        changed = {candidate.id: candidate for candidate in delta.changed}
+        self._candidates.update(changed)
+        removed = {
+            node: self._candidates.pop(node) for node in delta.removed if node in self._candidates
+        }
+        if changed or removed:
             self._rankings = SingleFlight(_MAX_RANKINGS)
-        for requirements, watch in list(self._watches.items()):
-            try:
-                watch.apply_delta(delta.revision, delta.changed, removed, rows)
-            except Exception as error:  # noqa: BLE001  # the other watches go on
-                report_failure(_TASK, error, requirements=requirements)
-                del self._watches[requirements]
-                watch.fail()
+        if self._watches or self._moving.locked():  # a watch may be opening
+            self._unseen = self._unseen or _Unseen()
+            self._unseen.add(_Unseen(delta.revision, changed, removed))
         self._horizon, self._refreshed_at, self._version = delta.horizon, started, self._version + 1
         self.revision, self.observed_at = delta.revision, delta.observed_at
+
+    async def _move_watches(self) -> None:
+        """Move all watches by what has changed since they moved last. Requires `_moving`."""
+        while self._unseen is not None:
+            unseen, self._unseen = self._unseen, None
+            try:
+                await self._move_watches_by(unseen)
+            except BaseException:
+                if self._unseen is not None:
+                    unseen.add(self._unseen)
+                self._unseen = unseen
+                raise
+
+    async def _move_watches_by(self, unseen: _Unseen) -> None:
+        changed = list(unseen.changed.values())
+        movements: list[tuple[Requirements, CandidateWatch, Movement]] = []
+        for requirements, watch in list(self._watches.items()):
+            with self._end_failing_watch(requirements, watch):
+                movement = await take_turns(watch.find_movement(changed))
+                movements.append((requirements, watch, movement))
+        entering = {candidate.id for *_, movement in movements for candidate in movement.entering}
+        rows = await self._find_nodes(list(entering))
+        for requirements, watch, movement in movements:
+            with self._end_failing_watch(requirements, watch):
+                watch.apply_movement(unseen.revision, movement, unseen.removed.values(), rows)
+
+    @contextmanager
+    def _end_failing_watch(
+        self, requirements: Requirements, watch: CandidateWatch
+    ) -> Iterator[None]:
+        """End the watch if the block raises; the others go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # whatever it is, it concerns this watch alone
+            report_failure(_TASK, error, requirements=requirements)
+            if self._watches.get(requirements) is watch:
+                del self._watches[requirements]
+            watch.fail()
+
+
+def _match_and_rank(
+    requirements: Requirements, ranking: NodeRanking, candidates: Iterable[Candidate]
+) -> Steps[tuple[list[tuple[Candidate, float]], list[Candidate]]]:
+    """Return the ranked candidates, and the excluded ones by node id."""
+    matching, others = yield from partition(requirements, candidates)
+    ranked = rank(matching, ranking)
+    yield
+    return ranked, sorted(others, key=attrgetter("node_id"))
 
 
 def _now() -> float:

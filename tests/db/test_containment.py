@@ -44,7 +44,7 @@ async def query_postgres(session: AsyncSession, whole: str, part: str) -> tuple[
 def contains_by_index(whole: Any, part: Any) -> bool:
     """Return what `contains` does when there are too many pairs to try."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonb_contains, "MAX_STEPS", 0)
+        patch.setattr(jsonb_contains, "MAX_QUICK_STEPS", 0)
         return contains(whole, part)
 
 

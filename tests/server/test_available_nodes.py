@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from db.core.enums import NodeRanking, NodeStatus
+from db.core.turns import run_to_end
 from db.registry import nodes
 from db.routing import node_delta
 from db.routing.matching import NO_REQUIREMENTS
@@ -333,10 +334,13 @@ async def test_a_follower_that_falls_behind_receives_the_set_again(server: LiveS
         [first] = await anext(events)
         assert isinstance(first, CandidatesSnapshot)
         for step in range(MAX_STEPS + 1):
-            watch.apply_delta(delta.revision, [online if step % 2 else offline], [], {row.id: row})
+            changed = [online if step % 2 else offline]
+            movement = run_to_end(watch.find_movement(changed))
+            watch.apply_movement(delta.revision, movement, [], {row.id: row})
         [snapshot] = await anext(events)
         assert snapshot == CandidatesSnapshot(3, [])
-        watch.apply_delta(delta.revision, [online], [], {row.id: row})
+        movement = run_to_end(watch.find_movement([online]))
+        watch.apply_movement(delta.revision, movement, [], {row.id: row})
         [entered] = await anext(events)
         assert isinstance(entered, CandidateEntered)
 

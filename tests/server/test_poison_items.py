@@ -164,12 +164,12 @@ async def node_whose_documents_cannot_be_read(trial: Trial) -> None:
 async def watch_that_fails(trial: Trial) -> None:
     server = trial.server
     bad = Requirements(model="bad")
-    apply_delta = CandidateWatch.apply_delta
+    apply_movement = CandidateWatch.apply_movement
 
     def fail_for_bad(watch: CandidateWatch, *arguments: Any) -> None:
         if watch is watches["bad"]:
             raise RuntimeError("as a test")
-        apply_delta(watch, *arguments)
+        apply_movement(watch, *arguments)
 
     watches: dict[str, CandidateWatch] = {}
     snapshot = server.services.node_snapshot
@@ -177,7 +177,7 @@ async def watch_that_fails(trial: Trial) -> None:
         snapshot.open_watch(bad) as watches["bad"],
         snapshot.open_watch(NO_REQUIREMENTS) as watches["good"],
     ):
-        trial.monkeypatch.setattr(CandidateWatch, "apply_delta", fail_for_bad)
+        trial.monkeypatch.setattr(CandidateWatch, "apply_movement", fail_for_bad)
         await register(server, "good")
         await beat(server, "good", 1)
         async with asyncio.timeout(10):

@@ -196,6 +196,20 @@ GQL = [
 
 GRAPHQL_CORE = [
     *attribute("graphql-core", graphql.Executor, "async_helpers", "execute_operation"),
+    *attribute("graphql-core", graphql.Executor, "settle_in_background"),
+    method(
+        "graphql-core",
+        graphql.Executor,
+        "complete_list_value",
+        *("return_type", "field_details_list", "info", "path", "result", "position_context"),
+    ),
+    method(
+        "graphql-core",
+        graphql.Executor,
+        "complete_list_item_value",
+        *("item", "complete_results", "item_type", "field_details_list", "info", "item_path"),
+        "position_context",
+    ),
     *attribute("graphql-core", graphql.GraphQLResolveInfo, "_replace"),
     Part(
         "graphql-core: GraphQLResolveInfo's fields",

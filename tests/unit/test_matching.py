@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from db.core.enums import NodeRanking, NodeRole, NodeStatus, NodeType
 from db.core.jsonb_contains import contains
+from db.core.turns import run_to_end
 from db.registry.node_filter import LabelSelector
 from db.routing.candidates import Candidate, extract_models, make_candidate
-from db.routing.matching import Requirements, list_unmet_requirements, partition
+from db.routing.matching import Requirements, explain_exclusions, partition
 from db.routing.scoring import HALF_SCORE_MB, rank
 from tests.support.json_documents import DOCUMENTS, TEXTS
 
@@ -28,7 +29,7 @@ NODE = Candidate(
     NodeType.WORKER,
     labels=frozenset({"spot", "eu"}),
     models=frozenset({"llama3", "qwen"}),
-    capabilities={"os": "linux", "models": ["llama3", {"name": "qwen"}], "gpus": 2},
+    capabilities='{"os": "linux", "models": ["llama3", {"name": "qwen"}], "gpus": 2}',
     cpu_percent=93.5,
     memory_percent=40.0,
     memory_available_mb=512.0,
@@ -43,6 +44,11 @@ UNMEASURED = replace(
     gpu_percent=None,
     gpu_memory_free_mb=None,
 )
+
+
+def list_unmet_requirements(requirements: Requirements, candidate: Candidate) -> list[str]:
+    [lines] = run_to_end(explain_exclusions(requirements, [candidate]))
+    return lines
 
 
 def compute_score(subject: Candidate, ranking: NodeRanking) -> float:
@@ -235,7 +241,7 @@ METRICS = {
 }
 
 
-def make_measured(capabilities: Any, metrics: Mapping[str, Any] | None) -> Candidate:
+def make_measured(capabilities: str, metrics: Mapping[str, Any] | None) -> Candidate:
     return make_candidate(
         NODE.id,
         NODE.node_id,
@@ -294,7 +300,7 @@ def test_models_are_read_from_strings_and_from_objects_with_a_name(
 
 
 def test_candidates_with_the_same_labels_share_them() -> None:
-    first, second = (make_measured({"models": ["only-here"]}, None) for _ in range(2))
+    first, second = (make_measured('{"models": ["only-here"]}', None) for _ in range(2))
     assert first.labels is second.labels
     assert first.models is second.models
 
@@ -305,7 +311,10 @@ MEGABYTES = st.none() | st.sampled_from([0, 8000, 16384.0, 1e15, -1.0]) | st.flo
 CAPABILITIES = st.dictionaries(st.sampled_from(["models", "os"]), DOCUMENTS, max_size=2)
 CANDIDATES = st.builds(
     lambda capabilities, **parts: Candidate(
-        capabilities=capabilities, models=extract_models(capabilities), id=uuid4(), **parts
+        capabilities=orjson.dumps(capabilities).decode(),
+        models=extract_models(capabilities),
+        id=uuid4(),
+        **parts,
     ),
     capabilities=CAPABILITIES,
     node_id=st.text("abc", min_size=1, max_size=3),
@@ -342,7 +351,7 @@ REQUIREMENTS = st.fixed_dictionaries({}, optional=REQUIREMENT_VALUES).flatmap(
 def test_a_candidate_has_no_reasons_and_every_other_node_has_one(
     fleet: list[Candidate], requirements: Requirements
 ) -> None:
-    candidates, excluded = partition(requirements, fleet)
+    candidates, excluded = run_to_end(partition(requirements, fleet))
     assert candidates == [node for node in fleet if not list_unmet_requirements(requirements, node)]
     assert excluded == [node for node in fleet if list_unmet_requirements(requirements, node)]
 

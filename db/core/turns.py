@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 TURN_SECONDS = 0.005
 """The length of a turn, which ends at the next `yield`."""
 
-_ROWS_PER_FETCH = 20
+ROWS_PER_FETCH = 20
+"""Rows of which SQLAlchemy makes objects in one step."""
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[None, None, T]
@@ -101,7 +102,7 @@ def _run_turn(steps: Steps[object]) -> None:
 async def read_rows(session: AsyncSession, statement: Select[T]) -> list[T]:
     """Return the rows of one entity, whose objects are made in turns."""
     rows: ScalarResult[T] = await session.scalars(statement)
-    return await take_turns(collect(rows.yield_per(_ROWS_PER_FETCH)))
+    return await take_turns(collect(rows.yield_per(ROWS_PER_FETCH)))
 
 
 def run_to_end(steps: Steps[T]) -> T:

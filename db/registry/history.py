@@ -16,7 +16,7 @@ from sqlmodel import col
 from db.core.errors import BadInput
 from db.core.pagination import Keyset, Page, make_page
 from db.core.tables import HEARTBEAT, METRICS_HISTORY, NODE, STATUS_CHANGE, Heartbeat, Node
-from db.core.turns import collect, read_rows, take_turns
+from db.core.turns import ROWS_PER_FETCH, collect, read_rows, take_turns
 from db.registry import status_changes
 from db.registry.node_filter import NodeFilter
 from db.registry.status_changes import LoggedChange
@@ -87,7 +87,7 @@ async def list_heartbeats_after(
         {"nodes": list(last_ids), "last_ids": list(last_ids.values())},
     )
     by_node: dict[UUID, list[Heartbeat]] = {}
-    for row in rows:
+    for row in await take_turns(collect(rows.yield_per(ROWS_PER_FETCH))):
         by_node.setdefault(row.node_id, []).append(row)
     return by_node
 

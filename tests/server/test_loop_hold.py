@@ -4,6 +4,7 @@ The longest iteration of the loop is measured in CPU time of its thread, the tes
 included, while the worst documents that the limits allow are stored and asked for.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -54,6 +55,11 @@ query ($require: NodeRequirements) {
   }
 }
 """
+SHORT = """
+query ($require: NodeRequirements) {
+  availableNodes(require: $require) { candidates { node { nodeId } } }
+}
+"""
 FOLLOW = """
 subscription ($require: NodeRequirements) {
   availableNodesChanges(require: $require) {
@@ -100,6 +106,16 @@ async def test_no_requirement_holds_the_loop(hostile: LiveServer, name: str) -> 
     held, content = await post(hostile, AVAILABLE, require={"capabilities": REQUIREMENTS[name]})
     assert "errors" not in orjson.loads(content)
     assert held < MAX_HOLD_SECONDS
+
+
+async def test_a_short_question_does_not_wait_for_a_long_one(hostile: LiveServer) -> None:
+    require = {"capabilities": {"a": [[-number, 0] for number in range(1, 33)]}}
+    async with asyncio.TaskGroup() as group:
+        long = group.create_task(post(hostile, AVAILABLE, require=require))
+        await asyncio.sleep(0)
+        _, content = await post(hostile, SHORT, require={"model": "none"})
+        assert orjson.loads(content)["data"] == {"availableNodes": {"candidates": []}}
+        assert not long.done()
 
 
 async def test_no_watch_holds_the_loop(hostile: LiveServer) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from db.access.tokens import make_valid_condition
 from db.core.enums import NodeRole, NodeType, Role
-from db.core.errors import Forbidden
+from db.core.errors import Forbidden, Unauthenticated
 from db.core.identity import Identity
 from db.core.tables import TOKEN, Token
 
@@ -28,14 +28,15 @@ async def require_allowed_registration(
 ) -> None:
     """Check that an agent's token allows what its node is registered as; labels of None stay.
 
-    Raises: Forbidden: it does not, which names the input field, or the token is not valid.
+    Raises: Forbidden: it does not; the error names the input field. Unauthenticated: the token has
+    ended, which its process has not noticed yet.
     """
     if identity.role is not Role.AGENT or identity.token_id is None:
         return
     statement = select(Token).where(TOKEN.id == identity.token_id, make_valid_condition())
     token = (await session.scalars(statement)).one_or_none()
     if token is None:
-        raise Forbidden("the token is revoked or has expired")
+        raise Unauthenticated("the token is revoked or has expired")
     require_within_bounds(token, node_role, node_type, labels or ())
 
 

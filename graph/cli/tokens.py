@@ -239,8 +239,8 @@ def _list_scope(token_row: Token) -> Iterator[str]:
     yield from token_row.nodes
     if token_row.role is Role.ENROLMENT:
         yield f"{token_row.uses_left} more:"
-        yield from (part for part in (token_row.node_role, token_row.node_type) if part)
-        yield from token_row.labels or ()
+    yield from (bound for bound in (token_row.node_role, token_row.node_type) if bound)
+    yield from token_row.labels or ()
 
 
 def _format_time(time: datetime | None) -> str:

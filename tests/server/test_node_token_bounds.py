@@ -295,6 +295,7 @@ async def test_a_revoked_token_changes_nothing_though_its_process_has_not_notice
     await revoke_token(stored, "gpu-1")
     before = await read_stored_state(stored)
     renamed = {"input": GPU_1 | {"name": "renamed"}}
-    assert (await find_rejection(registry, node_token, REGISTER, **renamed))[0] == "FORBIDDEN"
+    code, _ = await find_rejection(registry, node_token, REGISTER, **renamed)
+    assert code == "UNAUTHENTICATED", "so that an agent enrols again"
     assert (await find_rejection(registry, node_token, ROTATE))[0] == "FORBIDDEN"
     assert await read_stored_state(stored) == before

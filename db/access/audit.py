@@ -37,7 +37,7 @@ OK = "ok"
 """The outcome of an action. The outcome of a rejected one is the error's code."""
 
 MAX_REJECTIONS_PER_MINUTE = 60
-MAX_REJECTIONS_PER_HOUR = 600
+MAX_REJECTIONS_PER_HOUR = 120
 """Entries per actor, so that a client that repeats forbidden operations does not fill the log."""
 
 OTHER_SUBJECTS = "(others)"

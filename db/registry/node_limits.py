@@ -29,8 +29,12 @@ BURST_CHANGES = 30
 CHANGE_BYTES = 2048
 """What the audit entry of a registration or of one of its profiles takes, its content apart."""
 
-METRICS_SHARE = 7 / 8
-"""Of the bytes of the day; the rest is kept for registrations."""
+METRICS_SHARE, CHANGES_SHARE = 5 / 8, 3 / 4
+"""Up to which part of the bytes of the day metrics are stored and changes accepted.
+
+An eighth is kept for registrations. The last quarter is for what is never refused for its size:
+leases and restarts, each at its pace, and audit entries of rejections.
+"""
 
 HEARTBEAT_ROW_BYTES = 200
 """What a heartbeat without metrics takes in heartbeat_log, its index entries included."""
@@ -45,7 +49,7 @@ class NodeLimits:
     changes_per_minute: float = math.inf
     """Registrations that change something, restarts of the agent included."""
     bytes_per_day: int = 2**62
-    """Bytes of metrics, descriptions and audit entries, per day (UTC)."""
+    """What the node makes the database grow by, per day (UTC)."""
 
     @property
     def max_heartbeats_at_once(self) -> int:
@@ -68,9 +72,9 @@ class NodeLimits:
         Raises: RateLimited: the node changes too often, or has used up its bytes of the day.
         """
         written = count_written_bytes(node, now)
-        if written + size > self.bytes_per_day and not is_restart:
+        if written + size > self.bytes_per_day * CHANGES_SHARE and not is_restart:
             raise BudgetExceeded(
-                f"node {node.node_id!r} has used its {self.bytes_per_day} bytes of the day",
+                f"node {node.node_id!r} has used up its bytes of the day",
                 retryAfterSeconds=_count_seconds_until_midnight(now),
             )
         step = timedelta(minutes=1 / self.changes_per_minute)

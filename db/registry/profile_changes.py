@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from db.access import audit
 from db.access.audit_documents import MAX_VALUE_BYTES, encode, find_changes
 from db.core.enums import NodeRole, NodeType
-from db.core.errors import ProfileNotFound, VersionConflict
+from db.core.errors import BadInput, ProfileNotFound, VersionConflict
 from db.core.identity import Caller
 from db.core.tables import NODE_PROFILE, ROLE_PROFILE, NodeProfile, RoleProfile
 from db.registry import nodes
@@ -131,6 +131,10 @@ async def write_registered_profiles(
     await write_profiles(session, profiles, caller=caller)
 
 
+MAX_NODE_PROFILES = 256
+"""Beyond it a registration adds none. Unlike heartbeats, profiles stay for ever."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChangedProfile:
     """A profile of a node that a registration creates or changes, locked for this transaction."""
@@ -143,13 +147,20 @@ class ChangedProfile:
 async def find_changed_profiles(
     session: AsyncSession, node: UUID, node_id: str, contents: Sequence[ProfileContent]
 ) -> list[ChangedProfile]:
-    """Lock the profiles of a registration and return those that change. The node must be locked."""
+    """Lock the profiles of a registration and return those that change. The node must be locked.
+
+    Raises: BadInput: the node would have more than MAX_NODE_PROFILES profiles.
+    """
     changed = []
     for content in contents:
         key = _make_node_key(node, node_id, content.name)
         current = await _lock_profile(session, key)
         if current is None or encode(to_document(current)) != encode(content.to_document()):
             changed.append(ChangedProfile(key, current, content))
+    if new_count := sum(profile.current is None for profile in changed):
+        count = select(func.count()).where(NODE_PROFILE.node_id == node)
+        if (await session.scalar(count) or 0) + new_count > MAX_NODE_PROFILES:
+            raise BadInput("input.profiles", f"a node may have at most {MAX_NODE_PROFILES}")
     return changed
 
 

@@ -288,6 +288,7 @@ class TokenMutations:
         caller = info.context.caller
         if caller.identity.role is not Role.AGENT or caller.identity.token_id is None:
             raise Forbidden(f"{caller.name} must authenticate with an agent's token")
+        info.context.services.caller_limits.charge_rotation(caller)
         overlap = timedelta(seconds=info.context.services.settings.node_key_overlap_seconds)
         async with info.context.services.database.write() as session:
             issued = await token_changes.rotate_token(

@@ -11,6 +11,10 @@ from graph.core.settings import Settings
 from graph.telemetry.metrics import Metrics
 
 RETRY_AFTER_SECONDS = 5.0
+ROTATIONS_PER_SECOND = 1 / 60
+ROTATIONS_AT_ONCE = 20
+"""An agent rotates its token every few weeks; each rotation leaves a row and an audit entry."""
+
 _BURST_SECONDS = 2.0
 
 
@@ -39,6 +43,9 @@ class CallerLimits:
         self._registrations = RateLimiter.per_minute(
             "registrations", settings.registrations_per_minute
         )
+        self._rotations = RateLimiter(
+            "rotations", per_second=ROTATIONS_PER_SECOND, burst=ROTATIONS_AT_ONCE
+        )
 
     @property
     def shared_limiters(self) -> list[RateLimiter]:
@@ -48,6 +55,7 @@ class CallerLimits:
             self._requests_of_address,
             self._heartbeats,
             self._registrations,
+            self._rotations,
         ]
 
     def charge_request(self, caller: Caller) -> None:
@@ -68,6 +76,10 @@ class CallerLimits:
     def charge_registration(self, caller: Caller) -> None:
         """Charge the caller for a registration. Raises RateLimited."""
         self._registrations.charge(caller.rate_key)
+
+    def charge_rotation(self, caller: Caller) -> None:
+        """Charge the caller for a rotation of its own token. Raises RateLimited."""
+        self._rotations.charge(caller.rate_key)
 
     @contextmanager
     def hold_connection(self) -> Iterator[None]:

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     heartbeat_grace_seconds: float = Field(default=5, ge=0, le=86400)
     heartbeat_target_rate: float = Field(default=1000, gt=0)
     heartbeats_per_interval: float = Field(default=4, ge=1, le=1e6)
-    node_changes_per_minute: float = Field(default=10, gt=0, le=1e6)
+    node_changes_per_minute: float = Field(default=3, gt=0, le=1e6)
     node_bytes_per_day: int = Field(default=64 * 1024 * 1024, ge=64 * 1024, le=2**62)
     sweep_interval_seconds: float = Field(default=2, gt=0, le=3600)
 

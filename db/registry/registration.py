@@ -83,7 +83,7 @@ async def register(
     Raises: NodeIdTaken: another run of an agent holds the id and still sends heartbeats.
     RateLimited: the node changes more than the limits allow. Unavailable: no free node id was
     found in several attempts. Forbidden: the caller's token is bound to another role or type, or
-    to other labels.
+    to other labels. Unauthenticated: the token has ended.
     """
     await require_allowed_registration(
         session, caller.identity, registration.role, registration.type, registration.labels

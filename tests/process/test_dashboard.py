@@ -303,7 +303,7 @@ async def test_the_page_of_a_node_shows_its_load_live_and_its_history(dashboard:
         entry = page.locator(".history li").first
         await expect(entry).to_contain_text("maintenance started")
         await expect(entry).to_contain_text("new disk")
-        await expect(entry).to_contain_text("by the-operator")
+        await expect(entry).to_contain_text("by token/the-operator")
         await page.get_by_role("button", name="End maintenance").click()
         await expect(page.locator(".title .badge")).not_to_have_text("Maintenance")
         await expect(page.locator(".availability")).to_contain_text("%")

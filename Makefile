@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate --strip-extras
 SERVER := pyproject.toml --extra server
 
-.PHONY: run router test test-unit check bench fleet soak format schema documents units lock sbom dist audit clean
+.PHONY: run router test test-unit check bench fleet fuzz soak format schema documents units lock sbom dist audit clean
 .DELETE_ON_ERROR:
 
 run: .venv/run
@@ -43,6 +43,10 @@ bench: .venv/dev
 # A fleet of simulated agents, e.g. make fleet NODES=10000 SECONDS=600 OPTIONS=--restart
 fleet: .venv/dev
 	$(BIN)/python -m bench.fleet $(if $(NODES),--nodes $(NODES)) $(if $(SECONDS),--seconds $(SECONDS)) $(OPTIONS)
+
+# Searches for inputs that break a promise, e.g. make fuzz TARGET=messages SECONDS=600
+fuzz: .venv/dev
+	$(BIN)/python -m tests.fuzz $(or $(TARGET),http) $(CORPUS) --seconds $(or $(SECONDS),60)
 
 # Ten minutes at full load, to see whether the memory grows.
 soak: .venv/dev

@@ -60,4 +60,4 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[EventDict]]:
         yield events
     levels = {"error", "critical"}
     assert not [event for event in events if event["log_level"] in levels]
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]

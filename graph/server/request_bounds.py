@@ -5,9 +5,11 @@ its user. It is fed in parts that end where a request's head may end, so that a 
 when the one before it was answered.
 """
 
+import asyncio
 from http import HTTPStatus
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from httptools import HttpParserError, HttpParserUpgrade
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -35,12 +37,24 @@ _HEAD_END = b"\r\n\r\n"
 _MIN_REQUEST_LINE_BYTES = len(b"GET / HTTP/1.1")
 
 
+class _Flow(FlowControl):
+    """Flow control that does not resume while received data waits, whatever the app has read."""
+
+    is_full = False
+
+    def resume_reading(self) -> None:
+        if not self.is_full:
+            super().resume_reading()
+
+
 class BoundedRequests(HttpToolsProtocol):
     """A mixin for uvicorn's protocol that rejects requests beyond the bounds.
 
-    Pipelined requests are parsed as those before them are answered.
+    Pipelined requests are parsed as those before them are answered, and what cannot be parsed is
+    rejected in its turn, in whatever parts it arrives.
     """
 
+    flow: _Flow
     connection: Connection
     fair_queue: FairQueue
     _received: bytes = b""  # and not parsed yet
@@ -49,15 +63,17 @@ class BoundedRequests(HttpToolsProtocol):
     _fields = 0
     _dropped_bytes = 0
     _rejection: HTTPStatus | None = None
+    _is_upgrading = False
     _is_websocket = False
     _is_queued = False
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = _Flow(transport)
+
     def data_received(self, data: bytes) -> None:
         self._received += data
-        if self._is_queued:
-            self.flow.pause_reading()
-        else:
-            self._read()
+        self._read()
 
     def read_part(self) -> bool:
         """Read a part in a turn of the queue, and wait for the next turn if there is more."""
@@ -76,24 +92,35 @@ class BoundedRequests(HttpToolsProtocol):
                 self._parse(self._free_bytes)
             else:
                 self._enqueue()
-                return
         if not self._is_open():
             self._received = b""
-        elif self._received:
+            return
+        if self._has_last_request():
+            self._received = b""
+        self.flow.is_full = bool(self._received)
+        if self._received:
             self.flow.pause_reading()
         elif not self._is_answering() or len(self.cycle.body) <= HIGH_WATER_LIMIT:
             self.flow.resume_reading()
 
     def _enqueue(self) -> None:
         self._is_queued = True
-        self.flow.pause_reading()
         self.fair_queue.add(self)
 
     def _can_parse(self) -> bool:
-        return bool(self._received) and self._is_open() and not self._is_answering_whole_request()
+        return (
+            bool(self._received)
+            and not self._is_queued
+            and self._is_open()
+            and not self._has_last_request()
+            and not self._is_answering_whole_request()
+        )
 
     def _is_open(self) -> bool:
         return not self._is_websocket and not self.transport.is_closing()
+
+    def _has_last_request(self) -> bool:
+        return self._rejection is not None or self._is_upgrading
 
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
@@ -108,24 +135,46 @@ class BoundedRequests(HttpToolsProtocol):
         part, self._received = self._received[:size], self._received[size:]
         self._free_bytes -= len(part)
         self._head_bytes += len(part)
-        super().data_received(part)
+        self._feed(part)
         if self._head_bytes > MAX_HEAD_BYTES:
             self._rejection = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        if self._rejection is not None and self._is_open():
+        self._end_in_turn()
+
+    def _feed(self, part: bytes) -> None:
+        """Parse as uvicorn does, which drops what follows a request for an unknown protocol."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(part)
+        except HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self._is_upgrading = True
+            else:
+                [end] = upgrade.args
+                self._received = part[end:] + self._received
+        except HttpParserError:
+            self._rejection = self._rejection or HTTPStatus.BAD_REQUEST
+
+    def _end_in_turn(self) -> None:
+        """Reject the last request or upgrade to a websocket, after the responses before it."""
+        if not self._is_open() or self._is_answering_whole_request():
+            return
+        if self._rejection is not None:
             self._reject(self._rejection)
+        elif self._is_upgrading:
+            self._unset_keepalive_if_required()
+            self.handle_websocket_upgrade()
 
     def _reject(self, status: HTTPStatus) -> None:
-        """Answer with the status and close, or only close where another response is under way."""
-        if not self._is_answering():
+        """Answer with the status and close, or only close where its response is under way."""
+        if not (self._is_answering() and self.cycle.response_started):
             body = f"{status.phrase}\n".encode()
             head = b"content-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + b"connection: close\r\n\r\n" + body)
         self.transport.close()
 
     def handle_websocket_upgrade(self) -> None:
-        if self._rejection is None:
-            self._is_websocket = True
-            super().handle_websocket_upgrade()
+        self._is_websocket = True
+        super().handle_websocket_upgrade()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -161,9 +210,9 @@ class BoundedRequests(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._end_in_turn()
         if not self._received:
             self._free_bytes = FREE_BYTES
-        elif self.connection.is_known and not self._is_queued:
-            self._read()
-        elif not self._is_queued and self._is_open():
+        elif not self.connection.is_known and self._can_parse():
             self._enqueue()  # the peer did not wait for the response
+        self._read()

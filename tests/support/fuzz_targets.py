@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from graph.api.schema import schema
+from graph.auth.connection_limits import mark_known
 from graph.core import errors
 from graph.execution.document_cache import Document, DocumentCache
 from graph.execution.query_limits import QueryLimits, QueryTooComplex
@@ -68,13 +69,13 @@ def open_http() -> Iterator[Target]:
     """Yield the target of what a connection may send.
 
     Every input is answered or cut, and requests of others are answered after it; it logs no error.
-    It is the same requests in whatever parts it arrives, and repeated without an end it fills no
-    memory.
+    It is the same requests in whatever parts and from whomever it arrives, and repeated without an
+    end it fills no memory.
     """
 
     async def check(data: bytes) -> None:
-        whole = await recorder.exchange([data])
-        divided = await recorder.exchange(divide(data))
+        whole = await recorder.exchange([data], is_known=True)
+        divided = await recorder.exchange(divide(data), is_known=False)
         assert divided == whole, (divided, whole)
         await recorder.flood(b"", data)
         for status in find_statuses(await registry.send(divide(data))):
@@ -285,14 +286,20 @@ class _Recorder(_Server):
     def __init__(self) -> None:
         super().__init__(self._record)
         self._requests: list[Any] = []
+        self._is_known = False
 
-    async def exchange(self, parts: list[bytes]) -> tuple[list[Any], list[int]]:
-        """Return the requests that the app was given, and the statuses of the responses."""
-        self._requests = []
+    async def exchange(self, parts: list[bytes], *, is_known: bool) -> tuple[list[Any], list[int]]:
+        """Return the requests that the app was given, and the statuses of the responses.
+
+        The peer of a known connection is known from its first request on.
+        """
+        self._requests, self._is_known = [], is_known
         answer = await self.send(parts)
         return self._requests, find_statuses(answer)
 
     async def _record(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._is_known:
+            mark_known(scope)
         if scope["type"] == "websocket":
             self._requests.append((scope["path"], scope["headers"]))
             await send({"type": "websocket.close"})

@@ -3,6 +3,8 @@
 import asyncio
 import selectors
 
+_MICROSECOND = 1e-6
+
 
 class _JumpingSelector(selectors.DefaultSelector):
     now = 0.0
@@ -10,7 +12,7 @@ class _JumpingSelector(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         events = super().select(None if timeout is None else 0)
         if not events and timeout is not None:
-            self.now += timeout
+            self.now += timeout + _MICROSECOND  # or rounding would keep a late timer from firing
         return events
 
 

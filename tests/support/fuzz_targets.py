@@ -42,8 +42,8 @@ Target = Callable[[bytes], None]
 MAX_HELD_BYTES = 200 * 1024
 """What a connection of an unknown peer may make a process hold, as SECURITY.md promises."""
 
-MAX_STEPS = 2_000_000
-"""Calls of functions that one document may take: a second on a slow machine."""
+MAX_STEPS = 1_000_000
+"""Calls of functions that one document may take; the most that was found is 170,000."""
 
 MAX_RESPONSE_BYTES = 64 * 1024
 """Size of the errors of one document."""

@@ -220,7 +220,8 @@ def run_coroutine(settings: AgentSettings, coroutine: Coroutine[Any, Any, T]) ->
 
 def print_node(node: Node, *, as_json: bool) -> None:
     if as_json:
-        echo(json.dumps(node.model_dump(mode="json", by_alias=True)))  # in ASCII
+        document = node.model_dump(mode="json", by_alias=True)
+        echo(json.dumps(document, separators=(",", ":")))  # in ASCII
         return
     for name, value in node.model_dump(mode="json").items():
         text = ", ".join(value) if isinstance(value, list) else value

@@ -91,7 +91,7 @@ async def test_a_restarted_agent_keeps_its_node_id_and_registers_at_once(
         ids = []
         for _ in range(2):
             async with run_program(*bootstrap, "--labels", "router,gateway", **settings) as agent:
-                ids.append((await agent.wait_for_line('"nodeId": "([^"]+)"')).group(1))
+                ids.append((await agent.wait_for_line('"nodeId":"([^"]+)"')).group(1))
         query = '{ nodes(filter: {labels: {all: ["router"]}}) { nodes { nodeId role type } } }'
         data = await query_until_answered(url, query)
     assert ids[0] == ids[1]

@@ -249,9 +249,9 @@ class ChangeFeed:
         borders = (start, min(start + BATCH_SIZE, self.revision))
         try:
             batch = await self._replays.get(borders, partial(self._read_batch, *borders))
-        except Unavailable:
-            raise
         except Exception as error:
+            if not _is_of_a_change(error):
+                raise
             report_failure(_TASK, error, after=start)
             raise GapInLog("a change in the log cannot be read") from error
         self._check_no_reset(log_resets)
@@ -300,7 +300,7 @@ class ChangeFeed:
                 async with self._open_connection() as connection:
                     return await read_batch(self._database, connection, self.revision, limit=limit)
             except Exception as error:
-                if isinstance(error, Unavailable) or is_transient(error):
+                if not _is_of_a_change(error):
                     raise
                 if limit == 1:
                     await self._skip_change(error)
@@ -347,6 +347,12 @@ class ChangeFeed:
                 )
             return change[0] if change else None
         return None
+
+
+def _is_of_a_change(error: Exception) -> bool:
+    """Return whether one change may be at fault, rather than an outage or the whole statement."""
+    whole = isinstance(error, Unavailable | asyncpg.SyntaxOrAccessError)
+    return not whole and not is_transient(error)
 
 
 def _handle_notification(handler: NotificationHandler, payload: str) -> None:

@@ -7,10 +7,12 @@ make room. An address, or all together, that opens too many others loses the old
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_network
 from typing import Any
 
 import structlog
+
+from graph.auth.request_source import parse_address
 
 log = structlog.get_logger()
 
@@ -118,12 +120,7 @@ class ConnectionLimits:
 
 def _find_network(address: str) -> str:
     """Return the IPv4 address, or the network of an IPv6 address, which counts as one address."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ip_network((parsed, _IPV6_PREFIX), strict=False))
+    parsed = parse_address(address.partition("%")[0])
+    if isinstance(parsed, IPv6Address):
+        return str(ip_network((parsed, _IPV6_PREFIX), strict=False))
+    return address if parsed is None else str(parsed)

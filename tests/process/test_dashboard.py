@@ -203,6 +203,7 @@ async def test_a_change_that_the_query_and_the_stream_both_return_is_listed_once
     dashboard: Dashboard,
 ) -> None:
     is_listed = asyncio.Event()
+    is_registered = asyncio.Event()
 
     async def hold_stream(browser: WebSocketRoute) -> None:
         """Deliver the server's messages only once the query has returned the change."""
@@ -218,7 +219,9 @@ async def test_a_change_that_the_query_and_the_stream_both_return_is_listed_once
 
     async def register_first(route: Route) -> None:
         """Make the change after the page has subscribed, and before the query for the newest."""
-        if "LatestChanges" in str(route.request.post_data):
+        # A page that lost its stream asks again, and the node may be silent by then.
+        if "LatestChanges" in str(route.request.post_data) and not is_registered.is_set():
+            is_registered.set()
             await dashboard.register("twice")
         await route.continue_()
 

@@ -86,6 +86,12 @@ def case(task: str) -> Callable[[Case], Case]:
     return add
 
 
+async def check_that_changes_arrive(server: LiveServer) -> None:
+    revision = server.services.change_feed.revision
+    await register(server, "good")
+    await wait_until(lambda: server.services.change_feed.revision == revision + 1)
+
+
 @case("change_feed")
 async def notification_without_a_revision(trial: Trial) -> None:
     server = trial.server
@@ -94,9 +100,7 @@ async def notification_without_a_revision(trial: Trial) -> None:
         failures = trial.failures
         await trial.notify(status_changes.CHANNEL, payload)
         await wait_until(lambda: trial.failures == failures + 1)  # noqa: B023  # called at once
-    revision = server.services.change_feed.revision
-    await register(server, "good")
-    await wait_until(lambda: server.services.change_feed.revision == revision + 1)
+    await check_that_changes_arrive(server)
 
 
 @case("change_feed")
@@ -106,9 +110,7 @@ async def notification_whose_handler_fails(trial: Trial) -> None:
     trial.monkeypatch.setattr("graph.auth.rate_sync._PAYLOAD", None)
     await trial.notify(rate_channel.CHANNEL, "x")
     await wait_until(lambda: trial.failures)
-    revision = server.services.change_feed.revision
-    await register(server, "good")
-    await wait_until(lambda: server.services.change_feed.revision == revision + 1)
+    await check_that_changes_arrive(server)
 
 
 @case("change_feed")
